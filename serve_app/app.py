@@ -1,0 +1,39 @@
+"""The whole graph: HTTP ingress -> fan-out -> N single-GPU replicas."""
+
+from ray import serve
+from ray.serve import Application
+from ray.serve.config import RequestRouterConfig
+from ray.serve.schema import LoggingConfig
+
+from serve_app.config import AppArgs
+from serve_app.fanout.router import SpreadRouter
+from serve_app.ingress.deployment import Ingress
+from serve_app.replica.deployment import Replica
+
+
+def build(args: AppArgs) -> Application:
+    """Return the application for `serve run serve_app.app:build key=value ...` or a Serve config file."""
+    shutdown_s = args.request_timeout_s + 10
+    replicas = serve.deployment(
+        Replica,
+        num_replicas=args.num_replicas,
+        ray_actor_options={"num_cpus": args.num_cpus, "num_gpus": args.num_gpus},
+        # One batch in work and the next in line; the rest waits in the router for whichever replica is free first.
+        max_ongoing_requests=2 * args.engine.max_batch_size,
+        # Serve's default backoff of up to 0.5 s leaves GPUs idle between two slots.
+        request_router_config=RequestRouterConfig(
+            request_router_class=SpreadRouter, initial_backoff_s=0.005, backoff_multiplier=1.5, max_backoff_s=0.02
+        ),
+        graceful_shutdown_timeout_s=shutdown_s,
+        logging_config=LoggingConfig(enable_access_log=False),  # the ingress logs each request; its polls would drown them
+    ).bind(args)
+    ingress = serve.deployment(
+        serve.ingress()(Ingress),
+        name=Ingress.__name__,
+        num_replicas=args.ingress_replicas,
+        # It only waits for others: a CPU of its own would be one less for a replica.
+        ray_actor_options={"num_cpus": 0},
+        max_ongoing_requests=1000,
+        graceful_shutdown_timeout_s=shutdown_s,
+    )
+    return ingress.bind(args, replicas)

@@ -1,0 +1,117 @@
+"""The service's configuration: the `args` of a Serve YAML, or `key=value` of `serve run serve_app.app:build`.
+
+Frozen and strict: an unknown key is an error, because Serve itself would drop it in silence.
+"""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from serve_app.schemas import SchedulerName
+
+Side = Annotated[int, Field(ge=8, multiple_of=8)]
+
+
+class Config(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ModelConfig(Config):
+    """Which checkpoint is served, and what a request gets that does not say."""
+
+    path: str = Field(
+        default="embedded",
+        description="A local diffusers folder, a single .safetensors file, a hub id, or `embedded`: the model that comes with the package.",
+    )
+    revision: str | None = Field(default=None, description="Branch, tag or commit of a hub id.")
+    variant: str | None = Field(default=None, description="Variant of the weight files, such as `fp16`.")
+    config_path: str | None = Field(
+        default=None,
+        description="For a single file: the diffusers folder or hub id with its configs and tokenizers. Null: what diffusers takes the file for.",
+    )
+    dtype: Literal["float32", "bfloat16", "float16"] = Field(
+        default="float32", description="Precision of the weights; latents are always float32 between steps."
+    )
+    name: str | None = Field(default=None, description="The name that answers and pictures carry; the last part of `path` where null.")
+    preview_path: str | None = Field(
+        default=None,
+        description="The AutoencoderTiny that decodes previews: a subfolder of the checkpoint, a local folder or a hub id. Null: no previews.",
+    )
+    scheduler: SchedulerName | None = Field(default=None, description="Default scheduler; the checkpoint's own where null.")
+    num_inference_steps: int = Field(default=20, ge=1, description="Default number of denoising steps.")
+    guidance_scale: float = Field(default=5.0, ge=0, le=30, description="Default guidance scale; at 1 or less no unconditional pass is made.")
+    width: Side = Field(default=256, description="Default width in pixels.")
+    height: Side = Field(default=256, description="Default height in pixels.")
+    min_size: Side = Field(default=64, description="Smallest width or height a request may ask for, in pixels.")
+    max_size: Side = Field(default=512, description="Largest width or height a request may ask for, in pixels.")
+
+    @model_validator(mode="after")
+    def _defaults_are_allowed(self) -> Self:
+        for name, size in (("width", self.width), ("height", self.height)):
+            if not self.min_size <= size <= self.max_size:
+                raise ValueError(f"model.{name} ({size}) must lie between model.min_size ({self.min_size}) and model.max_size ({self.max_size})")
+        return self
+
+
+class EngineConfig(Config):
+    """How one replica turns slots into UNet calls."""
+
+    max_batch_size: int = Field(default=4, ge=1, description="Most images a replica paints at once; the rest wait in order of arrival.")
+    row_buckets: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+        default=(),
+        description="UNet batches are padded to the next of these row counts (an image with guidance is two rows). "
+        "Empty: never padded. One bucket of 2 x max_batch_size makes every picture bit-exact at any load.",
+    )
+    prompt_cache_size: int = Field(default=64, ge=1, description="How many encoded prompts a replica keeps.")
+    file_threads: int = Field(default=2, ge=1, description="Threads that encode image files beside the denoising loop.")
+
+    @model_validator(mode="after")
+    def _largest_bucket_fits(self) -> Self:
+        if self.row_buckets and max(self.row_buckets) < 2 * self.max_batch_size:
+            raise ValueError(f"engine.row_buckets: the largest must be at least 2 x max_batch_size = {2 * self.max_batch_size}")
+        return self
+
+
+class PreviewConfig(Config):
+    """What bounds the previews of an image, whatever a request asks for and however slowly a client reads."""
+
+    max_size: int = Field(default=512, ge=8, description="Longest side of a preview in pixels; larger latents are pooled before decoding.")
+    min_interval_s: float = Field(default=0.1, ge=0, description="Least time between two previews of one image, in seconds.")
+    jpeg_quality: int = Field(default=80, ge=1, le=95, description="JPEG quality of previews.")
+
+
+class LimitsConfig(Config):
+    """What a request may ask for."""
+
+    max_images: int = Field(default=16, ge=1, description="Most images in one request.")
+    max_steps: int = Field(default=100, ge=1, description="Most denoising steps of an image.")
+    max_body_bytes: int = Field(default=65536, ge=1024, description="Largest request body in bytes.")
+
+
+class AdmissionConfig(Config):
+    """When a request is turned away with 429."""
+
+    max_waiting_images: int = Field(default=64, ge=0, description="Most images that may wait for a replica, for each ingress replica.")
+
+
+class AppArgs(Config):
+    """Everything the application builder takes."""
+
+    num_replicas: int = Field(default=2, ge=1, description="SDXL replicas, each a single-GPU (or CPU) actor.")
+    num_gpus: float = Field(default=0, ge=0, le=1, description="GPUs of a replica: 1, or 0 to run on the CPU.")
+    num_cpus: float = Field(default=1, ge=0, description="CPU cores of a replica; on the CPU also its number of torch threads.")
+    ingress_replicas: int = Field(default=1, ge=1, description="HTTP ingress replicas.")
+    request_timeout_s: float = Field(default=300.0, gt=0, description="Deadline of a request: what is finished by then is returned.")
+    model: ModelConfig = ModelConfig()
+    engine: EngineConfig = EngineConfig()
+    preview: PreviewConfig = PreviewConfig()
+    limits: LimitsConfig = LimitsConfig()
+    admission: AdmissionConfig = AdmissionConfig()
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if self.model.num_inference_steps > self.limits.max_steps:
+            raise ValueError("model.num_inference_steps must not be above limits.max_steps")
+        if self.admission.max_waiting_images < self.limits.max_images:
+            raise ValueError("admission.max_waiting_images must be at least limits.max_images, or a full request could never be admitted")
+        return self

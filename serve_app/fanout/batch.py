@@ -1,0 +1,170 @@
+"""One request on its way: n slots, each followed by a task of its own, and one stream of what happens to them."""
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from contextlib import aclosing, contextmanager
+from typing import Any, Literal
+
+from serve_app.errors import ReplicaLost, SlotCancelled, SlotFailed
+from serve_app.fanout.line import Line
+from serve_app.messages import Painted, Preview, Progress, Slot, SlotEvent
+from serve_app.schemas import (
+    CancelledEvent,
+    ErrorDetail,
+    Event,
+    FailedEvent,
+    Image,
+    ImageEvent,
+    NoPicture,
+    PreviewEvent,
+    ProgressEvent,
+    QueuedEvent,
+    Timings,
+)
+
+logger = logging.getLogger("ray.serve")
+
+Paint = Callable[[Slot], AsyncGenerator[SlotEvent]]
+"""Paints one slot: Fleet.paint for the picture alone, or Fleet.watch for previews too."""
+
+_DEADLINE = ErrorDetail(type="deadline_exceeded", message="the request's deadline passed before this image was finished")
+_CANCELLED = ErrorDetail(type="cancelled", message="the image was cancelled")
+_LOST = ErrorDetail(type="replica_lost", message="the replica died while painting this image, and so did the one that tried again")
+_INTERNAL = ErrorDetail(type="internal", message="the image could not be painted; the service's log says why")
+
+
+class Batch:
+    """Owns the state of one request from its place in line to its last image.
+
+    Attributes:
+        images: what has become of the slots that have ended, by index.
+        pixels: references to the pixels of the pictures, by index, for slots with `keep_pixels`.
+        timings: where the picture that came last spent its time, None before the first; `total` counts from `started`.
+    """
+
+    def __init__(self, slots: Sequence[Slot], line: Line, capacity: Callable[[], int], started: float, on_repaint: Callable[[], None]) -> None:
+        self._slots = slots
+        self._line = line
+        self._capacity = capacity
+        self._started = started
+        self._on_repaint = on_repaint
+        self._inbox: asyncio.Queue[tuple[Slot, SlotEvent] | NoPicture | None] = asyncio.Queue()
+        self._positions: dict[int, int] = {}
+        self._begun: set[int] = set()
+        self.images: dict[int, Image] = {}
+        self.pixels: dict[int, Any] = {}
+        self.timings: Timings | None = None
+
+    @contextmanager
+    def in_line(self) -> Iterator[None]:
+        """Hold a place in line for every slot that has not ended, for as long as the context is open."""
+        for slot in self._slots:
+            self._line.join((self, slot.index), self._line_moved)
+        try:
+            yield
+        finally:
+            for slot in self._slots:
+                self._line.leave((self, slot.index))
+
+    async def run(self, paint: Paint, deadline: float) -> AsyncGenerator[Event]:
+        """Paint all slots and yield what happens to them, until each has ended or the deadline (monotonic) has passed.
+
+        Closing the generator cancels what is still being painted.
+        """
+        tasks = [asyncio.create_task(self._follow(slot, paint)) for slot in self._slots]
+        self._line_moved()
+        try:
+            while len(self.images) < len(self._slots):
+                try:
+                    item = await asyncio.wait_for(self._inbox.get(), deadline - time.monotonic())
+                except TimeoutError:
+                    for slot in self._slots:
+                        if slot.index not in self.images:
+                            yield self._ended(_no_picture(slot, "failed", _DEADLINE))
+                    return
+                match item:
+                    case None:
+                        for event in self._moved():
+                            yield event
+                    case NoPicture():
+                        yield self._ended(item)
+                    case (slot, Painted() as painted):
+                        yield self._painted(slot, painted)
+                    case (slot, event):
+                        yield self._on_the_way(slot, event)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _line_moved(self) -> None:
+        self._inbox.put_nowait(None)
+
+    async def _follow(self, slot: Slot, paint: Paint) -> None:
+        """Put a slot's events into the inbox, an end always among them."""
+        try:
+            try:
+                await self._forward(slot, paint)
+            except ReplicaLost:
+                # The seed makes the second try the same picture.
+                self._on_repaint()
+                await self._forward(slot, paint)
+        except SlotFailed as error:
+            self._inbox.put_nowait(_no_picture(slot, "failed", ErrorDetail(type=error.type, message=error.message)))
+        except SlotCancelled:
+            self._inbox.put_nowait(_no_picture(slot, "cancelled", _CANCELLED))
+        except ReplicaLost:
+            self._inbox.put_nowait(_no_picture(slot, "failed", _LOST))
+        except Exception:
+            logger.exception("slot with seed %d failed", slot.seed)
+            self._inbox.put_nowait(_no_picture(slot, "failed", _INTERNAL))
+
+    async def _forward(self, slot: Slot, paint: Paint) -> None:
+        async with aclosing(paint(slot)) as events:
+            async for event in events:
+                self._inbox.put_nowait((slot, event))
+
+    def _moved(self) -> Iterator[Event]:
+        """Yield the new places in line of the slots that still wait."""
+        positions = self._line.positions(self._capacity())
+        for slot in self._slots:
+            position = positions.get((self, slot.index))
+            if position is None or slot.index in self._begun or position == self._positions.get(slot.index):
+                continue
+            self._positions[slot.index] = position
+            yield QueuedEvent(index=slot.index, position=position)
+
+    def _on_the_way(self, slot: Slot, event: Progress | Preview) -> Event:
+        self._begun.add(slot.index)
+        where = {"index": slot.index, "seed": slot.seed, "step": event.step, "num_inference_steps": slot.num_inference_steps}
+        if isinstance(event, Progress):
+            return ProgressEvent(**where)
+        return PreviewEvent(**where, width=event.width, height=event.height, media_type="image/jpeg", b64_json=event.b64_json)
+
+    def _painted(self, slot: Slot, painted: Painted) -> Event:
+        work, total = painted.work, time.monotonic() - self._started
+        queue = total - (work.encode_prompt + work.denoise + work.decode + work.encode)
+        self.timings = Timings(
+            queue=max(0.0, queue), encode_prompt=work.encode_prompt, denoise=work.denoise, decode=work.decode, encode=work.encode, total=total
+        )
+        self.pixels[slot.index] = painted.pixels
+        event = ImageEvent(
+            index=slot.index, seed=slot.seed, width=painted.width, height=painted.height, media_type=painted.media_type, b64_json=painted.b64_json
+        )
+        self._end(event)
+        return event
+
+    def _ended(self, image: NoPicture) -> Event:
+        self._end(image)
+        kind = FailedEvent if image.status == "failed" else CancelledEvent
+        return kind(index=image.index, seed=image.seed, error=image.error)
+
+    def _end(self, image: Image) -> None:
+        self.images[image.index] = image
+        self._line.leave((self, image.index))
+
+
+def _no_picture(slot: Slot, status: Literal["failed", "cancelled"], error: ErrorDetail) -> NoPicture:
+    return NoPicture(index=slot.index, seed=slot.seed, status=status, error=error)

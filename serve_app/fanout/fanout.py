@@ -1,0 +1,225 @@
+"""The service behind the routes: a request fans out to slots on many replicas and comes back as one answer."""
+
+import asyncio
+import logging
+import time
+import uuid
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
+from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
+from dataclasses import dataclass
+
+from serve_app import __version__
+from serve_app.config import AppArgs
+from serve_app.errors import DeadlineExceeded, GenerationFailed, InternalError, ServiceError
+from serve_app.fanout.batch import Batch, Paint
+from serve_app.fanout.fleet import Fleet
+from serve_app.fanout.line import Line
+from serve_app.fanout.plan import seeds_of, slots_of
+from serve_app.imaging import Pixels, contact_sheet, encode_sheet
+from serve_app.messages import Slot
+from serve_app.metrics import IngressMetrics
+from serve_app.schemas import (
+    BatchResult,
+    CompletedEvent,
+    ErrorEvent,
+    Event,
+    GenerateRequest,
+    Grid,
+    GridEvent,
+    Health,
+    NoPicture,
+    Parameters,
+    PreviewEvent,
+    Problem,
+    ReplicaCount,
+    ServiceStatus,
+    StartEvent,
+    Timings,
+)
+
+logger = logging.getLogger("ray.serve")
+
+_GRID_TIMEOUT_S = 60.0
+_ECHOED = set(Parameters.model_fields) - {"model", "scheduler"}
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """A request that has been accepted, before anything is painted."""
+
+    id: str
+    started: float
+    deadline: float
+    wants_grid: bool
+    parameters: Parameters
+    slots: list[Slot]
+    warnings: list[str]
+
+
+class FanOut:
+    """Answers requests with the pictures of a fleet of replicas."""
+
+    def __init__(self, fleet: Fleet, args: AppArgs, metrics: IngressMetrics) -> None:
+        self._fleet = fleet
+        self._args = args
+        self._metrics = metrics
+        self._line = Line(args.admission.max_waiting_images)
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Keep an eye on the replicas for as long as the context is open."""
+        polling = asyncio.create_task(self._fleet.keep_polling())
+        try:
+            yield
+        finally:
+            polling.cancel()
+            with suppress(asyncio.CancelledError):
+                await polling
+
+    def health(self) -> Health:
+        ready = self._fleet.status.ready
+        return Health(status="ready" if ready else "starting", replicas=self._replicas(), version=__version__)
+
+    def status(self) -> ServiceStatus:
+        fleet = self._fleet.status
+        return ServiceStatus(
+            replicas=self._replicas(),
+            images_in_flight=fleet.active,
+            images_waiting=max(fleet.waiting, self._line.waiting(fleet.capacity)),
+            images_per_second=round(fleet.images_per_second, 3),
+        )
+
+    async def generate(self, request: GenerateRequest) -> BatchResult:
+        """Paint all images and return them together. Raises ServiceError where there is none."""
+        plan = await self._plan(request)
+        warnings = list(plan.warnings)
+        with self._admitted(plan) as batch:
+            async with aclosing(self._paint(plan, batch, self._fleet.paint)) as events:
+                async for _ in events:
+                    pass
+            grid = await self._grid(plan, batch)
+        if request.grid and grid is None:
+            warnings.append("the grid could not be made; the images are complete")
+        return BatchResult(
+            id=plan.id,
+            created=int(time.time()),
+            parameters=plan.parameters,
+            images=[batch.images[slot.index] for slot in plan.slots],
+            grid=grid,
+            timings=_timings(plan, batch),
+            warnings=warnings,
+        )
+
+    async def stream(self, request: GenerateRequest) -> AsyncGenerator[Event]:
+        """Return the events of a request. Whatever refuses it raises ServiceError here, before the first event."""
+        events = self._events(await self._plan(request))
+        start = await anext(events)
+
+        async def with_start() -> AsyncGenerator[Event]:
+            async with aclosing(events):
+                yield start
+                async for event in events:
+                    yield event
+
+        return with_start()
+
+    async def _events(self, plan: _Plan) -> AsyncGenerator[Event]:
+        with self._admitted(plan) as batch:
+            yield StartEvent(id=plan.id, seeds=[slot.seed for slot in plan.slots], parameters=plan.parameters, warnings=plan.warnings)
+            try:
+                async with aclosing(self._paint(plan, batch, self._fleet.watch)) as events:
+                    async for event in self._first_preview_timed(plan, events):
+                        yield event
+                if grid := await self._grid(plan, batch):
+                    yield GridEvent(**dict(grid))
+                yield CompletedEvent(id=plan.id, timings=_timings(plan, batch))
+            except ServiceError as error:
+                yield ErrorEvent(error=Problem(type=error.type, message=error.message, param=error.param))
+            except Exception:
+                logger.exception("stream %s failed", plan.id)
+                yield ErrorEvent(error=Problem(type=InternalError.type, message=InternalError().message))
+
+    async def _plan(self, request: GenerateRequest) -> _Plan:
+        started = time.monotonic()
+        model, scheduler, has_previews = self._fleet.model
+        slots = slots_of(request, seeds_of(request), scheduler)
+        return _Plan(
+            id=str(uuid.uuid4()),
+            started=started,
+            deadline=started + self._args.request_timeout_s,
+            wants_grid=request.grid,
+            parameters=Parameters(model=model, **request.model_dump(include=_ECHOED), scheduler=slots[0].scheduler),
+            slots=slots,
+            warnings=await self._warnings(request, has_previews),
+        )
+
+    async def _warnings(self, request: GenerateRequest, has_previews: bool) -> list[str]:
+        warnings = []
+        if request.negative_prompt and request.guidance_scale <= 1:
+            warnings.append("negative_prompt has no effect: guidance_scale is 1 or less")
+        if request.preview_every and not has_previews:
+            warnings.append("no previews: the model has no preview decoder")
+        unseen = {name: await self._fleet.cut_off(getattr(request, name)) for name in ("prompt", "negative_prompt")}
+        return [*warnings, *(f"{name} is longer than the model can read; it does not see: {end}" for name, end in unseen.items() if end)]
+
+    @contextmanager
+    def _admitted(self, plan: _Plan) -> Iterator[Batch]:
+        """Put the request's images in line for as long as the context is open. Raises TooManyWaiting."""
+        fleet = self._fleet.status
+        self._line.admit(len(plan.slots), fleet.capacity, fleet.images_per_second)
+        batch = Batch(plan.slots, self._line, lambda: self._fleet.status.capacity, plan.started, self._metrics.repainted)
+        with batch.in_line():
+            yield batch
+
+    async def _paint(self, plan: _Plan, batch: Batch, paint: Paint) -> AsyncGenerator[Event]:
+        """Yield what happens to the images. Raises ServiceError once all have ended without a single picture."""
+        async with aclosing(batch.run(paint, plan.deadline)) as events:
+            async for event in events:
+                yield event
+        failures = [image for image in batch.images.values() if isinstance(image, NoPicture)]
+        if len(failures) < len(plan.slots):
+            return
+        if any(failure.error.type == DeadlineExceeded.type for failure in failures):
+            raise DeadlineExceeded(
+                f"no image was finished within {self._args.request_timeout_s:g} s; ask for fewer or smaller images, or fewer steps"
+            )
+        raise GenerationFailed(f"all images failed: {failures[0].error.message}")
+
+    async def _first_preview_timed(self, plan: _Plan, events: AsyncIterator[Event]) -> AsyncGenerator[Event]:
+        waiting_for_it = True
+        async for event in events:
+            if waiting_for_it and isinstance(event, PreviewEvent):
+                waiting_for_it = False
+                self._metrics.first_preview(time.monotonic() - plan.started)
+            yield event
+
+    async def _grid(self, plan: _Plan, batch: Batch) -> Grid | None:
+        """Return the contact sheet if one is wanted and all pixels can still be had."""
+        if not plan.wants_grid:
+            return None
+        try:
+            async with asyncio.timeout(_GRID_TIMEOUT_S):
+                cells = [await batch.pixels[slot.index] if slot.index in batch.pixels else None for slot in plan.slots]
+                return await asyncio.to_thread(_sheet, cells, plan.parameters)
+        except Exception:
+            logger.exception("the grid of request %s could not be made", plan.id)
+            return None
+
+    def _replicas(self) -> ReplicaCount:
+        return ReplicaCount(ready=self._fleet.status.ready, target=self._args.num_replicas)
+
+
+def _sheet(cells: Sequence[Pixels | None], parameters: Parameters) -> Grid:
+    pixels = contact_sheet(cells, parameters.width, parameters.height)
+    height, width, _ = pixels.shape
+    return Grid(
+        width=width,
+        height=height,
+        media_type=f"image/{parameters.output_format}",
+        b64_json=encode_sheet(pixels, parameters.output_format),
+    )
+
+
+def _timings(plan: _Plan, batch: Batch) -> Timings:
+    assert batch.timings is not None, "a request without a picture has raised before"
+    return batch.timings.model_copy(update={"total": time.monotonic() - plan.started})

@@ -1,0 +1,144 @@
+"""The replicas as the fan-out sees them: calls through one Serve handle, and what they last said of themselves."""
+
+import asyncio
+import logging
+import time
+from collections import deque
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass
+from typing import Any
+
+from ray import exceptions
+from ray.serve.exceptions import DeploymentUnavailableError
+from ray.serve.handle import DeploymentHandle
+
+from serve_app.errors import NotReady, ReplicaLost, SlotCancelled
+from serve_app.messages import Painted, ReplicaStatus, Slot, SlotEvent
+from serve_app.schemas import ModelInfo, SchedulerName
+
+logger = logging.getLogger("ray.serve")
+
+POLL_INTERVAL_S = 1.0
+"""How old the fleet's status may get."""
+
+_POLL_TIMEOUT_S = 5.0
+_RATE_WINDOW_S = 10.0
+_ALWAYS_FITS_BYTES = 50
+"""A prompt this short cannot fill CLIP's 75 tokens, of a byte or more each, even where lower-casing makes it longer."""
+
+_LOST = (
+    exceptions.ActorDiedError,
+    exceptions.ActorUnavailableError,
+    exceptions.WorkerCrashedError,
+    exceptions.NodeDiedError,
+    exceptions.ObjectLostError,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class FleetStatus:
+    """What all ready replicas said at the last poll."""
+
+    replicas: tuple[ReplicaStatus, ...] = ()
+    images_per_second: float = 0.0
+
+    @property
+    def ready(self) -> int:
+        return len(self.replicas)
+
+    @property
+    def capacity(self) -> int:
+        """How many images can be painted at once."""
+        return sum(r.capacity for r in self.replicas)
+
+    @property
+    def active(self) -> int:
+        return sum(r.active for r in self.replicas)
+
+    @property
+    def waiting(self) -> int:
+        return sum(r.waiting for r in self.replicas)
+
+
+class Fleet:
+    """Calls replicas. A call that is no longer awaited is cancelled on its replica: dropping the task alone would not."""
+
+    def __init__(self, handle: DeploymentHandle) -> None:
+        self._handle = handle
+        self._streams = handle.options(stream=True)
+        self._finished: deque[tuple[float, int]] = deque()
+        self.status = FleetStatus()
+
+    @property
+    def model(self) -> tuple[ModelInfo, SchedulerName, bool]:
+        """The served model, its default scheduler and whether it has previews. Raises NotReady before one has loaded."""
+        if not self.status.replicas:
+            raise NotReady("no replica has loaded the model yet; ask GET /health and try again")
+        first = self.status.replicas[0]
+        return first.model, first.scheduler, first.has_previews
+
+    async def keep_polling(self) -> None:
+        """Keep `status` fresh until cancelled."""
+        while True:
+            try:
+                self.status = await self._poll()
+            except Exception:
+                logger.exception("could not ask the replicas for their status")
+            await asyncio.sleep(POLL_INTERVAL_S)
+
+    async def paint(self, slot: Slot) -> AsyncGenerator[SlotEvent]:
+        """Yield a slot's picture alone, collected by its ObjectRef. Raises SlotFailed, SlotCancelled or ReplicaLost."""
+        response = self._handle.generate.remote(slot)
+        try:
+            painted: Painted = await (await response._to_object_ref())
+            yield painted
+        except Exception as error:
+            raise _ours(error) from error
+        finally:
+            response.cancel()
+
+    async def watch(self, slot: Slot) -> AsyncGenerator[SlotEvent]:
+        """Yield a slot's events as they happen, its picture last. Raises SlotFailed, SlotCancelled or ReplicaLost."""
+        response = self._streams.stream.remote(slot)
+        try:
+            async for event in response:
+                yield event
+        except Exception as error:
+            raise _ours(error) from error
+        finally:
+            response.cancel()
+
+    async def cut_off(self, prompt: str) -> str:
+        """Return the end of a prompt that the text encoders do not see; empty if they see it all or no replica answers."""
+        if len(prompt.encode()) <= _ALWAYS_FITS_BYTES:
+            return ""
+        answers = await self._broadcast("cut_off", prompt)
+        return str(answers[0]) if answers else ""
+
+    async def _poll(self) -> FleetStatus:
+        replicas: tuple[ReplicaStatus, ...] = tuple(await self._broadcast("status"))
+        now, finished = time.monotonic(), sum(r.finished for r in replicas)
+        if self._finished and finished < self._finished[-1][1]:
+            self._finished.clear()  # a replica has gone and taken its count along
+        self._finished.append((now, finished))
+        while now - self._finished[0][0] > _RATE_WINDOW_S:
+            self._finished.popleft()
+        then, before = self._finished[0]
+        return FleetStatus(replicas, (finished - before) / (now - then) if now > then else 0.0)
+
+    async def _broadcast(self, method: str, *args: Any) -> list[Any]:
+        """Return the answers of all replicas that gave one. Unlike a routed call, this one never waits for a full replica."""
+        try:
+            answers = await self._handle.broadcast(method, *args).results_async(timeout_s=_POLL_TIMEOUT_S, return_exceptions=True)
+        except (DeploymentUnavailableError, TimeoutError):
+            return []
+        return [a for a in answers if not isinstance(a, BaseException)]
+
+
+def _ours(error: Exception) -> Exception:
+    """Return Ray's error as one of ours where it has a meaning here. SlotFailed crosses with its own type."""
+    if isinstance(error, _LOST):
+        return ReplicaLost(str(error))
+    if isinstance(error, exceptions.TaskCancelledError):
+        return SlotCancelled()
+    return error

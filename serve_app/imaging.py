@@ -1,0 +1,126 @@
+"""Pixels to files that say how they were made. Pillow only, no torch."""
+
+import base64
+import json
+from collections.abc import Sequence
+from io import BytesIO
+from math import ceil, sqrt
+from xml.sax.saxutils import quoteattr
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import ExifTags
+from PIL import Image as Pillow
+from PIL.PngImagePlugin import PngInfo
+
+from serve_app import __version__
+from serve_app.messages import Slot
+from serve_app.schemas import ModelInfo, OutputFormat, SchedulerName
+
+Pixels = NDArray[np.uint8]
+"""RGB, (height, width, 3)."""
+
+# The names that popular UIs read in a picture's parameters.
+_SAMPLERS: dict[SchedulerName, str] = {
+    "euler": "Euler",
+    "euler_a": "Euler a",
+    "dpmpp_2m": "DPM++ 2M",
+    "dpmpp_2m_karras": "DPM++ 2M Karras",
+    "ddim": "DDIM",
+    "unipc": "UniPC",
+}
+
+# https://cv.iptc.org/newscodes/digitalsourcetype/: media made by a model trained on sampled content.
+_XMP = (
+    '<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>'
+    '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
+    '<rdf:Description rdf:about="" xmlns:Iptc4xmpExt="http://iptc.org/std/Iptc4xmpExt/2008-02-29/" xmlns:psdxl="urn:parallel-sdxl:1"'
+    ' Iptc4xmpExt:DigitalSourceType="http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"'
+    " psdxl:parameters={parameters}/></rdf:RDF></x:xmpmeta>"
+    '<?xpacket end="w"?>'
+)
+_MISSING_CELL = (128, 128, 128)
+
+
+def encode_picture(pixels: Pixels, slot: Slot, model: ModelInfo) -> str:
+    """Return a finished picture as a file in base64 text, with all that is needed to paint it again."""
+    return _encode(pixels, slot.output_format, parameters_text(slot, model), parameters_json(slot, model))
+
+
+def encode_preview(pixels: Pixels, quality: int) -> str:
+    """Return a preview as a bare JPEG in base64 text."""
+    file = BytesIO()
+    Pillow.fromarray(pixels).save(file, "JPEG", quality=quality)
+    return base64.b64encode(file.getbuffer()).decode("ascii")
+
+
+def contact_sheet(cells: Sequence[Pixels | None], width: int, height: int) -> Pixels:
+    """Return all cells on one sheet: row-major, ceil(sqrt(n)) columns, no gaps, cells without a picture grey."""
+    columns = ceil(sqrt(len(cells)))
+    rows = ceil(len(cells) / columns)
+    sheet = np.full((rows * height, columns * width, 3), _MISSING_CELL, dtype=np.uint8)
+    for i, cell in enumerate(cells):
+        if cell is not None:
+            top, left = i // columns * height, i % columns * width
+            sheet[top : top + height, left : left + width] = cell
+    return sheet
+
+
+def encode_sheet(pixels: Pixels, output_format: OutputFormat) -> str:
+    """Return a contact sheet as a file in base64 text."""
+    return _encode(pixels, output_format, "", {})
+
+
+def parameters_text(slot: Slot, model: ModelInfo) -> str:
+    """Return the parameters in the form that popular UIs read from a PNG's `parameters` chunk."""
+    lines = [slot.prompt]
+    if slot.negative_prompt:
+        lines.append(f"Negative prompt: {slot.negative_prompt}")
+    lines.append(
+        f"Steps: {slot.num_inference_steps}, Sampler: {_SAMPLERS[slot.scheduler]}, CFG scale: {slot.guidance_scale:g}, Seed: {slot.seed}, "
+        f"Size: {slot.width}x{slot.height}, Model hash: {model.hash}, Model: {model.name}, Version: parallel-sdxl {__version__}"
+    )
+    return "\n".join(lines)
+
+
+def parameters_json(slot: Slot, model: ModelInfo) -> dict[str, object]:
+    """Return the parameters for programs: a request for this one picture, and what painted it."""
+    return {
+        "prompt": slot.prompt,
+        "negative_prompt": slot.negative_prompt,
+        "seed": slot.seed,
+        "width": slot.width,
+        "height": slot.height,
+        "num_inference_steps": slot.num_inference_steps,
+        "guidance_scale": slot.guidance_scale,
+        "scheduler": slot.scheduler,
+        "output_format": slot.output_format,
+        "model": model.model_dump(),
+        "version": __version__,
+    }
+
+
+def _encode(pixels: Pixels, output_format: OutputFormat, text: str, parameters: dict[str, object]) -> str:
+    image, file = Pillow.fromarray(pixels), BytesIO()
+    xmp = _XMP.format(parameters=quoteattr(json.dumps(parameters)))
+    match output_format:
+        case "png":
+            info = PngInfo()
+            if text:
+                info.add_itxt("parameters", text)
+            info.add_itxt("XML:com.adobe.xmp", xmp)
+            image.save(file, "PNG", pnginfo=info)
+        case "jpeg":
+            image.save(file, "JPEG", quality=95, exif=_exif(text), xmp=xmp.encode())
+        case "webp":
+            image.save(file, "WEBP", quality=90, exif=_exif(text), xmp=xmp.encode())
+    return base64.b64encode(file.getbuffer()).decode("ascii")
+
+
+def _exif(text: str) -> Pillow.Exif:
+    exif = Pillow.Exif()
+    if not text:
+        return exif
+    # EXIF 2.3, 4.6.5: a user comment starts with its character code, here UTF-16.
+    exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.UserComment] = b"UNICODE\0" + text.encode("utf-16-be")
+    return exif

@@ -1,0 +1,1 @@
+"""The gateway process: HTTP only. Knows neither torch nor, but for its Serve deployment, Ray."""

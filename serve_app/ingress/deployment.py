@@ -1,0 +1,22 @@
+"""The Serve deployment that takes HTTP."""
+
+from fastapi import FastAPI
+from ray.serve.handle import DeploymentHandle
+
+from serve_app.config import AppArgs
+from serve_app.fanout.fanout import FanOut
+from serve_app.fanout.fleet import Fleet
+from serve_app.ingress.api import create_api
+from serve_app.metrics import IngressMetrics
+
+
+class Ingress:
+    """Fans requests out to the replicas. Its constructor does no work, so that /health answers from the start."""
+
+    def __init__(self, args: AppArgs, replicas: DeploymentHandle) -> None:
+        self._args = args
+        self._service = FanOut(Fleet(replicas), args, IngressMetrics())
+
+    # Bound late: Serve would pickle an app given to the decorator by value, with all module globals frozen.
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        return create_api(self._service, self._args)

@@ -1,0 +1,83 @@
+"""What crosses between the ingress and a replica: plain frozen data, so that neither side knows the other."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from serve_app.schemas import ModelInfo, OutputFormat, SchedulerName
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """One image to paint. The picture depends on these fields alone.
+
+    `index` is its place in the request; `preview_every` 0 means no previews. With `keep_pixels` the replica also
+    leaves the decoded pixels in the object store, for a contact sheet.
+    """
+
+    index: int
+    seed: int
+    prompt: str
+    negative_prompt: str
+    width: int
+    height: int
+    num_inference_steps: int
+    guidance_scale: float
+    scheduler: SchedulerName
+    output_format: OutputFormat
+    preview_every: int = 0
+    keep_pixels: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """`step` denoising steps are done."""
+
+    step: int
+
+
+@dataclass(frozen=True, slots=True)
+class Preview:
+    """A JPEG, as base64 text, of the picture predicted after `step` steps."""
+
+    step: int
+    width: int
+    height: int
+    b64_json: str
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """Seconds a replica spent on a slot once it was admitted to a batch."""
+
+    encode_prompt: float
+    denoise: float
+    decode: float
+    encode: float
+
+
+@dataclass(frozen=True, slots=True)
+class Painted:
+    """A finished image: the file as base64 text, and a reference to its pixels (uint8 RGB, height x width x 3) if asked for."""
+
+    width: int
+    height: int
+    media_type: str
+    b64_json: str
+    work: Work
+    pixels: Any = None
+
+
+SlotEvent = Progress | Preview | Painted
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaStatus:
+    """What a replica says of itself. `finished` counts images since it started; `capacity` is its batch size."""
+
+    model: ModelInfo
+    scheduler: SchedulerName
+    has_previews: bool
+    capacity: int
+    active: int
+    waiting: int
+    finished: int

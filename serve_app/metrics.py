@@ -1,0 +1,55 @@
+"""What the service counts, on Ray's own metrics endpoint as `ray_psdxl_*`.
+
+Serve tags every metric with deployment, replica and application.
+"""
+
+from ray.serve import metrics
+
+_SECONDS = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60]
+
+
+class ReplicaMetrics:
+    """The metrics of one SDXL replica; make one, in its constructor."""
+
+    def __init__(self, capacity: int) -> None:
+        self._capacity = capacity
+        self._images = metrics.Counter("psdxl_images", "Images by outcome: succeeded, failed or cancelled.", tag_keys=("outcome",))
+        self._step = metrics.Histogram("psdxl_step_seconds", "Time of one denoising step of a batch.", boundaries=_SECONDS)
+        self._occupancy = metrics.Gauge("psdxl_batch_occupancy", "Images in the last step's batch, as a part of max_batch_size.")
+        self._active = metrics.Gauge("psdxl_images_active", "Images being denoised.")
+        self._waiting = metrics.Gauge("psdxl_images_waiting", "Images waiting on the replica.")
+        self._preview = metrics.Histogram("psdxl_preview_seconds", "Time to decode one preview.", boundaries=_SECONDS)
+        self._encode = metrics.Histogram("psdxl_encode_seconds", "Time to encode one image file.", boundaries=_SECONDS)
+
+    def step(self, seconds: float, images: int) -> None:
+        self._step.observe(seconds)
+        self._occupancy.set(images / self._capacity)
+
+    def preview(self, seconds: float) -> None:
+        self._preview.observe(seconds)
+
+    def encoded(self, seconds: float) -> None:
+        self._encode.observe(seconds)
+
+    def ended(self, outcome: str) -> None:
+        self._images.inc(tags={"outcome": outcome})
+
+    def load(self, active: int, waiting: int) -> None:
+        self._active.set(active)
+        self._waiting.set(waiting)
+
+
+class IngressMetrics:
+    """The metrics of one ingress replica; make one, in its constructor."""
+
+    def __init__(self) -> None:
+        self._first_preview = metrics.Histogram(
+            "psdxl_first_preview_seconds", "Time from a streamed request to its first preview.", boundaries=_SECONDS
+        )
+        self._lost = metrics.Counter("psdxl_slots_repainted", "Slots painted again because their replica was lost.")
+
+    def first_preview(self, seconds: float) -> None:
+        self._first_preview.observe(seconds)
+
+    def repainted(self) -> None:
+        self._lost.inc()

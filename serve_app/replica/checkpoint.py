@@ -1,0 +1,126 @@
+"""From `ModelConfig` to loaded weights: a diffusers folder, a hub id or a single file, by diffusers' own loaders."""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, AutoencoderTiny, StableDiffusionXLPipeline, UNet2DConditionModel
+from diffusers.utils import logging as diffusers_logging
+from transformers.utils import logging as transformers_logging
+
+from serve_app.config import ModelConfig
+from serve_app.models import EMBEDDED, embedded_path
+from serve_app.replica.schedulers import SCHEDULER_NAMES, scheduler_name
+from serve_app.schemas import ModelInfo, SchedulerName
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class CheckpointError(Exception):
+    """A checkpoint cannot be served; the message says which setting to change."""
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A loaded model. The pipeline lends its text encoders, tokenizers and loaders; nobody calls it."""
+
+    pipe: StableDiffusionXLPipeline
+    unet: UNet2DConditionModel
+    vae: AutoencoderKL
+    preview_vae: AutoencoderTiny | None
+    scheduler: SchedulerName
+    device: torch.device
+    dtype: torch.dtype
+    info: ModelInfo
+
+
+def load_checkpoint(config: ModelConfig, device: torch.device) -> Checkpoint:
+    """Load what `config` names onto `device`.
+
+    Raises CheckpointError where the checkpoint is not an SDXL text-to-image model this engine can run, and
+    diffusers' own errors (OSError and others) where it cannot be found or read.
+    """
+    dtype = _DTYPES[config.dtype]
+    path = local_path(config)
+    pipe = _load_pipeline(path, config, dtype)
+    if pipe.unet.config.time_cond_proj_dim is not None:
+        raise CheckpointError("model.path: guidance-distilled UNets (time_cond_proj_dim) are not supported")
+    scheduler = config.scheduler or scheduler_name({"_class_name": type(pipe.scheduler).__name__, **pipe.scheduler.config})
+    if scheduler is None:
+        raise CheckpointError(
+            f"model.scheduler: the checkpoint's own {type(pipe.scheduler).__name__} is not supported; choose one of {', '.join(SCHEDULER_NAMES)}"
+        )
+    pipe.to(device)
+    pipe.unet.eval().requires_grad_(False)
+    pipe.vae.eval().requires_grad_(False)
+    if dtype == torch.float16 and pipe.vae.config.force_upcast:
+        # SDXL's own VAE overflows in float16; bfloat16 has the range and costs no upcast.
+        pipe.vae.to(torch.bfloat16)
+    preview_vae = _load_preview_vae(path, config, dtype)
+    return Checkpoint(
+        pipe=pipe,
+        unet=pipe.unet,
+        vae=pipe.vae,
+        preview_vae=preview_vae.to(device).eval().requires_grad_(False) if preview_vae else None,
+        scheduler=scheduler,
+        device=device,
+        dtype=dtype,
+        info=ModelInfo(name=config.name or Path(config.path).stem, revision=_revision(path, config), hash=weights_hash(path, config.variant)),
+    )
+
+
+def quiet_progress_bars() -> None:
+    """Keep the libraries' progress bars out of a service's log."""
+    diffusers_logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()
+
+
+def local_path(config: ModelConfig) -> Path:
+    """Return where the checkpoint lies on this machine, fetching a hub id first."""
+    if config.path == EMBEDDED:
+        return embedded_path()
+    if Path(config.path).exists():
+        return Path(config.path)
+    return Path(StableDiffusionXLPipeline.download(config.path, revision=config.revision, variant=config.variant, use_safetensors=True))
+
+
+def weights_hash(path: Path, variant: str | None) -> str:
+    """Return the first 10 hex digits of the SHA-256 of a single file, as other tools show it, or over a folder's weights."""
+    if path.is_file():
+        return _sha256(path).hexdigest()[:10]
+    files = [
+        file
+        for component in ("text_encoder", "text_encoder_2", "unet", "vae")
+        for file in sorted((path / component).glob("*.safetensors"))
+        if (f".{variant}" in file.name if variant else file.name.count(".") == 1)
+    ]
+    digests = "".join(_sha256(f).hexdigest() for f in files)
+    return hashlib.sha256(digests.encode()).hexdigest()[:10]
+
+
+def _sha256(path: Path) -> "hashlib._Hash":
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256")
+
+
+def _load_pipeline(path: Path, config: ModelConfig, dtype: torch.dtype) -> StableDiffusionXLPipeline:
+    # add_watermarker off: the watermark library is an extra of diffusers that would change pixels when it happens to be installed.
+    if path.is_file():
+        return StableDiffusionXLPipeline.from_single_file(str(path), config=config.config_path, dtype=dtype, add_watermarker=False)
+    return StableDiffusionXLPipeline.from_pretrained(
+        path, dtype=dtype, variant=config.variant, use_safetensors=True, low_cpu_mem_usage=True, add_watermarker=False
+    )
+
+
+def _load_preview_vae(path: Path, config: ModelConfig, dtype: torch.dtype) -> AutoencoderTiny | None:
+    if config.preview_path is None:
+        return None
+    folder = path / config.preview_path
+    source = folder if folder.is_dir() else config.preview_path
+    return AutoencoderTiny.from_pretrained(source, dtype=dtype, use_safetensors=True)
+
+
+def _revision(path: Path, config: ModelConfig) -> str | None:
+    # The hub's cache names its snapshot folders by commit, which is truer than a branch name.
+    return path.name if path.parent.name == "snapshots" else config.revision

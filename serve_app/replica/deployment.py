@@ -1,0 +1,106 @@
+"""The Serve replica around an engine: one actor, one GPU."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import ray
+
+from serve_app.config import AppArgs
+from serve_app.messages import Painted, ReplicaStatus, Slot, SlotEvent
+from serve_app.metrics import ReplicaMetrics
+from serve_app.schemas import SchedulerName
+
+if TYPE_CHECKING:
+    from serve_app.replica.checkpoint import Checkpoint
+
+
+class Replica:
+    """Paints slots with one loaded model. Ready once it has painted a first picture."""
+
+    # torch is imported inside the methods: the processes that only build or call this deployment do without it.
+
+    async def __init__(self, args: AppArgs) -> None:  # type: ignore[misc]  # Serve awaits it
+        from serve_app.replica.engine import Engine
+
+        self._args = args
+        self._checkpoint = await asyncio.to_thread(_load, args)
+        self._engine = Engine(self._checkpoint, args.engine, args.preview, ReplicaMetrics(args.engine.max_batch_size))
+        self._engine.start()
+        await self.generate(_warm_up_slot(args, self._checkpoint.scheduler))
+
+    def __del__(self) -> None:
+        if hasattr(self, "_engine"):
+            self._engine.stop()
+
+    async def generate(self, slot: Slot) -> Painted:
+        """Paint a slot. Raises SlotFailed."""
+        async for event in self.stream(slot):
+            if isinstance(event, Painted):
+                return event
+        raise AssertionError("a slot's events end with its picture")
+
+    async def stream(self, slot: Slot) -> AsyncIterator[SlotEvent]:
+        """Paint a slot and tell how it goes; its picture is the last event. Raises SlotFailed."""
+        from serve_app.replica.mailbox import Mailbox
+
+        mailbox = Mailbox()
+        job = self._engine.submit(slot, mailbox.post)
+        try:
+            async for event in mailbox.events():
+                if isinstance(event, Painted) and event.pixels is not None:
+                    yield replace(event, pixels=ray.put(event.pixels))
+                else:
+                    yield event
+        finally:
+            self._engine.cancel(job)
+
+    async def cut_off(self, prompt: str) -> str:
+        """Return the end of a prompt that the text encoders do not see, empty if they see all of it."""
+        from serve_app.replica.prompts import cut_off
+
+        return cut_off(self._checkpoint.pipe, prompt)
+
+    async def status(self) -> ReplicaStatus:
+        """Say which model this is and how busy."""
+        load = self._engine.load()
+        return ReplicaStatus(
+            model=self._checkpoint.info,
+            scheduler=self._checkpoint.scheduler,
+            has_previews=self._checkpoint.preview_vae is not None,
+            capacity=self._args.engine.max_batch_size,
+            active=load.active,
+            waiting=load.waiting,
+            finished=load.finished,
+        )
+
+    def check_health(self) -> None:
+        """Raise where the engine can paint no more, so that Serve starts a new replica in the place of this one."""
+        self._engine.check()
+
+
+def _load(args: AppArgs) -> "Checkpoint":
+    from serve_app.replica.checkpoint import load_checkpoint, quiet_progress_bars
+    from serve_app.replica.device import prepare_device
+
+    quiet_progress_bars()
+    return load_checkpoint(args.model, prepare_device(args.num_gpus, args.num_cpus))
+
+
+def _warm_up_slot(args: AppArgs, scheduler: SchedulerName) -> Slot:
+    """A slot that goes through everything once: guidance, a preview, the decoder and a file."""
+    model = args.model
+    return Slot(
+        index=0,
+        seed=0,
+        prompt="warm-up",
+        negative_prompt="",
+        width=model.width,
+        height=model.height,
+        num_inference_steps=2,
+        guidance_scale=model.guidance_scale,
+        scheduler=scheduler,
+        output_format="png",
+        preview_every=1,
+    )

@@ -1,0 +1,275 @@
+"""Step-level continuous batching: one loop over denoising steps, shared by all slots of a replica.
+
+The loop has a thread of its own and is alone in touching the model. Slots join and leave between two steps; a slot
+that fails or is cancelled takes no other with it.
+"""
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from serve_app.config import EngineConfig, PreviewConfig
+from serve_app.errors import SlotFailed
+from serve_app.imaging import Pixels, encode_picture, encode_preview
+from serve_app.messages import Painted, Preview, Progress, Slot, SlotEvent, Work
+from serve_app.replica.checkpoint import Checkpoint
+from serve_app.replica.decode import decode
+from serve_app.replica.denoise import predict
+from serve_app.replica.previews import PreviewPace, decode_preview
+from serve_app.replica.prompts import PromptEncoder
+from serve_app.replica.trajectory import Trajectory
+
+logger = logging.getLogger("ray.serve")
+
+PROGRESS_INTERVAL_S = 0.25
+"""Least time between two progress events of one slot."""
+
+Post = Callable[[SlotEvent | SlotFailed], None]
+"""Takes a slot's events, from any thread; Painted or SlotFailed is the last. A cancelled slot just goes quiet."""
+
+
+class Observer(Protocol):
+    """Is told what the engine does; called on the engine's threads."""
+
+    def step(self, seconds: float, images: int) -> None: ...
+    def preview(self, seconds: float) -> None: ...
+    def encoded(self, seconds: float) -> None: ...
+    def ended(self, outcome: str) -> None: ...
+    def load(self, active: int, waiting: int) -> None: ...
+
+
+@dataclass(eq=False)
+class Job:
+    """A slot on this replica, from submission to its last event."""
+
+    slot: Slot
+    post: Post
+    cancelled: bool = False
+
+
+@dataclass(eq=False)
+class Active:
+    """A job that has been admitted to the batch."""
+
+    job: Job
+    trajectory: Trajectory
+    pace: PreviewPace
+    encode_prompt_s: float
+    admitted: float
+    last_progress: float = float("-inf")
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.job.slot.height, self.job.slot.width
+
+
+@dataclass(frozen=True)
+class Load:
+    """How busy the engine is, in images; `finished` counts since the start."""
+
+    active: int
+    waiting: int
+    finished: int
+
+
+class Engine:
+    """Paints slots. `submit`, `cancel` and `load` may be called from any thread."""
+
+    def __init__(self, checkpoint: Checkpoint, config: EngineConfig, preview: PreviewConfig, observer: Observer) -> None:
+        self._checkpoint = checkpoint
+        self._config = config
+        self._preview = preview
+        self._observer = observer
+        self._prompts = PromptEncoder(checkpoint.pipe, checkpoint.device, config.prompt_cache_size)
+        self._files = ThreadPoolExecutor(config.file_threads, thread_name_prefix="files")
+        self._torch_threads = torch.get_num_threads()
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self._changed = threading.Condition()
+        self._stopping = False
+        self._waiting: deque[Job] = deque()
+        self._active: list[Active] = []
+        self._turns: deque[tuple[int, int]] = deque()
+        self._finished = 0
+        self._broken: Exception | None = None
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Stop after the current step. Slots that are not finished stay without an answer."""
+        with self._changed:
+            self._stopping = True
+            self._changed.notify()
+        self._thread.join()
+        self._files.shutdown(cancel_futures=True)
+
+    def check(self) -> None:
+        """Raise RuntimeError where nothing can be painted any more: the loop has died, or the device has failed for good."""
+        if not self._thread.is_alive():
+            raise RuntimeError("the engine's thread has ended")
+        if self._broken is not None:
+            raise RuntimeError("the device has failed") from self._broken
+
+    def submit(self, slot: Slot, post: Post) -> Job:
+        """Put a slot in line; its events go to `post`."""
+        job = Job(slot, post)
+        with self._changed:
+            self._waiting.append(job)
+            self._changed.notify()
+        return job
+
+    def cancel(self, job: Job) -> None:
+        """Drop a job: at once while it waits, at the next step boundary while it is being painted."""
+        with self._changed:
+            job.cancelled = True
+            if job in self._waiting:
+                self._waiting.remove(job)
+                self._observer.ended("cancelled")
+            self._changed.notify()
+
+    def load(self) -> Load:
+        with self._changed:
+            return Load(active=len(self._active), waiting=len(self._waiting), finished=self._finished)
+
+    @torch.inference_mode()
+    def _run(self) -> None:
+        # OpenMP keeps the number of threads for each calling thread: a new one starts with all cores.
+        torch.set_num_threads(self._torch_threads)
+        while self._wait_for_work():
+            self._drop_cancelled()
+            self._admit()
+            self._step()
+            self._observer.load(len(self._active), len(self._waiting))
+
+    def _wait_for_work(self) -> bool:
+        with self._changed:
+            self._changed.wait_for(lambda: self._stopping or self._waiting or self._active)
+            return not self._stopping
+
+    def _drop_cancelled(self) -> None:
+        for active in [a for a in self._active if a.job.cancelled]:
+            self._leave(active)
+            self._observer.ended("cancelled")
+
+    def _admit(self) -> None:
+        while len(self._active) < self._config.max_batch_size:
+            with self._changed:
+                if not self._waiting:
+                    return
+                job = self._waiting.popleft()
+            try:
+                active = self._begin(job)
+            except Exception as error:
+                self._fail(job, error)
+                continue
+            with self._changed:
+                self._active.append(active)
+            if active.shape not in self._turns:
+                self._turns.append(active.shape)
+
+    def _begin(self, job: Job) -> Active:
+        slot, started = job.slot, time.perf_counter()
+        prompt = self._prompts.encode(slot.prompt)
+        negative = self._prompts.encode_negative(slot.negative_prompt) if slot.guidance_scale > 1 else None
+        encoded = time.perf_counter()
+        trajectory = Trajectory(slot, self._checkpoint, prompt, negative)
+        every = slot.preview_every if self._checkpoint.preview_vae is not None else 0
+        pace = PreviewPace(every, trajectory.total_steps, self._preview.min_interval_s)
+        return Active(job, trajectory, pace, encode_prompt_s=encoded - started, admitted=encoded)
+
+    def _step(self) -> None:
+        """Advance all slots of one size by one step; sizes take turns."""
+        if not self._turns:
+            return
+        self._turns.rotate(-1)
+        group = [a for a in self._active if a.shape == self._turns[-1]]
+        started = time.perf_counter()
+        try:
+            predictions = predict(self._checkpoint, [a.trajectory for a in group], self._config.row_buckets)
+        except Exception as error:
+            if isinstance(error, torch.AcceleratorError):
+                self._broken = error  # after such an error every later call on the device fails too
+            for active in group:
+                self._leave(active)
+                self._fail(active.job, error)
+            return
+        self._observer.step(time.perf_counter() - started, len(group))
+        for active, prediction in zip(group, predictions, strict=True):
+            try:
+                active.trajectory.advance(prediction)
+                self._after_step(active)
+            except Exception as error:
+                self._leave(active)
+                self._fail(active.job, error)
+
+    def _after_step(self, active: Active) -> None:
+        if active.trajectory.done:
+            if not active.job.cancelled:
+                self._finish(active)
+            return
+        now, trajectory = time.perf_counter(), active.trajectory
+        if now - active.last_progress >= PROGRESS_INTERVAL_S:
+            active.last_progress = now
+            active.job.post(Progress(trajectory.step))
+        active.pace.step_done(trajectory.step, trajectory.clean)
+        if wanted := active.pace.take(now):
+            step, clean = wanted
+            pixels = decode_preview(self._checkpoint, clean, self._preview.max_size)
+            self._observer.preview(time.perf_counter() - now)
+            self._files.submit(self._send_preview, active, step, pixels)
+
+    def _send_preview(self, active: Active, step: int, pixels: Pixels) -> None:
+        height, width, _ = pixels.shape
+        try:
+            active.job.post(Preview(step, width, height, encode_preview(pixels, self._preview.jpeg_quality)))
+        finally:
+            active.pace.busy = False
+
+    def _finish(self, active: Active) -> None:
+        denoised = time.perf_counter()
+        if not torch.isfinite(active.trajectory.latents).all():
+            raise SlotFailed("not_finite", "the model produced values that are not numbers; try another guidance_scale, scheduler or seed")
+        pixels = decode(self._checkpoint, active.trajectory.latents)
+        self._leave(active)
+        self._files.submit(self._send_painted, active, pixels, denoised - active.admitted, time.perf_counter() - denoised)
+
+    def _send_painted(self, active: Active, pixels: Pixels, denoise_s: float, decode_s: float) -> None:
+        slot, started = active.job.slot, time.perf_counter()
+        try:
+            b64 = encode_picture(pixels, slot, self._checkpoint.info)
+            encode_s = time.perf_counter() - started
+            work = Work(active.encode_prompt_s, denoise_s, decode_s, encode_s)
+            self._observer.encoded(encode_s)
+            active.job.post(Painted(slot.width, slot.height, f"image/{slot.output_format}", b64, work, pixels if slot.keep_pixels else None))
+        except Exception as error:
+            self._fail(active.job, error)
+            return
+        self._observer.ended("succeeded")
+        with self._changed:
+            self._finished += 1
+
+    def _leave(self, active: Active) -> None:
+        with self._changed:
+            if active in self._active:
+                self._active.remove(active)
+        if all(a.shape != active.shape for a in self._active) and active.shape in self._turns:
+            self._turns.remove(active.shape)
+
+    def _fail(self, job: Job, error: Exception) -> None:
+        match error:
+            case SlotFailed():
+                failure = error
+            case torch.OutOfMemoryError():
+                failure = SlotFailed("out_of_memory", "the replica ran out of memory; ask for a smaller size or fewer images at once")
+            case _:
+                logger.error("slot with seed %d failed", job.slot.seed, exc_info=error)
+                failure = SlotFailed("internal", "the image could not be painted; the service's log says why")
+        self._observer.ended("failed")
+        job.post(failure)

@@ -1,0 +1,49 @@
+"""From the engine's threads to one reader on the event loop, without ever piling up."""
+
+import asyncio
+from collections.abc import AsyncIterator
+
+from serve_app.errors import SlotFailed
+from serve_app.messages import Painted, Preview, Progress, SlotEvent
+
+
+class Mailbox:
+    """Holds at most one event of a kind for a slot; a newer one takes the place of an older one nobody has read."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._filled = asyncio.Event()
+        self._progress: Progress | None = None
+        self._preview: Preview | None = None
+        self._last: Painted | SlotFailed | None = None
+
+    def post(self, event: SlotEvent | SlotFailed) -> None:
+        """Leave an event; from any thread."""
+        self._loop.call_soon_threadsafe(self._put, event)
+
+    def _put(self, event: SlotEvent | SlotFailed) -> None:
+        match event:
+            case Progress():
+                self._progress = event
+            case Preview():
+                self._preview = event
+            case _:
+                self._last = event
+        self._filled.set()
+
+    async def events(self) -> AsyncIterator[SlotEvent]:
+        """Yield events until the picture, which is the last; raise SlotFailed where there is none."""
+        while True:
+            await self._filled.wait()
+            self._filled.clear()
+            progress, self._progress = self._progress, None
+            preview, self._preview = self._preview, None
+            if progress:
+                yield progress
+            if preview:
+                yield preview
+            if isinstance(self._last, SlotFailed):
+                raise self._last
+            if self._last is not None:
+                yield self._last
+                return

@@ -1,0 +1,58 @@
+"""Prompts to embeddings, by the pipeline's own encoder, kept for the next slot that asks for the same."""
+
+from collections import OrderedDict
+from dataclasses import dataclass
+
+import torch
+from diffusers import StableDiffusionXLPipeline
+
+
+@dataclass(frozen=True, slots=True)
+class PromptEmbedding:
+    """`tokens` (1, 77, cross-attention width) and `pooled` (1, projection width), in the text encoders' dtype."""
+
+    tokens: torch.Tensor
+    pooled: torch.Tensor
+
+
+class PromptEncoder:
+    """Encodes one prompt at a time, so that an embedding never depends on what else is being painted."""
+
+    def __init__(self, pipe: StableDiffusionXLPipeline, device: torch.device, cache_size: int) -> None:
+        self._pipe = pipe
+        self._device = device
+        self._cache_size = cache_size
+        self._cache: OrderedDict[str | None, PromptEmbedding] = OrderedDict()
+
+    def encode(self, prompt: str) -> PromptEmbedding:
+        """Return the embedding of a prompt, from the cache where it is known."""
+        return self._cached(prompt)
+
+    def encode_negative(self, negative_prompt: str) -> PromptEmbedding:
+        """Return the unconditional embedding; an empty prompt means none, which is all zeros if the checkpoint says so."""
+        if not negative_prompt and self._pipe.config.force_zeros_for_empty_prompt:
+            return self._cached(None)
+        return self._cached(negative_prompt)
+
+    def _cached(self, prompt: str | None) -> PromptEmbedding:
+        if prompt not in self._cache:
+            self._cache[prompt] = self._encode(prompt)
+            if len(self._cache) > self._cache_size:
+                self._cache.popitem(last=False)
+        self._cache.move_to_end(prompt)
+        return self._cache[prompt]
+
+    def _encode(self, prompt: str | None) -> PromptEmbedding:
+        if prompt is None:
+            like = self._cached("")
+            return PromptEmbedding(torch.zeros_like(like.tokens), torch.zeros_like(like.pooled))
+        tokens, _, pooled, _ = self._pipe.encode_prompt(prompt, device=self._device, do_classifier_free_guidance=False)
+        return PromptEmbedding(tokens, pooled)
+
+
+def cut_off(pipe: StableDiffusionXLPipeline, prompt: str) -> str:
+    """Return the end of a prompt that CLIP does not see, empty if it sees all of it."""
+    tokenizer = pipe.tokenizer_2
+    room = tokenizer.model_max_length - 2  # the start and end tokens
+    tokens = tokenizer(prompt, add_special_tokens=False, truncation=False, verbose=False).input_ids
+    return str(tokenizer.decode(tokens[room:])).strip()

@@ -1,0 +1,81 @@
+"""The way of one slot through latent space: its noise, its scheduler and its place among the steps."""
+
+import inspect
+
+import torch
+
+from serve_app.messages import Slot
+from serve_app.replica.checkpoint import Checkpoint
+from serve_app.replica.prompts import PromptEmbedding
+from serve_app.replica.schedulers import make_scheduler, predicted_clean
+
+
+class Trajectory:
+    """The denoising state of one slot.
+
+    Everything random comes from one CPU generator seeded with the slot's seed, in float32, and everything that has
+    state belongs to this slot, so the picture cannot depend on the neighbours in a batch.
+
+    Attributes:
+        latents: float32 (1, latent channels, height / 8, width / 8), between steps.
+        clean: the predicted clean latent (x0) of the last step; before the first, the noise.
+        step: how many steps are done, 0..len(timesteps).
+    """
+
+    def __init__(self, slot: Slot, checkpoint: Checkpoint, prompt: PromptEmbedding, negative: PromptEmbedding | None) -> None:
+        device = checkpoint.device
+        self._guidance_scale = slot.guidance_scale
+        self._scheduler = make_scheduler(slot.scheduler, checkpoint.pipe.scheduler.config)
+        self._scheduler.set_timesteps(slot.num_inference_steps, device=device)
+        self._scheduler.set_begin_index(0)  # without it each step looks its index up on the device, and waits for it
+        self._timesteps: torch.Tensor = self._scheduler.timesteps
+        generator = torch.Generator("cpu").manual_seed(slot.seed)
+        takes_generator = "generator" in inspect.signature(self._scheduler.step).parameters
+        self._step_noise = {"generator": generator} if takes_generator else {}
+
+        scale = checkpoint.pipe.vae_scale_factor
+        shape = (1, checkpoint.unet.config.in_channels, slot.height // scale, slot.width // scale)
+        noise = torch.randn(shape, generator=generator, dtype=torch.float32)
+        self.latents = noise.to(device) * self._scheduler.init_noise_sigma
+        self.clean = self.latents
+        self.step = 0
+
+        conditions = [prompt] if negative is None else [negative, prompt]
+        size = torch.tensor([[slot.height, slot.width, 0, 0, slot.height, slot.width]], dtype=checkpoint.dtype, device=device)
+        self.tokens = torch.cat([c.tokens for c in conditions])
+        self.pooled = torch.cat([c.pooled for c in conditions])
+        self.time_ids = size.repeat(len(conditions), 1)
+
+    @property
+    def rows(self) -> int:
+        """How many rows of a UNet batch this slot takes: 2 with guidance (unconditional first), else 1."""
+        return self.tokens.shape[0]
+
+    @property
+    def total_steps(self) -> int:
+        return len(self._timesteps)
+
+    @property
+    def done(self) -> bool:
+        return self.step == self.total_steps
+
+    @property
+    def timestep(self) -> torch.Tensor:
+        """The timestep of the next UNet call, a float32 scalar."""
+        return self._timesteps[self.step].float()
+
+    def model_input(self) -> torch.Tensor:
+        """Return the UNet's input for the next step, (rows, channels, height, width)."""
+        scaled: torch.Tensor = self._scheduler.scale_model_input(self.latents, self._timesteps[self.step])
+        return scaled.expand(self.rows, -1, -1, -1)
+
+    def advance(self, prediction: torch.Tensor) -> None:
+        """Take one step with the UNet's prediction, (rows, channels, height, width)."""
+        prediction = prediction.float()
+        if self.rows == 2:
+            unconditional, conditional = prediction.chunk(2)
+            prediction = unconditional + self._guidance_scale * (conditional - unconditional)
+        output = self._scheduler.step(prediction, self._timesteps[self.step], self.latents, **self._step_noise)
+        self.latents = output.prev_sample
+        self.clean = predicted_clean(self._scheduler, output)
+        self.step += 1

@@ -1,0 +1,259 @@
+"""The HTTP contract: request bodies, answers and server-sent events. No Ray, no torch."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+SchedulerName = Literal["euler", "euler_a", "dpmpp_2m", "dpmpp_2m_karras", "ddim", "unipc"]
+OutputFormat = Literal["png", "jpeg", "webp"]
+
+SEED_SPAN = 2**32
+"""Seeds are taken modulo this number."""
+
+Seed = Annotated[int, Field(ge=0, lt=SEED_SPAN)]
+
+
+class FieldError(ValueError):
+    """A field is wrong in the light of others; pydantic itself would blame the body as a whole."""
+
+    def __init__(self, field: str, message: str) -> None:
+        super().__init__(message)
+        self.field = field
+
+
+class GenerateRequest(BaseModel):
+    """The body of `POST /generate` and `POST /stream`.
+
+    These are the outer bounds; `serve_app.ingress.requests` derives the class with the service's own limits and defaults.
+    """
+
+    # Strict: "4" is not a number and true is not 1; a client that sends them has a bug worth hearing of.
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    prompt: str = Field(min_length=1, max_length=2000, description="What to paint.")
+    negative_prompt: str = Field(default="", max_length=2000, description="What to avoid; needs a guidance_scale above 1.")
+    num_images: int = Field(default=4, ge=1, description="How many images, each with a seed of its own.")
+    seed: Seed | None = Field(default=None, description="Seed of the first image; image i gets seed + i modulo 2^32. Random where null.")
+    seeds: list[Seed] | None = Field(default=None, min_length=1, description="The distinct seeds to paint, instead of seed and num_images.")
+    width: int = Field(default=256, multiple_of=8, description="Width in pixels.")
+    height: int = Field(default=256, multiple_of=8, description="Height in pixels.")
+    num_inference_steps: int = Field(default=20, ge=1, description="Denoising steps.")
+    guidance_scale: float = Field(default=5.0, ge=0, le=30, allow_inf_nan=False, description="Classifier-free guidance; 1 or less switches it off.")
+    scheduler: SchedulerName | None = Field(default=None, description="Null: the model's default.")
+    output_format: OutputFormat = Field(default="png", description="File format of the images.")
+    preview_every: int = Field(
+        default=5, ge=0, le=100, description="A preview after step 1 and after every such step, never after the last; 0: none."
+    )
+    grid: bool = Field(default=False, description="Also return one contact sheet of all images.")
+
+    @model_validator(mode="after")
+    def _one_way_to_name_seeds(self) -> Self:
+        if self.seeds is None:
+            return self
+        if self.seed is not None:
+            raise FieldError("seeds", "give either seed or seeds, not both")
+        if "num_images" in self.model_fields_set:
+            raise FieldError("seeds", "give either num_images or seeds, not both: each seed is one image")
+        if len(set(self.seeds)) != len(self.seeds):
+            raise FieldError("seeds", "must be distinct")
+        return self
+
+
+class Answer(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+
+class ModelInfo(Answer):
+    """Which weights painted a picture."""
+
+    name: str
+    revision: str | None = Field(description="Commit or tag of a hub checkpoint.")
+    hash: str = Field(description="First 10 hex digits of a SHA-256 over the weight files.")
+
+
+class Parameters(Answer):
+    """Every setting that took effect; with a seed, enough to paint an image again."""
+
+    prompt: str
+    negative_prompt: str
+    width: int
+    height: int
+    num_inference_steps: int
+    guidance_scale: float
+    scheduler: SchedulerName
+    output_format: OutputFormat
+    model: ModelInfo
+
+
+class ErrorDetail(Answer):
+    type: str
+    message: str
+
+
+class Picture(Answer):
+    """An image of a request that succeeded."""
+
+    index: int
+    seed: int
+    status: Literal["succeeded"] = "succeeded"
+    width: int
+    height: int
+    media_type: str
+    b64_json: str
+
+
+class NoPicture(Answer):
+    """An image of a request that ended without a picture, and why."""
+
+    index: int
+    seed: int
+    status: Literal["failed", "cancelled"]
+    error: ErrorDetail
+
+
+Image = Picture | NoPicture
+
+
+class Grid(Answer):
+    """All images on one sheet: row-major, ceil(sqrt(n)) columns, failed cells grey."""
+
+    width: int
+    height: int
+    media_type: str
+    b64_json: str
+
+
+class Timings(Answer):
+    """Seconds. `total` is the whole request; the rest is where the image that came last spent it."""
+
+    queue: float
+    encode_prompt: float
+    denoise: float
+    decode: float
+    encode: float
+    total: float
+
+
+class BatchResult(Answer):
+    """The answer of `POST /generate`."""
+
+    id: str
+    created: int = Field(description="Unix time in seconds.")
+    parameters: Parameters
+    images: list[Image]
+    grid: Grid | None
+    timings: Timings
+    warnings: list[str]
+
+
+class StartEvent(Answer):
+    """First event of a stream, before any step is computed."""
+
+    type: Literal["start"] = "start"
+    id: str
+    seeds: list[int]
+    parameters: Parameters
+    warnings: list[str]
+
+
+class QueuedEvent(Answer):
+    """The image waits; `position` 1 is next in line."""
+
+    type: Literal["queued"] = "queued"
+    index: int
+    position: int
+
+
+class ProgressEvent(Answer):
+    type: Literal["progress"] = "progress"
+    index: int
+    seed: int
+    step: int
+    num_inference_steps: int
+
+
+class PreviewEvent(Answer):
+    """The picture as predicted after `step` of the steps."""
+
+    type: Literal["preview"] = "preview"
+    index: int
+    seed: int
+    step: int
+    num_inference_steps: int
+    width: int
+    height: int
+    media_type: str
+    b64_json: str
+
+
+class ImageEvent(Picture):
+    type: Literal["image"] = "image"
+
+
+class FailedEvent(Answer):
+    type: Literal["failed"] = "failed"
+    index: int
+    seed: int
+    error: ErrorDetail
+
+
+class CancelledEvent(Answer):
+    type: Literal["cancelled"] = "cancelled"
+    index: int
+    seed: int
+    error: ErrorDetail
+
+
+class GridEvent(Grid):
+    type: Literal["grid"] = "grid"
+
+
+class CompletedEvent(Answer):
+    """Last event of a stream with at least one image."""
+
+    type: Literal["completed"] = "completed"
+    id: str
+    timings: Timings
+
+
+class Problem(Answer):
+    """What every error body holds under `error`."""
+
+    type: str
+    message: str
+    param: str | None = None
+
+
+class ErrorBody(Answer):
+    error: Problem
+
+
+class ErrorEvent(ErrorBody):
+    """Last event of a stream without a single image."""
+
+    type: Literal["error"] = "error"
+
+
+Event = StartEvent | QueuedEvent | ProgressEvent | PreviewEvent | ImageEvent | FailedEvent | CancelledEvent | GridEvent | CompletedEvent | ErrorEvent
+
+
+class ReplicaCount(Answer):
+    ready: int
+    target: int
+
+
+class Health(Answer):
+    """The answer of `GET /health`; 200 when ready, 503 while starting."""
+
+    status: Literal["ready", "starting"]
+    replicas: ReplicaCount
+    version: str
+
+
+class ServiceStatus(Answer):
+    """The answer of `GET /status`, at most a second old."""
+
+    replicas: ReplicaCount
+    images_in_flight: int
+    images_waiting: int
+    images_per_second: float = Field(description="Images finished by all replicas, over the last 10 seconds.")
