@@ -27,7 +27,9 @@ class Trajectory:
         self._guidance_scale = slot.guidance_scale
         self._scheduler = make_scheduler(slot.scheduler, checkpoint.pipe.scheduler.config)
         self._scheduler.set_timesteps(slot.num_inference_steps, device=device)
-        self._scheduler.set_begin_index(0)  # without it each step looks its index up on the device, and waits for it
+        if hasattr(self._scheduler, "set_begin_index"):  # DDIM keeps no index
+            # Without it each step looks its index up on the device, and waits for it.
+            self._scheduler.set_begin_index(0)
         self._timesteps: torch.Tensor = self._scheduler.timesteps
         generator = torch.Generator("cpu").manual_seed(slot.seed)
         takes_generator = "generator" in inspect.signature(self._scheduler.step).parameters

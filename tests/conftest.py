@@ -1,0 +1,128 @@
+"""A tiny real SDXL for all tests: diffusers' own classes, random weights."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from queue import Queue
+
+import pytest
+import torch
+
+from serve_app.config import EngineConfig, ModelConfig, PreviewConfig
+from serve_app.errors import SlotFailed
+from serve_app.messages import Painted, Slot, SlotEvent
+from serve_app.models.tiny import PREVIEW_FOLDER, build
+from serve_app.replica.checkpoint import Checkpoint, load_checkpoint
+from serve_app.replica.engine import Engine
+
+
+@pytest.fixture(scope="session")
+def tiny_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build(tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tiny_path: Path) -> Checkpoint:
+    torch.set_num_threads(1)
+    return load_checkpoint(ModelConfig(path=str(tiny_path), preview_path=PREVIEW_FOLDER), torch.device("cpu"))
+
+
+def make_slot(**changes: object) -> Slot:
+    """Return a small, quick slot."""
+    fields: dict[str, object] = {
+        "index": 0,
+        "seed": 7,
+        "prompt": "a red apple",
+        "negative_prompt": "",
+        "width": 64,
+        "height": 64,
+        "num_inference_steps": 4,
+        "guidance_scale": 5.0,
+        "scheduler": "euler",
+        "output_format": "png",
+    }
+    return Slot(**{**fields, **changes})  # type: ignore[arg-type]
+
+
+@dataclass
+class Watch:
+    """An engine's observer that remembers."""
+
+    outcomes: list[str] = field(default_factory=list)
+    batches: list[int] = field(default_factory=list)
+
+    def step(self, seconds: float, images: int) -> None:
+        self.batches.append(images)
+
+    def preview(self, seconds: float) -> None: ...
+
+    def encoded(self, seconds: float) -> None: ...
+
+    def ended(self, outcome: str) -> None:
+        self.outcomes.append(outcome)
+
+    def load(self, active: int, waiting: int) -> None: ...
+
+
+class Collector:
+    """Takes the events of one slot and waits for the last."""
+
+    def __init__(self) -> None:
+        self.events: list[SlotEvent | SlotFailed] = []
+        self._queue: Queue[SlotEvent | SlotFailed] = Queue()
+
+    def post(self, event: SlotEvent | SlotFailed) -> None:
+        self._queue.put(event)
+
+    def next(self) -> SlotEvent | SlotFailed:
+        event = self._queue.get(timeout=60)
+        self.events.append(event)
+        return event
+
+    def result(self) -> Painted:
+        """Return the picture; raise SlotFailed where there is none."""
+        while True:
+            event = self.next()
+            if isinstance(event, SlotFailed):
+                raise event
+            if isinstance(event, Painted):
+                return event
+
+
+@dataclass
+class RunningEngine:
+    engine: Engine
+    watch: Watch
+
+    def submit(self, slot: Slot) -> Collector:
+        collector = Collector()
+        self.engine.submit(slot, collector.post)
+        return collector
+
+    def submit_together(self, *slots: Slot) -> list[Collector]:
+        """Submit slots so that the loop sees either none or all of them."""
+        with self.engine._changed:
+            return [self.submit(slot) for slot in slots]
+
+    def paint(self, *slots: Slot) -> list[Painted]:
+        return [collector.result() for collector in self.submit_together(*slots)]
+
+
+MakeEngine = Callable[..., RunningEngine]
+
+
+@pytest.fixture
+def make_engine(checkpoint: Checkpoint) -> Iterator[MakeEngine]:
+    """Start engines that stop with the test: make_engine(max_batch_size=..., preview=PreviewConfig(...), checkpoint=...)."""
+    started: list[Engine] = []
+
+    def make(*, preview: PreviewConfig | None = None, checkpoint: Checkpoint = checkpoint, **config: object) -> RunningEngine:
+        watch = Watch()
+        engine = Engine(checkpoint, EngineConfig(**config), preview or PreviewConfig(min_interval_s=0), watch)  # type: ignore[arg-type]
+        engine.start()
+        started.append(engine)
+        return RunningEngine(engine, watch)
+
+    yield make
+    for engine in started:
+        engine.stop()

@@ -1,0 +1,86 @@
+"""A fleet without replicas, for the fan-out and the routes above it."""
+
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from serve_app.fanout.fleet import Fleet, FleetStatus
+from serve_app.messages import Painted, Preview, Progress, ReplicaStatus, Slot, SlotEvent, Work
+from serve_app.schemas import ModelInfo
+
+REPLICA = ReplicaStatus(
+    model=ModelInfo(name="fake", revision=None, hash="0123456789"),
+    scheduler="euler",
+    has_previews=True,
+    capacity=4,
+    active=0,
+    waiting=0,
+    finished=0,
+)
+
+
+@dataclass(frozen=True)
+class Ref:
+    """Stands in for an ObjectRef: await it for the value."""
+
+    value: Any
+
+    def __await__(self) -> Generator[None, None, Any]:
+        return self.value
+        yield
+
+
+def painted(slot: Slot) -> Painted:
+    """A picture of one colour, which is the slot's index."""
+    pixels = np.full((slot.height, slot.width, 3), slot.index, dtype=np.uint8)
+    return Painted(slot.width, slot.height, f"image/{slot.output_format}", f"picture{slot.seed}", Work(0, 0, 0, 0), Ref(pixels))
+
+
+async def nothing_special(slot: Slot) -> None: ...
+
+
+@dataclass
+class FakeFleet(Fleet):
+    """Paints at once. `before` runs in each slot's call and may wait or raise; `open` are the slots being painted."""
+
+    before: Callable[[Slot], Awaitable[None]] = nothing_special
+    status: FleetStatus = field(default_factory=lambda: FleetStatus((REPLICA, REPLICA), images_per_second=1.0))
+    unseen: str = ""
+    open: set[int] = field(default_factory=set)
+    slots: list[Slot] = field(default_factory=list)
+
+    async def keep_polling(self) -> None: ...
+
+    async def paint(self, slot: Slot) -> AsyncGenerator[SlotEvent]:
+        self.open.add(slot.index)
+        self.slots.append(slot)
+        try:
+            await self.before(slot)
+            yield painted(slot)
+        finally:
+            self.open.discard(slot.index)
+
+    async def watch(self, slot: Slot) -> AsyncGenerator[SlotEvent]:
+        yield Progress(1)
+        yield Preview(1, 8, 8, "preview")
+        async for event in self.paint(slot):
+            yield event
+
+    async def cut_off(self, prompt: str) -> str:
+        return self.unseen if prompt else ""
+
+
+class Metrics:
+    """Counts what an ingress would."""
+
+    def __init__(self) -> None:
+        self.first_previews: list[float] = []
+        self.repaints = 0
+
+    def first_preview(self, seconds: float) -> None:
+        self.first_previews.append(seconds)
+
+    def repainted(self) -> None:
+        self.repaints += 1

@@ -1,0 +1,166 @@
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+
+import pytest
+
+from serve_app.errors import ReplicaLost, SlotCancelled, SlotFailed
+from serve_app.fanout.batch import Batch
+from serve_app.fanout.line import Line
+from serve_app.messages import Painted, Preview, Progress, Slot, SlotEvent, Work
+from serve_app.schemas import CancelledEvent, Event, FailedEvent, ImageEvent, PreviewEvent, ProgressEvent, QueuedEvent
+from tests.conftest import make_slot
+
+PAINTED = Painted(64, 64, "image/png", "cGljdHVyZQ==", Work(0.1, 0.2, 0.3, 0.4), pixels="ref")
+Script = Callable[[Slot], AsyncGenerator[SlotEvent]]
+
+
+def slots(n: int) -> list[Slot]:
+    return [make_slot(index=i, seed=50 + i) for i in range(n)]
+
+
+def batch_of(n: int, line: Line | None = None, capacity: int = 100, repaints: list[None] | None = None) -> Batch:
+    repainted = [] if repaints is None else repaints
+    return Batch(slots(n), line or Line(100), lambda: capacity, time.monotonic(), lambda: repainted.append(None))
+
+
+async def events_of(batch: Batch, paint: Script, seconds: float = 30) -> list[Event]:
+    with batch.in_line():
+        return [event async for event in batch.run(paint, time.monotonic() + seconds)]
+
+
+async def picture(slot: Slot) -> AsyncGenerator[SlotEvent]:
+    yield Progress(1)
+    yield Preview(1, 8, 8, "cHJldmlldw==")
+    yield PAINTED
+
+
+async def test_each_slots_events_come_in_order_and_carry_its_seed() -> None:
+    batch = batch_of(3)
+    events = await events_of(batch, picture)
+    for index in range(3):
+        own = [e for e in events if getattr(e, "index", None) == index]
+        assert [type(e) for e in own] == [ProgressEvent, PreviewEvent, ImageEvent]
+        assert {getattr(e, "seed", None) for e in own} == {50 + index}
+    assert sorted(batch.images) == [0, 1, 2]
+    assert batch.pixels == {0: "ref", 1: "ref", 2: "ref"}
+    assert batch.timings is not None
+    assert batch.timings.decode == 0.3
+
+
+async def test_no_image_waits_for_another() -> None:
+    release = asyncio.Event()
+
+    async def paint(slot: Slot) -> AsyncGenerator[SlotEvent]:
+        if slot.index == 0:
+            await release.wait()
+        yield PAINTED
+
+    batch = batch_of(2)
+    async with aclosing(batch.run(paint, time.monotonic() + 30)) as events:
+        first = await anext(events)
+        assert isinstance(first, ImageEvent)
+        assert first.index == 1
+        release.set()
+        assert [e.index async for e in events if isinstance(e, ImageEvent)] == [0]
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "type_"),
+    [
+        (SlotFailed("out_of_memory", "no room"), FailedEvent, "out_of_memory"),
+        (SlotCancelled(), CancelledEvent, "cancelled"),
+        (ReplicaLost(), FailedEvent, "replica_lost"),
+        (ZeroDivisionError("secret"), FailedEvent, "internal"),
+    ],
+)
+async def test_a_failing_slot_beside_good_ones(error: Exception, kind: type[FailedEvent] | type[CancelledEvent], type_: str) -> None:
+    async def paint(slot: Slot) -> AsyncGenerator[SlotEvent]:
+        if slot.index == 1:
+            raise error
+        yield PAINTED
+
+    events = await events_of(batch_of(3), paint)
+    assert sorted(e.index for e in events if isinstance(e, ImageEvent)) == [0, 2]
+    (bad,) = [e for e in events if isinstance(e, kind)]
+    assert (bad.index, bad.seed, bad.error.type) == (1, 51, type_)
+    assert "secret" not in bad.error.message
+
+
+async def test_a_slot_whose_replica_is_lost_is_painted_once_more() -> None:
+    tries: list[Slot] = []
+    repaints: list[None] = []
+
+    async def paint(slot: Slot) -> AsyncGenerator[SlotEvent]:
+        tries.append(slot)
+        yield Progress(1)
+        if len(tries) == 1:
+            raise ReplicaLost
+        yield PAINTED
+
+    batch = batch_of(1, repaints=repaints)
+    events = await events_of(batch, paint)
+    assert isinstance(events[-1], ImageEvent)
+    assert tries == [make_slot(seed=50)] * 2, "the very same slot: seed and all"
+    assert len(repaints) == 1
+
+
+async def test_at_the_deadline_the_rest_has_failed_and_is_cancelled() -> None:
+    closed: list[int] = []
+
+    async def paint(slot: Slot) -> AsyncGenerator[SlotEvent]:
+        try:
+            if slot.index:
+                await asyncio.Event().wait()
+            yield PAINTED
+        finally:
+            closed.append(slot.index)
+
+    batch = batch_of(3)
+    events = await events_of(batch, paint, seconds=0.2)
+    assert [e.index for e in events if isinstance(e, ImageEvent)] == [0]
+    assert [(e.index, e.error.type) for e in events if isinstance(e, FailedEvent)] == [(1, "deadline_exceeded"), (2, "deadline_exceeded")]
+    assert sorted(closed) == [0, 1, 2]
+
+
+async def test_closing_the_events_closes_every_call_and_gives_up_the_places_in_line() -> None:
+    open_calls: set[int] = set()
+
+    async def paint(slot: Slot) -> AsyncGenerator[SlotEvent]:
+        open_calls.add(slot.index)
+        try:
+            yield Progress(1)
+            await asyncio.Event().wait()
+        finally:
+            open_calls.discard(slot.index)
+
+    line = Line(100)
+    batch = batch_of(3, line)
+    with batch.in_line():
+        async with aclosing(batch.run(paint, time.monotonic() + 30)) as events:
+            await anext(events)
+            await asyncio.sleep(0)
+            assert open_calls == {0, 1, 2}
+            assert line.waiting(0) == 3
+        assert not open_calls
+    assert line.waiting(0) == 0
+
+
+async def test_waiting_slots_are_told_their_place_whenever_it_changes() -> None:
+    turn = [asyncio.Event() for _ in range(3)]
+
+    async def paint(slot: Slot) -> AsyncGenerator[SlotEvent]:
+        await turn[slot.index].wait()
+        yield PAINTED
+
+    batch = batch_of(3, Line(100), capacity=1)
+    with batch.in_line():
+        async with aclosing(batch.run(paint, time.monotonic() + 30)) as events:
+            assert [await anext(events), await anext(events)] == [QueuedEvent(index=1, position=1), QueuedEvent(index=2, position=2)]
+            turn[0].set()
+            assert isinstance(await anext(events), ImageEvent)
+            assert await anext(events) == QueuedEvent(index=2, position=1)
+            turn[1].set()
+            turn[2].set()
+            assert [type(e) async for e in events] == [ImageEvent, ImageEvent]

@@ -1,0 +1,44 @@
+import pytest
+
+from serve_app.fanout.plan import seeds_of, slots_of
+from serve_app.schemas import GenerateRequest
+
+
+@pytest.mark.parametrize(("seed", "images", "expected"), [(0, 3, [0, 1, 2]), (2**32 - 2, 4, [2**32 - 2, 2**32 - 1, 0, 1]), (7, 1, [7])])
+def test_seeds_count_up_from_the_first_and_wrap(seed: int, images: int, expected: list[int]) -> None:
+    assert seeds_of(GenerateRequest(prompt="a", seed=seed, num_images=images)) == expected
+
+
+def test_without_a_seed_the_base_is_random() -> None:
+    request = GenerateRequest(prompt="a", num_images=2)
+    first, second = seeds_of(request), seeds_of(request)
+    assert first != second
+    assert first[1] == (first[0] + 1) % 2**32
+
+
+def test_listed_seeds_are_taken_as_they_are() -> None:
+    assert seeds_of(GenerateRequest(prompt="a", seeds=[9, 3, 5])) == [9, 3, 5]
+
+
+def test_slots_carry_everything_a_picture_depends_on() -> None:
+    request = GenerateRequest(
+        prompt="a",
+        negative_prompt="b",
+        width=64,
+        height=72,
+        num_inference_steps=3,
+        guidance_scale=2.5,
+        output_format="webp",
+        preview_every=2,
+        grid=True,
+    )
+    first, second = slots_of(request, [5, 6], "ddim")
+    assert (first.index, first.seed, second.index, second.seed) == (0, 5, 1, 6)
+    assert (first.prompt, first.negative_prompt, first.width, first.height) == ("a", "b", 64, 72)
+    assert (first.num_inference_steps, first.guidance_scale, first.scheduler) == (3, 2.5, "ddim")
+    assert (first.output_format, first.preview_every, first.keep_pixels) == ("webp", 2, True)
+
+
+def test_a_named_scheduler_wins_over_the_models() -> None:
+    request = GenerateRequest(prompt="a", scheduler="unipc")
+    assert slots_of(request, [1], "ddim")[0].scheduler == "unipc"

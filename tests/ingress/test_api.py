@@ -1,0 +1,371 @@
+"""The routes over a fan-out whose fleet is a fake: everything HTTP, nothing of Ray's cluster."""
+
+import asyncio
+import base64
+import io
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from starlette.testclient import TestClient
+
+from serve_app import __version__
+from serve_app.config import AdmissionConfig, AppArgs, LimitsConfig
+from serve_app.errors import SlotFailed
+from serve_app.fanout.fanout import FanOut
+from serve_app.fanout.fleet import FleetStatus
+from serve_app.ingress.api import create_api
+from serve_app.messages import Slot
+from tests.fakes import REPLICA, FakeFleet, Metrics
+
+ARGS = AppArgs(limits=LimitsConfig(max_images=9, max_steps=50, max_body_bytes=10_000), admission=AdmissionConfig(max_waiting_images=9))
+
+
+@pytest.fixture
+def fleet() -> FakeFleet:
+    return FakeFleet()
+
+
+@pytest.fixture
+def metrics() -> Metrics:
+    return Metrics()
+
+
+@pytest.fixture
+def client(fleet: FakeFleet, metrics: Metrics) -> Iterator[TestClient]:
+    with TestClient(create_api(FanOut(fleet, ARGS, metrics), ARGS), raise_server_exceptions=False) as client:
+        yield client
+
+
+def events_of(response: Any) -> list[dict[str, Any]]:
+    """Return a stream's events, each with its `event:` name and its data's type checked against each other."""
+    events = []
+    for frame in response.text.strip().split("\n\n"):
+        if frame.startswith(":"):
+            continue
+        name, data = frame.split("\n")
+        event = json.loads(data.removeprefix("data: "))
+        assert name == f"event: {event['type']}"
+        events.append(event)
+    return events
+
+
+def test_generate_returns_all_images_in_order(client: TestClient) -> None:
+    response = client.post("/generate", json={"prompt": "a cat", "seed": 7, "num_images": 3})
+    assert response.status_code == 200
+    answer = response.json()
+    assert set(answer) == {"id", "created", "parameters", "images", "grid", "timings", "warnings"}
+    assert answer["images"] == [
+        {"index": i, "seed": 7 + i, "status": "succeeded", "width": 256, "height": 256, "media_type": "image/png", "b64_json": f"picture{7 + i}"}
+        for i in range(3)
+    ]
+    assert answer["parameters"] == {
+        "prompt": "a cat",
+        "negative_prompt": "",
+        "width": 256,
+        "height": 256,
+        "num_inference_steps": 20,
+        "guidance_scale": 5.0,
+        "scheduler": "euler",
+        "output_format": "png",
+        "model": {"name": "fake", "revision": None, "hash": "0123456789"},
+    }
+    assert set(answer["timings"]) == {"queue", "encode_prompt", "denoise", "decode", "encode", "total"}
+    assert answer["grid"] is None
+    assert answer["warnings"] == []
+
+
+def test_four_images_where_nothing_is_said(client: TestClient) -> None:
+    seeds = [image["seed"] for image in client.post("/generate", json={"prompt": "a"}).json()["images"]]
+    assert [(s - seeds[0]) % 2**32 for s in seeds] == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize(("count", "columns", "rows"), [(1, 1, 1), (2, 2, 1), (3, 2, 2), (5, 3, 2), (9, 3, 3)])
+def test_the_grid_holds_the_pictures_untouched(client: TestClient, count: int, columns: int, rows: int) -> None:
+    grid = client.post("/generate", json={"prompt": "a", "num_images": count, "width": 64, "height": 72, "grid": True}).json()["grid"]
+    assert (grid["width"], grid["height"], grid["media_type"]) == (64 * columns, 72 * rows, "image/png")
+    pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(grid["b64_json"]))))
+    for index in range(columns * rows):
+        top, left = index // columns * 72, index % columns * 64
+        cell = pixels[top : top + 72, left : left + 64]
+        assert (cell == (index if index < count else 128)).all()
+
+
+def test_a_failed_cell_is_grey(client: TestClient, fleet: FakeFleet) -> None:
+    async def second_fails(slot: Slot) -> None:
+        if slot.index == 1:
+            raise SlotFailed("out_of_memory", "no room")
+
+    fleet.before = second_fails
+    answer = client.post("/generate", json={"prompt": "a", "seed": 0, "num_images": 2, "width": 64, "height": 64, "grid": True}).json()
+    assert answer["images"][1] == {"index": 1, "seed": 1, "status": "failed", "error": {"type": "out_of_memory", "message": "no room"}}
+    pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(answer["grid"]["b64_json"]))))
+    assert (pixels[:, :64] == 0).all()
+    assert (pixels[:, 64:] == 128).all()
+
+
+def test_all_failed_is_a_500(client: TestClient, fleet: FakeFleet) -> None:
+    async def fail(slot: Slot) -> None:
+        raise SlotFailed("out_of_memory", "no room")
+
+    fleet.before = fail
+    response = client.post("/generate", json={"prompt": "a"})
+    assert response.status_code == 500
+    assert response.json() == {"error": {"type": "generation_failed", "message": "all images failed: no room", "param": None}}
+    events = events_of(client.post("/stream", json={"prompt": "a", "num_images": 2}))
+    assert [e["type"] for e in events if e["type"] in ("failed", "completed", "error")] == ["failed", "failed", "error"]
+    assert events[-1] == {"type": "error", **response.json()}
+
+
+def test_stream_tells_the_whole_story(client: TestClient, metrics: Metrics) -> None:
+    response = client.post("/stream", json={"prompt": "a cat", "seed": 7, "num_images": 2, "grid": True})
+    assert response.headers["content-type"].startswith("text/event-stream")
+    events = events_of(response)
+    start, end = events[0], events[-1]
+    assert (start["type"], start["seeds"], start["warnings"]) == ("start", [7, 8], [])
+    assert start["parameters"]["prompt"] == "a cat"
+    assert (end["type"], end["id"]) == ("completed", start["id"])
+    assert set(end["timings"]) == {"queue", "encode_prompt", "denoise", "decode", "encode", "total"}
+    for index in range(2):
+        own = [e for e in events if e.get("index") == index]
+        where = {"index": index, "seed": 7 + index}
+        assert own == [
+            {"type": "progress", **where, "step": 1, "num_inference_steps": 20},
+            {
+                "type": "preview",
+                **where,
+                "step": 1,
+                "num_inference_steps": 20,
+                "width": 8,
+                "height": 8,
+                "media_type": "image/jpeg",
+                "b64_json": "preview",
+            },
+            {
+                "type": "image",
+                **where,
+                "status": "succeeded",
+                "width": 256,
+                "height": 256,
+                "media_type": "image/png",
+                "b64_json": f"picture{7 + index}",
+            },
+        ]
+    assert [e["type"] for e in events][-2] == "grid"
+    assert len(metrics.first_previews) == 1
+
+
+def test_busy_service_tells_the_place_in_line(client: TestClient, fleet: FakeFleet) -> None:
+    fleet.status = FleetStatus((REPLICA,))
+    events = events_of(client.post("/stream", json={"prompt": "a", "num_images": 6}))
+    queued = [(e["index"], e["position"]) for e in events if e["type"] == "queued"]
+    assert queued[:2] == [(4, 1), (5, 2)]
+
+
+@pytest.mark.parametrize(
+    ("change", "warning"),
+    [
+        ({"guidance_scale": 1, "negative_prompt": "dull"}, "negative_prompt has no effect"),
+        ({"guidance_scale": 1}, None),
+        ({"negative_prompt": "dull"}, None),
+    ],
+)
+def test_warnings_say_what_a_person_should_know(client: TestClient, change: dict[str, Any], warning: str | None) -> None:
+    body = {"prompt": "a", "num_images": 1, **change}
+    start = events_of(client.post("/stream", json=body))[0]
+    assert start["warnings"] == client.post("/generate", json=body).json()["warnings"]
+    assert bool(start["warnings"]) == bool(warning)
+    if warning:
+        assert start["warnings"][0].startswith(warning)
+
+
+def test_a_prompt_that_is_cut_off_is_a_warning(client: TestClient, fleet: FakeFleet) -> None:
+    fleet.unseen = "and a dog"
+    assert "it does not see: and a dog" in client.post("/generate", json={"prompt": "a cat and a dog"}).json()["warnings"][0]
+
+
+BAD = [
+    ({}, "prompt"),
+    ({"prompt": ""}, "prompt"),
+    ({"prompt": "a" * 2001}, "prompt"),
+    ({"prompt": None}, "prompt"),
+    ({"prompt": 5}, "prompt"),
+    ({"prompt": ["a"]}, "prompt"),
+    ({"negative_prompt": "a" * 2001}, "negative_prompt"),
+    ({"negative_prompt": None}, "negative_prompt"),
+    ({"num_images": 0}, "num_images"),
+    ({"num_images": 10}, "num_images"),
+    ({"num_images": 1.5}, "num_images"),
+    ({"num_images": "4"}, "num_images"),
+    ({"num_images": True}, "num_images"),
+    ({"seed": -1}, "seed"),
+    ({"seed": 2**32}, "seed"),
+    ({"seed": "7"}, "seed"),
+    ({"seeds": []}, "seeds"),
+    ({"seeds": list(range(10))}, "seeds"),
+    ({"seeds": [1, 1]}, "seeds"),
+    ({"seeds": [1, -1]}, "seeds.1"),
+    ({"seeds": [2**32]}, "seeds.0"),
+    ({"seeds": [1], "seed": 1}, "seeds"),
+    ({"seeds": [1], "num_images": 1}, "seeds"),
+    ({"width": 100}, "width"),
+    ({"width": 56}, "width"),
+    ({"width": 520}, "width"),
+    ({"height": 0}, "height"),
+    ({"height": "256"}, "height"),
+    ({"num_inference_steps": 0}, "num_inference_steps"),
+    ({"num_inference_steps": 51}, "num_inference_steps"),
+    ({"guidance_scale": -0.1}, "guidance_scale"),
+    ({"guidance_scale": 30.1}, "guidance_scale"),
+    ({"guidance_scale": "5"}, "guidance_scale"),
+    ({"scheduler": "plms"}, "scheduler"),
+    ({"output_format": "gif"}, "output_format"),
+    ({"preview_every": -1}, "preview_every"),
+    ({"preview_every": 101}, "preview_every"),
+    ({"grid": "yes"}, "grid"),
+    ({"steps": 20}, "steps"),
+]
+
+
+@pytest.mark.parametrize("route", ["/generate", "/stream"])
+@pytest.mark.parametrize(("change", "param"), BAD, ids=lambda value: json.dumps(value)[:40])
+def test_bad_input_is_a_422_that_names_the_field(client: TestClient, fleet: FakeFleet, route: str, change: dict[str, Any], param: str) -> None:
+    response = client.post(route, json={"prompt": "a", **change} if change else {})
+    assert response.status_code == 422
+    error = response.json()["error"]
+    assert (error["type"], error["param"]) == ("invalid_request", param)
+    assert error["message"].startswith(f"{param}: ")
+    assert fleet.slots == []
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b'{"prompt": "a"', "not valid JSON"),
+        (b"", "JSON object"),
+        (b"[]", "JSON object"),
+        (b'"a"', "JSON object"),
+        (b"null", "JSON object"),
+        (b'{"prompt": "a", "guidance_scale": NaN}', "finite"),
+        (b'{"prompt": "\\ud800"}', "unicode"),
+        (b"\xff\xfe", ""),
+    ],
+)
+def test_a_body_that_is_no_request_is_a_422(client: TestClient, content: bytes, says: str) -> None:
+    response = client.post("/generate", content=content, headers={"content-type": "application/json"})
+    assert response.status_code == 422, response.text
+    assert says in response.json()["error"]["message"]
+
+
+def test_json_under_another_content_type_says_what_to_send(client: TestClient) -> None:
+    response = client.post("/generate", content=b'{"prompt": "a"}', headers={"content-type": "application/x-www-form-urlencoded"})
+    assert response.status_code == 422
+    assert "Content-Type: application/json" in response.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+def test_too_large_a_body_is_a_413(client: TestClient, chunked: bool) -> None:
+    body = json.dumps({"prompt": "a" * 20_000}).encode()
+    content = iter([body[:5_000], body[5_000:]]) if chunked else body
+    response = client.post("/generate", content=content, headers={"content-type": "application/json"})
+    assert response.status_code == 413
+    assert response.json()["error"]["type"] == "payload_too_large"
+    assert "10000 bytes" in response.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(("method", "path", "status", "type_"), [("GET", "/nope", 404, "not_found"), ("GET", "/generate", 405, "method_not_allowed")])
+def test_wrong_routes_and_methods_answer_in_the_same_shape(client: TestClient, method: str, path: str, status: int, type_: str) -> None:
+    response = client.request(method, path)
+    assert response.status_code == status
+    assert set(response.json()["error"]) == {"type", "message", "param"}
+    assert response.json()["error"]["type"] == type_
+
+
+@pytest.mark.parametrize("route", ["/generate", "/stream"])
+def test_without_a_replica_it_is_a_503(client: TestClient, fleet: FakeFleet, route: str) -> None:
+    fleet.status = FleetStatus()
+    response = client.post(route, json={"prompt": "a"})
+    assert (response.status_code, response.json()["error"]["type"]) == (503, "not_ready")
+
+
+@pytest.mark.parametrize("route", ["/generate", "/stream"])
+def test_a_full_line_is_a_429_with_retry_after(client: TestClient, fleet: FakeFleet, route: str) -> None:
+    fleet.status = FleetStatus((), 0.5)
+    fleet.status = FleetStatus((REPLICA,), 0.5)  # 4 at once and 9 waiting
+    full = FanOut(fleet, ARGS, Metrics())
+    for image in range(10):
+        full._line.join(image, lambda: None)
+    with TestClient(create_api(full, ARGS)) as busy:
+        response = busy.post(route, json={"prompt": "a", "num_images": 4})
+        assert (response.status_code, response.json()["error"]["type"]) == (429, "too_many_waiting")
+        assert response.headers["retry-after"] == "2"
+        assert busy.post(route, json={"prompt": "a", "num_images": 3}).status_code == 200
+        assert len(full._line.positions(0)) == 10, "places in line are given back"
+
+
+def test_the_deadline_with_nothing_finished_is_a_504(fleet: FakeFleet) -> None:
+    async def forever(slot: Slot) -> None:
+        await asyncio.Event().wait()
+
+    fleet.before = forever
+    args = ARGS.model_copy(update={"request_timeout_s": 0.1})
+    with TestClient(create_api(FanOut(fleet, args, Metrics()), args)) as client:
+        response = client.post("/generate", json={"prompt": "a"})
+        assert (response.status_code, response.json()["error"]["type"]) == (504, "deadline_exceeded")
+        events = events_of(client.post("/stream", json={"prompt": "a", "num_images": 1}))
+        assert [e["type"] for e in events][-2:] == ["failed", "error"]
+    assert not fleet.open
+
+
+def test_the_deadline_with_something_finished_returns_that(fleet: FakeFleet) -> None:
+    async def second_forever(slot: Slot) -> None:
+        if slot.index == 1:
+            await asyncio.Event().wait()
+
+    fleet.before = second_forever
+    args = ARGS.model_copy(update={"request_timeout_s": 0.2})
+    with TestClient(create_api(FanOut(fleet, args, Metrics()), args)) as client:
+        answer = client.post("/generate", json={"prompt": "a", "num_images": 2}).json()
+    assert [image["status"] for image in answer["images"]] == ["succeeded", "failed"]
+    assert answer["images"][1]["error"]["type"] == "deadline_exceeded"
+
+
+def test_a_fault_of_ours_keeps_its_details_to_itself(client: TestClient, fleet: FakeFleet, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(prompt: str) -> str:
+        raise ZeroDivisionError("/secret/path")
+
+    monkeypatch.setattr(fleet, "cut_off", broken)
+    response = client.post("/generate", json={"prompt": "a"})
+    assert response.status_code == 500
+    assert response.json()["error"]["type"] == "internal"
+    assert "secret" not in response.text
+    assert "ZeroDivision" not in response.text
+
+
+def test_health_says_whether_images_can_be_painted(client: TestClient, fleet: FakeFleet) -> None:
+    response = client.get("/health")
+    assert (response.status_code, response.json()) == (200, {"status": "ready", "replicas": {"ready": 2, "target": 2}, "version": __version__})
+    fleet.status = FleetStatus()
+    response = client.get("/health")
+    assert (response.status_code, response.json()["status"]) == (503, "starting")
+
+
+def test_status_says_how_busy_the_fleet_is(client: TestClient) -> None:
+    assert client.get("/status").json() == {
+        "replicas": {"ready": 2, "target": 2},
+        "images_in_flight": 0,
+        "images_waiting": 0,
+        "images_per_second": 1.0,
+    }
+
+
+def test_openapi_shows_the_limits_that_hold(client: TestClient) -> None:
+    document = client.get("/openapi.json").json()
+    fields = document["components"]["schemas"]["GenerateRequest"]["properties"]
+    assert (fields["num_images"]["maximum"], fields["num_inference_steps"]["maximum"], fields["width"]["maximum"]) == (9, 50, 512)
+    assert all(field["description"] for field in fields.values())
+    assert {"413", "422", "429", "503"} <= set(document["paths"]["/stream"]["post"]["responses"])
+    assert document["paths"]["/generate"]["post"]["responses"]["422"]["content"]["application/json"]["schema"]["$ref"].endswith("/ErrorBody")

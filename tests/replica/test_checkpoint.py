@@ -1,0 +1,96 @@
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import EulerAncestralDiscreteScheduler, LCMScheduler
+
+from serve_app.config import ModelConfig
+from serve_app.models.tiny import PREVIEW_FOLDER, build
+from serve_app.replica.checkpoint import CheckpointError, load_checkpoint, weights_hash
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def copy(tiny_path: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(tiny_path, tmp_path / "copy"))
+
+
+def test_the_name_is_the_last_part_of_the_path_or_as_configured(tiny_path: Path) -> None:
+    assert load_checkpoint(ModelConfig(path=str(tiny_path)), CPU).info.name == tiny_path.name
+    assert load_checkpoint(ModelConfig(path=str(tiny_path), name="mine"), CPU).info.name == "mine"
+
+
+def test_previews_are_an_option(tiny_path: Path, copy: Path) -> None:
+    assert load_checkpoint(ModelConfig(path=str(tiny_path)), CPU).preview_vae is None
+    elsewhere = str(copy / PREVIEW_FOLDER)
+    for preview_path in (PREVIEW_FOLDER, elsewhere):
+        assert load_checkpoint(ModelConfig(path=str(tiny_path), preview_path=preview_path), CPU).preview_vae is not None
+
+
+def test_the_default_scheduler_is_the_checkpoints_or_as_configured(copy: Path) -> None:
+    EulerAncestralDiscreteScheduler(timestep_spacing="trailing").save_pretrained(copy / "scheduler")
+    index = json.loads((copy / "model_index.json").read_text())
+    index["scheduler"] = ["diffusers", "EulerAncestralDiscreteScheduler"]
+    (copy / "model_index.json").write_text(json.dumps(index))
+    assert load_checkpoint(ModelConfig(path=str(copy)), CPU).scheduler == "euler_a"
+    assert load_checkpoint(ModelConfig(path=str(copy), scheduler="unipc"), CPU).scheduler == "unipc"
+
+
+def test_an_unknown_scheduler_is_an_error_that_names_the_setting(copy: Path) -> None:
+    LCMScheduler().save_pretrained(copy / "scheduler")
+    index = json.loads((copy / "model_index.json").read_text())
+    index["scheduler"] = ["diffusers", "LCMScheduler"]
+    (copy / "model_index.json").write_text(json.dumps(index))
+    with pytest.raises(CheckpointError, match=r"model\.scheduler: .*LCMScheduler"):
+        load_checkpoint(ModelConfig(path=str(copy)), CPU)
+
+
+def test_a_distilled_unet_is_refused(copy: Path) -> None:
+    config = json.loads((copy / "unet" / "config.json").read_text())
+    config["time_cond_proj_dim"] = 8
+    (copy / "unet" / "config.json").write_text(json.dumps(config))
+    with pytest.raises((CheckpointError, ValueError)):
+        load_checkpoint(ModelConfig(path=str(copy)), CPU)
+
+
+@pytest.mark.parametrize(("dtype", "vae"), [("bfloat16", torch.bfloat16), ("float16", torch.bfloat16)])
+def test_the_vae_never_runs_in_float16_unless_it_is_safe(tiny_path: Path, dtype: str, vae: torch.dtype) -> None:
+    checkpoint = load_checkpoint(ModelConfig(path=str(tiny_path), dtype=dtype), CPU)  # type: ignore[arg-type]
+    assert checkpoint.unet.dtype == getattr(torch, dtype)
+    assert checkpoint.vae.dtype == vae
+
+
+def test_the_hash_changes_with_the_weights_alone(tiny_path: Path, copy: Path) -> None:
+    original = weights_hash(tiny_path, None)
+    assert weights_hash(copy, None) == original
+    (copy / "scheduler" / "scheduler_config.json").write_text("{}")
+    assert weights_hash(copy, None) == original
+    with (copy / "unet" / "diffusion_pytorch_model.safetensors").open("r+b") as file:
+        file.seek(-1, 2)
+        file.write(b"\x7f")
+    assert weights_hash(copy, None) != original
+
+
+def test_a_variants_weights_are_its_own(copy: Path) -> None:
+    with pytest.raises((OSError, ValueError)):
+        load_checkpoint(ModelConfig(path=str(copy), variant="fp16"), CPU)
+    for component in ("text_encoder", "text_encoder_2", "unet", "vae"):
+        for file in (copy / component).glob("*.safetensors"):
+            file.rename(file.with_name(file.name.replace(".safetensors", ".fp16.safetensors")))
+    checkpoint = load_checkpoint(ModelConfig(path=str(copy), variant="fp16"), CPU)
+    assert checkpoint.info.hash == weights_hash(copy, "fp16")
+
+
+def test_pickled_weights_are_never_loaded(copy: Path) -> None:
+    weights = copy / "unet" / "diffusion_pytorch_model.safetensors"
+    weights.rename(weights.with_suffix(".bin"))
+    with pytest.raises(OSError, match=r"\.safetensors"):
+        load_checkpoint(ModelConfig(path=str(copy)), CPU)
+
+
+def test_the_tiny_model_is_the_same_every_time_it_is_built(tiny_path: Path, tmp_path: Path) -> None:
+    assert weights_hash(build(tmp_path), None) == weights_hash(tiny_path, None)
+    assert [p.name for p in tmp_path.iterdir()] == [tiny_path.name], "nothing half-made is left behind"

@@ -1,0 +1,279 @@
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from serve_app.config import PreviewConfig
+from serve_app.errors import SlotFailed
+from serve_app.messages import Painted, Preview, Progress
+from serve_app.replica import engine as engine_module
+from serve_app.replica.checkpoint import Checkpoint
+from serve_app.replica.prompts import PromptEmbedding, PromptEncoder
+from tests.conftest import Collector, MakeEngine, make_slot
+
+
+def pixels(painted: Painted) -> Any:
+    return np.asarray(painted.pixels)
+
+
+def psnr(a: Any, b: Any) -> float:
+    error = np.mean((a.astype(float) - b.astype(float)) ** 2)
+    return float("inf") if error == 0 else float(10 * np.log10(255**2 / error))
+
+
+class Gate:
+    """Holds the engine before a step until it is opened, so that a test knows where the loop stands."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._predict = engine_module.predict
+        self._permits = threading.Semaphore(0)
+        self._arrived = threading.Semaphore(0)
+        self.groups: list[list[Any]] = []
+        monkeypatch.setattr(engine_module, "predict", self._gated)
+
+    def _gated(self, checkpoint: Checkpoint, trajectories: Any, buckets: Any) -> Any:
+        self.groups.append(list(trajectories))
+        self._arrived.release()
+        assert self._permits.acquire(timeout=60)
+        return self._predict(checkpoint, trajectories, buckets)
+
+    def wait(self) -> None:
+        """Wait until the loop stands before its next step."""
+        assert self._arrived.acquire(timeout=60)
+
+    def step(self, steps: int = 1) -> None:
+        """Let the loop take steps, and wait until it stands before the one after."""
+        for _ in range(steps):
+            self._permits.release()
+            self.wait()
+
+    def open(self) -> None:
+        self._permits.release(10_000)
+
+
+@pytest.fixture
+def gate(monkeypatch: pytest.MonkeyPatch) -> Gate:
+    return Gate(monkeypatch)
+
+
+def test_picture_is_the_stock_pipelines(checkpoint: Checkpoint, make_engine: MakeEngine) -> None:
+    (painted,) = make_engine().paint(make_slot(keep_pixels=True))
+    stock = checkpoint.pipe(
+        "a red apple", width=64, height=64, num_inference_steps=4, guidance_scale=5.0, generator=torch.Generator("cpu").manual_seed(7)
+    ).images[0]
+    assert np.abs(pixels(painted).astype(int) - np.asarray(stock).astype(int)).max() <= 1
+
+
+def test_each_image_depends_on_its_seed_alone(make_engine: MakeEngine) -> None:
+    running = make_engine(max_batch_size=4, row_buckets=(8,))
+    slots = [make_slot(index=i, seed=100 + i, keep_pixels=True) for i in range(4)]
+    together = running.paint(*slots)
+    alone = [running.paint(slot)[0] for slot in slots]
+    mixed = running.paint(make_slot(seed=1, scheduler="euler_a", guidance_scale=0, prompt="other"), slots[2])[1]
+    assert len({p.b64_json for p in together}) == 4
+    for a, b in zip(together, alone, strict=True):
+        assert np.array_equal(pixels(a), pixels(b)), "one fixed bucket makes every picture bit-exact"
+    assert np.array_equal(pixels(mixed), pixels(together[2]))
+
+
+def test_any_place_in_a_batch_gives_the_same_bits(make_engine: MakeEngine, gate: Gate) -> None:
+    running = make_engine(max_batch_size=4)
+    gate.open()
+    seeds = [5, 6, 7, 8]
+    forward = running.paint(*[make_slot(seed=s, keep_pixels=True) for s in seeds])
+    backward = running.paint(*[make_slot(seed=s, keep_pixels=True) for s in reversed(seeds)])
+    assert all(len(group) == 4 for group in gate.groups)
+    for a, b in zip(forward, reversed(backward), strict=True):
+        assert np.array_equal(pixels(a), pixels(b))
+
+
+def test_another_bucket_is_within_60_db(make_engine: MakeEngine) -> None:
+    slot = make_slot(keep_pixels=True, num_inference_steps=20)
+    alone = pixels(make_engine(row_buckets=(8,)).paint(slot)[0])
+    for buckets in ((), (16,)):
+        assert psnr(alone, pixels(make_engine(row_buckets=buckets).paint(slot)[0])) >= 60
+
+
+def test_a_slot_joins_and_leaves_between_steps(make_engine: MakeEngine, gate: Gate) -> None:
+    running = make_engine(max_batch_size=4)
+    long = running.submit(make_slot(num_inference_steps=6))
+    gate.wait()
+    short = running.submit(make_slot(num_inference_steps=2))
+    gate.step()
+    assert [len(group) for group in gate.groups] == [1, 2], "the newcomer takes part in the very next step"
+    gate.step(2)
+    assert isinstance(short.result(), Painted)
+    assert [len(group) for group in gate.groups] == [1, 2, 2, 1]
+    gate.open()
+    assert isinstance(long.result(), Painted)
+
+
+def test_slots_beyond_the_batch_wait_in_order(make_engine: MakeEngine, gate: Gate) -> None:
+    running = make_engine(max_batch_size=1)
+    prompts = ["first", "second", "third"]
+    collectors = running.submit_together(*[make_slot(prompt=prompt, num_inference_steps=2) for prompt in prompts])
+    gate.wait()
+    assert (running.engine.load().active, running.engine.load().waiting) == (1, 2)
+    gate.open()
+    for collector in collectors:
+        collector.result()
+    painted = [group[0].tokens[1:] for group in gate.groups]
+    expected = [running.engine._prompts.encode(prompt).tokens for prompt in prompts for _ in range(2)]
+    assert len(painted) == 6
+    assert all(torch.equal(a, b) for a, b in zip(painted, expected, strict=True)), "in order, and each until it is done"
+    assert (running.engine.load().active, running.engine.load().waiting) == (0, 0)
+
+
+def test_sizes_take_turns(make_engine: MakeEngine, gate: Gate) -> None:
+    running = make_engine(max_batch_size=4)
+    gate.open()
+    running.paint(*[make_slot(width=width, num_inference_steps=4) for width in (64, 64, 128)])
+    widths = [group[0].latents.shape[-1] for group in gate.groups]
+    assert widths == [8, 16] * 4
+    assert [len(group) for group in gate.groups] == [2, 1] * 4
+
+
+@pytest.mark.parametrize("steps_before", [0, 1, 3])
+def test_a_cancelled_slot_frees_the_engine_within_one_step(make_engine: MakeEngine, gate: Gate, steps_before: int) -> None:
+    running = make_engine(max_batch_size=2)
+    cancelled, stays = Collector(), Collector()
+    job = running.engine.submit(make_slot(num_inference_steps=50), cancelled.post)
+    running.engine.submit(make_slot(num_inference_steps=6), stays.post)
+    gate.wait()
+    gate.step(steps_before)
+    running.engine.cancel(job)
+    gate.step()  # the step that was under way
+    assert len(gate.groups[-1]) == 1, "the very next step goes without it"
+    gate.open()
+    stays.result()
+    assert sorted(running.watch.outcomes) == ["cancelled", "succeeded"]
+
+
+def test_a_waiting_slot_is_cancelled_at_once(make_engine: MakeEngine, gate: Gate) -> None:
+    running = make_engine(max_batch_size=1)
+    first = running.submit(make_slot(num_inference_steps=2))
+    gate.wait()
+    job = running.engine.submit(make_slot(), Collector().post)
+    running.engine.cancel(job)
+    assert running.engine.load().waiting == 0
+    gate.open()
+    first.result()
+    assert running.watch.outcomes == ["cancelled", "succeeded"]
+
+
+def poisoned(monkeypatch: pytest.MonkeyPatch, poison: Callable[[PromptEmbedding], PromptEmbedding]) -> None:
+    """Let the prompt "poison" be encoded to something else."""
+    encode = PromptEncoder.encode
+
+    def poisoning(self: PromptEncoder, prompt: str) -> PromptEmbedding:
+        embedding = encode(self, prompt)
+        return poison(embedding) if prompt == "poison" else embedding
+
+    monkeypatch.setattr(PromptEncoder, "encode", poisoning)
+
+
+def test_a_slot_that_turns_to_nan_leaves_its_neighbours_alone(make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    poisoned(monkeypatch, lambda e: PromptEmbedding(e.tokens * float("nan"), e.pooled))
+    running = make_engine(max_batch_size=2, row_buckets=(4,))
+    bad, good = running.submit_together(make_slot(prompt="poison"), make_slot(keep_pixels=True))
+    with pytest.raises(SlotFailed, match="not numbers"):
+        bad.result()
+    assert np.array_equal(pixels(good.result()), pixels(running.paint(make_slot(keep_pixels=True))[0]))
+
+
+def test_a_slot_that_cannot_be_prepared_fails_alone(
+    make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def explode(embedding: PromptEmbedding) -> PromptEmbedding:
+        raise ZeroDivisionError("secret detail")
+
+    poisoned(monkeypatch, explode)
+    running = make_engine()
+    bad, good = running.submit(make_slot(prompt="poison")), running.submit(make_slot())
+    with pytest.raises(SlotFailed) as failure:
+        bad.result()
+    assert failure.value.type == "internal"
+    assert "secret" not in failure.value.message
+    assert "secret detail" in caplog.text
+    assert isinstance(good.result(), Painted)
+
+
+def test_running_out_of_memory_fails_the_batch_and_no_more(make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    predict = engine_module.predict
+
+    def hungry(checkpoint: Checkpoint, trajectories: Any, buckets: Any) -> Any:
+        if trajectories[0].latents.shape[-1] > 8:
+            raise torch.OutOfMemoryError
+        return predict(checkpoint, trajectories, buckets)
+
+    monkeypatch.setattr(engine_module, "predict", hungry)
+    running = make_engine()
+    large, small = running.submit(make_slot(width=128)), running.submit(make_slot())
+    with pytest.raises(SlotFailed) as failure:
+        large.result()
+    assert failure.value.type == "out_of_memory"
+    assert isinstance(small.result(), Painted)
+    running.engine.check()
+
+
+def test_a_dead_device_is_reported_to_the_health_check(make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any) -> Any:
+        raise torch.AcceleratorError("an illegal memory access was encountered")
+
+    monkeypatch.setattr(engine_module, "predict", broken)
+    running = make_engine()
+    with pytest.raises(SlotFailed):
+        running.submit(make_slot()).result()
+    with pytest.raises(RuntimeError, match="device has failed"):
+        running.engine.check()
+
+
+def test_one_prompt_is_encoded_once_for_all_its_seeds(make_engine: MakeEngine, checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    encoded: list[str] = []
+    encode_prompt = checkpoint.pipe.encode_prompt
+
+    def counting(prompt: str, **kwargs: Any) -> Any:
+        encoded.append(prompt)
+        return encode_prompt(prompt, **kwargs)
+
+    monkeypatch.setattr(checkpoint.pipe, "encode_prompt", counting)
+    make_engine().paint(*[make_slot(seed=s, negative_prompt="dull") for s in range(4)])
+    assert encoded == ["a red apple", "dull"]
+
+
+@pytest.mark.parametrize(
+    ("every", "steps", "expected"), [(5, 20, [1, 5, 10, 15]), (1, 4, [1, 2, 3]), (0, 4, []), (100, 4, [1]), (2, 4, [1, 2]), (5, 1, []), (4, 4, [1])]
+)
+def test_previews_come_after_the_first_and_every_so_many_steps_but_never_the_last(
+    make_engine: MakeEngine, gate: Gate, every: int, steps: int, expected: list[int]
+) -> None:
+    collector = make_engine().submit(make_slot(num_inference_steps=steps, preview_every=every))
+    seen: list[int] = []
+    gate.wait()
+    for step in range(1, steps):
+        gate.step()
+        while expected.count(step) and step not in seen:
+            event = collector.next()
+            if isinstance(event, Preview):
+                seen.append(event.step)
+    gate.open()
+    collector.result()
+    assert [e.step for e in collector.events if isinstance(e, Preview)] == expected
+
+
+def test_previews_keep_their_distance(make_engine: MakeEngine) -> None:
+    running = make_engine(preview=PreviewConfig(min_interval_s=60))
+    collector = running.submit(make_slot(num_inference_steps=20, preview_every=1))
+    collector.result()
+    assert [e.step for e in collector.events if isinstance(e, Preview)] == [1]
+
+
+def test_progress_is_told_at_most_four_times_a_second(make_engine: MakeEngine) -> None:
+    collector = make_engine().submit(make_slot(num_inference_steps=20))
+    work = collector.result().work
+    told = [e.step for e in collector.events if isinstance(e, Progress)]
+    assert told[0] == 1
+    assert len(told) <= 1 + 4 * (work.denoise + work.decode)

@@ -1,0 +1,53 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from serve_app.replica.checkpoint import Checkpoint
+from serve_app.replica.previews import PreviewPace, decode_preview
+
+
+def latent(step: int) -> torch.Tensor:
+    return torch.full((1, 4, 8, 8), float(step))
+
+
+def test_a_newer_preview_takes_the_place_of_one_that_had_to_wait() -> None:
+    pace = PreviewPace(every=1, total_steps=10, min_interval_s=1.0)
+    pace.step_done(1, latent(1))
+    first = pace.take(now=0.0)
+    assert first is not None
+    assert first[0] == 1
+    pace.busy = False
+    pace.step_done(2, latent(2))
+    assert pace.take(now=0.5) is None
+    pace.step_done(3, latent(3))
+    newest = pace.take(now=1.0)
+    assert newest is not None
+    assert newest[0] == 3
+
+
+def test_none_is_taken_while_one_is_being_encoded() -> None:
+    pace = PreviewPace(every=1, total_steps=10, min_interval_s=0.0)
+    pace.step_done(1, latent(1))
+    assert pace.take(now=0.0)
+    pace.step_done(2, latent(2))
+    assert pace.take(now=1.0) is None
+    pace.busy = False
+    assert pace.take(now=1.0)
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "max_size", "expected"),
+    [(64, 64, 512, (64, 64)), (64, 128, 64, (32, 64)), (256, 256, 100, (80, 80)), (8, 512, 64, (8, 64)), (520, 512, 512, (256, 256))],
+)
+def test_a_preview_is_never_larger_than_its_limit(checkpoint: Checkpoint, height: int, width: int, max_size: int, expected: tuple[int, int]) -> None:
+    pixels = decode_preview(checkpoint, torch.zeros(1, 4, height // 8, width // 8), max_size)
+    assert pixels.shape == (*expected, 3)
+    assert pixels.dtype == np.uint8
+    assert max(expected) <= max_size
+
+
+def test_a_checkpoint_without_a_preview_vae_says_so(checkpoint: Checkpoint) -> None:
+    with pytest.raises(RuntimeError, match="no preview VAE"):
+        decode_preview(replace(checkpoint, preview_vae=None), latent(1), 64)

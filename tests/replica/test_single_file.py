@@ -1,0 +1,126 @@
+"""A fine-tune shipped as one `.safetensors` file in the original layout is the same model as its diffusers folder."""
+
+import hashlib
+import shutil
+import socket
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoencoderKL, StableDiffusionXLPipeline, UNet2DConditionModel
+from transformers import CLIPTextConfig, CLIPTextModelWithProjection
+
+from serve_app.config import ModelConfig
+from serve_app.replica.checkpoint import Checkpoint, load_checkpoint
+from tests.conftest import MakeEngine, make_slot
+from tests.single_file import save_single_file
+
+CPU = torch.device("cpu")
+MODELS = ("unet", "vae", "text_encoder", "text_encoder_2")
+
+
+@pytest.fixture(scope="module")
+def pipe(tiny_path: Path) -> StableDiffusionXLPipeline:
+    """The tiny model with SDXL's own arrangement of blocks. The text encoders' widths differ: by them diffusers tells the two apart."""
+    pipe = StableDiffusionXLPipeline.from_pretrained(tiny_path, add_watermarker=False)
+    width = 2 * pipe.text_encoder.config.hidden_size
+    text = {**pipe.text_encoder_2.config.to_dict(), "hidden_size": width, "projection_dim": width}
+    unet = {
+        **pipe.unet.config,
+        "block_out_channels": (32, 64, 64),
+        "layers_per_block": 2,
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        "transformer_layers_per_block": (1, 2, 3),
+        "attention_head_dim": (2, 4, 4),
+        "cross_attention_dim": pipe.text_encoder.config.hidden_size + width,
+        "projection_class_embeddings_input_dim": width + 6 * pipe.unet.config.addition_time_embed_dim,
+    }
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        pipe.register_modules(
+            unet=UNet2DConditionModel.from_config(unet),
+            vae=AutoencoderKL.from_config({**pipe.vae.config, "layers_per_block": 2}),
+            text_encoder_2=CLIPTextModelWithProjection(CLIPTextConfig.from_dict(text)),
+        )
+        _randomize(pipe)
+    return pipe
+
+
+def _randomize(pipe: StableDiffusionXLPipeline) -> None:
+    """Give norms and biases values of their own: new models have ones and zeros there, the same wherever they land."""
+    for name in MODELS:
+        for parameter in getattr(pipe, name).parameters():
+            if parameter.ndim == 1:
+                torch.nn.init.normal_(parameter, mean=float(parameter.detach().mean()), std=0.02)
+
+
+@pytest.fixture(scope="module")
+def folder(pipe: StableDiffusionXLPipeline, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("folder")
+    pipe.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def configs(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder without any weights, so that all of them must come from the file."""
+    return Path(shutil.copytree(folder, tmp_path_factory.mktemp("configs"), dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.safetensors")))
+
+
+@pytest.fixture(scope="module")
+def file(pipe: StableDiffusionXLPipeline, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("file") / "fine-tune_v1.0.safetensors"
+    save_single_file(pipe, file)
+    return file
+
+
+@pytest.fixture
+def lookups(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """Names that somebody wanted resolved; libraries may swallow the error and go on."""
+    wanted: list[object] = []
+
+    def refuse(host: object, *_: object, **__: object) -> None:
+        wanted.append(host)
+        raise socket.gaierror("no network in this test")
+
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    return wanted
+
+
+def assert_same_weights(ours: Checkpoint, theirs: Checkpoint) -> None:
+    for name in MODELS:
+        expected = getattr(theirs.pipe, name).state_dict()
+        loaded = getattr(ours.pipe, name).state_dict()
+        assert loaded.keys() == expected.keys()
+        wrong = [key for key, tensor in expected.items() if loaded[key].dtype != tensor.dtype or not torch.equal(loaded[key], tensor)]
+        assert not wrong, f"{name}: {wrong}"
+
+
+def test_every_weight_is_the_folders(file: Path, configs: Path, folder: Path, lookups: list[object]) -> None:
+    loaded = load_checkpoint(ModelConfig(path=str(file), config_path=str(configs)), CPU)
+    assert_same_weights(loaded, load_checkpoint(ModelConfig(path=str(folder)), CPU))
+    assert lookups == [], "a local file and a local folder of configs need no network"
+
+
+def test_a_half_precision_file_is_the_half_precision_folder(pipe: StableDiffusionXLPipeline, configs: Path, folder: Path, tmp_path: Path) -> None:
+    half = tmp_path / "half.safetensors"
+    save_single_file(pipe, half, torch.bfloat16)
+    loaded = load_checkpoint(ModelConfig(path=str(half), config_path=str(configs), dtype="bfloat16"), CPU)
+    assert_same_weights(loaded, load_checkpoint(ModelConfig(path=str(folder), dtype="bfloat16"), CPU))
+
+
+def test_it_is_known_by_the_files_own_name_and_hash(file: Path, configs: Path) -> None:
+    info = load_checkpoint(ModelConfig(path=str(file), config_path=str(configs)), CPU).info
+    assert info.name == "fine-tune_v1.0"
+    assert info.hash == hashlib.sha256(file.read_bytes()).hexdigest()[:10]
+
+
+def test_the_picture_is_the_folders(file: Path, configs: Path, folder: Path, make_engine: MakeEngine) -> None:
+    slot = make_slot(return_pixels=True)
+    pictures = [
+        make_engine(checkpoint=load_checkpoint(config, CPU)).paint(slot)[0].pixels
+        for config in (ModelConfig(path=str(file), config_path=str(configs)), ModelConfig(path=str(folder)))
+    ]
+    assert np.array_equal(*map(np.asarray, pictures))
