@@ -118,7 +118,7 @@ def make_engine(checkpoint: Checkpoint) -> Iterator[MakeEngine]:
 
     def make(*, preview: PreviewConfig | None = None, checkpoint: Checkpoint = checkpoint, **config: object) -> RunningEngine:
         watch = Watch()
-        engine = Engine(checkpoint, EngineConfig(**config), preview or PreviewConfig(min_interval_s=0), watch)  # type: ignore[arg-type]
+        engine = Engine(checkpoint, EngineConfig(**config), preview or PreviewConfig(min_interval_s=0), watch)
         engine.start()
         started.append(engine)
         return RunningEngine(engine, watch)

@@ -8,6 +8,7 @@ import numpy as np
 
 from serve_app.fanout.fleet import Fleet, FleetStatus
 from serve_app.messages import Painted, Preview, Progress, ReplicaStatus, Slot, SlotEvent, Work
+from serve_app.metrics import IngressMetrics
 from serve_app.schemas import ModelInfo
 
 REPLICA = ReplicaStatus(
@@ -72,7 +73,7 @@ class FakeFleet(Fleet):
         return self.unseen if prompt else ""
 
 
-class Metrics:
+class Metrics(IngressMetrics):
     """Counts what an ingress would."""
 
     def __init__(self) -> None:

@@ -89,7 +89,7 @@ def _unet(unet: UNet2DConditionModel) -> Weights:
 
 def _unet_blocks(unet: UNet2DConditionModel) -> dict[str, str]:
     """Return where the original's flat lists hold each layer. A downsampler is an entry of its own, an upsampler shares the last of its block."""
-    places = {}
+    places: dict[str, str] = {}
     down, up = unet.config.layers_per_block, unet.config.layers_per_block + 1
     for i in range(len(unet.down_blocks)):
         first = 1 + i * (down + 1)
@@ -112,9 +112,7 @@ def _vae(vae: AutoencoderKL) -> Weights:
         return _renamed(key, _VAE)
 
     # The original's attention is made of 1 x 1 convolutions.
-    return {
-        name(key): tensor[:, :, None, None] if ".attentions." in key and tensor.ndim == 2 else tensor for key, tensor in vae.state_dict().items()
-    }
+    return {name(key): tensor[:, :, None, None] if ".attentions." in key and tensor.ndim == 2 else tensor for key, tensor in vae.state_dict().items()}
 
 
 def _clip(encoder: CLIPTextModel) -> Weights:

@@ -51,7 +51,7 @@ def load_checkpoint(config: ModelConfig, device: torch.device) -> Checkpoint:
         raise CheckpointError(
             f"model.scheduler: the checkpoint's own {type(pipe.scheduler).__name__} is not supported; choose one of {', '.join(SCHEDULER_NAMES)}"
         )
-    pipe.to(device)
+    _place(pipe, device)
     pipe.unet.eval().requires_grad_(False)
     pipe.vae.eval().requires_grad_(False)
     if dtype == torch.float16 and pipe.vae.config.force_upcast:
@@ -66,7 +66,11 @@ def load_checkpoint(config: ModelConfig, device: torch.device) -> Checkpoint:
         scheduler=scheduler,
         device=device,
         dtype=dtype,
-        info=ModelInfo(name=config.name or Path(config.path).stem, revision=_revision(path, config), hash=weights_hash(path, config.variant)),
+        info=ModelInfo(
+            name=config.name or (path.stem if path.is_file() else Path(config.path).name),
+            revision=_revision(path, config),
+            hash=weights_hash(path, config.variant),
+        ),
     )
 
 
@@ -116,11 +120,26 @@ def _load_pipeline(path: Path, config: ModelConfig, dtype: torch.dtype) -> Stabl
 def _load_preview_vae(path: Path, config: ModelConfig, dtype: torch.dtype) -> AutoencoderTiny | None:
     if config.preview_path is None:
         return None
-    folder = path / config.preview_path
+    root = Path(config.config_path) if path.is_file() and config.config_path else path
+    folder = root / config.preview_path
     source = folder if folder.is_dir() else config.preview_path
     return AutoencoderTiny.from_pretrained(source, dtype=dtype, use_safetensors=True)
 
 
 def _revision(path: Path, config: ModelConfig) -> str | None:
     # The hub's cache names its snapshot folders by commit, which is truer than a branch name.
-    return path.name if path.parent.name == "snapshots" else config.revision
+    snapshot = path.parent if path.is_file() else path
+    return snapshot.name if snapshot.parent.name == "snapshots" else config.revision
+
+
+def _place(pipe: StableDiffusionXLPipeline, device: torch.device) -> None:
+    """Move a pipeline to its device.
+
+    On the CPU its weights are still mapped from their file, at whatever alignment they have there, and kernels round
+    by alignment: copied, they give the same bits from any file.
+    """
+    pipe.to(device)
+    if device.type == "cpu":
+        for module in (pipe.text_encoder, pipe.text_encoder_2, pipe.unet, pipe.vae):
+            for parameter in module.parameters():
+                parameter.data = parameter.data.clone()

@@ -18,7 +18,9 @@ def copy(tiny_path: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(tiny_path, tmp_path / "copy"))
 
 
-def test_the_name_is_the_last_part_of_the_path_or_as_configured(tiny_path: Path) -> None:
+def test_the_name_is_the_last_part_of_the_path_or_as_configured(tiny_path: Path, copy: Path) -> None:
+    dotted = copy.rename(copy.with_name("my-sdxl-1.0"))
+    assert load_checkpoint(ModelConfig(path=str(dotted)), CPU).info.name == "my-sdxl-1.0"
     assert load_checkpoint(ModelConfig(path=str(tiny_path)), CPU).info.name == tiny_path.name
     assert load_checkpoint(ModelConfig(path=str(tiny_path), name="mine"), CPU).info.name == "mine"
 
@@ -58,7 +60,7 @@ def test_a_distilled_unet_is_refused(copy: Path) -> None:
 
 @pytest.mark.parametrize(("dtype", "vae"), [("bfloat16", torch.bfloat16), ("float16", torch.bfloat16)])
 def test_the_vae_never_runs_in_float16_unless_it_is_safe(tiny_path: Path, dtype: str, vae: torch.dtype) -> None:
-    checkpoint = load_checkpoint(ModelConfig(path=str(tiny_path), dtype=dtype), CPU)  # type: ignore[arg-type]
+    checkpoint = load_checkpoint(ModelConfig(path=str(tiny_path), dtype=dtype), CPU)
     assert checkpoint.unet.dtype == getattr(torch, dtype)
     assert checkpoint.vae.dtype == vae
 

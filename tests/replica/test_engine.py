@@ -9,8 +9,8 @@ import torch
 from serve_app.config import PreviewConfig
 from serve_app.errors import SlotFailed
 from serve_app.messages import Painted, Preview, Progress
-from serve_app.replica import engine as engine_module
 from serve_app.replica.checkpoint import Checkpoint
+from serve_app.replica.denoise import predict
 from serve_app.replica.prompts import PromptEmbedding, PromptEncoder
 from tests.conftest import Collector, MakeEngine, make_slot
 
@@ -28,17 +28,16 @@ class Gate:
     """Holds the engine before a step until it is opened, so that a test knows where the loop stands."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self._predict = engine_module.predict
-        self._permits = threading.Semaphore(0)
+                self._permits = threading.Semaphore(0)
         self._arrived = threading.Semaphore(0)
         self.groups: list[list[Any]] = []
-        monkeypatch.setattr(engine_module, "predict", self._gated)
+        monkeypatch.setattr("serve_app.replica.engine.predict", self._gated)
 
     def _gated(self, checkpoint: Checkpoint, trajectories: Any, buckets: Any) -> Any:
         self.groups.append(list(trajectories))
         self._arrived.release()
         assert self._permits.acquire(timeout=60)
-        return self._predict(checkpoint, trajectories, buckets)
+        return predict(checkpoint, trajectories, buckets)
 
     def wait(self) -> None:
         """Wait until the loop stands before its next step."""
@@ -202,14 +201,12 @@ def test_a_slot_that_cannot_be_prepared_fails_alone(
 
 
 def test_running_out_of_memory_fails_the_batch_and_no_more(make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
-    predict = engine_module.predict
-
     def hungry(checkpoint: Checkpoint, trajectories: Any, buckets: Any) -> Any:
         if trajectories[0].latents.shape[-1] > 8:
             raise torch.OutOfMemoryError
         return predict(checkpoint, trajectories, buckets)
 
-    monkeypatch.setattr(engine_module, "predict", hungry)
+    monkeypatch.setattr("serve_app.replica.engine.predict", hungry)
     running = make_engine()
     large, small = running.submit(make_slot(width=128)), running.submit(make_slot())
     with pytest.raises(SlotFailed) as failure:
@@ -223,7 +220,7 @@ def test_a_dead_device_is_reported_to_the_health_check(make_engine: MakeEngine, 
     def broken(*_: Any) -> Any:
         raise torch.AcceleratorError("an illegal memory access was encountered")
 
-    monkeypatch.setattr(engine_module, "predict", broken)
+    monkeypatch.setattr("serve_app.replica.engine.predict", broken)
     running = make_engine()
     with pytest.raises(SlotFailed):
         running.submit(make_slot()).result()

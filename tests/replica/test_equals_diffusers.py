@@ -16,8 +16,8 @@ from diffusers import (
 )
 
 from serve_app.messages import Slot
-from serve_app.replica import engine as engine_module
 from serve_app.replica.checkpoint import Checkpoint
+from serve_app.replica.decode import decode
 from serve_app.schemas import SchedulerName
 from tests.conftest import MakeEngine, make_slot
 
@@ -82,13 +82,12 @@ class Latents:
 @pytest.fixture
 def latents(monkeypatch: pytest.MonkeyPatch) -> Latents:
     record = Latents([])
-    decode = engine_module.decode
 
     def recording(checkpoint: Checkpoint, final: torch.Tensor) -> Any:
         record.seen.append(final.clone())
         return decode(checkpoint, final)
 
-    monkeypatch.setattr(engine_module, "decode", recording)
+    monkeypatch.setattr("serve_app.replica.engine.decode", recording)
     return record
 
 

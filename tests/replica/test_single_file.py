@@ -4,6 +4,7 @@ import hashlib
 import shutil
 import socket
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -104,11 +105,14 @@ def test_every_weight_is_the_folders(file: Path, configs: Path, folder: Path, lo
     assert lookups == [], "a local file and a local folder of configs need no network"
 
 
-def test_a_half_precision_file_is_the_half_precision_folder(pipe: StableDiffusionXLPipeline, configs: Path, folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_a_half_precision_file_is_the_half_precision_folder(
+    dtype: Literal["float16", "bfloat16"], pipe: StableDiffusionXLPipeline, configs: Path, folder: Path, tmp_path: Path
+) -> None:
     half = tmp_path / "half.safetensors"
-    save_single_file(pipe, half, torch.bfloat16)
-    loaded = load_checkpoint(ModelConfig(path=str(half), config_path=str(configs), dtype="bfloat16"), CPU)
-    assert_same_weights(loaded, load_checkpoint(ModelConfig(path=str(folder), dtype="bfloat16"), CPU))
+    save_single_file(pipe, half, getattr(torch, dtype))
+    loaded = load_checkpoint(ModelConfig(path=str(half), config_path=str(configs), dtype=dtype), CPU)
+    assert_same_weights(loaded, load_checkpoint(ModelConfig(path=str(folder), dtype=dtype), CPU))
 
 
 def test_it_is_known_by_the_files_own_name_and_hash(file: Path, configs: Path) -> None:
@@ -118,9 +122,8 @@ def test_it_is_known_by_the_files_own_name_and_hash(file: Path, configs: Path) -
 
 
 def test_the_picture_is_the_folders(file: Path, configs: Path, folder: Path, make_engine: MakeEngine) -> None:
-    slot = make_slot(return_pixels=True)
-    pictures = [
-        make_engine(checkpoint=load_checkpoint(config, CPU)).paint(slot)[0].pixels
+    one, other = (
+        make_engine(checkpoint=load_checkpoint(config, CPU)).paint(make_slot(keep_pixels=True))[0].pixels
         for config in (ModelConfig(path=str(file), config_path=str(configs)), ModelConfig(path=str(folder)))
-    ]
-    assert np.array_equal(*map(np.asarray, pictures))
+    )
+    assert np.array_equal(one, other)

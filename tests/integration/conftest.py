@@ -1,0 +1,156 @@
+"""A real Ray with real Serve over HTTP, on two replicas of the tiny model."""
+
+import json
+import socket
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+import ray
+from ray import serve
+
+from serve_app.app import build
+from serve_app.config import AdmissionConfig, AppArgs, EngineConfig, LimitsConfig, ModelConfig, PreviewConfig
+from serve_app.messages import ReplicaStatus
+from serve_app.models.tiny import PREVIEW_FOLDER
+
+APP = "test"
+REPLICAS = 2
+MIN_INTERVAL_S = 0.05
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return int(s.getsockname()[1])
+
+
+@dataclass(frozen=True)
+class Cluster:
+    url: str
+    metrics_url: str
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Cluster]:
+    port, metrics_port = free_port(), free_port()
+    ray.init(
+        num_cpus=8,  # more than the machine has: the tiny model's replicas hardly need one
+        include_dashboard=False,
+        log_to_driver=False,
+        configure_logging=False,
+        _metrics_export_port=metrics_port,
+        _system_config={"metrics_report_interval_ms": 500},  # 10 s by default
+    )
+    serve.start(http_options={"host": "127.0.0.1", "port": port, "request_timeout_s": 60})
+    yield Cluster(f"http://127.0.0.1:{port}", f"http://127.0.0.1:{metrics_port}/metrics")
+    serve.shutdown()
+    ray.shutdown()
+
+
+@dataclass(frozen=True)
+class Running:
+    """The application under test, as its users and its operators see it."""
+
+    url: str
+    http: httpx2.Client
+    metrics_url: str
+
+    def generate(self, **body: Any) -> dict[str, Any]:
+        response = self.http.post("/generate", json={"prompt": "a red apple", **SMALL, **body})
+        assert response.status_code == 200, response.text
+        answer: dict[str, Any] = response.json()
+        return answer
+
+    def stream(self, **body: Any) -> list[dict[str, Any]]:
+        with self.http.stream("POST", "/stream", json={"prompt": "a red apple", **SMALL, **body}) as response:
+            assert response.status_code == 200, response.read()
+            return list(events_of(response.iter_lines()))
+
+    def replicas(self) -> list[ReplicaStatus]:
+        """Ask every replica itself."""
+        answers: list[ReplicaStatus] = serve.get_deployment_handle("Replica", APP).broadcast("status").results(timeout_s=10)
+        return answers
+
+    def idle(self) -> bool:
+        return all(r.active == 0 and r.waiting == 0 for r in self.replicas())
+
+    def metrics_page(self) -> list[str]:
+        return httpx2.get(self.metrics_url).text.splitlines()
+
+    def metric(self, name: str, **tags: str) -> float:
+        """Return the sum of a metric's samples that carry the tags."""
+        wanted = [f'{key}="{value}"' for key, value in tags.items()]
+        lines = [line for line in self.metrics_page() if line.startswith(name + "{") and all(w in line for w in wanted)]
+        return sum(float(line.rsplit(" ", 1)[1]) for line in lines)
+
+
+SMALL = {"width": 64, "height": 64, "num_inference_steps": 4}
+
+
+def events_of(lines: Iterator[str]) -> Iterator[dict[str, Any]]:
+    """Yield a stream's events; each frame's name and its data's type must agree."""
+    name = ""
+    for line in lines:
+        if line.startswith("event: "):
+            name = line.removeprefix("event: ")
+        if line.startswith("data: "):
+            event = json.loads(line.removeprefix("data: "))
+            assert event["type"] == name
+            yield event
+
+
+def eventually(condition: Callable[[], Any], seconds: float = 30) -> None:
+    """Wait until a condition holds; fail if it never does."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "the condition never held"
+        time.sleep(0.02)
+
+
+def tiny_args(tiny_path: Path, **changes: Any) -> AppArgs:
+    defaults = {
+        "num_replicas": REPLICAS,
+        "num_cpus": 1,
+        "request_timeout_s": 50,
+        "model": ModelConfig(path=str(tiny_path), preview_path=PREVIEW_FOLDER, name="tiny", width=64, height=64, max_size=256),
+        "engine": EngineConfig(max_batch_size=4, row_buckets=(8,)),  # one bucket: bit-exact at any load
+        "preview": PreviewConfig(min_interval_s=MIN_INTERVAL_S),
+        "limits": LimitsConfig(max_images=16, max_steps=2000),
+        "admission": AdmissionConfig(max_waiting_images=16),
+    }
+    return AppArgs(**{**defaults, **changes})
+
+
+@contextmanager
+def running(cluster: Cluster, args: AppArgs) -> Iterator[Running]:
+    """Deploy the application and wait until every replica is ready."""
+    serve.run(build(args), name=APP, route_prefix="/")
+    with httpx2.Client(base_url=cluster.url, timeout=60) as http:
+        eventually(lambda: http.get("/health").json()["replicas"]["ready"] == args.num_replicas)
+        yield Running(cluster.url, http, cluster.metrics_url)
+
+
+@pytest.fixture(scope="session")
+def service(cluster: Cluster, tiny_path: Path) -> Iterator[Running]:
+    """The service most tests share; a test leaves it idle."""
+    with running(cluster, tiny_args(tiny_path)) as service:
+        yield service
+
+
+@pytest.fixture
+def app(service: Running) -> Iterator[Running]:
+    eventually(service.idle)
+    yield service
+    eventually(service.idle)
+
+
+async def frames(response: httpx2.Response) -> AsyncIterator[dict[str, Any]]:
+    async for line in response.aiter_lines():
+        if line.startswith("data: "):
+            yield json.loads(line.removeprefix("data: "))

@@ -1,0 +1,44 @@
+"""Clients that go away take their slots along."""
+
+import asyncio
+
+import httpx2
+import pytest
+
+from tests.integration.conftest import SMALL, Running, eventually, frames
+
+LONG = {"prompt": "a red apple", **SMALL, "num_inference_steps": 2000}
+
+
+@pytest.mark.parametrize("images", [2, 16])
+def test_closing_a_stream_frees_the_replicas(app: Running, images: int) -> None:
+    cancelled = app.metric("ray_psdxl_images_total", outcome="cancelled")
+
+    with app.http.stream("POST", "/stream", json={**LONG, "num_images": images}) as response:
+        for line in response.iter_lines():
+            if line.startswith("event: preview"):
+                break
+    eventually(app.idle, seconds=5)
+    eventually(lambda: app.metric("ray_psdxl_images_total", outcome="cancelled") - cancelled == min(images, 16))
+
+
+async def test_a_client_that_hangs_up_on_generate_frees_the_replicas(app: Running) -> None:
+    async with httpx2.AsyncClient(base_url=app.url) as client:
+        request = asyncio.create_task(client.post("/generate", json={**LONG, "num_images": 4}))
+        await asyncio.to_thread(eventually, lambda: sum(r.active for r in app.replicas()) == 4)
+        request.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await request
+    await asyncio.to_thread(eventually, app.idle, 5)
+
+
+async def test_other_requests_go_on(app: Running) -> None:
+    async with httpx2.AsyncClient(base_url=app.url, timeout=60) as client:
+        stays = asyncio.create_task(client.post("/generate", json={**LONG, "num_inference_steps": 100, "num_images": 2}))
+        async with client.stream("POST", "/stream", json={**LONG, "num_images": 4}) as leaves:
+            async for event in frames(leaves):
+                if event["type"] == "preview":
+                    break
+        answer = (await stays).json()
+        assert [image["status"] for image in answer["images"]] == ["succeeded"] * 2
+    await asyncio.to_thread(eventually, app.idle, 5)

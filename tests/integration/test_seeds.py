@@ -1,0 +1,45 @@
+from concurrent.futures import ThreadPoolExecutor
+
+from tests.integration.conftest import Running
+
+
+def images(answer: dict) -> dict[int, str]:  # type: ignore[type-arg]
+    return {image["seed"]: image["b64_json"] for image in answer["images"]}
+
+
+def test_a_seed_gives_the_same_picture_however_it_is_asked_for(app: Running) -> None:
+    four = images(app.generate(num_images=4, seed=20))
+    again = images(app.generate(num_images=4, seed=20))
+    listed = images(app.generate(seeds=[23, 21, 20, 22]))
+    streamed = {e["seed"]: e["b64_json"] for e in app.stream(num_images=4, seed=20) if e["type"] == "image"}
+    assert four == again == listed == streamed
+
+
+def test_a_single_image_is_the_same_on_every_replica(app: Running) -> None:
+    """One image at a time goes to the replica that waited longest, so ten of them have seen both."""
+    before = {r.finished for r in app.replicas()}
+    pictures = {app.generate(seeds=[33])["images"][0]["b64_json"] for _ in range(10)}
+    assert len(pictures) == 1
+    assert {r.finished for r in app.replicas()}.isdisjoint(before), "both replicas have painted"
+
+
+def test_neighbours_do_not_matter(app: Running) -> None:
+    """The same four images, alone and in a crowd of other sizes, schedulers and step counts."""
+    alone = images(app.generate(num_images=4, seed=40, preview_every=0))
+
+    def crowd(i: int) -> dict:  # type: ignore[type-arg]
+        if i == 3:
+            return app.generate(num_images=4, seed=40)
+        return app.generate(
+            num_images=3,
+            seed=1000 * i,
+            prompt=f"crowd {i}",
+            width=64 + 8 * i,
+            scheduler=("euler_a", "ddim", "unipc")[i % 3],
+            num_inference_steps=3 + i,
+        )
+
+    with ThreadPoolExecutor(6) as pool:
+        answers = list(pool.map(crowd, range(6)))
+    assert all(image["status"] == "succeeded" for answer in answers for image in answer["images"])
+    assert images(answers[3]) == alone

@@ -1,0 +1,44 @@
+import pytest
+from pydantic import BaseModel, ValidationError
+
+from serve_app.config import AppArgs
+
+
+def configs() -> list[type[BaseModel]]:
+    parts = [f.annotation for f in AppArgs.model_fields.values()]
+    return [AppArgs, *(p for p in parts if isinstance(p, type) and issubclass(p, BaseModel))]
+
+
+@pytest.mark.parametrize("config", configs(), ids=lambda c: c.__name__)
+def test_every_field_is_described_and_unknown_keys_are_errors(config: type[BaseModel]) -> None:
+    for name, field in config.model_fields.items():
+        part = isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
+        assert field.description or (part and field.annotation.__doc__), name
+    with pytest.raises(ValidationError, match="Extra inputs"):
+        config.model_validate({"no_such_key": 1})
+
+
+def test_command_line_values_are_strings_and_are_converted() -> None:
+    assert AppArgs.model_validate({"num_replicas": "3", "num_gpus": "1"}).num_replicas == 3
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        ({"model": {"width": 1024}}, "model.width"),
+        ({"model": {"height": 100}}, "multiple of 8"),
+        ({"model": {"num_inference_steps": 101}}, "limits.max_steps"),
+        ({"engine": {"row_buckets": [4]}}, "row_buckets"),
+        ({"admission": {"max_waiting_images": 8}}, "max_waiting_images"),
+        ({"num_gpus": 2}, "less than or equal to 1"),
+        ({"num_replicas": 0}, "greater than or equal to 1"),
+    ],
+)
+def test_settings_that_do_not_fit_together_are_refused(args: dict[str, object], says: str) -> None:
+    with pytest.raises(ValidationError, match=says):
+        AppArgs.model_validate(args)
+
+
+def test_it_is_frozen() -> None:
+    with pytest.raises(ValidationError, match="frozen"):
+        AppArgs().num_replicas = 5  # type: ignore[misc]

@@ -1,0 +1,45 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+import yaml
+
+import serve_app
+from serve_app.config import AppArgs
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def service() -> dict[str, Any]:
+    document: dict[str, Any] = yaml.safe_load((ROOT / "deploy.yaml").read_text())
+    return document
+
+
+def test_it_serves_the_gpu_config(service: dict[str, Any]) -> None:
+    assert yaml.safe_load(service["spec"]["serveConfigV2"]) == yaml.safe_load((ROOT / "configs" / "sdxl.yaml").read_text())
+
+
+def test_its_versions_are_those_installed(service: dict[str, Any]) -> None:
+    cluster = service["spec"]["rayClusterConfig"]
+    assert cluster["rayVersion"] == ray.__version__
+    groups = [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
+    images = {c["image"] for group in groups for c in group["template"]["spec"]["containers"]}
+    assert images == {f"parallel-sdxl:{serve_app.__version__}"}
+
+
+def test_there_is_a_gpu_for_every_replica_and_time_to_finish(service: dict[str, Any]) -> None:
+    args = AppArgs.model_validate(yaml.safe_load(service["spec"]["serveConfigV2"])["applications"][0]["args"])
+    (workers,) = service["spec"]["rayClusterConfig"]["workerGroupSpecs"]
+    pod = workers["template"]["spec"]
+    (container,) = pod["containers"]
+    assert workers["replicas"] * int(container["resources"]["limits"]["nvidia.com/gpu"]) == args.num_replicas
+    assert float(container["resources"]["limits"]["cpu"]) >= args.num_cpus
+    assert pod["terminationGracePeriodSeconds"] > args.request_timeout_s + 10
+
+
+def test_start_parameters_are_strings(service: dict[str, Any]) -> None:
+    cluster = service["spec"]["rayClusterConfig"]
+    for group in [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]:
+        assert all(isinstance(value, str) for value in group["rayStartParams"].values())
