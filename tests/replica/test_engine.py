@@ -28,7 +28,7 @@ class Gate:
     """Holds the engine before a step until it is opened, so that a test knows where the loop stands."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-                self._permits = threading.Semaphore(0)
+        self._permits = threading.Semaphore(0)
         self._arrived = threading.Semaphore(0)
         self.groups: list[list[Any]] = []
         monkeypatch.setattr("serve_app.replica.engine.predict", self._gated)
