@@ -1,0 +1,1 @@
+"""Measurements of the service. Each prints ratios from one run; none is a test."""

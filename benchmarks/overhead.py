@@ -1,0 +1,178 @@
+"""`make bench`: what the fan-out gains and what HTTP and previews cost, at 256x256 on the embedded model and two cores.
+
+Both sides of a ratio are measured in turn, so that a machine that slows down slows both.
+"""
+
+import http.client
+import json
+import socket
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from queue import Queue
+from typing import Any
+
+import ray
+import torch
+import yaml
+from ray import serve
+
+from serve_app.app import build
+from serve_app.config import AppArgs
+from serve_app.errors import SlotFailed
+from serve_app.messages import Painted, Slot, SlotEvent
+from serve_app.replica.checkpoint import load_checkpoint, quiet_progress_bars
+from serve_app.replica.engine import Engine
+
+ROUNDS = 11
+LOCAL = Path(__file__).parent.parent / "configs" / "local.yaml"
+BODY = {"prompt": "a red apple", "seed": 7}
+
+
+@dataclass(frozen=True)
+class Target:
+    """A ratio and what the project asks of it."""
+
+    name: str
+    measured: Callable[[], float]
+    baseline: Callable[[], float]
+    at_most: Callable[[float], float]
+
+
+class Quiet:
+    """An engine's observer that does not listen."""
+
+    def step(self, seconds: float, images: int) -> None: ...
+    def preview(self, seconds: float) -> None: ...
+    def encoded(self, seconds: float) -> None: ...
+    def ended(self, outcome: str) -> None: ...
+    def load(self, active: int, waiting: int) -> None: ...
+
+
+class Client:
+    """One keep-alive connection to a deployed application."""
+
+    def __init__(self, port: int, prefix: str) -> None:
+        self._connection = http.client.HTTPConnection("127.0.0.1", port, timeout=300)
+        self._prefix = prefix
+
+    def seconds(self, route: str, **body: object) -> float:
+        """Return how long a request takes to the last byte of its answer."""
+        started = time.perf_counter()
+        self._connection.request("POST", self._prefix + route, json.dumps({**BODY, **body}), {"Content-Type": "application/json"})
+        response = self._connection.getresponse()
+        answer = response.read()
+        if response.status != 200:
+            sys.exit(f"{route}: {response.status} {answer.decode()}")
+        return time.perf_counter() - started
+
+
+def main() -> None:
+    args = AppArgs.model_validate(yaml.safe_load(LOCAL.read_text())["applications"][0]["args"])
+    single = args.model_copy(update={"num_replicas": 1, "num_cpus": 1})
+    with _deployed({"/two": args, "/one": single}) as port, _engine(single) as in_process:
+        two, one = Client(port, "/two"), Client(port, "/one")
+        targets = [
+            Target(
+                "4 images: 2 replicas / 1 replica with 1 thread",
+                lambda: two.seconds("/generate", num_images=4),
+                lambda: one.seconds("/generate", num_images=4),
+                lambda baseline: 0.75,
+            ),
+            Target(
+                "1 image: HTTP / engine in-process",
+                lambda: one.seconds("/generate", num_images=1),
+                in_process,
+                lambda baseline: 1.05 + 0.020 / baseline,
+            ),
+            Target(
+                "4 images streamed: previews every 5 steps / none",
+                lambda: two.seconds("/stream", num_images=4, preview_every=5),
+                lambda: two.seconds("/stream", num_images=4, preview_every=0),
+                lambda baseline: 1.10,
+            ),
+        ]
+        print(f"{'':50} {'median':>9} {'baseline':>9} {'ratio':>7} {'at most':>8}")
+        for target in targets:
+            _report(target)
+
+
+def _report(target: Target) -> None:
+    target.measured(), target.baseline()
+    pairs = [(target.measured(), target.baseline()) for _ in range(ROUNDS)]
+    measured, baseline = (statistics.median(side) for side in zip(*pairs, strict=True))
+    ratio = statistics.median(a / b for a, b in pairs)
+    print(f"{target.name:50} {measured:7.3f} s {baseline:7.3f} s {ratio:7.3f} {target.at_most(baseline):8.3f}")
+
+
+@contextmanager
+def _deployed(applications: dict[str, AppArgs]) -> Iterator[int]:
+    """Run several applications in one Serve, and yield its port once all are ready."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = int(probe.getsockname()[1])
+    cores = sum(args.num_replicas * args.num_cpus for args in applications.values())
+    # More cores than the machine may have: only one application works at a time.
+    ray.init(num_cpus=int(cores), include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    serve.start(http_options={"host": "127.0.0.1", "port": port})
+    try:
+        for prefix, args in applications.items():
+            serve.run(build(args), name=prefix.strip("/"), route_prefix=prefix)
+            _wait_until_ready(port, prefix, args.num_replicas)
+        yield port
+    finally:
+        serve.shutdown()
+        ray.shutdown()
+
+
+def _wait_until_ready(port: int, prefix: str, replicas: int) -> None:
+    while True:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+        connection.request("GET", prefix + "/health")
+        if json.load(connection.getresponse()).get("replicas", {}).get("ready") == replicas:
+            return
+        time.sleep(0.2)
+
+
+@contextmanager
+def _engine(args: AppArgs) -> Iterator[Callable[[], float]]:
+    """Yield a function that paints one image in this process, without Ray or HTTP, and returns the seconds it took."""
+    torch.set_num_threads(1)
+    quiet_progress_bars()
+    checkpoint = load_checkpoint(args.model, torch.device("cpu"))
+    engine = Engine(checkpoint, args.engine, args.preview, Quiet())
+    engine.start()
+    slot = Slot(
+        index=0,
+        seed=7,
+        prompt=str(BODY["prompt"]),
+        negative_prompt="",
+        width=args.model.width,
+        height=args.model.height,
+        num_inference_steps=args.model.num_inference_steps,
+        guidance_scale=args.model.guidance_scale,
+        scheduler=checkpoint.scheduler,
+        output_format="png",
+    )
+
+    def seconds() -> float:
+        events: Queue[SlotEvent | SlotFailed] = Queue()
+        started = time.perf_counter()
+        engine.submit(slot, events.put)
+        event: Any = None
+        while not isinstance(event, Painted):
+            event = events.get(timeout=300)
+        return time.perf_counter() - started
+
+    try:
+        yield seconds
+    finally:
+        engine.stop()
+
+
+if __name__ == "__main__":
+    main()
