@@ -35,7 +35,8 @@ class ModelConfig(Config):
     name: str | None = Field(default=None, description="The name that answers and pictures carry; the last part of `path` where null.")
     preview_path: str | None = Field(
         default=None,
-        description="The AutoencoderTiny that decodes previews: a subfolder of the checkpoint, a local folder or a hub id. Null: no previews.",
+        description="The AutoencoderTiny that decodes previews: a subfolder of the checkpoint, a local folder or a hub id. "
+        "Null: the subfolder `preview_vae` if there is one, else no previews.",
     )
     scheduler: SchedulerName | None = Field(default=None, description="Default scheduler; the checkpoint's own where null.")
     num_inference_steps: int = Field(default=20, ge=1, description="Default number of denoising steps.")

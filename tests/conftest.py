@@ -11,7 +11,7 @@ import torch
 from serve_app.config import EngineConfig, ModelConfig, PreviewConfig
 from serve_app.errors import SlotFailed
 from serve_app.messages import Painted, Slot, SlotEvent
-from serve_app.models.tiny import PREVIEW_FOLDER, build
+from serve_app.models.tiny import build
 from serve_app.replica.checkpoint import Checkpoint, load_checkpoint
 from serve_app.replica.engine import Engine
 
@@ -24,7 +24,7 @@ def tiny_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def checkpoint(tiny_path: Path) -> Checkpoint:
     torch.set_num_threads(1)
-    return load_checkpoint(ModelConfig(path=str(tiny_path), preview_path=PREVIEW_FOLDER), torch.device("cpu"))
+    return load_checkpoint(ModelConfig(path=str(tiny_path)), torch.device("cpu"))
 
 
 def make_slot(**changes: object) -> Slot:

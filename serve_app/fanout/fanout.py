@@ -39,7 +39,7 @@ from serve_app.schemas import (
 
 logger = logging.getLogger("ray.serve")
 
-_GRID_TIMEOUT_S = 60.0
+_GRID_TIMEOUT_S = 20.0
 _ECHOED = set(Parameters.model_fields) - {"model", "scheduler"}
 
 
@@ -91,7 +91,7 @@ class FanOut:
 
     async def generate(self, request: GenerateRequest) -> BatchResult:
         """Paint all images and return them together. Raises ServiceError where there is none."""
-        plan = await self._plan(request)
+        plan = await self._plan(request.model_copy(update={"preview_every": 0}))
         warnings = list(plan.warnings)
         with self._admitted(plan) as batch:
             async with aclosing(self._paint(plan, batch, self._fleet.paint)) as events:

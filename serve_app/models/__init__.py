@@ -6,6 +6,9 @@ from pathlib import Path
 EMBEDDED = "embedded"
 """What `model.path` says for it."""
 
+PREVIEW_FOLDER = "preview_vae"
+"""The subfolder of a checkpoint that holds its AutoencoderTiny, where it brings one along."""
+
 
 def embedded_path() -> Path:
     """Return the folder of the embedded model: a tiny SDXL with random weights, built on first use."""

@@ -13,8 +13,7 @@ import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, EulerDiscreteScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-PREVIEW_FOLDER = "preview_vae"
-"""The subfolder that holds the AutoencoderTiny."""
+from serve_app.models import PREVIEW_FOLDER
 
 _NAME = "tiny-random-sdxl-1"
 _TEXT_WIDTH = 32

@@ -10,7 +10,7 @@ from diffusers.utils import logging as diffusers_logging
 from transformers.utils import logging as transformers_logging
 
 from serve_app.config import ModelConfig
-from serve_app.models import EMBEDDED, embedded_path
+from serve_app.models import EMBEDDED, PREVIEW_FOLDER, embedded_path
 from serve_app.replica.schedulers import SCHEDULER_NAMES, scheduler_name
 from serve_app.schemas import ModelInfo, SchedulerName
 
@@ -118,11 +118,11 @@ def _load_pipeline(path: Path, config: ModelConfig, dtype: torch.dtype) -> Stabl
 
 
 def _load_preview_vae(path: Path, config: ModelConfig, dtype: torch.dtype) -> AutoencoderTiny | None:
-    if config.preview_path is None:
-        return None
     root = Path(config.config_path) if path.is_file() and config.config_path else path
-    folder = root / config.preview_path
+    folder = root / (config.preview_path or PREVIEW_FOLDER)
     source = folder if folder.is_dir() else config.preview_path
+    if source is None:
+        return None
     return AutoencoderTiny.from_pretrained(source, dtype=dtype, use_safetensors=True)
 
 

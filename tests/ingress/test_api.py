@@ -78,6 +78,11 @@ def test_generate_returns_all_images_in_order(client: TestClient) -> None:
     assert answer["warnings"] == []
 
 
+def test_generate_asks_for_no_previews(client: TestClient, fleet: FakeFleet) -> None:
+    client.post("/generate", json={"prompt": "a", "preview_every": 1})
+    assert {slot.preview_every for slot in fleet.slots} == {0}
+
+
 def test_four_images_where_nothing_is_said(client: TestClient) -> None:
     seeds = [image["seed"] for image in client.post("/generate", json={"prompt": "a"}).json()["images"]]
     assert [(s - seeds[0]) % 2**32 for s in seeds] == [0, 1, 2, 3]

@@ -17,7 +17,6 @@ from ray import serve
 from serve_app.app import build
 from serve_app.config import AdmissionConfig, AppArgs, EngineConfig, LimitsConfig, ModelConfig, PreviewConfig
 from serve_app.messages import ReplicaStatus
-from serve_app.models.tiny import PREVIEW_FOLDER
 
 APP = "test"
 REPLICAS = 2
@@ -118,7 +117,7 @@ def tiny_args(tiny_path: Path, **changes: Any) -> AppArgs:
         "num_replicas": REPLICAS,
         "num_cpus": 1,
         "request_timeout_s": 50,
-        "model": ModelConfig(path=str(tiny_path), preview_path=PREVIEW_FOLDER, name="tiny", width=64, height=64, max_size=256),
+        "model": ModelConfig(path=str(tiny_path), name="tiny", width=64, height=64, max_size=256),
         "engine": EngineConfig(max_batch_size=4, row_buckets=(8,)),  # one bucket: bit-exact at any load
         "preview": PreviewConfig(min_interval_s=MIN_INTERVAL_S),
         "limits": LimitsConfig(max_images=16, max_steps=2000),

@@ -4,10 +4,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import EulerAncestralDiscreteScheduler, LCMScheduler
+from diffusers import EulerAncestralDiscreteScheduler, LCMScheduler, UNet2DConditionModel
 
 from serve_app.config import ModelConfig
-from serve_app.models.tiny import PREVIEW_FOLDER, build
+from serve_app.models import PREVIEW_FOLDER
+from serve_app.models.tiny import build
 from serve_app.replica.checkpoint import CheckpointError, load_checkpoint, weights_hash
 
 CPU = torch.device("cpu")
@@ -25,11 +26,12 @@ def test_the_name_is_the_last_part_of_the_path_or_as_configured(tiny_path: Path,
     assert load_checkpoint(ModelConfig(path=str(tiny_path), name="mine"), CPU).info.name == "mine"
 
 
-def test_previews_are_an_option(tiny_path: Path, copy: Path) -> None:
-    assert load_checkpoint(ModelConfig(path=str(tiny_path)), CPU).preview_vae is None
-    elsewhere = str(copy / PREVIEW_FOLDER)
-    for preview_path in (PREVIEW_FOLDER, elsewhere):
+def test_a_checkpoint_may_bring_its_preview_vae_or_have_it_elsewhere_or_not_at_all(tiny_path: Path, copy: Path) -> None:
+    elsewhere = copy / PREVIEW_FOLDER
+    for preview_path in (None, PREVIEW_FOLDER, str(elsewhere)):
         assert load_checkpoint(ModelConfig(path=str(tiny_path), preview_path=preview_path), CPU).preview_vae is not None
+    shutil.rmtree(elsewhere)
+    assert load_checkpoint(ModelConfig(path=str(copy)), CPU).preview_vae is None
 
 
 def test_the_default_scheduler_is_the_checkpoints_or_as_configured(copy: Path) -> None:
@@ -51,10 +53,9 @@ def test_an_unknown_scheduler_is_an_error_that_names_the_setting(copy: Path) -> 
 
 
 def test_a_distilled_unet_is_refused(copy: Path) -> None:
-    config = json.loads((copy / "unet" / "config.json").read_text())
-    config["time_cond_proj_dim"] = 8
-    (copy / "unet" / "config.json").write_text(json.dumps(config))
-    with pytest.raises((CheckpointError, ValueError)):
+    config = UNet2DConditionModel.load_config(copy / "unet")
+    UNet2DConditionModel.from_config({**config, "time_cond_proj_dim": 8}).save_pretrained(copy / "unet")
+    with pytest.raises(CheckpointError, match="guidance-distilled"):
         load_checkpoint(ModelConfig(path=str(copy)), CPU)
 
 
