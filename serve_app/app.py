@@ -2,11 +2,10 @@
 
 from ray import serve
 from ray.serve import Application
-from ray.serve.config import RequestRouterConfig
 from ray.serve.schema import LoggingConfig
 
 from serve_app.config import AppArgs
-from serve_app.fanout.router import SpreadRouter
+from serve_app.fanout.router import SPREAD
 from serve_app.ingress.deployment import Ingress
 from serve_app.replica.deployment import Replica
 
@@ -20,10 +19,7 @@ def build(args: AppArgs) -> Application:
         ray_actor_options={"num_cpus": args.num_cpus, "num_gpus": args.num_gpus},
         # One batch in work and the next in line; the rest waits in the router for whichever replica is free first.
         max_ongoing_requests=2 * args.engine.max_batch_size,
-        # Serve's default backoff of up to 0.5 s leaves GPUs idle between two slots.
-        request_router_config=RequestRouterConfig(
-            request_router_class=SpreadRouter, initial_backoff_s=0.005, backoff_multiplier=1.5, max_backoff_s=0.02
-        ),
+        request_router_config=SPREAD,
         graceful_shutdown_timeout_s=shutdown_s,
         logging_config=LoggingConfig(enable_access_log=False),  # the ingress logs each request; its polls would drown them
     ).bind(args)

@@ -1,0 +1,105 @@
+"""The router on four real Serve replicas that only wait: what counts is where the calls land."""
+
+import asyncio
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+from ray import serve
+from ray.serve.handle import DeploymentHandle
+
+from serve_app.fanout.router import SPREAD
+from tests.integration.conftest import Cluster, eventually
+
+REPLICAS = 4
+MAX_ONGOING = 8
+
+
+class Caller:
+    """Calls replicas from inside the cluster, as the ingress does."""
+
+    def __init__(self, painters: DeploymentHandle) -> None:
+        self._painters = painters
+
+    async def fan_out(self, calls: int, seconds: float) -> list[int]:
+        """Return how many of the calls each replica got, most first."""
+        answers = await asyncio.gather(*[self._painters.remote(seconds) for _ in range(calls)])
+        return sorted(Counter(answers).values(), reverse=True)
+
+    async def one_by_one(self, calls: int) -> list[int]:
+        return sorted(Counter([await self._painters.remote(0) for _ in range(calls)]).values(), reverse=True)
+
+    async def cancel_half(self, calls: int) -> list[int]:
+        """Cancel every other call while all replicas are full, and return where the rest landed."""
+        responses = [self._painters.remote(0.2) for _ in range(calls)]
+        await asyncio.sleep(0.05)
+        for response in responses[1::2]:
+            response.cancel()
+        return sorted(Counter([await response for response in responses[::2]]).values(), reverse=True)
+
+
+class Painter:
+    async def __call__(self, seconds: float) -> str:
+        await asyncio.sleep(seconds)
+        return str(serve.get_replica_context().replica_id.unique_id)
+
+
+@contextmanager
+def calling(name: str, env: dict[str, str]) -> Iterator[DeploymentHandle]:
+    options: dict[str, Any] = {"ray_actor_options": {"num_cpus": 0, "runtime_env": {"env_vars": env}}}
+    painters = serve.deployment(Painter, num_replicas=REPLICAS, max_ongoing_requests=MAX_ONGOING, request_router_config=SPREAD, **options)
+    yield serve.run(serve.deployment(Caller, **options).bind(painters.bind()), name=name, route_prefix=None)
+    serve.delete(name)
+
+
+@pytest.fixture(scope="module")
+def caller(cluster: Cluster) -> Iterator[DeploymentHandle]:
+    with calling("router", {}) as handle:
+        yield handle
+
+
+@pytest.fixture(scope="module")
+def forgetful(cluster: Cluster) -> Iterator[DeploymentHandle]:
+    """A caller that has forgotten the replicas' queue lengths by the next call, as any has after ten seconds: it must ask for them."""
+    with calling("forgetful", {"RAY_SERVE_QUEUE_LENGTH_CACHE_TIMEOUT_S": "0.001"}) as handle:
+        yield handle
+
+
+def test_four_calls_on_four_idle_replicas_go_one_to_each_every_time(caller: DeploymentHandle) -> None:
+    for _ in range(50):
+        assert caller.fan_out.remote(REPLICAS, 0.01).result(timeout_s=30) == [1, 1, 1, 1]
+
+
+def test_also_when_the_replicas_must_be_asked_first(forgetful: DeploymentHandle) -> None:
+    for _ in range(50):
+        assert forgetful.fan_out.remote(REPLICAS, 0.1).result(timeout_s=30) == [1, 1, 1, 1]
+
+
+def test_calls_one_at_a_time_take_turns(caller: DeploymentHandle) -> None:
+    assert caller.one_by_one.remote(2 * REPLICAS).result(timeout_s=30) == [2, 2, 2, 2]
+
+
+@pytest.mark.parametrize("calls", [8, 24, 32])
+def test_many_calls_spread_evenly(caller: DeploymentHandle, calls: int) -> None:
+    for _ in range(5):
+        assert caller.fan_out.remote(calls, 0.5).result(timeout_s=30) == [calls // REPLICAS] * REPLICAS
+
+
+def test_more_calls_than_fit_wait_for_room_and_stay_even(caller: DeploymentHandle) -> None:
+    landed = caller.fan_out.remote(3 * REPLICAS * MAX_ONGOING, 0.1).result(timeout_s=30)
+    assert sum(landed) == 3 * REPLICAS * MAX_ONGOING
+    assert max(landed) - min(landed) <= MAX_ONGOING
+
+
+def test_cancelled_calls_leave_no_trace(caller: DeploymentHandle) -> None:
+    for _ in range(3):
+        assert sum(caller.cancel_half.remote(2 * REPLICAS * MAX_ONGOING).result(timeout_s=30)) == REPLICAS * MAX_ONGOING
+
+    def spread() -> bool:
+        return bool(caller.fan_out.remote(REPLICAS, 0.01).result(timeout_s=30) == [1, 1, 1, 1])
+
+    eventually(spread, seconds=5)  # once the replicas have reported the ends of the cancelled calls
+    for _ in range(10):
+        assert caller.fan_out.remote(REPLICAS, 0.01).result(timeout_s=30) == [1, 1, 1, 1]
