@@ -2,6 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 export RAY_USAGE_STATS_ENABLED := 0
+# A Ray of our own, whatever cluster this machine or its environment knows of.
+export RAY_ADDRESS := local
 
 .PHONY: demo serve test check fix bench clean
 

@@ -117,7 +117,7 @@ def _deployed(applications: dict[str, AppArgs]) -> Iterator[int]:
         port = int(probe.getsockname()[1])
     cores = sum(args.num_replicas * args.num_cpus for args in applications.values())
     # More cores than the machine may have: only one application works at a time.
-    ray.init(num_cpus=int(cores), include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    ray.init(address="local", num_cpus=int(cores), include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     serve.start(http_options={"host": "127.0.0.1", "port": port})
     try:
         for prefix, args in applications.items():

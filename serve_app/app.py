@@ -5,21 +5,25 @@ from ray.serve import Application
 from ray.serve.schema import LoggingConfig
 
 from serve_app.config import AppArgs
-from serve_app.fanout.router import SPREAD
+from serve_app.fanout.router import spread
 from serve_app.ingress.deployment import Ingress
 from serve_app.replica.deployment import Replica
+
+_CONTROL_CALLS = 16
 
 
 def build(args: AppArgs) -> Application:
     """Return the application for `serve run serve_app.app:build key=value ...` or a Serve config file."""
     shutdown_s = args.request_timeout_s + 10
+    # One batch in work and the next in line; the rest waits in the router for whichever replica is free first.
+    slots = 2 * args.engine.max_batch_size
     replicas = serve.deployment(
         Replica,
         num_replicas=args.num_replicas,
         ray_actor_options={"num_cpus": args.num_cpus, "num_gpus": args.num_gpus},
-        # One batch in work and the next in line; the rest waits in the router for whichever replica is free first.
-        max_ongoing_requests=2 * args.engine.max_batch_size,
-        request_router_config=SPREAD,
+        # The router bounds the slots; the room above is for status and prompt calls, which would else wait behind images.
+        max_ongoing_requests=args.ingress_replicas * slots + _CONTROL_CALLS,
+        request_router_config=spread(slots),
         graceful_shutdown_timeout_s=shutdown_s,
         logging_config=LoggingConfig(enable_access_log=False),  # the ingress logs each request; its polls would drown them
     ).bind(args)

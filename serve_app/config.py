@@ -85,7 +85,7 @@ class LimitsConfig(Config):
     """What a request may ask for."""
 
     max_images: int = Field(default=16, ge=1, description="Most images in one request.")
-    max_steps: int = Field(default=100, ge=1, description="Most denoising steps of an image.")
+    max_steps: int = Field(default=100, ge=1, le=998, description="Most denoising steps of an image; schedulers have a thousand, less their offset.")
     max_body_bytes: int = Field(default=65536, ge=1024, description="Largest request body in bytes.")
 
 

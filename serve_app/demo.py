@@ -37,7 +37,7 @@ def _service() -> Iterator[None]:
     print(f"starting the service on {URL} (log: {log}) ...", flush=True)
     with log.open("w") as file:
         serve = Path(sys.executable).with_name("serve")
-        # A session of its own, so that stopping it reaches all of Ray's processes and nobody else's.
+        # A session of its own: Ctrl-C must reach this program alone, which then stops the service in order.
         process = subprocess.Popen([serve, "run", "configs/local.yaml"], stdout=file, stderr=file, start_new_session=True)  # noqa: S603
         try:
             _wait_until_ready(process, log)
@@ -58,7 +58,7 @@ def _wait_until_ready(process: subprocess.Popen[bytes], log: Path) -> None:
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
-    process.send_signal(signal.SIGINT)
+    process.terminate()  # not SIGINT, which a background job ignores
     try:
         process.wait(_STOP_TIMEOUT_S)
     except subprocess.TimeoutExpired:

@@ -77,7 +77,7 @@ def parameters_text(slot: Slot, model: ModelInfo) -> str:
     if slot.negative_prompt:
         lines.append(f"Negative prompt: {slot.negative_prompt}")
     lines.append(
-        f"Steps: {slot.num_inference_steps}, Sampler: {_SAMPLERS[slot.scheduler]}, CFG scale: {slot.guidance_scale:g}, Seed: {slot.seed}, "
+        f"Steps: {slot.num_inference_steps}, Sampler: {_SAMPLERS[slot.scheduler]}, CFG scale: {slot.guidance_scale:.10g}, Seed: {slot.seed}, "
         f"Size: {slot.width}x{slot.height}, Model hash: {model.hash}, Model: {model.name}, Version: parallel-sdxl {__version__}"
     )
     return "\n".join(lines)

@@ -74,6 +74,7 @@ SlotEvent = Progress | Preview | Painted
 class ReplicaStatus:
     """What a replica says of itself. `finished` counts images since it started; `capacity` is its batch size."""
 
+    id: str
     model: ModelInfo
     scheduler: SchedulerName
     has_previews: bool

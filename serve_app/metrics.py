@@ -13,7 +13,7 @@ class ReplicaMetrics:
 
     def __init__(self, capacity: int) -> None:
         self._capacity = capacity
-        self._images = metrics.Counter("psdxl_images", "Images by outcome: succeeded, failed or cancelled.", tag_keys=("outcome",))
+        self._slots = metrics.Counter("psdxl_slots", "Slots that reached a replica, by outcome; one is its warm-up.", tag_keys=("outcome",))
         self._step = metrics.Histogram("psdxl_step_seconds", "Time of one denoising step of a batch.", boundaries=_SECONDS)
         self._occupancy = metrics.Gauge("psdxl_batch_occupancy", "Images in the last step's batch, as a part of max_batch_size.")
         self._active = metrics.Gauge("psdxl_images_active", "Images being denoised.")
@@ -32,9 +32,11 @@ class ReplicaMetrics:
         self._encode.observe(seconds)
 
     def ended(self, outcome: str) -> None:
-        self._images.inc(tags={"outcome": outcome})
+        self._slots.inc(tags={"outcome": outcome})
 
     def load(self, active: int, waiting: int) -> None:
+        if not active:
+            self._occupancy.set(0)
         self._active.set(active)
         self._waiting.set(waiting)
 
@@ -43,13 +45,21 @@ class IngressMetrics:
     """The metrics of one ingress replica; make one, in its constructor."""
 
     def __init__(self) -> None:
+        self._images = metrics.Counter("psdxl_images", "Images by outcome: succeeded, failed or cancelled.", tag_keys=("outcome",))
+        self._waiting = metrics.Gauge("psdxl_line_waiting", "Images that wait because all replicas are taken.")
         self._first_preview = metrics.Histogram(
             "psdxl_first_preview_seconds", "Time from a streamed request to its first preview.", boundaries=_SECONDS
         )
-        self._lost = metrics.Counter("psdxl_slots_repainted", "Slots painted again because their replica was lost.")
+        self._repainted = metrics.Counter("psdxl_slots_repainted", "Slots painted again because their replica was lost.")
 
     def first_preview(self, seconds: float) -> None:
         self._first_preview.observe(seconds)
 
+    def ended(self, outcome: str) -> None:
+        self._images.inc(tags={"outcome": outcome})
+
+    def waiting(self, images: int) -> None:
+        self._waiting.set(images)
+
     def repainted(self) -> None:
-        self._lost.inc()
+        self._repainted.inc()

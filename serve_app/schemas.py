@@ -209,11 +209,12 @@ class GridEvent(Grid):
 
 
 class CompletedEvent(Answer):
-    """Last event of a stream with at least one image."""
+    """Last event of a stream with at least one image; `warnings` are those that came after the start."""
 
     type: Literal["completed"] = "completed"
     id: str
     timings: Timings
+    warnings: list[str]
 
 
 class Problem(Answer):

@@ -1,6 +1,6 @@
 """A fleet without replicas, for the fan-out and the routes above it."""
 
-from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +12,7 @@ from serve_app.metrics import IngressMetrics
 from serve_app.schemas import ModelInfo
 
 REPLICA = ReplicaStatus(
+    id="abc",
     model=ModelInfo(name="fake", revision=None, hash="0123456789"),
     scheduler="euler",
     has_previews=True,
@@ -24,13 +25,9 @@ REPLICA = ReplicaStatus(
 
 @dataclass(frozen=True)
 class Ref:
-    """Stands in for an ObjectRef: await it for the value."""
+    """Stands in for an ObjectRef."""
 
     value: Any
-
-    def __await__(self) -> Generator[None, None, Any]:
-        return self.value
-        yield
 
 
 def painted(slot: Slot) -> Painted:
@@ -69,6 +66,9 @@ class FakeFleet(Fleet):
         async for event in self.paint(slot):
             yield event
 
+    async def pixels(self, ref: Any) -> Any:
+        return None if ref is None else ref.value
+
     async def cut_off(self, prompt: str) -> str:
         return self.unseen if prompt else ""
 
@@ -79,9 +79,17 @@ class Metrics(IngressMetrics):
     def __init__(self) -> None:
         self.first_previews: list[float] = []
         self.repaints = 0
+        self.outcomes: list[str] = []
+        self.most_waiting = 0
 
     def first_preview(self, seconds: float) -> None:
         self.first_previews.append(seconds)
+
+    def ended(self, outcome: str) -> None:
+        self.outcomes.append(outcome)
+
+    def waiting(self, images: int) -> None:
+        self.most_waiting = max(self.most_waiting, images)
 
     def repainted(self) -> None:
         self.repaints += 1

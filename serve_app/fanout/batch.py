@@ -78,7 +78,7 @@ class Batch:
         try:
             while len(self.images) < len(self._slots):
                 try:
-                    item = await asyncio.wait_for(self._inbox.get(), deadline - time.monotonic())
+                    item = await self._next(deadline)
                 except TimeoutError:
                     for slot in self._slots:
                         if slot.index not in self.images:
@@ -98,6 +98,12 @@ class Batch:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _next(self, deadline: float) -> tuple[Slot, SlotEvent] | NoPicture | None:
+        """Return what is in the inbox, even after the deadline: what has been painted counts. Raises TimeoutError."""
+        if not self._inbox.empty():
+            return self._inbox.get_nowait()
+        return await asyncio.wait_for(self._inbox.get(), deadline - time.monotonic())
 
     def _line_moved(self) -> None:
         self._inbox.put_nowait(None)
@@ -125,6 +131,9 @@ class Batch:
         async with aclosing(paint(slot)) as events:
             async for event in events:
                 self._inbox.put_nowait((slot, event))
+                if isinstance(event, Painted):
+                    return
+        raise ReplicaLost("its events ended without a picture")
 
     def _moved(self) -> Iterator[Event]:
         """Yield the new places in line of the slots that still wait."""

@@ -39,7 +39,6 @@ from serve_app.schemas import (
 
 logger = logging.getLogger("ray.serve")
 
-_GRID_TIMEOUT_S = 20.0
 _ECHOED = set(Parameters.model_fields) - {"model", "scheduler"}
 
 
@@ -92,14 +91,11 @@ class FanOut:
     async def generate(self, request: GenerateRequest) -> BatchResult:
         """Paint all images and return them together. Raises ServiceError where there is none."""
         plan = await self._plan(request.model_copy(update={"preview_every": 0}))
-        warnings = list(plan.warnings)
         with self._admitted(plan) as batch:
             async with aclosing(self._paint(plan, batch, self._fleet.paint)) as events:
                 async for _ in events:
                     pass
-            grid = await self._grid(plan, batch)
-        if request.grid and grid is None:
-            warnings.append("the grid could not be made; the images are complete")
+            grid, grid_warnings = await self._grid(plan, batch)
         return BatchResult(
             id=plan.id,
             created=int(time.time()),
@@ -107,37 +103,32 @@ class FanOut:
             images=[batch.images[slot.index] for slot in plan.slots],
             grid=grid,
             timings=_timings(plan, batch),
-            warnings=warnings,
+            warnings=[*plan.warnings, *grid_warnings],
         )
 
-    async def stream(self, request: GenerateRequest) -> AsyncGenerator[Event]:
-        """Return the events of a request. Whatever refuses it raises ServiceError here, before the first event."""
-        events = self._events(await self._plan(request))
-        start = await anext(events)
-
-        async def with_start() -> AsyncGenerator[Event]:
-            async with aclosing(events):
-                yield start
-                async for event in events:
-                    yield event
-
-        return with_start()
-
-    async def _events(self, plan: _Plan) -> AsyncGenerator[Event]:
+    @asynccontextmanager
+    async def stream(self, request: GenerateRequest) -> AsyncIterator[AsyncGenerator[Event]]:
+        """Open a request and give its events. Whatever refuses it raises ServiceError on the way in; leaving cancels the rest."""
+        plan = await self._plan(request)
         with self._admitted(plan) as batch:
-            yield StartEvent(id=plan.id, seeds=[slot.seed for slot in plan.slots], parameters=plan.parameters, warnings=plan.warnings)
-            try:
-                async with aclosing(self._paint(plan, batch, self._fleet.watch)) as events:
-                    async for event in self._first_preview_timed(plan, events):
-                        yield event
-                if grid := await self._grid(plan, batch):
-                    yield GridEvent(**dict(grid))
-                yield CompletedEvent(id=plan.id, timings=_timings(plan, batch))
-            except ServiceError as error:
-                yield ErrorEvent(error=Problem(type=error.type, message=error.message, param=error.param))
-            except Exception:
-                logger.exception("stream %s failed", plan.id)
-                yield ErrorEvent(error=Problem(type=InternalError.type, message=InternalError().message))
+            async with aclosing(self._events(plan, batch)) as events:
+                yield events
+
+    async def _events(self, plan: _Plan, batch: Batch) -> AsyncGenerator[Event]:
+        yield StartEvent(id=plan.id, seeds=[slot.seed for slot in plan.slots], parameters=plan.parameters, warnings=plan.warnings)
+        try:
+            async with aclosing(self._paint(plan, batch, self._fleet.watch)) as events:
+                async for event in self._first_preview_timed(plan, events):
+                    yield event
+            grid, grid_warnings = await self._grid(plan, batch)
+            if grid:
+                yield GridEvent(**dict(grid))
+            yield CompletedEvent(id=plan.id, timings=_timings(plan, batch), warnings=grid_warnings)
+        except ServiceError as error:
+            yield ErrorEvent(error=Problem(type=error.type, message=error.message, param=error.param))
+        except Exception:
+            logger.exception("stream %s failed", plan.id)
+            yield ErrorEvent(error=Problem(type=InternalError.type, message=InternalError().message))
 
     async def _plan(self, request: GenerateRequest) -> _Plan:
         started = time.monotonic()
@@ -159,8 +150,9 @@ class FanOut:
             warnings.append("negative_prompt has no effect: guidance_scale is 1 or less")
         if request.preview_every and not has_previews:
             warnings.append("no previews: the model has no preview decoder")
-        unseen = {name: await self._fleet.cut_off(getattr(request, name)) for name in ("prompt", "negative_prompt")}
-        return [*warnings, *(f"{name} is longer than the model can read; it does not see: {end}" for name, end in unseen.items() if end)]
+        ends = await asyncio.gather(self._fleet.cut_off(request.prompt), self._fleet.cut_off(request.negative_prompt))
+        unseen = zip(("prompt", "negative_prompt"), ends, strict=True)
+        return [*warnings, *(f"{name} is longer than the model can read; it does not see: {end}" for name, end in unseen if end)]
 
     @contextmanager
     def _admitted(self, plan: _Plan) -> Iterator[Batch]:
@@ -168,8 +160,15 @@ class FanOut:
         fleet = self._fleet.status
         self._line.admit(len(plan.slots), fleet.capacity, fleet.images_per_second)
         batch = Batch(plan.slots, self._line, lambda: self._fleet.status.capacity, plan.started, self._metrics.repainted)
-        with batch.in_line():
-            yield batch
+        try:
+            with batch.in_line():
+                self._metrics.waiting(self._line.waiting(fleet.capacity))
+                yield batch
+        finally:
+            self._metrics.waiting(self._line.waiting(self._fleet.status.capacity))
+            for slot in plan.slots:
+                image = batch.images.get(slot.index)
+                self._metrics.ended(image.status if image else "cancelled")
 
     async def _paint(self, plan: _Plan, batch: Batch, paint: Paint) -> AsyncGenerator[Event]:
         """Yield what happens to the images. Raises ServiceError once all have ended without a single picture."""
@@ -193,17 +192,14 @@ class FanOut:
                 self._metrics.first_preview(time.monotonic() - plan.started)
             yield event
 
-    async def _grid(self, plan: _Plan, batch: Batch) -> Grid | None:
-        """Return the contact sheet if one is wanted and all pixels can still be had."""
+    async def _grid(self, plan: _Plan, batch: Batch) -> tuple[Grid | None, list[str]]:
+        """Return the contact sheet if one is wanted, and what a person should know of it."""
         if not plan.wants_grid:
-            return None
-        try:
-            async with asyncio.timeout(_GRID_TIMEOUT_S):
-                cells = [await batch.pixels[slot.index] if slot.index in batch.pixels else None for slot in plan.slots]
-                return await asyncio.to_thread(_sheet, cells, plan.parameters)
-        except Exception:
-            logger.exception("the grid of request %s could not be made", plan.id)
-            return None
+            return None, []
+        cells = await asyncio.gather(*[self._fleet.pixels(batch.pixels.get(slot.index)) for slot in plan.slots])
+        lost = [i for i in sorted(batch.pixels) if cells[i] is None]
+        warnings = [f"the grid lacks image {i}: the replica that painted it is gone; the image itself is complete" for i in lost]
+        return await asyncio.to_thread(_sheet, cells, plan.parameters), warnings
 
     def _replicas(self) -> ReplicaCount:
         return ReplicaCount(ready=self._fleet.status.ready, target=self._args.num_replicas)

@@ -8,20 +8,22 @@ from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import Any
 
-from ray import exceptions
+from ray import ObjectRef, exceptions
 from ray.serve.exceptions import DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
 from serve_app.errors import NotReady, ReplicaLost, SlotCancelled
+from serve_app.imaging import Pixels
 from serve_app.messages import Painted, ReplicaStatus, Slot, SlotEvent
 from serve_app.schemas import ModelInfo, SchedulerName
 
 logger = logging.getLogger("ray.serve")
 
 POLL_INTERVAL_S = 1.0
-"""How old the fleet's status may get."""
+"""How often the replicas are asked for their status."""
 
-_POLL_TIMEOUT_S = 5.0
+_CONTROL_TIMEOUT_S = 2.0
+_PIXELS_TIMEOUT_S = 10.0
 _RATE_WINDOW_S = 10.0
 _ALWAYS_FITS_BYTES = 50
 """A prompt this short cannot fill CLIP's 75 tokens, of a byte or more each, even where lower-casing makes it longer."""
@@ -66,14 +68,14 @@ class Fleet:
     def __init__(self, handle: DeploymentHandle) -> None:
         self._handle = handle
         self._streams = handle.options(stream=True)
-        self._finished: deque[tuple[float, int]] = deque()
+        self._finished: deque[tuple[float, dict[str, int]]] = deque()
         self.status = FleetStatus()
 
     @property
     def model(self) -> tuple[ModelInfo, SchedulerName, bool]:
         """The served model, its default scheduler and whether it has previews. Raises NotReady before one has loaded."""
         if not self.status.replicas:
-            raise NotReady("no replica has loaded the model yet; ask GET /health and try again")
+            raise NotReady("no replica is ready; ask GET /health and try again")
         first = self.status.replicas[0]
         return first.model, first.scheduler, first.has_previews
 
@@ -108,30 +110,48 @@ class Fleet:
         finally:
             response.cancel()
 
+    async def pixels(self, ref: "ObjectRef[Pixels] | None") -> Pixels | None:
+        """Return the pixels a replica has left behind, or None where there are none or they were lost with it."""
+        if ref is None:
+            return None
+        try:
+            return await asyncio.wait_for(ref, _PIXELS_TIMEOUT_S)
+        except (exceptions.RayError, TimeoutError):
+            logger.warning("the pixels of an image were lost", exc_info=True)
+            return None
+
     async def cut_off(self, prompt: str) -> str:
         """Return the end of a prompt that the text encoders do not see; empty if they see it all or no replica answers."""
         if len(prompt.encode()) <= _ALWAYS_FITS_BYTES:
             return ""
-        answers = await self._broadcast("cut_off", prompt)
+        try:
+            answers = await self._broadcast("cut_off", prompt)
+        except (DeploymentUnavailableError, TimeoutError):
+            return ""
         return str(answers[0]) if answers else ""
 
     async def _poll(self) -> FleetStatus:
-        replicas: tuple[ReplicaStatus, ...] = tuple(await self._broadcast("status"))
-        now, finished = time.monotonic(), sum(r.finished for r in replicas)
-        if self._finished and finished < self._finished[-1][1]:
-            self._finished.clear()  # a replica has gone and taken its count along
-        self._finished.append((now, finished))
+        try:
+            replicas: tuple[ReplicaStatus, ...] = tuple(await self._broadcast("status"))
+        except DeploymentUnavailableError:
+            return FleetStatus()
+        except TimeoutError:
+            # One replica hangs, and Serve tells nothing of the others. Its health check will end it; until then they are as they were.
+            return self.status
+        self._finished.append((time.monotonic(), {r.id: r.finished for r in replicas}))
+        return FleetStatus(replicas, self._rate())
+
+    def _rate(self) -> float:
+        """Return the images per second of the replicas that were there at both ends of the window."""
+        now, finished = self._finished[-1]
         while now - self._finished[0][0] > _RATE_WINDOW_S:
             self._finished.popleft()
         then, before = self._finished[0]
-        return FleetStatus(replicas, (finished - before) / (now - then) if now > then else 0.0)
+        return sum(finished[id_] - before[id_] for id_ in finished.keys() & before.keys()) / (now - then) if now > then else 0.0
 
     async def _broadcast(self, method: str, *args: Any) -> list[Any]:
-        """Return the answers of all replicas that gave one. Unlike a routed call, this one never waits for a full replica."""
-        try:
-            answers = await self._handle.broadcast(method, *args).results_async(timeout_s=_POLL_TIMEOUT_S, return_exceptions=True)
-        except (DeploymentUnavailableError, TimeoutError):
-            return []
+        """Return the answers of all replicas that gave one. Raises TimeoutError where one hangs, DeploymentUnavailableError where none is."""
+        answers = await self._handle.broadcast(method, *args).results_async(timeout_s=_CONTROL_TIMEOUT_S, return_exceptions=True)
         return [a for a in answers if not isinstance(a, BaseException)]
 
 

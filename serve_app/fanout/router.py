@@ -33,11 +33,15 @@ class _Choice:
 class SpreadRouter(FIFOMixin, RequestRouter):
     """Prefers replicas with room in their batch; among them the one with the fewest calls of the same request, then of all.
 
+    A replica with `max_open_calls` gets none. This bound is the router's and not `max_ongoing_requests`, because at that
+    a replica takes no calls at all, be they for its status or its health.
+
     A request's own calls come before the load, because the load is late: a call counts until some time after its result
     has arrived, and by it four images on four replicas that have just become idle would not go one to each.
     """
 
-    def initialize_state(self, **kwargs: object) -> None:
+    def initialize_state(self, max_open_calls: int) -> None:
+        self._max_open_calls = max_open_calls
         self._open: Counter[ReplicaID] = Counter()
         self._unsent: dict[int, _Choice] = {}
         self._requests: OrderedDict[str, dict[int, _Choice]] = OrderedDict()
@@ -53,7 +57,8 @@ class SpreadRouter(FIFOMixin, RequestRouter):
         pending_request.routing_context.should_backoff = True
         self._routed_by[_current_task()] = pending_request
         ranked = self._ranked(candidate_replicas, pending_request)
-        self._choose(pending_request, ranked[0].replica_id)
+        if ranked:
+            self._choose(pending_request, ranked[0].replica_id)
         return [[replica] for replica in ranked]
 
     def _ranked(self, replicas: list[RunningReplica], call: PendingRequest) -> list[RunningReplica]:
@@ -67,14 +72,14 @@ class SpreadRouter(FIFOMixin, RequestRouter):
         def rank(replica: RunningReplica) -> tuple[bool, int, int, int, float]:
             id_ = replica.replica_id
             return (
-                load[id_] >= replica.max_ongoing_requests // 2,  # of which one half is painted and the other next in line
+                load[id_] >= self._max_open_calls // 2,  # one half is painted, the other is next in line
                 siblings[id_],
                 load[id_],
                 self.replica_queue_len_cache.get(id_) or 0,  # with the calls of other ingress replicas
                 self._last_chosen.get(id_, 0.0),
             )
 
-        return sorted(replicas, key=rank)
+        return sorted((r for r in replicas if load[r.replica_id] < self._max_open_calls), key=rank)
 
     def _choose(self, call: PendingRequest, replica_id: ReplicaID) -> None:
         choice = _Choice(call, replica_id, time.monotonic())
@@ -125,6 +130,13 @@ def _current_task() -> asyncio.Task[Any]:
     return task
 
 
-# Serve's default backoff of up to 0.5 s leaves GPUs idle between two slots.
-SPREAD = RequestRouterConfig(request_router_class=SpreadRouter, initial_backoff_s=0.005, backoff_multiplier=1.5, max_backoff_s=0.02)
-"""How the handles of a deployment of replicas route."""
+def spread(max_open_calls: int) -> RequestRouterConfig:
+    """Return how a handle routes to replicas of which each takes so many of its calls at a time; more wait in the router."""
+    return RequestRouterConfig(
+        request_router_class=SpreadRouter,
+        request_router_kwargs={"max_open_calls": max_open_calls},
+        # Serve's default backoff of up to 0.5 s leaves GPUs idle between two slots.
+        initial_backoff_s=0.005,
+        backoff_multiplier=1.5,
+        max_backoff_s=0.02,
+    )

@@ -1,7 +1,7 @@
 """The HTTP routes, over any service that can answer them. Knows neither Ray nor torch."""
 
 from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Annotated, Any, Protocol
 
 from fastapi import Depends, FastAPI, Response
@@ -21,7 +21,7 @@ class Service(Protocol):
 
     def running(self) -> AbstractAsyncContextManager[None]: ...
     async def generate(self, request: GenerateRequest) -> BatchResult: ...
-    async def stream(self, request: GenerateRequest) -> AsyncGenerator[Event]: ...
+    def stream(self, request: GenerateRequest) -> AbstractAsyncContextManager[AsyncGenerator[Event]]: ...
     def health(self) -> Health: ...
     def status(self) -> ServiceStatus: ...
 
@@ -46,7 +46,7 @@ def create_api(service: Service, args: AppArgs) -> FastAPI:
 
     async def accepted(body: Body) -> AsyncIterator[AsyncGenerator[Event]]:  # type: ignore[valid-type]
         # A dependency, because the route itself is a generator: once it runs, the status is 200.
-        async with aclosing(await service.stream(body)) as events:
+        async with service.stream(body) as events:
             yield events
 
     @api.post("/stream", response_class=EventSourceResponse, responses=_errors(413, 422, 429, 503))

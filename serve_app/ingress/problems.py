@@ -17,6 +17,8 @@ _HTTP_MESSAGES = {
     405: "this route takes another method; see the Allow header",
 }
 
+_MOST_FAULTS = 5
+
 
 def install(api: FastAPI) -> None:
     """Answer every error of an app in the service's own shape."""
@@ -39,12 +41,16 @@ async def _on_service_error(_: Request, error: Exception) -> JSONResponse:
 async def _on_invalid(_: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
     faults = error.errors()
-    message = "; ".join(_sentence(fault) for fault in faults)
+    message = "; ".join(_sentence(fault) for fault in faults[:_MOST_FAULTS])
+    if len(faults) > _MOST_FAULTS:
+        message += f"; and {len(faults) - _MOST_FAULTS} more"
     return _answer(InvalidRequest.status, Problem(type=InvalidRequest.type, message=message, param=_param(faults[0])))
 
 
 async def _on_http(_: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
+    if error.status_code == 400:  # FastAPI's word for bytes that its JSON parser chokes on
+        return _answer(InvalidRequest.status, Problem(type=InvalidRequest.type, message="the body is not valid JSON"))
     message = _HTTP_MESSAGES.get(error.status_code, error.detail)
     return _answer(error.status_code, Problem(type=_HTTP_TYPES.get(error.status_code, "http_error"), message=message), dict(error.headers or {}))
 

@@ -2,18 +2,25 @@
 
 import torch
 
+from serve_app.errors import SlotFailed
 from serve_app.imaging import Pixels
 from serve_app.replica.checkpoint import Checkpoint
 
 
 def decode(checkpoint: Checkpoint, latents: torch.Tensor) -> Pixels:
-    """Return the picture of one slot's final latents, (1, channels, h, w), as the stock pipeline would decode it."""
+    """Return the picture of one slot's final latents, (1, channels, h, w), as the stock pipeline would decode it.
+
+    Raises SlotFailed where it holds values that are not numbers: as pixels they would be black, and a success.
+    """
     config = checkpoint.vae.config
     latents = latents.to(checkpoint.vae.dtype) / config.scaling_factor
     if getattr(config, "latents_mean", None) and getattr(config, "latents_std", None):
         mean, std = (torch.tensor(v, device=latents.device, dtype=latents.dtype).view(1, -1, 1, 1) for v in (config.latents_mean, config.latents_std))
         latents = latents * std + mean
-    return to_pixels(checkpoint.vae.decode(latents, return_dict=False)[0])
+    image = checkpoint.vae.decode(latents, return_dict=False)[0]
+    if not torch.isfinite(image).all():
+        raise SlotFailed("not_finite", "the model produced values that are not numbers; try another guidance_scale, scheduler or seed")
+    return to_pixels(image)
 
 
 def to_pixels(image: torch.Tensor) -> Pixels:

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import ray
+from ray import serve
 
 from serve_app.config import AppArgs
 from serve_app.messages import Painted, ReplicaStatus, Slot, SlotEvent
@@ -23,10 +24,12 @@ class Replica:
 
     async def __init__(self, args: AppArgs) -> None:  # type: ignore[misc]  # Serve awaits it
         from serve_app.replica.engine import Engine
+        from serve_app.replica.prompts import PromptReader
 
         self._args = args
         self._checkpoint = await asyncio.to_thread(_load, args)
         self._engine = Engine(self._checkpoint, args.engine, args.preview, ReplicaMetrics(args.engine.max_batch_size))
+        self._reader = PromptReader(self._checkpoint.pipe)
         self._engine.start()
         await self.generate(_warm_up_slot(args, self._checkpoint.scheduler))
 
@@ -58,14 +61,13 @@ class Replica:
 
     async def cut_off(self, prompt: str) -> str:
         """Return the end of a prompt that the text encoders do not see, empty if they see all of it."""
-        from serve_app.replica.prompts import cut_off
-
-        return cut_off(self._checkpoint.pipe, prompt)
+        return self._reader.cut_off(prompt)
 
     async def status(self) -> ReplicaStatus:
         """Say which model this is and how busy."""
         load = self._engine.load()
         return ReplicaStatus(
+            id=serve.get_replica_context().replica_id.unique_id,
             model=self._checkpoint.info,
             scheduler=self._checkpoint.scheduler,
             has_previews=self._checkpoint.preview_vae is not None,

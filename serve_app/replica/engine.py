@@ -194,8 +194,6 @@ class Engine:
         try:
             predictions = predict(self._checkpoint, [a.trajectory for a in group], self._config.row_buckets)
         except Exception as error:
-            if isinstance(error, torch.AcceleratorError):
-                self._broken = error  # after such an error every later call on the device fails too
             for active in group:
                 self._leave(active)
                 self._fail(active.job, error)
@@ -229,13 +227,12 @@ class Engine:
         height, width, _ = pixels.shape
         try:
             active.job.post(Preview(step, width, height, encode_preview(pixels, self._preview.jpeg_quality)))
-        finally:
-            active.pace.busy = False
+        except Exception:
+            logger.exception("a preview of seed %d could not be encoded", active.job.slot.seed)
+        active.pace.busy = False
 
     def _finish(self, active: Active) -> None:
         denoised = time.perf_counter()
-        if not torch.isfinite(active.trajectory.latents).all():
-            raise SlotFailed("not_finite", "the model produced values that are not numbers; try another guidance_scale, scheduler or seed")
         pixels = decode(self._checkpoint, active.trajectory.latents)
         self._leave(active)
         self._files.submit(self._send_painted, active, pixels, denoised - active.admitted, time.perf_counter() - denoised)
@@ -263,6 +260,8 @@ class Engine:
             self._turns.remove(active.shape)
 
     def _fail(self, job: Job, error: Exception) -> None:
+        if isinstance(error, torch.AcceleratorError):
+            self._broken = error  # after such an error every later call on the device fails too
         match error:
             case SlotFailed():
                 failure = error

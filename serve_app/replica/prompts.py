@@ -1,5 +1,6 @@
 """Prompts to embeddings, by the pipeline's own encoder, kept for the next slot that asks for the same."""
 
+import copy
 from collections import OrderedDict
 from dataclasses import dataclass
 
@@ -50,9 +51,19 @@ class PromptEncoder:
         return PromptEmbedding(tokens, pooled)
 
 
-def cut_off(pipe: StableDiffusionXLPipeline, prompt: str) -> str:
-    """Return the end of a prompt that CLIP does not see, empty if it sees all of it."""
-    tokenizer = pipe.tokenizer_2
-    room = tokenizer.model_max_length - 2  # the start and end tokens
-    tokens = tokenizer(prompt, add_special_tokens=False, truncation=False, verbose=False).input_ids
-    return str(tokenizer.decode(tokens[room:])).strip()
+class PromptReader:
+    """Says what the text encoders do not see of a prompt.
+
+    It has a tokenizer of its own: a tokenizer keeps its truncation and padding as state, and the engine's is in use on
+    another thread.
+    """
+
+    def __init__(self, pipe: StableDiffusionXLPipeline) -> None:
+        self._tokenizer = copy.deepcopy(pipe.tokenizer_2)
+
+    def cut_off(self, prompt: str) -> str:
+        """Return the end of a prompt that the text encoders do not see, empty if they see all of it."""
+        room = self._tokenizer.model_max_length - 2  # the start and end tokens
+        encoded = self._tokenizer(prompt, add_special_tokens=False, truncation=False, verbose=False, return_offsets_mapping=True)
+        offsets: list[tuple[int, int]] = encoded.offset_mapping
+        return prompt[offsets[room][0] :].strip() if len(offsets) > room else ""

@@ -106,6 +106,24 @@ async def test_a_slot_whose_replica_is_lost_is_painted_once_more() -> None:
     assert len(repaints) == 1
 
 
+async def test_what_was_painted_by_the_deadline_counts() -> None:
+    batch = batch_of(2)
+    async with aclosing(batch.run(picture, time.monotonic() + 0.2)) as events:
+        await anext(events)
+        await asyncio.sleep(0.3)  # a slow consumer: both pictures have come by the time it looks
+        kinds = [type(e) async for e in events]
+    assert kinds.count(ImageEvent) == 2
+
+
+async def test_events_that_end_without_a_picture_are_a_lost_replica() -> None:
+    async def paint(slot: Slot) -> AsyncGenerator[SlotEvent]:
+        yield Progress(1)
+
+    (*_, last) = await events_of(batch_of(1), paint)
+    assert isinstance(last, FailedEvent)
+    assert last.error.type == "replica_lost"
+
+
 async def test_at_the_deadline_the_rest_has_failed_and_is_cancelled() -> None:
     closed: list[int] = []
 

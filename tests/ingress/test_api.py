@@ -19,6 +19,7 @@ from serve_app.fanout.fanout import FanOut
 from serve_app.fanout.fleet import FleetStatus
 from serve_app.ingress.api import create_api
 from serve_app.messages import Slot
+from serve_app.schemas import GenerateRequest
 from tests.fakes import REPLICA, FakeFleet, Metrics
 
 ARGS = AppArgs(limits=LimitsConfig(max_images=9, max_steps=50, max_body_bytes=10_000), admission=AdmissionConfig(max_waiting_images=9))
@@ -110,6 +111,45 @@ def test_a_failed_cell_is_grey(client: TestClient, fleet: FakeFleet) -> None:
     pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(answer["grid"]["b64_json"]))))
     assert (pixels[:, :64] == 0).all()
     assert (pixels[:, 64:] == 128).all()
+
+
+def test_pixels_that_were_lost_leave_a_grey_cell_and_a_warning(client: TestClient, fleet: FakeFleet, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = fleet.pixels
+
+    async def first_lost(ref: Any) -> Any:
+        pixels = await kept(ref)
+        return None if pixels is None or (pixels == 0).all() else pixels
+
+    monkeypatch.setattr(fleet, "pixels", first_lost)
+    body = {"prompt": "a", "num_images": 2, "width": 64, "height": 64, "grid": True}
+    answer, events = client.post("/generate", json=body).json(), events_of(client.post("/stream", json=body))
+    assert [image["status"] for image in answer["images"]] == ["succeeded"] * 2
+    assert "lacks image 0" in answer["warnings"][0]
+    assert events[-2]["type"] == "grid"
+    assert events[-1]["warnings"] == answer["warnings"]
+    pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(answer["grid"]["b64_json"]))))
+    assert (pixels[:, :64] == 128).all()
+    assert (pixels[:, 64:] == 1).all()
+
+
+def test_images_are_counted_by_outcome(client: TestClient, fleet: FakeFleet, metrics: Metrics) -> None:
+    async def second_fails(slot: Slot) -> None:
+        if slot.index == 1:
+            raise SlotFailed("out_of_memory", "no room")
+
+    fleet.before = second_fails
+    fleet.status = FleetStatus((REPLICA,))
+    client.post("/generate", json={"prompt": "a", "num_images": 6})
+    assert sorted(metrics.outcomes) == ["failed"] + ["succeeded"] * 5
+    assert metrics.most_waiting == 2
+
+
+async def test_a_stream_nobody_reads_gives_its_places_back_and_counts_as_cancelled(fleet: FakeFleet, metrics: Metrics) -> None:
+    service = FanOut(fleet, ARGS, metrics)
+    async with service.stream(GenerateRequest(prompt="a", num_images=3)):
+        assert service._line.waiting(0) == 3
+    assert service._line.waiting(0) == 0
+    assert metrics.outcomes == ["cancelled"] * 3
 
 
 def test_all_failed_is_a_500(client: TestClient, fleet: FakeFleet) -> None:
@@ -257,12 +297,21 @@ def test_bad_input_is_a_422_that_names_the_field(client: TestClient, fleet: Fake
         (b'{"prompt": "a", "guidance_scale": NaN}', "finite"),
         (b'{"prompt": "\\ud800"}', "unicode"),
         (b"\xff\xfe", ""),
+        (b'{"prompt": "\xff\xfe\x80"}', "not valid JSON"),
+        (b"[" * 9_000, "not valid JSON"),
+        (b'{"prompt": "a", "seed": ' + b"9" * 5_000 + b"}", "not valid JSON"),
     ],
 )
 def test_a_body_that_is_no_request_is_a_422(client: TestClient, content: bytes, says: str) -> None:
     response = client.post("/generate", content=content, headers={"content-type": "application/json"})
     assert response.status_code == 422, response.text
     assert says in response.json()["error"]["message"]
+
+
+def test_many_faults_are_counted_and_not_all_told(client: TestClient) -> None:
+    message = client.post("/generate", json={f"unknown_{i}": i for i in range(100)}).json()["error"]["message"]
+    assert message.count(";") == 5
+    assert message.endswith("and 96 more")
 
 
 def test_json_under_another_content_type_says_what_to_send(client: TestClient) -> None:

@@ -39,6 +39,7 @@ class Cluster:
 def cluster() -> Iterator[Cluster]:
     port, metrics_port = free_port(), free_port()
     ray.init(
+        address="local",
         num_cpus=8,  # more than the machine has: the tiny model's replicas hardly need one
         include_dashboard=False,
         log_to_driver=False,
@@ -120,7 +121,7 @@ def tiny_args(tiny_path: Path, **changes: Any) -> AppArgs:
         "model": ModelConfig(path=str(tiny_path), name="tiny", width=64, height=64, max_size=256),
         "engine": EngineConfig(max_batch_size=4, row_buckets=(8,)),  # one bucket: bit-exact at any load
         "preview": PreviewConfig(min_interval_s=MIN_INTERVAL_S),
-        "limits": LimitsConfig(max_images=16, max_steps=2000),
+        "limits": LimitsConfig(max_images=16, max_steps=998),
         "admission": AdmissionConfig(max_waiting_images=16),
     }
     return AppArgs(**{**defaults, **changes})

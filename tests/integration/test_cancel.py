@@ -7,7 +7,7 @@ import pytest
 
 from tests.integration.conftest import SMALL, Running, eventually, frames
 
-LONG = {"prompt": "a red apple", **SMALL, "num_inference_steps": 2000}
+LONG = {"prompt": "a red apple", **SMALL, "num_inference_steps": 998}
 
 
 @pytest.mark.parametrize("images", [2, 16])

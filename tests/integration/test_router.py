@@ -1,6 +1,7 @@
 """The router on four real Serve replicas that only wait: what counts is where the calls land."""
 
 import asyncio
+import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,11 +11,11 @@ import pytest
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
-from serve_app.fanout.router import SPREAD
+from serve_app.fanout.router import spread
 from tests.integration.conftest import Cluster, eventually
 
 REPLICAS = 4
-MAX_ONGOING = 8
+MAX_OPEN = 8
 
 
 class Caller:
@@ -27,6 +28,17 @@ class Caller:
         """Return how many of the calls each replica got, most first."""
         answers = await asyncio.gather(*[self._painters.remote(seconds) for _ in range(calls)])
         return sorted(Counter(answers).values(), reverse=True)
+
+    async def ping_while_full(self) -> tuple[int, float]:
+        """Broadcast to replicas that have all the calls they may; return how many answered and the seconds it took."""
+        calls = [self._painters.remote(3) for _ in range(2 * REPLICAS * MAX_OPEN)]
+        await asyncio.sleep(0.5)
+        started = time.monotonic()
+        answers = await self._painters.broadcast("ping").results_async(timeout_s=10)
+        elapsed = time.monotonic() - started
+        for call in calls:
+            call.cancel()
+        return len(answers), elapsed
 
     async def one_by_one(self, calls: int) -> list[int]:
         return sorted(Counter([await self._painters.remote(0) for _ in range(calls)]).values(), reverse=True)
@@ -45,11 +57,14 @@ class Painter:
         await asyncio.sleep(seconds)
         return str(serve.get_replica_context().replica_id.unique_id)
 
+    def ping(self) -> str:
+        return "pong"
+
 
 @contextmanager
 def calling(name: str, env: dict[str, str]) -> Iterator[DeploymentHandle]:
     options: dict[str, Any] = {"ray_actor_options": {"num_cpus": 0, "runtime_env": {"env_vars": env}}}
-    painters = serve.deployment(Painter, num_replicas=REPLICAS, max_ongoing_requests=MAX_ONGOING, request_router_config=SPREAD, **options)
+    painters = serve.deployment(Painter, num_replicas=REPLICAS, max_ongoing_requests=MAX_OPEN + 1, request_router_config=spread(MAX_OPEN), **options)
     yield serve.run(serve.deployment(Caller, **options).bind(painters.bind()), name=name, route_prefix=None)
     serve.delete(name)
 
@@ -88,14 +103,14 @@ def test_many_calls_spread_evenly(caller: DeploymentHandle, calls: int) -> None:
 
 
 def test_more_calls_than_fit_wait_for_room_and_stay_even(caller: DeploymentHandle) -> None:
-    landed = caller.fan_out.remote(3 * REPLICAS * MAX_ONGOING, 0.1).result(timeout_s=30)
-    assert sum(landed) == 3 * REPLICAS * MAX_ONGOING
-    assert max(landed) - min(landed) <= MAX_ONGOING
+    landed = caller.fan_out.remote(3 * REPLICAS * MAX_OPEN, 0.1).result(timeout_s=30)
+    assert sum(landed) == 3 * REPLICAS * MAX_OPEN
+    assert max(landed) - min(landed) <= MAX_OPEN
 
 
 def test_cancelled_calls_leave_no_trace(caller: DeploymentHandle) -> None:
     for _ in range(3):
-        assert sum(caller.cancel_half.remote(2 * REPLICAS * MAX_ONGOING).result(timeout_s=30)) == REPLICAS * MAX_ONGOING
+        assert sum(caller.cancel_half.remote(2 * REPLICAS * MAX_OPEN).result(timeout_s=30)) == REPLICAS * MAX_OPEN
 
     def spread() -> bool:
         return bool(caller.fan_out.remote(REPLICAS, 0.01).result(timeout_s=30) == [1, 1, 1, 1])
@@ -103,3 +118,9 @@ def test_cancelled_calls_leave_no_trace(caller: DeploymentHandle) -> None:
     eventually(spread, seconds=5)  # once the replicas have reported the ends of the cancelled calls
     for _ in range(10):
         assert caller.fan_out.remote(REPLICAS, 0.01).result(timeout_s=30) == [1, 1, 1, 1]
+
+
+def test_full_replicas_still_answer_broadcasts(caller: DeploymentHandle) -> None:
+    answers, seconds = caller.ping_while_full.remote().result(timeout_s=30)
+    assert answers == REPLICAS
+    assert seconds < 2, "it must not wait for a call of three seconds"

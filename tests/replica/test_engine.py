@@ -216,16 +216,33 @@ def test_running_out_of_memory_fails_the_batch_and_no_more(make_engine: MakeEngi
     running.engine.check()
 
 
-def test_a_dead_device_is_reported_to_the_health_check(make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("place", ["engine.predict", "engine.decode", "engine.decode_preview", "engine.Trajectory", "prompts.PromptEncoder.encode"])
+def test_a_dead_device_is_reported_to_the_health_check_wherever_it_shows(
+    make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    """Errors of a device come at the next call that waits for it, whichever that is."""
+
     def broken(*_: Any) -> Any:
         raise torch.AcceleratorError("an illegal memory access was encountered")
 
-    monkeypatch.setattr("serve_app.replica.engine.predict", broken)
+    monkeypatch.setattr(f"serve_app.replica.{place}", broken)
     running = make_engine()
+    running.engine.check()
     with pytest.raises(SlotFailed):
-        running.submit(make_slot()).result()
+        running.submit(make_slot(preview_every=1)).result()
     with pytest.raises(RuntimeError, match="device has failed"):
         running.engine.check()
+
+
+def test_a_preview_that_cannot_be_encoded_costs_no_picture(
+    make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(*_: Any) -> Any:
+        raise OSError("no encoder")
+
+    monkeypatch.setattr("serve_app.replica.engine.encode_preview", broken)
+    assert isinstance(make_engine().submit(make_slot(preview_every=1)).result(), Painted)
+    assert "no encoder" in caplog.text
 
 
 def test_one_prompt_is_encoded_once_for_all_its_seeds(make_engine: MakeEngine, checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:

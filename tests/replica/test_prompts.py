@@ -1,8 +1,10 @@
+import threading
+
 import pytest
 import torch
 
 from serve_app.replica.checkpoint import Checkpoint
-from serve_app.replica.prompts import PromptEncoder, cut_off
+from serve_app.replica.prompts import PromptEncoder, PromptReader
 
 
 @pytest.fixture
@@ -36,8 +38,29 @@ def test_the_cache_forgets_the_prompt_unused_for_longest(encoder: PromptEncoder)
 
 
 @pytest.mark.parametrize(
-    ("prompt", "unseen"), [("", ""), ("a" * 75, ""), ("a" * 76, "a"), ("word " * 18 + "end", ""), ("word " * 18 + "ends word", "s word")]
+    ("prompt", "unseen"), [("", ""), ("a" * 75, ""), ("a" * 76, "a"), ("word " * 18 + "end", ""), ("Word " * 18 + "ends Word 苹果", "s Word 苹果")]
 )
 def test_says_what_the_model_does_not_see(checkpoint: Checkpoint, prompt: str, unseen: str) -> None:
     # The tiny vocabulary has a token for each letter.
-    assert cut_off(checkpoint.pipe, prompt) == unseen
+    assert PromptReader(checkpoint.pipe).cut_off(prompt) == unseen
+
+
+def test_reading_a_prompt_does_not_disturb_encoding_on_another_thread(checkpoint: Checkpoint) -> None:
+    reader, stop, faults = PromptReader(checkpoint.pipe), threading.Event(), []
+
+    def read() -> None:
+        while not stop.is_set():
+            if reader.cut_off("x" * 200) != "x" * 125:
+                faults.append("reader")
+
+    thread = threading.Thread(target=read)
+    thread.start()
+    try:
+        for i in range(300):
+            tokens = checkpoint.pipe.tokenizer_2("apple" * (i % 40), padding="max_length", max_length=77, truncation=True).input_ids
+            if len(tokens) != 77:
+                faults.append(f"encoder: {len(tokens)}")
+    finally:
+        stop.set()
+        thread.join()
+    assert faults == []
