@@ -1,15 +1,18 @@
 """What happens when parts of the service die or are not there yet."""
 
 import threading
+import time
 from pathlib import Path
 
 import httpx2
+import psutil
 import pytest
 import ray
 from ray import serve
 from ray.serve import RunTarget
 
 from serve_app.app import build
+from serve_app.fanout.fleet import _CONTROL_TIMEOUT_S
 from tests.integration.conftest import REPLICAS, SMALL, Cluster, Running, eventually, tiny_args
 
 
@@ -32,6 +35,27 @@ def test_a_replica_that_dies_takes_no_image_with_it(app: Running, route: str) ->
     images = answer["images"] if isinstance(answer, dict) else [e for e in answer if e["type"] == "image"]  # type: ignore[attr-defined]
     assert {image["seed"]: image["b64_json"] for image in images} == whole, "the same pictures as if nothing had happened"
     eventually(lambda: app.http.get("/health").json()["replicas"]["ready"] == REPLICAS)
+
+
+def ready_for(app: Running, seconds: float) -> bool:
+    """Ask for the health again and again, and say whether all replicas were ready throughout."""
+    until = time.monotonic() + seconds
+    healthy = True
+    while healthy and time.monotonic() < until:
+        response = app.http.get("/health")
+        healthy = response.status_code == 200 and response.json()["replicas"]["ready"] == REPLICAS
+        time.sleep(0.1)
+    return healthy
+
+
+def test_a_replica_that_hangs_does_not_take_the_service_along(app: Running) -> None:
+    hung = next(p for p in psutil.process_iter(["cmdline"]) if "ServeReplica:test:Replica" in " ".join(p.info["cmdline"] or ()))
+    hung.suspend()
+    try:
+        assert ready_for(app, seconds=3 * _CONTROL_TIMEOUT_S)
+    finally:
+        hung.resume()
+    assert len(app.generate(num_images=4)["images"]) == 4
 
 
 def test_health_answers_from_the_start_and_requests_are_refused_until_a_replica_is_ready(cluster: Cluster, tiny_path: Path) -> None:
@@ -59,6 +83,6 @@ def test_too_many_images_are_turned_away_and_room_is_made_again(app: Running) ->
         refused = app.http.post("/generate", json={"prompt": "a", **SMALL, "num_images": 1})
         assert (refused.status_code, refused.json()["error"]["type"]) == (429, "too_many_waiting")
         assert 1 <= int(refused.headers["retry-after"]) <= 60
-        status = app.http.get("/status").json()
-        assert status["images_waiting"] == 16
+        assert app.http.get("/status").json()["images_waiting"] == 16
+        assert ready_for(app, seconds=2 * _CONTROL_TIMEOUT_S), "a busy service is not a starting one"
     eventually(lambda: app.http.post("/generate", json={"prompt": "a", **SMALL, "num_images": 1}).status_code == 200)
