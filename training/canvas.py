@@ -7,7 +7,7 @@ import torch
 
 from training.captions import BACKGROUNDS
 from training.config import DataConfig
-from training.render import Labels, load_labels, load_pixels
+from training.pixels import Labels, load_labels, load_pixels
 
 CELL = 8
 """Pixels along one latent cell. Places are whole cells, so that a moved picture has the same latents, moved."""

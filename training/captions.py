@@ -137,7 +137,23 @@ ALIASES: dict[str, tuple[str, ...]] = {
 }
 
 # Words around the subject that change nothing.
-_LEADS = ("", "", "", "a", "a", "a", "the", "one", "an emoji of a", "a picture of a", "a drawing of a", "an icon of a", "a cute", "a small", "image of a")
+_LEADS = (
+    "",
+    "",
+    "",
+    "a",
+    "a",
+    "a",
+    "the",
+    "one",
+    "an emoji of a",
+    "a picture of a",
+    "a drawing of a",
+    "an icon of a",
+    "a cute",
+    "a small",
+    "image of a",
+)
 _FILLERS = (
     "beautiful highly detailed 4k photo realistic masterpiece best quality amazing pretty nice big little lovely modern clean colorful digital "
     "art illustration sharp focus cinematic lighting vector centered minimal trending professional render portrait of with and in by at"
@@ -192,7 +208,13 @@ def _background_words(background: str, rng: random.Random) -> str:
     if background in _OTHER_COLOUR_WORDS and rng.random() < 0.25:
         background = _OTHER_COLOUR_WORDS[background]
     return rng.choice(
-        (f"on a {background} background", f"on a {background} background", f"on {background}", f", {background} background", f"with a {background} background")
+        (
+            f"on a {background} background",
+            f"on a {background} background",
+            f"on {background}",
+            f", {background} background",
+            f"with a {background} background",
+        )
     )
 
 

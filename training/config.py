@@ -118,7 +118,8 @@ def load_config(path: Path = DEFAULT_CONFIG, changes: Sequence[str] = ()) -> Con
         if key not in target:
             raise KeyError(f"{name}: no such setting")
         target[key] = yaml.safe_load(value)
-    return _build(Config, values)
+    config: Config = _build(Config, values)
+    return config
 
 
 def _build(cls: Any, values: Mapping[str, Any]) -> Any:

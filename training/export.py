@@ -47,6 +47,9 @@ def export(config: Config, weights: Path, folder: Path) -> int:
             _keep_clip_format(config.data.vocabulary, Path(made) / name)
         shutil.rmtree(folder, ignore_errors=True)
         shutil.copytree(made, folder)
+    # The writers of weights leave files to their owner alone; a package is for everybody.
+    for path in (folder, *folder.rglob("*")):
+        path.chmod(0o755 if path.is_dir() else 0o644)
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 

@@ -35,7 +35,9 @@ class Latents:
 
 
 @torch.no_grad()
-def encode_pictures(pictures: Pictures, vae: AutoencoderKL, encoder: CaptionEncoder, config: UnetConfig, canvas: int, rounds: int, seed: int) -> Latents:
+def encode_pictures(
+    pictures: Pictures, vae: AutoencoderKL, encoder: CaptionEncoder, config: UnetConfig, canvas: int, rounds: int, seed: int
+) -> Latents:
     """Encode every picture `rounds` times, each time at another side and place and on another colour."""
     rng = random.Random(seed)
     names = other_names(pictures.labels.subjects)

@@ -7,7 +7,6 @@ import io
 import json
 import os
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -18,16 +17,9 @@ from tqdm import tqdm
 
 from training.captions import all_words
 from training.config import DataConfig, load_config, stage_arguments
+from training.pixels import pixel_file
 from training.subjects import Picture, read_icons
 from training.vocabulary import save_vocabulary
-
-
-@dataclass(frozen=True, slots=True)
-class Labels:
-    """Whose the pixels are: the subject and the style of each picture, in the order of the pixel files."""
-
-    subjects: list[str]
-    styles: list[str]
 
 
 def draw(svg: str, side: int) -> np.ndarray:
@@ -45,7 +37,7 @@ def render_all(data: DataConfig, limit: int | None = None) -> None:
     data.pictures.mkdir(parents=True, exist_ok=True)
     sides = sorted({side for group in data.sides.values() for side in group})
     for side in sides:
-        np.lib.format.open_memmap(_pixels(data.pictures, side), mode="w+", dtype=np.uint8, shape=(len(pictures), side, side, 4)).flush()
+        np.lib.format.open_memmap(pixel_file(data.pictures, side), mode="w+", dtype=np.uint8, shape=(len(pictures), side, side, 4)).flush()
     with ProcessPoolExecutor(os.cpu_count()) as pool:
         job = partial(_draw_into, folder=data.pictures, sides=sides)
         list(tqdm(pool.map(job, enumerate(pictures), chunksize=16), total=len(pictures), desc="render", mininterval=2))
@@ -61,21 +53,7 @@ def write_vocabulary(data: DataConfig) -> None:
 def _draw_into(numbered: tuple[int, Picture], folder: Path, sides: list[int]) -> None:
     index, picture = numbered
     for side in sides:
-        np.load(_pixels(folder, side), mmap_mode="r+")[index] = draw(picture.svg, side)
-
-
-def _pixels(folder: Path, side: int) -> Path:
-    return folder / f"{side}.npy"
-
-
-def load_labels(folder: Path) -> Labels:
-    """Return what `render_all` wrote beside the pixels."""
-    return Labels(**json.loads((folder / "labels.json").read_text(encoding="utf-8")))
-
-
-def load_pixels(folder: Path, side: int) -> np.ndarray:
-    """Return (pictures, side, side, 4) uint8, straight alpha."""
-    return np.load(_pixels(folder, side))
+        np.load(pixel_file(folder, side), mmap_mode="r+")[index] = draw(picture.svg, side)
 
 
 def main() -> None:

@@ -43,7 +43,7 @@ class Average:
     """The exponential moving average of a module's weights, which is what is saved."""
 
     def __init__(self, module: nn.Module, decay: float) -> None:
-        self._live = [p for p in module.parameters() if p.requires_grad]
+        self._live: list[torch.Tensor] = [p for p in module.parameters() if p.requires_grad]
         self._mean = [p.detach().clone() for p in self._live]
         self._decay = decay
 
@@ -80,7 +80,7 @@ class _KeepLayout(torch.autograd.Function):
         return value.view_as(value)
 
     @staticmethod
-    def backward(ctx: object, grad: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+    def backward(ctx: object, grad: torch.Tensor) -> torch.Tensor:
         return grad.contiguous(memory_format=torch.channels_last)
 
 
@@ -90,7 +90,7 @@ def keep_channels_last(module: nn.Module) -> None:
     Group norms hand back gradients in the other layout, and every convolution would turn its own around in a kernel apart:
     a seventh of the step. Here the compiler sees the change of layout and makes it part of the kernel before.
     """
-    module.to(memory_format=torch.channels_last)
+    module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     for part in module.modules():
         if isinstance(part, nn.Conv2d):
             part.register_forward_hook(lambda _module, _args, output: _KeepLayout.apply(output))

@@ -19,12 +19,13 @@ SIDE = 128
 class _Block(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.body = nn.Sequential(
-            nn.GroupNorm(8, width), nn.SiLU(), nn.Conv2d(width, width, 3, padding=1), nn.GroupNorm(8, width), nn.SiLU(), nn.Conv2d(width, width, 3, padding=1)
-        )
+        half = [nn.GroupNorm(8, width), nn.SiLU(), nn.Conv2d(width, width, 3, padding=1)]
+        other = [nn.GroupNorm(8, width), nn.SiLU(), nn.Conv2d(width, width, 3, padding=1)]
+        self.body = nn.Sequential(*half, *other)
 
     def forward(self, value: torch.Tensor) -> torch.Tensor:
-        return value + self.body(value)
+        total: torch.Tensor = value + self.body(value)
+        return total
 
 
 class Classifier(nn.Module):
@@ -85,7 +86,7 @@ def main() -> None:
     subject_of = torch.tensor([number[s] for s in pictures.labels.subjects], device=device)
     style_of = torch.tensor([style_words.index(s) for s in pictures.labels.styles], device=device)
     family_of = torch.tensor([sorted(set(families)).index(f) for f in families], device=device)
-    model = Classifier(config.classifier.width, len(names)).to(device, memory_format=torch.channels_last)
+    model = Classifier(config.classifier.width, len(names)).to(device)
     load_weights(model, args.out, "classifier")
     average = Average(model, config.classifier.ema)
     forward = torch.compile(model) if device.type == "cuda" else model
@@ -106,7 +107,8 @@ def main() -> None:
             subject, style, _ = model(images)
             best = subject.argmax(1)
             truth = subject_of[ids]
-            hits += torch.stack([(best == truth).float().mean(), (family_of[best] == family_of[truth]).float().mean(), (style.argmax(1) == style_of[ids]).float().mean()]) / 20
+            right = [best == truth, family_of[best] == family_of[truth], style.argmax(1) == style_of[ids]]
+            hits += torch.stack(right).float().mean(1) / 20
         subject_hits, family_hits, style_hits = (round(100 * float(h), 2) for h in hits)
         accelerator.print(f"classifier step {step}: fresh renderings: subject {subject_hits} %, family {family_hits} %, style {style_hits} %")
 

@@ -3,6 +3,7 @@
 import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 from transformers import CLIPTokenizer
@@ -39,7 +40,7 @@ def learn_merges(words: Iterable[str]) -> list[tuple[str, str]]:
 
 
 def _count(word: Sequence[str], i: int, counts: Counter[tuple[str, str]], where: dict[tuple[str, str], set[int]], sign: int) -> None:
-    for pair in zip(word, word[1:], strict=False):
+    for pair in pairwise(word):
         counts[pair] += sign
         if counts[pair] == 0:
             del counts[pair]
