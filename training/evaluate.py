@@ -94,12 +94,13 @@ def share(hits: Sequence[bool]) -> float:
     return round(100 * sum(hits) / max(1, len(hits)), 2)
 
 
-def top_hits(judge: Judge, images: torch.Tensor, subjects: Sequence[str]) -> tuple[list[bool], list[bool]]:
-    """Return for each picture whether the judge's first, and one of its first five, is of the asked subject's family."""
+def top_hits(judge: Judge, images: torch.Tensor, subjects: Sequence[str]) -> tuple[list[bool], list[bool], list[bool]]:
+    """Return for each picture whether the judge's first is the asked subject, is of its family, and whether one of its first five is."""
     best = torch.cat([judge.look(chunk)[0] for chunk in images.split(64)]).topk(5).indices.tolist()
     family = dict(zip(judge.names, judge.families, strict=True))
     found = [[judge.families[i] == family[s] for i in five] for five, s in zip(best, subjects, strict=True)]
-    return [five[0] for five in found], [any(five) for five in found]
+    exact = [judge.names[five[0]] == s for five, s in zip(best, subjects, strict=True)]
+    return exact, [five[0] for five in found], [any(five) for five in found]
 
 
 def border_colour(image: torch.Tensor) -> str:
@@ -134,7 +135,7 @@ def judge_painting(
     subjects = subjects[:: max(1, len(subjects) // count)] if count else subjects
     asked = [(s, seed) for s in subjects for seed in range(seeds)]
     bare = paint_all(engine, asked, steps, size)
-    first, five = top_hits(judge, bare, [s for s, _ in asked])
+    exact, first, five = top_hits(judge, bare, [s for s, _ in asked])
     ratios = []
     for number, subject in enumerate(subjects):
         styles = torch.stack([reference(p) for p in pictures if p.subject == subject])
@@ -150,6 +151,7 @@ def judge_painting(
     return {
         "subjects": len(subjects),
         "pictures": len(asked),
+        "top1_exact_percent": share(exact),
         "top1_percent": share(first),
         "top5_percent": share(five),
         "background_percent": share([border_colour(image) == c for image, c in zip(on_colours, colours, strict=True)]),
