@@ -1,0 +1,1 @@
+"""How the embedded model is made. The service never imports this."""

@@ -1,0 +1,145 @@
+"""The one config of all stages: `config.yaml`, and `--set stage.key=value` for one run."""
+
+import argparse
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import yaml
+
+DEFAULT_CONFIG = Path(__file__).with_name("config.yaml")
+
+
+@dataclass(frozen=True, slots=True)
+class DataConfig:
+    icons: Path
+    pictures: Path
+    vocabulary: Path
+    min_styles: int
+    sides: Mapping[int, Sequence[int]]
+    jitter: int
+    max_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class VaeConfig:
+    batch: int
+    crop: int
+    lr: float
+    warmup: int
+    decay_from: float
+    ema: float
+    gradient_weight: float
+    square_weight: float
+    kl_weight: float
+    freeze_encoder: bool
+    latent_noise: float
+    model: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class TinyConfig:
+    batch: int
+    crop: int
+    lr: float
+    warmup: int
+    decay_from: float
+    ema: float
+    gradient_weight: float
+    width: int
+
+
+@dataclass(frozen=True, slots=True)
+class UnetConfig:
+    batch: int
+    small_batch: int
+    lr: float
+    warmup: int
+    decay_from: float
+    ema: float
+    small_every: int
+    rounds: int
+    small_rounds: int
+    encode_batch: int
+    wordings: int
+    drop_caption: float
+    odd_size: float
+    weight_decay: float
+    compile: bool
+    model: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class TextConfig:
+    width: int
+    layers: int
+    layers_2: int
+    heads: int
+
+
+@dataclass(frozen=True, slots=True)
+class ClassifierConfig:
+    batch: int
+    lr: float
+    warmup: int
+    decay_from: float
+    ema: float
+    width: int
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """What the config file says; `schedule` goes to diffusers' schedulers as it is."""
+
+    seed: int
+    minutes: float
+    checkpoint_minutes: float
+    log_every: int
+    grid_seeds: int
+    data: DataConfig
+    vae: VaeConfig
+    tiny: TinyConfig
+    unet: UnetConfig
+    text: TextConfig
+    schedule: Mapping[str, Any]
+    classifier: ClassifierConfig
+
+
+def load_config(path: Path = DEFAULT_CONFIG, changes: Sequence[str] = ()) -> Config:
+    """Return the config in `path` with `changes` ("unet.batch=8") made to it. An unknown key is an error."""
+    values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    for change in changes:
+        name, _, value = change.partition("=")
+        *parents, key = name.split(".")
+        target = values
+        for parent in parents:
+            target = target[parent]
+        if key not in target:
+            raise KeyError(f"{name}: no such setting")
+        target[key] = yaml.safe_load(value)
+    config: Config = _build(Config, values)
+    return config
+
+
+def _build(cls: Any, values: Mapping[str, Any]) -> Any:
+    hints = get_type_hints(cls)
+    unknown = set(values) - {f.name for f in fields(cls)}
+    if unknown:
+        raise KeyError(f"{cls.__name__}: no such settings: {', '.join(sorted(unknown))}")
+    return cls(**{key: _convert(hints[key], value) for key, value in values.items()})
+
+
+def _convert(hint: Any, value: Any) -> Any:
+    if is_dataclass(hint):
+        return _build(hint, value)
+    return hint(value) if hint in (Path, float, int) else value
+
+
+def stage_arguments(description: str) -> argparse.ArgumentParser:
+    """Return the arguments every stage takes."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--config", type=Path, default=DEFAULT_CONFIG)
+    parser.add_argument("--set", dest="changes", action="append", default=[], metavar="KEY=VALUE", help="change one value of the config")
+    parser.add_argument("--out", type=Path, default=Path("out/weights"), help="the folder of weights, read and written")
+    return parser

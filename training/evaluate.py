@@ -1,0 +1,208 @@
+"""Stage 7: how good the shipped folder is, painted by the service's own engine and judged by the classifier.
+
+python -m training.evaluate --model serve_app/models/<name> --out out/weights
+"""
+
+import base64
+import io
+import json
+import queue
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.nn import functional as F  # noqa: N812, the usual name
+from tqdm import tqdm
+
+from serve_app.config import EngineConfig, ModelConfig, PreviewConfig
+from serve_app.errors import SlotFailed
+from serve_app.messages import Painted, Slot, SlotEvent
+from serve_app.replica.checkpoint import Checkpoint, load_checkpoint
+from serve_app.replica.engine import Engine
+from training.captions import BACKGROUNDS
+from training.config import Config, load_config, stage_arguments
+from training.render import draw
+from training.runner import load_weights
+from training.subjects import STYLES, Picture, evaluation_subjects, held_out_subjects, read_icons
+from training.train_classifier import SIDE, Classifier, class_lists
+from training.train_vae import psnr
+
+_GUIDANCE = 3.0
+_COLOURS = list(BACKGROUNDS)
+_BORDER = 10  # pixels at each edge that the placement leaves free more often than not
+
+
+class _Silent:
+    """An engine observer that keeps nothing."""
+
+    def step(self, seconds: float, images: int) -> None: ...
+    def preview(self, seconds: float) -> None: ...
+    def encoded(self, seconds: float) -> None: ...
+    def ended(self, outcome: str) -> None: ...
+    def load(self, active: int, waiting: int) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Judge:
+    """The trained classifier with its classes."""
+
+    model: Classifier
+    names: list[str]
+    families: list[str]
+
+    @torch.inference_mode()
+    def look(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return subject logits, style logits and features of pictures (batch, 3, height, width), -1 to 1."""
+        device = next(self.model.parameters()).device
+        return tuple(part.float().cpu() for part in self.model(F.interpolate(images, size=SIDE, mode="area").to(device)))
+
+
+def load_judge(config: Config, subjects: Sequence[str], weights: Path, device: torch.device) -> Judge:
+    """Return the classifier of `weights` for all `subjects`."""
+    names, families = class_lists(list(subjects))
+    model = Classifier(config.classifier.width, len(names))
+    if not load_weights(model, weights, "classifier"):
+        raise FileNotFoundError(f"{weights}: no classifier; train it first")
+    return Judge(model.to(device).eval(), names, families)
+
+
+def paint_all(engine: Engine, asked: Sequence[tuple[str, int]], steps: int, size: int) -> torch.Tensor:
+    """Paint (prompt, seed) pairs; return (pictures, 3, size, size), -1 to 1, in their order."""
+    events: queue.Queue[tuple[int, SlotEvent | SlotFailed]] = queue.Queue()
+    for number, (prompt, seed) in enumerate(asked):
+        slot = Slot(number, seed, prompt, "", size, size, steps, _GUIDANCE, "euler", "png")
+        engine.submit(slot, lambda event, number=number: events.put((number, event)))  # type: ignore[misc]
+    painted = torch.zeros(len(asked), 3, size, size)
+    with tqdm(total=len(asked), desc="paint", mininterval=5) as bar:
+        while bar.n < len(asked):
+            number, event = events.get()
+            if isinstance(event, SlotFailed):
+                raise event
+            if isinstance(event, Painted):
+                pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(event.b64_json))).convert("RGB"))
+                painted[number] = torch.from_numpy(pixels.copy()).permute(2, 0, 1) / 127.5 - 1
+                bar.update()
+    return painted
+
+
+def share(hits: Sequence[bool]) -> float:
+    """Return the percentage of hits."""
+    return round(100 * sum(hits) / max(1, len(hits)), 2)
+
+
+def top_hits(judge: Judge, images: torch.Tensor, subjects: Sequence[str]) -> tuple[list[bool], list[bool], list[bool]]:
+    """Return for each picture whether the judge's first is the asked subject, is of its family, and whether one of its first five is."""
+    best = torch.cat([judge.look(chunk)[0] for chunk in images.split(64)]).topk(5).indices.tolist()
+    family = dict(zip(judge.names, judge.families, strict=True))
+    found = [[judge.families[i] == family[s] for i in five] for five, s in zip(best, subjects, strict=True)]
+    exact = [judge.names[five[0]] == s for five, s in zip(best, subjects, strict=True)]
+    return exact, [five[0] for five in found], [any(five) for five in found]
+
+
+def border_colour(image: torch.Tensor) -> str:
+    """Return the word of the background nearest to the mean colour of a picture's border; `image` (3, height, width), -1 to 1."""
+    inner = torch.ones(image.shape[1:], dtype=torch.bool)
+    inner[_BORDER:-_BORDER, _BORDER:-_BORDER] = False
+    mean = (image[:, inner].mean(1) + 1) * 127.5
+    return min(_COLOURS, key=lambda word: float((mean - torch.tensor(BACKGROUNDS[word])).square().sum()))
+
+
+def reference(picture: Picture, colour: str = "white", canvas: int = 256, side: int = 208) -> torch.Tensor:
+    """Return a rendering in the middle of a flat colour, (3, canvas, canvas), -1 to 1."""
+    rgba = torch.from_numpy(draw(picture.svg, side).copy()).permute(2, 0, 1) / 255
+    image = (torch.tensor(BACKGROUNDS[colour]) / 255)[:, None, None].repeat(1, canvas, canvas)
+    edge = (canvas - side) // 2
+    inside = image[:, edge : edge + side, edge : edge + side]
+    inside.copy_(rgba[:3] * rgba[3:] + inside * (1 - rgba[3:]))
+    return image * 2 - 1
+
+
+def _spread(features: torch.Tensor) -> float:
+    return sum(float((features[i] - features[j]).norm()) for i, j in combinations(range(len(features)), 2)) / max(
+        1, len(features) * (len(features) - 1) // 2
+    )
+
+
+def judge_painting(
+    engine: Engine, judge: Judge, pictures: Sequence[Picture], count: int | None, seeds: int, steps: int, size: int
+) -> dict[str, float]:
+    """Return the figures on painted pictures: bare subjects, subjects on colours, subjects in styles."""
+    subjects = evaluation_subjects(judge.names)
+    subjects = subjects[:: max(1, len(subjects) // count)] if count else subjects
+    asked = [(s, seed) for s in subjects for seed in range(seeds)]
+    bare = paint_all(engine, asked, steps, size)
+    exact, first, five = top_hits(judge, bare, [s for s, _ in asked])
+    ratios = []
+    for number, subject in enumerate(subjects):
+        styles = torch.stack([reference(p) for p in pictures if p.subject == subject])
+        if len(styles) == len(STYLES) and seeds > 1:
+            ratios.append(_spread(judge.look(bare[number * seeds : (number + 1) * seeds])[2]) / _spread(judge.look(styles)[2]))
+    colours = [_COLOURS[i % len(_COLOURS)] for i in range(len(subjects))]
+    on_colours = paint_all(engine, [(f"{s} on a {c} background", 1) for s, c in zip(subjects, colours, strict=True)], steps, size)
+    words = list(STYLES.values())
+    drawn = {(p.subject, p.style) for p in pictures}
+    wanted = [(s, words[i % len(words)]) for i, s in enumerate(subjects) if (s, words[i % len(words)]) in drawn]
+    in_styles = paint_all(engine, [(f"{s}, {style} style", 2) for s, style in wanted], steps, size)
+    named = [words[i] for chunk in in_styles.split(64) for i in judge.look(chunk)[1].argmax(1).tolist()]
+    return {
+        "subjects": len(subjects),
+        "pictures": len(asked),
+        "top1_exact_percent": share(exact),
+        "top1_percent": share(first),
+        "top5_percent": share(five),
+        "background_percent": share([border_colour(image) == c for image, c in zip(on_colours, colours, strict=True)]),
+        "style_percent": share([n == style for n, (_, style) in zip(named, wanted, strict=True)]),
+        "seed_spread_over_style_spread": round(sum(ratios) / max(1, len(ratios)), 3),
+    }
+
+
+@torch.inference_mode()
+def judge_autoencoders(checkpoint: Checkpoint, pictures: Sequence[Picture], count: int) -> dict[str, float]:
+    """Return the round trips' PSNR in dB on renderings of subjects that the autoencoders were not trained on."""
+    held = held_out_subjects([p.subject for p in pictures])
+    kept = [p for p in pictures if p.subject in held]
+    chosen = kept[:: max(1, len(kept) // count)]
+    images = torch.stack([reference(p, _COLOURS[i % len(_COLOURS)]) for i, p in enumerate(chosen)]).to(checkpoint.device, checkpoint.dtype)
+    latents = torch.cat([checkpoint.vae.encode(chunk).latent_dist.mode() for chunk in images.split(8)])
+    decoders = {"vae_psnr_db": checkpoint.vae, "tiny_vae_psnr_db": checkpoint.preview_vae}
+    return {
+        name: round(psnr(torch.cat([vae.decode(chunk, return_dict=False)[0] for chunk in latents.split(8)]), images), 2)
+        for name, vae in decoders.items()
+        if vae is not None
+    }
+
+
+def main() -> None:
+    parser = stage_arguments("measure the shipped folder")
+    parser.add_argument("--model", type=Path, required=True, help="the diffusers folder")
+    parser.add_argument("--subjects", type=int, help="about so many of the evaluation list's subjects, evenly taken; all of them by default")
+    parser.add_argument("--seeds", type=int, default=4)
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--size", type=int, default=256)
+    parser.add_argument("--json", type=Path, help="write the figures here too")
+    args = parser.parse_args()
+    config = load_config(args.config, args.changes)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    pictures = read_icons(config.data.icons, config.data.min_styles)
+    judge = load_judge(config, [p.subject for p in pictures], args.out, device)
+    checkpoint = load_checkpoint(ModelConfig(path=str(args.model)), device)
+    engine = Engine(checkpoint, EngineConfig(), PreviewConfig(), _Silent())
+    engine.start()
+    try:
+        figures = {
+            **judge_autoencoders(checkpoint, pictures, 96),
+            **judge_painting(engine, judge, pictures, args.subjects, args.seeds, args.steps, args.size),
+        }
+    finally:
+        engine.stop()
+    print(json.dumps(figures, indent=2))
+    if args.json:
+        args.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

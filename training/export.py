@@ -1,0 +1,72 @@
+"""Stage 6: one diffusers folder in float16 from the trained weights, as any SDXL pipeline loads it.
+
+python -m training.export --to serve_app/models/<name>
+"""
+
+import shutil
+import tempfile
+from pathlib import Path
+
+from diffusers import EulerDiscreteScheduler, StableDiffusionXLPipeline
+
+from training.config import Config, load_config, stage_arguments
+from training.models import Painter, make_tiny, make_vae
+from training.runner import load_weights
+from training.vocabulary import load_tokenizer
+
+PREVIEW_FOLDER = "preview_vae"
+"""The subfolder of the small decoder."""
+
+
+def export(config: Config, weights: Path, folder: Path) -> int:
+    """Write the pipeline and the small decoder into `folder`, replacing it; return its size in bytes."""
+    tokenizer = load_tokenizer(config.data.vocabulary, config.data.max_tokens)
+    painter = Painter(config, len(tokenizer))
+    vae = make_vae(config.vae.model)
+    tiny = make_tiny(config.tiny.width, config.vae.model["latent_channels"])
+    for module, name in ((painter, "unet"), (vae, "vae"), (tiny, "tiny")):
+        if not load_weights(module, weights, name):
+            raise FileNotFoundError(f"{weights}: no weights of {name}")
+        module.half()
+    pipe = StableDiffusionXLPipeline(
+        vae=vae,
+        text_encoder=painter.text,
+        text_encoder_2=painter.text_2,
+        tokenizer=tokenizer,
+        tokenizer_2=tokenizer,
+        unet=painter.unet,
+        scheduler=EulerDiscreteScheduler(**config.schedule),
+        force_zeros_for_empty_prompt=True,
+        add_watermarker=False,
+    )
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent) as made:
+        pipe.save_pretrained(made, safe_serialization=True)
+        tiny.save_pretrained(Path(made) / PREVIEW_FOLDER, safe_serialization=True)
+        for name in ("tokenizer", "tokenizer_2"):
+            _keep_clip_format(config.data.vocabulary, Path(made) / name)
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.copytree(made, folder)
+    # The writers of weights leave files to their owner alone; a package is for everybody.
+    for path in (folder, *folder.rglob("*")):
+        path.chmod(0o755 if path.is_dir() else 0o644)
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+
+
+def _keep_clip_format(vocabulary: Path, tokenizer: Path) -> None:
+    # transformers writes its own single file; SDXL's checkpoints carry these two, and both would be the vocabulary twice.
+    for name in ("vocab.json", "merges.txt"):
+        shutil.copy(vocabulary / name, tokenizer / name)
+    (tokenizer / "tokenizer.json").unlink(missing_ok=True)
+
+
+def main() -> None:
+    parser = stage_arguments("write the diffusers folder")
+    parser.add_argument("--to", type=Path, required=True)
+    args = parser.parse_args()
+    size = export(load_config(args.config, args.changes), args.out, args.to)
+    print(f"{args.to}: {size / 1e6:.2f} MB")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,31 @@
+"""What the rendering stage leaves for the others, read without the renderer."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+
+@dataclass(frozen=True, slots=True)
+class Labels:
+    """Whose the pixels are: the subject and the style of each picture, in the order of the pixel files."""
+
+    subjects: list[str]
+    styles: list[str]
+
+
+def pixel_file(folder: Path, side: int) -> Path:
+    """Return where the renderings of one side lie."""
+    return folder / f"{side}.npy"
+
+
+def load_labels(folder: Path) -> Labels:
+    """Return what `training.render` wrote beside the pixels."""
+    return Labels(**json.loads((folder / "labels.json").read_text(encoding="utf-8")))
+
+
+def load_pixels(folder: Path, side: int) -> np.ndarray:
+    """Return (pictures, side, side, 4) uint8, straight alpha."""
+    pixels: np.ndarray = np.load(pixel_file(folder, side))
+    return pixels
