@@ -40,7 +40,7 @@ class ModelConfig(Config):
     )
     scheduler: SchedulerName | None = Field(default=None, description="Default scheduler; the checkpoint's own where null.")
     num_inference_steps: int = Field(default=20, ge=1, description="Default number of denoising steps.")
-    guidance_scale: float = Field(default=5.0, ge=0, le=30, description="Default guidance scale; at 1 or less no unconditional pass is made.")
+    guidance_scale: float = Field(default=3.0, ge=0, le=30, description="Default guidance scale; at 1 or less no unconditional pass is made.")
     width: Side = Field(default=256, description="Default width in pixels.")
     height: Side = Field(default=256, description="Default height in pixels.")
     min_size: Side = Field(default=64, description="Smallest width or height a request may ask for, in pixels.")

@@ -72,12 +72,17 @@ SlotEvent = Progress | Preview | Painted
 
 @dataclass(frozen=True, slots=True)
 class ReplicaStatus:
-    """What a replica says of itself. `finished` counts images since it started; `capacity` is its batch size."""
+    """What a replica says of itself.
+
+    `prompt_tokens` is how many the text encoders read, `capacity` how many images it paints at once, `finished` how many
+    it has painted since it started.
+    """
 
     id: str
     model: ModelInfo
     scheduler: SchedulerName
     has_previews: bool
+    prompt_tokens: int
     capacity: int
     active: int
     waiting: int

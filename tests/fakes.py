@@ -16,6 +16,7 @@ REPLICA = ReplicaStatus(
     model=ModelInfo(name="fake", revision=None, hash="0123456789"),
     scheduler="euler",
     has_previews=True,
+    prompt_tokens=75,
     capacity=4,
     active=0,
     waiting=0,

@@ -25,8 +25,8 @@ POLL_INTERVAL_S = 1.0
 _CONTROL_TIMEOUT_S = 2.0
 _PIXELS_TIMEOUT_S = 10.0
 _RATE_WINDOW_S = 10.0
-_ALWAYS_FITS_BYTES = 50
-"""A prompt this short cannot fill CLIP's 75 tokens, of a byte or more each, even where lower-casing makes it longer."""
+_LONGEST_LOWER_CASE = 1.5
+"""By how much lower-casing, which CLIP's tokenizers do first, can lengthen a text in bytes."""
 
 _LOST = (
     exceptions.ActorDiedError,
@@ -122,8 +122,9 @@ class Fleet:
 
     async def cut_off(self, prompt: str) -> str:
         """Return the end of a prompt that the text encoders do not see; empty if they see it all or no replica answers."""
-        if len(prompt.encode()) <= _ALWAYS_FITS_BYTES:
-            return ""
+        room = min((replica.prompt_tokens for replica in self.status.replicas), default=0)
+        if len(prompt.encode()) * _LONGEST_LOWER_CASE <= room:
+            return ""  # a token has at least a byte
         try:
             answers = await self._broadcast("cut_off", prompt)
         except (DeploymentUnavailableError, TimeoutError):

@@ -1,6 +1,5 @@
 """The model that comes with the package."""
 
-import os
 from pathlib import Path
 
 EMBEDDED = "embedded"
@@ -11,8 +10,5 @@ PREVIEW_FOLDER = "preview_vae"
 
 
 def embedded_path() -> Path:
-    """Return the folder of the embedded model: a tiny SDXL with random weights, built on first use."""
-    from serve_app.models.tiny import build  # torch is needed only where the model is
-
-    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "parallel-sdxl"
-    return build(cache)
+    """Return the folder of the embedded model: a small SDXL of our own that paints emoji-like pictures."""
+    return Path(__file__).parent / "emoji-sdxl"

@@ -67,7 +67,7 @@ def load_checkpoint(config: ModelConfig, device: torch.device) -> Checkpoint:
         device=device,
         dtype=dtype,
         info=ModelInfo(
-            name=config.name or (path.stem if path.is_file() else Path(config.path).name),
+            name=config.name or _name(path, config),
             revision=_revision(path, config),
             hash=weights_hash(path, config.variant),
         ),
@@ -124,6 +124,12 @@ def _load_preview_vae(path: Path, config: ModelConfig, dtype: torch.dtype) -> Au
     if source is None:
         return None
     return AutoencoderTiny.from_pretrained(source, dtype=dtype, use_safetensors=True)
+
+
+def _name(path: Path, config: ModelConfig) -> str:
+    if path.is_file():
+        return path.stem
+    return path.name if config.path == EMBEDDED else Path(config.path).name  # a hub id lies in a folder named by its commit
 
 
 def _revision(path: Path, config: ModelConfig) -> str | None:

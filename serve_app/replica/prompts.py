@@ -10,7 +10,7 @@ from diffusers import StableDiffusionXLPipeline
 
 @dataclass(frozen=True, slots=True)
 class PromptEmbedding:
-    """`tokens` (1, 77, cross-attention width) and `pooled` (1, projection width), in the text encoders' dtype."""
+    """`tokens` (1, sequence length, cross-attention width) and `pooled` (1, projection width), in the text encoders' dtype."""
 
     tokens: torch.Tensor
     pooled: torch.Tensor
@@ -60,10 +60,10 @@ class PromptReader:
 
     def __init__(self, pipe: StableDiffusionXLPipeline) -> None:
         self._tokenizer = copy.deepcopy(pipe.tokenizer_2)
+        self.room: int = pipe.tokenizer_2.model_max_length - 2  # but for the start and end tokens
 
     def cut_off(self, prompt: str) -> str:
         """Return the end of a prompt that the text encoders do not see, empty if they see all of it."""
-        room = self._tokenizer.model_max_length - 2  # the start and end tokens
         encoded = self._tokenizer(prompt, add_special_tokens=False, truncation=False, verbose=False, return_offsets_mapping=True)
         offsets: list[tuple[int, int]] = encoded.offset_mapping
-        return prompt[offsets[room][0] :].strip() if len(offsets) > room else ""
+        return prompt[offsets[self.room][0] :].strip() if len(offsets) > self.room else ""

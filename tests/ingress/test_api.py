@@ -69,7 +69,7 @@ def test_generate_returns_all_images_in_order(client: TestClient) -> None:
         "width": 256,
         "height": 256,
         "num_inference_steps": 20,
-        "guidance_scale": 5.0,
+        "guidance_scale": 3.0,
         "scheduler": "euler",
         "output_format": "png",
         "model": {"name": "fake", "revision": None, "hash": "0123456789"},
