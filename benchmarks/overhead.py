@@ -26,7 +26,7 @@ from serve_app.config import AppArgs
 from serve_app.errors import SlotFailed
 from serve_app.messages import Painted, Slot, SlotEvent
 from serve_app.replica.checkpoint import load_checkpoint, quiet_progress_bars
-from serve_app.replica.engine import Engine
+from serve_app.replica.engine import Engine, Silent
 
 ROUNDS = 11
 LOCAL = Path(__file__).parent.parent / "configs" / "local.yaml"
@@ -41,16 +41,6 @@ class Target:
     measured: Callable[[], float]
     baseline: Callable[[], float]
     at_most: Callable[[float], float]
-
-
-class Quiet:
-    """An engine's observer that does not listen."""
-
-    def step(self, seconds: float, images: int) -> None: ...
-    def preview(self, seconds: float) -> None: ...
-    def encoded(self, seconds: float) -> None: ...
-    def ended(self, outcome: str) -> None: ...
-    def load(self, active: int, waiting: int) -> None: ...
 
 
 class Client:
@@ -144,7 +134,7 @@ def _engine(args: AppArgs) -> Iterator[Callable[[], float]]:
     torch.set_num_threads(1)
     quiet_progress_bars()
     checkpoint = load_checkpoint(args.model, torch.device("cpu"))
-    engine = Engine(checkpoint, args.engine, args.preview, Quiet())
+    engine = Engine(checkpoint, args.engine, args.preview, Silent())
     engine.start()
     slot = Slot(
         index=0,

@@ -13,7 +13,7 @@ from serve_app.errors import SlotFailed
 from serve_app.messages import Painted, Slot, SlotEvent
 from serve_app.models.tiny import build
 from serve_app.replica.checkpoint import Checkpoint, load_checkpoint
-from serve_app.replica.engine import Engine
+from serve_app.replica.engine import Engine, Silent
 
 
 @pytest.fixture(scope="session")
@@ -45,7 +45,7 @@ def make_slot(**changes: object) -> Slot:
 
 
 @dataclass
-class Watch:
+class Watch(Silent):
     """An engine's observer that remembers."""
 
     outcomes: list[str] = field(default_factory=list)
@@ -54,14 +54,8 @@ class Watch:
     def step(self, seconds: float, images: int) -> None:
         self.batches.append(images)
 
-    def preview(self, seconds: float) -> None: ...
-
-    def encoded(self, seconds: float) -> None: ...
-
     def ended(self, outcome: str) -> None:
         self.outcomes.append(outcome)
-
-    def load(self, active: int, waiting: int) -> None: ...
 
 
 class Collector:

@@ -22,7 +22,7 @@ from serve_app.config import EngineConfig, ModelConfig, PreviewConfig
 from serve_app.errors import SlotFailed
 from serve_app.messages import Painted, Slot, SlotEvent
 from serve_app.replica.checkpoint import Checkpoint, load_checkpoint
-from serve_app.replica.engine import Engine
+from serve_app.replica.engine import Engine, Silent
 from training.captions import BACKGROUNDS
 from training.config import Config, load_config, stage_arguments
 from training.render import draw
@@ -34,16 +34,6 @@ from training.train_vae import psnr
 _GUIDANCE = 3.0
 _COLOURS = list(BACKGROUNDS)
 _BORDER = 10  # pixels at each edge that the placement leaves free more often than not
-
-
-class _Silent:
-    """An engine observer that keeps nothing."""
-
-    def step(self, seconds: float, images: int) -> None: ...
-    def preview(self, seconds: float) -> None: ...
-    def encoded(self, seconds: float) -> None: ...
-    def ended(self, outcome: str) -> None: ...
-    def load(self, active: int, waiting: int) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,7 +180,7 @@ def main() -> None:
     pictures = read_icons(config.data.icons, config.data.min_styles)
     judge = load_judge(config, [p.subject for p in pictures], args.out, device)
     checkpoint = load_checkpoint(ModelConfig(path=str(args.model)), device)
-    engine = Engine(checkpoint, EngineConfig(), PreviewConfig(), _Silent())
+    engine = Engine(checkpoint, EngineConfig(), PreviewConfig(), Silent())
     engine.start()
     try:
         figures = {

@@ -1,0 +1,44 @@
+"""The routes over a fan-out whose fleet is a fake: everything HTTP, nothing of Ray's cluster."""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from starlette.testclient import TestClient
+
+from serve_app.config import AdmissionConfig, AppArgs, LimitsConfig
+from serve_app.fanout.fanout import FanOut
+from serve_app.ingress.api import create_api
+from tests.fakes import FakeFleet, Metrics
+
+ARGS = AppArgs(limits=LimitsConfig(max_images=9, max_steps=50, max_body_bytes=10_000), admission=AdmissionConfig(max_waiting_images=9))
+
+
+@pytest.fixture
+def fleet() -> FakeFleet:
+    return FakeFleet()
+
+
+@pytest.fixture
+def metrics() -> Metrics:
+    return Metrics()
+
+
+@pytest.fixture
+def client(fleet: FakeFleet, metrics: Metrics) -> Iterator[TestClient]:
+    with TestClient(create_api(FanOut(fleet, ARGS, metrics), ARGS), raise_server_exceptions=False) as client:
+        yield client
+
+
+def events_of(response: Any) -> list[dict[str, Any]]:
+    """Return a stream's events, each with its `event:` name and its data's type checked against each other."""
+    events = []
+    for frame in response.text.strip().split("\n\n"):
+        if frame.startswith(":"):
+            continue
+        name, data = frame.split("\n")
+        event = json.loads(data.removeprefix("data: "))
+        assert name == f"event: {event['type']}"
+        events.append(event)
+    return events
