@@ -2,6 +2,7 @@
 
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx2
@@ -86,3 +87,20 @@ def test_too_many_images_are_turned_away_and_room_is_made_again(app: Running) ->
         assert app.http.get("/status").json()["images_waiting"] == 16
         assert ready_for(app, seconds=2 * _CONTROL_TIMEOUT_S), "a busy service is not a starting one"
     eventually(lambda: app.http.post("/generate", json={"prompt": "a", **SMALL, "num_images": 1}).status_code == 200)
+
+
+def test_several_ingress_replicas_share_the_fleet(cluster: Cluster, tiny_path: Path) -> None:
+    target = RunTarget(build(tiny_args(tiny_path, ingress_replicas=2)), name="shared", route_prefix="/shared")
+    serve.run_many([target])
+    try:
+        with httpx2.Client(base_url=f"{cluster.url}/shared", timeout=60) as http:
+            eventually(lambda: all(http.get("/health").json()["replicas"]["ready"] == REPLICAS for _ in range(8)))
+            with ThreadPoolExecutor(8) as pool:
+                answers = list(pool.map(lambda _: http.post("/generate", json={"prompt": "a", **SMALL, "num_images": 4, "seed": 3}).json(), range(8)))
+        assert all(image["status"] == "succeeded" for answer in answers for image in answer["images"])
+        assert len({image["b64_json"] for answer in answers for image in answer["images"]}) == 4, "whoever took the request"
+        replicas = serve.get_deployment_handle("Replica", "shared").broadcast("status").results(timeout_s=10)
+        assert sum(r.finished for r in replicas) == 8 * 4 + REPLICAS, "and a warm-up each"
+        assert min(r.finished for r in replicas) >= 8, "both have had their part"
+    finally:
+        serve.delete("shared")
