@@ -257,4 +257,4 @@ class ServiceStatus(Answer):
     replicas: ReplicaCount
     images_in_flight: int
     images_waiting: int
-    images_per_second: float = Field(description="Images finished by all replicas, over the last 10 seconds.")
+    images_per_second: float = Field(description="Images finished by all replicas, over the last minute.")

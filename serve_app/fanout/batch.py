@@ -103,7 +103,10 @@ class Batch:
         """Return what is in the inbox, even after the deadline: what has been painted counts. Raises TimeoutError."""
         if not self._inbox.empty():
             return self._inbox.get_nowait()
-        return await asyncio.wait_for(self._inbox.get(), deadline - time.monotonic())
+        # Not wait_for: in Python 3.11 it loses a cancellation that comes together with an item, and Serve cancels a
+        # request and its calls together.
+        async with asyncio.timeout(deadline - time.monotonic()):
+            return await self._inbox.get()
 
     def _line_moved(self) -> None:
         self._inbox.put_nowait(None)
@@ -121,6 +124,10 @@ class Batch:
             self._inbox.put_nowait(_no_picture(slot, "failed", ErrorDetail(type=error.type, message=error.message)))
         except SlotCancelled:
             self._inbox.put_nowait(_no_picture(slot, "cancelled", _CANCELLED))
+        except asyncio.CancelledError:
+            # Ours, and nobody listens any more; or Serve's, for a call that was still waiting for a replica.
+            self._inbox.put_nowait(_no_picture(slot, "cancelled", _CANCELLED))
+            raise
         except ReplicaLost:
             self._inbox.put_nowait(_no_picture(slot, "failed", _LOST))
         except Exception:

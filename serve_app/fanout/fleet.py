@@ -24,7 +24,7 @@ POLL_INTERVAL_S = 1.0
 
 _CONTROL_TIMEOUT_S = 2.0
 _PIXELS_TIMEOUT_S = 10.0
-_RATE_WINDOW_S = 10.0
+_RATE_WINDOW_S = 60.0
 _LONGEST_LOWER_CASE = 1.5
 """By how much lower-casing, which CLIP's tokenizers do first, can lengthen a text in bytes."""
 
@@ -115,7 +115,9 @@ class Fleet:
         if ref is None:
             return None
         try:
-            return await asyncio.wait_for(ref, _PIXELS_TIMEOUT_S)
+            async with asyncio.timeout(_PIXELS_TIMEOUT_S):
+                pixels: Pixels = await ref
+                return pixels
         except (exceptions.RayError, TimeoutError):
             logger.warning("the pixels of an image were lost", exc_info=True)
             return None

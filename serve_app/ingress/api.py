@@ -34,7 +34,7 @@ def create_api(service: Service, args: AppArgs) -> FastAPI:
         async with service.running():
             yield
 
-    api = FastAPI(title="parallel-sdxl", version=__version__, lifespan=lifespan)
+    api = FastAPI(title="parallel-sdxl", version=__version__, lifespan=lifespan, redirect_slashes=False)
     api.add_middleware(BodyLimit, max_bytes=args.limits.max_body_bytes)
     problems.install(api)
     Body = request_model(args)  # noqa: N806 - a class, made for this service

@@ -106,6 +106,36 @@ async def test_a_slot_whose_replica_is_lost_is_painted_once_more() -> None:
     assert len(repaints) == 1
 
 
+async def test_a_call_that_serve_cancels_is_a_cancelled_image_and_holds_nobody_up() -> None:
+    async def paint(slot: Slot) -> AsyncGenerator[SlotEvent]:
+        if slot.index == 1:
+            raise asyncio.CancelledError
+        yield PAINTED
+
+    async with asyncio.timeout(5):
+        events = await events_of(batch_of(2), paint)
+    assert {type(e) for e in events} == {ImageEvent, CancelledEvent}
+
+
+@pytest.mark.parametrize("_", range(20))
+async def test_a_cancellation_that_comes_together_with_an_event_is_not_lost(_: int) -> None:
+    release = asyncio.Event()
+
+    async def paint(slot: Slot) -> AsyncGenerator[SlotEvent]:
+        await release.wait()
+        yield Progress(1)
+        await asyncio.Event().wait()
+
+    consumer = asyncio.create_task(events_of(batch_of(1), paint))
+    await asyncio.sleep(0.01)
+    release.set()
+    await asyncio.sleep(0)
+    consumer.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        async with asyncio.timeout(5):
+            await consumer
+
+
 async def test_what_was_painted_by_the_deadline_counts() -> None:
     batch = batch_of(2)
     async with aclosing(batch.run(picture, time.monotonic() + 0.2)) as events:

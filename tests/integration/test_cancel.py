@@ -1,6 +1,7 @@
 """Clients that go away take their slots along."""
 
 import asyncio
+from random import Random
 
 import httpx2
 import pytest
@@ -42,3 +43,28 @@ async def test_other_requests_go_on(app: Running) -> None:
         answer = (await stays).json()
         assert [image["status"] for image in answer["images"]] == ["succeeded"] * 2
     await asyncio.to_thread(eventually, app.idle, 5)
+
+
+async def test_storms_of_clients_that_leave_at_any_moment_leave_no_trace(app: Running) -> None:
+    """All 24 places in line are free again: two requests of twelve are taken at once."""
+    random = Random(0)  # noqa: S311 - no secret
+
+    async def come_and_go(client: httpx2.AsyncClient) -> None:
+        body = {**LONG, "num_images": random.choice([1, 2, 4, 8])}
+        try:
+            async with asyncio.timeout(random.uniform(0, 0.5)):
+                await client.post(random.choice(["/generate", "/stream"]), json=body)
+        except (TimeoutError, httpx2.HTTPError):
+            pass
+
+    for _ in range(6):
+        async with httpx2.AsyncClient(base_url=app.url, timeout=60) as client:
+            await asyncio.gather(*[come_and_go(client) for _ in range(30)])
+    await asyncio.to_thread(eventually, app.idle, 10)
+    body = {**LONG, "num_images": 12}
+
+    def both_are_taken() -> bool:
+        with app.http.stream("POST", "/stream", json=body) as first, app.http.stream("POST", "/stream", json=body) as second:
+            return (first.status_code, second.status_code) == (200, 200)
+
+    await asyncio.to_thread(eventually, both_are_taken, 10)
