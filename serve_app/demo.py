@@ -38,7 +38,7 @@ def _service() -> Iterator[None]:
     with log.open("w") as file:
         serve = Path(sys.executable).with_name("serve")
         # A session of its own: Ctrl-C must reach this program alone, which then stops the service in order.
-        process = subprocess.Popen([serve, "run", "configs/local.yaml"], stdout=file, stderr=file, start_new_session=True)  # noqa: S603
+        process = subprocess.Popen([serve, "run", "configs/local.yaml"], stdout=file, stderr=file, start_new_session=True)  # noqa: S603 - our own command
         try:
             _wait_until_ready(process, log)
             yield
@@ -76,10 +76,10 @@ def _answers(path: str = "/-/healthz") -> bool:
 
 def _paint() -> None:
     body = {"prompt": PROMPT, "seed": SEED, "num_images": 4, "grid": True}
-    request = urllib.request.Request(URL + "/stream", json.dumps(body).encode(), {"Content-Type": "application/json"})  # noqa: S310
+    request = urllib.request.Request(URL + "/stream", json.dumps(body).encode(), {"Content-Type": "application/json"})  # noqa: S310 - as above
     print(f"painting {PROMPT!r} four times, seeds {SEED} to {SEED + 3}", flush=True)
     started, failed = time.monotonic(), 0
-    with urllib.request.urlopen(request, timeout=300) as response:  # noqa: S310
+    with urllib.request.urlopen(request, timeout=300) as response:  # noqa: S310 - as above
         for event in _events(response):
             failed += event["type"] in ("failed", "error")
             if line := _told(event):

@@ -41,7 +41,7 @@ def make_slot(**changes: object) -> Slot:
         "scheduler": "euler",
         "output_format": "png",
     }
-    return Slot(**{**fields, **changes})  # type: ignore[arg-type]
+    return Slot(**{**fields, **changes})  # type: ignore[arg-type]  # changes of any field
 
 
 @dataclass

@@ -41,4 +41,4 @@ def test_settings_that_do_not_fit_together_are_refused(args: dict[str, object], 
 
 def test_it_is_frozen() -> None:
     with pytest.raises(ValidationError, match="frozen"):
-        AppArgs().num_replicas = 5  # type: ignore[misc]
+        AppArgs().num_replicas = 5  # type: ignore[misc]  # what is to be refused

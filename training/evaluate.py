@@ -65,7 +65,7 @@ def paint_all(engine: Engine, asked: Sequence[tuple[str, int]], steps: int, size
     events: queue.Queue[tuple[int, SlotEvent | SlotFailed]] = queue.Queue()
     for number, (prompt, seed) in enumerate(asked):
         slot = Slot(number, seed, prompt, "", size, size, steps, _GUIDANCE, "euler", "png")
-        engine.submit(slot, lambda event, number=number: events.put((number, event)))  # type: ignore[misc]
+        engine.submit(slot, lambda event, number=number: events.put((number, event)))  # type: ignore[misc]  # a lambda's default
     painted = torch.zeros(len(asked), 3, size, size)
     with tqdm(total=len(asked), desc="paint", mininterval=5) as bar:
         while bar.n < len(asked):

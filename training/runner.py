@@ -90,7 +90,7 @@ def keep_channels_last(module: nn.Module) -> None:
     Group norms hand back gradients in the other layout, and every convolution would turn its own around in a kernel apart:
     a seventh of the step. Here the compiler sees the change of layout and makes it part of the kernel before.
     """
-    module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
     for part in module.modules():
         if isinstance(part, nn.Conv2d):
             part.register_forward_hook(lambda _module, _args, output: _KeepLayout.apply(output))

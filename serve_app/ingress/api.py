@@ -44,7 +44,7 @@ def create_api(service: Service, args: AppArgs) -> FastAPI:
         """Paint all images and return them together."""
         return StreamingResponse(_pieces(await service.generate(body)), media_type="application/json")
 
-    async def accepted(body: Body) -> AsyncIterator[AsyncGenerator[Event]]:  # type: ignore[valid-type]
+    async def accepted(body: Body) -> AsyncIterator[AsyncGenerator[Event]]:  # type: ignore[valid-type]  # as above
         # A dependency, because the route itself is a generator: once it runs, the status is 200.
         async with service.stream(body) as events:
             yield events

@@ -1,9 +1,10 @@
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 from tests.integration.conftest import Running
 
 
-def images(answer: dict) -> dict[int, str]:  # type: ignore[type-arg]
+def images(answer: dict[str, Any]) -> dict[int, str]:
     return {image["seed"]: image["b64_json"] for image in answer["images"]}
 
 
@@ -27,7 +28,7 @@ def test_neighbours_do_not_matter(app: Running) -> None:
     """The same four images, alone and in a crowd of other sizes, schedulers and step counts."""
     alone = images(app.generate(num_images=4, seed=40, preview_every=0))
 
-    def crowd(i: int) -> dict:  # type: ignore[type-arg]
+    def crowd(i: int) -> dict[str, Any]:
         if i == 3:
             return app.generate(num_images=4, seed=40)
         return app.generate(
