@@ -23,13 +23,20 @@ class DataConfig:
 
 
 @dataclass(frozen=True, slots=True)
-class VaeConfig:
+class StageConfig:
+    """What every training loop is told."""
+
     batch: int
-    crop: int
     lr: float
     warmup: int
     decay_from: float
     ema: float
+    weight_decay: float
+
+
+@dataclass(frozen=True, slots=True)
+class VaeConfig(StageConfig):
+    crop: int
     gradient_weight: float
     square_weight: float
     kl_weight: float
@@ -39,25 +46,15 @@ class VaeConfig:
 
 
 @dataclass(frozen=True, slots=True)
-class TinyConfig:
-    batch: int
+class TinyConfig(StageConfig):
     crop: int
-    lr: float
-    warmup: int
-    decay_from: float
-    ema: float
     gradient_weight: float
     width: int
 
 
 @dataclass(frozen=True, slots=True)
-class UnetConfig:
-    batch: int
+class UnetConfig(StageConfig):
     small_batch: int
-    lr: float
-    warmup: int
-    decay_from: float
-    ema: float
     small_every: int
     rounds: int
     small_rounds: int
@@ -65,7 +62,6 @@ class UnetConfig:
     wordings: int
     drop_caption: float
     odd_size: float
-    weight_decay: float
     compile: bool
     model: Mapping[str, Any]
 
@@ -79,12 +75,7 @@ class TextConfig:
 
 
 @dataclass(frozen=True, slots=True)
-class ClassifierConfig:
-    batch: int
-    lr: float
-    warmup: int
-    decay_from: float
-    ema: float
+class ClassifierConfig(StageConfig):
     width: int
 
 

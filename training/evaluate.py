@@ -3,35 +3,26 @@
 python -m training.evaluate --model serve_app/models/<name> --out out/weights
 """
 
-import base64
-import io
 import json
-import queue
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 
-import numpy as np
 import torch
-from PIL import Image
 from torch.nn import functional as F  # noqa: N812, the usual name
-from tqdm import tqdm
 
-from serve_app.config import EngineConfig, ModelConfig, PreviewConfig
-from serve_app.errors import SlotFailed
-from serve_app.messages import Painted, Slot, SlotEvent
-from serve_app.replica.checkpoint import Checkpoint, load_checkpoint
-from serve_app.replica.engine import Engine, Silent
+from serve_app.replica.checkpoint import Checkpoint
 from training.captions import BACKGROUNDS
 from training.config import Config, load_config, stage_arguments
 from training.render import draw
 from training.runner import load_weights
+from training.service import Service, open_service
 from training.subjects import STYLES, Picture, evaluation_subjects, held_out_subjects, read_icons
 from training.train_classifier import SIDE, Classifier, class_lists
 from training.train_vae import psnr
 
-_GUIDANCE = 3.0
 _COLOURS = list(BACKGROUNDS)
 _BORDER = 10  # pixels at each edge that the placement leaves free more often than not
 
@@ -60,23 +51,12 @@ def load_judge(config: Config, subjects: Sequence[str], weights: Path, device: t
     return Judge(model.to(device).eval(), names, families)
 
 
-def paint_all(engine: Engine, asked: Sequence[tuple[str, int]], steps: int, size: int) -> torch.Tensor:
-    """Paint (prompt, seed) pairs; return (pictures, 3, size, size), -1 to 1, in their order."""
-    events: queue.Queue[tuple[int, SlotEvent | SlotFailed]] = queue.Queue()
-    for number, (prompt, seed) in enumerate(asked):
-        slot = Slot(number, seed, prompt, "", size, size, steps, _GUIDANCE, "euler", "png")
-        engine.submit(slot, lambda event, number=number: events.put((number, event)))  # type: ignore[misc]  # a lambda's default
-    painted = torch.zeros(len(asked), 3, size, size)
-    with tqdm(total=len(asked), desc="paint", mininterval=5) as bar:
-        while bar.n < len(asked):
-            number, event = events.get()
-            if isinstance(event, SlotFailed):
-                raise event
-            if isinstance(event, Painted):
-                pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(event.b64_json))).convert("RGB"))
-                painted[number] = torch.from_numpy(pixels.copy()).permute(2, 0, 1) / 127.5 - 1
-                bar.update()
-    return painted
+def twins(judge: Judge) -> dict[str, list[str]]:
+    """Return the families of more than one subject: those that count as one class."""
+    members: dict[str, list[str]] = defaultdict(list)
+    for name, family in zip(judge.names, judge.families, strict=True):
+        members[family].append(name)
+    return {family: names for family, names in members.items() if len(names) > 1}
 
 
 def share(hits: Sequence[bool]) -> float:
@@ -118,13 +98,13 @@ def _spread(features: torch.Tensor) -> float:
 
 
 def judge_painting(
-    engine: Engine, judge: Judge, pictures: Sequence[Picture], count: int | None, seeds: int, steps: int, size: int
+    service: Service, judge: Judge, pictures: Sequence[Picture], count: int | None, seeds: int, steps: int, size: int
 ) -> dict[str, float]:
     """Return the figures on painted pictures: bare subjects, subjects on colours, subjects in styles."""
     subjects = evaluation_subjects(judge.names)
     subjects = subjects[:: max(1, len(subjects) // count)] if count else subjects
     asked = [(s, seed) for s in subjects for seed in range(seeds)]
-    bare = paint_all(engine, asked, steps, size)
+    bare = service.paint(asked, steps, size)
     exact, first, five = top_hits(judge, bare, [s for s, _ in asked])
     ratios = []
     for number, subject in enumerate(subjects):
@@ -132,11 +112,11 @@ def judge_painting(
         if len(styles) == len(STYLES) and seeds > 1:
             ratios.append(_spread(judge.look(bare[number * seeds : (number + 1) * seeds])[2]) / _spread(judge.look(styles)[2]))
     colours = [_COLOURS[i % len(_COLOURS)] for i in range(len(subjects))]
-    on_colours = paint_all(engine, [(f"{s} on a {c} background", 1) for s, c in zip(subjects, colours, strict=True)], steps, size)
+    on_colours = service.paint([(f"{s} on a {c} background", 1) for s, c in zip(subjects, colours, strict=True)], steps, size)
     words = list(STYLES.values())
     drawn = {(p.subject, p.style) for p in pictures}
     wanted = [(s, words[i % len(words)]) for i, s in enumerate(subjects) if (s, words[i % len(words)]) in drawn]
-    in_styles = paint_all(engine, [(f"{s}, {style} style", 2) for s, style in wanted], steps, size)
+    in_styles = service.paint([(f"{s}, {style} style", 2) for s, style in wanted], steps, size)
     named = [words[i] for chunk in in_styles.split(64) for i in judge.look(chunk)[1].argmax(1).tolist()]
     return {
         "subjects": len(subjects),
@@ -173,25 +153,22 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=4)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--size", type=int, default=256)
+    parser.add_argument("--batch", type=int, default=4, help="pictures painted at once")
     parser.add_argument("--json", type=Path, help="write the figures here too")
     args = parser.parse_args()
     config = load_config(args.config, args.changes)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     pictures = read_icons(config.data.icons, config.data.min_styles)
     judge = load_judge(config, [p.subject for p in pictures], args.out, device)
-    checkpoint = load_checkpoint(ModelConfig(path=str(args.model)), device)
-    engine = Engine(checkpoint, EngineConfig(), PreviewConfig(), Silent())
-    engine.start()
-    try:
-        figures = {
-            **judge_autoencoders(checkpoint, pictures, 96),
-            **judge_painting(engine, judge, pictures, args.subjects, args.seeds, args.steps, args.size),
+    with open_service(args.model, args.batch, device) as service:
+        figures: dict[str, object] = {
+            **judge_autoencoders(service.checkpoint, pictures, 96),
+            **judge_painting(service, judge, pictures, args.subjects, args.seeds, args.steps, args.size),
         }
-    finally:
-        engine.stop()
     print(json.dumps(figures, indent=2))
     if args.json:
-        args.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+        shown = {**figures, "steps": args.steps, "size": args.size, "families": twins(judge)}
+        args.json.write_text(json.dumps(shown, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

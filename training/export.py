@@ -3,6 +3,7 @@
 python -m training.export --to serve_app/models/<name>
 """
 
+import json
 import shutil
 import tempfile
 from pathlib import Path
@@ -43,6 +44,7 @@ def export(config: Config, weights: Path, folder: Path) -> int:
     with tempfile.TemporaryDirectory(dir=folder.parent) as made:
         pipe.save_pretrained(made, safe_serialization=True)
         tiny.save_pretrained(Path(made) / PREVIEW_FOLDER, safe_serialization=True)
+        _without_unused_setting(Path(made) / PREVIEW_FOLDER / "config.json")
         for name in ("tokenizer", "tokenizer_2"):
             _keep_clip_format(config.data.vocabulary, Path(made) / name)
         shutil.rmtree(folder, ignore_errors=True)
@@ -58,6 +60,13 @@ def _keep_clip_format(vocabulary: Path, tokenizer: Path) -> None:
     for name in ("vocab.json", "merges.txt"):
         shutil.copy(vocabulary / name, tokenizer / name)
     (tokenizer / "tokenizer.json").unlink(missing_ok=True)
+
+
+def _without_unused_setting(file: Path) -> None:
+    # diffusers writes a key of AutoencoderTiny that it then warns of at every load.
+    settings = json.loads(file.read_text(encoding="utf-8"))
+    settings.pop("block_out_channels", None)
+    file.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
 
 def main() -> None:

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from tqdm import tqdm
 
-from training.config import Config
+from training.config import Config, StageConfig, load_config, stage_arguments
 
 # Weights are kept in pieces that any store takes.
 _PIECE_BYTES = 14 * 2**20
@@ -29,7 +29,11 @@ class Clock:
 
     def progress(self) -> float:
         """Return the share of the time that is gone, 0 to 1 and over."""
-        return (time.monotonic() - self.started) / (60 * self.minutes)
+        return self.seconds() / (60 * self.minutes)
+
+    def seconds(self) -> float:
+        """Return how long the stage has been running."""
+        return time.monotonic() - self.started
 
 
 def learning_rate(peak: float, step: int, progress: float, warmup: int, decay_from: float) -> float:
@@ -96,14 +100,43 @@ def keep_channels_last(module: nn.Module) -> None:
             part.register_forward_hook(lambda _module, _args, output: _KeepLayout.apply(output))
 
 
-def start(config: Config) -> Accelerator:
-    """Return the accelerator, with every process on its own seed."""
+@dataclass(frozen=True)
+class Stage:
+    """What a training stage has from its start: its settings, its clock, its devices, and the folder of weights `out`."""
+
+    config: Config
+    out: Path
+    clock: Clock
+    accelerator: Accelerator
+
+    @property
+    def device(self) -> torch.device:
+        device: torch.device = self.accelerator.device
+        return device
+
+    def load(self, module: nn.Module, name: str) -> None:
+        """Load what an earlier stage has trained. Raises FileNotFoundError where it has not."""
+        if not load_weights(module, self.out, name):
+            raise FileNotFoundError(f"{self.out}: no weights of {name}; train it first")
+
+    def resume(self, module: nn.Module, name: str) -> None:
+        """Go on from this stage's own weights if there are any, and say so."""
+        resumed = load_weights(module, self.out, name)
+        millions = sum(p.numel() for p in module.parameters()) / 1e6
+        self.accelerator.print(f"{name}: {millions:.3f} M parameters, {'resumed' if resumed else 'new'}")
+
+
+def start(description: str) -> Stage:
+    """Read the command line and return the stage, with every process on its own seed."""
+    args = stage_arguments(description).parse_args()
+    config = load_config(args.config, args.changes)
+    clock = Clock(config.minutes)
     accelerator = Accelerator(mixed_precision="no")
     set_seed(config.seed, device_specific=True)
     torch.backends.cuda.matmul.allow_tf32 = True
     torch.backends.cudnn.allow_tf32 = True
     torch.backends.cudnn.benchmark = True
-    return accelerator
+    return Stage(config, args.out, clock, accelerator)
 
 
 def precision(device: torch.device) -> torch.autocast:
@@ -111,34 +144,31 @@ def precision(device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type == "cuda")
 
 
-@dataclass
+Loss = Callable[[int], tuple[torch.Tensor, dict[str, torch.Tensor]]]
+"""Takes a step's number; returns the loss of a fresh batch and figures to log."""
+
+
 class Loop:
-    """One stage's training loop: call `run` with a function that returns the loss of a fresh batch and figures to log."""
+    """One stage's training loop. `checkpoint` is called with the averaged weights in `module`."""
 
-    config: Config
-    accelerator: Accelerator
-    module: nn.Module
-    average: Average
-    clock: Clock
-    lr: float
-    warmup: int
-    decay_from: float
-    weight_decay: float
-    checkpoint: Callable[[int], None]
-    name: str
+    def __init__(self, stage: Stage, name: str, settings: StageConfig, module: nn.Module, checkpoint: Callable[[int], None]) -> None:
+        self.config, self.clock, self.accelerator = stage.config, stage.clock, stage.accelerator
+        self.name, self.settings, self.module, self.checkpoint = name, settings, module, checkpoint
+        self.average = Average(module, settings.ema)
+        self._progress = 0.0
 
-    def run(self, loss: Callable[[int], tuple[torch.Tensor, dict[str, torch.Tensor]]]) -> int:
+    def run(self, loss: Loss) -> int:
         """Train until the time is over; return the number of steps. The last checkpoint holds the end."""
-        device = self.accelerator.device
+        device, settings = self.accelerator.device, self.settings
         params = [p for p in self.module.parameters() if p.requires_grad]
         fused = device.type == "cuda"
-        optimizer = torch.optim.AdamW(params, lr=self.lr, betas=(0.9, 0.99), weight_decay=self.weight_decay, fused=fused)
+        optimizer = torch.optim.AdamW(params, lr=settings.lr, betas=(0.9, 0.99), weight_decay=settings.weight_decay, fused=fused)
         bar = tqdm(desc=self.name, disable=not self.accelerator.is_main_process, mininterval=5, unit="step")
         step, next_checkpoint, over = 0, self.config.checkpoint_minutes, False
         while not over:
             # Every device must stop at the same step; the first one's clock decides, looked at now and then.
             progress = self._shared_progress(step)
-            rate = learning_rate(self.lr, step, progress, self.warmup, self.decay_from)
+            rate = learning_rate(settings.lr, step, progress, settings.warmup, settings.decay_from)
             for group in optimizer.param_groups:
                 group["lr"] = rate
             value, figures = loss(step)
@@ -174,7 +204,7 @@ class Loop:
 
     def _log(self, bar: "tqdm[None]", step: int, rate: float, figures: dict[str, torch.Tensor]) -> None:
         if self.accelerator.is_main_process:
-            shown = {"step": step, "lr": round(rate, 6), "s": round(time.monotonic() - self.clock.started, 1)}
+            shown = {"step": step, "lr": round(rate, 6), "s": round(self.clock.seconds(), 1)}
             shown.update({key: round(value.detach().item(), 5) for key, value in figures.items()})
             bar.write(f"{self.name} {json.dumps(shown)}")
 

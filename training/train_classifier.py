@@ -8,8 +8,7 @@ from torch import nn
 from torch.nn import functional as F  # noqa: N812, the usual name
 
 from training.canvas import Pictures, load_pictures, palette, paste
-from training.config import load_config, stage_arguments
-from training.runner import Average, Clock, Loop, load_weights, precision, save_weights, start
+from training.runner import Loop, precision, save_weights, start
 from training.subjects import STYLES, family
 
 SIDE = 128
@@ -74,11 +73,8 @@ def class_lists(subjects: list[str]) -> tuple[list[str], list[str]]:
 
 
 def main() -> None:
-    args = stage_arguments("train the judge of painted pictures").parse_args()
-    config = load_config(args.config, args.changes)
-    clock = Clock(config.minutes)
-    accelerator = start(config)
-    device = accelerator.device
+    stage = start("train the judge of painted pictures")
+    config, device = stage.config, stage.device
     pictures = load_pictures(config.data, device, canvases=(256,))
     names, families = class_lists(pictures.labels.subjects)
     number = {name: i for i, name in enumerate(names)}
@@ -87,8 +83,7 @@ def main() -> None:
     style_of = torch.tensor([style_words.index(s) for s in pictures.labels.styles], device=device)
     family_of = torch.tensor([sorted(set(families)).index(f) for f in families], device=device)
     model = Classifier(config.classifier.width, len(names)).to(device)
-    load_weights(model, args.out, "classifier")
-    average = Average(model, config.classifier.ema)
+    stage.resume(model, "classifier")
     forward = torch.compile(model) if device.type == "cuda" else model
 
     def loss(step: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
@@ -100,7 +95,7 @@ def main() -> None:
 
     @torch.inference_mode()
     def checkpoint(step: int) -> None:
-        save_weights(model, args.out, "classifier")
+        save_weights(model, stage.out, "classifier")
         hits = torch.zeros(3, device=device)
         for _ in range(20):
             images, ids = augmented(pictures, config.classifier.batch)
@@ -110,11 +105,10 @@ def main() -> None:
             right = [best == truth, family_of[best] == family_of[truth], style.argmax(1) == style_of[ids]]
             hits += torch.stack(right).float().mean(1) / 20
         subject_hits, family_hits, style_hits = (round(100 * float(h), 2) for h in hits)
-        accelerator.print(f"classifier step {step}: fresh renderings: subject {subject_hits} %, family {family_hits} %, style {style_hits} %")
+        stage.accelerator.print(f"classifier step {step}: fresh renderings: subject {subject_hits} %, family {family_hits} %, style {style_hits} %")
 
-    c = config.classifier
-    Loop(config, accelerator, model, average, clock, c.lr, c.warmup, c.decay_from, 0.02, checkpoint, "classifier").run(loss)
-    accelerator.end_training()
+    Loop(stage, "classifier", config.classifier, model, checkpoint).run(loss)
+    stage.accelerator.end_training()
 
 
 if __name__ == "__main__":

@@ -9,9 +9,9 @@ from torch import nn
 from torch.nn import functional as F  # noqa: N812, the usual name
 
 from training.canvas import load_pictures, loose_crops
-from training.config import Config, load_config, stage_arguments
+from training.config import Config
 from training.models import make_tiny, make_vae
-from training.runner import Average, Clock, Loop, load_weights, precision, save_grid, save_weights, start
+from training.runner import Loop, precision, save_grid, save_weights, start
 from training.train_vae import edge_loss, examples, psnr, split_pictures
 
 
@@ -36,23 +36,17 @@ class TinyLoss(nn.Module):
 
 
 def main() -> None:
-    args = stage_arguments("train the decoder of previews").parse_args()
-    config = load_config(args.config, args.changes)
-    clock = Clock(config.minutes)
-    accelerator = start(config)
-    device = accelerator.device
+    stage = start("train the decoder of previews")
+    config, device = stage.config, stage.device
     pictures = load_pictures(config.data, device)
     seen, held = split_pictures(pictures)
     vae = make_vae(config.vae.model).to(device, memory_format=torch.channels_last).requires_grad_(False).eval()
-    if not load_weights(vae, args.out, "vae"):
-        raise FileNotFoundError(f"{args.out}: no autoencoder; train it first")
+    stage.load(vae, "vae")
     tiny = make_tiny(config.tiny.width, config.vae.model["latent_channels"]).to(device, memory_format=torch.channels_last)
-    resumed = load_weights(tiny, args.out, "tiny")
-    average = Average(tiny, config.tiny.ema)
+    stage.resume(tiny, "tiny")
     both = TinyLoss(tiny, vae, config)
     forward = torch.compile(both) if device.type == "cuda" else both
     shown = examples(pictures, held[:: max(1, len(held) // 96)])
-    accelerator.print(f"tiny: {sum(p.numel() for p in tiny.parameters()) / 1e6:.3f} M parameters, resumed: {resumed}")
 
     def loss(step: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         images = loose_crops(pictures, seen, config.tiny.batch, config.tiny.crop).contiguous(memory_format=torch.channels_last)
@@ -61,14 +55,14 @@ def main() -> None:
         return value, {"mse": square.detach()}
 
     def checkpoint(step: int) -> None:
-        save_weights(tiny, args.out, "tiny")
+        save_weights(tiny, stage.out, "tiny")
         with torch.inference_mode():
             output = torch.cat([tiny.decode(vae.encode(chunk).latent_dist.mode()).sample for chunk in shown.split(16)])
-        accelerator.print(f"tiny step {step}: held-out PSNR {psnr(output, shown):.2f} dB at 256 px")
-        save_grid([shown[:8], output[:8]], args.out / "tiny.png")
+        stage.accelerator.print(f"tiny step {step}: held-out PSNR {psnr(output, shown):.2f} dB at 256 px")
+        save_grid([shown[:8], output[:8]], stage.out / "tiny.png")
 
-    Loop(config, accelerator, tiny, average, clock, config.tiny.lr, config.tiny.warmup, config.tiny.decay_from, 0.0, checkpoint, "tiny").run(loss)
-    accelerator.end_training()
+    Loop(stage, "tiny", config.tiny, tiny, checkpoint).run(loss)
+    stage.accelerator.end_training()
 
 
 if __name__ == "__main__":

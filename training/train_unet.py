@@ -3,17 +3,14 @@
 accelerate launch -m training.train_unet
 """
 
-from pathlib import Path
-
 import torch
 from accelerate import Accelerator
 from torch.nn import functional as F  # noqa: N812, the usual name
 
 from training.canvas import load_pictures
-from training.config import Config, load_config, stage_arguments
 from training.latents import Latents, encode_pictures
 from training.models import Noise, Painter, make_noise, make_vae
-from training.runner import Average, Clock, Loop, keep_channels_last, load_weights, precision, save_grid, save_weights, start
+from training.runner import Loop, Stage, keep_channels_last, precision, save_grid, save_weights, start
 from training.sample import GRID_PROMPTS, paint
 from training.vocabulary import CaptionEncoder, load_tokenizer
 
@@ -37,14 +34,13 @@ def wants_small(step: int, every: int, accelerator: Accelerator) -> bool:
     return place % every == every - 1
 
 
-def prepare(config: Config, accelerator: Accelerator, folder: Path) -> tuple[dict[int, Latents], CaptionEncoder, int]:
+def prepare(stage: Stage) -> tuple[dict[int, Latents], CaptionEncoder, int]:
     """Return the encoded pictures of both canvases, the caption encoder, and the vocabulary's size."""
-    device = accelerator.device
+    config, accelerator, device = stage.config, stage.accelerator, stage.device
     tokenizer = load_tokenizer(config.data.vocabulary, config.data.max_tokens)
     encoder = CaptionEncoder(tokenizer)
     vae = make_vae(config.vae.model).to(device, memory_format=torch.channels_last).eval()
-    if not load_weights(vae, folder, "vae"):
-        raise FileNotFoundError(f"{folder}: no autoencoder; train it first")
+    stage.load(vae, "vae")
     pictures = load_pictures(config.data, device)
     seed = config.seed * 1000 + accelerator.process_index
     rounds = {256: config.unet.rounds, 128: config.unet.small_rounds}
@@ -56,22 +52,17 @@ def prepare(config: Config, accelerator: Accelerator, folder: Path) -> tuple[dic
 
 
 def main() -> None:
-    args = stage_arguments("train the UNet and the text encoders").parse_args()
-    config = load_config(args.config, args.changes)
-    clock = Clock(config.minutes)
-    accelerator = start(config)
-    device = accelerator.device
-    stores, encoder, vocabulary_size = prepare(config, accelerator, args.out)
+    stage = start("train the UNet and the text encoders")
+    config, accelerator, device = stage.config, stage.accelerator, stage.device
+    stores, encoder, vocabulary_size = prepare(stage)
+    accelerator.print(f"encoded {[len(s.latents) for s in stores.values()]} pictures after {stage.clock.seconds():.0f} s")
     painter = Painter(config, vocabulary_size).to(device)
     keep_channels_last(painter.unet)
-    resumed = load_weights(painter, args.out, "unet")
+    stage.resume(painter, "unet")
     for parameter in painter.parameters():  # every device begins with the first one's weights
         parameter.data = accelerator.reduce(parameter.data * accelerator.is_main_process, reduction="sum")
-    average = Average(painter, config.unet.ema)
     noise = make_noise(config.schedule, device)
     unet = torch.compile(painter.unet, dynamic=False) if device.type == "cuda" and config.unet.compile else painter.unet
-    accelerator.print(f"unet: {_millions(painter.unet)} M, text: {_millions(painter.text) + _millions(painter.text_2):.2f} M, resumed: {resumed}")
-    accelerator.print(f"encoded {[len(s.latents) for s in stores.values()]} pictures after {60 * clock.minutes * clock.progress():.0f} s")
 
     def loss(step: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         small = wants_small(step, config.unet.small_every, accelerator)
@@ -87,21 +78,16 @@ def main() -> None:
         return F.mse_loss(output.float(), noise.velocity(clean, eps, t)), {}
 
     def checkpoint(step: int) -> None:
-        save_weights(painter, args.out, "unet")
+        save_weights(painter, stage.out, "unet")
         vae = make_vae(config.vae.model).to(device).eval()
-        load_weights(vae, args.out, "vae")
+        stage.load(vae, "vae")
         for canvas in (256, 128):
             ids = torch.tensor([encoder.encode(prompt) for prompt in GRID_PROMPTS], device=device)
-            save_grid(paint(painter, vae, ids, config.schedule, canvas, config.grid_seeds), args.out / f"grid-{canvas}.png")
-        accelerator.print(f"unet step {step}: saved after {60 * clock.minutes * clock.progress():.0f} s")
+            save_grid(paint(painter, vae, ids, config.schedule, canvas, config.grid_seeds), stage.out / f"grid-{canvas}.png")
+        accelerator.print(f"unet step {step}: saved after {stage.clock.seconds():.0f} s")
 
-    u = config.unet
-    Loop(config, accelerator, painter, average, clock, u.lr, u.warmup, u.decay_from, u.weight_decay, checkpoint, "unet").run(loss)
+    Loop(stage, "unet", config.unet, painter, checkpoint).run(loss)
     accelerator.end_training()
-
-
-def _millions(module: torch.nn.Module) -> float:
-    return round(sum(p.numel() for p in module.parameters()) / 1e6, 2)
 
 
 if __name__ == "__main__":

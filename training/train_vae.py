@@ -10,9 +10,9 @@ from diffusers import AutoencoderKL
 from torch import nn
 
 from training.canvas import Pictures, load_pictures, loose_crops, palette, paste
-from training.config import Config, load_config, stage_arguments
+from training.config import Config
 from training.models import make_vae
-from training.runner import Average, Clock, Loop, load_weights, precision, save_grid, save_weights, start
+from training.runner import Loop, precision, save_grid, save_weights, start
 from training.subjects import held_out_subjects
 
 
@@ -96,24 +96,19 @@ class VaeLoss(nn.Module):
 
 
 def main() -> None:
-    args = stage_arguments("train the autoencoder").parse_args()
-    config = load_config(args.config, args.changes)
-    clock = Clock(config.minutes)
-    accelerator = start(config)
-    device = accelerator.device
+    stage = start("train the autoencoder")
+    config, device = stage.config, stage.device
     pictures = load_pictures(config.data, device)
     seen, held = split_pictures(pictures)
     vae = make_vae(config.vae.model).to(device, memory_format=torch.channels_last)
-    resumed = load_weights(vae, args.out, "vae")
+    stage.resume(vae, "vae")
     if config.vae.freeze_encoder:
         vae.encoder.requires_grad_(False)
         vae.quant_conv.requires_grad_(False)
-    average = Average(vae, config.vae.ema)
     trip = VaeLoss(vae, config)
     forward = torch.compile(trip) if device.type == "cuda" else trip
     shown = examples(pictures, held[:: max(1, len(held) // 96)])
     usual = examples(pictures, seen[:: max(1, len(seen) // 256)])
-    accelerator.print(f"vae: {sum(p.numel() for p in vae.parameters()) / 1e6:.2f} M parameters, resumed: {resumed}")
 
     def loss(step: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         images = loose_crops(pictures, seen, config.vae.batch, config.vae.crop).contiguous(memory_format=torch.channels_last)
@@ -125,14 +120,14 @@ def main() -> None:
 
     def checkpoint(step: int) -> None:
         kept = vae if config.vae.freeze_encoder else standardised(vae, usual)
-        save_weights(kept, args.out, "vae")
-        accelerator.print(f"vae step {step}: held-out PSNR {round_trip_psnr(kept, shown):.2f} dB at 256 px")
+        save_weights(kept, stage.out, "vae")
+        stage.accelerator.print(f"vae step {step}: held-out PSNR {round_trip_psnr(kept, shown):.2f} dB at 256 px")
         with torch.inference_mode():
             output = kept.decode(kept.encode(shown[:8]).latent_dist.mode()).sample
-        save_grid([shown[:8], output], args.out / "vae.png")
+        save_grid([shown[:8], output], stage.out / "vae.png")
 
-    Loop(config, accelerator, vae, average, clock, config.vae.lr, config.vae.warmup, config.vae.decay_from, 0.0, checkpoint, "vae").run(loss)
-    accelerator.end_training()
+    Loop(stage, "vae", config.vae, vae, checkpoint).run(loss)
+    stage.accelerator.end_training()
 
 
 if __name__ == "__main__":

@@ -1,0 +1,60 @@
+"""The shipped folder painted by the service's own engine, for the figures and the model card."""
+
+import base64
+import io
+import queue
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from tqdm import tqdm
+
+from serve_app.config import EngineConfig, ModelConfig, PreviewConfig
+from serve_app.errors import SlotFailed
+from serve_app.messages import Painted, Slot, SlotEvent
+from serve_app.replica.checkpoint import Checkpoint, load_checkpoint
+from serve_app.replica.engine import Engine, Silent
+
+GUIDANCE = 3.0
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """A running engine on a loaded folder."""
+
+    checkpoint: Checkpoint
+    engine: Engine
+
+    def paint(self, asked: Sequence[tuple[str, int]], steps: int, size: int) -> torch.Tensor:
+        """Paint (prompt, seed) pairs; return (pictures, 3, size, size), -1 to 1, in their order."""
+        events: queue.Queue[tuple[int, SlotEvent | SlotFailed]] = queue.Queue()
+        for number, (prompt, seed) in enumerate(asked):
+            slot = Slot(number, seed, prompt, "", size, size, steps, GUIDANCE, "euler", "png")
+            self.engine.submit(slot, lambda event, number=number: events.put((number, event)))  # type: ignore[misc]  # a lambda's default
+        painted = torch.zeros(len(asked), 3, size, size)
+        with tqdm(total=len(asked), desc="paint", mininterval=5) as bar:
+            while bar.n < len(asked):
+                number, event = events.get()
+                if isinstance(event, SlotFailed):
+                    raise event
+                if isinstance(event, Painted):
+                    pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(event.b64_json))).convert("RGB"))
+                    painted[number] = torch.from_numpy(pixels.copy()).permute(2, 0, 1) / 127.5 - 1
+                    bar.update()
+        return painted
+
+
+@contextmanager
+def open_service(folder: Path, batch: int, device: torch.device) -> Iterator[Service]:
+    """Load a diffusers folder as a replica does, and stop its engine at the end; `batch` pictures are painted at once."""
+    checkpoint = load_checkpoint(ModelConfig(path=str(folder)), device)
+    engine = Engine(checkpoint, EngineConfig(max_batch_size=batch), PreviewConfig(), Silent())
+    engine.start()
+    try:
+        yield Service(checkpoint, engine)
+    finally:
+        engine.stop()
