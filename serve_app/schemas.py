@@ -124,7 +124,7 @@ class Grid(Answer):
 
 
 class Timings(Answer):
-    """Seconds. `total` is the whole request; the rest is where the image that came last spent it."""
+    """Seconds. `total` is the whole request; the rest is where the image that came last spent it, 0 where none came."""
 
     queue: float
     encode_prompt: float
@@ -144,6 +144,13 @@ class BatchResult(Answer):
     grid: Grid | None
     timings: Timings
     warnings: list[str]
+
+
+class Cancelled(Answer):
+    """The answer of `DELETE /generations/{id}`: which of the images asked for are cancelled, now or before."""
+
+    id: str
+    cancelled: list[int]
 
 
 class StartEvent(Answer):
@@ -209,7 +216,7 @@ class GridEvent(Grid):
 
 
 class CompletedEvent(Answer):
-    """Last event of a stream with at least one image; `warnings` are those that came after the start."""
+    """Last event of a stream with at least one image, or whose images were all cancelled; `warnings` are those that came after the start."""
 
     type: Literal["completed"] = "completed"
     id: str
@@ -230,7 +237,7 @@ class ErrorBody(Answer):
 
 
 class ErrorEvent(ErrorBody):
-    """Last event of a stream without a single image."""
+    """Last event of a stream that failed: without a single image, and not because all were cancelled."""
 
     type: Literal["error"] = "error"
 
