@@ -95,7 +95,7 @@ class FanOut:
 
     async def generate(self, request: GenerateRequest) -> BatchResult:
         """Paint all images and return them together. Raises ServiceError where there is none."""
-        plan = await self._plan(request.model_copy(update={"preview_every": 0}))
+        plan = await self._plan(request.model_copy(update={"preview_steps": []}))
         with self._admitted(plan) as batch:
             async with aclosing(self._paint(plan, batch, self._fleet.paint)) as events:
                 async for _ in events:
@@ -157,14 +157,16 @@ class FanOut:
             wants_grid=request.grid,
             parameters=Parameters(model=model, **request.model_dump(include=_ECHOED), scheduler=slots[0].scheduler),
             slots=slots,
-            warnings=await self._warnings(request, has_previews),
+            warnings=await self._warnings(request, wants_previews=bool(slots[0].preview_steps), has_previews=has_previews),
         )
 
-    async def _warnings(self, request: GenerateRequest, has_previews: bool) -> list[str]:
+    async def _warnings(self, request: GenerateRequest, wants_previews: bool, has_previews: bool) -> list[str]:
         warnings = []
         if request.negative_prompt and request.guidance_scale <= 1:
             warnings.append("negative_prompt has no effect: guidance_scale is 1 or less")
-        if request.preview_every and not has_previews:
+        if request.output_compression is not None and request.output_format == "png":
+            warnings.append("output_compression has no effect: a PNG is lossless")
+        if wants_previews and not has_previews:
             warnings.append("no previews: the model has no preview decoder")
         ends = await asyncio.gather(self._fleet.cut_off(request.prompt), self._fleet.cut_off(request.negative_prompt))
         unseen = zip(("prompt", "negative_prompt"), ends, strict=True)
@@ -228,7 +230,7 @@ def _sheet(cells: Sequence[Pixels | None], parameters: Parameters) -> Grid:
         width=width,
         height=height,
         media_type=f"image/{parameters.output_format}",
-        b64_json=encode_sheet(pixels, parameters.output_format),
+        b64_json=encode_sheet(pixels, parameters.output_format, parameters.output_compression),
     )
 
 

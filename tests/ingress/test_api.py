@@ -39,6 +39,7 @@ def test_generate_returns_all_images_in_order(client: TestClient) -> None:
         "guidance_scale": 3.0,
         "scheduler": "euler",
         "output_format": "png",
+        "output_compression": None,
         "model": {"name": "fake", "revision": None, "hash": "0123456789"},
     }
     assert set(answer["timings"]) == {"queue", "encode_prompt", "denoise", "decode", "encode", "total"}
@@ -48,7 +49,7 @@ def test_generate_returns_all_images_in_order(client: TestClient) -> None:
 
 def test_generate_asks_for_no_previews(client: TestClient, fleet: FakeFleet) -> None:
     client.post("/generate", json={"prompt": "a", "preview_every": 1})
-    assert {slot.preview_every for slot in fleet.slots} == {0}
+    assert {slot.preview_steps for slot in fleet.slots} == {frozenset()}
 
 
 def test_four_images_where_nothing_is_said(client: TestClient) -> None:
@@ -183,6 +184,8 @@ def test_busy_service_tells_the_place_in_line(client: TestClient, fleet: FakeFle
         ({"guidance_scale": 1, "negative_prompt": "dull"}, "negative_prompt has no effect"),
         ({"guidance_scale": 1}, None),
         ({"negative_prompt": "dull"}, None),
+        ({"output_compression": 50}, "output_compression has no effect"),
+        ({"output_compression": 50, "output_format": "webp"}, None),
     ],
 )
 def test_warnings_say_what_a_person_should_know(client: TestClient, change: dict[str, Any], warning: str | None) -> None:
