@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from serve_app.fanout.fleet import Fleet, FleetStatus
+from serve_app.fanout.peers import Peers
 from serve_app.messages import Painted, Preview, Progress, ReplicaStatus, Slot, SlotEvent, Work
 from serve_app.metrics import IngressMetrics
 from serve_app.schemas import ModelInfo
@@ -63,7 +64,8 @@ class FakeFleet(Fleet):
 
     async def watch(self, slot: Slot) -> AsyncGenerator[SlotEvent]:
         yield Progress(1)
-        yield Preview(1, 8, 8, "preview")
+        for step in sorted(slot.preview_steps):
+            yield Preview(step, 8, 8, "preview")
         async for event in self.paint(slot):
             yield event
 
@@ -72,6 +74,13 @@ class FakeFleet(Fleet):
 
     async def cut_off(self, prompt: str) -> str:
         return self.unseen if prompt else ""
+
+
+class NoPeers(Peers):
+    """The only ingress replica."""
+
+    async def cancel(self, id: str, index: int | None) -> list[int]:
+        return []
 
 
 class Metrics(IngressMetrics):
