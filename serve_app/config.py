@@ -9,6 +9,9 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from serve_app.schemas import SchedulerName
 
+Compile = Literal["none", "regional", "full"]
+Quantization = Literal["none", "fp8"]
+
 Side = Annotated[int, Field(ge=8, multiple_of=8)]
 
 
@@ -62,6 +65,17 @@ class EngineConfig(Config):
         default=(),
         description="UNet batches are padded to the next of these row counts (an image with guidance is two rows). "
         "Empty: never padded. One bucket of 2 x max_batch_size makes every picture bit-exact at any load.",
+    )
+    compile: Compile = Field(
+        default="none",
+        description="`full`: the UNet and the VAE compiled for the default size, minutes at a first start; other sizes run as with `none`. "
+        "`regional`: the UNet's transformer blocks alone, seconds, any size.",
+    )
+    compile_cache: str | None = Field(
+        default=None, description="Folder of compiled kernels, which later starts use again. Null: torch's own, in the temporary folder."
+    )
+    quantization: Quantization = Field(
+        default="none", description="`fp8`: the UNet's large linear layers in 8-bit floats, on GPUs that have them (Hopper, Ada and later)."
     )
     prompt_cache_size: int = Field(default=64, ge=1, description="How many encoded prompts a replica keeps.")
     file_threads: int = Field(default=2, ge=1, description="Threads that encode image files beside the denoising loop.")

@@ -7,6 +7,7 @@ from queue import Queue
 
 import pytest
 import torch
+from diffusers import StableDiffusionXLPipeline
 
 from serve_app.config import EngineConfig, ModelConfig, PreviewConfig
 from serve_app.errors import SlotFailed
@@ -19,6 +20,14 @@ from serve_app.replica.engine import Engine, Silent
 @pytest.fixture(scope="session")
 def tiny_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build(tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture(scope="session")
+def stock(tiny_path: Path) -> StableDiffusionXLPipeline:
+    """diffusers' own pipeline on the same weights, to compare with."""
+    pipe = StableDiffusionXLPipeline.from_pretrained(tiny_path, add_watermarker=False)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
 
 
 @pytest.fixture(scope="session")

@@ -97,7 +97,7 @@ def keep_channels_last(module: nn.Module) -> None:
     module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
     for part in module.modules():
         if isinstance(part, nn.Conv2d):
-            part.register_forward_hook(lambda _module, _args, output: _KeepLayout.apply(output))
+            part.register_forward_hook(lambda _module, _args, output: _KeepLayout.apply(output))  # type: ignore[no-untyped-call]  # as above
 
 
 @dataclass(frozen=True)

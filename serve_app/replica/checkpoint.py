@@ -11,6 +11,8 @@ from transformers.utils import logging as transformers_logging
 
 from serve_app.config import ModelConfig
 from serve_app.models import EMBEDDED, PREVIEW_FOLDER, embedded_path
+from serve_app.replica.attention import prepare
+from serve_app.replica.device import fast_layout
 from serve_app.replica.schedulers import SCHEDULER_NAMES, scheduler_name
 from serve_app.schemas import ModelInfo, SchedulerName
 
@@ -23,7 +25,10 @@ class CheckpointError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A loaded model. The pipeline lends its text encoders, tokenizers and loaders; nobody calls it."""
+    """A loaded model. The pipeline lends its text encoders, tokenizers and loaders; nobody calls it.
+
+    The UNet takes a prompt's context for its tokens, see `attention.prepare`.
+    """
 
     pipe: StableDiffusionXLPipeline
     unet: UNet2DConditionModel
@@ -53,6 +58,7 @@ def load_checkpoint(config: ModelConfig, device: torch.device) -> Checkpoint:
         )
     _place(pipe, device)
     pipe.unet.eval().requires_grad_(False)
+    prepare(pipe.unet)
     pipe.vae.eval().requires_grad_(False)
     if dtype == torch.float16 and pipe.vae.config.force_upcast:
         # SDXL's own VAE overflows in float16; bfloat16 has the range and costs no upcast.
@@ -62,7 +68,7 @@ def load_checkpoint(config: ModelConfig, device: torch.device) -> Checkpoint:
         pipe=pipe,
         unet=pipe.unet,
         vae=pipe.vae,
-        preview_vae=preview_vae.to(device).eval().requires_grad_(False) if preview_vae else None,
+        preview_vae=preview_vae.to(device, memory_format=fast_layout(device)).eval().requires_grad_(False) if preview_vae else None,
         scheduler=scheduler,
         device=device,
         dtype=dtype,
@@ -145,6 +151,8 @@ def _place(pipe: StableDiffusionXLPipeline, device: torch.device) -> None:
     by alignment: copied, they give the same bits from any file.
     """
     pipe.to(device)
+    for module in (pipe.unet, pipe.vae):
+        module.to(memory_format=fast_layout(device))
     if device.type == "cpu":
         for module in (pipe.text_encoder, pipe.text_encoder_2, pipe.unet, pipe.vae):
             for parameter in module.parameters():

@@ -1,29 +1,77 @@
 """Latents to pixels."""
 
+from collections.abc import Callable
+
 import torch
 
+from serve_app.config import Compile
 from serve_app.errors import SlotFailed
 from serve_app.imaging import Pixels
 from serve_app.replica.checkpoint import Checkpoint
 
 
-def decode(checkpoint: Checkpoint, latents: torch.Tensor) -> Pixels:
-    """Return the picture of one slot's final latents, (1, channels, h, w), as the stock pipeline would decode it.
+class PendingPixels:
+    """Pixels on their way from the device: whoever needs them waits, the denoising loop does not."""
 
-    Raises SlotFailed where it holds values that are not numbers: as pixels they would be black, and a success.
-    """
-    config = checkpoint.vae.config
-    latents = latents.to(checkpoint.vae.dtype) / config.scaling_factor
-    if getattr(config, "latents_mean", None) and getattr(config, "latents_std", None):
-        mean, std = (torch.tensor(v, device=latents.device, dtype=latents.dtype).view(1, -1, 1, 1) for v in (config.latents_mean, config.latents_std))
-        latents = latents * std + mean
-    image = checkpoint.vae.decode(latents, return_dict=False)[0]
-    if not torch.isfinite(image).all():
-        raise SlotFailed("not_finite", "the model produced values that are not numbers; try another guidance_scale, scheduler or seed")
-    return to_pixels(image)
+    def __init__(self, image: torch.Tensor) -> None:
+        """Take a decoder's output, (1, 3, h, w) in -1..1."""
+        scaled = (image[0].float() * 0.5 + 0.5).clamp(0, 1) * 255
+        pixels = scaled.round().to(torch.uint8).permute(1, 2, 0)
+        # As pixels, values that are not numbers would be black, and a success.
+        self._finite = _to_host(torch.isfinite(image).all())
+        self._pixels = _to_host(pixels)
+        self._copied = _mark(image.device)
+
+    def wait(self) -> Pixels:
+        """Return the pixels. Raises SlotFailed where the decoder's output held values that are not numbers."""
+        self._copied()
+        if not self._finite:
+            raise SlotFailed("not_finite", "the model produced values that are not numbers; try another guidance_scale, scheduler or seed")
+        return self._pixels.numpy()
 
 
-def to_pixels(image: torch.Tensor) -> Pixels:
-    """Return a decoder's output, (1, 3, h, w) in -1..1, as pixels on the CPU."""
-    scaled = (image[0].float() * 0.5 + 0.5).clamp(0, 1) * 255
-    return scaled.round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
+class Decoder:
+    """The VAE of a checkpoint, made ready to run."""
+
+    def __init__(self, checkpoint: Checkpoint, mode: Compile) -> None:
+        self._vae = checkpoint.vae
+        self._compiles = mode == "full"
+        self._compiled = torch.compile(self._as_it_is, fullgraph=True, dynamic=False)  # compiles nothing before it is called
+        self._ready: set[torch.Size] = set()
+
+    def decode(self, latents: torch.Tensor) -> PendingPixels:
+        """Return the picture of one slot's final latents, (1, channels, h, w), as the stock pipeline would decode it."""
+        config = self._vae.config
+        latents = latents.to(self._vae.dtype) / config.scaling_factor
+        if getattr(config, "latents_mean", None) and getattr(config, "latents_std", None):
+            mean, std = (
+                torch.tensor(v, device=latents.device, dtype=latents.dtype).view(1, -1, 1, 1) for v in (config.latents_mean, config.latents_std)
+            )
+            latents = latents * std + mean
+        run = self._compiled if latents.shape in self._ready else self._as_it_is
+        return PendingPixels(run(latents))
+
+    def warm_up(self, latents: torch.Tensor) -> None:
+        """Compile for latents of this shape, if anything is compiled; others run as they are, or they would hold up other slots."""
+        if self._compiles:
+            self._ready.add(latents.shape)
+            self.decode(latents)
+
+    def _as_it_is(self, latents: torch.Tensor) -> torch.Tensor:
+        image: torch.Tensor = self._vae.decode(latents, return_dict=False)[0]
+        return image
+
+
+def _to_host(value: torch.Tensor) -> torch.Tensor:
+    if value.device.type == "cpu":
+        return value
+    return torch.empty(value.shape, dtype=value.dtype, pin_memory=True).copy_(value, non_blocking=True)
+
+
+def _mark(device: torch.device) -> Callable[[], None]:
+    """Return what waits for all that has been asked of the device's stream so far."""
+    if device.type == "cpu":
+        return lambda: None
+    event = torch.cuda.Event(blocking=True)
+    event.record()
+    return event.synchronize

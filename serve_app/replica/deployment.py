@@ -30,6 +30,7 @@ class Replica:
         self._checkpoint = await asyncio.to_thread(_load, args)
         self._engine = Engine(self._checkpoint, args.engine, args.preview, ReplicaMetrics(args.engine.max_batch_size))
         self._reader = PromptReader(self._checkpoint.pipe)
+        await asyncio.to_thread(self._engine.warm_up, _warm_up_slot(args, self._checkpoint.scheduler))
         self._engine.start()
         await self.generate(_warm_up_slot(args, self._checkpoint.scheduler))
 
@@ -86,9 +87,16 @@ class Replica:
 def _load(args: AppArgs) -> "Checkpoint":
     from serve_app.replica.checkpoint import load_checkpoint, quiet_progress_bars
     from serve_app.replica.device import prepare_device
+    from serve_app.replica.programs import keep_compiled_kernels
+    from serve_app.replica.quantize import to_fp8
 
     quiet_progress_bars()
-    return load_checkpoint(args.model, prepare_device(args.num_gpus, args.num_cpus))
+    if args.engine.compile_cache:
+        keep_compiled_kernels(args.engine.compile_cache)
+    checkpoint = load_checkpoint(args.model, prepare_device(args.num_gpus, args.num_cpus))
+    if args.engine.quantization == "fp8":
+        to_fp8(checkpoint, args.model)
+    return checkpoint
 
 
 def _warm_up_slot(args: AppArgs, scheduler: SchedulerName) -> Slot:

@@ -1,5 +1,7 @@
 """CUDA or CPU, by configuration and never by guess."""
 
+from collections import deque
+
 import torch
 
 
@@ -18,3 +20,29 @@ def prepare_device(num_gpus: float, num_cpus: float) -> torch.device:
     if not torch.cuda.is_available():
         raise DeviceError("num_gpus is above 0, but torch sees no CUDA device here; set num_gpus: 0 to run on the CPU")
     return torch.device("cuda", 0)
+
+
+def fast_layout(device: torch.device) -> torch.memory_format:
+    """Return the memory layout of images and convolutions that `device` is fastest with."""
+    return torch.channels_last if device.type == "cuda" else torch.contiguous_format
+
+
+class RunAhead:
+    """Keeps the processor one step ahead of the GPU, which then never waits for it, and no further, so that slots can join and leave.
+
+    On the CPU there is nothing to wait for.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._on_gpu = device.type == "cuda"
+        self._launched: deque[torch.cuda.Event] = deque()
+
+    def step_launched(self) -> None:
+        """Wait until the step before the one just launched has been computed."""
+        if not self._on_gpu:
+            return
+        event = torch.cuda.Event(blocking=True)
+        event.record()
+        self._launched.append(event)
+        if len(self._launched) > 1:
+            self._launched.popleft().synchronize()

@@ -11,18 +11,20 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import torch
 
 from serve_app.config import EngineConfig, PreviewConfig
 from serve_app.errors import SlotFailed
-from serve_app.imaging import Pixels, encode_picture, encode_preview
+from serve_app.imaging import encode_picture, encode_preview
 from serve_app.messages import Painted, Preview, Progress, Slot, SlotEvent, Work
 from serve_app.replica.checkpoint import Checkpoint
-from serve_app.replica.decode import decode
-from serve_app.replica.denoise import predict
-from serve_app.replica.previews import PreviewPace, decode_preview
+from serve_app.replica.decode import Decoder, PendingPixels
+from serve_app.replica.denoise import Denoiser
+from serve_app.replica.device import RunAhead
+from serve_app.replica.previews import PreviewDecoder, PreviewPace
 from serve_app.replica.prompts import PromptEncoder
 from serve_app.replica.trajectory import Trajectory
 
@@ -97,6 +99,10 @@ class Engine:
         self._config = config
         self._preview = preview
         self._observer = observer
+        self._denoiser = Denoiser(checkpoint, config)
+        self._decoder = Decoder(checkpoint, config.compile)
+        self._previews = PreviewDecoder(checkpoint, checkpoint.preview_vae, preview.max_size) if checkpoint.preview_vae else None
+        self._run_ahead = RunAhead(checkpoint.device)
         self._prompts = PromptEncoder(checkpoint.pipe, checkpoint.device, config.prompt_cache_size)
         self._files = ThreadPoolExecutor(config.file_threads, thread_name_prefix="files")
         self._torch_threads = torch.get_num_threads()
@@ -108,6 +114,14 @@ class Engine:
         self._turns: deque[tuple[int, int]] = deque()
         self._finished = 0
         self._broken: Exception | None = None
+
+    @torch.inference_mode()
+    def warm_up(self, slot: Slot) -> None:
+        """Get ready for batches of 1 to `max_batch_size` slots like this one. Call it before `start`."""
+        for images in range(1, self._config.max_batch_size + 1):
+            batch = [self._begin(Job(slot, lambda _: None)).trajectory for _ in range(images)]
+            self._denoiser.warm_up(batch)
+        self._decoder.warm_up(batch[0].latents)
 
     def start(self) -> None:
         self._thread.start()
@@ -190,7 +204,7 @@ class Engine:
         negative = self._prompts.encode_negative(slot.negative_prompt) if slot.guidance_scale > 1 else None
         encoded = time.perf_counter()
         trajectory = Trajectory(slot, self._checkpoint, prompt, negative)
-        preview_steps = slot.preview_steps if self._checkpoint.preview_vae is not None else frozenset[int]()
+        preview_steps = slot.preview_steps if self._previews else frozenset[int]()
         pace = PreviewPace(preview_steps, self._preview.min_interval_s)
         return Active(job, trajectory, pace, encode_prompt_s=encoded - started, admitted=encoded)
 
@@ -202,20 +216,27 @@ class Engine:
         group = [a for a in self._active if a.shape == self._turns[-1]]
         started = time.perf_counter()
         try:
-            predictions = predict(self._checkpoint, [a.trajectory for a in group], self._config.row_buckets)
+            predictions = self._denoiser.predict([a.trajectory for a in group])
         except Exception as error:
             for active in group:
                 self._leave(active)
                 self._fail(active.job, error)
             return
+        ahead = [a for a, prediction in zip(group, predictions, strict=True) if self._guarded(a, partial(a.trajectory.advance, prediction))]
+        self._run_ahead.step_launched()
         self._observer.step(time.perf_counter() - started, len(group))
-        for active, prediction in zip(group, predictions, strict=True):
-            try:
-                active.trajectory.advance(prediction)
-                self._after_step(active)
-            except Exception as error:
-                self._leave(active)
-                self._fail(active.job, error)
+        for active in ahead:
+            self._guarded(active, partial(self._after_step, active))
+
+    def _guarded(self, active: Active, act: Callable[[], None]) -> bool:
+        """Do something with one slot; where that fails, it takes no other slot with it. Return whether it went well."""
+        try:
+            act()
+        except Exception as error:
+            self._leave(active)
+            self._fail(active.job, error)
+            return False
+        return True
 
     def _after_step(self, active: Active) -> None:
         if active.trajectory.done:
@@ -227,32 +248,37 @@ class Engine:
             active.last_progress = now
             active.job.post(Progress(trajectory.step))
         active.pace.step_done(trajectory.step, trajectory.clean)
-        if wanted := active.pace.take(now):
+        if self._previews and (wanted := active.pace.take(now)):
             step, clean = wanted
-            pixels = decode_preview(self._checkpoint, clean, self._preview.max_size)
-            self._observer.preview(time.perf_counter() - now)
-            self._files.submit(self._send_preview, active, step, pixels)
+            self._files.submit(self._send_preview, active, step, self._previews.decode(clean), now)
 
-    def _send_preview(self, active: Active, step: int, pixels: Pixels) -> None:
-        height, width, _ = pixels.shape
+    def _send_preview(self, active: Active, step: int, pending: PendingPixels, started: float) -> None:
         try:
+            pixels = pending.wait()
+            self._observer.preview(time.perf_counter() - started)
+            height, width, _ = pixels.shape
             active.job.post(Preview(step, width, height, encode_preview(pixels, self._preview.jpeg_quality)))
-        except Exception:
+        except SlotFailed:
+            pass  # not finite: the picture itself will say so
+        except Exception as error:
+            self._notice(error)
             logger.exception("a preview of seed %d could not be encoded", active.job.slot.seed)
         active.pace.busy = False
 
     def _finish(self, active: Active) -> None:
         denoised = time.perf_counter()
-        pixels = decode(self._checkpoint, active.trajectory.latents)
+        pending = self._decoder.decode(active.trajectory.latents)
         self._leave(active)
-        self._files.submit(self._send_painted, active, pixels, denoised - active.admitted, time.perf_counter() - denoised)
+        self._files.submit(self._send_painted, active, pending, denoised)
 
-    def _send_painted(self, active: Active, pixels: Pixels, denoise_s: float, decode_s: float) -> None:
-        slot, started = active.job.slot, time.perf_counter()
+    def _send_painted(self, active: Active, pending: PendingPixels, denoised: float) -> None:
+        slot = active.job.slot
         try:
+            pixels = pending.wait()
+            decoded = time.perf_counter()
             b64 = encode_picture(pixels, slot, self._checkpoint.info)
-            encode_s = time.perf_counter() - started
-            work = Work(active.encode_prompt_s, denoise_s, decode_s, encode_s)
+            encode_s = time.perf_counter() - decoded
+            work = Work(active.encode_prompt_s, denoised - active.admitted, decoded - denoised, encode_s)
             self._observer.encoded(encode_s)
             active.job.post(Painted(slot.width, slot.height, f"image/{slot.output_format}", b64, work, pixels if slot.keep_pixels else None))
         except Exception as error:
@@ -269,9 +295,12 @@ class Engine:
         if all(a.shape != active.shape for a in self._active) and active.shape in self._turns:
             self._turns.remove(active.shape)
 
-    def _fail(self, job: Job, error: Exception) -> None:
+    def _notice(self, error: Exception) -> None:
         if isinstance(error, torch.AcceleratorError):
             self._broken = error  # after such an error every later call on the device fails too
+
+    def _fail(self, job: Job, error: Exception) -> None:
+        self._notice(error)
         match error:
             case SlotFailed():
                 failure = error

@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 
 import torch
+from diffusers import AutoencoderTiny
 from torch.nn.functional import adaptive_avg_pool2d
 
-from serve_app.imaging import Pixels
 from serve_app.replica.checkpoint import Checkpoint
-from serve_app.replica.decode import to_pixels
+from serve_app.replica.decode import PendingPixels
 
 
 @dataclass(slots=True)
@@ -38,14 +38,27 @@ class PreviewPace:
         return wanted
 
 
-def decode_preview(checkpoint: Checkpoint, clean: torch.Tensor, max_size: int) -> Pixels:
-    """Return the predicted picture of a clean latent, (1, channels, h, w), at most `max_size` pixels on its longest side.
+class PreviewDecoder:
+    """The preview VAE of a checkpoint, on a stream of its own beside the denoising."""
 
-    Raises RuntimeError where the checkpoint has no preview VAE.
-    """
-    if checkpoint.preview_vae is None:
-        raise RuntimeError("the checkpoint has no preview VAE")
-    longest = max(clean.shape[-2:]) * checkpoint.pipe.vae_scale_factor
-    factor = -(-longest // max_size)
-    pooled = adaptive_avg_pool2d(clean, (max(1, clean.shape[-2] // factor), max(1, clean.shape[-1] // factor))) if factor > 1 else clean
-    return to_pixels(checkpoint.preview_vae.decode(pooled.to(checkpoint.preview_vae.dtype), return_dict=False)[0])
+    def __init__(self, checkpoint: Checkpoint, vae: AutoencoderTiny, max_size: int) -> None:
+        self._vae = vae
+        self._scale: int = checkpoint.pipe.vae_scale_factor
+        self._max_size = max_size
+        self._stream = torch.cuda.Stream() if checkpoint.device.type == "cuda" else None
+
+    def decode(self, clean: torch.Tensor) -> PendingPixels:
+        """Return the predicted picture of a clean latent, (1, channels, h, w), at most `max_size` pixels on its longest side."""
+        if self._stream is None:
+            return self._decode(clean)
+        self._stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._stream):
+            pixels = self._decode(clean)
+        clean.record_stream(self._stream)  # its memory must not be given away before the stream is done with it
+        return pixels
+
+    def _decode(self, clean: torch.Tensor) -> PendingPixels:
+        longest = max(clean.shape[-2:]) * self._scale
+        factor = -(-longest // self._max_size)
+        pooled = adaptive_avg_pool2d(clean, (max(1, clean.shape[-2] // factor), max(1, clean.shape[-1] // factor))) if factor > 1 else clean
+        return PendingPixels(self._vae.decode(pooled.to(self._vae.dtype), return_dict=False)[0])

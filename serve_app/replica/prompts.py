@@ -7,12 +7,14 @@ from dataclasses import dataclass
 import torch
 from diffusers import StableDiffusionXLPipeline
 
+from serve_app.replica.attention import prompt_context
+
 
 @dataclass(frozen=True, slots=True)
 class PromptEmbedding:
-    """`tokens` (1, sequence length, cross-attention width) and `pooled` (1, projection width), in the text encoders' dtype."""
+    """`context` (1, sequence length, as `attention.prompt_context` says) and `pooled` (1, projection width), in the text encoders' dtype."""
 
-    tokens: torch.Tensor
+    context: torch.Tensor
     pooled: torch.Tensor
 
 
@@ -44,11 +46,10 @@ class PromptEncoder:
         return self._cache[prompt]
 
     def _encode(self, prompt: str | None) -> PromptEmbedding:
+        tokens, _, pooled, _ = self._pipe.encode_prompt(prompt or "", device=self._device, do_classifier_free_guidance=False)
         if prompt is None:
-            like = self._cached("")
-            return PromptEmbedding(torch.zeros_like(like.tokens), torch.zeros_like(like.pooled))
-        tokens, _, pooled, _ = self._pipe.encode_prompt(prompt, device=self._device, do_classifier_free_guidance=False)
-        return PromptEmbedding(tokens, pooled)
+            tokens, pooled = torch.zeros_like(tokens), torch.zeros_like(pooled)
+        return PromptEmbedding(prompt_context(self._pipe.unet, tokens), pooled)
 
 
 class PromptReader:

@@ -44,14 +44,14 @@ class Trajectory:
 
         conditions = [prompt] if negative is None else [negative, prompt]
         size = torch.tensor([[slot.height, slot.width, 0, 0, slot.height, slot.width]], dtype=checkpoint.dtype, device=device)
-        self.tokens = torch.cat([c.tokens for c in conditions])
+        self.context = torch.cat([c.context for c in conditions])
         self.pooled = torch.cat([c.pooled for c in conditions])
         self.time_ids = size.repeat(len(conditions), 1)
 
     @property
     def rows(self) -> int:
         """How many rows of a UNet batch this slot takes: 2 with guidance (unconditional first), else 1."""
-        return self.tokens.shape[0]
+        return len(self.context)
 
     @property
     def total_steps(self) -> int:

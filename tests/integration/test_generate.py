@@ -5,10 +5,10 @@ import time
 import numpy as np
 import pytest
 import torch
+from diffusers import StableDiffusionXLPipeline
 from numpy.typing import NDArray
 from PIL import Image
 
-from serve_app.replica.checkpoint import Checkpoint
 from tests.integration.conftest import Running
 
 
@@ -24,13 +24,13 @@ def test_n_images_with_distinct_seeds_in_order(app: Running) -> None:
     assert all(picture(i["b64_json"]).shape == (64, 64, 3) for i in answer["images"])
 
 
-def test_the_pictures_are_those_of_diffusers(app: Running, checkpoint: Checkpoint) -> None:
+def test_the_pictures_are_those_of_diffusers(app: Running, stock: StableDiffusionXLPipeline) -> None:
     answer = app.generate(num_images=2, seed=11)
     for image in answer["images"]:
-        stock = checkpoint.pipe(
+        expected = stock(
             "a red apple", width=64, height=64, num_inference_steps=4, guidance_scale=5.0, generator=torch.Generator("cpu").manual_seed(image["seed"])
         ).images[0]
-        assert np.abs(picture(image["b64_json"]).astype(int) - np.asarray(stock).astype(int)).max() <= 1
+        assert np.abs(picture(image["b64_json"]).astype(int) - np.asarray(expected).astype(int)).max() <= 1
 
 
 @pytest.mark.parametrize(("output_format", "pillow_format"), [("png", "PNG"), ("jpeg", "JPEG"), ("webp", "WEBP")])

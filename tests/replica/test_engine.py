@@ -5,12 +5,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from diffusers import StableDiffusionXLPipeline
 
 from serve_app.config import PreviewConfig
 from serve_app.errors import SlotFailed
 from serve_app.messages import Painted, Preview, Progress
 from serve_app.replica.checkpoint import Checkpoint
-from serve_app.replica.denoise import predict
+from serve_app.replica.denoise import Denoiser
 from serve_app.replica.prompts import PromptEmbedding, PromptEncoder
 from tests.conftest import Collector, MakeEngine, make_slot
 
@@ -31,13 +32,15 @@ class Gate:
         self._permits = threading.Semaphore(0)
         self._arrived = threading.Semaphore(0)
         self.groups: list[list[Any]] = []
-        monkeypatch.setattr("serve_app.replica.engine.predict", self._gated)
+        predict = Denoiser.predict
 
-    def _gated(self, checkpoint: Checkpoint, trajectories: Any, buckets: Any) -> Any:
-        self.groups.append(list(trajectories))
-        self._arrived.release()
-        assert self._permits.acquire(timeout=60)
-        return predict(checkpoint, trajectories, buckets)
+        def gated(denoiser: Denoiser, trajectories: Any) -> Any:
+            self.groups.append(list(trajectories))
+            self._arrived.release()
+            assert self._permits.acquire(timeout=60)
+            return predict(denoiser, trajectories)
+
+        monkeypatch.setattr(Denoiser, "predict", gated)
 
     def wait(self) -> None:
         """Wait until the loop stands before its next step."""
@@ -58,12 +61,12 @@ def gate(monkeypatch: pytest.MonkeyPatch) -> Gate:
     return Gate(monkeypatch)
 
 
-def test_picture_is_the_stock_pipelines(checkpoint: Checkpoint, make_engine: MakeEngine) -> None:
+def test_picture_is_the_stock_pipelines(stock: StableDiffusionXLPipeline, make_engine: MakeEngine) -> None:
     (painted,) = make_engine().paint(make_slot(keep_pixels=True))
-    stock = checkpoint.pipe(
+    expected = stock(
         "a red apple", width=64, height=64, num_inference_steps=4, guidance_scale=5.0, generator=torch.Generator("cpu").manual_seed(7)
     ).images[0]
-    assert np.abs(pixels(painted).astype(int) - np.asarray(stock).astype(int)).max() <= 1
+    assert np.abs(pixels(painted).astype(int) - np.asarray(expected).astype(int)).max() <= 1
 
 
 def test_each_image_depends_on_its_seed_alone(make_engine: MakeEngine) -> None:
@@ -119,8 +122,8 @@ def test_slots_beyond_the_batch_wait_in_order(make_engine: MakeEngine, gate: Gat
     gate.open()
     for collector in collectors:
         collector.result()
-    painted = [group[0].tokens[1:] for group in gate.groups]
-    expected = [running.engine._prompts.encode(prompt).tokens for prompt in prompts for _ in range(2)]
+    painted = [group[0].context[1:] for group in gate.groups]
+    expected = [running.engine._prompts.encode(prompt).context for prompt in prompts for _ in range(2)]
     assert len(painted) == 6
     assert all(torch.equal(a, b) for a, b in zip(painted, expected, strict=True)), "in order, and each until it is done"
     assert (running.engine.load().active, running.engine.load().waiting) == (0, 0)
@@ -175,7 +178,7 @@ def poisoned(monkeypatch: pytest.MonkeyPatch, poison: Callable[[PromptEmbedding]
 
 
 def test_a_slot_that_turns_to_nan_leaves_its_neighbours_alone(make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
-    poisoned(monkeypatch, lambda e: PromptEmbedding(e.tokens * float("nan"), e.pooled))
+    poisoned(monkeypatch, lambda e: PromptEmbedding(e.context * float("nan"), e.pooled))
     running = make_engine(max_batch_size=2, row_buckets=(4,))
     bad, good = running.submit_together(make_slot(prompt="poison"), make_slot(keep_pixels=True))
     with pytest.raises(SlotFailed, match="not numbers"):
@@ -201,12 +204,14 @@ def test_a_slot_that_cannot_be_prepared_fails_alone(
 
 
 def test_running_out_of_memory_fails_the_batch_and_no_more(make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
-    def hungry(checkpoint: Checkpoint, trajectories: Any, buckets: Any) -> Any:
+    predict = Denoiser.predict
+
+    def hungry(denoiser: Denoiser, trajectories: Any) -> Any:
         if trajectories[0].latents.shape[-1] > 8:
             raise torch.OutOfMemoryError
-        return predict(checkpoint, trajectories, buckets)
+        return predict(denoiser, trajectories)
 
-    monkeypatch.setattr("serve_app.replica.engine.predict", hungry)
+    monkeypatch.setattr(Denoiser, "predict", hungry)
     running = make_engine()
     large, small = running.submit(make_slot(width=128)), running.submit(make_slot())
     with pytest.raises(SlotFailed) as failure:
@@ -216,7 +221,17 @@ def test_running_out_of_memory_fails_the_batch_and_no_more(make_engine: MakeEngi
     running.engine.check()
 
 
-@pytest.mark.parametrize("place", ["engine.predict", "engine.decode", "engine.decode_preview", "engine.Trajectory", "prompts.PromptEncoder.encode"])
+@pytest.mark.parametrize(
+    "place",
+    [
+        "denoise.Denoiser.predict",
+        "decode.Decoder.decode",
+        "decode.PendingPixels.wait",
+        "previews.PreviewDecoder.decode",
+        "engine.Trajectory",
+        "prompts.PromptEncoder.encode",
+    ],
+)
 def test_a_dead_device_is_reported_to_the_health_check_wherever_it_shows(
     make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch, place: str
 ) -> None:

@@ -12,12 +12,12 @@ from diffusers import (
     DPMSolverMultistepScheduler,
     EulerAncestralDiscreteScheduler,
     EulerDiscreteScheduler,
+    StableDiffusionXLPipeline,
     UniPCMultistepScheduler,
 )
 
 from serve_app.messages import Slot
-from serve_app.replica.checkpoint import Checkpoint
-from serve_app.replica.decode import decode
+from serve_app.replica.decode import Decoder
 from serve_app.schemas import SchedulerName
 from tests.conftest import MakeEngine, make_slot
 
@@ -51,12 +51,10 @@ def a_slot(index: int, scheduler: SchedulerName, guidance: float, size: tuple[in
 SLOTS = [a_slot(i, *combination) for i, combination in enumerate(COMBINATIONS)]
 
 
-def stock_latents(checkpoint: Checkpoint, slot: Slot) -> torch.Tensor:
-    pipe = checkpoint.pipe
+def stock_latents(pipe: StableDiffusionXLPipeline, slot: Slot) -> torch.Tensor:
     own = pipe.scheduler
     try:
         pipe.scheduler = STOCK[slot.scheduler](own.config)
-        pipe.set_progress_bar_config(disable=True)
         latents: torch.Tensor = pipe(
             prompt=slot.prompt,
             negative_prompt=slot.negative_prompt or None,
@@ -83,11 +81,13 @@ class Latents:
 def latents(monkeypatch: pytest.MonkeyPatch) -> Latents:
     record = Latents([])
 
-    def recording(checkpoint: Checkpoint, final: torch.Tensor) -> Any:
-        record.seen.append(final.clone())
-        return decode(checkpoint, final)
+    decode = Decoder.decode
 
-    monkeypatch.setattr("serve_app.replica.engine.decode", recording)
+    def recording(decoder: Decoder, final: torch.Tensor) -> Any:
+        record.seen.append(final.clone())
+        return decode(decoder, final)
+
+    monkeypatch.setattr(Decoder, "decode", recording)
     return record
 
 
@@ -98,12 +98,12 @@ def assert_same(ours: torch.Tensor, stock: torch.Tensor) -> None:
 
 
 @pytest.mark.parametrize("slot", SLOTS, ids=lambda s: f"{s.scheduler}-{s.guidance_scale:g}-{s.width}x{s.height}-{s.num_inference_steps}")
-def test_alone(slot: Slot, checkpoint: Checkpoint, make_engine: MakeEngine, latents: Latents) -> None:
+def test_alone(slot: Slot, stock: StableDiffusionXLPipeline, make_engine: MakeEngine, latents: Latents) -> None:
     make_engine(max_batch_size=1).paint(slot)
-    assert_same(latents.seen[0], stock_latents(checkpoint, slot))
+    assert_same(latents.seen[0], stock_latents(stock, slot))
 
 
-def test_in_a_mixed_batch(checkpoint: Checkpoint, make_engine: MakeEngine, latents: Latents, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_in_a_mixed_batch(stock: StableDiffusionXLPipeline, make_engine: MakeEngine, latents: Latents, monkeypatch: pytest.MonkeyPatch) -> None:
     running = make_engine(max_batch_size=8)
     order: list[int] = []
     finish = running.engine._finish
@@ -117,4 +117,4 @@ def test_in_a_mixed_batch(checkpoint: Checkpoint, make_engine: MakeEngine, laten
     assert max(running.watch.batches) > 2, "slots must have shared UNet calls"
     assert sorted(order) == list(range(len(SLOTS)))
     for index, final in zip(order, latents.seen, strict=True):
-        assert_same(final, stock_latents(checkpoint, SLOTS[index]))
+        assert_same(final, stock_latents(stock, SLOTS[index]))

@@ -1,11 +1,9 @@
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
 
 from serve_app.replica.checkpoint import Checkpoint
-from serve_app.replica.previews import PreviewPace, decode_preview
+from serve_app.replica.previews import PreviewDecoder, PreviewPace
 
 
 def latent(step: int) -> torch.Tensor:
@@ -42,12 +40,9 @@ def test_none_is_taken_while_one_is_being_encoded() -> None:
     [(64, 64, 512, (64, 64)), (64, 128, 64, (32, 64)), (256, 256, 100, (80, 80)), (8, 512, 64, (8, 64)), (520, 512, 512, (256, 256))],
 )
 def test_a_preview_is_never_larger_than_its_limit(checkpoint: Checkpoint, height: int, width: int, max_size: int, expected: tuple[int, int]) -> None:
-    pixels = decode_preview(checkpoint, torch.zeros(1, 4, height // 8, width // 8), max_size)
+    assert checkpoint.preview_vae is not None
+    decoder = PreviewDecoder(checkpoint, checkpoint.preview_vae, max_size)
+    pixels = decoder.decode(torch.zeros(1, 4, height // 8, width // 8)).wait()
     assert pixels.shape == (*expected, 3)
     assert pixels.dtype == np.uint8
     assert max(expected) <= max_size
-
-
-def test_a_checkpoint_without_a_preview_vae_says_so(checkpoint: Checkpoint) -> None:
-    with pytest.raises(RuntimeError, match="no preview VAE"):
-        decode_preview(replace(checkpoint, preview_vae=None), latent(1), 64)

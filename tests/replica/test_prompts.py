@@ -15,16 +15,16 @@ def encoder(checkpoint: Checkpoint) -> PromptEncoder:
 
 def test_an_empty_negative_prompt_is_zeros_where_the_checkpoint_says_so(encoder: PromptEncoder) -> None:
     negative = encoder.encode_negative("")
-    assert not negative.tokens.any()
+    assert not negative.context.any()
     assert not negative.pooled.any()
-    assert encoder.encode_negative("dull").tokens.any()
+    assert encoder.encode_negative("dull").context.any()
 
 
 def test_an_empty_negative_prompt_is_encoded_where_it_does_not(encoder: PromptEncoder, checkpoint: Checkpoint) -> None:
     checkpoint.pipe.register_to_config(force_zeros_for_empty_prompt=False)
     try:
-        assert torch.equal(encoder.encode_negative("").tokens, encoder.encode("").tokens)
-        assert encoder.encode_negative("").tokens.any()
+        assert torch.equal(encoder.encode_negative("").context, encoder.encode("").context)
+        assert encoder.encode_negative("").context.any()
     finally:
         checkpoint.pipe.register_to_config(force_zeros_for_empty_prompt=True)
 

@@ -1,0 +1,89 @@
+"""Compiled UNets on the CPU; recordings of CUDA graphs need a GPU."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch._dynamo.utils import counters
+
+from serve_app.config import Compile, EngineConfig, ModelConfig
+from serve_app.messages import Slot
+from serve_app.replica.checkpoint import Checkpoint, load_checkpoint
+from serve_app.replica.decode import Decoder
+from serve_app.replica.denoise import Denoiser
+from serve_app.replica.programs import keep_compiled_kernels
+from serve_app.replica.prompts import PromptEncoder
+from serve_app.replica.trajectory import Trajectory
+from tests.conftest import make_slot
+
+# The compiler's own imports give them.
+pytestmark = [pytest.mark.filterwarnings("ignore::DeprecationWarning"), pytest.mark.timeout(600)]
+
+
+@pytest.fixture
+def fresh(tiny_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Checkpoint]:
+    """A checkpoint of its own, since compiling changes it, and a compiler that knows nothing yet."""
+    monkeypatch.setitem(os.environ, "TORCHINDUCTOR_CACHE_DIR", "")
+    keep_compiled_kernels(str(tmp_path))
+    torch._dynamo.reset()
+    counters.clear()
+    torch.set_num_threads(1)
+    yield load_checkpoint(ModelConfig(path=str(tiny_path)), torch.device("cpu"))
+    torch._dynamo.reset()
+
+
+def trajectory(checkpoint: Checkpoint, slot: Slot) -> Trajectory:
+    encoder = PromptEncoder(checkpoint.pipe, checkpoint.device, 4)
+    return Trajectory(slot, checkpoint, encoder.encode(slot.prompt), encoder.encode_negative("") if slot.guidance_scale > 1 else None)
+
+
+def compiled_graphs() -> int:
+    return counters["stats"]["unique_graphs"]
+
+
+@pytest.mark.parametrize("mode", ["regional", "full"])
+@torch.inference_mode()
+def test_compiled_equals_as_it_is(mode: Compile, fresh: Checkpoint, checkpoint: Checkpoint) -> None:
+    plain, compiled = Denoiser(checkpoint, EngineConfig()), Denoiser(fresh, EngineConfig(compile=mode))
+    compiled.warm_up([trajectory(fresh, make_slot())])
+    warm = compiled_graphs()
+    assert warm > 0
+    for images in (1, 3):
+        slots = [make_slot(seed=seed) for seed in range(images)]
+        expected = plain.predict([trajectory(checkpoint, slot) for slot in slots])
+        for ours, theirs in zip(compiled.predict([trajectory(fresh, slot) for slot in slots]), expected, strict=True):
+            torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
+    assert compiled_graphs() == warm, "one compilation does for any number of images"
+
+
+@torch.inference_mode()
+def test_what_was_not_warmed_up_works_and_compiles_nothing(fresh: Checkpoint, checkpoint: Checkpoint) -> None:
+    denoiser, decoder = Denoiser(fresh, EngineConfig(compile="full")), Decoder(fresh, "full")
+    for slot in (make_slot(width=128), make_slot(guidance_scale=0)):
+        ours = denoiser.predict([trajectory(fresh, slot)])[0]
+        torch.testing.assert_close(ours, Denoiser(checkpoint, EngineConfig()).predict([trajectory(checkpoint, slot)])[0])
+    assert decoder.decode(torch.zeros(1, 4, 8, 8)).wait().shape == (64, 64, 3)
+    assert compiled_graphs() == 0
+
+
+@torch.inference_mode()
+def test_a_second_start_finds_its_kernels_compiled(fresh: Checkpoint) -> None:
+    for hits_wanted in (False, True):
+        torch._dynamo.reset()
+        counters.clear()
+        decoder = Decoder(fresh, "full")
+        decoder.warm_up(torch.zeros(1, 4, 8, 8))
+        assert compiled_graphs() == 1
+        assert bool(counters["aot_autograd"]["autograd_cache_hit"] or counters["inductor"]["fxgraph_cache_hit"]) == hits_wanted
+
+
+@torch.inference_mode()
+def test_a_decoder_compiles_for_the_size_it_was_warmed_up_for(fresh: Checkpoint, checkpoint: Checkpoint) -> None:
+    latents = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    decoder = Decoder(fresh, "full")
+    decoder.warm_up(latents)
+    assert compiled_graphs() == 1
+    ours, theirs = decoder.decode(latents).wait(), Decoder(checkpoint, "none").decode(latents).wait()
+    assert abs(ours.astype(int) - theirs.astype(int)).max() <= 1

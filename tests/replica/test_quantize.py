@@ -1,0 +1,54 @@
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F  # noqa: N812, the usual name
+
+from serve_app.config import EngineConfig, ModelConfig
+from serve_app.replica.checkpoint import Checkpoint, load_checkpoint
+from serve_app.replica.denoise import Denoiser
+from serve_app.replica.quantize import Fp8Linear, to_fp8
+from tests.conftest import make_slot
+from tests.replica.test_programs import trajectory
+
+MODEL = {"width": 64, "height": 64}
+
+
+@pytest.fixture
+def fresh(tiny_path: Path) -> Checkpoint:
+    torch.set_num_threads(1)
+    return load_checkpoint(ModelConfig(path=str(tiny_path)), torch.device("cpu"))
+
+
+def test_a_layer_in_8_bits_is_close_to_itself() -> None:
+    torch.manual_seed(0)
+    linear, value = nn.Linear(64, 32, dtype=torch.bfloat16), torch.randn(2, 5, 64, dtype=torch.bfloat16)
+    with torch.inference_mode():
+        ours = Fp8Linear(linear, value.abs().amax())(value)
+        theirs = linear(value)
+    assert ours.shape == theirs.shape
+    assert ours.dtype == torch.bfloat16
+    assert F.cosine_similarity(ours.float().flatten(), theirs.float().flatten(), dim=0) > 0.998
+
+
+def test_values_beyond_the_measured_peak_are_cut_and_stay_numbers() -> None:
+    linear = nn.Linear(16, 16, bias=False, dtype=torch.bfloat16)
+    nn.init.eye_(linear.weight)
+    with torch.inference_mode():
+        output = Fp8Linear(linear, torch.tensor(1.0))(torch.full((1, 16), 100.0, dtype=torch.bfloat16))
+    torch.testing.assert_close(output, torch.ones(1, 16, dtype=torch.bfloat16), atol=0.05, rtol=0)
+
+
+def test_the_unet_predicts_nearly_the_same_and_the_same_each_time(fresh: Checkpoint, tiny_path: Path) -> None:
+    with torch.inference_mode():
+        before = Denoiser(fresh, EngineConfig()).predict([trajectory(fresh, make_slot())])[0]
+        replaced = to_fp8(fresh, ModelConfig(**MODEL), fewest_features=32)
+        after = Denoiser(fresh, EngineConfig()).predict([trajectory(fresh, make_slot())])[0]
+        other = load_checkpoint(ModelConfig(path=str(tiny_path)), torch.device("cpu"))
+        to_fp8(other, ModelConfig(**MODEL), fewest_features=32)
+        again = Denoiser(other, EngineConfig()).predict([trajectory(other, make_slot())])[0]
+    assert replaced > 10
+    assert F.cosine_similarity(before.float().flatten(), after.float().flatten(), dim=0) > 0.99
+    assert not torch.equal(before, after)
+    assert torch.equal(after, again), "every replica measures the same scales"
