@@ -1,7 +1,7 @@
 """`parallel-sdxl info`: what a picture says of how it was made."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 
 from PIL import Image as Pillow
@@ -14,14 +14,14 @@ from serve_app.imaging import Embedded, embedded_parameters, parameters_chunk
 
 def info(picture: Path, console: Console) -> None:
     """Print the parameters that a picture holds: ours, else the text of another UI. Raises Unusable where it holds none."""
-    with opened(picture) as image:
-        if embedded := read(picture, image):
-            for name, value in lines(embedded):
-                console.out(f"{name:<20} {printable(str(value))}", highlight=False)
-        elif text := parameters_chunk(image):
-            console.out(printable(text), highlight=False)
-        else:
-            raise holds_none(picture)
+    image = opened(picture)
+    if embedded := read(picture, image):
+        for name, value in lines(embedded):
+            console.out(f"{name:<20} {printable(str(value))}", highlight=False)
+    elif text := parameters_chunk(image):
+        console.out(printable(text), highlight=False)
+    else:
+        raise holds_none(picture)
 
 
 def lines(embedded: Embedded) -> Iterator[tuple[str, object]]:
@@ -34,16 +34,14 @@ def lines(embedded: Embedded) -> Iterator[tuple[str, object]]:
     yield "painted by", f"parallel-sdxl {embedded.version}"
 
 
-@contextmanager
-def opened(picture: Path) -> Iterator[Pillow.Image]:
-    """Open a picture whose pixels can be read. Raises Unusable."""
+def opened(picture: Path) -> Pillow.Image:
+    """Read a picture. Raises Unusable."""
     try:
-        image = Pillow.open(picture)
+        image = Pillow.open(BytesIO(picture.read_bytes()))
         image.load()
     except (OSError, SyntaxError, ValueError, Pillow.DecompressionBombError) as error:
         raise Unusable(f"{picture} cannot be read as a picture: {error}") from None
-    with image:
-        yield image
+    return image
 
 
 def read(picture: Path, image: Pillow.Image) -> Embedded | None:

@@ -64,9 +64,8 @@ def warn(console: Console, warnings: list[str] | tuple[str, ...]) -> None:
 
 
 def paint(events: Iterator[Event], view: View, keep: Keep) -> Ending:
-    """Follow a request to its end."""
+    """Follow a request to its end. Raises Unavailable where the events end before it does."""
     missing: list[str] = []
-    warnings: list[str] = []
     with view:
         for event in events:
             match event:
@@ -87,10 +86,10 @@ def paint(events: Iterator[Event], view: View, keep: Keep) -> Ending:
                     view.missing(event.index, f"{event.type}: {event.error.message}")
                     missing.append(f"seed {event.seed} {event.type}: {event.error.message}")
                 case ErrorEvent():
-                    missing = missing or [event.error.message]
+                    return Ending(tuple(missing or [event.error.message]), ())
                 case CompletedEvent():
-                    warnings = event.warnings
-    return Ending(tuple(missing), tuple(warnings))
+                    return Ending(tuple(missing), tuple(event.warnings))
+    raise Unavailable("the service broke off before the end")
 
 
 def make_folder(folder: Path) -> None:

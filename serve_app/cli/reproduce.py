@@ -46,8 +46,8 @@ def difference(a: Pixels, b: Pixels) -> Difference:
 
 def reproduce(service: Service, picture: Path, out: Path | None, console: Console) -> bool:
     """Paint a picture again with the parameters that it holds, and say whether it is the same. Raises CommandError."""
-    with opened(picture) as image:
-        embedded, before = read(picture, image), np.asarray(image.convert("RGB"))
+    image = opened(picture)
+    embedded, before = read(picture, image), np.asarray(image.convert("RGB"))
     if not embedded:
         raise holds_none(picture)
     if out:
@@ -77,21 +77,16 @@ def reproduce(service: Service, picture: Path, out: Path | None, console: Consol
 
 def _compare_painters(console: Console, embedded: Embedded, model: ModelInfo, version: str) -> None:
     if embedded.model.hash != model.hash:
-        say(
-            console, f"note: another model painted it: {embedded.model.name} ({embedded.model.hash}), not {model.name} ({model.hash})", style="yellow"
-        )
+        then, now = (f"{model.name} ({model.hash})" for model in (embedded.model, model))
+        warn(console, [f"another model painted it: {then}; the service has {now}"])
     if embedded.version != version:
-        say(console, f"note: another version painted it: {embedded.version}, not {version}", style="yellow")
+        warn(console, [f"another version painted it: {embedded.version}; the service has {version}"])
 
 
 def _verdict(console: Console, picture: Path, before: Pixels, after: Pixels) -> bool:
     if before.shape != after.shape:
-        (height, width, _), (new_height, new_width, _) = before.shape, after.shape
-        say(
-            console,
-            f"not the same: {picture} is {width}x{height} and has been resized or cropped; it was painted as {new_width}x{new_height}",
-            style="red",
-        )
+        now, then = (f"{pixels.shape[1]}x{pixels.shape[0]}" for pixels in (before, after))
+        say(console, f"not the same: {picture} is {now} now, and was painted as {then}", style="red")
         return False
     if np.array_equal(before, after):
         say(console, f"the same: every pixel of {picture} is equal", style="green")

@@ -61,11 +61,12 @@ def iterm2(picture: Pillow.Image, cells: Cells, index: int) -> str:
 
 def half_blocks(picture: Pillow.Image, cells: Cells, index: int) -> str:
     """Two pixels a cell: the upper one in the colour of the letter, the lower one in that behind it."""
-    pixels = list(picture.resize((cells.columns, 2 * cells.rows)).getdata())
+    data = picture.resize((cells.columns, 2 * cells.rows)).tobytes()
+    pixels = [f"{data[i]};{data[i + 1]};{data[i + 2]}" for i in range(0, len(data), 3)]
     lines = []
     for row in range(cells.rows):
         top, bottom = (pixels[(2 * row + half) * cells.columns :][: cells.columns] for half in (0, 1))
-        lines.append("".join(f"\x1b[38;2;{a};{b};{c};48;2;{d};{e};{f}m▀" for (a, b, c), (d, e, f) in zip(top, bottom, strict=True)))
+        lines.append("".join(f"\x1b[38;2;{upper};48;2;{lower}m▀" for upper, lower in zip(top, bottom, strict=True)))
     down_and_back = f"\x1b[B\x1b[{cells.columns}D"
     return down_and_back.join(lines) + "\x1b[m"
 
