@@ -1,32 +1,31 @@
-"""`make demo`: start the service, ask it for four images over HTTP, show how they form, stop it again."""
+"""`make demo`: start the service, paint four images with the command line as a newcomer would, stop it again."""
 
-import base64
-import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
-URL = "http://127.0.0.1:8000"
+import httpx2
+
+from serve_app.cli.main import URL, app
+
 OUT = Path("out")
-PROMPT = "a red apple"
-SEED = 7
+COMMAND = ["generate", "a red apple", "-n", "4", "--seed", "7", "--out", str(OUT), "--url", URL]
 _START_TIMEOUT_S = 300.0
 _STOP_TIMEOUT_S = 30.0
 
 
 def main() -> None:
     if _answers():
-        sys.exit(f"something answers on {URL} already; stop it first (for a service of yours, see the README for curl)")
+        sys.exit(f"something answers on {URL} already; stop it first (or paint with it: parallel-sdxl generate)")
     with _service():
-        _paint()
+        print(f"$ {shlex.join(['.venv/bin/parallel-sdxl', *COMMAND])}", flush=True)
+        app(COMMAND)
 
 
 @contextmanager
@@ -68,54 +67,9 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
 
 def _answers(path: str = "/-/healthz") -> bool:
     try:
-        with urllib.request.urlopen(URL + path, timeout=2) as response:  # noqa: S310 - a constant http URL
-            return bool(response.status == 200)
-    except (urllib.error.URLError, TimeoutError, ConnectionError):
+        return httpx2.get(URL + path, timeout=2).status_code == httpx2.codes.OK
+    except httpx2.TransportError:
         return False
-
-
-def _paint() -> None:
-    body = {"prompt": PROMPT, "seed": SEED, "num_images": 4, "grid": True}
-    request = urllib.request.Request(URL + "/stream", json.dumps(body).encode(), {"Content-Type": "application/json"})  # noqa: S310 - as above
-    print(f"painting {PROMPT!r} four times, seeds {SEED} to {SEED + 3}", flush=True)
-    started, failed = time.monotonic(), 0
-    with urllib.request.urlopen(request, timeout=300) as response:  # noqa: S310 - as above
-        for event in _events(response):
-            failed += event["type"] in ("failed", "error")
-            if line := _told(event):
-                print(f"{time.monotonic() - started:6.2f} s  {line}", flush=True)
-    if failed:
-        sys.exit("not all images were painted")
-
-
-def _events(response: Any) -> Iterator[dict[str, Any]]:
-    for line in response:
-        if line.startswith(b"data: "):
-            yield json.loads(line.removeprefix(b"data: "))
-
-
-def _told(event: dict[str, Any]) -> str | None:
-    """Return what to print of an event, having written its picture to a file if it holds one."""
-    match event["type"]:
-        case "preview":
-            done = round(20 * event["step"] / event["num_inference_steps"])
-            return f"image {event['index']}  [{'#' * done:20}]  step {event['step']}/{event['num_inference_steps']}, preview"
-        case "image":
-            return f"image {event['index']}  [{'#' * 20}]  done -> {_write('seed-' + str(event['seed']) + '.png', event)}"
-        case "grid":
-            return f"grid -> {_write('grid.png', event)}"
-        case "failed" | "error":
-            return f"failed: {event['error']['message']}"
-        case "completed":
-            return "completed"
-        case _:
-            return None
-
-
-def _write(name: str, event: dict[str, Any]) -> Path:
-    path = OUT / name
-    path.write_bytes(base64.b64decode(event["b64_json"]))
-    return path
 
 
 if __name__ == "__main__":

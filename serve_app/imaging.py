@@ -3,8 +3,10 @@
 import base64
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from io import BytesIO
 from math import ceil, sqrt
+from xml.etree import ElementTree
 from xml.sax.saxutils import quoteattr
 
 import numpy as np
@@ -12,10 +14,11 @@ from numpy.typing import NDArray
 from PIL import ExifTags
 from PIL import Image as Pillow
 from PIL.PngImagePlugin import PngInfo
+from pydantic import BaseModel, ConfigDict
 
 from serve_app import __version__
 from serve_app.messages import Slot
-from serve_app.schemas import ModelInfo, OutputFormat, SchedulerName
+from serve_app.schemas import GenerateRequest, ModelInfo, OutputFormat, SchedulerName
 
 Pixels = NDArray[np.uint8]
 """RGB, (height, width, 3)."""
@@ -39,9 +42,29 @@ _XMP = (
     " psdxl:parameters={parameters}/></rdf:RDF></x:xmpmeta>"
     '<?xpacket end="w"?>'
 )
+_XMP_PARAMETERS = "{urn:parallel-sdxl:1}parameters"
+_NO_PARAMETERS = json.dumps({})
 _MISSING_CELL = (128, 128, 128)
 _JPEG_QUALITY = 95
 _WEBP_QUALITY = 90
+
+
+@dataclass(frozen=True, slots=True)
+class Embedded:
+    """What a picture of ours says of itself: the request that paints it and no other again, and what painted it."""
+
+    request: GenerateRequest
+    model: ModelInfo
+    version: str
+
+
+class _Written(BaseModel):
+    """The JSON of `parameters_json`, whose other fields are those of a request."""
+
+    model_config = ConfigDict(extra="allow")
+
+    model: ModelInfo
+    version: str
 
 
 def encode_picture(pixels: Pixels, slot: Slot, model: ModelInfo) -> str:
@@ -103,6 +126,31 @@ def parameters_json(slot: Slot, model: ModelInfo) -> dict[str, object]:
     }
 
 
+def embedded_parameters(image: Pillow.Image) -> Embedded | None:
+    """Return what `parameters_json` put into an open picture; None where there is nothing of the kind.
+
+    Raises ValueError where it is there but is not what this version writes.
+    """
+    try:
+        # No untrusted XML gets far: expat bounds the expansion of entities, and ElementTree fetches none.
+        packet = ElementTree.fromstring(image.info.get("xmp", b"<none/>").rstrip(b"\0 "))  # noqa: S314 - as above
+    except ElementTree.ParseError as error:
+        raise ValueError(f"its XMP packet is not XML: {error}") from None
+    text = next((found for element in packet.iter() if (found := element.get(_XMP_PARAMETERS))), _NO_PARAMETERS)
+    if text == _NO_PARAMETERS:
+        return None
+    written = _Written.model_validate_json(text)
+    return Embedded(GenerateRequest.model_validate({**(written.model_extra or {}), "num_images": 1}), written.model, written.version)
+
+
+def parameters_chunk(image: Pillow.Image) -> str | None:
+    """Return the text that popular UIs put into an open picture: a PNG's `parameters` chunk, else the EXIF user comment."""
+    if text := image.info.get("parameters"):
+        return str(text)
+    comment = image.getexif().get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.UserComment, b"")
+    return _comment_text(comment) or None
+
+
 def _encode(pixels: Pixels, output_format: OutputFormat, quality: int | None, text: str, parameters: dict[str, object]) -> str:
     image, file = Pillow.fromarray(pixels), BytesIO()
     xmp = _XMP.format(parameters=quoteattr(json.dumps(parameters)))
@@ -127,3 +175,11 @@ def _exif(text: str) -> Pillow.Exif:
     # EXIF 2.3, 4.6.5: a user comment starts with its character code, here UTF-16.
     exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.UserComment] = b"UNICODE\0" + text.encode("utf-16-be")
     return exif
+
+
+def _comment_text(comment: object) -> str:
+    """Return the text of an EXIF user comment that says its character code."""
+    if not isinstance(comment, bytes):
+        return ""
+    code, text = comment[:8], comment[8:]
+    return text.decode("utf-16-be" if code == b"UNICODE\0" else "ascii", "replace")

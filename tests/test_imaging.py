@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+from dataclasses import replace
 from xml.etree import ElementTree
 
 import numpy as np
@@ -10,7 +11,8 @@ import pytest
 from PIL import ExifTags, Image
 
 from serve_app import __version__
-from serve_app.imaging import Pixels, contact_sheet, encode_picture, encode_preview, encode_sheet
+from serve_app.fanout.plan import seeds_of, slots_of
+from serve_app.imaging import Pixels, contact_sheet, embedded_parameters, encode_picture, encode_preview, encode_sheet, parameters_chunk
 from serve_app.messages import Slot
 from serve_app.schemas import ModelInfo, OutputFormat
 from tests.conftest import make_slot
@@ -20,6 +22,7 @@ PIXELS: Pixels = np.random.default_rng(0).integers(0, 256, (64, 48, 3), dtype=np
 SOURCE_TYPE = "{http://iptc.org/std/Iptc4xmpExt/2008-02-29/}DigitalSourceType"
 TRAINED_MEDIA = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
 FORMATS: list[OutputFormat] = ["png", "jpeg", "webp"]
+XMP = '<a xmlns:psdxl="urn:parallel-sdxl:1" psdxl:parameters="%s"/>'
 TEXT = (
     'a <red> "apple" & 苹果 🍎\nNegative prompt: dull\nSteps: 4, Sampler: DPM++ 2M Karras, CFG scale: 5.5, Seed: 4294967295, Size: 48x64, '
     f"Model hash: 0123456789, Model: sdxl, Version: parallel-sdxl {__version__}"
@@ -96,6 +99,36 @@ def test_every_format_holds_the_request_for_this_one_picture(slot: Slot, output_
 
 
 @pytest.mark.parametrize("output_format", FORMATS)
+def test_what_is_written_is_read_as_the_request_that_paints_the_picture_again(slot: Slot, output_format: OutputFormat) -> None:
+    embedded = embedded_parameters(opened(slot, output_format))
+    assert embedded
+    assert (embedded.model, embedded.version) == (MODEL, __version__)
+    (again,) = slots_of(embedded.request, seeds_of(embedded.request), "euler")
+    assert again == replace(slot, output_format=output_format, preview_every=embedded.request.preview_every)
+
+
+@pytest.mark.parametrize("output_format", FORMATS)
+def test_the_text_that_other_uis_read_is_read_from_every_format(slot: Slot, output_format: OutputFormat) -> None:
+    assert parameters_chunk(opened(slot, output_format)) == TEXT
+
+
+@pytest.mark.parametrize("output_format", FORMATS)
+def test_a_picture_of_somebody_else_holds_no_parameters(output_format: OutputFormat) -> None:
+    file = io.BytesIO()
+    Image.fromarray(PIXELS).save(file, output_format)
+    assert embedded_parameters(Image.open(file)) is None
+    assert parameters_chunk(Image.open(file)) is None
+
+
+@pytest.mark.parametrize("packet", ["<no xml", XMP % "[]", XMP % "{&quot;prompt&quot;: 5}"])
+def test_parameters_that_nobody_wrote_so_are_an_error(packet: str) -> None:
+    file = io.BytesIO()
+    Image.fromarray(PIXELS).save(file, "webp", xmp=packet.encode())
+    with pytest.raises(ValueError, match=r"XML|valid"):
+        embedded_parameters(Image.open(file))
+
+
+@pytest.mark.parametrize("output_format", FORMATS)
 def test_the_longest_prompts_fit_every_format(output_format: OutputFormat) -> None:
     opened(make_slot(prompt="🍎" * 2000, negative_prompt='"' * 2000), output_format)
 
@@ -104,7 +137,8 @@ def test_the_longest_prompts_fit_every_format(output_format: OutputFormat) -> No
 def test_a_sheet_says_so_too(output_format: OutputFormat) -> None:
     image = Image.open(io.BytesIO(base64.b64decode(encode_sheet(PIXELS, output_format, None))))
     assert xmp_of(image)[SOURCE_TYPE] == TRAINED_MEDIA
-    assert "parameters" not in image.info
+    assert embedded_parameters(image) is None
+    assert parameters_chunk(image) is None
 
 
 @pytest.mark.parametrize(("output_format", "usual"), [("jpeg", 95), ("webp", 90)])

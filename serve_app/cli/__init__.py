@@ -1,0 +1,1 @@
+"""The command line: a client of any service over HTTP. Knows neither Ray nor torch."""

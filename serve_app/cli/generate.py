@@ -1,0 +1,42 @@
+"""`parallel-sdxl generate`."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from serve_app.cli.errors import NotPainted
+from serve_app.cli.painting import introduce, make_folder, opening, paint, save, warn
+from serve_app.cli.service import Service
+from serve_app.cli.text import say
+from serve_app.cli.views import only_seen_previews, view_of
+from serve_app.schemas import GridEvent, ImageEvent
+
+
+def generate(service: Service, body: dict[str, Any], out: Path, console: Console) -> None:
+    """Paint the images of a request, writing each to `out` as soon as it is finished. Raises CommandError."""
+    started = time.monotonic()
+    make_folder(out)
+    body = only_seen_previews(console, body)
+    images: list[Path] = []
+    grids: list[Path] = []
+
+    def keep(event: ImageEvent | GridEvent, data: bytes) -> str:
+        files, stem = (images, f"seed-{event.seed}") if isinstance(event, ImageEvent) else (grids, "grid")
+        files.append(save(out, stem, event, data))
+        return files[-1].name
+
+    try:
+        with service.stream(body) as events:
+            start = opening(events)
+            introduce(console, start)
+            ending = paint(events, view_of(console, start, body), keep)
+    except KeyboardInterrupt:
+        say(console, f"cancelled; finished images in {out}: {len(images)}", style="yellow")
+        raise
+    warn(console, ending.warnings)
+    sheet = f" and {grids[-1].name}" if grids else ""
+    say(console, f"{len(images)} of {len(start.seeds)} images{sheet} in {out}, {time.monotonic() - started:.1f} s")
+    if ending.missing:
+        raise NotPainted("\n".join(ending.missing))

@@ -1,0 +1,59 @@
+"""`parallel-sdxl info`: what a picture says of how it was made."""
+
+from collections.abc import Iterator
+from io import BytesIO
+from pathlib import Path
+
+from PIL import Image as Pillow
+from rich.console import Console
+
+from serve_app.cli.errors import Unusable
+from serve_app.cli.text import printable
+from serve_app.imaging import Embedded, embedded_parameters, parameters_chunk
+
+
+def info(picture: Path, console: Console) -> None:
+    """Print the parameters that a picture holds: ours, else the text of another UI. Raises Unusable where it holds none."""
+    image = opened(picture)
+    if embedded := read(picture, image):
+        for name, value in lines(embedded):
+            console.out(f"{name:<20} {printable(str(value))}", highlight=False)
+    elif text := parameters_chunk(image):
+        console.out(printable(text), highlight=False)
+    else:
+        raise holds_none(picture)
+
+
+def lines(embedded: Embedded) -> Iterator[tuple[str, object]]:
+    """Yield the name and value of every parameter."""
+    yield from embedded.request.model_dump(exclude_unset=True, exclude={"num_images"}).items()
+    yield "model", embedded.model.name
+    if embedded.model.revision:
+        yield "model revision", embedded.model.revision
+    yield "model hash", embedded.model.hash
+    yield "painted by", f"parallel-sdxl {embedded.version}"
+
+
+def opened(picture: Path) -> Pillow.Image:
+    """Read a picture. Raises Unusable."""
+    try:
+        image = Pillow.open(BytesIO(picture.read_bytes()))
+        image.load()
+    except (OSError, SyntaxError, ValueError, Pillow.DecompressionBombError) as error:
+        raise Unusable(f"{picture} cannot be read as a picture: {error}") from None
+    return image
+
+
+def read(picture: Path, image: Pillow.Image) -> Embedded | None:
+    """Return the parameters of ours that an open picture holds. Raises Unusable where this version does not understand them."""
+    try:
+        return embedded_parameters(image)
+    except ValueError as error:
+        raise Unusable(f"the parameters in {picture} are not what this version writes: {error}") from None
+
+
+def holds_none(picture: Path) -> Unusable:
+    """Return the error of a picture without parameters of ours."""
+    return Unusable(
+        f"{picture} holds no parameters: it was not painted by parallel-sdxl, is a grid, or has been saved again by a program that drops them"
+    )

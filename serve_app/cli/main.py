@@ -1,0 +1,196 @@
+"""The commands and their options. What a command does is imported when it runs, so that --help is there at once."""
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Self
+
+import typer
+
+from serve_app import __version__
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from serve_app.cli.service import Service
+
+_EXIT_CODES = (
+    "Exit codes: 0 all is well; 1 images are missing, or the picture is not the same; 2 the command, a setting or a file cannot be used; "
+    "3 the service is not there, busy, or wants a key; 130 interrupted."
+)
+_INTERRUPTED = 130
+
+app = typer.Typer(
+    help="Paint with a parallel-sdxl service, and paint its pictures again.",
+    epilog=_EXIT_CODES,
+    no_args_is_help=True,
+    rich_markup_mode=None,  # whose tables cut option names off in a narrow terminal
+    context_settings={"help_option_names": ["-h", "--help"]},
+    pretty_exceptions_show_locals=False,
+)
+
+# Fields of a request whose option has another name.
+_OPTIONS = {"prompt": "PROMPT", "num_inference_steps": "--steps", "guidance_scale": "--guidance", "output_format": "--format"} | dict.fromkeys(
+    ("width", "height"), "--size"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    width: int
+    height: int
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        try:
+            width, height = map(int, text.lower().split("x"))
+        except ValueError:
+            raise typer.BadParameter(f"{text!r} is not WxH, such as 256x256") from None
+        return cls(width, height)
+
+
+@dataclass(frozen=True, slots=True)
+class Seeds:
+    seeds: tuple[int, ...]
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        try:
+            return cls(tuple(map(int, text.split(","))))
+        except ValueError:
+            raise typer.BadParameter(f"{text!r} is not a list of seeds, such as 7,8,1234") from None
+
+
+def _http_url(url: str) -> str:
+    if not url.startswith(("http://", "https://")):
+        raise typer.BadParameter(f"{url!r} does not start with http:// or https://")
+    return url
+
+
+# The key has no option: it would stay in the shell's history.
+Url = Annotated[
+    str,
+    typer.Option(envvar="PARALLEL_SDXL_URL", callback=_http_url, help="Where the service is; PARALLEL_SDXL_API_KEY holds its key if it wants one."),
+]
+Picture = Annotated[Path, typer.Argument(metavar="PICTURE", exists=True, dir_okay=False, help="A PNG, JPEG or WebP file.")]
+URL = "http://127.0.0.1:8000"
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"parallel-sdxl {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _main(version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False) -> None: ...
+
+
+@app.command(epilog=_EXIT_CODES)
+def generate(
+    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="What to paint.")],
+    num_images: Annotated[int | None, typer.Option("--num-images", "-n", help="How many images, each with a seed of its own.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of the first image; each next one is one more. Random if not given.")] = None,
+    seeds: Annotated[Seeds | None, typer.Option(parser=Seeds.parse, metavar="7,8,1234", help="The seeds, instead of --seed and -n.")] = None,
+    negative_prompt: Annotated[str | None, typer.Option(help="What to avoid.")] = None,
+    size: Annotated[Size | None, typer.Option(parser=Size.parse, metavar="WxH", help="Width and height in pixels.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Denoising steps.")] = None,
+    guidance: Annotated[float | None, typer.Option(help="Classifier-free guidance; 1 or less: none.")] = None,
+    scheduler: Annotated[str | None, typer.Option(help="euler, euler_a, dpmpp_2m, dpmpp_2m_karras, ddim or unipc.")] = None,
+    output_format: Annotated[str | None, typer.Option("--format", help="png, jpeg or webp.")] = None,
+    preview_every: Annotated[
+        int | None, typer.Option(help="Show pictures in the terminal, if it can, after step 1 and every such step; 0: never.")
+    ] = None,
+    grid: Annotated[bool | None, typer.Option("--grid/--no-grid", help="Write a sheet of all images too; by default if there are several.")] = None,
+    out: Annotated[Path, typer.Option(file_okay=False, help="Folder to write to.")] = Path("out"),
+    url: Url = URL,
+) -> None:
+    """Paint images of a prompt and write them to files.
+
+    What is not given is the service's choice; `info` tells it of a picture. Files are named by seed (seed-7.png) and grid.png; a name that another
+    picture has gets a number (seed-7-2.png): nothing is overwritten. Ctrl-C cancels what is unfinished on the service too; finished images stay.
+    """
+    several = num_images != 1 and (seeds is None or len(seeds.seeds) > 1)
+    given = {
+        "prompt": prompt,
+        "num_images": num_images,
+        "seed": seed,
+        "seeds": list(seeds.seeds) if seeds else None,
+        "negative_prompt": negative_prompt,
+        "width": size.width if size else None,
+        "height": size.height if size else None,
+        "num_inference_steps": steps,
+        "guidance_scale": guidance,
+        "scheduler": scheduler,
+        "output_format": output_format,
+        "preview_every": preview_every,
+        "grid": several if grid is None else grid,
+    }
+    with _explained():
+        from serve_app.cli import generate as command
+        from serve_app.cli.errors import SettingRefused
+
+        try:
+            command.generate(_service(url), {name: value for name, value in given.items() if value is not None}, out, _console())
+        except SettingRefused as error:
+            raise typer.BadParameter(error.message, param_hint=error.param and _option(error.param)) from None
+
+
+@app.command(epilog=_EXIT_CODES)
+def reproduce(
+    picture: Picture,
+    out: Annotated[Path | None, typer.Option(file_okay=False, help="Folder to write the new picture to; by default it is not kept.")] = None,
+    url: Url = URL,
+) -> None:
+    """Paint a picture again with the parameters in it, and say whether it is the same, pixel for pixel."""
+    with _explained():
+        from serve_app.cli import reproduce as command
+
+        same = command.reproduce(_service(url), picture, out, _console())
+    raise typer.Exit(0 if same else 1)
+
+
+@app.command(epilog=_EXIT_CODES)
+def info(picture: Picture) -> None:
+    """Print the parameters that a picture holds."""
+    with _explained():
+        from serve_app.cli import info as command
+
+        command.info(picture, _console())
+
+
+def _service(url: str) -> "Service":
+    from serve_app.cli.service import KEY_VARIABLE, Service
+
+    return Service(url, os.environ.get(KEY_VARIABLE))
+
+
+def _console(stderr: bool = False) -> "Console":
+    from rich.console import Console
+
+    return Console(stderr=stderr)
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    """Turn what can go wrong into a message and an exit code."""
+    from serve_app.cli.errors import CommandError
+
+    try:
+        yield
+    except CommandError as error:
+        from serve_app.cli.text import say
+
+        say(_console(stderr=True), f"Error: {error}", style="red")
+        raise typer.Exit(error.exit_code) from None
+    except KeyboardInterrupt:
+        sys.exit(_INTERRUPTED)
+
+
+def _option(field: str) -> str:
+    """Return the option that sets a field of a request."""
+    name = field.partition(".")[0]
+    return _OPTIONS.get(name, "--" + name.replace("_", "-"))

@@ -1,0 +1,105 @@
+"""`parallel-sdxl reproduce`: paint a picture again and compare."""
+
+from dataclasses import dataclass
+from io import BytesIO
+from math import inf, log10
+from pathlib import Path
+
+import numpy as np
+from PIL import Image as Pillow
+from rich.console import Console
+
+from serve_app.cli.errors import Unavailable
+from serve_app.cli.info import holds_none, opened, read
+from serve_app.cli.painting import introduce, make_folder, opening, paint, save, warn
+from serve_app.cli.service import Service
+from serve_app.cli.text import say
+from serve_app.cli.views import only_seen_previews, view_of
+from serve_app.imaging import Embedded, Pixels
+from serve_app.schemas import GridEvent, ImageEvent, ModelInfo
+
+_ROUNDING_DB = 50.0
+_CHANNELS = ("red", "green", "blue")
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """How two pictures of one size differ: in how many pixels, and for each channel, of 255 levels, at most and on average."""
+
+    pixels: int
+    most: tuple[int, ...]
+    mean: tuple[float, ...]
+    psnr_db: float
+
+
+def difference(a: Pixels, b: Pixels) -> Difference:
+    """Compare two pictures, RGB, (height, width, 3) of one shape."""
+    off = np.abs(a.astype(np.int16) - b)
+    squares = float(np.mean(np.square(off, dtype=np.float64)))
+    return Difference(
+        pixels=int(off.any(axis=2).sum()),
+        most=tuple(off.max(axis=(0, 1)).tolist()),
+        mean=tuple(off.mean(axis=(0, 1)).tolist()),
+        psnr_db=10 * log10(255**2 / squares) if squares else inf,
+    )
+
+
+def reproduce(service: Service, picture: Path, out: Path | None, console: Console) -> bool:
+    """Paint a picture again with the parameters that it holds, and say whether it is the same. Raises CommandError."""
+    image = opened(picture)
+    embedded, before = read(picture, image), np.asarray(image.convert("RGB"))
+    if not embedded:
+        raise holds_none(picture)
+    if out:
+        make_folder(out)
+    painted: list[tuple[ImageEvent, bytes]] = []
+
+    def keep(event: ImageEvent | GridEvent, data: bytes) -> str:
+        assert isinstance(event, ImageEvent), "no grid was asked for"
+        painted.append((event, data))
+        return "painted again"
+
+    body = only_seen_previews(console, embedded.request.model_dump(exclude_unset=True))
+    version = service.version()
+    with service.stream(body) as events:
+        start = opening(events)
+        _compare_painters(console, embedded, start.parameters.model, version)
+        introduce(console, start)
+        ending = paint(events, view_of(console, start, body), keep)
+    warn(console, ending.warnings)
+    if not painted:
+        raise Unavailable("; ".join(ending.missing))
+    ((event, data),) = painted
+    if out:
+        say(console, f"new picture: {save(out, f'seed-{event.seed}', event, data)}")
+    return _verdict(console, picture, before, np.asarray(Pillow.open(BytesIO(data)).convert("RGB")))
+
+
+def _compare_painters(console: Console, embedded: Embedded, model: ModelInfo, version: str) -> None:
+    if embedded.model.hash != model.hash:
+        then, now = (f"{model.name} ({model.hash})" for model in (embedded.model, model))
+        warn(console, [f"another model painted it: {then}; the service has {now}"])
+    if embedded.version != version:
+        warn(console, [f"another version painted it: {embedded.version}; the service has {version}"])
+
+
+def _verdict(console: Console, picture: Path, before: Pixels, after: Pixels) -> bool:
+    if before.shape != after.shape:
+        now, then = (f"{pixels.shape[1]}x{pixels.shape[0]}" for pixels in (before, after))
+        say(console, f"not the same: {picture} is {now} now, and was painted as {then}", style="red")
+        return False
+    if np.array_equal(before, after):
+        say(console, f"the same: every pixel of {picture} is equal", style="green")
+        return True
+    off = difference(before, after)
+    rounding = off.psnr_db >= _ROUNDING_DB
+    say(
+        console,
+        f"{'almost' if rounding else 'not'} the same: {off.pixels} of {before.shape[0] * before.shape[1]} pixels differ, PSNR {off.psnr_db:.1f} dB",
+        style="yellow" if rounding else "red",
+    )
+    for channel, most, mean in zip(_CHANNELS, off.most, off.mean, strict=True):
+        say(console, f"  {channel:<5}  at most {most} of 255, {mean:.4f} on average")
+    if rounding:
+        say(console, "That close is rounding: another number of images at once, another device or version. The README's Seeds says more.")
+    return False

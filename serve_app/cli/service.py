@@ -1,0 +1,109 @@
+"""A service as its client sees it: events in, errors that say what to do."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Annotated, Any
+
+import httpx2
+from pydantic import Field, TypeAdapter, ValidationError
+
+from serve_app.cli.errors import SettingRefused, Unavailable, Unusable
+from serve_app.schemas import ErrorBody, Event, Health, Problem
+
+KEY_VARIABLE = "PARALLEL_SDXL_API_KEY"
+
+_EVENT: TypeAdapter[Event] = TypeAdapter(Annotated[Event, Field(discriminator="type")])
+# A stream is never silent for long: it is kept alive every 15 s.
+_TIMEOUT = httpx2.Timeout(60, connect=10)
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """The service at `url`. Its methods raise CommandError."""
+
+    url: str
+    key: str | None = field(repr=False)
+
+    @contextmanager
+    def stream(self, body: dict[str, Any]) -> Iterator[Iterator[Event]]:
+        """Send a request and give its events. Leaving closes the connection, by which the service cancels what is unfinished."""
+        with (
+            self._explained(),
+            self._client() as http,
+            # One event holds a whole picture or the grid of all: no bound but the service's own.
+            http.sse("/stream", method="POST", json=body, max_event_size=None) as source,
+        ):
+            self._check(source.response)
+            yield (self._event(message.data) for message in source)
+
+    def version(self) -> str:
+        """Return the version that the service runs."""
+        with self._explained(), self._client() as http:
+            return Health.model_validate_json(http.get("/health").content).version
+
+    def _client(self) -> httpx2.Client:
+        headers = {}
+        if self.key:
+            if not (self.key.isascii() and self.key.isprintable()):
+                raise Unusable(f"{KEY_VARIABLE} holds characters that no key has")
+            headers["Authorization"] = f"Bearer {self.key}"
+        return httpx2.Client(base_url=self.url, headers=headers, timeout=_TIMEOUT)
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except httpx2.InvalidURL as error:
+            raise Unusable(f"{self.url} is not a URL: {error}") from None
+        except (httpx2.ConnectError, httpx2.ConnectTimeout) as error:
+            raise Unavailable(
+                f"nothing answers on {self.url} ({error}). `make serve` or `serve run configs/local.yaml` starts a service here; --url names another."
+            ) from None
+        except (httpx2.SSEError, ValidationError):
+            raise self._stranger() from None
+        except httpx2.TransportError as error:
+            raise Unavailable(f"the connection to {self.url} broke off: {error or type(error).__name__}") from None
+
+    def _event(self, data: str) -> Event:
+        try:
+            return _EVENT.validate_json(data)
+        except ValidationError:
+            raise self._stranger() from None
+
+    def _check(self, response: httpx2.Response) -> None:
+        if response.status_code == httpx2.codes.OK:
+            return
+        problem = _problem(response)
+        match response.status_code, problem:
+            case httpx2.codes.UNAUTHORIZED, _:
+                raise Unavailable(
+                    f"the service does not take the key in {KEY_VARIABLE}"
+                    if self.key
+                    else f"the service wants a key: set the environment variable {KEY_VARIABLE}"
+                )
+            case httpx2.codes.TOO_MANY_REQUESTS, _:
+                raise Unavailable(f"the service is busy: try again {_when(response)}")
+            case ((httpx2.codes.UNPROCESSABLE_ENTITY | httpx2.codes.REQUEST_ENTITY_TOO_LARGE), Problem()):
+                raise SettingRefused(problem.message, problem.param)
+            case httpx2.codes.SERVICE_UNAVAILABLE, Problem():
+                raise Unavailable(f"the service is not ready: {problem.message}; {self.url}/health says when it is")
+            case _, Problem():
+                raise Unavailable(f"the service answers with {response.status_code}: {problem.message}")
+            case _:
+                raise self._stranger(f"; it answers with {response.status_code} {response.reason_phrase}")
+
+    def _stranger(self, detail: str = "") -> Unavailable:
+        return Unavailable(f"what answers on {self.url} is no parallel-sdxl service that this version understands, or is still starting{detail}")
+
+
+def _problem(response: httpx2.Response) -> Problem | None:
+    try:
+        return ErrorBody.model_validate_json(response.read()).error
+    except ValidationError:  # a gateway's page, not ours
+        return None
+
+
+def _when(response: httpx2.Response) -> str:
+    seconds = response.headers.get("Retry-After", "")
+    return f"in {seconds} s" if seconds.isdecimal() else "later"
