@@ -8,7 +8,7 @@ from fastapi import FastAPI
 
 from serve_app import __version__
 from serve_app.config import AppArgs
-from serve_app.ingress import files, native, openai
+from serve_app.ingress import fal, files, native, openai
 from serve_app.ingress.body_limit import BodyLimit
 from serve_app.ingress.files import Files
 from serve_app.ingress.problems import Problems
@@ -28,10 +28,11 @@ def create_api(service: Service, args: AppArgs) -> FastAPI:
 
     api = FastAPI(title="parallel-sdxl", version=__version__, lifespan=lifespan, redirect_slashes=False)
     api.add_middleware(BodyLimit, max_bytes=args.limits.max_body_bytes)
-    Problems(openai.DIALECT, native.DIALECT).install(api)
+    Problems(openai.DIALECT, fal.DIALECT, native.DIALECT).install(api)
     request = request_model(args)
     api.include_router(native.router(service, request))
     api.include_router(openai.router(service, request, args, stored))
+    api.include_router(fal.router(service, request, args, stored))
     if stored:
         api.include_router(files.router(stored, native.DIALECT))
     return api
