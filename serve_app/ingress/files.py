@@ -6,7 +6,7 @@ import os
 import re
 import secrets
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, get_args
@@ -21,6 +21,10 @@ from serve_app.schemas import OutputFormat, Picture
 _NAME = re.compile(rf"[\w-]{{32}}\.({'|'.join(get_args(OutputFormat))})", re.ASCII)
 _UNFINISHED = ".part"
 _TIDY_INTERVAL_S = 60.0
+
+
+UrlOf = Callable[[Picture], Awaitable[str]]
+"""Keeps a picture and returns its URL."""
 
 
 class Files:

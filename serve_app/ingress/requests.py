@@ -3,11 +3,22 @@
 from typing import Annotated, Any
 
 from fastapi.exceptions import RequestValidationError
-from pydantic import Field, ValidationError, create_model
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
 
 from serve_app.config import AppArgs, ModelConfig
 from serve_app.errors import InvalidRequest
 from serve_app.schemas import GenerateRequest, Seed
+
+
+class ForeignRequest(BaseModel):
+    """A request body of another API: strict, as the service's own, but a null is the default."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _null_is_the_default(cls, body: Any) -> Any:
+        return {name: value for name, value in body.items() if value is not None} if isinstance(body, dict) else body
 
 
 def request_model(args: AppArgs) -> type[GenerateRequest]:

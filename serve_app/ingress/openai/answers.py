@@ -1,12 +1,13 @@
 """From the service's own answers and events to those of the OpenAI Images API."""
 
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator
 
 from fastapi.sse import format_sse_event
 
 from serve_app import schemas as own
 from serve_app.errors import GenerationFailed
+from serve_app.ingress.files import UrlOf
 from serve_app.ingress.openai.errors import body_of
 from serve_app.ingress.openai.schemas import CompletedEvent, ErrorEvent, FailedEvent, ImageItem, ImagesResponse, PartialImageEvent
 from serve_app.schemas import BatchResult, Event, GenerateRequest, Image, Picture
@@ -14,10 +15,6 @@ from serve_app.schemas import BatchResult, Event, GenerateRequest, Image, Pictur
 DONE = "[DONE]"
 
 ImageEvent = PartialImageEvent | CompletedEvent | FailedEvent | ErrorEvent
-
-
-UrlOf = Callable[[Picture], Awaitable[str]]
-"""Keeps a picture as a file and returns its URL."""
 
 
 async def images_response(result: BatchResult, url_of: UrlOf | None) -> ImagesResponse:

@@ -11,8 +11,8 @@ from fastapi.responses import StreamingResponse
 from serve_app.config import AppArgs
 from serve_app.errors import InvalidRequest, ModelNotFound
 from serve_app.ingress import sse
-from serve_app.ingress.files import Files
-from serve_app.ingress.openai.answers import DONE, UrlOf, frames, images_response
+from serve_app.ingress.files import Files, UrlOf
+from serve_app.ingress.openai.answers import DONE, frames, images_response
 from serve_app.ingress.openai.errors import DIALECT
 from serve_app.ingress.openai.requests import images_request, own_request
 from serve_app.ingress.openai.schemas import (

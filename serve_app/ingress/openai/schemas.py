@@ -3,22 +3,21 @@
 What OpenAI does not have, its SDKs let through: `image_index`, `seed`, `step`, `failure`, `warnings`.
 """
 
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
+from serve_app.ingress.requests import ForeignRequest
 from serve_app.schemas import Answer, ErrorDetail, FieldError, OutputFormat, SchedulerName
 
 _NO_EFFECT = "Accepted, without effect."
 
 
-class ImagesRequest(BaseModel):
+class ImagesRequest(ForeignRequest):
     """The body of `POST /v1/images/generations`. A null is the default.
 
     `serve_app.ingress.openai.requests` derives the class whose fields without a default here are those of `GenerateRequest`.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     prompt: str
     model: str | None = Field(default=None, description="The served model's name; any `gpt-image-*` or `dall-e-*` stands for it too.")
@@ -43,11 +42,6 @@ class ImagesRequest(BaseModel):
     num_inference_steps: int
     guidance_scale: float
     scheduler: SchedulerName | None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _null_is_the_default(cls, body: Any) -> Any:
-        return {name: value for name, value in body.items() if value is not None} if isinstance(body, dict) else body
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
