@@ -61,10 +61,11 @@ class EngineConfig(Config):
     """How one replica turns slots into UNet calls."""
 
     max_batch_size: int = Field(default=4, ge=1, description="Most images a replica paints at once; the rest wait in order of arrival.")
-    row_buckets: tuple[Annotated[int, Field(ge=1)], ...] = Field(
-        default=(),
-        description="UNet batches are padded to the next of these row counts (an image with guidance is two rows). "
-        "Empty: never padded. One bucket of 2 x max_batch_size makes every picture bit-exact at any load.",
+    images_per_call: int = Field(
+        default=1,
+        ge=1,
+        description="Most images that share a UNet call. 1: what else is painted never changes a bit of an image, since kernels round "
+        "differently at another number of rows. More is faster where one image does not fill the GPU.",
     )
     compile: Compile = Field(
         default="none",
@@ -79,12 +80,6 @@ class EngineConfig(Config):
     )
     prompt_cache_size: int = Field(default=64, ge=1, description="How many encoded prompts a replica keeps.")
     file_threads: int = Field(default=2, ge=1, description="Threads that encode image files beside the denoising loop.")
-
-    @model_validator(mode="after")
-    def _largest_bucket_fits(self) -> Self:
-        if self.row_buckets and max(self.row_buckets) < 2 * self.max_batch_size:
-            raise ValueError(f"engine.row_buckets: the largest must be at least 2 x max_batch_size = {2 * self.max_batch_size}")
-        return self
 
 
 class PreviewConfig(Config):

@@ -28,7 +28,7 @@ def test_command_line_values_are_strings_and_are_converted() -> None:
         ({"model": {"width": 1024}}, "model.width"),
         ({"model": {"height": 100}}, "multiple of 8"),
         ({"model": {"num_inference_steps": 101}}, "limits.max_steps"),
-        ({"engine": {"row_buckets": [4]}}, "row_buckets"),
+        ({"engine": {"images_per_call": 0}}, "images_per_call"),
         ({"admission": {"max_waiting_images": 8}}, "max_waiting_images"),
         ({"num_gpus": 2}, "less than or equal to 1"),
         ({"files": {"path": "files"}}, "files.path"),  # relative to what, on which node?

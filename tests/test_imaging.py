@@ -104,7 +104,7 @@ def test_what_is_written_is_read_as_the_request_that_paints_the_picture_again(sl
     assert embedded
     assert (embedded.model, embedded.version) == (MODEL, __version__)
     (again,) = slots_of(embedded.request, seeds_of(embedded.request), "euler")
-    assert again == replace(slot, output_format=output_format, preview_every=embedded.request.preview_every)
+    assert again == replace(slot, output_format=output_format, preview_steps=again.preview_steps)
 
 
 @pytest.mark.parametrize("output_format", FORMATS)

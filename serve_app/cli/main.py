@@ -33,9 +33,15 @@ app = typer.Typer(
 )
 
 # Fields of a request whose option has another name.
-_OPTIONS = {"prompt": "PROMPT", "num_inference_steps": "--steps", "guidance_scale": "--guidance", "output_format": "--format"} | dict.fromkeys(
-    ("width", "height"), "--size"
-)
+_OPTIONS = {
+    "prompt": "PROMPT",
+    "num_inference_steps": "--steps",
+    "guidance_scale": "--guidance",
+    "width": "--size",
+    "height": "--size",
+    "output_format": "--format",
+    "output_compression": "--compression",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +107,7 @@ def generate(
     guidance: Annotated[float | None, typer.Option(help="Classifier-free guidance; 1 or less: none.")] = None,
     scheduler: Annotated[str | None, typer.Option(help="euler, euler_a, dpmpp_2m, dpmpp_2m_karras, ddim or unipc.")] = None,
     output_format: Annotated[str | None, typer.Option("--format", help="png, jpeg or webp.")] = None,
+    output_compression: Annotated[int | None, typer.Option("--compression", help="Quality of jpeg and webp files, 0 to 100.")] = None,
     preview_every: Annotated[
         int | None, typer.Option(help="Show pictures in the terminal, if it can, after step 1 and every such step; 0: never.")
     ] = None,
@@ -126,6 +133,7 @@ def generate(
         "guidance_scale": guidance,
         "scheduler": scheduler,
         "output_format": output_format,
+        "output_compression": output_compression,
         "preview_every": preview_every,
         "grid": several if grid is None else grid,
     }

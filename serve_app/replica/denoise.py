@@ -17,37 +17,26 @@ class Denoiser:
     def __init__(self, checkpoint: Checkpoint, config: EngineConfig) -> None:
         self._dtype = checkpoint.dtype
         self._layout = fast_layout(checkpoint.device)
-        self._row_buckets = config.row_buckets
         self._program = make_program(checkpoint.unet, config.compile)
 
     def predict(self, trajectories: Sequence[Trajectory]) -> Sequence[torch.Tensor]:
         """Return the UNet's prediction for the next step of every trajectory, (its rows, channels, h, w) each, until the next call.
 
-        All trajectories must have one latent shape. The rows are padded to the next of `engine.row_buckets` with copies
-        of the last row, so that a bucket always runs the same kernels and gives the same bits.
+        All trajectories must have one latent shape.
         """
         rows = [t.rows for t in trajectories]
         prediction = self._program(*self._inputs(trajectories))
-        return torch.split(prediction[: sum(rows)], rows)
+        return torch.split(prediction, rows)
 
     def warm_up(self, trajectories: Sequence[Trajectory]) -> None:
         """Get ready for batches like this one: compile, record, load kernels, as `engine.compile` and the device ask for."""
         self._program.warm_up(*self._inputs(trajectories))
 
     def _inputs(self, trajectories: Sequence[Trajectory]) -> tuple[torch.Tensor, ...]:
-        padding = _padding(sum(t.rows for t in trajectories), self._row_buckets)
-
-        def batch(parts: list[torch.Tensor]) -> torch.Tensor:
-            return torch.cat([*parts, parts[-1][-1:].expand(padding, *parts[-1].shape[1:])] if padding else parts)
-
         return (
-            batch([t.model_input() for t in trajectories]).to(self._dtype, memory_format=self._layout),
-            batch([t.timestep.expand(t.rows) for t in trajectories]),
-            batch([t.context for t in trajectories]),
-            batch([t.pooled for t in trajectories]),
-            batch([t.time_ids for t in trajectories]),
+            torch.cat([t.model_input() for t in trajectories]).to(self._dtype, memory_format=self._layout),
+            torch.cat([t.timestep.expand(t.rows) for t in trajectories]),
+            torch.cat([t.context for t in trajectories]),
+            torch.cat([t.pooled for t in trajectories]),
+            torch.cat([t.time_ids for t in trajectories]),
         )
-
-
-def _padding(rows: int, buckets: Sequence[int]) -> int:
-    return min((b - rows for b in buckets if b >= rows), default=0)

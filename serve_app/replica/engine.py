@@ -8,7 +8,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -117,8 +117,8 @@ class Engine:
 
     @torch.inference_mode()
     def warm_up(self, slot: Slot) -> None:
-        """Get ready for batches of 1 to `max_batch_size` slots like this one. Call it before `start`."""
-        for images in range(1, self._config.max_batch_size + 1):
+        """Get ready for UNet calls of 1 to `images_per_call` slots like this one. Call it before `start`."""
+        for images in range(1, min(self._config.images_per_call, self._config.max_batch_size) + 1):
             batch = [self._begin(Job(slot, lambda _: None)).trajectory for _ in range(images)]
             self._denoiser.warm_up(batch)
         self._decoder.warm_up(batch[0].latents)
@@ -213,7 +213,12 @@ class Engine:
         if not self._turns:
             return
         self._turns.rotate(-1)
-        group = [a for a in self._active if a.shape == self._turns[-1]]
+        group, most = [a for a in self._active if a.shape == self._turns[-1]], self._config.images_per_call
+        for first in range(0, len(group), most):
+            self._advance(group[first : first + most])
+
+    def _advance(self, group: Sequence[Active]) -> None:
+        """Advance slots of one size by one step, in one UNet call."""
         started = time.perf_counter()
         try:
             predictions = self._denoiser.predict([a.trajectory for a in group])

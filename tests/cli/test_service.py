@@ -37,6 +37,7 @@ START = StartEvent(
         guidance_scale=5,
         scheduler="euler",
         output_format="png",
+        output_compression=None,
         model=ModelInfo(name="stub", revision=None, hash="0123456789"),
     ),
     warnings=["the prompt is too long"],

@@ -119,7 +119,7 @@ def tiny_args(tiny_path: Path, **changes: Any) -> AppArgs:
         "num_cpus": 1,
         "request_timeout_s": 50,
         "model": ModelConfig(path=str(tiny_path), name="tiny", width=64, height=64, max_size=256, guidance_scale=5.0),
-        "engine": EngineConfig(max_batch_size=4, row_buckets=(8,)),  # one bucket: bit-exact at any load
+        "engine": EngineConfig(max_batch_size=4),
         "preview": PreviewConfig(min_interval_s=MIN_INTERVAL_S),
         "limits": LimitsConfig(max_images=16, max_steps=998),
         "admission": AdmissionConfig(max_waiting_images=16),

@@ -104,7 +104,7 @@ def test_alone(slot: Slot, stock: StableDiffusionXLPipeline, make_engine: MakeEn
 
 
 def test_in_a_mixed_batch(stock: StableDiffusionXLPipeline, make_engine: MakeEngine, latents: Latents, monkeypatch: pytest.MonkeyPatch) -> None:
-    running = make_engine(max_batch_size=8)
+    running = make_engine(max_batch_size=8, images_per_call=8)
     order: list[int] = []
     finish = running.engine._finish
 
