@@ -10,7 +10,7 @@ from fastapi.sse import EventSourceResponse, ServerSentEvent
 
 from serve_app import __version__
 from serve_app.config import AppArgs
-from serve_app.ingress import problems
+from serve_app.ingress import playground, problems
 from serve_app.ingress.body_limit import BodyLimit
 from serve_app.ingress.requests import request_model
 from serve_app.schemas import BatchResult, ErrorBody, Event, GenerateRequest, Health, ServiceStatus
@@ -37,6 +37,7 @@ def create_api(service: Service, args: AppArgs) -> FastAPI:
     api = FastAPI(title="parallel-sdxl", version=__version__, lifespan=lifespan, redirect_slashes=False)
     api.add_middleware(BodyLimit, max_bytes=args.limits.max_body_bytes)
     problems.install(api)
+    playground.install(api)
     Body = request_model(args)  # noqa: N806 - a class, made for this service
 
     @api.post("/generate", response_model=BatchResult, responses=_errors(413, 422, 429, 500, 503, 504))

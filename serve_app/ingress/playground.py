@@ -1,0 +1,41 @@
+"""The page at `/` and its static files: plain HTML, CSS and JavaScript modules, as they lie in `serve_app/playground/`."""
+
+from pathlib import Path
+
+from fastapi import FastAPI, Request
+from fastapi.responses import HTMLResponse
+from starlette.responses import Response
+from starlette.staticfiles import StaticFiles
+from starlette.types import Scope
+
+_FOLDER = Path(__file__).parent.parent / "playground"
+
+# Nothing inline and nothing from elsewhere: a prompt or an error message that holds markup stays text, and no picture leaves the service.
+_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; connect-src 'self'; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+_HEADERS = {
+    "Content-Security-Policy": _POLICY,
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-cache",  # asked for again each time and answered by 304: a new version is never mixed with an old one
+}
+
+
+class _Files(StaticFiles):
+    async def get_response(self, path: str, scope: Scope) -> Response:
+        response = await super().get_response(path, scope)
+        response.headers.update(_HEADERS)
+        return response
+
+
+def install(api: FastAPI) -> None:
+    """Serve the page at `/` and what it is made of below `/playground`."""
+    files = _Files(directory=_FOLDER)
+    api.mount("/playground", files)
+
+    @api.get("/", response_class=HTMLResponse)
+    async def playground(request: Request) -> Response:
+        """The playground: a page to try the service with."""
+        return await files.get_response("index.html", request.scope)
