@@ -1,6 +1,7 @@
 """What can go wrong, as types.
 
     ServiceError            a request as a whole is refused or has failed; becomes an HTTP answer
+    |-- NotFound            404  there is nothing by that name (any more)
     |-- InvalidRequest      422  a field is wrong; `param` names it
     |-- TooManyWaiting      429  the waiting line is full; `retry_after_s` says when to come back
     |-- GenerationFailed    500  every image of the request failed
@@ -28,6 +29,11 @@ class ServiceError(Exception):
         super().__init__(message, param)
         self.message = message
         self.param = param
+
+
+class NotFound(ServiceError):
+    status = 404
+    type = "not_found"
 
 
 class InvalidRequest(ServiceError):

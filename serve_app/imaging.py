@@ -40,11 +40,13 @@ _XMP = (
     '<?xpacket end="w"?>'
 )
 _MISSING_CELL = (128, 128, 128)
+_JPEG_QUALITY = 95
+_WEBP_QUALITY = 90
 
 
 def encode_picture(pixels: Pixels, slot: Slot, model: ModelInfo) -> str:
     """Return a finished picture as a file in base64 text, with all that is needed to paint it again."""
-    return _encode(pixels, slot.output_format, parameters_text(slot, model), parameters_json(slot, model))
+    return _encode(pixels, slot.output_format, slot.output_compression, parameters_text(slot, model), parameters_json(slot, model))
 
 
 def encode_preview(pixels: Pixels, quality: int) -> str:
@@ -66,9 +68,9 @@ def contact_sheet(cells: Sequence[Pixels | None], width: int, height: int) -> Pi
     return sheet
 
 
-def encode_sheet(pixels: Pixels, output_format: OutputFormat) -> str:
-    """Return a contact sheet as a file in base64 text."""
-    return _encode(pixels, output_format, "", {})
+def encode_sheet(pixels: Pixels, output_format: OutputFormat, quality: int | None) -> str:
+    """Return a contact sheet as a file in base64 text; `quality` as in `Slot.output_compression`."""
+    return _encode(pixels, output_format, quality, "", {})
 
 
 def parameters_text(slot: Slot, model: ModelInfo) -> str:
@@ -95,12 +97,13 @@ def parameters_json(slot: Slot, model: ModelInfo) -> dict[str, object]:
         "guidance_scale": slot.guidance_scale,
         "scheduler": slot.scheduler,
         "output_format": slot.output_format,
+        "output_compression": slot.output_compression,
         "model": model.model_dump(),
         "version": __version__,
     }
 
 
-def _encode(pixels: Pixels, output_format: OutputFormat, text: str, parameters: dict[str, object]) -> str:
+def _encode(pixels: Pixels, output_format: OutputFormat, quality: int | None, text: str, parameters: dict[str, object]) -> str:
     image, file = Pillow.fromarray(pixels), BytesIO()
     xmp = _XMP.format(parameters=quoteattr(json.dumps(parameters)))
     match output_format:
@@ -111,9 +114,9 @@ def _encode(pixels: Pixels, output_format: OutputFormat, text: str, parameters: 
             info.add_itxt("XML:com.adobe.xmp", xmp)
             image.save(file, "PNG", pnginfo=info)
         case "jpeg":
-            image.save(file, "JPEG", quality=95, exif=_exif(text), xmp=xmp.encode())
+            image.save(file, "JPEG", quality=_JPEG_QUALITY if quality is None else quality, exif=_exif(text), xmp=xmp.encode())
         case "webp":
-            image.save(file, "WEBP", quality=90, exif=_exif(text), xmp=xmp.encode())
+            image.save(file, "WEBP", quality=_WEBP_QUALITY if quality is None else quality, exif=_exif(text), xmp=xmp.encode())
     return base64.b64encode(file.getbuffer()).decode("ascii")
 
 

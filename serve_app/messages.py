@@ -10,8 +10,8 @@ from serve_app.schemas import ModelInfo, OutputFormat, SchedulerName
 class Slot:
     """One image to paint. The picture depends on these fields alone.
 
-    `index` is its place in the request; `preview_every` 0 means no previews. With `keep_pixels` the replica also
-    leaves the decoded pixels in the object store, for a contact sheet.
+    `index` is its place in the request; previews are wanted after the steps in `preview_steps`. With `keep_pixels` the
+    replica also leaves the decoded pixels in the object store, for a contact sheet.
     """
 
     index: int
@@ -24,7 +24,8 @@ class Slot:
     guidance_scale: float
     scheduler: SchedulerName
     output_format: OutputFormat
-    preview_every: int = 0
+    output_compression: int | None = None
+    preview_steps: frozenset[int] = frozenset()
     keep_pixels: bool = False
 
 

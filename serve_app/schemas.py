@@ -41,8 +41,14 @@ class GenerateRequest(BaseModel):
     guidance_scale: float = Field(default=5.0, ge=0, le=30, allow_inf_nan=False, description="Classifier-free guidance; 1 or less switches it off.")
     scheduler: SchedulerName | None = Field(default=None, description="Null: the model's default.")
     output_format: OutputFormat = Field(default="png", description="File format of the images.")
+    output_compression: int | None = Field(
+        default=None, ge=0, le=100, description="Quality of a JPEG (95 where null) or WebP (90); a PNG is lossless and takes no notice."
+    )
     preview_every: int = Field(
         default=5, ge=0, le=100, description="A preview after step 1 and after every such step, never after the last; 0: none."
+    )
+    preview_steps: list[Annotated[int, Field(ge=1)]] | None = Field(
+        default=None, max_length=1000, description="Previews after exactly these steps, instead of preview_every; empty: none."
     )
     grid: bool = Field(default=False, description="Also return one contact sheet of all images.")
 
@@ -56,6 +62,18 @@ class GenerateRequest(BaseModel):
             raise FieldError("seeds", "give either num_images or seeds, not both: each seed is one image")
         if len(set(self.seeds)) != len(self.seeds):
             raise FieldError("seeds", "must be distinct")
+        return self
+
+    @model_validator(mode="after")
+    def _one_way_to_name_previews(self) -> Self:
+        if self.preview_steps is None:
+            return self
+        if "preview_every" in self.model_fields_set:
+            raise FieldError("preview_steps", "give either preview_every or preview_steps, not both")
+        if max(self.preview_steps, default=0) >= self.num_inference_steps:
+            raise FieldError(
+                "preview_steps", f"each must be below num_inference_steps ({self.num_inference_steps}): after the last step comes the image"
+            )
         return self
 
 
@@ -82,6 +100,7 @@ class Parameters(Answer):
     guidance_scale: float
     scheduler: SchedulerName
     output_format: OutputFormat
+    output_compression: int | None
     model: ModelInfo
 
 
@@ -124,7 +143,7 @@ class Grid(Answer):
 
 
 class Timings(Answer):
-    """Seconds. `total` is the whole request; the rest is where the image that came last spent it."""
+    """Seconds. `total` is the whole request; the rest is where the image that came last spent it, 0 where none came."""
 
     queue: float
     encode_prompt: float
@@ -144,6 +163,13 @@ class BatchResult(Answer):
     grid: Grid | None
     timings: Timings
     warnings: list[str]
+
+
+class Cancelled(Answer):
+    """The answer of `DELETE /generations/{id}`: which of the images asked for are cancelled, now or before."""
+
+    id: str
+    cancelled: list[int]
 
 
 class StartEvent(Answer):
@@ -209,7 +235,7 @@ class GridEvent(Grid):
 
 
 class CompletedEvent(Answer):
-    """Last event of a stream with at least one image; `warnings` are those that came after the start."""
+    """Last event of a stream with at least one image, or whose images were all cancelled; `warnings` are those that came after the start."""
 
     type: Literal["completed"] = "completed"
     id: str
@@ -230,7 +256,7 @@ class ErrorBody(Answer):
 
 
 class ErrorEvent(ErrorBody):
-    """Last event of a stream without a single image."""
+    """Last event of a stream that failed: without a single image, and not because all were cancelled."""
 
     type: Literal["error"] = "error"
 

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from serve_app.fanout.fleet import Fleet, FleetStatus
+from serve_app.fanout.peers import Peers
 from serve_app.messages import Painted, Preview, Progress, ReplicaStatus, Slot, SlotEvent, Work
 from serve_app.metrics import IngressMetrics
 from serve_app.schemas import ModelInfo
@@ -72,6 +73,13 @@ class FakeFleet(Fleet):
 
     async def cut_off(self, prompt: str) -> str:
         return self.unseen if prompt else ""
+
+
+class NoPeers(Peers):
+    """The only ingress replica."""
+
+    async def cancel(self, id: str, index: int | None) -> list[int]:
+        return []
 
 
 class Metrics(IngressMetrics):

@@ -89,6 +89,7 @@ def test_every_format_holds_the_request_for_this_one_picture(slot: Slot, output_
         "guidance_scale": 5.5,
         "scheduler": "dpmpp_2m_karras",
         "output_format": output_format,
+        "output_compression": None,
         "model": {"name": "sdxl", "revision": "abc123", "hash": "0123456789"},
         "version": __version__,
     }
@@ -101,9 +102,21 @@ def test_the_longest_prompts_fit_every_format(output_format: OutputFormat) -> No
 
 @pytest.mark.parametrize("output_format", FORMATS)
 def test_a_sheet_says_so_too(output_format: OutputFormat) -> None:
-    image = Image.open(io.BytesIO(base64.b64decode(encode_sheet(PIXELS, output_format))))
+    image = Image.open(io.BytesIO(base64.b64decode(encode_sheet(PIXELS, output_format, None))))
     assert xmp_of(image)[SOURCE_TYPE] == TRAINED_MEDIA
     assert "parameters" not in image.info
+
+
+@pytest.mark.parametrize(("output_format", "usual"), [("jpeg", 95), ("webp", 90)])
+def test_the_quality_is_as_asked_for(output_format: OutputFormat, usual: int) -> None:
+    sizes = [len(encode_picture(PIXELS, make_slot(output_format=output_format, output_compression=q), MODEL)) for q in (0, 1, 50, usual, None, 100)]
+    assert sizes[0] <= sizes[1] < sizes[2] < sizes[3] < sizes[5]
+    assert abs(sizes[3] - sizes[4]) < 10, "where nothing is asked for; the file also holds what was"
+
+
+def test_a_png_takes_no_notice_of_it() -> None:
+    file = encode_picture(PIXELS, make_slot(output_compression=1), MODEL)
+    assert np.array_equal(np.asarray(Image.open(io.BytesIO(base64.b64decode(file)))), PIXELS)
 
 
 def test_a_preview_is_a_bare_jpeg() -> None:

@@ -40,8 +40,9 @@ class Batch:
 
     Attributes:
         images: what has become of the slots that have ended, by index.
+        cancelled: the indexes that `cancel` has cancelled.
         pixels: references to the pixels of the pictures, by index, for slots with `keep_pixels`.
-        timings: where the picture that came last spent its time, None before the first; `total` counts from `started`.
+        timings: where the picture that came last spent its time, zeros before the first; `total` counts from `started`.
     """
 
     def __init__(self, slots: Sequence[Slot], line: Line, capacity: Callable[[], int], started: float, on_repaint: Callable[[], None]) -> None:
@@ -50,12 +51,14 @@ class Batch:
         self._capacity = capacity
         self._started = started
         self._on_repaint = on_repaint
-        self._inbox: asyncio.Queue[tuple[Slot, SlotEvent] | NoPicture | None] = asyncio.Queue()
+        self._inbox: asyncio.Queue[tuple[Slot, SlotEvent | NoPicture] | None] = asyncio.Queue()
+        self._tasks: dict[int, asyncio.Task[None]] = {}
         self._positions: dict[int, int] = {}
         self._begun: set[int] = set()
         self.images: dict[int, Image] = {}
+        self.cancelled: set[int] = set()
         self.pixels: dict[int, Any] = {}
-        self.timings: Timings | None = None
+        self.timings = Timings(queue=0, encode_prompt=0, denoise=0, decode=0, encode=0, total=0)
 
     @contextmanager
     def in_line(self) -> Iterator[None]:
@@ -68,12 +71,21 @@ class Batch:
             for slot in self._slots:
                 self._line.leave((self, slot.index))
 
+    def cancel(self, index: int | None) -> None:
+        """Cancel one image, or with None all, unless it has ended; the others go on."""
+        for slot in self._slots:
+            if index in (None, slot.index) and slot.index not in self.images.keys() | self.cancelled:
+                self.cancelled.add(slot.index)
+                self._ends(slot, "cancelled", _CANCELLED)
+                if task := self._tasks.get(slot.index):
+                    task.cancel()
+
     async def run(self, paint: Paint, deadline: float) -> AsyncGenerator[Event]:
         """Paint all slots and yield what happens to them, until each has ended or the deadline (monotonic) has passed.
 
         Closing the generator cancels what is still being painted.
         """
-        tasks = [asyncio.create_task(self._follow(slot, paint)) for slot in self._slots]
+        self._tasks = {slot.index: asyncio.create_task(self._follow(slot, paint)) for slot in self._slots if slot.index not in self.cancelled}
         self._line_moved()
         try:
             while len(self.images) < len(self._slots):
@@ -81,25 +93,17 @@ class Batch:
                     item = await self._next(deadline)
                 except TimeoutError:
                     for slot in self._slots:
-                        if slot.index not in self.images:
-                            yield self._ended(_no_picture(slot, "failed", _DEADLINE))
-                    return
-                match item:
-                    case None:
-                        for event in self._moved():
+                        for event in self._told(slot, _no_picture(slot, "failed", _DEADLINE)):
                             yield event
-                    case NoPicture():
-                        yield self._ended(item)
-                    case (slot, Painted() as painted):
-                        yield self._painted(slot, painted)
-                    case (slot, event):
-                        yield self._on_the_way(slot, event)
+                    return
+                for event in self._moved() if item is None else self._told(*item):
+                    yield event
         finally:
-            for task in tasks:
+            for task in self._tasks.values():
                 task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await asyncio.gather(*self._tasks.values(), return_exceptions=True)
 
-    async def _next(self, deadline: float) -> tuple[Slot, SlotEvent] | NoPicture | None:
+    async def _next(self, deadline: float) -> tuple[Slot, SlotEvent | NoPicture] | None:
         """Return what is in the inbox, even after the deadline: what has been painted counts. Raises TimeoutError."""
         if not self._inbox.empty():
             return self._inbox.get_nowait()
@@ -121,18 +125,21 @@ class Batch:
                 self._on_repaint()
                 await self._forward(slot, paint)
         except SlotFailed as error:
-            self._inbox.put_nowait(_no_picture(slot, "failed", ErrorDetail(type=error.type, message=error.message)))
+            self._ends(slot, "failed", ErrorDetail(type=error.type, message=error.message))
         except SlotCancelled:
-            self._inbox.put_nowait(_no_picture(slot, "cancelled", _CANCELLED))
+            self._ends(slot, "cancelled", _CANCELLED)
         except asyncio.CancelledError:
-            # Ours, and nobody listens any more; or Serve's, for a call that was still waiting for a replica.
-            self._inbox.put_nowait(_no_picture(slot, "cancelled", _CANCELLED))
+            # Ours, and all is said or nobody listens any more; or Serve's, for a call that was still waiting for a replica.
+            self._ends(slot, "cancelled", _CANCELLED)
             raise
         except ReplicaLost:
-            self._inbox.put_nowait(_no_picture(slot, "failed", _LOST))
+            self._ends(slot, "failed", _LOST)
         except Exception:
             logger.exception("slot with seed %d failed", slot.seed)
-            self._inbox.put_nowait(_no_picture(slot, "failed", _INTERNAL))
+            self._ends(slot, "failed", _INTERNAL)
+
+    def _ends(self, slot: Slot, status: Literal["failed", "cancelled"], error: ErrorDetail) -> None:
+        self._inbox.put_nowait((slot, _no_picture(slot, status, error)))
 
     async def _forward(self, slot: Slot, paint: Paint) -> None:
         async with aclosing(paint(slot)) as events:
@@ -151,6 +158,20 @@ class Batch:
                 continue
             self._positions[slot.index] = position
             yield QueuedEvent(index=slot.index, position=position)
+
+    def _told(self, slot: Slot, news: SlotEvent | NoPicture) -> Iterator[Event]:
+        """Yield the news of a slot: none once it has ended, and of a cancelled one that alone, whatever has overtaken it."""
+        if slot.index in self.images:
+            return
+        if slot.index in self.cancelled:
+            news = _no_picture(slot, "cancelled", _CANCELLED)
+        match news:
+            case NoPicture():
+                yield self._ended(news)
+            case Painted():
+                yield self._painted(slot, news)
+            case _:
+                yield self._on_the_way(slot, news)
 
     def _on_the_way(self, slot: Slot, event: Progress | Preview) -> Event:
         self._begun.add(slot.index)

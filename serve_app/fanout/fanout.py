@@ -10,16 +10,19 @@ from dataclasses import dataclass
 
 from serve_app import __version__
 from serve_app.config import AppArgs
-from serve_app.errors import DeadlineExceeded, GenerationFailed, InternalError, ServiceError
+from serve_app.errors import DeadlineExceeded, GenerationFailed, InternalError, NotFound, ServiceError
 from serve_app.fanout.batch import Batch, Paint
 from serve_app.fanout.fleet import Fleet
 from serve_app.fanout.line import Line
+from serve_app.fanout.peers import Peers
 from serve_app.fanout.plan import seeds_of, slots_of
+from serve_app.fanout.running import Running
 from serve_app.imaging import Pixels, contact_sheet, encode_sheet
 from serve_app.messages import Slot
 from serve_app.metrics import IngressMetrics
 from serve_app.schemas import (
     BatchResult,
+    Cancelled,
     CompletedEvent,
     ErrorEvent,
     Event,
@@ -58,11 +61,13 @@ class _Plan:
 class FanOut:
     """Answers requests with the pictures of a fleet of replicas."""
 
-    def __init__(self, fleet: Fleet, args: AppArgs, metrics: IngressMetrics) -> None:
+    def __init__(self, fleet: Fleet, peers: Peers, args: AppArgs, metrics: IngressMetrics) -> None:
         self._fleet = fleet
+        self._peers = peers
         self._args = args
         self._metrics = metrics
         self._line = Line(args.admission.max_waiting_images)
+        self._running = Running()
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -90,7 +95,7 @@ class FanOut:
 
     async def generate(self, request: GenerateRequest) -> BatchResult:
         """Paint all images and return them together. Raises ServiceError where there is none."""
-        plan = await self._plan(request.model_copy(update={"preview_every": 0}))
+        plan = await self._plan(request.model_copy(update={"preview_steps": []}))
         with self._admitted(plan) as batch:
             async with aclosing(self._paint(plan, batch, self._fleet.paint)) as events:
                 async for _ in events:
@@ -113,6 +118,17 @@ class FanOut:
         with self._admitted(plan) as batch:
             async with aclosing(self._events(plan, batch)) as events:
                 yield events
+
+    async def cancel(self, id: str, index: int | None = None) -> Cancelled:
+        """Cancel one image of a request, or with None all that have not ended, whichever ingress replica holds it. Raises NotFound, NotReady."""
+        cancelled = self.cancel_here(id, index) or await self._peers.cancel(id, index)
+        if not cancelled:
+            raise NotFound("there is nothing to cancel by this name: it is unknown or has finished")
+        return Cancelled(id=id, cancelled=cancelled)
+
+    def cancel_here(self, id: str, index: int | None) -> list[int]:
+        """Cancel as `cancel` does if this ingress replica holds the request; return what is cancelled, empty where there is nothing."""
+        return self._running.cancel(id, index)
 
     async def _events(self, plan: _Plan, batch: Batch) -> AsyncGenerator[Event]:
         yield StartEvent(id=plan.id, seeds=[slot.seed for slot in plan.slots], parameters=plan.parameters, warnings=plan.warnings)
@@ -141,14 +157,16 @@ class FanOut:
             wants_grid=request.grid,
             parameters=Parameters(model=model, **request.model_dump(include=_ECHOED), scheduler=slots[0].scheduler),
             slots=slots,
-            warnings=await self._warnings(request, has_previews),
+            warnings=await self._warnings(request, wants_previews=bool(slots[0].preview_steps), has_previews=has_previews),
         )
 
-    async def _warnings(self, request: GenerateRequest, has_previews: bool) -> list[str]:
+    async def _warnings(self, request: GenerateRequest, wants_previews: bool, has_previews: bool) -> list[str]:
         warnings = []
         if request.negative_prompt and request.guidance_scale <= 1:
             warnings.append("negative_prompt has no effect: guidance_scale is 1 or less")
-        if request.preview_every and not has_previews:
+        if request.output_compression is not None and request.output_format == "png":
+            warnings.append("output_compression has no effect: a PNG is lossless")
+        if wants_previews and not has_previews:
             warnings.append("no previews: the model has no preview decoder")
         ends = await asyncio.gather(self._fleet.cut_off(request.prompt), self._fleet.cut_off(request.negative_prompt))
         unseen = zip(("prompt", "negative_prompt"), ends, strict=True)
@@ -161,7 +179,7 @@ class FanOut:
         self._line.admit(len(plan.slots), fleet.capacity, fleet.images_per_second)
         batch = Batch(plan.slots, self._line, lambda: self._fleet.status.capacity, plan.started, self._metrics.repainted)
         try:
-            with batch.in_line():
+            with batch.in_line(), self._running.holding(plan.id, batch):
                 self._metrics.waiting(self._line.waiting(fleet.capacity))
                 yield batch
         finally:
@@ -171,12 +189,12 @@ class FanOut:
                 self._metrics.ended(image.status if image else "cancelled")
 
     async def _paint(self, plan: _Plan, batch: Batch, paint: Paint) -> AsyncGenerator[Event]:
-        """Yield what happens to the images. Raises ServiceError once all have ended without a single picture."""
+        """Yield what happens to the images. Raises ServiceError once all have ended without a single picture, unless all were cancelled."""
         async with aclosing(batch.run(paint, plan.deadline)) as events:
             async for event in events:
                 yield event
-        failures = [image for image in batch.images.values() if isinstance(image, NoPicture)]
-        if len(failures) < len(plan.slots):
+        failures = [image for image in batch.images.values() if isinstance(image, NoPicture) and image.index not in batch.cancelled]
+        if not failures or len(failures) + len(batch.cancelled) < len(plan.slots):
             return
         if any(failure.error.type == DeadlineExceeded.type for failure in failures):
             raise DeadlineExceeded(
@@ -193,8 +211,8 @@ class FanOut:
             yield event
 
     async def _grid(self, plan: _Plan, batch: Batch) -> tuple[Grid | None, list[str]]:
-        """Return the contact sheet if one is wanted, and what a person should know of it."""
-        if not plan.wants_grid:
+        """Return the contact sheet if one is wanted and has a picture on it, and what a person should know of it."""
+        if not (plan.wants_grid and batch.pixels):
             return None, []
         cells = await asyncio.gather(*[self._fleet.pixels(batch.pixels.get(slot.index)) for slot in plan.slots])
         lost = [i for i in sorted(batch.pixels) if cells[i] is None]
@@ -212,10 +230,9 @@ def _sheet(cells: Sequence[Pixels | None], parameters: Parameters) -> Grid:
         width=width,
         height=height,
         media_type=f"image/{parameters.output_format}",
-        b64_json=encode_sheet(pixels, parameters.output_format),
+        b64_json=encode_sheet(pixels, parameters.output_format, parameters.output_compression),
     )
 
 
 def _timings(plan: _Plan, batch: Batch) -> Timings:
-    assert batch.timings is not None, "a request without a picture has raised before"
     return batch.timings.model_copy(update={"total": time.monotonic() - plan.started})

@@ -15,8 +15,19 @@ def seeds_of(request: GenerateRequest) -> list[int]:
     return [(base + i) % SEED_SPAN for i in range(request.num_images)]
 
 
+def preview_steps_of(request: GenerateRequest) -> frozenset[int]:
+    """Return the steps after which previews are wanted: those listed, or the first and every so many; never the last."""
+    if request.preview_steps is not None:
+        return frozenset(request.preview_steps)
+    if not request.preview_every:
+        return frozenset()
+    last = request.num_inference_steps
+    return frozenset({1, *range(request.preview_every, last, request.preview_every)} - {last})
+
+
 def slots_of(request: GenerateRequest, seeds: Sequence[int], default_scheduler: SchedulerName) -> list[Slot]:
     """Return the slots of a request, one for each seed."""
+    preview_steps = preview_steps_of(request)
     return [
         Slot(
             index=index,
@@ -29,7 +40,8 @@ def slots_of(request: GenerateRequest, seeds: Sequence[int], default_scheduler: 
             guidance_scale=request.guidance_scale,
             scheduler=request.scheduler or default_scheduler,
             output_format=request.output_format,
-            preview_every=request.preview_every,
+            output_compression=request.output_compression,
+            preview_steps=preview_steps,
             keep_pixels=request.grid,
         )
         for index, seed in enumerate(seeds)

@@ -13,7 +13,7 @@ from serve_app.config import AppArgs
 from serve_app.ingress import playground, problems
 from serve_app.ingress.body_limit import BodyLimit
 from serve_app.ingress.requests import request_model
-from serve_app.schemas import BatchResult, ErrorBody, Event, GenerateRequest, Health, ServiceStatus
+from serve_app.schemas import BatchResult, Cancelled, ErrorBody, Event, GenerateRequest, Health, ServiceStatus
 
 
 class Service(Protocol):
@@ -22,6 +22,7 @@ class Service(Protocol):
     def running(self) -> AbstractAsyncContextManager[None]: ...
     async def generate(self, request: GenerateRequest) -> BatchResult: ...
     def stream(self, request: GenerateRequest) -> AbstractAsyncContextManager[AsyncGenerator[Event]]: ...
+    async def cancel(self, id: str, index: int | None = None) -> Cancelled: ...
     def health(self) -> Health: ...
     def status(self) -> ServiceStatus: ...
 
@@ -55,6 +56,16 @@ def create_api(service: Service, args: AppArgs) -> FastAPI:
         """Paint all images and tell how it goes, as server-sent events."""
         async for event in events:
             yield ServerSentEvent(data=event, event=event.type)
+
+    @api.delete("/generations/{id}", responses=_errors(404, 503))
+    async def cancel(id: str) -> Cancelled:
+        """Cancel all images of a running request that have not ended; repeatable. The id is in the stream's start event."""
+        return await service.cancel(id)
+
+    @api.delete("/generations/{id}/images/{index}", responses=_errors(404, 422, 503))
+    async def cancel_image(id: str, index: int) -> Cancelled:
+        """Cancel one image of a running request; the others go on. Repeatable."""
+        return await service.cancel(id, index)
 
     @api.get("/health", response_model=Health, responses={503: {"model": Health}})
     async def health() -> JSONResponse:

@@ -6,6 +6,7 @@ from ray.serve.handle import DeploymentHandle
 from serve_app.config import AppArgs
 from serve_app.fanout.fanout import FanOut
 from serve_app.fanout.fleet import Fleet
+from serve_app.fanout.peers import Peers
 from serve_app.ingress.api import create_api
 from serve_app.metrics import IngressMetrics
 
@@ -15,7 +16,11 @@ class Ingress:
 
     def __init__(self, args: AppArgs, replicas: DeploymentHandle) -> None:
         self._args = args
-        self._service = FanOut(Fleet(replicas), args, IngressMetrics())
+        self._service = FanOut(Fleet(replicas), Peers(), args, IngressMetrics())
+
+    async def cancel(self, id: str, index: int | None) -> list[int]:
+        """Cancel what this replica holds of a request; for its peers, which may have got the call instead."""
+        return self._service.cancel_here(id, index)
 
     # Bound late: Serve would pickle an app given to the decorator by value, with all module globals frozen.
     def __serve_build_asgi_app__(self) -> FastAPI:

@@ -105,5 +105,5 @@ def _warm_up_slot(args: AppArgs, scheduler: SchedulerName) -> Slot:
         guidance_scale=model.guidance_scale,
         scheduler=scheduler,
         output_format="png",
-        preview_every=1,
+        preview_steps=frozenset({1}),
     )

@@ -190,8 +190,8 @@ class Engine:
         negative = self._prompts.encode_negative(slot.negative_prompt) if slot.guidance_scale > 1 else None
         encoded = time.perf_counter()
         trajectory = Trajectory(slot, self._checkpoint, prompt, negative)
-        every = slot.preview_every if self._checkpoint.preview_vae is not None else 0
-        pace = PreviewPace(every, trajectory.total_steps, self._preview.min_interval_s)
+        preview_steps = slot.preview_steps if self._checkpoint.preview_vae is not None else frozenset[int]()
+        pace = PreviewPace(preview_steps, self._preview.min_interval_s)
         return Active(job, trajectory, pace, encode_prompt_s=encoded - started, admitted=encoded)
 
     def _step(self) -> None:

@@ -12,14 +12,13 @@ from serve_app.replica.decode import to_pixels
 
 @dataclass(slots=True)
 class PreviewPace:
-    """Decides for one slot which steps get a preview.
+    """Decides for one slot which of the steps that a preview is wanted of get one.
 
     At most one is wanted at a time: while the last one is too recent or still being encoded, a newer step takes the
     place of an older one.
     """
 
-    every: int
-    total_steps: int
+    steps: frozenset[int]
     min_interval_s: float
     wanted: tuple[int, torch.Tensor] | None = None
     busy: bool = False
@@ -27,7 +26,7 @@ class PreviewPace:
 
     def step_done(self, step: int, clean: torch.Tensor) -> None:
         """Note the predicted clean latent after `step` if a preview of it is wanted."""
-        if self.every and step < self.total_steps and (step == 1 or step % self.every == 0):
+        if step in self.steps:
             self.wanted = (step, clean)
 
     def take(self, now: float) -> tuple[int, torch.Tensor] | None:

@@ -212,3 +212,62 @@ async def test_waiting_slots_are_told_their_place_whenever_it_changes() -> None:
             turn[1].set()
             turn[2].set()
             assert [type(e) async for e in events] == [ImageEvent, ImageEvent]
+
+
+async def test_a_cancelled_slot_ends_and_the_others_go_on() -> None:
+    release = asyncio.Event()
+    closed: list[int] = []
+
+    async def paint(slot: Slot) -> AsyncGenerator[SlotEvent]:
+        try:
+            yield Progress(1)
+            await release.wait()
+            yield PAINTED
+        finally:
+            closed.append(slot.index)
+
+    batch = batch_of(3)
+    async with aclosing(batch.run(paint, time.monotonic() + 30)) as events:
+        assert {(await anext(events)).type for _ in range(3)} == {"progress"}
+        batch.cancel(1)
+        batch.cancel(1)
+        event = await anext(events)
+        assert isinstance(event, CancelledEvent)
+        assert (event.index, event.seed, event.error.type) == (1, 51, "cancelled")
+        await asyncio.sleep(0)
+        assert closed == [1], "its call is closed, and no other"
+        release.set()
+        assert {e.index async for e in events if isinstance(e, ImageEvent)} == {0, 2}
+    assert batch.cancelled == {1}
+
+
+async def test_a_slot_is_cancelled_though_its_picture_is_there_but_not_yet_told() -> None:
+    batch = batch_of(2)
+    async with aclosing(batch.run(picture, time.monotonic() + 30)) as events:
+        await anext(events)
+        await asyncio.sleep(0.1)  # both pictures wait to be told
+        batch.cancel(1)
+        rest = [event async for event in events]
+    assert [e.index for e in rest if isinstance(e, ImageEvent)] == [0]
+    assert [e.index for e in rest if isinstance(e, CancelledEvent)] == [1]
+
+
+async def test_a_slot_that_has_ended_cannot_be_cancelled() -> None:
+    batch = batch_of(1)
+    await events_of(batch, picture)
+    batch.cancel(None)
+    assert batch.cancelled == set()
+    assert batch.images[0].status == "succeeded"
+
+
+async def test_a_slot_that_is_cancelled_before_its_call_is_never_painted() -> None:
+    painted: list[int] = []
+
+    async def paint(slot: Slot) -> AsyncGenerator[SlotEvent]:
+        painted.append(slot.index)
+        yield PAINTED
+
+    batch = batch_of(2)
+    batch.cancel(0)
+    assert {type(e) for e in await events_of(batch, paint)} == {CancelledEvent, ImageEvent}
+    assert painted == [1]

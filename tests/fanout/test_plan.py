@@ -1,6 +1,6 @@
 import pytest
 
-from serve_app.fanout.plan import seeds_of, slots_of
+from serve_app.fanout.plan import preview_steps_of, seeds_of, slots_of
 from serve_app.schemas import GenerateRequest
 
 
@@ -29,14 +29,28 @@ def test_slots_carry_everything_a_picture_depends_on() -> None:
         num_inference_steps=3,
         guidance_scale=2.5,
         output_format="webp",
-        preview_every=2,
+        output_compression=80,
+        preview_steps=[2, 1],
         grid=True,
     )
     first, second = slots_of(request, [5, 6], "ddim")
     assert (first.index, first.seed, second.index, second.seed) == (0, 5, 1, 6)
     assert (first.prompt, first.negative_prompt, first.width, first.height) == ("a", "b", 64, 72)
     assert (first.num_inference_steps, first.guidance_scale, first.scheduler) == (3, 2.5, "ddim")
-    assert (first.output_format, first.preview_every, first.keep_pixels) == ("webp", 2, True)
+    assert (first.output_format, first.output_compression, first.preview_steps, first.keep_pixels) == ("webp", 80, frozenset({1, 2}), True)
+
+
+@pytest.mark.parametrize(
+    ("every", "steps", "expected"),
+    [(5, 20, {1, 5, 10, 15}), (1, 4, {1, 2, 3}), (0, 4, set()), (100, 4, {1}), (2, 4, {1, 2}), (5, 1, set()), (4, 4, {1})],
+)
+def test_previews_come_after_the_first_and_every_so_many_steps_but_never_the_last(every: int, steps: int, expected: set[int]) -> None:
+    assert preview_steps_of(GenerateRequest(prompt="a", num_inference_steps=steps, preview_every=every)) == expected
+
+
+def test_listed_preview_steps_are_taken_as_they_are() -> None:
+    assert preview_steps_of(GenerateRequest(prompt="a", preview_steps=[9, 3])) == {3, 9}
+    assert preview_steps_of(GenerateRequest(prompt="a", preview_steps=[])) == set()
 
 
 def test_a_named_scheduler_wins_over_the_models() -> None:

@@ -10,7 +10,7 @@ from starlette.testclient import TestClient
 from serve_app.config import AdmissionConfig, AppArgs, LimitsConfig
 from serve_app.fanout.fanout import FanOut
 from serve_app.ingress.api import create_api
-from tests.fakes import FakeFleet, Metrics
+from tests.fakes import FakeFleet, Metrics, NoPeers
 
 ARGS = AppArgs(limits=LimitsConfig(max_images=9, max_steps=50, max_body_bytes=10_000), admission=AdmissionConfig(max_waiting_images=9))
 
@@ -27,7 +27,7 @@ def metrics() -> Metrics:
 
 @pytest.fixture
 def client(fleet: FakeFleet, metrics: Metrics) -> Iterator[TestClient]:
-    with TestClient(create_api(FanOut(fleet, ARGS, metrics), ARGS), raise_server_exceptions=False) as client:
+    with TestClient(create_api(FanOut(fleet, NoPeers(), ARGS, metrics), ARGS), raise_server_exceptions=False) as client:
         yield client
 
 

@@ -17,7 +17,7 @@ from serve_app.fanout.fleet import FleetStatus
 from serve_app.ingress.api import create_api
 from serve_app.messages import Slot
 from serve_app.schemas import GenerateRequest
-from tests.fakes import REPLICA, FakeFleet, Metrics
+from tests.fakes import REPLICA, FakeFleet, Metrics, NoPeers
 from tests.ingress.conftest import ARGS, events_of
 
 
@@ -39,6 +39,7 @@ def test_generate_returns_all_images_in_order(client: TestClient) -> None:
         "guidance_scale": 3.0,
         "scheduler": "euler",
         "output_format": "png",
+        "output_compression": None,
         "model": {"name": "fake", "revision": None, "hash": "0123456789"},
     }
     assert set(answer["timings"]) == {"queue", "encode_prompt", "denoise", "decode", "encode", "total"}
@@ -48,7 +49,7 @@ def test_generate_returns_all_images_in_order(client: TestClient) -> None:
 
 def test_generate_asks_for_no_previews(client: TestClient, fleet: FakeFleet) -> None:
     client.post("/generate", json={"prompt": "a", "preview_every": 1})
-    assert {slot.preview_every for slot in fleet.slots} == {0}
+    assert {slot.preview_steps for slot in fleet.slots} == {frozenset()}
 
 
 def test_four_images_where_nothing_is_said(client: TestClient) -> None:
@@ -112,7 +113,7 @@ def test_images_are_counted_by_outcome(client: TestClient, fleet: FakeFleet, met
 
 
 async def test_a_stream_nobody_reads_gives_its_places_back_and_counts_as_cancelled(fleet: FakeFleet, metrics: Metrics) -> None:
-    service = FanOut(fleet, ARGS, metrics)
+    service = FanOut(fleet, NoPeers(), ARGS, metrics)
     async with service.stream(GenerateRequest(prompt="a", num_images=3)):
         assert service._line.waiting(0) == 3
     assert service._line.waiting(0) == 0
@@ -183,6 +184,8 @@ def test_busy_service_tells_the_place_in_line(client: TestClient, fleet: FakeFle
         ({"guidance_scale": 1, "negative_prompt": "dull"}, "negative_prompt has no effect"),
         ({"guidance_scale": 1}, None),
         ({"negative_prompt": "dull"}, None),
+        ({"output_compression": 50}, "output_compression has no effect"),
+        ({"output_compression": 50, "output_format": "webp"}, None),
     ],
 )
 def test_warnings_say_what_a_person_should_know(client: TestClient, change: dict[str, Any], warning: str | None) -> None:
@@ -210,7 +213,7 @@ def test_without_a_replica_it_is_a_503(client: TestClient, fleet: FakeFleet, rou
 def test_a_full_line_is_a_429_with_retry_after(client: TestClient, fleet: FakeFleet, route: str) -> None:
     fleet.status = FleetStatus((), 0.5)
     fleet.status = FleetStatus((REPLICA,), 0.5)  # 4 at once and 9 waiting
-    full = FanOut(fleet, ARGS, Metrics())
+    full = FanOut(fleet, NoPeers(), ARGS, Metrics())
     for image in range(10):
         full._line.join(image, lambda: None)
     with TestClient(create_api(full, ARGS)) as busy:
@@ -227,7 +230,7 @@ def test_the_deadline_with_nothing_finished_is_a_504(fleet: FakeFleet) -> None:
 
     fleet.before = forever
     args = ARGS.model_copy(update={"request_timeout_s": 0.1})
-    with TestClient(create_api(FanOut(fleet, args, Metrics()), args)) as client:
+    with TestClient(create_api(FanOut(fleet, NoPeers(), args, Metrics()), args)) as client:
         response = client.post("/generate", json={"prompt": "a"})
         assert (response.status_code, response.json()["error"]["type"]) == (504, "deadline_exceeded")
         events = events_of(client.post("/stream", json={"prompt": "a", "num_images": 1}))
@@ -242,7 +245,7 @@ def test_the_deadline_with_something_finished_returns_that(fleet: FakeFleet) -> 
 
     fleet.before = second_forever
     args = ARGS.model_copy(update={"request_timeout_s": 0.2})
-    with TestClient(create_api(FanOut(fleet, args, Metrics()), args)) as client:
+    with TestClient(create_api(FanOut(fleet, NoPeers(), args, Metrics()), args)) as client:
         answer = client.post("/generate", json={"prompt": "a", "num_images": 2}).json()
     assert [image["status"] for image in answer["images"]] == ["succeeded", "failed"]
     assert answer["images"][1]["error"]["type"] == "deadline_exceeded"

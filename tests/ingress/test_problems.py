@@ -46,6 +46,12 @@ BAD = [
     ({"output_format": "gif"}, "output_format"),
     ({"preview_every": -1}, "preview_every"),
     ({"preview_every": 101}, "preview_every"),
+    ({"preview_steps": [0]}, "preview_steps.0"),
+    ({"preview_steps": [20]}, "preview_steps"),
+    ({"preview_steps": 5}, "preview_steps"),
+    ({"preview_steps": [1], "preview_every": 5}, "preview_steps"),
+    ({"output_compression": 101}, "output_compression"),
+    ({"output_compression": -1}, "output_compression"),
     ({"grid": "yes"}, "grid"),
     ({"steps": 20}, "steps"),
 ]

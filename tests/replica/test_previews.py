@@ -13,7 +13,7 @@ def latent(step: int) -> torch.Tensor:
 
 
 def test_a_newer_preview_takes_the_place_of_one_that_had_to_wait() -> None:
-    pace = PreviewPace(every=1, total_steps=10, min_interval_s=1.0)
+    pace = PreviewPace(frozenset(range(1, 10)), min_interval_s=1.0)
     pace.step_done(1, latent(1))
     first = pace.take(now=0.0)
     assert first is not None
@@ -28,7 +28,7 @@ def test_a_newer_preview_takes_the_place_of_one_that_had_to_wait() -> None:
 
 
 def test_none_is_taken_while_one_is_being_encoded() -> None:
-    pace = PreviewPace(every=1, total_steps=10, min_interval_s=0.0)
+    pace = PreviewPace(frozenset(range(1, 10)), min_interval_s=0.0)
     pace.step_done(1, latent(1))
     assert pace.take(now=0.0)
     pace.step_done(2, latent(2))

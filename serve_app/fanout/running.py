@@ -1,0 +1,41 @@
+"""The requests an ingress replica has in hand, by id: what there is to cancel."""
+
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from serve_app.fanout.batch import Batch
+
+_REMEMBERED_REQUESTS = 256
+
+
+class Running:
+    """Cancels images by their request's id, and remembers what it cancelled of requests that have ended since."""
+
+    def __init__(self) -> None:
+        self._batches: dict[str, Batch] = {}
+        self._ended: OrderedDict[str, frozenset[int]] = OrderedDict()
+
+    @contextmanager
+    def holding(self, id: str, batch: Batch) -> Iterator[None]:
+        """Let a request be cancelled for as long as the context is open."""
+        self._batches[id] = batch
+        try:
+            yield
+        finally:
+            del self._batches[id]
+            if batch.cancelled:
+                self._ended[id] = frozenset(batch.cancelled)
+            if len(self._ended) > _REMEMBERED_REQUESTS:
+                self._ended.popitem(last=False)
+
+    def cancel(self, id: str, index: int | None) -> list[int]:
+        """Cancel one image of a request, or with None all that have not ended. Return those of them that are cancelled, now or before.
+
+        Empty where there is nothing to cancel: the request is not here or has finished, the image has ended or never was.
+        """
+        batch = self._batches.get(id)
+        if batch is not None:
+            batch.cancel(index)
+        cancelled = batch.cancelled if batch is not None else self._ended.get(id, frozenset[int]())
+        return sorted(i for i in cancelled if index in (None, i))

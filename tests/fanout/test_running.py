@@ -1,0 +1,120 @@
+"""Cancelling by id, over a fleet that paints when it is told to."""
+
+import asyncio
+import time
+
+import pytest
+
+from serve_app.config import AppArgs
+from serve_app.errors import GenerationFailed, NotFound, SlotFailed
+from serve_app.fanout.batch import Batch
+from serve_app.fanout.fanout import FanOut
+from serve_app.fanout.line import Line
+from serve_app.fanout.running import _REMEMBERED_REQUESTS, Running
+from serve_app.messages import Slot
+from serve_app.schemas import BatchResult, Event, GenerateRequest, StartEvent
+from tests.conftest import make_slot
+from tests.fakes import FakeFleet, Metrics, NoPeers
+
+REQUEST = GenerateRequest(prompt="a", num_images=3, seed=0)
+
+
+class Studio:
+    """A fan-out whose images wait for `release`."""
+
+    def __init__(self) -> None:
+        self.release = asyncio.Event()
+        self.started = asyncio.Event()
+        self.fleet = FakeFleet(before=self.before)
+        self.metrics = Metrics()
+        self.service = FanOut(self.fleet, NoPeers(), AppArgs(), self.metrics)
+
+    async def before(self, slot: Slot) -> None:
+        if len(self.fleet.slots) == REQUEST.num_images:
+            self.started.set()
+        await self.release.wait()
+
+    async def generate(self, request: GenerateRequest = REQUEST) -> tuple[str, asyncio.Task[BatchResult]]:
+        """Return the id of a request that is being painted, and its answer to come."""
+        answer = asyncio.create_task(self.service.generate(request))
+        await self.started.wait()
+        (id_,) = self.service._running._batches
+        return id_, answer
+
+
+async def test_one_image_of_a_request_is_cancelled_and_the_answer_says_so() -> None:
+    studio = Studio()
+    id_, answer = await studio.generate()
+    for _ in range(2):
+        assert (await studio.service.cancel(id_, 1)).model_dump() == {"id": id_, "cancelled": [1]}
+    studio.release.set()
+    assert [image.status for image in (await answer).images] == ["succeeded", "cancelled", "succeeded"]
+    assert sorted(studio.metrics.outcomes) == ["cancelled", "succeeded", "succeeded"]
+    assert (await studio.service.cancel(id_, 1)).cancelled == [1], "the same answer, shortly after the end too"
+    with pytest.raises(NotFound):
+        await studio.service.cancel(id_, 0)
+
+
+async def test_a_request_whose_images_are_all_cancelled_is_answered_without_an_error() -> None:
+    studio = Studio()
+    id_, answer = await studio.generate(REQUEST.model_copy(update={"grid": True}))
+    assert (await studio.service.cancel(id_)).cancelled == [0, 1, 2]
+    result = await answer
+    assert [image.status for image in result.images] == ["cancelled"] * 3
+    assert result.grid is None
+    assert result.timings.denoise == 0
+    assert not studio.fleet.open
+    assert studio.service._line.waiting(0) == 0
+    assert (await studio.service.cancel(id_)).cancelled == [0, 1, 2]
+
+
+async def test_its_stream_is_completed() -> None:
+    studio = Studio()
+    events: list[Event] = []
+    async with studio.service.stream(REQUEST) as stream:
+        async for event in stream:
+            events.append(event)
+            if isinstance(event, StartEvent):
+                await studio.service.cancel(event.id)
+    assert [event.type for event in events] == ["start", "cancelled", "cancelled", "cancelled", "completed"]
+    assert not studio.fleet.slots, "cancelled before it began"
+
+
+async def test_what_is_left_may_still_fail() -> None:
+    studio = Studio()
+
+    async def fail(slot: Slot) -> None:
+        await studio.before(slot)
+        raise SlotFailed("out_of_memory", "no room")
+
+    studio.fleet.before = fail
+    id_, answer = await studio.generate()
+    await studio.service.cancel(id_, 0)
+    studio.release.set()
+    with pytest.raises(GenerationFailed, match="no room"):
+        await answer
+
+
+@pytest.mark.parametrize("index", [None, 0, 3, -1])
+async def test_what_is_unknown_finished_or_out_of_range_is_not_found(index: int | None) -> None:
+    studio = Studio()
+    id_, answer = await studio.generate()
+    with pytest.raises(NotFound):
+        await studio.service.cancel("no-such-request", index)
+    if index not in (None, 0):
+        with pytest.raises(NotFound):
+            await studio.service.cancel(id_, index)
+    studio.release.set()
+    await answer
+    with pytest.raises(NotFound):
+        await studio.service.cancel(id_, index)
+
+
+async def test_the_memory_of_ended_requests_is_bounded() -> None:
+    running = Running()
+    for id_ in range(_REMEMBERED_REQUESTS + 1):
+        batch = Batch([make_slot()], Line(1), lambda: 1, time.monotonic(), lambda: None)
+        with running.holding(str(id_), batch):
+            running.cancel(str(id_), None)
+    assert running.cancel("0", None) == []
+    assert running.cancel("1", None) == [0]
