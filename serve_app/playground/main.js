@@ -42,7 +42,7 @@ function generate() {
 }
 
 async function paint(run, images) {
-  announce(`Painting ${count(images)} of ${run.settings.prompt}`);
+  announce(`Painting ${count(images)}`);
   const painting = run.paint(images);
   askService();
   try {
@@ -87,7 +87,7 @@ function drop(run) {
 async function settled(run) {
   const ended = Map.groupBy(run.images, (image) => image.state);
   const parts = [...ended].map(([state, images]) => `${count(images)} ${state}`);
-  announce(`${run.settings.prompt}: ${parts.join(", ")}`);
+  announce(parts.join(", "));
   askService();
   await past.keep(run).then(showHistory, () => {}); // a browser that keeps nothing
 }
@@ -120,7 +120,7 @@ async function restore(entry) {
   }
   settings.fill({ ...entry.settings, seed: entry.seed });
   shown.get(run).element.scrollIntoView({ block: "nearest" });
-  announce(`${entry.settings.prompt} is back`);
+  announce(`${count(run.images)} back`);
 }
 
 const count = (images) => (images.length === 1 ? "1 image" : `${images.length} images`);

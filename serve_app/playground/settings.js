@@ -93,7 +93,7 @@ export class Settings {
     for (const input of slider ? [field, slider] : [field]) {
       if (schema.minimum !== undefined) input.min = schema.minimum;
       if (max !== undefined) input.max = max;
-      input.step = schema.multipleOf ?? field.step;
+      input.step = schema.multipleOf ?? (field.step || 1);
     }
   }
 

@@ -17,7 +17,7 @@ export function watchService(busy) {
     if (document.hidden) return; // visibilitychange asks again
     await serviceStatus().then(show, (error) => showState(error.status === 401 ? "locked" : "lost"));
     clearTimeout(timer);
-    timer = setTimeout(ask, busy() ? BUSY_MS : CALM_MS);
+    timer = setTimeout(ask, busy() || strip.dataset.state === "busy" ? BUSY_MS : CALM_MS);
   }
 
   document.addEventListener("visibilitychange", ask);

@@ -1,6 +1,7 @@
 // A run on the page: its heading, and a tile for each image.
 
 import { copy, fromTemplate } from "./dom.js";
+import { sentence } from "./api.js";
 import { ACTIVE, randomSeed } from "./run.js";
 import { toUrl } from "./settings.js";
 
@@ -48,9 +49,8 @@ export class RunView {
   /** Give the tiles the rows and columns that the service's contact sheets have. */
   #layOut(images) {
     const columns = Math.ceil(Math.sqrt(images));
-    const tiles = this.element.querySelector(".tiles");
-    tiles.style.setProperty("--columns", columns);
-    tiles.style.setProperty("--rows", Math.ceil(images / columns));
+    this.element.style.setProperty("--columns", columns);
+    this.element.style.setProperty("--rows", Math.ceil(images / columns));
   }
 
   #onImage(image) {
@@ -89,7 +89,7 @@ export class RunView {
     const when = wait > 0 ? ` There should be room again in ${wait} s.` : problem?.retryAt ? " There should be room again now." : "";
     notice.hidden = !problem && !warnings.length;
     notice.dataset.kind = problem ? "problem" : "warning";
-    notice.querySelector("p").textContent = problem ? problem.message + when : warnings.join("; ");
+    notice.querySelector("p").textContent = problem ? problem.message + when : warnings.map(sentence).join(" ");
     if (wait > 0) setTimeout(() => this.#show(), 1000);
   }
 
@@ -144,9 +144,9 @@ class Tile {
   #showPicture(image) {
     const [open, img, download] = [this.#get(".open"), this.#get("img"), this.#get("a")];
     const done = image.state === "done";
-    const src = done ? urlOf(image.blob) : image.preview;
+    const src = done ? urlOf(image.blob) : image.state === "failed" ? null : image.preview;
     if (src && img.getAttribute("src") !== src) img.src = src;
-    if (!src) img.removeAttribute("src");
+    open.hidden = !src;
     img.alt = done ? `${this.#run.settings.prompt}, seed ${image.seed}` : `Preview of seed ${image.seed}`;
     open.disabled = !done;
     open.title = done ? "Full size" : "";
