@@ -11,7 +11,7 @@ export function announce(text) {
 
 /** Copy a text and show on the button that it has been done. */
 export async function copy(text, button, what) {
-  if (!(await write(text))) return announce(`The browser does not let this page copy: ${text}`);
+  if (!(await write(text, button))) return announce(`The browser does not let this page copy: ${text}`);
   announce(`${what} copied`);
   const icon = button.querySelector("use");
   icon.dataset.own ??= icon.getAttribute("href");
@@ -19,18 +19,16 @@ export async function copy(text, button, what) {
   setTimeout(() => icon.setAttribute("href", icon.dataset.own), 1500);
 }
 
-async function write(text) {
+async function write(text, button) {
   if (navigator.clipboard) {
     return navigator.clipboard.writeText(text).then(() => true, () => false);
   }
   // Over plain HTTP, as in a local network, browsers offer the old way only.
-  const area = document.createElement("textarea");
-  const focused = document.activeElement;
-  area.value = text;
-  document.body.append(area);
+  const area = Object.assign(document.createElement("textarea"), { value: text, className: "visually-hidden" });
+  (button.closest("dialog") ?? document.body).append(area); // an open dialog makes all else inert
   area.select();
   const copied = document.execCommand("copy");
   area.remove();
-  focused?.focus();
+  button.focus();
   return copied;
 }

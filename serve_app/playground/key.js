@@ -16,8 +16,9 @@ export async function withKey(action) {
       return await action();
     } catch (error) {
       if (error.status !== 401) throw error;
-      // Another action may have been given a key meanwhile.
-      if (key() === tried && !(await ask(tried ? "The service does not know this key." : ""))) throw error;
+      if (key() !== tried) continue; // another action has been given one meanwhile
+      forgetKey();
+      if (!(await ask(tried ? "The service does not know this key." : ""))) throw error;
     }
   }
 }

@@ -53,9 +53,9 @@ async function paint(run, images) {
   }
 }
 
-/** Fill the form with a run's settings, from its first seed or another. */
-function use(run, seed = run.images[0].seed) {
-  settings.fill({ ...run.settings, seed });
+/** Fill the form with a run's settings. */
+function use(run) {
+  settings.fill({ ...run.settings, seed: run.images[0].seed });
   byId("prompt").focus();
 }
 
@@ -63,7 +63,7 @@ function use(run, seed = run.images[0].seed) {
 function more(run, image) {
   const taken = new Set(run.images.map(({ seed }) => seed));
   const first = seedsFrom(image.seed, taken.size + 1).find((seed) => !taken.has(seed));
-  use(run, first);
+  settings.fill({ ...run.settings, seed: first });
   generate();
 }
 
@@ -75,7 +75,8 @@ function put(run) {
   byId("empty").hidden = true;
   const oldest = [...shown.keys()].find((each) => !each.active && each !== run);
   if (shown.size > MOST_RUNS && oldest) drop(oldest);
-  if (runView.element.getBoundingClientRect().top > innerHeight / 2) runView.element.scrollIntoView();
+  const { top } = runView.element.getBoundingClientRect();
+  if (top < 0 || top > innerHeight / 2) runView.element.scrollIntoView();
 }
 
 function drop(run) {
@@ -87,7 +88,7 @@ function drop(run) {
 async function settled(run) {
   const ended = Map.groupBy(run.images, (image) => image.state);
   const parts = [...ended].map(([state, images]) => `${count(images)} ${state}`);
-  announce(parts.join(", "));
+  announce(run.problem?.message ?? parts.join(", "));
   askService();
   await past.keep(run).then(showHistory, () => {}); // a browser that keeps nothing
 }
@@ -134,7 +135,11 @@ document.addEventListener("keydown", (event) => {
   event.preventDefault();
   byId("generate").click();
 });
-byId("dice").addEventListener("click", () => settings.set("seed", randomSeed()));
+byId("dice").addEventListener("click", () => {
+  const seed = randomSeed();
+  settings.set("seed", seed);
+  announce(`Seed ${seed}`);
+});
 byId("reset").addEventListener("click", () => settings.fill({ prompt: byId("prompt").value }));
 byId("copy-link").addEventListener("click", (event) => {
   const values = settings.read();

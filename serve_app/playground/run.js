@@ -120,8 +120,15 @@ export class Run extends EventTarget {
     }
     if (event.warnings?.length) this.warnings = [...new Set([...this.warnings, ...event.warnings])];
     if (event.type === "error") this.#leave(generation, "failed", sentence(event.error.message));
+    if (event.type === "queued") this.#moveOn(generation, event.position);
     if (event.type in CHANGES) this.#change(generation.images[event.index], CHANGES[event.type](event));
     else this.dispatchEvent(new Event("change"));
+  }
+
+  /** A place in line is taken by one image: whichever had it before is with a replica now, though it has not been heard of. */
+  #moveOn(generation, position) {
+    const before = generation.images.find((image) => image.state === "queued" && image.position === position);
+    if (before) this.#change(before, { state: "starting" });
   }
 
   #refuse(generation, error) {

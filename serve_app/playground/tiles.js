@@ -1,16 +1,24 @@
 // A run on the page: its heading, and a tile for each image.
 
-import { copy, fromTemplate } from "./dom.js";
 import { sentence } from "./api.js";
-import { ACTIVE, randomSeed } from "./run.js";
+import { copy, fromTemplate } from "./dom.js";
+import { ACTIVE } from "./run.js";
 import { toUrl } from "./settings.js";
 
 const urls = new WeakMap();
 
-/** Return the address of a picture in this page; the same one each time. */
-export function urlOf(blob) {
-  if (!urls.has(blob)) urls.set(blob, URL.createObjectURL(blob));
-  return urls.get(blob);
+/** Return the address of an image's picture in this page; the same one until there is another picture. */
+export function urlOf(image) {
+  if (urls.get(image)?.blob !== image.blob) {
+    letGo(image);
+    urls.set(image, { blob: image.blob, url: URL.createObjectURL(image.blob) });
+  }
+  return urls.get(image).url;
+}
+
+function letGo(image) {
+  if (urls.has(image)) URL.revokeObjectURL(urls.get(image).url);
+  urls.delete(image);
 }
 
 export const fileName = (image) => `seed-${image.seed}.${image.blob.type.replace("image/", "").replace("jpeg", "jpg")}`;
@@ -42,8 +50,7 @@ export class RunView {
   /** Let go of the pictures. */
   discard() {
     this.element.remove();
-    for (const { blob } of this.#run.images) if (blob) URL.revokeObjectURL(urls.get(blob));
-    for (const { blob } of this.#run.images) if (blob) urls.delete(blob);
+    this.#run.images.forEach(letGo);
   }
 
   /** Give the tiles the rows and columns that the service's contact sheets have. */
@@ -64,12 +71,8 @@ export class RunView {
       case "cancel": return void run.cancelAll();
       case "retry": return this.#actions.paint(run, run.images.filter((image) => image.state === "failed"));
       case "use": return this.#actions.use(run);
-      case "link": return void copy(toUrl(this.#shared()), button, "Link");
+      case "link": return void copy(toUrl({ ...run.settings, seed: run.images[0].seed }), button, "Link");
     }
-  }
-
-  #shared() {
-    return { ...this.#run.settings, seed: this.#run.images[0]?.seed ?? randomSeed() };
   }
 
   #show() {
@@ -144,7 +147,7 @@ class Tile {
   #showPicture(image) {
     const [open, img, download] = [this.#get(".open"), this.#get("img"), this.#get("a")];
     const done = image.state === "done";
-    const src = done ? urlOf(image.blob) : image.state === "failed" ? null : image.preview;
+    const src = done ? urlOf(image) : image.state === "failed" ? null : image.preview;
     if (src && img.getAttribute("src") !== src) img.src = src;
     open.hidden = !src;
     img.alt = done ? `${this.#run.settings.prompt}, seed ${image.seed}` : `Preview of seed ${image.seed}`;
@@ -175,7 +178,7 @@ function stateText({ state, position, step, steps, stopping }) {
   if (stopping && ACTIVE.has(state)) return "Cancelling";
   switch (state) {
     case "starting": return "Starting";
-    case "queued": return `In line, ${position}`;
+    case "queued": return position === 1 ? "Next in line" : `Place ${position} in line`;
     case "running": return `Step ${step} of ${steps}`;
     case "done": return "Done";
     case "failed": return "Failed";

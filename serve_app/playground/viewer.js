@@ -23,12 +23,12 @@ function show() {
   const name = `Seed ${image.seed}`;
   const img = dialog.querySelector("img");
   img.style.setProperty("--ratio", run.settings.width / run.settings.height);
-  Object.assign(img, { src: urlOf(image.blob), alt: `${run.settings.prompt}, seed ${image.seed}` });
+  Object.assign(img, { src: urlOf(image), alt: `${run.settings.prompt}, seed ${image.seed}` });
   dialog.querySelector(".viewer-seed").textContent = name;
   dialog.querySelector(".viewer-place").textContent = all.length > 1 ? `${place + 1} of ${all.length}` : "";
   part("previous").disabled = place <= 0;
   part("next").disabled = place === all.length - 1;
-  Object.assign(part("download"), { href: urlOf(image.blob), download: fileName(image), ariaLabel: `Download, ${name}` });
+  Object.assign(part("download"), { href: urlOf(image), download: fileName(image), ariaLabel: `Download, ${name}` });
   part("copy").ariaLabel = `Copy the seed, ${image.seed}`;
 }
 

@@ -280,8 +280,8 @@ def test_a_busy_service_tells_the_place_in_line(playground: Playground, service:
         eventually(lambda: in_flight(service) == 8)
         playground.generate(images=2)
         playground.wait_for(2, "queued")
-        expect(playground.tile(7)).to_contain_text("In line, 1")
-        expect(playground.tile(8)).to_contain_text("In line, 2")
+        expect(playground.tile(7)).to_contain_text("Next in line")
+        expect(playground.tile(8)).to_contain_text("Place 2 in line")
         strip = playground.page.locator("#service")
         expect(strip).to_contain_text("Painting")
         expect(strip.locator("[data-value=waiting]")).to_have_text("2")
@@ -338,3 +338,25 @@ def test_nothing_is_wider_than_a_phone(open_playground: OpenPlayground) -> None:
     playground.generate(prompt="a" * 300, seed=4294967290)
     playground.wait_for(4, "done")
     assert playground.page.evaluate("document.documentElement.scrollWidth") == 360
+
+
+@pytest.mark.parametrize("clipboard", ["the browser's", "none, as over plain HTTP"])
+def test_seeds_are_copied(playground: Playground, clipboard: str) -> None:
+    page = playground.page
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    if clipboard != "the browser's":
+        page.evaluate("Object.defineProperty(navigator, 'clipboard', { value: undefined })")
+    playground.generate(images=2)
+    playground.wait_for(2, "done")
+    playground.tile(8).get_by_role("button", name="Copy the seed").click()
+    expect(page.get_by_role("status")).to_have_text("Seed 8 copied")
+    playground.fill(seed="")
+    page.keyboard.press("Control+V")
+    expect(page.get_by_label("Seed", exact=True)).to_have_value("8")
+    playground.tile(7).locator(".open").click()
+    page.get_by_role("dialog").get_by_role("button", name="Copy the seed").click()
+    expect(page.get_by_role("status")).to_have_text("Seed 7 copied")
+    page.keyboard.press("Escape")
+    playground.fill(seed="")
+    page.keyboard.press("Control+V")
+    expect(page.get_by_label("Seed", exact=True)).to_have_value("7")
