@@ -30,7 +30,7 @@ function show({ replicas, images_in_flight, images_waiting, images_per_second })
   put("replicas", `${replicas.ready}/${replicas.target}`);
   put("in_flight", images_in_flight);
   put("waiting", images_waiting);
-  put("rate", images_per_second.toLocaleString("en", { maximumSignificantDigits: 2 }));
+  put("rate", images_per_second.toLocaleString("en", { maximumFractionDigits: 2 }));
 }
 
 const NAMES = { ready: "Ready", busy: "Painting", starting: "Starting", locked: "Needs a key", lost: "No answer" };

@@ -6,12 +6,15 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, Locator, Page, sync_playwright
+from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
 
 from tests.integration.conftest import Running, eventually
 
 _NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 _NONE = f"no browser found, looked for {', '.join(_NAMES)}; on Debian: apt-get install chromium"
+
+_PATIENCE_MS = 20_000
+expect.set_options(timeout=_PATIENCE_MS)
 
 
 # Not for the whole session: while Playwright's own event loop runs, no asynchronous test can.
@@ -83,7 +86,7 @@ def open_playground(service: Running, browser: Browser) -> Iterator[OpenPlaygrou
 
     def open_one(fragment: str = "", url: str = service.url, **profile: Any) -> Playground:
         context = browser.new_context(**{"viewport": {"width": 1280, "height": 900}, "reduced_motion": "reduce", **profile})
-        context.set_default_timeout(20_000)
+        context.set_default_timeout(_PATIENCE_MS)
         opened.append(Playground(context.new_page(), url))
         opened[-1].open(fragment)
         return opened[-1]

@@ -27,7 +27,7 @@ def watch_sources(page: Page) -> None:
 
 def changed_events(route: Route, change: Any) -> None:
     """Answer a stream with its events changed: `change(event)` returns the event to send, or None to end there."""
-    response = route.fetch()
+    response = route.fetch(timeout=60_000)
     frames = []
     for line in response.text().splitlines():
         if line.startswith("data: "):
@@ -360,3 +360,46 @@ def test_seeds_are_copied(playground: Playground, clipboard: str) -> None:
     playground.fill(seed="")
     page.keyboard.press("Control+V")
     expect(page.get_by_label("Seed", exact=True)).to_have_value("7")
+
+
+def test_a_key_is_asked_for_and_kept_for_the_tab_only(playground: Playground) -> None:
+    page = playground.page
+
+    def guarded(route: Route) -> None:
+        """Stand in for a service with keys: open are the page and its files."""
+        if route.request.headers.get("authorization") == "Bearer right":
+            route.continue_()
+        else:
+            error = {"type": "unauthorized", "message": "a key is needed", "param": None}
+            route.fulfill(status=401, headers={"WWW-Authenticate": "Bearer"}, json={"error": error})
+
+    for path in ("openapi.json", "stream", "status"):
+        page.route(f"**/{path}", guarded)
+    page.reload()
+    dialog = page.get_by_role("dialog", name="This service asks for an API key")
+    key = dialog.get_by_label("API key")
+    expect(key).to_be_focused()
+    key.fill("wrong")
+    page.keyboard.press("Enter")
+    expect(dialog).to_contain_text("The service does not know this key.")
+    page.keyboard.press("Escape")
+    expect(page.get_by_text("A key is needed.")).to_be_visible()
+    page.get_by_role("button", name="Try again").click()
+    key.fill("right")
+    dialog.get_by_role("button", name="Use this key").click()
+    playground.generate(images=1)
+    playground.wait_for(1, "done")
+    expect(page.locator("#service")).to_contain_text("2/2")
+
+    page.reload()
+    page.locator("#generate:enabled").wait_for()
+    kept = "Object.values(localStorage).concat(Object.values(sessionStorage), document.cookie)"
+    assert page.evaluate(kept) == ["right", ""]
+    assert page.evaluate("Object.values(sessionStorage)") == ["right"]
+    page.get_by_role("button", name="Forget the API key").click()
+    playground.generate(images=1)
+    expect(dialog).to_be_visible()
+    key.fill("right")
+    page.keyboard.press("Enter")
+    playground.wait_for(1, "done")
+    playground.forgive("status of 401")
