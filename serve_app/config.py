@@ -95,6 +95,19 @@ class AdmissionConfig(Config):
     max_waiting_images: int = Field(default=64, ge=0, description="Most images that may wait for a replica, for each ingress replica.")
 
 
+class FilesConfig(Config):
+    """Where images are kept for answers that hold URLs, and for how long."""
+
+    path: str | None = Field(default=None, description="Folder of the files, shared by all ingress replicas. Null: no answers with URLs.")
+    ttl_s: float = Field(default=3600.0, gt=0, description="How long a file is kept, in seconds.")
+    max_bytes: int = Field(default=2**30, ge=2**20, description="Most bytes of all files together; the oldest go first.")
+    base_url: str | None = Field(
+        default=None,
+        pattern=r"^https?://",
+        description="What URLs begin with, such as https://images.example.com. Null: the address that the request was sent to.",
+    )
+
+
 class AppArgs(Config):
     """Everything the application builder takes."""
 
@@ -108,6 +121,7 @@ class AppArgs(Config):
     preview: PreviewConfig = PreviewConfig()
     limits: LimitsConfig = LimitsConfig()
     admission: AdmissionConfig = AdmissionConfig()
+    files: FilesConfig = FilesConfig()
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:

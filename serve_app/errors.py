@@ -2,6 +2,7 @@
 
     ServiceError            a request as a whole is refused or has failed; becomes an HTTP answer
     |-- NotFound            404  there is nothing by that name (any more)
+    |   `-- ModelNotFound   404  another model is asked for than the served one
     |-- InvalidRequest      422  a field is wrong; `param` names it
     |-- TooManyWaiting      429  the waiting line is full; `retry_after_s` says when to come back
     |-- GenerationFailed    500  every image of the request failed
@@ -34,6 +35,10 @@ class ServiceError(Exception):
 class NotFound(ServiceError):
     status = 404
     type = "not_found"
+
+
+class ModelNotFound(NotFound):
+    type = "model_not_found"
 
 
 class InvalidRequest(ServiceError):

@@ -64,7 +64,8 @@ class FakeFleet(Fleet):
 
     async def watch(self, slot: Slot) -> AsyncGenerator[SlotEvent]:
         yield Progress(1)
-        yield Preview(1, 8, 8, "preview")
+        for step in sorted(slot.preview_steps):
+            yield Preview(step, 8, 8, "preview")
         async for event in self.paint(slot):
             yield event
 

@@ -18,6 +18,7 @@ from serve_app.schemas import (
     Image,
     ImageEvent,
     NoPicture,
+    Picture,
     PreviewEvent,
     ProgressEvent,
     QueuedEvent,
@@ -187,11 +188,11 @@ class Batch:
             queue=max(0.0, queue), encode_prompt=work.encode_prompt, denoise=work.denoise, decode=work.decode, encode=work.encode, total=total
         )
         self.pixels[slot.index] = painted.pixels
-        event = ImageEvent(
+        picture = Picture(
             index=slot.index, seed=slot.seed, width=painted.width, height=painted.height, media_type=painted.media_type, b64_json=painted.b64_json
         )
-        self._end(event)
-        return event
+        self._end(picture)
+        return ImageEvent(**dict(picture))
 
     def _ended(self, image: NoPicture) -> Event:
         self._end(image)

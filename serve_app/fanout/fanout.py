@@ -30,6 +30,7 @@ from serve_app.schemas import (
     Grid,
     GridEvent,
     Health,
+    ModelInfo,
     NoPicture,
     Parameters,
     PreviewEvent,
@@ -79,6 +80,10 @@ class FanOut:
             polling.cancel()
             with suppress(asyncio.CancelledError):
                 await polling
+
+    def model(self) -> ModelInfo:
+        """Return which weights are served. Raises NotReady."""
+        return self._fleet.model[0]
 
     def health(self) -> Health:
         ready = self._fleet.status.ready

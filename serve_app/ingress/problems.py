@@ -1,15 +1,18 @@
-"""Every way a request can be refused, as one shape of body: {"error": {"type", "message", "param"}}."""
+"""Every way a request can be refused, in the words of the API it was sent to."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException
+from starlette.types import Scope
 
 from serve_app.errors import InternalError, InvalidRequest, ServiceError, TooManyWaiting
-from serve_app.schemas import ErrorBody, FieldError, Problem
+from serve_app.schemas import FieldError, Problem
 
 _HTTP_TYPES = {401: "unauthorized", 404: "not_found", 405: "method_not_allowed", 413: "payload_too_large"}
 _HTTP_MESSAGES = {
@@ -20,44 +23,70 @@ _HTTP_MESSAGES = {
 _MOST_FAULTS = 5
 
 
-def install(api: FastAPI) -> None:
-    """Answer every error of an app in the service's own shape."""
-    api.add_exception_handler(ServiceError, _on_service_error)
-    api.add_exception_handler(RequestValidationError, _on_invalid)
-    api.add_exception_handler(HTTPException, _on_http)
-    api.add_exception_handler(Exception, _on_fault)
+@dataclass(frozen=True, slots=True)
+class Dialect:
+    """How one API, all routes below `prefix`, words its errors: `body` turns a status and a problem into a `model`.
+
+    `invalid` is its status of bad input.
+    """
+
+    prefix: str
+    model: type[BaseModel]
+    body: Callable[[int, Problem], BaseModel]
+    invalid: int = InvalidRequest.status
+
+    def responses(self, *statuses: int) -> dict[int | str, dict[str, Any]]:
+        """Return what OpenAPI says of these statuses."""
+        return {status: {"model": self.model} for status in statuses}
 
 
-def _answer(status: int, problem: Problem, headers: dict[str, str] | None = None) -> JSONResponse:
-    return JSONResponse(ErrorBody(error=problem).model_dump(), status, headers)
+class Problems:
+    """Answers every error of an app in the dialect of its path; the first whose prefix fits, so the one without a prefix comes last."""
+
+    def __init__(self, *dialects: Dialect) -> None:
+        self._dialects = dialects
+
+    def install(self, api: FastAPI) -> None:
+        api.add_exception_handler(ServiceError, self._on_service_error)
+        api.add_exception_handler(RequestValidationError, self._on_invalid)
+        api.add_exception_handler(HTTPException, self._on_http)
+        api.add_exception_handler(Exception, self._on_fault)
+
+    def answer(self, scope: Scope, status: int, problem: Problem, headers: Mapping[str, str] | None = None) -> JSONResponse:
+        """Return the answer to a request that is refused."""
+        path = scope["path"].removeprefix(scope.get("root_path", ""))
+        dialect = next(d for d in self._dialects if path.startswith(d.prefix))
+        if status == InvalidRequest.status:
+            status = dialect.invalid
+        return JSONResponse(dialect.body(status, problem).model_dump(), status, headers)
+
+    async def _on_service_error(self, request: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, ServiceError)
+        headers = {"Retry-After": str(error.retry_after_s)} if isinstance(error, TooManyWaiting) else None
+        return self.answer(request.scope, error.status, problem_of(error), headers)
+
+    async def _on_invalid(self, request: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, RequestValidationError)
+        faults = error.errors()
+        message = "; ".join(_sentence(fault) for fault in faults[:_MOST_FAULTS])
+        if len(faults) > _MOST_FAULTS:
+            message += f"; and {len(faults) - _MOST_FAULTS} more"
+        return self.answer(request.scope, InvalidRequest.status, Problem(type=InvalidRequest.type, message=message, param=_param(faults[0])))
+
+    async def _on_http(self, request: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, HTTPException)
+        if error.status_code == 400:  # FastAPI's word for bytes that its JSON parser chokes on
+            return self.answer(request.scope, InvalidRequest.status, Problem(type=InvalidRequest.type, message="the body is not valid JSON"))
+        message = _HTTP_MESSAGES.get(error.status_code, error.detail)
+        problem = Problem(type=_HTTP_TYPES.get(error.status_code, "http_error"), message=message)
+        return self.answer(request.scope, error.status_code, problem, error.headers)
+
+    async def _on_fault(self, request: Request, _: Exception) -> JSONResponse:
+        return self.answer(request.scope, InternalError.status, problem_of(InternalError()))
 
 
-async def _on_service_error(_: Request, error: Exception) -> JSONResponse:
-    assert isinstance(error, ServiceError)
-    headers = {"Retry-After": str(error.retry_after_s)} if isinstance(error, TooManyWaiting) else None
-    return _answer(error.status, Problem(type=error.type, message=error.message, param=error.param), headers)
-
-
-async def _on_invalid(_: Request, error: Exception) -> JSONResponse:
-    assert isinstance(error, RequestValidationError)
-    faults = error.errors()
-    message = "; ".join(_sentence(fault) for fault in faults[:_MOST_FAULTS])
-    if len(faults) > _MOST_FAULTS:
-        message += f"; and {len(faults) - _MOST_FAULTS} more"
-    return _answer(InvalidRequest.status, Problem(type=InvalidRequest.type, message=message, param=_param(faults[0])))
-
-
-async def _on_http(_: Request, error: Exception) -> JSONResponse:
-    assert isinstance(error, HTTPException)
-    if error.status_code == 400:  # FastAPI's word for bytes that its JSON parser chokes on
-        return _answer(InvalidRequest.status, Problem(type=InvalidRequest.type, message="the body is not valid JSON"))
-    message = _HTTP_MESSAGES.get(error.status_code, error.detail)
-    return _answer(error.status_code, Problem(type=_HTTP_TYPES.get(error.status_code, "http_error"), message=message), dict(error.headers or {}))
-
-
-async def _on_fault(_: Request, __: Exception) -> JSONResponse:
-    fault = InternalError()
-    return _answer(fault.status, Problem(type=fault.type, message=fault.message))
+def problem_of(error: ServiceError) -> Problem:
+    return Problem(type=error.type, message=error.message, param=error.param)
 
 
 def _param(fault: dict[str, Any]) -> str | None:

@@ -134,7 +134,7 @@ def test_all_failed_is_a_500(client: TestClient, fleet: FakeFleet) -> None:
 
 
 def test_stream_tells_the_whole_story(client: TestClient, metrics: Metrics) -> None:
-    response = client.post("/stream", json={"prompt": "a cat", "seed": 7, "num_images": 2, "grid": True})
+    response = client.post("/stream", json={"prompt": "a cat", "seed": 7, "num_images": 2, "grid": True, "preview_steps": [1]})
     assert response.headers["content-type"].startswith("text/event-stream")
     events = events_of(response)
     start, end = events[0], events[-1]

@@ -15,7 +15,7 @@ import ray
 from ray import serve
 
 from serve_app.app import build
-from serve_app.config import AdmissionConfig, AppArgs, EngineConfig, LimitsConfig, ModelConfig, PreviewConfig
+from serve_app.config import AdmissionConfig, AppArgs, EngineConfig, FilesConfig, LimitsConfig, ModelConfig, PreviewConfig
 from serve_app.messages import ReplicaStatus
 
 APP = "test"
@@ -137,9 +137,10 @@ def running(cluster: Cluster, args: AppArgs) -> Iterator[Running]:
 
 
 @pytest.fixture(scope="session")
-def service(cluster: Cluster, tiny_path: Path) -> Iterator[Running]:
+def service(cluster: Cluster, tiny_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     """The service most tests share; a test leaves it idle."""
-    with running(cluster, tiny_args(tiny_path)) as service:
+    folder = tmp_path_factory.mktemp("files")
+    with running(cluster, tiny_args(tiny_path, files=FilesConfig(path=str(folder)))) as service:
         yield service
 
 
@@ -148,6 +149,14 @@ def app(service: Running) -> Iterator[Running]:
     eventually(service.idle)
     yield service
     eventually(service.idle)
+
+
+async def start_of(stream: AsyncIterator[dict[str, Any]]) -> str:
+    """Return the id in a stream's start event."""
+    async for event in stream:
+        if event["type"] == "start":
+            return str(event["id"])
+    raise AssertionError("a stream has a start")
 
 
 async def frames(response: httpx2.Response) -> AsyncIterator[dict[str, Any]]:

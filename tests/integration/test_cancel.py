@@ -1,18 +1,12 @@
 """Images stop when their client goes away, and when they are cancelled by id."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from pathlib import Path
 from random import Random
-from typing import Any
 
 import httpx2
 import pytest
-from ray import serve
-from ray.serve import RunTarget
 
-from serve_app.app import build
-from tests.integration.conftest import REPLICAS, SMALL, Cluster, Running, eventually, frames, tiny_args
+from tests.integration.conftest import SMALL, Running, eventually, frames, start_of
 
 LONG = {"prompt": "a red apple", **SMALL, "num_inference_steps": 998}
 
@@ -76,13 +70,6 @@ async def test_storms_of_clients_that_leave_at_any_moment_leave_no_trace(app: Ru
     await asyncio.to_thread(eventually, both_are_taken, 10)
 
 
-async def start_of(stream: AsyncIterator[dict[str, Any]]) -> str:
-    async for event in stream:
-        if event["type"] == "start":
-            return str(event["id"])
-    raise AssertionError("a stream has a start")
-
-
 async def test_one_image_is_cancelled_by_id_and_the_others_go_on(app: Running) -> None:
     body = {**LONG, "num_inference_steps": 300, "num_images": 3, "grid": True}
     async with httpx2.AsyncClient(base_url=app.url, timeout=60) as client, client.stream("POST", "/stream", json=body) as response:
@@ -119,26 +106,3 @@ async def test_all_images_are_cancelled_by_id_and_the_replicas_are_free(app: Run
 def test_what_nobody_paints_is_a_404(app: Running, path: str) -> None:
     response = app.http.delete(f"/generations/{path}")
     assert (response.status_code, response.json()["error"]["type"]) == (404, "not_found")
-
-
-def ready(url: str) -> int:
-    """Return how many replicas an ingress replica, whichever answers, has heard of."""
-    return int(httpx2.get(f"{url}/health").json()["replicas"]["ready"])
-
-
-async def test_it_reaches_the_ingress_replica_that_holds_the_request(cluster: Cluster, tiny_path: Path) -> None:
-    target = RunTarget(build(tiny_args(tiny_path, ingress_replicas=2)), name="two", route_prefix="/two")
-    await asyncio.to_thread(serve.run_many, [target])
-    try:
-        async with httpx2.AsyncClient(base_url=f"{cluster.url}/two", timeout=60) as client:
-            await asyncio.to_thread(eventually, lambda: all(ready(f"{cluster.url}/two") == REPLICAS for _ in range(8)))
-            for _ in range(10):  # whichever replica gets the one call and the other
-                async with client.stream("POST", "/stream", json={**LONG, "num_images": 2}) as response:
-                    stream = frames(response)
-                    id_ = await start_of(stream)
-                    assert (await client.delete(f"/generations/{id_}/images/0")).json() == {"id": id_, "cancelled": [0]}
-                    assert (await client.delete(f"/generations/{id_}/images/2")).status_code == 404
-                    assert (await client.delete(f"/generations/{id_}")).json() == {"id": id_, "cancelled": [0, 1]}
-                    assert [event["type"] async for event in stream][-1] == "completed"
-    finally:
-        await asyncio.to_thread(serve.delete, "two")

@@ -1,0 +1,67 @@
+"""The routes of fal-ai/fast-sdxl."""
+
+from collections.abc import AsyncGenerator, AsyncIterator
+from functools import partial
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Request, Response
+from fastapi.responses import StreamingResponse
+from fastapi.sse import EventSourceResponse, ServerSentEvent
+from pydantic import BaseModel
+
+from serve_app.config import AppArgs
+from serve_app.errors import NotFound
+from serve_app.ingress import sse
+from serve_app.ingress.fal.answers import data_uri, frames, output
+from serve_app.ingress.fal.errors import DIALECT
+from serve_app.ingress.fal.requests import fast_sdxl_input, own_request
+from serve_app.ingress.fal.schemas import FalErrorBody, FastSdxlInput, FastSdxlOutput, PreviewFrame
+from serve_app.ingress.files import Files, UrlOf
+from serve_app.ingress.pieces import in_pieces
+from serve_app.ingress.service import Service
+from serve_app.schemas import GenerateRequest
+
+
+def router(service: Service, request: type[GenerateRequest], args: AppArgs, files: Files | None) -> APIRouter:
+    """Return the routes of one service, whose own requests are `request`; without files images are data URIs."""
+    routes = APIRouter(prefix="/fal-ai/fast-sdxl", dependencies=[Depends(_not_queued)])
+    errors = DIALECT.responses
+    Body = fast_sdxl_input(request, args.model)  # noqa: N806 - a class, made for this service
+
+    def url_maker(body: FastSdxlInput, http: Request) -> UrlOf:
+        return data_uri if body.sync_mode or files is None else partial(files.url_of, request=http)
+
+    @routes.post("", response_model=FastSdxlOutput, responses=errors(404, 413, 422, 429, 500, 503, 504))
+    async def run(body: Body, http: Request) -> Response:  # type: ignore[valid-type]  # a class made at run time
+        """Paint all images, as fal's clients ask for them with `run`."""
+        result = await service.generate(own_request(body, request, args.model))
+        answer = await output(result.images, result.images[0].seed, result.parameters.prompt, result.timings, url_maker(body, http))
+        return StreamingResponse(in_pieces(answer), media_type="application/json")
+
+    async def accepted(body: Body, http: Request) -> AsyncIterator[AsyncGenerator[BaseModel]]:  # type: ignore[valid-type]  # as above
+        async with service.stream(own_request(body, request, args.model)) as events:
+            yield frames(events, url_maker(body, http))
+
+    described = sse.described(PreviewFrame, FastSdxlOutput, FalErrorBody)
+
+    @routes.post("/stream", response_class=EventSourceResponse, responses=described | errors(404, 413, 422, 429, 503))
+    async def stream(told: Annotated[AsyncGenerator[BaseModel], Depends(accepted)]) -> AsyncIterator[ServerSentEvent]:
+        """Paint all images and show how they form, as fal's clients ask for it with `stream`."""
+        async for frame in told:
+            yield ServerSentEvent(data=frame)
+
+    @routes.api_route("/requests/{rest:path}", methods=["GET", "POST", "PUT"], include_in_schema=False)
+    async def queued(rest: str) -> None:
+        raise _no_queue()
+
+    return routes
+
+
+def _not_queued(http: Request) -> None:
+    """Refuse what fal's clients send to a queue: at a host of that name, or with a webhook to call."""
+    if (http.url.hostname or "").startswith("queue.") or "fal_webhook" in http.query_params:
+        raise _no_queue()
+
+
+def _no_queue() -> NotFound:
+    return NotFound("there is no queue here, so no submit, subscribe, status or result: use run or stream")

@@ -1,0 +1,116 @@
+"""fal-ai/fast-sdxl as this service speaks it: input, output, the frames of a stream and errors."""
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+
+from serve_app.ingress.requests import ForeignRequest
+from serve_app.schemas import Answer, FieldError
+
+SizeName = Literal["square_hd", "square", "portrait_4_3", "portrait_16_9", "landscape_4_3", "landscape_16_9"]
+
+SIZES: dict[SizeName, tuple[int, int]] = {
+    "square_hd": (1024, 1024),
+    "square": (512, 512),
+    "portrait_4_3": (768, 1024),
+    "portrait_16_9": (576, 1024),
+    "landscape_4_3": (1024, 768),
+    "landscape_16_9": (1024, 576),
+}
+"""Width and height in pixels."""
+
+_NO_EFFECT = "Accepted, without effect."
+
+
+class Size(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    width: int
+    height: int
+
+
+def _name_or_size(size: Any) -> str:
+    return "name" if isinstance(size, str) else "size"
+
+
+class FastSdxlInput(ForeignRequest):
+    """The body of `POST /fal-ai/fast-sdxl`. The served model's defaults take the place of fal's; a null is the default.
+
+    `serve_app.ingress.fal.requests` derives the class whose fields without a default here are those of `GenerateRequest`.
+    """
+
+    prompt: str
+    negative_prompt: str
+    image_size: Annotated[Annotated[SizeName, Tag("name")] | Annotated[Size, Tag("size")], Discriminator(_name_or_size)] | None
+    num_inference_steps: int
+    guidance_scale: float
+    num_images: int
+    seed: int | None
+    format: Literal["jpeg", "png"] = Field(default="jpeg", description="File format of the images.")
+    sync_mode: bool = Field(default=False, description="Give images as data URIs, as is done in any case without the service's option files.path.")
+    request_id: str | None = Field(default=None, description=_NO_EFFECT)
+    enable_safety_checker: bool = Field(default=False, description="There is none: true is refused.")
+    safety_checker_version: Literal["v1", "v2"] | None = Field(default=None, description=_NO_EFFECT)
+    expand_prompt: bool = Field(default=False, description="Not supported: true is refused.")
+    loras: list[Any] = Field(default=[], description="Not supported: only an empty list is taken.")
+    embeddings: list[Any] = Field(default=[], description="Not supported: only an empty list is taken.")
+
+    @model_validator(mode="after")
+    def _can_be_painted(self) -> Self:
+        for field in ("enable_safety_checker", "expand_prompt", "loras", "embeddings"):
+            if getattr(self, field):
+                raise FieldError(field, "is not supported, and the picture would not be as asked for without it")
+        return self
+
+
+class File(Answer):
+    """An image at a URL: where it is stored, or a data URI, which has no file name."""
+
+    url: str
+    width: int
+    height: int
+    content_type: str
+    file_name: str | None
+    file_size: int
+
+
+class Failure(Answer):
+    """Why there is no image of this seed."""
+
+    image_index: int
+    seed: int
+    type: str
+    message: str
+
+
+class FastSdxlOutput(Answer):
+    """The answer, and the last frame of a stream. `seed` is the first of the request, `seeds` are those of `images`."""
+
+    images: list[File]
+    timings: dict[str, float] = Field(description="Seconds; `inference` is the denoising of the image that came last.")
+    seed: int
+    seeds: list[int]
+    prompt: str
+    failures: list[Failure]
+
+
+class PreviewFrame(Answer):
+    """A frame of a stream: one image as predicted after `step` of the steps."""
+
+    images: list[File]
+    image_index: int
+    seed: int
+    step: int
+    num_inference_steps: int
+
+
+class ErrorItem(Answer):
+    loc: list[str]
+    msg: str
+    type: str
+
+
+class FalErrorBody(Answer):
+    """An error; also the last frame of a stream without a single image."""
+
+    detail: list[ErrorItem]

@@ -1,0 +1,116 @@
+"""Images as files for a while, for answers that hold a URL in place of the image."""
+
+import asyncio
+import base64
+import os
+import re
+import secrets
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any, get_args
+
+from fastapi import APIRouter, Request, Response
+
+from serve_app.config import FilesConfig
+from serve_app.errors import NotFound
+from serve_app.ingress.problems import Dialect
+from serve_app.schemas import OutputFormat, Picture
+
+_NAME = re.compile(rf"[\w-]{{32}}\.({'|'.join(get_args(OutputFormat))})", re.ASCII)
+_UNFINISHED = ".part"
+_TIDY_INTERVAL_S = 60.0
+
+
+UrlOf = Callable[[Picture], Awaitable[str]]
+"""Keeps a picture and returns its URL."""
+
+
+class Files:
+    """A folder of images. It may be shared by several processes, which know no more of it than what lies there.
+
+    A file goes when it is older than `ttl_s`; while all are larger than `max_bytes` together, the oldest goes.
+    Files of other names are left alone.
+    """
+
+    def __init__(self, folder: Path, config: FilesConfig) -> None:
+        self._folder = folder
+        self._config = config
+        folder.mkdir(parents=True, exist_ok=True)
+
+    @asynccontextmanager
+    async def tidied(self) -> AsyncIterator[None]:
+        """Let files go when their time has come, for as long as the context is open."""
+
+        async def keep_tidy() -> None:
+            while True:
+                await asyncio.to_thread(self._tidy)
+                await asyncio.sleep(min(_TIDY_INTERVAL_S, self._config.ttl_s))
+
+        tidying = asyncio.create_task(keep_tidy())
+        try:
+            yield
+        finally:
+            tidying.cancel()
+            with suppress(asyncio.CancelledError):
+                await tidying
+
+    async def url_of(self, picture: Picture, request: Request) -> str:
+        """Keep a picture and return where it can be fetched: below `base_url`, or the address that the request was sent to."""
+        name = await asyncio.to_thread(self._save, picture)
+        return f"{(self._config.base_url or str(request.base_url)).rstrip('/')}/files/{name}"
+
+    async def read(self, name: str) -> bytes:
+        """Return a file that `url_of` has made. Raises NotFound."""
+        if _NAME.fullmatch(name):
+            with suppress(FileNotFoundError):
+                return await asyncio.to_thread(self._read, self._folder / name)
+        raise NotFound("there is no such file, or its time has passed")
+
+    def _read(self, path: Path) -> bytes:
+        if self._too_old(path.stat()):
+            raise FileNotFoundError
+        return path.read_bytes()
+
+    def _save(self, picture: Picture) -> str:
+        path = self._folder / f"{secrets.token_urlsafe(24)}.{picture.media_type.removeprefix('image/')}"
+        unfinished = path.with_name(path.name + _UNFINISHED)
+        unfinished.write_bytes(base64.b64decode(picture.b64_json))
+        unfinished.rename(path)
+        self._tidy()
+        return path.name
+
+    def _tidy(self) -> None:
+        total = 0
+        for stat, path in sorted(self._kept(), key=lambda kept: kept[0].st_mtime_ns, reverse=True):
+            total += stat.st_size
+            if self._too_old(stat) or total > self._config.max_bytes:
+                path.unlink(missing_ok=True)
+
+    def _kept(self) -> list[tuple[os.stat_result, Path]]:
+        kept = []
+        for path in self._folder.iterdir():
+            if _NAME.fullmatch(path.name.removesuffix(_UNFINISHED)):
+                with suppress(FileNotFoundError):  # another process tidies as well
+                    kept.append((path.stat(), path))
+        return kept
+
+    def _too_old(self, stat: os.stat_result) -> bool:
+        return stat.st_mtime < time.time() - self._config.ttl_s
+
+
+def router(files: Files, dialect: Dialect) -> APIRouter:
+    """Return the route that hands the files out."""
+    routes = APIRouter()
+    found: dict[int | str, dict[str, Any]] = {
+        200: {"content": {f"image/{kind}": {"schema": {"type": "string", "format": "binary"}} for kind in get_args(OutputFormat)}}
+    }
+
+    @routes.get("/files/{name}", response_class=Response, responses={**found, **dialect.responses(404)})
+    async def file(name: str) -> Response:
+        """Return an image whose URL an answer has given."""
+        content = await files.read(name)
+        return Response(content, media_type=f"image/{name.rpartition('.')[2]}", headers={"X-Content-Type-Options": "nosniff"})
+
+    return routes

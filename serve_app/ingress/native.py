@@ -1,0 +1,61 @@
+"""The service's own API: /generate, /stream, /generations, /health, /status."""
+
+from collections.abc import AsyncGenerator, AsyncIterator
+from typing import Annotated, get_args
+
+from fastapi import APIRouter, Depends, Response
+from fastapi.responses import JSONResponse, StreamingResponse
+from fastapi.sse import EventSourceResponse, ServerSentEvent
+
+from serve_app.ingress import sse
+from serve_app.ingress.pieces import in_pieces
+from serve_app.ingress.problems import Dialect
+from serve_app.ingress.service import Service
+from serve_app.schemas import BatchResult, Cancelled, ErrorBody, Event, GenerateRequest, Health, ServiceStatus
+
+DIALECT = Dialect(prefix="", model=ErrorBody, body=lambda _, problem: ErrorBody(error=problem))
+
+
+def router(service: Service, Body: type[GenerateRequest]) -> APIRouter:  # noqa: N803 - a class, made for this service
+    """Return the routes of one service, whose request bodies are `Body`."""
+    routes = APIRouter()
+    errors = DIALECT.responses
+
+    @routes.post("/generate", response_model=BatchResult, responses=errors(413, 422, 429, 500, 503, 504))
+    async def generate(body: Body) -> Response:  # type: ignore[valid-type]  # a class made at run time
+        """Paint all images and return them together."""
+        return StreamingResponse(in_pieces(await service.generate(body)), media_type="application/json")
+
+    async def accepted(body: Body) -> AsyncIterator[AsyncGenerator[Event]]:  # type: ignore[valid-type]  # as above
+        # A dependency, because the route itself is a generator: once it runs, the status is 200.
+        async with service.stream(body) as events:
+            yield events
+
+    @routes.post("/stream", response_class=EventSourceResponse, responses=errors(413, 422, 429, 503) | sse.described(*get_args(Event)))
+    async def stream(events: Annotated[AsyncGenerator[Event], Depends(accepted)]) -> AsyncIterator[ServerSentEvent]:
+        """Paint all images and tell how it goes, as server-sent events."""
+        async for event in events:
+            yield ServerSentEvent(data=event, event=event.type)
+
+    @routes.delete("/generations/{id}", responses=errors(404, 503))
+    async def cancel(id: str) -> Cancelled:
+        """Cancel all images of a running request that have not ended; repeatable. The id is in the stream's start event."""
+        return await service.cancel(id)
+
+    @routes.delete("/generations/{id}/images/{index}", responses=errors(404, 422, 503))
+    async def cancel_image(id: str, index: int) -> Cancelled:
+        """Cancel one image of a running request; the others go on. Repeatable."""
+        return await service.cancel(id, index)
+
+    @routes.get("/health", response_model=Health, responses={503: {"model": Health}})
+    async def health() -> JSONResponse:
+        """Say whether images can be painted: 200 with at least one replica ready, 503 while starting."""
+        state = service.health()
+        return JSONResponse(state.model_dump(), 200 if state.status == "ready" else 503)
+
+    @routes.get("/status")
+    async def status() -> ServiceStatus:
+        """Say how busy the service is, at most a second ago."""
+        return service.status()
+
+    return routes

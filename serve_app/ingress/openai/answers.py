@@ -1,0 +1,78 @@
+"""From the service's own answers and events to those of the OpenAI Images API."""
+
+import time
+from collections.abc import AsyncGenerator, AsyncIterator
+
+from fastapi.sse import format_sse_event
+
+from serve_app import schemas as own
+from serve_app.errors import GenerationFailed
+from serve_app.ingress.files import UrlOf
+from serve_app.ingress.openai.errors import body_of
+from serve_app.ingress.openai.schemas import CompletedEvent, ErrorEvent, FailedEvent, ImageItem, ImagesResponse, PartialImageEvent
+from serve_app.schemas import BatchResult, Event, GenerateRequest, Image, Picture
+
+DONE = "[DONE]"
+
+ImageEvent = PartialImageEvent | CompletedEvent | FailedEvent | ErrorEvent
+
+
+async def images_response(result: BatchResult, url_of: UrlOf | None) -> ImagesResponse:
+    """Return the answer to a request that is not a stream, with URLs or, without `url_of`, with the images themselves."""
+    parameters = result.parameters
+    return ImagesResponse(
+        created=result.created,
+        output_format=parameters.output_format,
+        size=f"{parameters.width}x{parameters.height}",
+        warnings=result.warnings,
+        data=[await _item(image, url_of) for image in result.images],
+    )
+
+
+async def _item(image: Image, url_of: UrlOf | None) -> ImageItem:
+    if not isinstance(image, Picture):
+        return ImageItem(image_index=image.index, seed=image.seed, failure=image.error)
+    if url_of is not None:
+        return ImageItem(url=await url_of(image), image_index=image.index, seed=image.seed)
+    return ImageItem(b64_json=image.b64_json, image_index=image.index, seed=image.seed)
+
+
+async def frames(events: AsyncIterator[Event], request: GenerateRequest) -> AsyncGenerator[bytes]:
+    """Yield a stream as it goes over the wire."""
+    async for event in events:
+        if (told := _told(event, request)) is not None:
+            yield format_sse_event(data_str=told.model_dump_json(), event=told.type)
+        if isinstance(told, ErrorEvent):
+            return
+    yield format_sse_event(data_str=DONE)
+
+
+def _told(event: Event, request: GenerateRequest) -> ImageEvent | None:
+    """Return what is told of an event: nothing of those that OpenAI has no word for."""
+    where = {"created_at": int(time.time()), "size": f"{request.width}x{request.height}"}
+    match event:
+        case own.PreviewEvent():
+            return PartialImageEvent(
+                b64_json=event.b64_json,
+                output_format="jpeg",
+                image_index=event.index,
+                seed=event.seed,
+                step=event.step,
+                partial_image_index=(request.preview_steps or []).index(event.step),
+                **where,
+            )
+        case own.ImageEvent():
+            return CompletedEvent(
+                b64_json=event.b64_json,
+                output_format=request.output_format,
+                image_index=event.index,
+                seed=event.seed,
+                step=request.num_inference_steps,
+                **where,
+            )
+        case own.FailedEvent() | own.CancelledEvent():
+            return FailedEvent(image_index=event.index, seed=event.seed, failure=event.error)
+        case own.ErrorEvent():
+            return ErrorEvent(error=body_of(GenerationFailed.status, event.error).error)
+        case _:
+            return None

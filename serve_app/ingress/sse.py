@@ -1,0 +1,54 @@
+"""Server-sent events, where FastAPI's own are not enough: how they are described, and a stream from a route that may also answer otherwise."""
+
+import asyncio
+from collections.abc import AsyncGenerator
+from typing import Any
+
+from fastapi.sse import KEEPALIVE_COMMENT, EventSourceResponse
+from pydantic import BaseModel
+
+_PING_INTERVAL_S = 15.0
+
+
+def described(*events: type[BaseModel], last: str | None = None) -> dict[int | str, dict[str, Any]]:
+    """Return the OpenAPI description of a stream of such events, named by their `type` where they have one, ended by the bare data `last`.
+
+    Models inside the events must be part of other answers as well: they are referred to.
+    """
+    frames = [_frame(event) for event in events]
+    if last is not None:
+        frames.append({"type": "object", "properties": {"data": {"const": last}}, "required": ["data"]})
+    return {200: {"description": "Server-sent events", "content": {EventSourceResponse.media_type: {"itemSchema": {"oneOf": frames}}}}}
+
+
+def _frame(event: type[BaseModel]) -> dict[str, Any]:
+    schema = event.model_json_schema(ref_template="#/components/schemas/{model}", mode="serialization")
+    schema.pop("$defs", None)
+    data = {"type": "string", "contentMediaType": "application/json", "contentSchema": schema}
+    if "type" not in event.model_fields:
+        return {"type": "object", "properties": {"data": data}, "required": ["data"]}
+    name = {"const": event.model_fields["type"].default}
+    return {"type": "object", "properties": {"event": name, "data": data}, "required": ["event", "data"]}
+
+
+def streamed(frames: AsyncGenerator[bytes]) -> EventSourceResponse:
+    """Return an answer of such frames, as FastAPI makes it of a route that is a generator: with pings while none come."""
+    return EventSourceResponse(_with_pings(frames), headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
+
+
+async def _with_pings(frames: AsyncGenerator[bytes]) -> AsyncGenerator[bytes]:
+    following = asyncio.ensure_future(anext(frames, None))
+    try:
+        while True:
+            await asyncio.wait([following], timeout=_PING_INTERVAL_S)
+            if not following.done():
+                yield KEEPALIVE_COMMENT
+            elif (frame := following.result()) is None:
+                return
+            else:
+                yield frame
+                following = asyncio.ensure_future(anext(frames, None))
+    finally:
+        following.cancel()
+        await asyncio.gather(following, return_exceptions=True)
+        await frames.aclose()

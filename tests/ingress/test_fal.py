@@ -1,0 +1,191 @@
+"""fal's fast-sdxl over a fleet that is a fake."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from starlette.testclient import TestClient
+
+from serve_app.config import FilesConfig, ModelConfig
+from serve_app.errors import SlotFailed
+from serve_app.fanout.fanout import FanOut
+from serve_app.fanout.fleet import FleetStatus
+from serve_app.ingress.api import create_api
+from serve_app.messages import Slot
+from tests.fakes import FakeFleet, Metrics, NoPeers
+from tests.ingress.conftest import ARGS
+
+URL = "/fal-ai/fast-sdxl"
+
+
+@pytest.fixture
+def large(fleet: FakeFleet, tmp_path: Path) -> Iterator[TestClient]:
+    """A service of large pictures that stores files."""
+    args = ARGS.model_copy(update={"model": ModelConfig(width=1024, height=1024, max_size=1024), "files": FilesConfig(path=str(tmp_path))})
+    with TestClient(create_api(FanOut(fleet, NoPeers(), args, Metrics()), args)) as client:
+        yield client
+
+
+def frames_of(response: Any) -> list[dict[str, Any]]:
+    """Return a stream's frames, bare data as fal's are."""
+    assert response.headers["content-type"].startswith("text/event-stream")
+    return [json.loads(frame.removeprefix("data: ")) for frame in response.text.strip().split("\n\n")]
+
+
+def data_uri(index: int, seed: int) -> dict[str, Any]:
+    url = f"data:image/jpeg;base64,picture{seed}"
+    return {"url": url, "width": 256, "height": 256, "content_type": "image/jpeg", "file_name": None, "file_size": 6}
+
+
+def test_the_output_has_fals_fields(client: TestClient) -> None:
+    answer = client.post(URL, json={"prompt": "a cat", "num_images": 2, "seed": 7}).json()
+    timings = answer.pop("timings")
+    assert answer == {"images": [data_uri(i, 7 + i) for i in range(2)], "seed": 7, "seeds": [7, 8], "prompt": "a cat", "failures": []}
+    assert {"inference", "total"} <= set(timings)
+    assert all(isinstance(seconds, float) for seconds in timings.values())
+
+
+def test_where_nothing_is_said_the_models_defaults_hold(client: TestClient, fleet: FakeFleet) -> None:
+    nulls = dict.fromkeys(("image_size", "num_inference_steps", "guidance_scale", "seed", "format", "loras", "request_id"))
+    for body in ({"prompt": "a"}, {"prompt": "a", **nulls}):
+        assert client.post(URL, json=body).status_code == 200
+    assert {(s.width, s.height, s.num_inference_steps, s.guidance_scale, s.output_format) for s in fleet.slots} == {(256, 256, 20, 3.0, "jpeg")}
+    assert len(fleet.slots) == 2
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [
+        ("square_hd", (1024, 1024)),
+        ("square", (512, 512)),
+        ("portrait_4_3", (768, 1024)),
+        ("portrait_16_9", (576, 1024)),
+        ("landscape_4_3", (1024, 768)),
+        ("landscape_16_9", (1024, 576)),
+        ({"width": 640, "height": 128}, (640, 128)),
+        (None, (1024, 1024)),
+    ],
+    ids=str,
+)
+def test_sizes_have_names(large: TestClient, fleet: FakeFleet, size: Any, expected: tuple[int, int]) -> None:
+    assert large.post(URL, json={"prompt": "a", "image_size": size, "sync_mode": True}).status_code == 200
+    assert (fleet.slots[0].width, fleet.slots[0].height) == expected
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"enable_safety_checker": False},
+        {"safety_checker_version": "v1"},
+        {"expand_prompt": False},
+        {"loras": []},
+        {"embeddings": []},
+        {"sync_mode": True},
+        {"request_id": "x"},
+        {"format": "png"},
+    ],
+    ids=str,
+)
+def test_what_changes_nothing_is_accepted(client: TestClient, body: dict[str, Any]) -> None:
+    assert client.post(URL, json={"prompt": "a", **body}).status_code == 200
+
+
+@pytest.mark.parametrize("route", [URL, f"{URL}/stream"])
+@pytest.mark.parametrize(
+    ("body", "field", "says"),
+    [
+        ({"prompt": ""}, "prompt", "at least 1 character"),
+        ({"enable_safety_checker": True}, "enable_safety_checker", "not supported"),
+        ({"expand_prompt": True}, "expand_prompt", "not supported"),
+        ({"loras": [{"path": "x"}]}, "loras", "not supported"),
+        ({"embeddings": [{"path": "x"}]}, "embeddings", "not supported"),
+        ({"image_size": "square_hd"}, "image_size", "1024x1024 is not served; width and height must be multiples of 8 from 64 to 512"),
+        ({"image_size": {"width": 100, "height": 64}}, "image_size", "multiples of 8"),
+        ({"image_size": "huge"}, "image_size", "square_hd"),
+        ({"image_size": 512}, "image_size", ""),
+        ({"num_images": 10}, "num_images", "less than or equal to 9"),
+        ({"num_inference_steps": 51}, "num_inference_steps", "50"),
+        ({"seed": -1}, "seed", "0"),
+        ({"format": "webp"}, "format", "jpeg"),
+        ({"image_url": "https://x"}, "image_url", "no such field"),
+    ],
+    ids=str,
+)
+def test_what_would_not_be_as_asked_for_is_a_422_in_fals_words(
+    client: TestClient, fleet: FakeFleet, route: str, body: dict[str, Any], field: str, says: str
+) -> None:
+    response = client.post(route, json={"prompt": "a", **body})
+    assert response.status_code == 422
+    ((fault),) = response.json()["detail"]
+    assert (set(fault), fault["loc"][:2], fault["type"]) == ({"loc", "msg", "type"}, ["body", field], "invalid_request")
+    assert says in fault["msg"]
+    assert not fleet.slots
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "host"),
+    [
+        ("POST", f"{URL}?fal_webhook=https://x", "testserver"),
+        ("POST", URL, "queue.example.com"),
+        ("GET", f"{URL}/requests/1/status", "queue.example.com"),
+        ("GET", f"{URL}/requests/1", "testserver"),
+        ("PUT", f"{URL}/requests/1/cancel", "testserver"),
+    ],
+)
+def test_what_belongs_to_a_queue_is_a_404_that_says_so(client: TestClient, method: str, path: str, host: str) -> None:
+    response = client.request(method, path, headers={"host": host}, json={"prompt": "a"} if method == "POST" else None)
+    assert response.status_code == 404
+    assert "there is no queue here" in response.json()["detail"][0]["msg"]
+
+
+def test_every_other_error_is_in_fals_words(client: TestClient, fleet: FakeFleet) -> None:
+    assert client.get("/fal-ai/flux").json()["detail"][0]["type"] == "not_found"
+    assert client.post(URL, json={"prompt": "a" * 20_000}).json()["detail"][0]["type"] == "payload_too_large"
+    fleet.status = FleetStatus()
+    refused = client.post(URL, json={"prompt": "a"})
+    assert (refused.status_code, refused.json()["detail"][0]["type"]) == (503, "not_ready")
+
+
+def test_images_are_at_urls_unless_they_are_to_come_at_once(large: TestClient) -> None:
+    (stored,) = large.post(URL, json={"prompt": "a", "seed": 7}).json()["images"]
+    assert stored["url"] == f"http://testserver/files/{stored['file_name']}"
+    assert large.get(stored["url"]).headers["content-type"] == "image/jpeg"
+    assert len(large.get(stored["url"]).content) == stored["file_size"]
+    (at_once,) = large.post(URL, json={"prompt": "a", "sync_mode": True}).json()["images"]
+    assert at_once["url"].startswith("data:image/jpeg;base64,")
+
+
+async def second_fails(slot: Slot) -> None:
+    if slot.index == 1:
+        raise SlotFailed("out_of_memory", "no room")
+
+
+async def all_fail(slot: Slot) -> None:
+    raise SlotFailed("out_of_memory", "no room")
+
+
+@pytest.mark.parametrize("route", ["", "/stream"])
+def test_a_failed_image_is_missing_and_said_to_be(client: TestClient, fleet: FakeFleet, route: str) -> None:
+    fleet.before = second_fails
+    response = client.post(URL + route, json={"prompt": "a", "seed": 0, "num_images": 3})
+    answer = frames_of(response)[-1] if route else response.json()
+    assert (len(answer["images"]), answer["seeds"], answer["seed"]) == (2, [0, 2], 0)
+    assert answer["failures"] == [{"image_index": 1, "seed": 1, "type": "out_of_memory", "message": "no room"}]
+
+
+def test_all_failed_is_a_500_and_the_last_frame_of_a_stream(client: TestClient, fleet: FakeFleet) -> None:
+    fleet.before = all_fail
+    response = client.post(URL, json={"prompt": "a"})
+    assert (response.status_code, response.json()["detail"][0]["type"]) == (500, "generation_failed")
+    assert frames_of(client.post(f"{URL}/stream", json={"prompt": "a"}))[-1] == response.json()
+
+
+def test_a_stream_shows_previews_and_then_the_output(client: TestClient) -> None:
+    *previews, last = frames_of(client.post(f"{URL}/stream", json={"prompt": "a cat", "num_images": 2, "seed": 7}))
+    assert [(p["image_index"], p["seed"], p["step"]) for p in previews if p["image_index"] == 1] == [(1, 8, step) for step in (1, 5, 10, 15)]
+    assert previews[0]["images"] == [
+        {"url": "data:image/jpeg;base64,preview", "width": 8, "height": 8, "content_type": "image/jpeg", "file_name": None, "file_size": 3}
+    ]
+    assert (last["images"], last["seeds"], last["prompt"]) == ([data_uri(i, 7 + i) for i in range(2)], [7, 8], "a cat")

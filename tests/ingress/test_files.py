@@ -1,0 +1,128 @@
+"""Files that live for a while in a folder that several processes share."""
+
+import base64
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from starlette.requests import Request
+from starlette.testclient import TestClient
+
+from serve_app.config import AppArgs, FilesConfig
+from serve_app.errors import NotFound
+from serve_app.fanout.fanout import FanOut
+from serve_app.ingress.api import create_api
+from serve_app.ingress.files import Files
+from serve_app.schemas import Picture
+from tests.fakes import FakeFleet, Metrics, NoPeers
+
+REQUEST = Request({"type": "http", "scheme": "http", "server": ("host", 80), "path": "/v1/images/generations", "root_path": "", "headers": []})
+MEGABYTE = 2**20
+
+
+def picture(content: bytes = b"picture", media_type: str = "image/png") -> Picture:
+    return Picture(index=0, seed=0, width=8, height=8, media_type=media_type, b64_json=base64.b64encode(content).decode())
+
+
+def age(folder: Path, name: str, seconds: float) -> None:
+    then = time.time() - seconds
+    os.utime(folder / name, (then, then))
+
+
+async def saved(files: Files, content: bytes = b"picture") -> str:
+    """Return the name of a new file."""
+    return (await files.url_of(picture(content), REQUEST)).rpartition("/")[2]
+
+
+async def test_what_is_saved_is_found_under_an_unguessable_name(tmp_path: Path) -> None:
+    files, elsewhere = (Files(tmp_path / "new" / "folder", FilesConfig()) for _ in range(2))
+    names = [await saved(files, b"%d" % i) for i in range(20)]
+    assert len(set(names)) == 20
+    assert all(len(name) == 36 for name in names)
+    assert [await elsewhere.read(name) for name in names] == [b"%d" % i for i in range(20)], "whichever process is asked"
+    assert sorted(os.listdir(tmp_path / "new" / "folder")) == sorted(names), "no unfinished file is left"
+
+
+@pytest.mark.parametrize(
+    ("base_url", "expected"),
+    [(None, "http://host/files/"), ("https://images.example.com", "https://images.example.com/files/"), ("https://a.b/c/", "https://a.b/c/files/")],
+)
+async def test_urls_begin_as_configured(tmp_path: Path, base_url: str | None, expected: str) -> None:
+    url = await Files(tmp_path, FilesConfig(base_url=base_url)).url_of(picture(), REQUEST)
+    assert url.startswith(expected)
+
+
+async def test_a_file_whose_time_has_passed_is_gone_and_then_deleted(tmp_path: Path) -> None:
+    files = Files(tmp_path, FilesConfig(ttl_s=100))
+    old, young = await saved(files), await saved(files)
+    age(tmp_path, old, 101)
+    age(tmp_path, young, 99)
+    with pytest.raises(NotFound):
+        await files.read(old)
+    async with files.tidied():
+        while (tmp_path / old).exists():
+            await files.read(young)
+    assert os.listdir(tmp_path) == [young]
+
+
+async def test_the_oldest_go_first_when_there_are_too_many(tmp_path: Path) -> None:
+    files = Files(tmp_path, FilesConfig(max_bytes=2 * MEGABYTE))
+    names = []
+    for i in range(4):
+        names.append(await saved(files, bytes(MEGABYTE - 100)))
+        age(tmp_path, names[-1], 10 - i)
+    last = await saved(files, bytes(MEGABYTE - 100))
+    assert sorted(os.listdir(tmp_path)) == sorted([names[-1], last])
+
+
+async def test_what_is_not_ours_is_left_alone_and_what_was_never_finished_is_not(tmp_path: Path) -> None:
+    files = Files(tmp_path, FilesConfig(ttl_s=100))
+    unfinished = await saved(files) + ".part"
+    for name in ("holiday.png", unfinished):
+        (tmp_path / name).write_bytes(b"")
+        age(tmp_path, name, 1000)
+    with pytest.raises(NotFound):
+        await files.read(unfinished)
+    await saved(files)
+    assert (tmp_path / "holiday.png").exists()
+    assert not (tmp_path / unfinished).exists()
+
+
+@pytest.fixture
+def serve(tmp_path: Path) -> Callable[..., TestClient]:
+    def make(**files: Any) -> TestClient:
+        args = AppArgs(files=FilesConfig(**files))
+        return TestClient(create_api(FanOut(FakeFleet(), NoPeers(), args, Metrics()), args))
+
+    return make
+
+
+@pytest.mark.parametrize("output_format", ["png", "jpeg", "webp"])
+def test_a_file_is_sent_as_what_it_is(serve: Callable[..., TestClient], tmp_path: Path, output_format: str) -> None:
+    with serve(path=str(tmp_path / "files")) as client:
+        name = f"{'a' * 32}.{output_format}"
+        (tmp_path / "files" / name).write_bytes(b"picture")
+        response = client.get(f"/files/{name}")
+    assert (response.status_code, response.content, response.headers["content-type"]) == (200, b"picture", f"image/{output_format}")
+    assert response.headers["x-content-type-options"] == "nosniff"
+
+
+@pytest.mark.parametrize(
+    "name", ["..%2Fsecret.png", "../secret.png", "%2e%2e/secret.png", "secret.png", "a" * 32 + ".png%00", "a" * 32, "", "a" * 32 + ".png"]
+)
+def test_nothing_else_can_be_fetched(serve: Callable[..., TestClient], tmp_path: Path, name: str) -> None:
+    (tmp_path / "secret.png").write_bytes(b"secret")
+    (tmp_path / "files").mkdir()
+    (tmp_path / "files" / "secret.png").write_bytes(b"secret")
+    with serve(path=str(tmp_path / "files")) as client:
+        response = client.get(f"/files/{name}")
+    assert (response.status_code, response.json()["error"]["type"]) == (404, "not_found")
+
+
+def test_without_a_folder_there_is_no_such_route(serve: Callable[..., TestClient]) -> None:
+    with serve() as client:
+        assert "/files/{name}" not in client.get("/openapi.json").json()["paths"]
+        assert client.get(f"/files/{'a' * 32}.png").status_code == 404

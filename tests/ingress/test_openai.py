@@ -1,0 +1,299 @@
+"""The OpenAI Images API over a fleet that is a fake: what is asked for, and in which words it is refused."""
+
+import asyncio
+import json
+from typing import Any
+
+import pytest
+from openai import APIError, BadRequestError, NotFoundError, OpenAI
+from starlette.testclient import TestClient
+
+from serve_app.errors import SlotFailed
+from serve_app.fanout.fanout import FanOut
+from serve_app.fanout.fleet import FleetStatus
+from serve_app.ingress import sse
+from serve_app.ingress.api import create_api
+from serve_app.messages import Slot
+from tests.fakes import REPLICA, FakeFleet, Metrics, NoPeers
+from tests.ingress.conftest import ARGS
+
+URL = "/v1/images/generations"
+
+
+@pytest.fixture
+def sdk(client: TestClient) -> OpenAI:
+    return OpenAI(api_key="none", base_url="http://testserver/v1", http_client=client, max_retries=0)
+
+
+def frames_of(response: Any) -> list[dict[str, Any]]:
+    """Return a stream's events, having checked that each is named by its type and that the last frame is OpenAI's."""
+    *frames, done = response.text.strip().split("\n\n")
+    assert done == "data: [DONE]"
+    events = []
+    for frame in frames:
+        name, data = frame.split("\n")
+        events.append(json.loads(data.removeprefix("data: ")))
+        assert name == f"event: {events[-1]['type']}"
+    return events
+
+
+def test_an_answer_has_openais_fields_and_ours(client: TestClient) -> None:
+    answer = client.post(URL, json={"prompt": "a", "n": 2, "seed": 7}).json()
+    assert answer.pop("created") > 0
+    assert answer == {
+        "background": "opaque",
+        "output_format": "png",
+        "quality": "auto",
+        "size": "256x256",
+        "warnings": [],
+        "data": [{"b64_json": f"picture{7 + i}", "url": None, "image_index": i, "seed": 7 + i, "failure": None} for i in range(2)],
+    }
+
+
+def test_what_is_asked_for_is_what_is_painted(sdk: OpenAI, fleet: FakeFleet) -> None:
+    sdk.images.generate(
+        prompt="a cat",
+        n=2,
+        size="128x64",
+        output_format="webp",
+        output_compression=80,
+        extra_body={"seeds": [5, 9], "negative_prompt": "dull", "num_inference_steps": 12, "guidance_scale": 4.5, "scheduler": "ddim"},
+    )
+    (slot, other) = fleet.slots
+    assert (slot.seed, other.seed, slot.prompt, slot.negative_prompt) == (5, 9, "a cat", "dull")
+    assert (slot.width, slot.height, slot.output_format, slot.output_compression) == (128, 64, "webp", 80)
+    assert (slot.num_inference_steps, slot.guidance_scale, slot.scheduler) == (12, 4.5, "ddim")
+
+
+def test_where_nothing_is_said_it_is_one_image_by_the_models_defaults(client: TestClient, fleet: FakeFleet) -> None:
+    nulls = dict.fromkeys(("n", "size", "model", "quality", "background", "response_format", "stream", "partial_images", "user", "seed", "style"))
+    for body in ({"prompt": "a"}, {"prompt": "a", "size": "auto"}, {"prompt": "a", **nulls}):
+        assert client.post(URL, json=body).status_code == 200
+    assert {(s.width, s.height, s.num_inference_steps, s.guidance_scale, s.output_format) for s in fleet.slots} == {(256, 256, 20, 3.0, "png")}
+    assert len(fleet.slots) == 3
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"quality": "hd"},
+        {"quality": "max"},
+        {"style": "vivid"},
+        {"moderation": "low"},
+        {"user": "me"},
+        {"safety_identifier": "me"},
+        {"background": "opaque"},
+        {"model": "gpt-image-1"},
+        {"model": "dall-e-3"},
+        {"model": "fake"},
+        {"partial_images": 0},
+    ],
+    ids=str,
+)
+def test_what_has_no_effect_is_accepted(client: TestClient, body: dict[str, Any]) -> None:
+    assert client.post(URL, json={"prompt": "a", **body}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("body", "param", "says"),
+    [
+        ({"prompt": ""}, "prompt", "at least 1 character"),
+        ({"prompt": None}, "prompt", "required"),
+        ({"n": 0}, "n", "greater than or equal to 1"),
+        ({"n": 10}, "n", "less than or equal to 9"),
+        ({"n": "2"}, "n", "integer"),
+        ({"size": "1024x1024"}, "size", "1024x1024 is not served; width and height must be multiples of 8 from 64 to 512"),
+        ({"size": "100x100"}, "size", "multiples of 8"),
+        ({"size": "big"}, "size", "auto or WIDTHxHEIGHT"),
+        ({"size": "٢٥٦x256"}, "size", "auto or WIDTHxHEIGHT"),
+        ({"output_format": "gif"}, "output_format", "png"),
+        ({"output_compression": 101}, "output_compression", "100"),
+        ({"partial_images": 1}, "partial_images", "stream"),
+        ({"partial_images": 4, "stream": True}, "partial_images", "3"),
+        ({"background": "transparent"}, "background", "opaque"),
+        ({"response_format": "url"}, "response_format", "files.path"),
+        ({"response_format": "url", "stream": True}, "response_format", "stream"),
+        ({"response_format": "file"}, "response_format", "url"),
+        ({"seed": -1}, "seed", "greater than or equal to 0"),
+        ({"seed": 1, "seeds": [1]}, "seeds", "either"),
+        ({"seeds": [1, 1]}, "seeds", "distinct"),
+        ({"seeds": [1, 2], "n": 3}, "n", "number of seeds"),
+        ({"num_inference_steps": 51}, "num_inference_steps", "50"),
+        ({"guidance_scale": 31}, "guidance_scale", "30"),
+        ({"scheduler": "plms"}, "scheduler", "euler"),
+        ({"steps": 5}, "steps", "no such field"),
+    ],
+    ids=str,
+)
+def test_bad_input_is_a_400_in_openais_words(sdk: OpenAI, client: TestClient, fleet: FakeFleet, body: dict[str, Any], param: str, says: str) -> None:
+    response = client.post(URL, json={"prompt": "a", **body})
+    error = response.json()["error"]
+    assert (response.status_code, set(error)) == (400, {"message", "type", "param", "code"})
+    assert (error["type"], error["param"], error["code"]) == ("invalid_request_error", param, "invalid_value")
+    assert error["message"].startswith(f"{param}: ")
+    assert says in error["message"]
+    assert not fleet.slots
+    with pytest.raises(BadRequestError, match=param) as raised:
+        sdk.images.generate(prompt="a", extra_body=body)
+    assert raised.value.param == param
+
+
+@pytest.mark.parametrize("content", [b"{", b"[]", b"\xff\xfe"])
+def test_a_body_that_is_no_request_is_a_400(client: TestClient, content: bytes) -> None:
+    response = client.post(URL, content=content, headers={"content-type": "application/json"})
+    assert (response.status_code, response.json()["error"]["type"]) == (400, "invalid_request_error")
+
+
+def test_another_model_is_not_found(sdk: OpenAI) -> None:
+    for asked in (lambda: sdk.images.generate(prompt="a", model="flux"), lambda: sdk.models.retrieve("flux")):
+        with pytest.raises(NotFoundError, match="flux is not served here; fake is") as raised:
+            asked()
+        assert (raised.value.code, raised.value.param) == ("model_not_found", "model")
+
+
+def test_the_served_model_is_listed(sdk: OpenAI) -> None:
+    (card,) = sdk.models.list()
+    assert (card.id, card.object) == ("fake", "model")
+    assert sdk.models.retrieve("fake") == card
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "code"),
+    [("GET", "/v1/nope", 404, "not_found"), ("GET", URL, 405, "method_not_allowed"), ("POST", URL, 413, "payload_too_large")],
+)
+def test_every_error_below_v1_is_in_openais_words(client: TestClient, method: str, path: str, status: int, code: str) -> None:
+    response = client.request(method, path, json={"prompt": "a" * 20_000})
+    error = response.json()["error"]
+    assert (response.status_code, error["type"], error["code"], error["param"]) == (status, "invalid_request_error", code, None)
+
+
+def test_a_full_line_is_a_429_with_retry_after(client: TestClient, fleet: FakeFleet) -> None:
+    fleet.status = FleetStatus((REPLICA,), 0.5)
+    full = FanOut(fleet, NoPeers(), ARGS, Metrics())
+    for image in range(13):
+        full._line.join(image, lambda: None)
+    with TestClient(create_api(full, ARGS)) as busy:
+        for stream in (False, True):
+            response = busy.post(URL, json={"prompt": "a", "stream": stream})
+            assert (response.status_code, response.headers["retry-after"]) == (429, "2")
+            assert response.json()["error"]["type"] == "rate_limit_error"
+            assert response.json()["error"]["code"] == "rate_limit_exceeded"
+
+
+@pytest.mark.parametrize("route", [URL, "/v1/models"])
+def test_without_a_replica_it_is_a_503(client: TestClient, fleet: FakeFleet, route: str) -> None:
+    fleet.status = FleetStatus()
+    response = client.post(route, json={"prompt": "a"}) if route == URL else client.get(route)
+    assert (response.status_code, response.json()["error"]["type"], response.json()["error"]["code"]) == (503, "server_error", "not_ready")
+
+
+async def second_fails(slot: Slot) -> None:
+    if slot.index == 1:
+        raise SlotFailed("out_of_memory", "no room")
+
+
+async def all_fail(slot: Slot) -> None:
+    raise SlotFailed("out_of_memory", "no room")
+
+
+def test_a_failed_image_is_in_its_place(sdk: OpenAI, fleet: FakeFleet) -> None:
+    fleet.before = second_fails
+    answer = sdk.images.generate(prompt="a", n=3, extra_body={"seed": 0})
+    assert answer.data
+    assert [item.b64_json for item in answer.data] == ["picture0", None, "picture2"]
+    assert answer.data[1].to_dict() == {
+        "b64_json": None,
+        "url": None,
+        "image_index": 1,
+        "seed": 1,
+        "failure": {"type": "out_of_memory", "message": "no room"},
+    }
+
+
+def test_all_failed_is_a_500(client: TestClient, fleet: FakeFleet) -> None:
+    fleet.before = all_fail
+    response = client.post(URL, json={"prompt": "a"})
+    assert (response.status_code, response.json()["error"]["type"], response.json()["error"]["code"]) == (500, "server_error", "generation_failed")
+
+
+def test_a_stream_has_openais_events_and_says_whose_they_are(client: TestClient) -> None:
+    body = {"prompt": "a", "n": 2, "seed": 7, "stream": True, "partial_images": 1, "num_inference_steps": 2, "output_format": "webp"}
+    events = frames_of(client.post(URL, json=body))
+    for index in range(2):
+        partial, completed = (event for event in events if event["image_index"] == index)
+        common = {"background": "opaque", "quality": "auto", "size": "256x256", "image_index": index, "seed": 7 + index}
+        assert {**partial, "created_at": 0} == {
+            "type": "image_generation.partial_image",
+            "b64_json": "preview",
+            "output_format": "jpeg",
+            "partial_image_index": 0,
+            "step": 1,
+            "created_at": 0,
+            **common,
+        }
+        assert {**completed, "created_at": 0} == {
+            "type": "image_generation.completed",
+            "b64_json": f"picture{7 + index}",
+            "output_format": "webp",
+            "step": 2,
+            "created_at": 0,
+            **common,
+        }
+
+
+def test_a_failed_image_does_not_end_the_stream(sdk: OpenAI, fleet: FakeFleet) -> None:
+    fleet.before = second_fails
+    with sdk.images.generate(prompt="a", n=3, stream=True, extra_body={"seed": 0}) as stream:
+        events = [event.to_dict() for event in stream]
+    assert [e["image_index"] for e in events if e["type"] == "image_generation.completed"] == [0, 2]
+    assert [e for e in events if e["type"] == "image_generation.failed"] == [
+        {"type": "image_generation.failed", "image_index": 1, "seed": 1, "failure": {"type": "out_of_memory", "message": "no room"}}
+    ]
+
+
+def test_a_stream_without_a_picture_ends_in_an_error(sdk: OpenAI, fleet: FakeFleet) -> None:
+    fleet.before = all_fail
+    kinds: list[str] = []
+    with pytest.raises(APIError, match="all images failed: no room"), sdk.images.generate(prompt="a", n=2, stream=True) as stream:
+        kinds.extend(event.type for event in stream)
+    assert kinds == ["image_generation.failed"] * 2
+
+
+@pytest.mark.parametrize(
+    ("steps", "partial_images", "expected"),
+    [(20, 3, {5, 10, 15}), (20, 1, {10}), (30, 2, {10, 20}), (20, 0, set()), (2, 3, {1}), (1, 3, set()), (5, 3, {1, 2, 4})],
+)
+def test_partial_images_are_spread_over_the_steps(client: TestClient, fleet: FakeFleet, steps: int, partial_images: int, expected: set[int]) -> None:
+    fleet.status = FleetStatus((REPLICA,))
+
+    async def fail(slot: Slot) -> None:
+        raise SlotFailed("stop", "the slot is all that counts")
+
+    fleet.before = fail
+    client.post(URL, json={"prompt": "a", "stream": True, "partial_images": partial_images, "num_inference_steps": steps})
+    assert {slot.preview_steps for slot in fleet.slots} == {frozenset(expected)}
+
+
+async def test_a_silent_stream_is_kept_alive(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sse, "_PING_INTERVAL_S", 0.01)
+    go_on = asyncio.Event()
+    closed = False
+
+    async def frames() -> Any:
+        nonlocal closed
+        try:
+            yield b"one"
+            await go_on.wait()
+            yield b"two"
+            await asyncio.Event().wait()
+        finally:
+            closed = True
+
+    stream = sse._with_pings(frames())
+    assert [await anext(stream) for _ in range(3)] == [b"one", b": ping\n\n", b": ping\n\n"]
+    go_on.set()
+    while (frame := await anext(stream)) == b": ping\n\n":
+        pass
+    assert frame == b"two"
+    await stream.aclose()
+    assert closed

@@ -1,0 +1,50 @@
+"""Two ingress replicas: whichever gets the one call and the other."""
+
+import asyncio
+import base64
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx2
+import pytest
+from ray import serve
+from ray.serve import RunTarget
+
+from serve_app.app import build
+from serve_app.config import FilesConfig
+from tests.integration.conftest import REPLICAS, SMALL, Cluster, eventually, frames, start_of, tiny_args
+
+TRIES = 10
+LONG = {"prompt": "a red apple", **SMALL, "num_inference_steps": 998, "num_images": 2}
+
+
+@pytest.fixture(scope="module")
+def url(cluster: Cluster, tiny_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    url, files = f"{cluster.url}/two", FilesConfig(path=str(tmp_path_factory.mktemp("files")))
+    serve.run_many([RunTarget(build(tiny_args(tiny_path, ingress_replicas=2, files=files)), name="two", route_prefix="/two")])
+    eventually(lambda: all(httpx2.get(f"{url}/health").json()["replicas"]["ready"] == REPLICAS for _ in range(8)))
+    yield url
+    serve.delete("two")
+
+
+async def test_a_cancellation_reaches_the_replica_that_holds_the_request(url: str) -> None:
+    async with httpx2.AsyncClient(base_url=url, timeout=60) as client:
+        for _ in range(TRIES):
+            async with client.stream("POST", "/stream", json=LONG) as response:
+                stream = frames(response)
+                id_ = await start_of(stream)
+                assert (await client.delete(f"/generations/{id_}/images/0")).json() == {"id": id_, "cancelled": [0]}
+                assert (await client.delete(f"/generations/{id_}/images/2")).status_code == 404
+                assert (await client.delete(f"/generations/{id_}")).json() == {"id": id_, "cancelled": [0, 1]}
+                assert [event["type"] async for event in stream][-1] == "completed"
+
+
+async def test_a_file_is_found_by_all_of_them(url: str) -> None:
+    body = {"prompt": "a", "size": "64x64", "num_inference_steps": 1, "seed": 3}
+    async with httpx2.AsyncClient(base_url=url, timeout=60) as client:
+        (picture,) = (await client.post("/v1/images/generations", json=body)).json()["data"]
+        answers = await asyncio.gather(*[client.post("/v1/images/generations", json={**body, "response_format": "url"}) for _ in range(TRIES)])
+        for answer in answers:
+            (item,) = answer.json()["data"]
+            assert item["url"].startswith(f"{url}/files/")
+            assert (await client.get(item["url"])).content == base64.b64decode(picture["b64_json"])
