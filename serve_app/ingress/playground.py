@@ -1,11 +1,13 @@
 """The page at `/` and its static files: plain HTML, CSS and JavaScript modules, as they lie in `serve_app/playground/`."""
 
+from hashlib import sha256
+from os import PathLike, stat_result
 from pathlib import Path
 
 from fastapi import FastAPI, Request
-from fastapi.responses import HTMLResponse
-from starlette.responses import Response
-from starlette.staticfiles import StaticFiles
+from fastapi.responses import FileResponse, HTMLResponse, Response
+from starlette.datastructures import Headers
+from starlette.staticfiles import NotModifiedResponse, StaticFiles
 from starlette.types import Scope
 
 _FOLDER = Path(__file__).parent.parent / "playground"
@@ -24,10 +26,11 @@ _HEADERS = {
 
 
 class _Files(StaticFiles):
-    async def get_response(self, path: str, scope: Scope) -> Response:
-        response = await super().get_response(path, scope)
-        response.headers.update(_HEADERS)
-        return response
+    def file_response(self, full_path: str | PathLike[str], stat_result: stat_result, scope: Scope, status_code: int = 200) -> Response:
+        # Of the content, where Starlette takes age and size: in a reproducible build all files are of one age.
+        tag = sha256(Path(full_path).read_bytes()).hexdigest()
+        response = FileResponse(full_path, status_code, {**_HEADERS, "ETag": f'"{tag}"'}, stat_result=stat_result)
+        return NotModifiedResponse(response.headers) if self.is_not_modified(response.headers, Headers(scope=scope)) else response
 
 
 def install(api: FastAPI) -> None:

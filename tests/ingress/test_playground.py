@@ -1,12 +1,15 @@
 """The playground's files over HTTP."""
 
+import os
 import re
 from pathlib import Path
 
 import pytest
+from fastapi import FastAPI
 from starlette.testclient import TestClient
 
 import serve_app
+from serve_app.ingress import playground
 
 FOLDER = Path(serve_app.__file__).parent / "playground"
 FILES = sorted(path.name for path in FOLDER.iterdir())
@@ -33,6 +36,18 @@ def test_every_file_comes_with_a_strict_policy_and_is_asked_for_again_each_time(
     assert response.headers["cache-control"] == "no-cache"
     again = client.get(address, headers={"If-None-Match": response.headers["etag"]})
     assert (again.status_code, again.content) == (304, b"")
+
+
+def test_a_change_is_seen_whatever_the_age_of_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(playground, "_FOLDER", tmp_path)
+    api = FastAPI()
+    playground.install(api)
+    tags = set()
+    for text in ("one", "two"):
+        (tmp_path / "index.html").write_text(text)
+        os.utime(tmp_path / "index.html", (0, 0))
+        tags.add(TestClient(api).get("/").headers["etag"])
+    assert len(tags) == 2
 
 
 def test_the_page_is_html_and_its_modules_are_javascript(client: TestClient) -> None:
