@@ -98,7 +98,9 @@ class AdmissionConfig(Config):
 class FilesConfig(Config):
     """Where images are kept for answers that hold URLs, and for how long."""
 
-    path: str | None = Field(default=None, description="Folder of the files, shared by all ingress replicas. Null: no answers with URLs.")
+    path: str | None = Field(
+        default=None, pattern="^/", description="Absolute path of the files' folder, shared by all ingress replicas. Null: no answers with URLs."
+    )
     ttl_s: float = Field(default=3600.0, gt=0, description="How long a file is kept, in seconds.")
     max_bytes: int = Field(default=2**30, ge=2**20, description="Most bytes of all files together; the oldest go first.")
     base_url: str | None = Field(
@@ -106,6 +108,28 @@ class FilesConfig(Config):
         pattern=r"^https?://",
         description="What URLs begin with, such as https://images.example.com. Null: the address that the request was sent to.",
     )
+
+
+class AuthConfig(Config):
+    """Who may use the service. Keys are never part of a configuration, which is shown in dashboards and logs."""
+
+    keys_env: str | None = Field(
+        default=None, min_length=1, description="Name of an environment variable of the ingress with the API keys, separated by commas or lines."
+    )
+    keys_file: str | None = Field(
+        default=None, pattern="^/", description="Absolute path of a file with an API key on each line; it is read again when it changes."
+    )
+
+    @property
+    def required(self) -> bool:
+        """Whether a request needs a key."""
+        return self.keys_env is not None or self.keys_file is not None
+
+
+class CorsConfig(Config):
+    """Which other sites' pages may call the service."""
+
+    allow_origins: tuple[str, ...] = Field(default=(), description="Origins such as https://app.example.com, or `*` for any. Empty: none.")
 
 
 class AppArgs(Config):
@@ -122,6 +146,8 @@ class AppArgs(Config):
     limits: LimitsConfig = LimitsConfig()
     admission: AdmissionConfig = AdmissionConfig()
     files: FilesConfig = FilesConfig()
+    auth: AuthConfig = AuthConfig()
+    cors: CorsConfig = CorsConfig()
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:

@@ -31,6 +31,9 @@ def test_command_line_values_are_strings_and_are_converted() -> None:
         ({"engine": {"row_buckets": [4]}}, "row_buckets"),
         ({"admission": {"max_waiting_images": 8}}, "max_waiting_images"),
         ({"num_gpus": 2}, "less than or equal to 1"),
+        ({"files": {"path": "files"}}, "files.path"),  # relative to what, on which node?
+        ({"files": {"base_url": "images.example.com"}}, "files.base_url"),
+        ({"auth": {"keys_file": "keys"}}, "auth.keys_file"),
         ({"num_replicas": 0}, "greater than or equal to 1"),
     ],
 )

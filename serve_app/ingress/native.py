@@ -47,15 +47,22 @@ def router(service: Service, Body: type[GenerateRequest]) -> APIRouter:  # noqa:
         """Cancel one image of a running request; the others go on. Repeatable."""
         return await service.cancel(id, index)
 
+    @routes.get("/status")
+    async def status() -> ServiceStatus:
+        """Say how busy the service is, at most a second ago."""
+        return service.status()
+
+    return routes
+
+
+def health_router(service: Service) -> APIRouter:
+    """Return the one route that never needs a key."""
+    routes = APIRouter()
+
     @routes.get("/health", response_model=Health, responses={503: {"model": Health}})
     async def health() -> JSONResponse:
         """Say whether images can be painted: 200 with at least one replica ready, 503 while starting."""
         state = service.health()
         return JSONResponse(state.model_dump(), 200 if state.status == "ready" else 503)
-
-    @routes.get("/status")
-    async def status() -> ServiceStatus:
-        """Say how busy the service is, at most a second ago."""
-        return service.status()
 
     return routes

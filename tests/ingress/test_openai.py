@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -13,7 +14,9 @@ from serve_app.fanout.fanout import FanOut
 from serve_app.fanout.fleet import FleetStatus
 from serve_app.ingress import sse
 from serve_app.ingress.api import create_api
+from serve_app.ingress.openai.answers import frames
 from serve_app.messages import Slot
+from serve_app.schemas import Event, GenerateRequest, StartEvent
 from tests.fakes import REPLICA, FakeFleet, Metrics, NoPeers
 from tests.ingress.conftest import ARGS
 
@@ -27,10 +30,10 @@ def sdk(client: TestClient) -> OpenAI:
 
 def frames_of(response: Any) -> list[dict[str, Any]]:
     """Return a stream's events, having checked that each is named by its type and that the last frame is OpenAI's."""
-    *frames, done = response.text.strip().split("\n\n")
+    *sent, done = response.text.strip().split("\n\n")
     assert done == "data: [DONE]"
     events = []
-    for frame in frames:
+    for frame in sent:
         name, data = frame.split("\n")
         events.append(json.loads(data.removeprefix("data: ")))
         assert name == f"event: {events[-1]['type']}"
@@ -251,6 +254,21 @@ def test_a_failed_image_does_not_end_the_stream(sdk: OpenAI, fleet: FakeFleet) -
     ]
 
 
+async def test_a_request_whose_images_are_all_cancelled_is_done(fleet: FakeFleet) -> None:
+    service, request = FanOut(fleet, NoPeers(), ARGS, Metrics()), GenerateRequest(prompt="a", num_images=2, preview_steps=[])
+
+    async def cancelled(events: AsyncIterator[Event]) -> AsyncIterator[Event]:
+        async for event in events:
+            if isinstance(event, StartEvent):
+                await service.cancel(event.id)
+            yield event
+
+    async with service.stream(request) as events:
+        *failed, done = [frame async for frame in frames(cancelled(events), request)]
+    assert done == b"data: [DONE]\n\n"
+    assert [json.loads(frame.split(b"data: ")[1])["failure"]["type"] for frame in failed] == ["cancelled"] * 2
+
+
 def test_a_stream_without_a_picture_ends_in_an_error(sdk: OpenAI, fleet: FakeFleet) -> None:
     fleet.before = all_fail
     kinds: list[str] = []
@@ -279,7 +297,7 @@ async def test_a_silent_stream_is_kept_alive(monkeypatch: pytest.MonkeyPatch) ->
     go_on = asyncio.Event()
     closed = False
 
-    async def frames() -> Any:
+    async def sent() -> Any:
         nonlocal closed
         try:
             yield b"one"
@@ -289,7 +307,7 @@ async def test_a_silent_stream_is_kept_alive(monkeypatch: pytest.MonkeyPatch) ->
         finally:
             closed = True
 
-    stream = sse._with_pings(frames())
+    stream = sse._with_pings(sent())
     assert [await anext(stream) for _ in range(3)] == [b"one", b": ping\n\n", b": ping\n\n"]
     go_on.set()
     while (frame := await anext(stream)) == b": ping\n\n":

@@ -1,0 +1,80 @@
+"""API keys: who may use the service."""
+
+import hmac
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from serve_app.config import AuthConfig
+from serve_app.ingress.problems import Problems
+from serve_app.schemas import Problem
+
+_OPEN = {"/", "/health"}
+_OPEN_BELOW = ("/playground/", "/files/")
+_SCHEMES = {"bearer", "key"}  # OpenAI's and the service's own clients; fal's
+
+
+class KeyRing:
+    """The keys that are valid now: those of an environment variable and those of a file, which is read again when it changes.
+
+    Raises ValueError where either is configured and has none: the service must not start open, nor with keys nobody has.
+    """
+
+    def __init__(self, auth: AuthConfig, environ: Mapping[str, str] = os.environ) -> None:
+        self._fixed = _split(environ.get(auth.keys_env, "")) if auth.keys_env else []
+        self._file = Path(auth.keys_file) if auth.keys_file else None
+        self._read: tuple[tuple[int, int], list[bytes]] | None = None
+        if auth.keys_env and not self._fixed:
+            raise ValueError(f"auth.keys_env: the environment variable {auth.keys_env} is not set or holds no key")
+        if self._file and not self._from_file():
+            raise ValueError(f"auth.keys_file: there is no file {self._file} or it holds no key")
+
+    def __contains__(self, key: str) -> bool:
+        """Say whether a key is valid, in a time that tells nothing of how near it comes to one."""
+        given, found = key.encode(), False
+        for valid in (*self._fixed, *self._from_file()):
+            found |= hmac.compare_digest(given, valid)
+        return found
+
+    def _from_file(self) -> list[bytes]:
+        """Return the file's keys; none where it cannot be read, so that nobody gets in by a file that went away."""
+        if self._file is None:
+            return []
+        try:
+            stat = self._file.stat()
+            version = (stat.st_mtime_ns, stat.st_ino)
+            if self._read is None or self._read[0] != version:
+                self._read = (version, _split(self._file.read_text()))
+        except OSError:
+            return []
+        return self._read[1]
+
+
+def _split(text: str) -> list[bytes]:
+    return [key.strip().encode() for key in text.replace(",", "\n").splitlines() if key.strip()]
+
+
+class Keys:
+    """Refuse requests without a valid key with 401, but for the page, the health and stored files, whose names are secrets themselves."""
+
+    def __init__(self, app: ASGIApp, ring: KeyRing, problems: Problems) -> None:
+        self._app = app
+        self._ring = ring
+        self._problems = problems
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or self._may_pass(scope):
+            await self._app(scope, receive, send)
+            return
+        problem = Problem(type="unauthorized", message="a valid API key is needed, sent as Authorization: Bearer KEY")
+        await self._problems.answer(scope, 401, problem, {"WWW-Authenticate": "Bearer"})(scope, receive, send)
+
+    def _may_pass(self, scope: Scope) -> bool:
+        path = scope["path"].removeprefix(scope.get("root_path", ""))
+        if path in _OPEN or path.startswith(_OPEN_BELOW):
+            return True
+        scheme, _, key = Headers(scope=scope).get("authorization", "").partition(" ")
+        return scheme.lower() in _SCHEMES and key.strip() in self._ring

@@ -1,0 +1,114 @@
+"""The OpenAPI document describes every route, event and error truly."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+from starlette.testclient import TestClient
+
+from serve_app.config import FilesConfig
+from serve_app.fanout.fanout import FanOut
+from serve_app.ingress.api import create_api
+from serve_app.schemas import Event
+from tests.fakes import FakeFleet, Metrics, NoPeers
+from tests.ingress.conftest import ARGS
+
+ROUTES = {
+    ("/generate", "post"),
+    ("/stream", "post"),
+    ("/generations/{id}", "delete"),
+    ("/generations/{id}/images/{index}", "delete"),
+    ("/status", "get"),
+    ("/health", "get"),
+    ("/v1/images/generations", "post"),
+    ("/v1/models", "get"),
+    ("/v1/models/{model}", "get"),
+    ("/fal-ai/fast-sdxl", "post"),
+    ("/fal-ai/fast-sdxl/stream", "post"),
+    ("/files/{name}", "get"),
+}
+
+
+@pytest.fixture
+def document(tmp_path: Path) -> dict[str, Any]:
+    args = ARGS.model_copy(update={"files": FilesConfig(path=str(tmp_path))})
+    with TestClient(create_api(FanOut(FakeFleet(), NoPeers(), args, Metrics()), args)) as client:
+        answer: dict[str, Any] = client.get("/openapi.json").json()
+        return answer
+
+
+def references(part: Any) -> Iterator[str]:
+    if isinstance(part, dict):
+        if isinstance(part.get("$ref"), str):
+            yield part["$ref"]
+        part = list(part.values())
+    if isinstance(part, list):
+        for inner in part:
+            yield from references(inner)
+
+
+def events_of(document: dict[str, Any], path: str) -> list[dict[str, Any]]:
+    """Return the frames that a stream is said to have."""
+    content = document["paths"][path]["post"]["responses"]["200"]["content"]["text/event-stream"]
+    frames: list[dict[str, Any]] = content["itemSchema"]["oneOf"]
+    return frames
+
+
+def test_every_route_is_there_with_a_sentence(document: dict[str, Any]) -> None:
+    assert {(path, method) for path, operations in document["paths"].items() for method in operations} == ROUTES
+    assert all(operation["description"] for operations in document["paths"].values() for operation in operations.values())
+
+
+def test_nothing_refers_to_what_is_not_there(document: dict[str, Any]) -> None:
+    assert "HTTPValidationError" not in document["components"]["schemas"]
+    for reference in set(references(document)):
+        head, _, name = reference.rpartition("/")
+        assert head == "#/components/schemas"
+        assert name in document["components"]["schemas"], reference
+
+
+def test_errors_are_described_in_the_words_of_their_api(document: dict[str, Any]) -> None:
+    for path, operations in document["paths"].items():
+        body = {"v1": "OpenAIErrorBody", "fal-ai": "FalErrorBody", "health": "Health"}.get(path.split("/")[1], "ErrorBody")
+        for operation in operations.values():
+            errors = {status: answer for status, answer in operation["responses"].items() if status != "200"}
+            for status, answer in errors.items():
+                assert list(answer["content"]) == ["application/json"], (path, status)
+                assert answer["content"]["application/json"]["schema"]["$ref"].endswith(f"/{body}"), (path, status)
+            if path.startswith("/v1"):
+                assert "422" not in errors, "bad input is a 400 there"
+
+
+def test_every_event_of_a_stream_is_described_under_its_name(document: dict[str, Any]) -> None:
+    names = [frame["properties"]["event"]["const"] for frame in events_of(document, "/stream")]
+    assert names == [event.model_fields["type"].default for event in get_args(Event)]
+    for frame in events_of(document, "/stream"):
+        schema = frame["properties"]["data"]["contentSchema"]
+        assert schema["properties"]["type"]["const"] == frame["properties"]["event"]["const"]
+
+
+def test_also_those_of_the_other_apis(document: dict[str, Any]) -> None:
+    *events, done = events_of(document, "/v1/images/generations")
+    assert done["properties"]["data"] == {"const": "[DONE]"}
+    assert [frame["properties"]["event"]["const"] for frame in events] == [
+        "image_generation.partial_image",
+        "image_generation.completed",
+        "image_generation.failed",
+        "error",
+    ]
+    assert [f["properties"]["data"]["contentSchema"]["title"] for f in events_of(document, "/fal-ai/fast-sdxl/stream")] == [
+        "PreviewFrame",
+        "FastSdxlOutput",
+        "FalErrorBody",
+    ]
+
+
+def test_bounds_are_those_of_this_service(document: dict[str, Any]) -> None:
+    schemas = document["components"]["schemas"]
+    assert schemas["GenerateRequest"]["properties"]["num_images"]["maximum"] == 9
+    assert (schemas["ImagesRequest"]["properties"]["n"]["maximum"], schemas["ImagesRequest"]["properties"]["n"]["default"]) == (9, 1)
+    assert "multiples of 8 from 64 to 512" in schemas["ImagesRequest"]["properties"]["size"]["description"]
+    assert schemas["FastSdxlInput"]["properties"]["num_inference_steps"]["maximum"] == 50
+    for name in ("GenerateRequest", "ImagesRequest", "FastSdxlInput"):
+        assert all(field.get("description") for field in schemas[name]["properties"].values()), name
