@@ -11,7 +11,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from serve_app import __version__
 from serve_app.config import AppArgs
-from serve_app.ingress import fal, files, native, openai
+from serve_app.ingress import fal, files, native, openai, playground
 from serve_app.ingress.body_limit import BodyLimit
 from serve_app.ingress.files import Files
 from serve_app.ingress.keys import KeyRing, Keys
@@ -42,6 +42,7 @@ def create_api(service: Service, args: AppArgs) -> FastAPI:
     api.include_router(fal.router(service, request, args, stored), **_described(args, fal.DIALECT))
     if stored:
         api.include_router(files.router(stored, native.DIALECT))
+    playground.install(api)
     return api
 
 

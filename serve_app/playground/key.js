@@ -1,0 +1,57 @@
+// The API key: asked for when the service wants one, kept for this tab only.
+
+import { byId } from "./dom.js";
+
+const NAME = "parallel-sdxl-key";
+
+let asking = null;
+
+export const key = () => sessionStorage.getItem(NAME);
+
+/** Run an action that throws errors with a `status`; on 401 ask for a key and run it again, until it passes or the person declines. */
+export async function withKey(action) {
+  for (;;) {
+    const tried = key();
+    try {
+      return await action();
+    } catch (error) {
+      if (error.status !== 401) throw error;
+      if (key() !== tried) continue; // another action has been given one meanwhile
+      forgetKey();
+      if (!(await ask(tried ? "The service does not know this key." : ""))) throw error;
+    }
+  }
+}
+
+export function forgetKey() {
+  sessionStorage.removeItem(NAME);
+  showWhetherKept();
+}
+
+export function showWhetherKept() {
+  byId("forget-key").hidden = key() === null;
+}
+
+/** Open the dialog, once for all who ask at the same time; resolve to whether a key was given. */
+function ask(complaint) {
+  asking ??= new Promise((resolve) => {
+    const [dialog, input, error] = [byId("key"), byId("key-input"), byId("key-error")];
+    error.textContent = complaint;
+    error.hidden = !complaint;
+    input.value = "";
+    dialog.returnValue = "";
+    dialog.querySelector("form").onsubmit = (event) => {
+      event.preventDefault();
+      sessionStorage.setItem(NAME, input.value.trim());
+      dialog.close("given");
+    };
+    byId("key-cancel").onclick = () => dialog.close("");
+    dialog.onclose = () => {
+      asking = null;
+      showWhetherKept();
+      resolve(dialog.returnValue === "given");
+    };
+    dialog.showModal();
+  });
+  return asking;
+}

@@ -1,0 +1,166 @@
+// The page: what the form, the runs, the viewer and the history have to do with each other.
+
+import { requestProperties } from "./api.js";
+import { announce, byId, copy } from "./dom.js";
+import * as past from "./history.js";
+import { forgetKey, showWhetherKept } from "./key.js";
+import { Run, randomSeed, seedsFrom } from "./run.js";
+import { Settings, fromUrl, toUrl } from "./settings.js";
+import { watchService } from "./status.js";
+import { RunView } from "./tiles.js";
+import { view } from "./viewer.js";
+
+const MOST_RUNS = 12;
+
+const settings = new Settings(byId("settings"));
+const shown = new Map(); // the runs on the page, newest last, and their views
+const askService = watchService(() => [...shown.keys()].some((run) => run.active));
+
+const actions = { open: view, paint, use, more };
+
+async function connect() {
+  byId("unavailable").hidden = true;
+  try {
+    settings.describe(await requestProperties());
+  } catch (error) {
+    byId("unavailable").querySelector("p").textContent = error.message;
+    byId("unavailable").hidden = false;
+    return;
+  }
+  settings.fill(fromUrl());
+  byId("generate").disabled = false;
+  askService();
+}
+
+function generate() {
+  const values = settings.read();
+  if (!values) return;
+  history.replaceState(null, "", toUrl(values));
+  const run = Run.of(values, seedsFrom(values.seed ?? randomSeed(), values.num_images));
+  put(run);
+  paint(run, run.images);
+}
+
+async function paint(run, images) {
+  announce(`Painting ${count(images)}`);
+  const painting = run.paint(images);
+  askService();
+  try {
+    await painting;
+  } catch (error) {
+    if (error.status !== 422) throw error;
+    if (settings.reject(error.param, error.message) && !run.id) drop(run); // nothing of it was painted
+  }
+}
+
+/** Fill the form with a run's settings. */
+function use(run) {
+  settings.fill({ ...run.settings, seed: run.images[0].seed });
+  byId("prompt").focus();
+}
+
+/** Paint the seeds after this one that the run does not have, with the run's settings and as many images. */
+function more(run, image) {
+  const taken = new Set(run.images.map(({ seed }) => seed));
+  const first = seedsFrom(image.seed, taken.size + 1).find((seed) => !taken.has(seed));
+  settings.fill({ ...run.settings, seed: first });
+  generate();
+}
+
+function put(run) {
+  const runView = new RunView(run, actions);
+  run.addEventListener("settled", () => settled(run));
+  shown.set(run, runView);
+  byId("runs").prepend(runView.element);
+  byId("empty").hidden = true;
+  const oldest = [...shown.keys()].find((each) => !each.active && each !== run);
+  if (shown.size > MOST_RUNS && oldest) drop(oldest);
+  const { top } = runView.element.getBoundingClientRect();
+  if (top < 0 || top > innerHeight / 2) runView.element.scrollIntoView();
+}
+
+function drop(run) {
+  shown.get(run).discard();
+  shown.delete(run);
+  byId("empty").hidden = shown.size > 0;
+}
+
+async function settled(run) {
+  const ended = Map.groupBy(run.images, (image) => image.state);
+  const parts = [...ended].map(([state, images]) => `${count(images)} ${state}`);
+  announce(run.problem?.message ?? parts.join(", "));
+  askService();
+  await past.keep(run).then(showHistory, () => {}); // a browser that keeps nothing
+}
+
+async function showHistory() {
+  const kept = await past.entries();
+  byId("history").hidden = !kept.length;
+  for (const img of byId("history").querySelectorAll("img")) URL.revokeObjectURL(img.src);
+  byId("history").querySelector("ul").replaceChildren(...kept.map(historyItem));
+}
+
+function historyItem(entry) {
+  const label = `${entry.settings.prompt}, ${entry.images === 1 ? "1 image" : `${entry.images} images`}, seed ${entry.seed}`;
+  const button = Object.assign(document.createElement("button"), { type: "button", title: label, ariaLabel: label });
+  const img = Object.assign(document.createElement("img"), { src: URL.createObjectURL(entry.thumbnail), alt: "" });
+  button.append(img);
+  button.addEventListener("click", () => restore(entry));
+  const item = document.createElement("li");
+  item.append(button);
+  return item;
+}
+
+/** Show a kept run again, and fill the form with its settings. */
+async function restore(entry) {
+  let run = [...shown.keys()].find(({ id }) => id === entry.id);
+  if (!run) {
+    run = Run.kept(entry, await past.picturesOf(entry.id));
+    if (!run.images.length) return showHistory();
+    put(run);
+  }
+  settings.fill({ ...entry.settings, seed: entry.seed });
+  shown.get(run).element.scrollIntoView({ block: "nearest" });
+  announce(`${count(run.images)} back`);
+}
+
+const count = (images) => (images.length === 1 ? "1 image" : `${images.length} images`);
+
+byId("settings").addEventListener("submit", (event) => {
+  event.preventDefault();
+  generate();
+});
+document.addEventListener("keydown", (event) => {
+  if (event.key !== "Enter" || !(event.ctrlKey || event.metaKey) || document.querySelector("dialog[open]")) return;
+  event.preventDefault();
+  byId("generate").click();
+});
+byId("dice").addEventListener("click", () => {
+  const seed = randomSeed();
+  settings.set("seed", seed);
+  announce(`Seed ${seed}`);
+});
+byId("reset").addEventListener("click", () => settings.fill({ prompt: byId("prompt").value }));
+byId("copy-link").addEventListener("click", (event) => {
+  const values = settings.read();
+  if (values) copy(toUrl(values), event.currentTarget, "Link");
+});
+for (const chip of document.querySelectorAll(".chip")) {
+  chip.addEventListener("click", () => {
+    settings.set("prompt", chip.textContent);
+    byId("prompt").focus();
+  });
+}
+byId("clear-history").addEventListener("click", () => past.clear().then(showHistory));
+byId("forget-key").addEventListener("click", () => {
+  forgetKey();
+  askService();
+});
+byId("reconnect").addEventListener("click", connect);
+addEventListener("hashchange", () => settings.fill(fromUrl()));
+if (/Mac|iP/.test(navigator.platform)) byId("shortcut").textContent = "⌘ ⏎";
+byId("more").open = matchMedia("(min-width: 60rem)").matches;
+
+showWhetherKept();
+connect();
+showHistory().catch(() => {});

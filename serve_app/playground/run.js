@@ -1,0 +1,157 @@
+// A run: one prompt with its settings, some seeds, and what becomes of each image. No document in here.
+
+import { ApiError, cancel, sentence, stream } from "./api.js";
+
+const SEED_SPAN = 2 ** 32;
+const PREVIEWS_PER_IMAGE = 8;
+const LOST = "The connection was lost before this image was finished.";
+
+export const ACTIVE = new Set(["starting", "queued", "running"]);
+
+export const randomSeed = () => crypto.getRandomValues(new Uint32Array(1))[0];
+
+/** Return n seeds as the service counts them: the first, and one more each, modulo 2^32. */
+export const seedsFrom = (first, n) => Array.from({ length: n }, (_, i) => (first + i) % SEED_SPAN);
+
+/** How an event changes its image. */
+const CHANGES = {
+  queued: (event) => ({ state: "queued", position: event.position }),
+  progress: (event) => ({ state: "running", step: event.step, steps: event.num_inference_steps }),
+  preview: (event) => ({ ...CHANGES.progress(event), preview: `data:${event.media_type};base64,${event.b64_json}` }),
+  image: (event) => ({ state: "done", blob: toBlob(event) }),
+  failed: (event) => ({ state: "failed", reason: sentence(event.error.message) }),
+  cancelled: () => ({ state: "cancelled" }),
+};
+
+const fresh = (generation) => ({ state: "starting", step: 0, steps: 0, position: null, preview: null, reason: "", stopping: false, generation });
+
+/**
+ * Events: `image` (detail: the image that changed), `change` (of the run itself) and `settled` (no image is on its way any more).
+ *
+ * An image is { seed, state, step, steps, position, preview, blob, reason, stopping }; `state` is starting, queued, running, done, failed
+ * or cancelled, and `blob` is the picture once there is one.
+ */
+export class Run extends EventTarget {
+  /** `id` and `model` are null until the service has named them. */
+  constructor(settings, images, { id = null, model = null } = {}) {
+    super();
+    this.settings = Object.freeze({ ...settings });
+    this.images = images;
+    this.id = id;
+    this.model = model;
+    this.warnings = [];
+    this.problem = null;
+  }
+
+  static of(settings, seeds) {
+    return new Run(settings, seeds.map((seed) => ({ seed, blob: null, ...fresh(null) })));
+  }
+
+  /** Bring back a run whose pictures, { seed, blob } each, were kept. */
+  static kept({ id, settings, model }, pictures) {
+    return new Run(settings, pictures.map((picture) => ({ ...fresh(null), ...picture, state: "done" })), { id, model });
+  }
+
+  get active() {
+    return this.images.some((image) => ACTIVE.has(image.state));
+  }
+
+  /** Paint some of the images, again if need be, in one request. Refusals become `problem`; only invalid input (422) is thrown. */
+  async paint(images = this.images) {
+    const generation = { id: null, images, stop: new AbortController() };
+    this.#start(images, generation);
+    try {
+      for await (const event of stream(this.#body(images), generation.stop.signal)) this.#take(event, generation);
+      this.#leave(generation, "failed", LOST);
+    } catch (error) {
+      if (!generation.stop.signal.aborted) {
+        this.#refuse(generation, error);
+        if (error.status === 422) throw error;
+      }
+    } finally {
+      this.#leave(generation, "cancelled", "");
+      if (!this.active) this.dispatchEvent(new Event("settled"));
+    }
+  }
+
+  retryFailed() {
+    return this.paint(this.images.filter((image) => image.state === "failed"));
+  }
+
+  /** Stop one image; the stream says when it has stopped. */
+  async cancelImage(image) {
+    this.#change(image, { stopping: true });
+    // Without an id yet: #take sees to it once there is one.
+    if (image.generation.id !== null) await this.#stop(image);
+  }
+
+  /** Stop all images. Hanging up does it too, where the service cannot be told. */
+  async cancelAll() {
+    const generations = new Set(this.images.filter((image) => ACTIVE.has(image.state)).map((image) => image.generation));
+    await Promise.all([...generations].map(async (generation) => {
+      if (generation.id === null) return generation.stop.abort();
+      await cancel(generation.id).catch(() => generation.stop.abort());
+    }));
+  }
+
+  #body(images) {
+    const { seed, num_images, ...settings } = this.settings;
+    const preview_every = Math.min(100, Math.max(1, Math.round(settings.num_inference_steps / PREVIEWS_PER_IMAGE)));
+    return { ...settings, seeds: images.map((image) => image.seed), preview_every };
+  }
+
+  #stop(image) {
+    const { id, images } = image.generation;
+    return cancel(id, images.indexOf(image)).catch(() => this.#change(image, { stopping: false }));
+  }
+
+  #start(images, generation) {
+    this.problem = null;
+    for (const image of images) this.#change(image, fresh(generation));
+    this.dispatchEvent(new Event("change"));
+  }
+
+  #take(event, generation) {
+    if (event.type === "start") {
+      generation.id = event.id;
+      this.id ??= event.id;
+      this.model = event.parameters.model.name;
+      for (const image of generation.images) if (image.stopping) this.#stop(image);
+    }
+    if (event.warnings?.length) this.warnings = [...new Set([...this.warnings, ...event.warnings])];
+    if (event.type === "error") this.#leave(generation, "failed", sentence(event.error.message));
+    if (event.type === "queued") this.#moveOn(generation, event.position);
+    if (event.type in CHANGES) this.#change(generation.images[event.index], CHANGES[event.type](event));
+    else this.dispatchEvent(new Event("change"));
+  }
+
+  /** A place in line is taken by one image: whichever had it before is with a replica now, though it has not been heard of. */
+  #moveOn(generation, position) {
+    const before = generation.images.find((image) => image.state === "queued" && image.position === position);
+    if (before) this.#change(before, { state: "starting" });
+  }
+
+  #refuse(generation, error) {
+    if (!(error instanceof ApiError)) throw error;
+    const started = generation.id !== null;
+    if (!started) this.problem = { message: error.message, retryAt: error.retryAfterS === null ? null : Date.now() + 1000 * error.retryAfterS };
+    this.#leave(generation, "failed", started ? LOST : "Not painted.");
+  }
+
+  /** Give an end to the images of a generation that have none yet. */
+  #leave(generation, state, reason) {
+    for (const image of generation.images) if (ACTIVE.has(image.state)) this.#change(image, { state, reason });
+    this.dispatchEvent(new Event("change"));
+  }
+
+  #change(image, changes) {
+    Object.assign(image, changes);
+    // A picture that was to be painted again is still there if that is called off.
+    if (image.state === "cancelled" && image.blob) image.state = "done";
+    this.dispatchEvent(new CustomEvent("image", { detail: image }));
+  }
+}
+
+function toBlob({ b64_json, media_type }) {
+  return new Blob([Uint8Array.from(atob(b64_json), (letter) => letter.charCodeAt(0))], { type: media_type });
+}

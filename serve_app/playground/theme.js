@@ -1,0 +1,39 @@
+// Not a module: it runs before the first paint, so that a chosen theme never flashes in from the other one.
+(() => {
+  const NAME = "parallel-sdxl-theme";
+  const THEMES = ["auto", "light", "dark"];
+  const root = document.documentElement;
+
+  function stored() {
+    try {
+      return localStorage.getItem(NAME);
+    } catch {
+      return null; // a browser that keeps nothing
+    }
+  }
+
+  function choose(theme) {
+    root.dataset.theme = theme;
+    try {
+      localStorage.setItem(NAME, theme);
+    } catch {
+      // for this page alone, then
+    }
+  }
+
+  root.dataset.theme = THEMES.includes(stored()) ? stored() : "auto";
+
+  addEventListener("DOMContentLoaded", () => {
+    const button = document.getElementById("theme");
+    const show = () => {
+      const theme = root.dataset.theme;
+      button.querySelector("use").setAttribute("href", `playground/icons.svg#${theme}`);
+      button.setAttribute("aria-label", `Colours: ${theme}`);
+    };
+    button.addEventListener("click", () => {
+      choose(THEMES[(THEMES.indexOf(root.dataset.theme) + 1) % THEMES.length]);
+      show();
+    });
+    show();
+  });
+})();

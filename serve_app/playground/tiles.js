@@ -1,0 +1,187 @@
+// A run on the page: its heading, and a tile for each image.
+
+import { sentence } from "./api.js";
+import { copy, fromTemplate } from "./dom.js";
+import { ACTIVE } from "./run.js";
+import { toUrl } from "./settings.js";
+
+const urls = new WeakMap();
+
+/** Return the address of an image's picture in this page; the same one until there is another picture. */
+export function urlOf(image) {
+  if (urls.get(image)?.blob !== image.blob) {
+    letGo(image);
+    urls.set(image, { blob: image.blob, url: URL.createObjectURL(image.blob) });
+  }
+  return urls.get(image).url;
+}
+
+function letGo(image) {
+  if (urls.has(image)) URL.revokeObjectURL(urls.get(image).url);
+  urls.delete(image);
+}
+
+export const fileName = (image) => `seed-${image.seed}.${image.blob.type.replace("image/", "").replace("jpeg", "jpg")}`;
+
+/** The section of one run. `actions` are { open, more, use, paint } and take the run, and the image where it is about one. */
+export class RunView {
+  #run;
+  #actions;
+  #tiles = new Map();
+
+  constructor(run, actions) {
+    this.#run = run;
+    this.#actions = actions;
+    this.element = fromTemplate("run-template");
+    this.element.setAttribute("aria-label", run.settings.prompt);
+    this.element.querySelector("h2").textContent = run.settings.prompt;
+    this.#layOut(run.images.length);
+    for (const image of run.images) {
+      const tile = new Tile(run, image, actions);
+      this.#tiles.set(image, tile);
+      this.element.querySelector(".tiles").append(tile.element);
+    }
+    run.addEventListener("image", ({ detail }) => this.#onImage(detail));
+    run.addEventListener("change", () => this.#show());
+    this.element.addEventListener("click", (event) => this.#act(event.target.closest(".run-buttons button")));
+    this.#show();
+  }
+
+  /** Let go of the pictures. */
+  discard() {
+    this.element.remove();
+    this.#run.images.forEach(letGo);
+  }
+
+  /** Give the tiles the rows and columns that the service's contact sheets have. */
+  #layOut(images) {
+    const columns = Math.ceil(Math.sqrt(images));
+    this.element.style.setProperty("--columns", columns);
+    this.element.style.setProperty("--rows", Math.ceil(images / columns));
+  }
+
+  #onImage(image) {
+    this.#tiles.get(image).show();
+    this.#showButtons();
+  }
+
+  #act(button) {
+    const run = this.#run;
+    switch (button?.dataset.action) {
+      case "cancel": return void run.cancelAll();
+      case "retry": return this.#actions.paint(run, run.images.filter((image) => image.state === "failed"));
+      case "use": return this.#actions.use(run);
+      case "link": return void copy(toUrl({ ...run.settings, seed: run.images[0].seed }), button, "Link");
+    }
+  }
+
+  #show() {
+    const { settings, model, warnings } = this.#run;
+    const { width, height, num_inference_steps: steps, guidance_scale: guidance, scheduler } = settings;
+    const facts = [`${width} × ${height}`, `${steps} steps`, `guidance ${guidance}`, scheduler?.replaceAll("_", " "), model];
+    if (settings.negative_prompt) facts.push(`without ${settings.negative_prompt}`);
+    this.element.querySelector(".meta").textContent = facts.filter(Boolean).join(" · ");
+    this.#showNotice(warnings);
+    this.#showButtons();
+  }
+
+  #showNotice(warnings) {
+    const { problem } = this.#run;
+    const notice = this.element.querySelector(".notice");
+    const wait = problem?.retryAt ? Math.ceil((problem.retryAt - Date.now()) / 1000) : 0;
+    const when = wait > 0 ? ` There should be room again in ${wait} s.` : problem?.retryAt ? " There should be room again now." : "";
+    notice.hidden = !problem && !warnings.length;
+    notice.dataset.kind = problem ? "problem" : "warning";
+    notice.querySelector("p").textContent = problem ? problem.message + when : warnings.map(sentence).join(" ");
+    if (wait > 0) setTimeout(() => this.#show(), 1000);
+  }
+
+  #showButtons() {
+    const states = this.#run.images.map((image) => image.state);
+    const button = (action) => this.element.querySelector(`.run-buttons [data-action=${action}]`);
+    button("cancel").hidden = !this.#run.active;
+    button("retry").hidden = !states.includes("failed");
+  }
+}
+
+class Tile {
+  #run;
+  #image;
+  #actions;
+
+  constructor(run, image, actions) {
+    this.#run = run;
+    this.#image = image;
+    this.#actions = actions;
+    this.element = fromTemplate("tile-template");
+    this.element.querySelector(".picture").style.aspectRatio = `${run.settings.width} / ${run.settings.height}`;
+    this.#get(".seed").textContent = `Seed ${image.seed}`;
+    for (const control of this.element.querySelectorAll(".tile-buttons [title]")) control.setAttribute("aria-label", `${control.title}, seed ${image.seed}`);
+    this.element.addEventListener("click", (event) => this.#act(event.target.closest("button")));
+    this.show();
+  }
+
+  show() {
+    const image = this.#image;
+    const wasFocused = this.element.contains(document.activeElement);
+    this.element.dataset.state = image.state;
+    this.element.dataset.stopping = image.stopping && ACTIVE.has(image.state);
+    this.#get(".state").textContent = stateText(image);
+    this.#get(".reason").textContent = image.state === "failed" ? image.reason : "";
+    this.#showPicture(image);
+    this.#showProgress(image);
+    if (wasFocused && !document.activeElement.checkVisibility()) this.#firstVisible()?.focus();
+  }
+
+  #act(button) {
+    const [run, image] = [this.#run, this.#image];
+    switch (button?.dataset.action) {
+      case "open": return this.#actions.open(run, image);
+      case "copy": return void copy(String(image.seed), button, `Seed ${image.seed}`);
+      case "more": return this.#actions.more(run, image);
+      case "repaint": return this.#actions.paint(run, [image]);
+      case "cancel": return void run.cancelImage(image);
+    }
+  }
+
+  #showPicture(image) {
+    const [open, img, download] = [this.#get(".open"), this.#get("img"), this.#get("a")];
+    const done = image.state === "done";
+    const src = done ? urlOf(image) : image.state === "failed" ? null : image.preview;
+    if (src && img.getAttribute("src") !== src) img.src = src;
+    open.hidden = !src;
+    img.alt = done ? `${this.#run.settings.prompt}, seed ${image.seed}` : `Preview of seed ${image.seed}`;
+    open.disabled = !done;
+    open.title = done ? "Full size" : "";
+    if (done) Object.assign(download, { href: src, download: fileName(image) });
+  }
+
+  #showProgress({ seed, state, step, steps }) {
+    const ring = this.#get(".ring");
+    ring.setAttribute("aria-label", `Seed ${seed}`);
+    ring.setAttribute("aria-valuemax", steps || this.#run.settings.num_inference_steps);
+    ring.setAttribute("aria-valuenow", state === "done" ? steps : step);
+    ring.hidden = state !== "running";
+    ring.style.setProperty("--done", steps ? step / steps : 0);
+  }
+
+  #firstVisible() {
+    return [...this.element.querySelectorAll(".tile-buttons > *")].find((control) => control.checkVisibility());
+  }
+
+  #get(selector) {
+    return this.element.querySelector(selector);
+  }
+}
+
+function stateText({ state, position, step, steps, stopping }) {
+  if (stopping && ACTIVE.has(state)) return "Cancelling";
+  switch (state) {
+    case "starting": return "Starting";
+    case "queued": return position === 1 ? "Next in line" : `Place ${position} in line`;
+    case "running": return `Step ${step} of ${steps}`;
+    case "done": return "Done";
+    case "failed": return "Failed";
+    case "cancelled": return "Cancelled";
+  }
+}

@@ -1,0 +1,51 @@
+// One picture at full size, in a dialog; the arrow keys go through the pictures of its run.
+
+import { byId, copy } from "./dom.js";
+import { fileName, urlOf } from "./tiles.js";
+
+const dialog = byId("viewer");
+const part = (action) => dialog.querySelector(`[data-action=${action}]`);
+
+let run = null;
+let image = null;
+
+export function view(aRun, anImage) {
+  [run, image] = [aRun, anImage];
+  show();
+  dialog.showModal();
+}
+
+const pictures = () => run.images.filter((each) => each.state === "done");
+
+function show() {
+  const all = pictures();
+  const place = all.indexOf(image);
+  const name = `Seed ${image.seed}`;
+  const img = dialog.querySelector("img");
+  img.style.setProperty("--ratio", run.settings.width / run.settings.height);
+  Object.assign(img, { src: urlOf(image), alt: `${run.settings.prompt}, seed ${image.seed}` });
+  dialog.querySelector(".viewer-seed").textContent = name;
+  dialog.querySelector(".viewer-place").textContent = all.length > 1 ? `${place + 1} of ${all.length}` : "";
+  part("previous").disabled = place <= 0;
+  part("next").disabled = place === all.length - 1;
+  Object.assign(part("download"), { href: urlOf(image), download: fileName(image), ariaLabel: `Download, ${name}` });
+  part("copy").ariaLabel = `Copy the seed, ${image.seed}`;
+}
+
+function go(by) {
+  const next = pictures()[pictures().indexOf(image) + by];
+  if (!next) return;
+  image = next;
+  show();
+}
+
+dialog.addEventListener("keydown", (event) => {
+  if (event.key === "ArrowLeft") go(-1);
+  if (event.key === "ArrowRight") go(1);
+});
+part("previous").addEventListener("click", () => go(-1));
+part("next").addEventListener("click", () => go(1));
+part("copy").addEventListener("click", (event) => copy(String(image.seed), event.currentTarget, `Seed ${image.seed}`));
+part("close").addEventListener("click", () => dialog.close());
+// The backdrop is the dialog itself; what is on it is not.
+dialog.addEventListener("click", (event) => event.target === dialog && dialog.close());

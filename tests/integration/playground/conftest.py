@@ -1,0 +1,102 @@
+"""A real browser on the running service."""
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
+
+from tests.integration.conftest import Running, eventually
+
+_NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+_NONE = f"no browser found, looked for {', '.join(_NAMES)}; on Debian: apt-get install chromium"
+
+_PATIENCE_MS = 20_000
+expect.set_options(timeout=_PATIENCE_MS)
+
+
+# Not for the whole session: while Playwright's own event loop runs, no asynchronous test can.
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    found = next(filter(None, map(shutil.which, _NAMES)), None)
+    if found is None:
+        (pytest.fail if "CI" in os.environ else pytest.skip)(_NONE)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])  # as root, Chromium has no sandbox
+        yield browser
+        browser.close()
+
+
+class Playground:
+    """The page, as a person uses it. `faults` is what nobody should ever see in a browser's console or network log."""
+
+    def __init__(self, page: Page, url: str) -> None:
+        self.page = page
+        self.url = url
+        self.faults: list[str] = []
+        page.on("console", lambda message: self.faults.append(message.text) if message.type in ("error", "warning") else None)
+        page.on("pageerror", lambda error: self.faults.append(str(error)))
+        page.on("request", lambda request: None if request.url.startswith((url, "data:", "blob:")) else self.faults.append(request.url))
+
+    def open(self, fragment: str = "") -> None:
+        self.page.goto(self.url + "/" + fragment)
+        self.page.locator("#generate:enabled").wait_for()
+
+    def fill(self, **fields: Any) -> None:
+        """Fill the form by its labels: fill(prompt="a cat", seed=7)."""
+        for label, value in fields.items():
+            self.page.get_by_label(label.replace("_", " ").capitalize(), exact=True).fill(str(value))
+
+    def generate(self, **fields: Any) -> None:
+        self.fill(**{"prompt": "a red apple", "seed": 7, **fields})
+        self.page.get_by_role("button", name="Generate").click()
+
+    def tile(self, seed: int) -> Locator:
+        """Return the tile of a seed in the newest run that has it."""
+        return self.page.locator(".tile", has=self.page.get_by_text(f"Seed {seed}", exact=True)).first
+
+    def tiles(self, state: str) -> Locator:
+        return self.page.locator(f".tile[data-state={state}]")
+
+    def wait_for(self, number: int, state: str) -> None:
+        self.tiles(state).nth(number - 1).wait_for(timeout=60_000)
+
+    def forgive(self, text: str) -> None:
+        """Take a fault that the test has brought about off the list; it must be there."""
+        assert any(text in fault for fault in self.faults), self.faults
+        self.faults[:] = [fault for fault in self.faults if text not in fault]
+
+
+def in_flight(service: Running) -> int:
+    """Return how many images are on the service, painted or waiting. Over HTTP: Serve's handles take Playwright's loop for one of theirs."""
+    status = service.http.get("/status").json()
+    return int(status["images_in_flight"] + status["images_waiting"])
+
+
+OpenPlayground = Callable[..., Playground]
+
+
+@pytest.fixture
+def open_playground(service: Running, browser: Browser) -> Iterator[OpenPlayground]:
+    """Open the page in a browser profile of its own: open_playground(fragment, color_scheme="dark", ...). Faults fail the test."""
+    opened: list[Playground] = []
+    eventually(lambda: in_flight(service) == 0)
+
+    def open_one(fragment: str = "", url: str = service.url, **profile: Any) -> Playground:
+        context = browser.new_context(**{"viewport": {"width": 1280, "height": 900}, "reduced_motion": "reduce", **profile})
+        context.set_default_timeout(_PATIENCE_MS)
+        opened.append(Playground(context.new_page(), url))
+        opened[-1].open(fragment)
+        return opened[-1]
+
+    yield open_one
+    for playground in opened:
+        playground.page.context.close()
+    assert [fault for playground in opened for fault in playground.faults] == []
+
+
+@pytest.fixture
+def playground(open_playground: OpenPlayground) -> Playground:
+    return open_playground()
