@@ -131,7 +131,7 @@ def test_slots_beyond_the_batch_wait_in_order(make_engine: MakeEngine, gate: Gat
 
 
 def test_sizes_take_turns(make_engine: MakeEngine, gate: Gate) -> None:
-    running = make_engine(max_batch_size=4)
+    running = make_engine(max_batch_size=4, images_per_call=4)
     gate.open()
     running.paint(*[make_slot(width=width, num_inference_steps=4) for width in (64, 64, 128)])
     widths = [group[0].latents.shape[-1] for group in gate.groups]
