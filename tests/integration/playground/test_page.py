@@ -11,7 +11,7 @@ from playwright.sync_api import Locator, Page, Request, Route, expect
 from tests.integration.conftest import SMALL, Running, eventually
 from tests.integration.playground.conftest import OpenPlayground, Playground, in_flight
 
-LONG = 200  # steps that leave time to act
+LONG = 400  # steps that leave time to act
 
 
 def watch_sources(page: Page) -> None:
@@ -78,7 +78,7 @@ def test_a_prompt_becomes_pictures_that_sharpen_before_they_are_done(playground:
 
 def test_one_image_is_cancelled_and_the_others_go_on(playground: Playground) -> None:
     playground.generate(steps=LONG)
-    playground.wait_for(4, "running")
+    expect(playground.tile(8)).to_have_attribute("data-state", "running")
     playground.tile(8).get_by_role("button", name="Cancel this image").click()
     expect(playground.tile(8)).to_have_attribute("data-state", "cancelled")
     expect(playground.tile(8).get_by_role("button", name="Try this image again")).to_be_focused()
@@ -259,6 +259,20 @@ def test_bounds_and_defaults_are_the_services_own(playground: Playground) -> Non
     expect(playground.page.get_by_label("Steps")).to_have_accessible_description("Value must be less than or equal to 998.")
     expect(playground.page.get_by_label("Width in pixels")).to_be_focused()
     assert playground.page.locator(".run").count() == 0
+
+
+def test_what_is_typed_before_the_bounds_are_known_stays(playground: Playground) -> None:
+    held: list[Route] = []
+    playground.page.route("**/openapi.json", lambda route: held.append(route))
+    playground.page.goto("about:blank")
+    with playground.page.expect_request("**/openapi.json"):
+        playground.page.goto(playground.url + "/#prompt=a+pear&seed=5")
+    playground.fill(prompt="a plum")
+    held[0].continue_()
+    expect(playground.page.get_by_role("button", name="Generate")).to_be_enabled()
+    expect(playground.page.get_by_label("Prompt", exact=True)).to_have_value("a plum")
+    expect(playground.page.get_by_label("Seed", exact=True)).to_have_value("5")
+    expect(playground.page.get_by_label("Steps")).to_have_value("20")
 
 
 def test_what_the_service_refuses_is_said_beside_the_field(playground: Playground) -> None:
