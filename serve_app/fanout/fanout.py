@@ -68,7 +68,7 @@ class FanOut:
         self._args = args
         self._metrics = metrics
         self._line = Line(args.admission.max_waiting_images)
-        self._running = Running()
+        self._requests = Running()
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -133,7 +133,7 @@ class FanOut:
 
     def cancel_here(self, id: str, index: int | None) -> list[int]:
         """Cancel as `cancel` does if this ingress replica holds the request; return what is cancelled, empty where there is nothing."""
-        return self._running.cancel(id, index)
+        return self._requests.cancel(id, index)
 
     async def _events(self, plan: _Plan, batch: Batch) -> AsyncGenerator[Event]:
         yield StartEvent(id=plan.id, seeds=[slot.seed for slot in plan.slots], parameters=plan.parameters, warnings=plan.warnings)
@@ -184,7 +184,7 @@ class FanOut:
         self._line.admit(len(plan.slots), fleet.capacity, fleet.images_per_second)
         batch = Batch(plan.slots, self._line, lambda: self._fleet.status.capacity, plan.started, self._metrics.repainted)
         try:
-            with batch.in_line(), self._running.holding(plan.id, batch):
+            with batch.in_line(), self._requests.holding(plan.id, batch):
                 self._metrics.waiting(self._line.waiting(fleet.capacity))
                 yield batch
         finally:

@@ -38,7 +38,7 @@ class Studio:
         """Return the id of a request that is being painted, and its answer to come."""
         answer = asyncio.create_task(self.service.generate(request))
         await self.started.wait()
-        (id_,) = self.service._running._batches
+        (id_,) = self.service._requests._batches
         return id_, answer
 
 
