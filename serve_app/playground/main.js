@@ -21,13 +21,12 @@ const actions = { open: view, paint, use, more };
 async function connect() {
   byId("unavailable").hidden = true;
   try {
-    settings.describe(await requestProperties());
+    settings.describe(await requestProperties(), fromUrl());
   } catch (error) {
     byId("unavailable").querySelector("p").textContent = error.message;
     byId("unavailable").hidden = false;
     return;
   }
-  settings.fill(fromUrl());
   byId("generate").disabled = false;
   askService();
 }

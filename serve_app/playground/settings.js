@@ -17,8 +17,9 @@ export class Settings {
     form.addEventListener("input", (event) => this.#mirror(event.target));
   }
 
-  /** Take bounds and defaults from the JSON Schema of the request body, and fill the form with the defaults. */
-  describe(properties) {
+  /** Take bounds and defaults from the JSON Schema of the request body, and fill the form; what has been typed meanwhile stays. */
+  describe(properties, values) {
+    const typed = NAMES.map((name) => [name, this.#field(name).value]).filter(([, value]) => value !== "");
     for (const name of NAMES) {
       const schema = notNull(properties[name]);
       this.#defaults[name] = schema.default ?? "";
@@ -26,7 +27,7 @@ export class Settings {
       else this.#bound(name, schema);
     }
     this.#offerShapes(properties);
-    this.fill({});
+    this.fill({ ...values, ...Object.fromEntries(typed) });
   }
 
   /** Fill the form: what `values` does not name gets its default. */

@@ -15,6 +15,7 @@ from tests.fakes import FakeFleet, Metrics, NoPeers
 from tests.ingress.conftest import ARGS
 
 ROUTES = {
+    ("/", "get"),
     ("/generate", "post"),
     ("/stream", "post"),
     ("/generations/{id}", "delete"),

@@ -11,7 +11,7 @@ from playwright.sync_api import Locator, Page, Request, Route, expect
 from tests.integration.conftest import SMALL, Running, eventually
 from tests.integration.playground.conftest import OpenPlayground, Playground, in_flight
 
-LONG = 200  # steps that leave time to act
+LONG = 400  # steps that leave time to act
 
 
 def watch_sources(page: Page) -> None:
@@ -78,7 +78,7 @@ def test_a_prompt_becomes_pictures_that_sharpen_before_they_are_done(playground:
 
 def test_one_image_is_cancelled_and_the_others_go_on(playground: Playground) -> None:
     playground.generate(steps=LONG)
-    playground.wait_for(4, "running")
+    expect(playground.tile(8)).to_have_attribute("data-state", "running")
     playground.tile(8).get_by_role("button", name="Cancel this image").click()
     expect(playground.tile(8)).to_have_attribute("data-state", "cancelled")
     expect(playground.tile(8).get_by_role("button", name="Try this image again")).to_be_focused()
@@ -261,6 +261,20 @@ def test_bounds_and_defaults_are_the_services_own(playground: Playground) -> Non
     assert playground.page.locator(".run").count() == 0
 
 
+def test_what_is_typed_before_the_bounds_are_known_stays(playground: Playground) -> None:
+    held: list[Route] = []
+    playground.page.route("**/openapi.json", lambda route: held.append(route))
+    playground.page.goto("about:blank")
+    with playground.page.expect_request("**/openapi.json"):
+        playground.page.goto(playground.url + "/#prompt=a+pear&seed=5")
+    playground.fill(prompt="a plum")
+    held[0].continue_()
+    expect(playground.page.get_by_role("button", name="Generate")).to_be_enabled()
+    expect(playground.page.get_by_label("Prompt", exact=True)).to_have_value("a plum")
+    expect(playground.page.get_by_label("Seed", exact=True)).to_have_value("5")
+    expect(playground.page.get_by_label("Steps")).to_have_value("20")
+
+
 def test_what_the_service_refuses_is_said_beside_the_field(playground: Playground) -> None:
     steps = playground.page.get_by_label("Steps")
     steps.evaluate("input => input.removeAttribute('max')")
@@ -360,46 +374,3 @@ def test_seeds_are_copied(playground: Playground, clipboard: str) -> None:
     playground.fill(seed="")
     page.keyboard.press("Control+V")
     expect(page.get_by_label("Seed", exact=True)).to_have_value("7")
-
-
-def test_a_key_is_asked_for_and_kept_for_the_tab_only(playground: Playground) -> None:
-    page = playground.page
-
-    def guarded(route: Route) -> None:
-        """Stand in for a service with keys: open are the page and its files."""
-        if route.request.headers.get("authorization") == "Bearer right":
-            route.continue_()
-        else:
-            error = {"type": "unauthorized", "message": "a key is needed", "param": None}
-            route.fulfill(status=401, headers={"WWW-Authenticate": "Bearer"}, json={"error": error})
-
-    for path in ("openapi.json", "stream", "status"):
-        page.route(f"**/{path}", guarded)
-    page.reload()
-    dialog = page.get_by_role("dialog", name="This service asks for an API key")
-    key = dialog.get_by_label("API key")
-    expect(key).to_be_focused()
-    key.fill("wrong")
-    page.keyboard.press("Enter")
-    expect(dialog).to_contain_text("The service does not know this key.")
-    page.keyboard.press("Escape")
-    expect(page.get_by_text("A key is needed.")).to_be_visible()
-    page.get_by_role("button", name="Try again").click()
-    key.fill("right")
-    dialog.get_by_role("button", name="Use this key").click()
-    playground.generate(images=1)
-    playground.wait_for(1, "done")
-    expect(page.locator("#service")).to_contain_text("2/2")
-
-    page.reload()
-    page.locator("#generate:enabled").wait_for()
-    kept = "Object.values(localStorage).concat(Object.values(sessionStorage), document.cookie)"
-    assert page.evaluate(kept) == ["right", ""]
-    assert page.evaluate("Object.values(sessionStorage)") == ["right"]
-    page.get_by_role("button", name="Forget the API key").click()
-    playground.generate(images=1)
-    expect(dialog).to_be_visible()
-    key.fill("right")
-    page.keyboard.press("Enter")
-    playground.wait_for(1, "done")
-    playground.forgive("status of 401")

@@ -1,0 +1,63 @@
+"""The page of a service that asks for a key, below a path of its own."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx2
+import pytest
+from playwright.sync_api import expect
+from ray import serve
+from ray.serve import RunTarget
+
+from serve_app.app import build
+from serve_app.config import AuthConfig
+from tests.integration.conftest import Cluster, eventually, tiny_args
+from tests.integration.playground.conftest import OpenPlayground
+
+
+@pytest.fixture(scope="module")
+def locked(cluster: Cluster, tiny_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    keys = tmp_path_factory.mktemp("keys") / "keys"
+    keys.write_text("right\n")
+    args = tiny_args(tiny_path, num_replicas=1, auth=AuthConfig(keys_file=str(keys)))
+    serve.run_many([RunTarget(build(args), name="locked_page", route_prefix="/locked-page")])
+    url = f"{cluster.url}/locked-page"
+    eventually(lambda: httpx2.get(f"{url}/health").status_code == 200)
+    yield url
+    serve.delete("locked_page")
+
+
+# `locked` comes first: Serve deploys nothing while Playwright's loop runs.
+def test_a_key_is_asked_for_and_kept_for_the_tab_only(locked: str, open_playground: OpenPlayground) -> None:
+    playground = open_playground()
+    page = playground.page
+    page.goto(f"{locked}/")
+    dialog = page.get_by_role("dialog", name="This service asks for an API key")
+    key = dialog.get_by_label("API key")
+    expect(key).to_be_focused()
+    key.fill("wrong")
+    page.keyboard.press("Enter")
+    expect(dialog).to_contain_text("The service does not know this key.")
+    page.keyboard.press("Escape")
+    expect(page.get_by_text("A valid API key is needed")).to_be_visible()
+    page.get_by_role("button", name="Try again").click()
+    key.fill("right")
+    dialog.get_by_role("button", name="Use this key").click()
+    playground.generate(steps=400)
+    expect(playground.tile(8)).to_have_attribute("data-state", "running")
+    playground.tile(8).get_by_role("button", name="Cancel this image").click()
+    playground.wait_for(1, "cancelled")
+    playground.wait_for(3, "done")
+    expect(page.locator("#service")).to_contain_text("1/1")
+
+    page.reload()
+    page.locator("#generate:enabled").wait_for()
+    assert page.evaluate("Object.values(sessionStorage)") == ["right"]
+    assert page.evaluate("[...Object.values(localStorage), document.cookie]") == [""]
+    page.get_by_role("button", name="Forget the API key").click()
+    playground.generate(images=1, steps=4)
+    expect(dialog).to_be_visible()
+    key.fill("right")
+    page.keyboard.press("Enter")
+    playground.wait_for(1, "done")
+    playground.forgive("status of 401")
