@@ -61,7 +61,7 @@ def test_output_that_is_no_terminal_is_plain_lines(app: Running, tmp_path: Path)
 
 def test_every_option_reaches_the_service(app: Running, tmp_path: Path) -> None:
     options = ("--seeds", "3,1", "--negative-prompt", "dull", "--size", "64x128", "--steps", 3, "--guidance", 2.5)
-    more = ("--scheduler", "ddim", "--format", "webp", "--grid", "--preview-every", 1)
+    more = ("--scheduler", "ddim", "--format", "webp", "--compression", 80, "--grid", "--preview-every", 1)
     done = run("generate", "a pear", *options, *more, "--out", tmp_path, "--url", app.url)
     assert done.returncode == 0, done.stderr
     assert names(tmp_path) == ["grid.webp", "seed-1.webp", "seed-3.webp"]
@@ -78,6 +78,7 @@ def test_every_option_reaches_the_service(app: Running, tmp_path: Path) -> None:
         "guidance_scale": 2.5,
         "scheduler": "ddim",
         "output_format": "webp",
+        "output_compression": 80,
     }
 
 
