@@ -2,8 +2,9 @@
 
 import base64
 import json
+import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from io import BytesIO
 from math import ceil, sqrt
 from xml.etree import ElementTree
@@ -42,8 +43,10 @@ _XMP = (
     " psdxl:parameters={parameters}/></rdf:RDF></x:xmpmeta>"
     '<?xpacket end="w"?>'
 )
-_XMP_PARAMETERS = "{urn:parallel-sdxl:1}parameters"
+_XMP_NAMESPACE = "urn:parallel-sdxl:1"
+_XMP_PARAMETERS = f"{{{_XMP_NAMESPACE}}}parameters"
 _NO_PARAMETERS = json.dumps({})
+_SLOT_FIELDS = {field.name for field in fields(Slot)} & set(GenerateRequest.model_fields) - {"preview_steps"}
 _MISSING_CELL = (128, 128, 128)
 _JPEG_QUALITY = 95
 _WEBP_QUALITY = 90
@@ -131,23 +134,32 @@ def embedded_parameters(image: Pillow.Image) -> Embedded | None:
 
     Raises ValueError where it is there but is not what this version writes.
     """
+    packet = image.info.get("xmp", b"")
+    if not isinstance(packet, bytes) or _XMP_NAMESPACE.encode() not in packet:
+        return None
     try:
         # No untrusted XML gets far: expat bounds the expansion of entities, and ElementTree fetches none.
-        packet = ElementTree.fromstring(image.info.get("xmp", b"<none/>").rstrip(b"\0 "))  # noqa: S314 - as above
-    except ElementTree.ParseError as error:
+        root = ElementTree.fromstring(packet.rstrip(b"\0 "))  # noqa: S314 - as above
+    except (ElementTree.ParseError, LookupError) as error:
         raise ValueError(f"its XMP packet is not XML: {error}") from None
-    text = next((found for element in packet.iter() if (found := element.get(_XMP_PARAMETERS))), _NO_PARAMETERS)
+    text = next((found for element in root.iter() if (found := element.get(_XMP_PARAMETERS))), _NO_PARAMETERS)
     if text == _NO_PARAMETERS:
         return None
     written = _Written.model_validate_json(text)
-    return Embedded(GenerateRequest.model_validate({**(written.model_extra or {}), "num_images": 1}), written.model, written.version)
+    request = written.model_extra or {}
+    if "seed" not in request or not set(request) <= _SLOT_FIELDS:
+        raise ValueError("it names no single picture")
+    return Embedded(GenerateRequest.model_validate({**request, "num_images": 1}), written.model, written.version)
 
 
 def parameters_chunk(image: Pillow.Image) -> str | None:
     """Return the text that popular UIs put into an open picture: a PNG's `parameters` chunk, else the EXIF user comment."""
     if text := image.info.get("parameters"):
         return str(text)
-    comment = image.getexif().get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.UserComment, b"")
+    try:
+        comment = image.getexif().get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.UserComment, b"")
+    except (SyntaxError, ValueError, TypeError, OSError, struct.error):  # what Pillow raises at broken EXIF and XMP
+        return None
     return _comment_text(comment) or None
 
 

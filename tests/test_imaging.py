@@ -120,7 +120,7 @@ def test_a_picture_of_somebody_else_holds_no_parameters(output_format: OutputFor
     assert parameters_chunk(Image.open(file)) is None
 
 
-@pytest.mark.parametrize("packet", ["<no xml", XMP % "[]", XMP % "{&quot;prompt&quot;: 5}"])
+@pytest.mark.parametrize("packet", ["<no xml urn:parallel-sdxl:1", XMP % "[]", XMP % "{&quot;prompt&quot;: 5}"])
 def test_parameters_that_nobody_wrote_so_are_an_error(packet: str) -> None:
     file = io.BytesIO()
     Image.fromarray(PIXELS).save(file, "webp", xmp=packet.encode())

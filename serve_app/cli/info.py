@@ -5,6 +5,8 @@ from io import BytesIO
 from pathlib import Path
 
 from PIL import Image as Pillow
+from PIL import UnidentifiedImageError
+from pydantic import ValidationError
 from rich.console import Console
 
 from serve_app.cli.errors import Unusable
@@ -39,6 +41,8 @@ def opened(picture: Path) -> Pillow.Image:
     try:
         image = Pillow.open(BytesIO(picture.read_bytes()))
         image.load()
+    except UnidentifiedImageError:
+        raise Unusable(f"{picture} cannot be read as a picture: its format is not known") from None
     except (OSError, SyntaxError, ValueError, Pillow.DecompressionBombError) as error:
         raise Unusable(f"{picture} cannot be read as a picture: {error}") from None
     return image
@@ -48,8 +52,15 @@ def read(picture: Path, image: Pillow.Image) -> Embedded | None:
     """Return the parameters of ours that an open picture holds. Raises Unusable where this version does not understand them."""
     try:
         return embedded_parameters(image)
+    except ValidationError as error:
+        fault = error.errors()[0]
+        raise _not_ours(picture, f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}") from None
     except ValueError as error:
-        raise Unusable(f"the parameters in {picture} are not what this version writes: {error}") from None
+        raise _not_ours(picture, str(error)) from None
+
+
+def _not_ours(picture: Path, why: str) -> Unusable:
+    return Unusable(f"the parameters in {picture} are not what this version writes: {why}")
 
 
 def holds_none(picture: Path) -> Unusable:

@@ -2,6 +2,7 @@
 
 import os
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -173,7 +174,7 @@ def info(picture: Picture) -> None:
 def _service(url: str) -> "Service":
     from serve_app.cli.service import KEY_VARIABLE, Service
 
-    return Service(url, os.environ.get(KEY_VARIABLE))
+    return Service(url, os.environ.get(KEY_VARIABLE, "").strip() or None)
 
 
 def _console(stderr: bool = False) -> "Console":
@@ -187,6 +188,7 @@ def _explained() -> Iterator[None]:
     """Turn what can go wrong into a message and an exit code."""
     from serve_app.cli.errors import CommandError
 
+    warnings.simplefilter("ignore")  # libraries' words to programmers, such as Pillow's on broken files
     try:
         yield
     except CommandError as error:

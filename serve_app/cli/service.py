@@ -1,5 +1,7 @@
 """A service as its client sees it: events in, errors that say what to do."""
 
+import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -25,6 +27,11 @@ class Service:
     url: str
     key: str | None = field(repr=False)
 
+    @property
+    def _place(self) -> str:
+        """The URL without a password in it, for messages."""
+        return re.sub(r"//[^/]*@", "//", self.url)
+
     @contextmanager
     def stream(self, body: dict[str, Any]) -> Iterator[Iterator[Event]]:
         """Send a request and give its events. Leaving closes the connection, by which the service cancels what is unfinished."""
@@ -32,7 +39,7 @@ class Service:
             self._explained(),
             self._client() as http,
             # One event holds a whole picture or the grid of all: no bound but the service's own.
-            http.sse("/stream", method="POST", json=body, max_event_size=None) as source,
+            http.sse("/stream", method="POST", content=_json(body), headers={"Content-Type": "application/json"}, max_event_size=None) as source,
         ):
             self._check(source.response)
             yield (self._event(message.data) for message in source)
@@ -45,7 +52,7 @@ class Service:
     def _client(self) -> httpx2.Client:
         headers = {}
         if self.key:
-            if not (self.key.isascii() and self.key.isprintable()):
+            if not (self.key.isascii() and self.key.isprintable()) or " " in self.key:
                 raise Unusable(f"{KEY_VARIABLE} holds characters that no key has")
             headers["Authorization"] = f"Bearer {self.key}"
         return httpx2.Client(base_url=self.url, headers=headers, timeout=_TIMEOUT)
@@ -55,15 +62,15 @@ class Service:
         try:
             yield
         except httpx2.InvalidURL as error:
-            raise Unusable(f"{self.url} is not a URL: {error}") from None
+            raise Unusable(f"{self._place} is not a URL: {error}") from None
         except (httpx2.ConnectError, httpx2.ConnectTimeout) as error:
             raise Unavailable(
-                f"nothing answers on {self.url} ({error}). `make serve` or `serve run configs/local.yaml` starts a service here; --url names another."
+                f"nothing answers on {self._place} ({error}). `make serve` or `serve run configs/local.yaml` starts a service; --url names another."
             ) from None
         except (httpx2.SSEError, ValidationError):
             raise self._stranger() from None
         except httpx2.TransportError as error:
-            raise Unavailable(f"the connection to {self.url} broke off: {error or type(error).__name__}") from None
+            raise Unavailable(f"the connection to {self._place} broke off: {error or type(error).__name__}") from None
 
     def _event(self, data: str) -> Event:
         try:
@@ -87,14 +94,21 @@ class Service:
             case ((httpx2.codes.UNPROCESSABLE_ENTITY | httpx2.codes.REQUEST_ENTITY_TOO_LARGE), Problem()):
                 raise SettingRefused(problem.message, problem.param)
             case httpx2.codes.SERVICE_UNAVAILABLE, Problem():
-                raise Unavailable(f"the service is not ready: {problem.message}; {self.url}/health says when it is")
+                raise Unavailable(f"the service is not ready: {problem.message}; {self._place}/health says when it is")
             case _, Problem():
                 raise Unavailable(f"the service answers with {response.status_code}: {problem.message}")
             case _:
                 raise self._stranger(f"; it answers with {response.status_code} {response.reason_phrase}")
 
     def _stranger(self, detail: str = "") -> Unavailable:
-        return Unavailable(f"what answers on {self.url} is no parallel-sdxl service that this version understands, or is still starting{detail}")
+        return Unavailable(f"what answers on {self._place} is no parallel-sdxl service that this version understands, or is still starting{detail}")
+
+
+def _json(body: dict[str, Any]) -> bytes:
+    try:
+        return json.dumps(body, allow_nan=False, ensure_ascii=False).encode()
+    except ValueError as error:  # not a number, or bytes of the command line that are no text
+        raise Unusable(f"a setting cannot be sent: {error}") from None
 
 
 def _problem(response: httpx2.Response) -> Problem | None:

@@ -14,6 +14,7 @@ from serve_app.config import AppArgs
 from serve_app.ingress import fal, files, native, openai, playground
 from serve_app.ingress.body_limit import BodyLimit
 from serve_app.ingress.files import Files
+from serve_app.ingress.head import HeadAsGet
 from serve_app.ingress.keys import KeyRing, Keys
 from serve_app.ingress.openapi import DescribedApi
 from serve_app.ingress.problems import Dialect, Problems
@@ -48,6 +49,7 @@ def create_api(service: Service, args: AppArgs) -> FastAPI:
 
 def _guard(api: FastAPI, args: AppArgs, problems: Problems) -> None:
     """Put what every request must pass before the routes; the last added comes first."""
+    api.add_middleware(HeadAsGet)
     api.add_middleware(BodyLimit, max_bytes=args.limits.max_body_bytes)
     if args.auth.required:
         api.add_middleware(Keys, ring=KeyRing(args.auth), problems=problems)

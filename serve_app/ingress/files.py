@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import logging
 import os
 import re
 import secrets
@@ -9,6 +10,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
+from stat import S_ISREG
 from typing import Any, get_args
 
 from fastapi import APIRouter, Request, Response
@@ -17,6 +19,8 @@ from serve_app.config import FilesConfig
 from serve_app.errors import NotFound
 from serve_app.ingress.problems import Dialect
 from serve_app.schemas import OutputFormat, Picture
+
+logger = logging.getLogger("ray.serve")
 
 _NAME = re.compile(rf"[\w-]{{32}}\.({'|'.join(get_args(OutputFormat))})", re.ASCII)
 _UNFINISHED = ".part"
@@ -69,7 +73,8 @@ class Files:
         raise NotFound("there is no such file, or its time has passed")
 
     def _read(self, path: Path) -> bytes:
-        if self._too_old(path.stat()):
+        stat = path.lstat()
+        if not S_ISREG(stat.st_mode) or self._too_old(stat):
             raise FileNotFoundError
         return path.read_bytes()
 
@@ -82,19 +87,23 @@ class Files:
         return path.name
 
     def _tidy(self) -> None:
-        total = 0
-        for stat, path in sorted(self._kept(), key=lambda kept: kept[0].st_mtime_ns, reverse=True):
-            total += stat.st_size
-            if self._too_old(stat) or total > self._config.max_bytes:
-                path.unlink(missing_ok=True)
+        """Let go of what is too old or too much. A folder that cannot be tidied is no reason not to hand out a picture."""
+        try:
+            total = 0
+            for stat, path in sorted(self._kept(), key=lambda kept: kept[0].st_mtime_ns, reverse=True):
+                total += stat.st_size
+                if self._too_old(stat) or total > self._config.max_bytes:
+                    path.unlink(missing_ok=True)
+        except OSError:
+            logger.exception("the folder of files.path, %s, cannot be tidied", self._folder)
 
     def _kept(self) -> list[tuple[os.stat_result, Path]]:
         kept = []
         for path in self._folder.iterdir():
             if _NAME.fullmatch(path.name.removesuffix(_UNFINISHED)):
                 with suppress(FileNotFoundError):  # another process tidies as well
-                    kept.append((path.stat(), path))
-        return kept
+                    kept.append((path.lstat(), path))
+        return [(stat, path) for stat, path in kept if S_ISREG(stat.st_mode)]
 
     def _too_old(self, stat: os.stat_result) -> bool:
         return stat.st_mtime < time.time() - self._config.ttl_s

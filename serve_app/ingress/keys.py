@@ -24,13 +24,13 @@ class KeyRing:
     """
 
     def __init__(self, auth: AuthConfig, environ: Mapping[str, str] = os.environ) -> None:
-        self._fixed = _split(environ.get(auth.keys_env, "")) if auth.keys_env else []
+        self._fixed = _split(environ.get(auth.keys_env, ""), f"auth.keys_env: {auth.keys_env}") if auth.keys_env else []
         self._file = Path(auth.keys_file) if auth.keys_file else None
         self._read: tuple[tuple[int, int], list[bytes]] | None = None
         if auth.keys_env and not self._fixed:
             raise ValueError(f"auth.keys_env: the environment variable {auth.keys_env} is not set or holds no key")
-        if self._file and not self._from_file():
-            raise ValueError(f"auth.keys_file: there is no file {self._file} or it holds no key")
+        if self._file and not self._load(self._file):
+            raise ValueError(f"auth.keys_file: {self._file} holds no key")
 
     def __contains__(self, key: str) -> bool:
         """Say whether a key is valid, in a time that tells nothing of how near it comes to one."""
@@ -40,21 +40,30 @@ class KeyRing:
         return found
 
     def _from_file(self) -> list[bytes]:
-        """Return the file's keys; none where it cannot be read, so that nobody gets in by a file that went away."""
-        if self._file is None:
-            return []
+        """Return the file's keys; none where it cannot be read, so that nobody gets in by a file that went away or was spoilt."""
         try:
-            stat = self._file.stat()
+            return self._load(self._file) if self._file else []
+        except ValueError:
+            return []
+
+    def _load(self, file: Path) -> list[bytes]:
+        """Return the file's keys, read again if it has changed. Raises ValueError where that cannot be done."""
+        try:
+            stat = file.stat()
             version = (stat.st_mtime_ns, stat.st_ino)
             if self._read is None or self._read[0] != version:
-                self._read = (version, _split(self._file.read_text()))
-        except OSError:
-            return []
+                self._read = (version, _split(file.read_text(encoding="utf-8-sig"), f"auth.keys_file: {file}"))
+        except (OSError, UnicodeDecodeError) as error:
+            raise ValueError(f"auth.keys_file: {file} cannot be read: {error}") from error
         return self._read[1]
 
 
-def _split(text: str) -> list[bytes]:
-    return [key.strip().encode() for key in text.replace(",", "\n").splitlines() if key.strip()]
+def _split(text: str, source: str) -> list[bytes]:
+    """Return the keys in a text. Raises ValueError where a client could not send one."""
+    keys = [key.strip() for key in text.replace(",", "\n").splitlines() if key.strip()]
+    if not all(key.isascii() and key.isprintable() and " " not in key for key in keys):
+        raise ValueError(f"{source} holds a key with a character that no HTTP header carries; use visible ASCII characters")
+    return [key.encode() for key in keys]
 
 
 class Keys:

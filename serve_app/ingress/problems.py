@@ -55,7 +55,7 @@ class Problems:
     def answer(self, scope: Scope, status: int, problem: Problem, headers: Mapping[str, str] | None = None) -> JSONResponse:
         """Return the answer to a request that is refused."""
         path = scope["path"].removeprefix(scope.get("root_path", ""))
-        dialect = next(d for d in self._dialects if path.startswith(d.prefix))
+        dialect = next(d for d in self._dialects if f"{path}/".startswith(d.prefix))
         if status == InvalidRequest.status:
             status = dialect.invalid
         return JSONResponse(dialect.body(status, problem).model_dump(), status, headers)

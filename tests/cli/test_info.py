@@ -1,4 +1,5 @@
 from pathlib import Path
+from xml.sax.saxutils import quoteattr
 
 import pytest
 from PIL import Image
@@ -55,3 +56,41 @@ def test_parameters_of_another_time_are_told_from_none(tmp_path: Path) -> None:
     done = run("info", tmp_path / "old.webp")
     assert done.returncode == 2
     assert "are not what this version writes" in done.stderr
+
+
+def xmp(parameters: str) -> bytes:
+    return f'<a xmlns:psdxl="urn:parallel-sdxl:1" psdxl:parameters={quoteattr(parameters)}/>'.encode()
+
+
+MODEL = '"model": {"name": "sdxl", "revision": null, "hash": "0123456789"}, "version": "0"'
+
+
+@pytest.mark.parametrize("command", ["info", "reproduce"])
+@pytest.mark.parametrize(
+    ("packet", "says"),
+    [
+        (xmp('{"prompt": "a", ' + MODEL + "}"), "it names no single picture"),
+        (xmp('{"prompt": "a", "seed": 1, "grid": true, ' + MODEL + "}"), "it names no single picture"),
+        (xmp('{"prompt": 5, "seed": 1, ' + MODEL + "}"), "prompt: Input should be a valid string"),
+        (b'<?xml version="1.0" encoding="foo"?>' + xmp("{}"), "its XMP packet is not XML"),
+        (b"<a><b", "holds no parameters"),
+    ],
+)
+def test_parameters_that_cannot_be_used(tmp_path: Path, command: str, packet: bytes, says: str) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "other.webp", xmp=packet)
+    done = run(command, tmp_path / "other.webp")
+    assert done.returncode == 2
+    assert says in done.stderr.replace("\n", " ")
+    assert "Traceback" not in done.stderr
+
+
+def test_chunks_and_exif_that_are_not_what_they_should_be(tmp_path: Path) -> None:
+    text = PngInfo()
+    text.add_text("xmp", "no packet")
+    Image.new("RGB", (8, 8)).save(tmp_path / "text.png", pnginfo=text)
+    Image.new("RGB", (8, 8)).save(tmp_path / "exif.webp", exif=b"Exif\0\0garbage")
+    for name in ("text.png", "exif.webp"):
+        done = run("info", tmp_path / name)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert "holds no parameters" in done.stderr
+        assert "Traceback" not in done.stderr

@@ -114,9 +114,21 @@ def test_the_key_is_sent_as_a_bearer_token(tmp_path: Path) -> None:
     assert [headers["Authorization"] for headers in heard] == ["Bearer secret", None]
 
 
-def test_a_key_that_no_header_can_hold_is_refused(tmp_path: Path) -> None:
-    done = run("generate", "a", "--out", tmp_path, PARALLEL_SDXL_API_KEY="schlüssel")
-    assert (done.returncode, "PARALLEL_SDXL_API_KEY" in done.stderr) == (2, True)
+@pytest.mark.parametrize("key", ["schlüssel", "two words"])
+def test_a_key_that_no_header_can_hold_is_refused_and_not_shown(key: str, tmp_path: Path) -> None:
+    done = run("generate", "a", "--out", tmp_path, PARALLEL_SDXL_API_KEY=key)
+    assert (done.returncode, "PARALLEL_SDXL_API_KEY" in done.stderr, key in done.stderr) == (2, True, False)
+
+
+def test_blanks_around_a_key_do_no_harm(tmp_path: Path) -> None:
+    with streaming(START, IMAGE, COMPLETED) as (url, heard):
+        run("generate", "a", "--out", tmp_path, "--url", url, PARALLEL_SDXL_API_KEY=" secret\n")
+    assert [headers["Authorization"] for headers in heard] == ["Bearer secret"]
+
+
+def test_a_password_in_the_url_is_not_shown(tmp_path: Path) -> None:
+    done = run("generate", "a", "--out", tmp_path, "--url", "http://me:password@127.0.0.1:9")
+    assert (done.returncode, "nothing answers on http://127.0.0.1:9" in done.stderr, "password" in done.stderr) == (3, True, False)
 
 
 @pytest.mark.parametrize("command", ["generate", "reproduce"])

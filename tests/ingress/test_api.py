@@ -275,3 +275,11 @@ def test_openapi_shows_the_limits_that_hold(client: TestClient) -> None:
     assert all(field["description"] for field in fields.values())
     assert {"413", "422", "429", "503"} <= set(document["paths"]["/stream"]["post"]["responses"])
     assert document["paths"]["/generate"]["post"]["responses"]["422"]["content"]["application/json"]["schema"]["$ref"].endswith("/ErrorBody")
+
+
+@pytest.mark.parametrize("path", ["/", "/health", "/status", "/playground/main.js", "/generate"])
+def test_head_is_get_without_the_body(client: TestClient, path: str) -> None:
+    head, get = client.head(path), client.get(path)
+    assert head.status_code == get.status_code
+    assert head.headers["content-type"] == get.headers["content-type"]
+    assert head.content == b""

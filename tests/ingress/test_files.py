@@ -126,3 +126,33 @@ def test_without_a_folder_there_is_no_such_route(serve: Callable[..., TestClient
     with serve() as client:
         assert "/files/{name}" not in client.get("/openapi.json").json()["paths"]
         assert client.get(f"/files/{'a' * 32}.png").status_code == 404
+
+
+async def test_what_lies_there_besides_is_neither_handed_out_nor_in_the_way(tmp_path: Path) -> None:
+    files = Files(tmp_path, FilesConfig(ttl_s=100))
+    (tmp_path.parent / "secret").write_text("secret")
+    (tmp_path / ("a" * 32 + ".png")).symlink_to(tmp_path.parent / "secret")
+    (tmp_path / ("b" * 32 + ".png")).mkdir()
+    age(tmp_path, "b" * 32 + ".png", 101)
+    old = await saved(files)
+    age(tmp_path, old, 101)
+    young = await saved(files)
+    assert not (tmp_path / old).exists(), "a directory of such a name does not stop the tidying"
+    assert await files.read(young) == b"picture"
+    for letter in "ab":
+        with pytest.raises(NotFound):
+            await files.read(letter * 32 + ".png")
+
+
+async def test_a_folder_that_cannot_be_tidied_costs_no_picture(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(self: Path, missing_ok: bool = False) -> None:
+        raise PermissionError("not yours")
+
+    files = Files(tmp_path, FilesConfig(ttl_s=100))
+    old = await saved(files)
+    age(tmp_path, old, 101)
+    monkeypatch.setattr(Path, "unlink", broken)
+    assert await files.read(await saved(files)) == b"picture"
+    assert "cannot be tidied" in caplog.text

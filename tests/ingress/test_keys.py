@@ -99,13 +99,17 @@ def test_otherwise_no_page_may(client: TestClient) -> None:
     [
         ({"keys_env": "SERVICE_KEYS"}, {}, "SERVICE_KEYS is not set"),
         ({"keys_env": "SERVICE_KEYS"}, {"SERVICE_KEYS": " ,\n"}, "SERVICE_KEYS is not set or holds no key"),
-        ({"keys_file": "missing"}, {}, "there is no file"),
+        ({"keys_env": "SERVICE_KEYS"}, {"SERVICE_KEYS": "\u043a\u043b\u044e\u0447"}, "SERVICE_KEYS holds a key with a character"),
+        ({"keys_env": "SERVICE_KEYS"}, {"SERVICE_KEYS": "two words"}, "SERVICE_KEYS holds a key with a character"),
+        ({"keys_file": "missing"}, {}, "missing cannot be read"),
+        ({"keys_file": "spoilt"}, {}, "spoilt cannot be read"),
         ({"keys_file": "empty"}, {}, "holds no key"),
         ({"keys_file": "empty", "keys_env": "SERVICE_KEYS"}, {"SERVICE_KEYS": "one"}, "holds no key"),
     ],
 )
 def test_keys_that_are_configured_but_missing_keep_it_from_starting(tmp_path: Path, auth: dict[str, str], environ: dict[str, str], says: str) -> None:
     (tmp_path / "empty").write_text("\n")
+    (tmp_path / "spoilt").write_bytes(b"one\n\xff\xfe\n")
     if "keys_file" in auth:
         auth = {**auth, "keys_file": str(tmp_path / auth["keys_file"])}
     with pytest.raises(ValueError, match=says):
@@ -120,6 +124,12 @@ def test_a_file_is_read_again_when_it_changes(tmp_path: Path) -> None:
     path.write_text("new\nnewer\n")
     os.utime(path, ns=(1, 1))
     assert ("old" in ring, "new" in ring, "newer" in ring, "fixed" in ring) == (False, True, True, True)
+    path.write_bytes(b"\xef\xbb\xbfwith-a-mark\r\n")
+    os.utime(path, ns=(2, 2))
+    assert ("with-a-mark" in ring, "new" in ring) == (True, False)
+    path.write_bytes(b"spoilt\n\xff\xfe\n")
+    os.utime(path, ns=(3, 3))
+    assert ("spoilt" in ring, "with-a-mark" in ring, "fixed" in ring) == (False, False, True)
     path.unlink()
     assert ("new" in ring, "" in ring, "fixed" in ring) == (False, False, True)
 

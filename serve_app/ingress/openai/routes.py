@@ -78,7 +78,7 @@ def router(service: Service, request: type[GenerateRequest], args: AppArgs, file
 
     @routes.get("/models/{model:path}", responses=errors(404, 503))
     async def retrieve(model: str) -> ModelCard:
-        """Describe the served model."""
-        return served(model)
+        """Describe the served model, by its name or one that stands for it."""
+        return ModelCard(id=model) if _ALIASES.fullmatch(model) else served(model)
 
     return routes
