@@ -81,10 +81,10 @@ def test_one_image_is_cancelled_and_the_others_go_on(playground: Playground) -> 
     expect(playground.tile(8)).to_have_attribute("data-state", "running")
     playground.tile(8).get_by_role("button", name="Cancel this image").click()
     expect(playground.tile(8)).to_have_attribute("data-state", "cancelled")
-    expect(playground.tile(8).get_by_role("button", name="Try this image again")).to_be_focused()
+    expect(playground.tile(8).get_by_role("button", name="Paint this image again")).to_be_focused()
     playground.wait_for(3, "done")
     expect(playground.page.get_by_role("status")).to_have_text("3 images done, 1 image cancelled")
-    playground.tile(8).get_by_role("button", name="Try this image again").click()
+    playground.tile(8).get_by_role("button", name="Paint this image again").click()
     playground.wait_for(4, "done")
 
 
@@ -112,10 +112,10 @@ def test_a_failed_image_says_why_and_can_be_retried(playground: Playground) -> N
     expect(playground.tile(8)).to_contain_text("No room for it.")
     expect(playground.tile(8)).to_contain_text("Failed")
     assert playground.tiles("done").count() == 3
-    playground.page.get_by_role("button", name="Retry failed").click()
+    playground.page.get_by_role("button", name="Try again").click()
     playground.wait_for(4, "done")
     expect(playground.tile(8)).not_to_contain_text("No room for it.")
-    expect(playground.page.get_by_role("button", name="Retry failed")).to_be_hidden()
+    expect(playground.page.get_by_role("button", name="Try again")).to_be_hidden()
 
 
 def test_a_connection_that_is_lost_leaves_what_is_finished_and_the_rest_can_be_retried(playground: Playground) -> None:
@@ -130,7 +130,7 @@ def test_a_connection_that_is_lost_leaves_what_is_finished_and_the_rest_can_be_r
     playground.wait_for(2, "failed")
     expect(playground.tiles("failed").first).to_contain_text("The connection was lost")
     assert playground.tiles("done").count() == 2
-    playground.page.get_by_role("button", name="Retry failed").click()
+    playground.page.get_by_role("button", name="Try again").click()
     playground.wait_for(4, "done")
 
 
@@ -139,7 +139,7 @@ def test_a_service_that_cannot_be_reached_is_said_and_tried_again(playground: Pl
     playground.generate()
     expect(playground.page.locator(".run .notice")).to_have_text("The service cannot be reached.")
     playground.forgive("ERR_FAILED")
-    playground.page.get_by_role("button", name="Retry failed").click()
+    playground.page.get_by_role("button", name="Try again").click()
     playground.wait_for(4, "done")
     expect(playground.page.locator(".run .notice")).to_be_hidden()
 
@@ -312,7 +312,7 @@ def test_a_full_line_says_when_to_come_back(playground: Playground, service: Run
         expect(playground.page.locator(".run .notice")).to_contain_text("There should be room again")
         playground.forgive("status of 429")
     eventually(lambda: in_flight(service) == 0)
-    playground.page.get_by_role("button", name="Retry failed").click()
+    playground.page.get_by_role("button", name="Try again").click()
     playground.wait_for(2, "done")
 
 
