@@ -13,6 +13,11 @@ export class ApiError extends Error {
     this.param = param;
     this.retryAfterS = retryAfterS;
   }
+
+  /** What a person can do about it, as a button says it. */
+  get remedy() {
+    return this.status === 401 ? "Enter a key" : "Try again";
+  }
 }
 
 /** Return the properties of the request body with this service's bounds and defaults, as JSON Schema. */
@@ -58,7 +63,7 @@ async function call(path, options = {}) {
 async function refusal(response) {
   const problem = await response.json().then((body) => body.error, () => null);
   const wait = Number.parseInt(response.headers.get("Retry-After"), 10);
-  const message = problem?.message ?? `The service answered ${response.status}.`;
+  const message = response.status === 401 ? "This service wants an API key." : (problem?.message ?? `The service answered ${response.status}.`);
   return new ApiError(response.status, message, problem?.param, Number.isNaN(wait) ? null : wait);
 }
 

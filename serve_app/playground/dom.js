@@ -4,6 +4,8 @@ export const byId = (id) => document.getElementById(id);
 
 export const fromTemplate = (id) => byId(id).content.firstElementChild.cloneNode(true);
 
+export const count = (n, noun) => `${n} ${noun}${n === 1 ? "" : "s"}`;
+
 /** Tell a person who does not see the page; for events they wait for, not for every step. */
 export function announce(text) {
   byId("announcer").textContent = text;

@@ -3,6 +3,7 @@
 import { byId } from "./dom.js";
 
 const NAME = "parallel-sdxl-key";
+const SENDABLE = /^[\x20-\x7e]+$/; // fetch throws on most else in a header
 
 let asking = null;
 
@@ -36,13 +37,21 @@ export function showWhetherKept() {
 function ask(complaint) {
   asking ??= new Promise((resolve) => {
     const [dialog, input, error] = [byId("key"), byId("key-input"), byId("key-error")];
-    error.textContent = complaint;
-    error.hidden = !complaint;
+    const complain = (text) => {
+      error.textContent = text;
+      error.hidden = !text;
+    };
+    complain(complaint);
     input.value = "";
     dialog.returnValue = "";
     dialog.querySelector("form").onsubmit = (event) => {
       event.preventDefault();
-      sessionStorage.setItem(NAME, input.value.trim());
+      const given = input.value.trim();
+      if (!SENDABLE.test(given)) {
+        complain("This cannot be the key: a key has only English letters, digits and common signs.");
+        return input.select();
+      }
+      sessionStorage.setItem(NAME, given);
       dialog.close("given");
     };
     byId("key-cancel").onclick = () => dialog.close("");

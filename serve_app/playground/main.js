@@ -1,7 +1,7 @@
 // The page: what the form, the runs, the viewer and the history have to do with each other.
 
 import { requestProperties } from "./api.js";
-import { announce, byId, copy } from "./dom.js";
+import { announce, byId, copy, count } from "./dom.js";
 import * as past from "./history.js";
 import { forgetKey, showWhetherKept } from "./key.js";
 import { Run, randomSeed, seedsFrom } from "./run.js";
@@ -16,7 +16,7 @@ const settings = new Settings(byId("settings"));
 const shown = new Map(); // the runs on the page, newest last, and their views
 const askService = watchService(() => [...shown.keys()].some((run) => run.active));
 
-const actions = { open: view, paint, use, more };
+const actions = { open: view, paint, use, more, remove };
 
 async function connect() {
   byId("unavailable").hidden = true;
@@ -24,6 +24,7 @@ async function connect() {
     settings.describe(await requestProperties(), fromUrl());
   } catch (error) {
     byId("unavailable").querySelector("p").textContent = error.message;
+    byId("reconnect").textContent = error.remedy;
     byId("unavailable").hidden = false;
     return;
   }
@@ -41,7 +42,7 @@ function generate() {
 }
 
 async function paint(run, images) {
-  announce(`Painting ${count(images)}`);
+  announce(`Painting ${count(images.length, "image")}`);
   const painting = run.paint(images);
   askService();
   try {
@@ -72,10 +73,20 @@ function put(run) {
   shown.set(run, runView);
   byId("runs").prepend(runView.element);
   byId("empty").hidden = true;
-  const oldest = [...shown.keys()].find((each) => !each.active && each !== run);
-  if (shown.size > MOST_RUNS && oldest) drop(oldest);
   const { top } = runView.element.getBoundingClientRect();
   if (top < 0 || top > innerHeight / 2) runView.element.scrollIntoView();
+}
+
+/** Take the oldest runs off the page; refused ones do not push out those with pictures. */
+function tidy() {
+  const ended = [...shown.keys()].filter((run) => !run.active);
+  for (const runs of Map.groupBy(ended, (run) => run.refused).values()) runs.slice(0, -MOST_RUNS).forEach(drop);
+}
+
+function remove(run) {
+  drop(run);
+  byId("runs").focus(); // the button that had the focus is gone
+  announce("Removed");
 }
 
 function drop(run) {
@@ -86,9 +97,10 @@ function drop(run) {
 
 async function settled(run) {
   const ended = Map.groupBy(run.images, (image) => image.state);
-  const parts = [...ended].map(([state, images]) => `${count(images)} ${state}`);
+  const parts = [...ended].map(([state, images]) => `${count(images.length, "image")} ${state}`);
   announce(run.problem?.message ?? parts.join(", "));
   askService();
+  tidy();
   await past.keep(run).then(showHistory, () => {}); // a browser that keeps nothing
 }
 
@@ -100,7 +112,7 @@ async function showHistory() {
 }
 
 function historyItem(entry) {
-  const label = `${entry.settings.prompt}, ${entry.images === 1 ? "1 image" : `${entry.images} images`}, seed ${entry.seed}`;
+  const label = `${entry.settings.prompt}, ${count(entry.images, "image")}, seed ${entry.seed}`;
   const button = Object.assign(document.createElement("button"), { type: "button", title: label, ariaLabel: label });
   const img = Object.assign(document.createElement("img"), { src: URL.createObjectURL(entry.thumbnail), alt: "" });
   button.append(img);
@@ -117,13 +129,12 @@ async function restore(entry) {
     run = Run.kept(entry, await past.picturesOf(entry.id));
     if (!run.images.length) return showHistory();
     put(run);
+    tidy();
   }
   settings.fill({ ...entry.settings, seed: entry.seed });
   shown.get(run).element.scrollIntoView({ block: "nearest" });
-  announce(`${count(run.images)} back`);
+  announce(`${count(run.images.length, "image")} back`);
 }
-
-const count = (images) => (images.length === 1 ? "1 image" : `${images.length} images`);
 
 byId("settings").addEventListener("submit", (event) => {
   event.preventDefault();
@@ -150,7 +161,13 @@ for (const chip of document.querySelectorAll(".chip")) {
     byId("prompt").focus();
   });
 }
-byId("clear-history").addEventListener("click", () => past.clear().then(showHistory));
+byId("clear-history").addEventListener("click", () => {
+  if (confirm("Delete all pictures that this browser keeps of this page?")) past.clear().then(showHistory);
+});
+// Another tab may have added to it.
+document.addEventListener("visibilitychange", () => {
+  if (!document.hidden) showHistory().catch(() => {});
+});
 byId("forget-key").addEventListener("click", () => {
   forgetKey();
   askService();

@@ -40,7 +40,7 @@ export class Run extends EventTarget {
     this.id = id;
     this.model = model;
     this.warnings = [];
-    this.problem = null;
+    this.problem = null; // of the last request, if it was refused: { message, remedy, retryAt, images }
   }
 
   static of(settings, seeds) {
@@ -50,6 +50,15 @@ export class Run extends EventTarget {
   /** Bring back a run whose pictures, { seed, blob } each, were kept. */
   static kept({ id, settings, model }, pictures) {
     return new Run(settings, pictures.map((picture) => ({ ...fresh(null), ...picture, state: "done" })), { id, model });
+  }
+
+  /** Whether the service took none of it. */
+  get refused() {
+    return this.problem !== null && this.id === null;
+  }
+
+  get unfinished() {
+    return this.images.filter((image) => image.state === "failed" || image.state === "cancelled");
   }
 
   get active() {
@@ -72,10 +81,6 @@ export class Run extends EventTarget {
       this.#leave(generation, "cancelled", "");
       if (!this.active) this.dispatchEvent(new Event("settled"));
     }
-  }
-
-  retryFailed() {
-    return this.paint(this.images.filter((image) => image.state === "failed"));
   }
 
   /** Stop one image; the stream says when it has stopped. */
@@ -133,9 +138,11 @@ export class Run extends EventTarget {
 
   #refuse(generation, error) {
     if (!(error instanceof ApiError)) throw error;
-    const started = generation.id !== null;
-    if (!started) this.problem = { message: error.message, retryAt: error.retryAfterS === null ? null : Date.now() + 1000 * error.retryAfterS };
-    this.#leave(generation, "failed", started ? LOST : "Not painted.");
+    if (generation.id !== null) return this.#leave(generation, "failed", LOST);
+    const { message, remedy, retryAfterS } = error;
+    this.problem = { message, remedy, retryAt: retryAfterS === null ? null : Date.now() + 1000 * retryAfterS, images: generation.images };
+    for (const image of generation.images) if (image.blob) this.#change(image, { state: "done" });
+    this.#leave(generation, "failed", "Not painted.");
   }
 
   /** Give an end to the images of a generation that have none yet. */

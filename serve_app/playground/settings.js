@@ -1,10 +1,13 @@
 // The settings form: bounds and defaults from the service, values to and from a URL.
 
+import { count } from "./dom.js";
+
 const TEXTS = ["prompt", "negative_prompt"];
 const NUMBERS = ["num_images", "width", "height", "num_inference_steps", "guidance_scale", "seed"];
 const CHOICES = ["scheduler", "output_format"];
 const NAMES = [...TEXTS, ...NUMBERS, ...CHOICES];
 
+const SIDES = { width: "Width", height: "Height" };
 const SHAPES = [["Square", 1], ["Landscape 4:3", 4 / 3], ["Wide 16:9", 16 / 9], ["Portrait 3:4", 3 / 4], ["Tall 9:16", 9 / 16]];
 
 export class Settings {
@@ -51,14 +54,28 @@ export class Settings {
   /** Return the settings, `seed` and `scheduler` null where left open; null, with the reason beside each field, if something is wrong. */
   read() {
     this.clearErrors();
-    this.#field("prompt").setCustomValidity(this.#field("prompt").value.trim() ? "" : "Say what to paint.");
+    for (const name of TEXTS) this.#field(name).setCustomValidity(this.#tooLong(name));
+    if (!this.#field("prompt").value.trim()) this.#field("prompt").setCustomValidity("Say what to paint.");
     const wrong = NAMES.filter((name) => !this.#field(name).validity.valid);
-    for (const name of wrong) this.#showError(name, this.#field(name).validationMessage);
+    for (const name of wrong) this.#showError(name, this.#complaint(name));
     if (wrong.length) {
       this.#reach(wrong[0]);
       return null;
     }
     return this.#values();
+  }
+
+  /** A browser looks at maxlength while somebody types, not at what came with a link. */
+  #tooLong(name) {
+    const { value, maxLength, labels } = this.#field(name);
+    const length = [...value].length; // as the service counts: not in UTF-16 units
+    if (maxLength < 0 || length <= maxLength) return "";
+    return `${labels[0].textContent}: at most ${count(maxLength, "character")}, and this has ${length}.`;
+  }
+
+  #complaint(name) {
+    const { min, max, step, validationMessage } = this.#field(name);
+    return SIDES[name] ? `${SIDES[name]}: a multiple of ${step}, from ${min} to ${max}.` : validationMessage;
   }
 
   /** Show what the service says of a field of the request (`param`); return whether the form has it. */
@@ -94,7 +111,7 @@ export class Settings {
     for (const input of slider ? [field, slider] : [field]) {
       if (schema.minimum !== undefined) input.min = schema.minimum;
       if (max !== undefined) input.max = max;
-      input.step = schema.multipleOf ?? (field.step || 1);
+      input.step = schema.multipleOf ?? (input.step || 1);
     }
   }
 
@@ -138,7 +155,6 @@ export class Settings {
 
   #showError(name, message) {
     const field = this.#field(name);
-    if (!field) return;
     const id = `${name}-error`;
     document.getElementById(id)?.remove();
     field.removeAttribute("aria-invalid");

@@ -1,7 +1,7 @@
 // A run on the page: its heading, and a tile for each image.
 
 import { sentence } from "./api.js";
-import { copy, fromTemplate } from "./dom.js";
+import { copy, count, fromTemplate } from "./dom.js";
 import { ACTIVE } from "./run.js";
 import { toUrl } from "./settings.js";
 
@@ -23,11 +23,12 @@ function letGo(image) {
 
 export const fileName = (image) => `seed-${image.seed}.${image.blob.type.replace("image/", "").replace("jpeg", "jpg")}`;
 
-/** The section of one run. `actions` are { open, more, use, paint } and take the run, and the image where it is about one. */
+/** The section of one run. `actions` are { open, more, use, paint, remove } and take the run, and the image where it is about one. */
 export class RunView {
   #run;
   #actions;
   #tiles = new Map();
+  #countdown = null;
 
   constructor(run, actions) {
     this.#run = run;
@@ -35,7 +36,8 @@ export class RunView {
     this.element = fromTemplate("run-template");
     this.element.setAttribute("aria-label", run.settings.prompt);
     this.element.querySelector("h2").textContent = run.settings.prompt;
-    this.#layOut(run.images.length);
+    // As on the service's contact sheets.
+    this.element.style.setProperty("--columns", Math.ceil(Math.sqrt(run.images.length)));
     for (const image of run.images) {
       const tile = new Tile(run, image, actions);
       this.#tiles.set(image, tile);
@@ -43,21 +45,17 @@ export class RunView {
     }
     run.addEventListener("image", ({ detail }) => this.#onImage(detail));
     run.addEventListener("change", () => this.#show());
-    this.element.addEventListener("click", (event) => this.#act(event.target.closest(".run-buttons button")));
+    for (const part of this.element.querySelectorAll("header, .notice")) {
+      part.addEventListener("click", (event) => this.#act(event.target.closest("button")));
+    }
     this.#show();
   }
 
   /** Let go of the pictures. */
   discard() {
+    clearTimeout(this.#countdown);
     this.element.remove();
     this.#run.images.forEach(letGo);
-  }
-
-  /** Give the tiles the rows and columns that the service's contact sheets have. */
-  #layOut(images) {
-    const columns = Math.ceil(Math.sqrt(images));
-    this.element.style.setProperty("--columns", columns);
-    this.element.style.setProperty("--rows", Math.ceil(images / columns));
   }
 
   #onImage(image) {
@@ -69,7 +67,10 @@ export class RunView {
     const run = this.#run;
     switch (button?.dataset.action) {
       case "cancel": return void run.cancelAll();
-      case "retry": return this.#actions.paint(run, run.images.filter((image) => image.state === "failed"));
+      case "retry":
+        this.#actions.paint(run, run.problem?.images ?? run.unfinished);
+        return this.#button("cancel").focus(); // the one that had the focus is gone
+      case "remove": return this.#actions.remove(run);
       case "use": return this.#actions.use(run);
       case "link": return void copy(toUrl({ ...run.settings, seed: run.images[0].seed }), button, "Link");
     }
@@ -78,9 +79,10 @@ export class RunView {
   #show() {
     const { settings, model, warnings } = this.#run;
     const { width, height, num_inference_steps: steps, guidance_scale: guidance, scheduler } = settings;
-    const facts = [`${width} × ${height}`, `${steps} steps`, `guidance ${guidance}`, scheduler?.replaceAll("_", " "), model];
+    const facts = [`${width} × ${height}`, count(steps, "step"), `guidance ${guidance}`, scheduler?.replaceAll("_", " "), model];
     if (settings.negative_prompt) facts.push(`without ${settings.negative_prompt}`);
     this.element.querySelector(".meta").textContent = facts.filter(Boolean).join(" · ");
+    this.element.querySelector(".tiles").hidden = this.#run.refused;
     this.#showNotice(warnings);
     this.#showButtons();
   }
@@ -92,15 +94,22 @@ export class RunView {
     const when = wait > 0 ? ` There should be room again in ${wait} s.` : problem?.retryAt ? " There should be room again now." : "";
     notice.hidden = !problem && !warnings.length;
     notice.dataset.kind = problem ? "problem" : "warning";
-    notice.querySelector("p").textContent = problem ? problem.message + when : warnings.map(sentence).join(" ");
-    if (wait > 0) setTimeout(() => this.#show(), 1000);
+    const text = problem ? problem.message + when : warnings.map(sentence).join(" ");
+    Object.assign(notice.querySelector("p"), { textContent: text, title: text });
+    Object.assign(notice.querySelector("button"), { hidden: !problem, textContent: problem?.remedy });
+    clearTimeout(this.#countdown);
+    if (wait > 0) this.#countdown = setTimeout(() => this.#show(), 1000);
   }
 
   #showButtons() {
-    const states = this.#run.images.map((image) => image.state);
-    const button = (action) => this.element.querySelector(`.run-buttons [data-action=${action}]`);
-    button("cancel").hidden = !this.#run.active;
-    button("retry").hidden = !states.includes("failed");
+    const { active, problem, unfinished } = this.#run;
+    this.#button("cancel").hidden = !active;
+    this.#button("retry").hidden = active || problem !== null || !unfinished.length;
+    this.#button("remove").hidden = active;
+  }
+
+  #button(action) {
+    return this.element.querySelector(`.run-buttons [data-action=${action}]`);
   }
 }
 

@@ -1,12 +1,13 @@
 """What a person does on the playground, in a real browser, on a real service."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
-from playwright.sync_api import Locator, Page, Request, Route, expect
+from playwright.sync_api import Browser, Locator, Page, Request, Route, expect
 
 from tests.integration.conftest import SMALL, Running, eventually
 from tests.integration.playground.conftest import OpenPlayground, Playground, in_flight
@@ -81,10 +82,10 @@ def test_one_image_is_cancelled_and_the_others_go_on(playground: Playground) -> 
     expect(playground.tile(8)).to_have_attribute("data-state", "running")
     playground.tile(8).get_by_role("button", name="Cancel this image").click()
     expect(playground.tile(8)).to_have_attribute("data-state", "cancelled")
-    expect(playground.tile(8).get_by_role("button", name="Try this image again")).to_be_focused()
+    expect(playground.tile(8).get_by_role("button", name="Paint this image again")).to_be_focused()
     playground.wait_for(3, "done")
     expect(playground.page.get_by_role("status")).to_have_text("3 images done, 1 image cancelled")
-    playground.tile(8).get_by_role("button", name="Try this image again").click()
+    playground.tile(8).get_by_role("button", name="Paint this image again").click()
     playground.wait_for(4, "done")
 
 
@@ -96,6 +97,21 @@ def test_all_images_are_cancelled(playground: Playground, service: Running) -> N
     playground.wait_for(4, "cancelled")
     eventually(lambda: in_flight(service) == 0, seconds=5)
     expect(playground.page.get_by_role("button", name="Cancel all")).to_be_hidden()
+
+
+def test_all_that_failed_or_was_cancelled_is_tried_again_at_once(playground: Playground) -> None:
+    def one_of_each(event: dict[str, Any]) -> Any:
+        if event["type"] == "image" and event["seed"] == 9:
+            return {"type": "cancelled", "index": event["index"], "seed": 9}
+        return fail_seed(8)(event)
+
+    playground.page.route("**/stream", lambda route: changed_events(route, one_of_each), times=1)
+    playground.generate()
+    playground.wait_for(2, "done")
+    with playground.page.expect_request("**/stream") as request:
+        playground.page.get_by_role("button", name="Try again").click()
+    assert body_of(request.value)["seeds"] == [8, 9]
+    playground.wait_for(4, "done")
 
 
 def test_closing_the_page_frees_the_replicas(playground: Playground, service: Running) -> None:
@@ -112,10 +128,10 @@ def test_a_failed_image_says_why_and_can_be_retried(playground: Playground) -> N
     expect(playground.tile(8)).to_contain_text("No room for it.")
     expect(playground.tile(8)).to_contain_text("Failed")
     assert playground.tiles("done").count() == 3
-    playground.page.get_by_role("button", name="Retry failed").click()
+    playground.page.get_by_role("button", name="Try again").click()
     playground.wait_for(4, "done")
     expect(playground.tile(8)).not_to_contain_text("No room for it.")
-    expect(playground.page.get_by_role("button", name="Retry failed")).to_be_hidden()
+    expect(playground.page.get_by_role("button", name="Try again")).to_be_hidden()
 
 
 def test_a_connection_that_is_lost_leaves_what_is_finished_and_the_rest_can_be_retried(playground: Playground) -> None:
@@ -130,18 +146,49 @@ def test_a_connection_that_is_lost_leaves_what_is_finished_and_the_rest_can_be_r
     playground.wait_for(2, "failed")
     expect(playground.tiles("failed").first).to_contain_text("The connection was lost")
     assert playground.tiles("done").count() == 2
-    playground.page.get_by_role("button", name="Retry failed").click()
+    playground.page.get_by_role("button", name="Try again").click()
     playground.wait_for(4, "done")
 
 
 def test_a_service_that_cannot_be_reached_is_said_and_tried_again(playground: Playground) -> None:
     playground.page.route("**/stream", lambda route: route.abort(), times=1)
     playground.generate()
-    expect(playground.page.locator(".run .notice")).to_have_text("The service cannot be reached.")
+    expect(playground.page.locator(".run .notice p")).to_have_text("The service cannot be reached.")
+    expect(playground.page.locator(".tiles")).to_be_hidden()
     playground.forgive("ERR_FAILED")
-    playground.page.get_by_role("button", name="Retry failed").click()
+    playground.page.get_by_role("button", name="Try again").click()
     playground.wait_for(4, "done")
     expect(playground.page.locator(".run .notice")).to_be_hidden()
+
+
+def test_refused_runs_do_not_push_out_finished_ones(playground: Playground) -> None:
+    page = playground.page
+    playground.generate(images=1, steps=4)
+    playground.wait_for(1, "done")
+    page.route("**/stream", lambda route: route.abort())
+    notices = page.locator(".run .notice p:visible")
+    for refused in range(1, 14):
+        playground.generate(images=1, steps=4)
+        expect(notices).to_have_count(min(refused, 12))
+        expect(page.get_by_role("button", name="Cancel all")).to_have_count(0)
+    expect(page.locator(".tile:visible")).to_have_count(1)
+    page.get_by_role("button", name="Remove").first.click()
+    expect(notices).to_have_count(11)
+    playground.forgive("ERR_FAILED")
+
+
+def test_a_picture_stays_when_painting_it_again_is_refused(playground: Playground) -> None:
+    playground.generate(images=1, steps=4)
+    playground.wait_for(1, "done")
+    playground.page.route("**/stream", lambda route: route.abort(), times=1)
+    playground.tile(7).get_by_role("button", name="Paint this image again").click()
+    expect(playground.page.locator(".run .notice p")).to_have_text("The service cannot be reached.")
+    expect(playground.tile(7)).to_have_attribute("data-state", "done")
+    playground.forgive("ERR_FAILED")
+    with playground.page.expect_request("**/stream") as request:
+        playground.page.get_by_role("button", name="Try again").click()
+    assert body_of(request.value)["seeds"] == [7]
+    playground.wait_for(1, "done")
 
 
 def test_only_one_tile_is_painted_again_and_its_seed_gives_the_same_picture(playground: Playground, tmp_path: Path) -> None:
@@ -208,11 +255,27 @@ def test_reloading_after_a_run_keeps_its_settings_and_its_pictures(playground: P
     assert playground.tile(8).locator("img").evaluate("image => image.decode().then(() => image.naturalWidth)") == 64
     expect(playground.page.get_by_label("Prompt", exact=True)).to_have_value("a pear")
     expect(playground.page.get_by_label("Images", exact=True)).to_have_value("2")
-    playground.page.get_by_role("button", name="Clear the history").click()
+    clear = playground.page.get_by_role("button", name="Clear the history")
+    clear.click()  # Playwright declines what a page asks
+    expect(kept).to_be_visible()
+    playground.page.once("dialog", lambda dialog: dialog.accept())
+    clear.click()
     expect(playground.page.get_by_role("region", name="History")).to_be_hidden()
     playground.page.reload()
     expect(playground.page.get_by_role("heading", name="One prompt, many seeds")).to_be_visible()
     expect(kept).to_be_hidden()
+
+
+def test_the_history_of_another_tab_is_seen_on_coming_back(playground: Playground) -> None:
+    other = playground.page.context.new_page()
+    other.goto(playground.url)
+    playground.generate(images=1, steps=4)
+    name = "a red apple, 1 image, seed 7"
+    playground.page.get_by_role("button", name=name).wait_for()
+    kept = other.get_by_role("button", name=name)
+    expect(kept).to_be_hidden()
+    other.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
+    expect(kept).to_be_visible()
 
 
 def test_the_history_is_bounded(playground: Playground) -> None:
@@ -257,8 +320,32 @@ def test_bounds_and_defaults_are_the_services_own(playground: Playground) -> Non
     playground.generate(steps=999, width_in_pixels=65)
     expect(playground.page.get_by_label("Steps")).to_have_attribute("aria-invalid", "true")
     expect(playground.page.get_by_label("Steps")).to_have_accessible_description("Value must be less than or equal to 998.")
-    expect(playground.page.get_by_label("Width in pixels")).to_be_focused()
+    width = playground.page.get_by_label("Width in pixels")
+    expect(width).to_be_focused()
+    expect(width).to_have_accessible_description(re.compile(r"^Width: a multiple of 8, from \d+ to \d+\.$"))
     assert playground.page.locator(".run").count() == 0
+
+
+def test_guidance_takes_any_decimal(playground: Playground) -> None:
+    with playground.page.expect_request("**/stream") as request:
+        playground.generate(images=1, steps=4, guidance=2.525)
+    assert body_of(request.value)["guidance_scale"] == 2.525
+    playground.wait_for(1, "done")
+
+
+def test_a_prompt_of_a_link_that_is_too_long_is_refused_before_it_is_sent(open_playground: OpenPlayground) -> None:
+    page = open_playground("#prompt=" + 2001 * "a").page
+    page.get_by_role("button", name="Generate").click()
+    expect(page.get_by_label("Prompt", exact=True)).to_have_accessible_description("Prompt: at most 2000 characters, and this has 2001.")
+    assert page.locator(".run").count() == 0
+
+
+def test_without_javascript_the_page_says_so_and_offers_nothing_else(browser: Browser, service: Running) -> None:
+    page = browser.new_context(java_script_enabled=False).new_page()
+    page.goto(service.url)
+    expect(page.locator("noscript p")).to_be_visible()  # texts in there are not looked at
+    expect(page.get_by_role("button")).to_have_count(0)
+    page.context.close()
 
 
 def test_what_is_typed_before_the_bounds_are_known_stays(playground: Playground) -> None:
@@ -310,9 +397,10 @@ def test_a_full_line_says_when_to_come_back(playground: Playground, service: Run
         playground.generate(images=2)
         expect(playground.page.locator(".run .notice")).to_contain_text("images are waiting")
         expect(playground.page.locator(".run .notice")).to_contain_text("There should be room again")
+        expect(playground.page.locator(".tiles")).to_be_hidden()
         playground.forgive("status of 429")
     eventually(lambda: in_flight(service) == 0)
-    playground.page.get_by_role("button", name="Retry failed").click()
+    playground.page.get_by_role("button", name="Try again").click()
     playground.wait_for(2, "done")
 
 
