@@ -88,6 +88,8 @@ class EngineBench:
 
     def idle(self, slot: Slot, seconds: float) -> float:
         """Return how much of the time under load the GPU had nothing to do, in percent."""
+        if self._checkpoint.device.type != "cuda":
+            raise RuntimeError("needs a GPU")
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA], acc_events=True) as profile:
             self._keep_busy(slot, seconds)
         spans = [(e.time_range.start, e.time_range.end) for e in profile.events() if e.device_type == DeviceType.CUDA]

@@ -54,7 +54,7 @@ def table(rows: Sequence[Row]) -> str:
             continue
         goal = row.measure.goal
         wanted = f"{goal.must:6g} {goal.aim:6g}  {row.verdict}" if goal else ""
-        lines.append(f"{name} {row.value:9.3f} {_number(row.low)} {_number(row.high)} {row.samples:4} {row.measure.unit:8} {wanted}".rstrip())
+        lines.append(f"{name} {row.value:9.3f} {_number(row.low)} {_number(row.high)} {row.samples or '':>4} {row.measure.unit:8} {wanted}".rstrip())
     return "\n".join(lines)
 
 
