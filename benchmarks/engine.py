@@ -1,0 +1,143 @@
+"""Our engine in-process, put together as a replica does it, without Ray and HTTP."""
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from queue import Queue
+
+import torch
+from torch._C._autograd import DeviceType
+from torch._dynamo.utils import counters
+
+from benchmarks.conditions import Conditions
+from benchmarks.idle import idle_fraction
+from benchmarks.measures import rates
+from serve_app.config import AppArgs
+from serve_app.errors import SlotFailed
+from serve_app.messages import Painted, Slot, SlotEvent
+from serve_app.replica.checkpoint import Checkpoint, load_checkpoint, quiet_progress_bars
+from serve_app.replica.device import prepare_device
+from serve_app.replica.engine import Engine, Silent
+from serve_app.replica.programs import keep_compiled_kernels
+from serve_app.replica.quantize import to_fp8
+
+_TIMEOUT_S = 300
+
+
+def load(args: AppArgs) -> Checkpoint:
+    """Return the loaded checkpoint that a replica of these arguments paints with."""
+    quiet_progress_bars()
+    if args.engine.compile_cache:
+        keep_compiled_kernels(args.engine.compile_cache)
+    checkpoint = load_checkpoint(args.model, prepare_device(args.num_gpus, args.num_cpus))
+    if args.engine.quantization == "fp8":
+        to_fp8(checkpoint, args.model)
+    return checkpoint
+
+
+class EngineBench:
+    """One checkpoint, and one engine at a time: the last that was asked for."""
+
+    def __init__(self, conditions: Conditions) -> None:
+        self.conditions = conditions
+        self._args = conditions.args()
+        self._checkpoint = load(self._args)
+        self._engine: Engine | None = None
+        self._images = 0
+        self._seed = 0
+        self._warm_graphs = 0
+        self.late_compilations = 0
+
+    def close(self) -> None:
+        if self._engine:
+            self._note_compilations()
+            self._engine.stop()
+            self._engine = None
+
+    def prepare(self, images_per_call: int, slot: Slot) -> None:
+        """Start an engine for such slots that puts up to so many into a UNet call, warmed up as a replica would be, and paint with it once."""
+        if self._engine and self._images == images_per_call:
+            return
+        self.close()
+        config = self._args.engine.model_copy(update={"max_batch_size": images_per_call, "images_per_call": images_per_call})
+        self._engine, self._images = Engine(self._checkpoint, config, self._args.preview, Silent()), images_per_call
+        self._engine.warm_up(slot)
+        self._engine.start()
+        self.paint([self._fresh(slot) for _ in range(images_per_call)])
+        self._warm_graphs = _graphs()
+
+    def image(self, slot: Slot) -> float:
+        """Return the seconds from a slot to its file, the prompt one that was never seen."""
+        return self.paint([self._fresh(slot)])
+
+    def paint(self, slots: Sequence[Slot]) -> float:
+        """Paint slots that are handed in together; return the seconds until the last file is there."""
+        assert self._engine is not None
+        events: Queue[SlotEvent | SlotFailed] = Queue()
+        started = time.perf_counter()
+        for slot in slots:
+            self._engine.submit(slot, events.put)
+        for _ in slots:
+            _painted(events)
+        return time.perf_counter() - started
+
+    def rates(self, slot: Slot, seconds: float) -> list[float]:
+        """Return images a second while there is always a next slot waiting."""
+        return rates(self._keep_busy(slot, seconds), warm_up=2 * self._images, window=max(2, self._images))
+
+    def idle(self, slot: Slot, seconds: float) -> float:
+        """Return how much of the time under load the GPU had nothing to do, in percent."""
+        if self._checkpoint.device.type != "cuda":
+            raise RuntimeError("needs a GPU")
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA], acc_events=True) as profile:
+            self._keep_busy(slot, seconds)
+        spans = [(e.time_range.start, e.time_range.end) for e in profile.events() if e.device_type == DeviceType.CUDA]
+        return 100 * idle_fraction(spans)
+
+    def _keep_busy(self, slot: Slot, seconds: float) -> list[float]:
+        """Keep twice as many slots in the engine as it paints at once; return when each was finished."""
+        assert self._engine is not None
+        events: Queue[SlotEvent | SlotFailed] = Queue()
+        finished: list[float] = []
+        least, end = 6 * self._images, time.perf_counter() + seconds
+        submitted = 0
+        while len(finished) < least or time.perf_counter() < end:
+            while submitted - len(finished) < 2 * self._images:
+                self._engine.submit(self._fresh(slot), events.put)
+                submitted += 1
+            _painted(events)
+            finished.append(time.perf_counter())
+        for _ in range(submitted - len(finished)):
+            _painted(events)
+        return finished
+
+    def _fresh(self, slot: Slot) -> Slot:
+        """The next seed and a prompt of its own, as from another user: nothing comes from a cache."""
+        self._seed += 1
+        return replace(slot, seed=self._seed, prompt=f"{slot.prompt}, {self._seed}")
+
+    def _note_compilations(self) -> None:
+        self.late_compilations += _graphs() - self._warm_graphs
+
+
+@contextmanager
+def open_engine(conditions: Conditions) -> Iterator[EngineBench]:
+    bench = EngineBench(conditions)
+    try:
+        yield bench
+    finally:
+        bench.close()
+
+
+def _graphs() -> int:
+    return counters["stats"]["unique_graphs"]
+
+
+def _painted(events: "Queue[SlotEvent | SlotFailed]") -> Painted:
+    while True:
+        event = events.get(timeout=_TIMEOUT_S)
+        if isinstance(event, SlotFailed):
+            raise event
+        if isinstance(event, Painted):
+            return event

@@ -1,0 +1,116 @@
+"""What is measured: names, goals, samples."""
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, Literal
+
+from benchmarks.conditions import Conditions, Frozen
+
+Unit = Literal["s", "ms", "images/s", "%", "x", "count"]
+Samples = Mapping[str, Sequence[float]]
+"""Values by the name of their measure."""
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What the project asks for. Less is better where the aim is below what must be."""
+
+    must: float
+    aim: float
+
+    def verdict(self, value: float) -> Literal["aim", "must", "missed"]:
+        sign = 1 if self.aim <= self.must else -1
+        if sign * value <= sign * self.aim:
+            return "aim"
+        return "must" if sign * value <= sign * self.must else "missed"
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One row of the table; `how` says what one sample is."""
+
+    name: str
+    unit: Unit
+    how: str
+    goal: Goal | None = None
+
+
+@dataclass(frozen=True)
+class Trial:
+    """Takes the samples of some measures together, because they are compared with each other or fall out of one another.
+
+    `seconds` is how long it takes at most on the machine it is meant for; where less time is left it is not begun.
+    """
+
+    measures: tuple[Measure, ...]
+    run: Callable[[Any, Conditions], Samples]
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Subject:
+    """Something to measure, in a process of its own on `devices` GPUs (0: all).
+
+    `open` gives what the trials' `run` takes, ready and warm, after `seconds` at most.
+    """
+
+    name: str
+    open: Callable[[Conditions], AbstractContextManager[Any]]
+    devices: int
+    seconds: float
+    trials: tuple[Trial, ...]
+    overrides: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """A row that divides the median of one measure by that of another, each first by its number of devices where `per_device`."""
+
+    measure: Measure
+    of: str
+    to: str
+    per_device: bool = False
+
+
+@dataclass(frozen=True)
+class Best:
+    """A row that is the highest median of some measures."""
+
+    measure: Measure
+    of: tuple[str, ...]
+
+
+class Result(Frozen):
+    """What came of a measure: samples, or a reason why there are none."""
+
+    name: str
+    devices: int
+    samples: tuple[float, ...] = ()
+    missing: str | None = None
+
+
+def rounds(seconds: float, least: int = 3) -> Iterator[int]:
+    """Count rounds until the time is up, but at least some."""
+    end, done = time.perf_counter() + seconds, 0
+    while done < least or time.perf_counter() < end:
+        yield done
+        done += 1
+
+
+def timed(act: Callable[[], object]) -> float:
+    """Return how many seconds something takes."""
+    started = time.perf_counter()
+    act()
+    return time.perf_counter() - started
+
+
+def rates(finished: Sequence[float], warm_up: int, window: int) -> list[float]:
+    """Return completions a second over successive windows of so many completions, the first `warm_up` left out.
+
+    `finished` are times in order. Batches end in bunches: a window should hold whole bunches.
+    """
+    marks = finished[warm_up::window]
+    return [window / (after - before) for before, after in pairwise(marks) if after > before]

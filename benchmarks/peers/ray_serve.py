@@ -1,0 +1,117 @@
+"""Peer: Ray Serve's documented Stable Diffusion pattern: an ingress, one deployment, one pipeline call per request, a PNG back.
+
+Kinder than the documentation where that could not run, or not at its best: a replica on every GPU from the start rather than
+none, and one request at a time in a replica, since two calls at once would share the pipeline's scheduler.
+"""
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import BytesIO
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import ray
+import torch
+from fastapi import FastAPI
+from fastapi.responses import Response
+from ray import serve
+
+from benchmarks.conditions import Conditions
+from benchmarks.peers.pipeline import load_pipeline
+from benchmarks.service import free_port
+
+_TIMEOUT_S = 300
+
+
+class StableDiffusion:
+    def __init__(self, checkpoint: str, device: str, steps: int, guidance: float) -> None:
+        self._pipe = load_pipeline(Path(checkpoint), device, torch.float16)
+        self._call = {"num_inference_steps": steps, "guidance_scale": guidance}
+
+    def generate(self, prompt: str, img_size: int) -> Any:
+        return self._pipe(prompt, height=img_size, width=img_size, **self._call).images[0]
+
+
+class ApiIngress:
+    def __init__(self, model: Any) -> None:
+        self._model = model
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        app = FastAPI()
+
+        @app.get("/imagine", response_class=Response)
+        async def imagine(prompt: str, img_size: int = 512) -> Response:
+            picture = await self._model.generate.remote(prompt, img_size=img_size)
+            file = BytesIO()
+            picture.save(file, "PNG")
+            return Response(content=file.getvalue(), media_type="image/png")
+
+        return app
+
+
+class RayServe:
+    """The running peer, and its clients."""
+
+    def __init__(self, url: str, conditions: Conditions, started_s: float) -> None:
+        self.conditions = conditions
+        self.started_s = started_s
+        self._url = url
+        self._numbers = count(1)
+
+    def together(self, images: int) -> float:
+        """Return the seconds until the last of so many requests, sent at once, is answered."""
+        started = time.perf_counter()
+        self.load(images, seconds=0)
+        return time.perf_counter() - started
+
+    def load(self, clients: int, seconds: float) -> list[float]:
+        """Let clients ask again and again, at least once each; return when each answer was there, in order."""
+        finished: list[float] = []
+        failed: list[BaseException] = []
+        end = time.perf_counter() + seconds
+
+        def client() -> None:
+            try:
+                with httpx2.Client(timeout=_TIMEOUT_S) as http:
+                    while True:
+                        work = self.conditions.workload
+                        query: dict[str, str | int] = {"prompt": f"{work.prompt}, {next(self._numbers)}", "img_size": work.size}
+                        http.get(self._url, params=query).raise_for_status()
+                        finished.append(time.perf_counter())
+                        if finished[-1] >= end or failed:
+                            return
+            except BaseException as error:
+                failed.append(error)
+
+        threads = [threading.Thread(target=client) for _ in range(clients)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        if failed:
+            raise failed[0]
+        return sorted(finished)
+
+
+@contextmanager
+def open_ray_serve(conditions: Conditions) -> Iterator[RayServe]:
+    port, work, replicas = free_port(), conditions.workload, len(conditions.devices)
+    started = time.perf_counter()
+    ray.init(address="local", num_cpus=max(4, replicas), include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    serve.start(http_options={"host": "127.0.0.1", "port": port})
+    try:
+        model = serve.deployment(
+            StableDiffusion, num_replicas=replicas, max_ongoing_requests=1, ray_actor_options={"num_gpus": 0 if conditions.cpu else 1}
+        ).bind(str(conditions.checkpoint), conditions.device, work.steps, work.guidance)
+        ingress = serve.deployment(serve.ingress()(ApiIngress), name="ApiIngress", max_ongoing_requests=1000).bind(model)
+        serve.run(ingress, route_prefix="/")
+        peer = RayServe(f"http://127.0.0.1:{port}/imagine", conditions, time.perf_counter() - started)
+        peer.together(2 * replicas)
+        yield peer
+    finally:
+        serve.shutdown()
+        ray.shutdown()

@@ -1,0 +1,40 @@
+"""Peer: the stock diffusers pipeline, called in-process."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from io import BytesIO
+
+import torch
+
+from benchmarks.conditions import Conditions
+from benchmarks.measures import timed
+from benchmarks.peers.pipeline import load_pipeline
+
+
+class Stock:
+    def __init__(self, conditions: Conditions, half: torch.dtype) -> None:
+        self._work = conditions.workload
+        self._pipe = load_pipeline(conditions.checkpoint, conditions.device, half)
+
+    def images(self, number: int, size: int, steps: int, guidance: float) -> float:
+        """Return the seconds of one call for so many images, their JPEG files of quality 95 included."""
+        return timed(partial(self._call, number, size, steps, guidance))
+
+    def _call(self, number: int, size: int, steps: int, guidance: float) -> None:
+        pictures = self._pipe(
+            self._work.prompt, num_images_per_prompt=number, width=size, height=size, num_inference_steps=steps, guidance_scale=guidance
+        ).images
+        for picture in pictures:
+            picture.save(BytesIO(), "JPEG", quality=95)
+
+
+@contextmanager
+def _open(conditions: Conditions, half: torch.dtype) -> Iterator[Stock]:
+    stock = Stock(conditions, half)
+    stock.images(1, conditions.workload.size, 2, conditions.workload.guidance)
+    yield stock
+
+
+open_float16 = partial(_open, half=torch.float16)
+open_bfloat16 = partial(_open, half=torch.bfloat16)

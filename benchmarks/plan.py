@@ -1,0 +1,298 @@
+"""The plan: every subject, what is measured of it, and what the project asks for."""
+
+from collections.abc import Sequence
+
+from benchmarks.conditions import Conditions
+from benchmarks.engine import EngineBench, open_engine
+from benchmarks.measures import Best, Goal, Measure, Ratio, Samples, Subject, Trial, rates, rounds
+from benchmarks.peers.fal_distributed import Fal, open_fal
+from benchmarks.peers.ray_serve import RayServe, open_ray_serve
+from benchmarks.peers.stock import Stock, open_bfloat16, open_float16
+from benchmarks.service import Service, open_service
+from serve_app.messages import Slot
+
+_LOAD_S = 60.0
+_FIRST_S = 60.0
+"""A trial that may have to compile, with kernels in the cache."""
+_BATCHES = (1, 2, 4, 8)
+
+
+def _one_image(conditions: Conditions, **changes: object) -> Slot:
+    return conditions.slot(0, **changes)
+
+
+# Our engine, in-process.
+
+
+def _latency(prefix: str, goal: Goal | None, few: bool = False) -> Trial:
+    """One image after another."""
+
+    def run(bench: EngineBench, conditions: Conditions) -> Samples:
+        work = conditions.workload
+        slot = _few(conditions) if few else _one_image(conditions)
+        bench.prepare(1, slot)
+        return {f"{prefix}.image": [bench.image(slot) for _ in rounds(work.seconds)]}
+
+    return Trial((Measure(f"{prefix}.image", "s", "one image: prompt, UNet, VAE, JPEG", goal),), run, seconds=_FIRST_S)
+
+
+def _batch(prefix: str, images: int, few: bool = False, small: bool = False) -> Trial:
+    """A full engine."""
+    name = f"{prefix}.batch{images}"
+
+    def run(bench: EngineBench, conditions: Conditions) -> Samples:
+        work = conditions.workload
+        size = work.small_size if small else work.size
+        slot = _few(conditions) if few else _one_image(conditions, width=size, height=size)
+        bench.prepare(images, slot)
+        return {name: bench.rates(slot, work.seconds)}
+
+    return Trial((Measure(name, "images/s", f"{images} images a UNet call, more waiting"),), run, seconds=60)
+
+
+def _png(bench: EngineBench, conditions: Conditions) -> Samples:
+    slot = _one_image(conditions, output_format="png")
+    bench.prepare(1, slot)
+    return {"engine.png": [bench.image(slot) for _ in rounds(conditions.workload.seconds / 2)]}
+
+
+def _idle(bench: EngineBench, conditions: Conditions) -> Samples:
+    slot = _one_image(conditions)
+    bench.prepare(1, slot)
+    bench.rates(slot, 0)
+    return {"engine.idle": [bench.idle(slot, 3)]}
+
+
+def _late(prefix: str) -> Trial:
+    """After the others: whether anything was compiled once the engine had been warmed up, which would have held up every image."""
+
+    def run(bench: EngineBench, conditions: Conditions) -> Samples:
+        bench.close()
+        return {f"{prefix}.late": [bench.late_compilations]}
+
+    return Trial((Measure(f"{prefix}.late", "count", "compilations after the warm-up", Goal(0, 0)),), run, seconds=5)
+
+
+def _few(conditions: Conditions) -> Slot:
+    return _one_image(conditions, num_inference_steps=conditions.workload.few_steps, guidance_scale=0.0)
+
+
+ENGINE = Subject(
+    "engine",
+    open_engine,
+    devices=1,
+    seconds=_LOAD_S,
+    trials=(
+        _latency("engine", Goal(0.74, 0.60)),
+        Trial((Measure("engine.png", "s", "the same with a PNG"),), _png, seconds=15),
+        Trial((Measure("engine.idle", "%", "GPU idle under load, from the profiler", Goal(3, 1)),), _idle, seconds=40),
+        *(_batch("engine", images) for images in _BATCHES),
+        _late("engine"),
+    ),
+)
+ENGINE_512 = Subject(
+    "engine512",
+    open_engine,
+    devices=1,
+    seconds=_LOAD_S,
+    trials=(*(_batch("engine512", images, small=True) for images in _BATCHES), _late("engine512")),
+    overrides=("model.width=512", "model.height=512"),
+)
+ENGINE_FP8 = Subject(
+    "fp8",
+    open_engine,
+    devices=1,
+    seconds=_LOAD_S,
+    trials=(_latency("fp8", None), *(_batch("fp8", images) for images in (4, 8)), _late("fp8")),
+    overrides=("engine.quantization=fp8",),
+)
+ENGINE_FEW = Subject(
+    "few",
+    open_engine,
+    devices=1,
+    seconds=_LOAD_S,
+    trials=(_latency("few", Goal(0.18, 0.15), few=True), *(_batch("few", images, few=True) for images in (1, 4, 8)), _late("few")),
+)
+
+
+# Our service, over HTTP.
+
+
+def _start(service: Service, conditions: Conditions) -> Samples:
+    return {"service.start": [service.started_s]}
+
+
+def _requests(service: Service, conditions: Conditions) -> Samples:
+    """An image on every replica, in all the ways that are compared with each other, in turn."""
+    work, number = conditions.workload, len(conditions.devices)
+    taken: dict[str, list[float]] = {measure.name: [] for measure in _REQUESTS}
+    for _ in rounds(4 * work.seconds):
+        taken["service.one"].append(service.generate(1))
+        taken["service.all"].append(service.generate(number))
+        taken["service.all.png"].append(service.generate(number, output_format="png"))
+        plain = service.stream(number)
+        taken["service.unpreviewed"].append(plain.total)
+        streamed = service.stream(number, preview_every=work.preview_every)
+        taken["service.streamed"].append(streamed.total)
+        if streamed.first_preview is not None:
+            taken["service.first_preview"].append(streamed.first_preview)
+        taken["service.skew"].append(1000 * (max(plain.images) - min(plain.images)))
+    return taken
+
+
+_REQUESTS = (
+    Measure("service.one", "s", "1 image"),
+    Measure("service.all", "s", "an image on every GPU, one answer"),
+    Measure("service.all.png", "s", "the same as PNG"),
+    Measure("service.unpreviewed", "s", "the same streamed, no previews"),
+    Measure("service.streamed", "s", "the same streamed, previews every 5 steps"),
+    Measure("service.first_preview", "s", "request to the first preview", Goal(0.15, 0.10)),
+    Measure("service.skew", "ms", "from the first to the last image of a request"),
+)
+
+
+def _load(name: str, goal: Goal | None = None) -> Trial:
+    def run(service: Service, conditions: Conditions) -> Samples:
+        work, devices = conditions.workload, len(conditions.devices)
+        clients = work.clients_per_device * devices
+        images = clients * work.images_per_client
+        finished = service.load(clients, work.images_per_client, 3 * work.seconds)
+        return {name: rates(finished, warm_up=images // 2, window=images // 2)}
+
+    return Trial((Measure(name, "images/s", "4 clients a GPU, 4 images each, again and again", goal),), run, seconds=90)
+
+
+def _service(name: str, devices: int, trials: tuple[Trial, ...]) -> Subject:
+    return Subject(name, open_service, devices, seconds=180, trials=trials)
+
+
+SERVICE_1 = _service("service1", 1, (_load("service1.load"),))
+SERVICE_2 = _service("service2", 2, (_load("service2.load"),))
+SERVICE = _service(
+    "service",
+    0,
+    (
+        Trial((Measure("service.start", "s", "`serve run` to /health, all replicas, kernels in the cache", Goal(60, 30)),), _start, seconds=1),
+        Trial(_REQUESTS, _requests, seconds=75),
+        _load("service.load", Goal(6.0, 6.8)),
+    ),
+)
+
+
+# Peers.
+
+
+def _stock(name: str) -> tuple[Trial, ...]:
+    def image(stock: Stock, conditions: Conditions) -> Samples:
+        work = conditions.workload
+        return {f"{name}.image": [stock.images(1, work.size, work.steps, work.guidance) for _ in rounds(work.seconds)]}
+
+    def few(stock: Stock, conditions: Conditions) -> Samples:
+        work = conditions.workload
+        return {f"{name}.few": [stock.images(1, work.size, work.few_steps, 0.0) for _ in rounds(work.seconds / 2)]}
+
+    def batch(stock: Stock, conditions: Conditions) -> Samples:
+        work = conditions.workload
+        stock.images(4, work.size, 2, work.guidance)
+        return {f"{name}.batch4": [4 / stock.images(4, work.size, work.steps, work.guidance) for _ in rounds(work.seconds)]}
+
+    return (
+        Trial((Measure(f"{name}.image", "s", "one image: prompt, UNet, VAE, JPEG"),), image, seconds=20),
+        Trial((Measure(f"{name}.batch4", "images/s", "4 images a call"),), batch, seconds=25),
+        Trial((Measure(f"{name}.few", "s", "one image, few steps, no guidance"),), few, seconds=15),
+    )
+
+
+STOCK = Subject("stock", open_float16, devices=1, seconds=_LOAD_S, trials=_stock("stock"))
+STOCK_BF16 = Subject("stock_bf16", open_bfloat16, devices=1, seconds=_LOAD_S, trials=_stock("stock_bf16"))
+
+
+def _fal_requests(fal: Fal, conditions: Conditions) -> Samples:
+    calls, streams = [], []
+    for _ in rounds(2 * conditions.workload.seconds):
+        calls.append(fal.call())
+        streams.append(fal.stream())
+    return {
+        "fal.start": [fal.started_s],
+        "fal.all": calls,
+        "fal.streamed": [stream.total for stream in streams],
+        "fal.first_preview": [stream.first_preview for stream in streams],
+    }
+
+
+def _fal_load(fal: Fal, conditions: Conditions) -> Samples:
+    work, devices = conditions.workload, len(conditions.devices)
+    finished = fal.load(work.clients_per_device * work.images_per_client, 2 * work.seconds)
+    return {"fal.load": rates(finished, warm_up=devices, window=devices)}
+
+
+FAL = Subject(
+    "fal",
+    open_fal,
+    devices=0,
+    seconds=120,
+    trials=(
+        Trial(
+            (
+                Measure("fal.start", "s", "runner.start()"),
+                Measure("fal.all", "s", "an image on every GPU, one grid"),
+                Measure("fal.streamed", "s", "the same streamed, previews every 5 steps"),
+                Measure("fal.first_preview", "s", "request to the first preview"),
+            ),
+            _fal_requests,
+            seconds=60,
+        ),
+        Trial((Measure("fal.load", "images/s", "16 calls at once, again and again"),), _fal_load, seconds=90),
+    ),
+)
+
+
+def _ray_requests(peer: RayServe, conditions: Conditions) -> Samples:
+    together = [peer.together(len(conditions.devices)) for _ in rounds(conditions.workload.seconds)]
+    return {"ray.start": [peer.started_s], "ray.all": together}
+
+
+def _ray_load(peer: RayServe, conditions: Conditions) -> Samples:
+    work, devices = conditions.workload, len(conditions.devices)
+    clients = work.clients_per_device * work.images_per_client * devices
+    finished = peer.load(clients, 2 * work.seconds)
+    return {"ray.load": rates(finished, warm_up=2 * devices, window=4 * devices)}
+
+
+RAY_SERVE = Subject(
+    "ray",
+    open_ray_serve,
+    devices=0,
+    seconds=120,
+    trials=(
+        Trial((Measure("ray.start", "s", "serve.run()"), Measure("ray.all", "s", "a request for every GPU, PNG")), _ray_requests, seconds=20),
+        Trial((Measure("ray.load", "images/s", "16 requests a GPU at once, again and again"),), _ray_load, seconds=120),
+    ),
+)
+
+PHASES: tuple[tuple[Subject, ...], ...] = (
+    (ENGINE, ENGINE_FEW, ENGINE_FP8, ENGINE_512, STOCK, STOCK_BF16),
+    (SERVICE_1, SERVICE_2),
+    (SERVICE,),
+    (FAL,),
+    (RAY_SERVE,),
+)
+"""Subjects of one phase run side by side, each on GPUs and cores of its own, as many as there are GPUs for; phases run one after another.
+
+The engine comes before the service, whose start it leaves compiled kernels for.
+"""
+
+DERIVED: Sequence[Ratio | Best] = (
+    Best(Measure("engine.best", "images/s", "best batch, 1024", Goal(1.60, 1.80)), tuple(f"engine.batch{n}" for n in _BATCHES)),
+    Best(Measure("fp8.best", "images/s", "best batch with fp8", Goal(1.80, 2.10)), ("fp8.batch4", "fp8.batch8")),
+    Best(Measure("few.best", "images/s", "best batch, few steps", Goal(8, 10)), ("few.batch1", "few.batch4", "few.batch8")),
+    Ratio(Measure("all/engine", "x", "an image on every GPU over HTTP / one on the engine", Goal(1.08, 1.03)), "service.all", "engine.image"),
+    Ratio(Measure("all.png/engine", "x", "the same as PNG", Goal(1.25, 1.15)), "service.all.png", "engine.image"),
+    Ratio(Measure("streamed/unstreamed", "x", "previews every 5 steps / one answer", Goal(1.04, 1.01)), "service.streamed", "service.all"),
+    Ratio(Measure("scale1to2", "x", "images/s a GPU, 2 GPUs / 1", Goal(0.97, 0.99)), "service2.load", "service1.load", per_device=True),
+    Ratio(Measure("scale1toall", "x", "images/s a GPU, all GPUs / 1", Goal(0.97, 0.99)), "service.load", "service1.load", per_device=True),
+    Ratio(Measure("stock/engine", "x", "one image, stock / ours"), "stock.image", "engine.image"),
+    Ratio(Measure("fal/service", "x", "an image on every GPU, fal / ours"), "fal.all", "service.all"),
+    Ratio(Measure("service/fal.load", "x", "images/s, ours / fal"), "service.load", "fal.load"),
+    Ratio(Measure("service/ray.load", "x", "images/s, ours / Ray Serve's pattern"), "service.load", "ray.load"),
+)

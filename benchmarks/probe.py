@@ -1,0 +1,49 @@
+"""`python -m benchmarks.probe NAME [NAME ...] --checkpoint FOLDER`: single findings, as lines of text.
+
+sizes: a compiled UNet for each size, or one for all. places: what gives an image the same bits at any place of a batch.
+start: where the time of a start goes. fp8: which layers, which scales. quality: fp8's distance from bfloat16 on trained weights.
+"""
+
+import argparse
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import torch
+
+from benchmarks.conditions import SDXL_CONFIG, TINY, TINY_OVERRIDES, Conditions
+from benchmarks.probes import fp8, places, quality, sizes, start
+from serve_app.models import tiny
+
+PROBES: Mapping[str, Callable[[Conditions], Iterator[str]]] = {
+    "sizes": sizes.probe,
+    "places": places.probe,
+    "start": start.probe,
+    "fp8": fp8.probe,
+    "quality": quality.probe,
+}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description="Answer single questions about the UNet and the compiler.")
+    parser.add_argument("probes", nargs="+", choices=sorted(PROBES), metavar="NAME", help=", ".join(PROBES))
+    parser.add_argument("--checkpoint", type=Path, default=Path("none"), help="a diffusers folder; `quality` needs none")
+    parser.add_argument("--set", action="append", default=[], metavar="key=value", help="arguments of the service, as in engine.compile=full")
+    parser.add_argument("--config", type=Path, default=SDXL_CONFIG, help="the Serve config whose arguments are taken")
+    parser.add_argument("--tiny", action="store_true", help="on the CPU, with a tiny model")
+    options = parser.parse_args(arguments)
+    cpu = not torch.cuda.is_available()
+    with tempfile.TemporaryDirectory() as folder:
+        conditions = Conditions(checkpoint=options.checkpoint, devices=(0,), cpu=cpu, config=options.config, overrides=tuple(options.set))
+        if options.tiny:
+            changes = {"checkpoint": tiny.build(Path(folder)), "workload": TINY, "cpu": True, "overrides": (*TINY_OVERRIDES, *options.set)}
+            conditions = conditions.model_copy(update=changes)
+        for name in options.probes:
+            started = time.perf_counter()
+            for line in PROBES[name](conditions):
+                print(f"[{name} {time.perf_counter() - started:6.1f} s] {line}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Single questions to the UNet and the compiler, each answered by a few lines of text."""

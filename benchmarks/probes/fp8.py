@@ -1,0 +1,81 @@
+"""Which linear layers to put into 8-bit floats, with which scales: the time of a step, and how far it is from bfloat16."""
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+
+import torch
+from torch import nn
+
+from benchmarks.conditions import Conditions
+from benchmarks.engine import load
+from benchmarks.probes.unet import cosine, inputs, milliseconds, unet_call
+from serve_app.config import ModelConfig
+from serve_app.replica.checkpoint import Checkpoint
+from serve_app.replica.quantize import to_fp8
+
+_FP8 = torch.float8_e4m3fn
+_LARGEST = torch.finfo(_FP8).max
+
+
+class RowwiseFp8Linear(nn.Module):
+    """A linear layer in 8-bit floats with a scale for each token, taken at each call, and one for each output."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        weight = linear.weight.float()
+        self.weight_scale = nn.Buffer((weight.abs().amax(1, keepdim=True).clamp(min=1e-12) / _LARGEST).t().contiguous())
+        self.weight = nn.Buffer((weight / self.weight_scale.t()).to(_FP8))
+        self.bias = linear.bias
+
+    def forward(self, value: torch.Tensor) -> torch.Tensor:
+        rows = value.reshape(-1, value.shape[-1]).float()
+        scale = rows.abs().amax(1, keepdim=True).clamp(min=1e-12) / _LARGEST
+        product: torch.Tensor = torch._scaled_mm(
+            (rows / scale).to(_FP8), self.weight.t(), scale_a=scale, scale_b=self.weight_scale, out_dtype=value.dtype, use_fast_accum=True
+        )
+        return (product + self.bias if self.bias is not None else product).reshape(*value.shape[:-1], -1)
+
+
+def to_rowwise(checkpoint: Checkpoint, fewest_features: int) -> int:
+    """Replace the layers that `to_fp8` would; return how many."""
+    chosen = [
+        (name, module)
+        for name, module in checkpoint.unet.named_modules()
+        if isinstance(module, nn.Linear) and "transformer_blocks" in name and min(module.in_features, module.out_features) >= fewest_features
+    ]
+    for name, module in chosen:
+        parent, _, own = name.rpartition(".")
+        setattr(checkpoint.unet.get_submodule(parent), own, RowwiseFp8Linear(module))
+    return len(chosen)
+
+
+def probe(conditions: Conditions) -> Iterator[str]:
+    args, size = conditions.args(), conditions.workload.size
+    references: dict[int, torch.Tensor] = {}
+    for name, quantize in _variants(args.model, checkpoint_widths(load(args))):
+        torch._dynamo.reset()
+        checkpoint = load(args)
+        given = {images: inputs(checkpoint, 2 * images, size, size) for images in (1, 4)}  # before the layers change
+        try:
+            name = f"{name}, {quantize(checkpoint)} layers"
+            with torch.inference_mode():
+                call = torch.compile(unet_call(checkpoint), fullgraph=True, options={"conv_1x1_as_mm": True})
+                for images, part in given.items():
+                    prediction = call(*part)
+                    likeness = cosine(prediction, references.setdefault(images, prediction.clone()))
+                    yield f"{name}: {images} images {milliseconds(call, part):.1f} ms, cosine {likeness:.6f}"
+        except Exception as error:
+            yield f"{name}: {type(error).__name__}: {str(error).splitlines()[0][:160]}"
+
+
+def _variants(model: ModelConfig, widths: Sequence[int]) -> Iterator[tuple[str, Callable[[Checkpoint], int]]]:
+    yield "not quantised", lambda _: 0
+    for width in widths:
+        yield f"one scale, {width} and wider", partial(to_fp8, model=model, fewest_features=width)
+        yield f"a scale a row, {width} and wider", partial(to_rowwise, fewest_features=width)
+
+
+def checkpoint_widths(checkpoint: Checkpoint) -> list[int]:
+    """Return the widths of the UNet's transformer levels, narrowest first."""
+    config = checkpoint.unet.config
+    return sorted({width for width, kind in zip(config.block_out_channels, config.down_block_types, strict=True) if "CrossAttn" in kind})

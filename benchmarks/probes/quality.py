@@ -1,0 +1,70 @@
+"""How far pictures in 8-bit floats are from bfloat16, with the embedded model's trained weights; runs on the CPU too."""
+
+from collections.abc import Iterator
+from statistics import mean
+
+import numpy as np
+import torch
+
+from benchmarks.conditions import Conditions
+from benchmarks.probes.fp8 import checkpoint_widths, to_rowwise
+from benchmarks.probes.unet import cosine
+from serve_app.config import EngineConfig, ModelConfig
+from serve_app.messages import Slot
+from serve_app.replica.checkpoint import Checkpoint, load_checkpoint, quiet_progress_bars
+from serve_app.replica.decode import Decoder
+from serve_app.replica.denoise import Denoiser
+from serve_app.replica.prompts import PromptEncoder
+from serve_app.replica.quantize import to_fp8
+from serve_app.replica.trajectory import Trajectory
+
+_PROMPTS = ("a red apple", "a rocket on a sky blue background", "penguin, flat style", "a slice of pizza", "a blue whale", "a green tree")
+_SEED = 7
+
+Painted = list[tuple[torch.Tensor, np.ndarray]]
+"""Final latents and pixels of each prompt."""
+
+
+def probe(conditions: Conditions) -> Iterator[str]:
+    quiet_progress_bars()
+    device = torch.device(conditions.device)
+    exact = _paint(_load("float32", device))
+    half = _paint(_load("bfloat16", device))
+    yield f"bfloat16 / float32: {_distance(half, exact)}"
+    for width in checkpoint_widths(_load("bfloat16", device)):
+        for name, quantize in (("one scale", lambda c, w: to_fp8(c, ModelConfig(), w)), ("a scale a row", to_rowwise)):
+            checkpoint = _load("bfloat16", device)
+            replaced = quantize(checkpoint, width)
+            fp8 = _paint(checkpoint)
+            yield f"fp8, {name}, {replaced} layers of {width} and wider / bfloat16: {_distance(fp8, half)}"
+            yield f"fp8, {name}, {replaced} layers of {width} and wider / float32: {_distance(fp8, exact)}"
+
+
+def _load(dtype: str, device: torch.device) -> Checkpoint:
+    return load_checkpoint(ModelConfig.model_validate({"dtype": dtype}), device)
+
+
+@torch.inference_mode()
+def _paint(checkpoint: Checkpoint) -> Painted:
+    model = ModelConfig()
+    encoder = PromptEncoder(checkpoint.pipe, checkpoint.device, len(_PROMPTS) + 1)
+    denoiser, decoder = Denoiser(checkpoint, EngineConfig()), Decoder(checkpoint, "none")
+    painted = []
+    for prompt in _PROMPTS:
+        slot = Slot(0, _SEED, prompt, "", model.width, model.height, model.num_inference_steps, model.guidance_scale, checkpoint.scheduler, "png")
+        trajectory = Trajectory(slot, checkpoint, encoder.encode(prompt), encoder.encode_negative(""))
+        while not trajectory.done:
+            trajectory.advance(denoiser.predict([trajectory])[0])
+        painted.append((trajectory.latents.cpu(), decoder.decode(trajectory.latents).wait()))
+    return painted
+
+
+def _distance(ours: Painted, theirs: Painted) -> str:
+    cosines = [cosine(a, b) for (a, _), (b, _) in zip(ours, theirs, strict=True)]
+    ratios = [_psnr(a, b) for (_, a), (_, b) in zip(ours, theirs, strict=True)]
+    return f"latent cosine {mean(cosines):.5f} (least {min(cosines):.5f}), image PSNR {mean(ratios):.1f} dB (least {min(ratios):.1f})"
+
+
+def _psnr(one: np.ndarray, other: np.ndarray) -> float:
+    error = float(np.mean((one.astype(np.float64) - other.astype(np.float64)) ** 2))
+    return float(10 * np.log10(255**2 / error)) if error else float("inf")

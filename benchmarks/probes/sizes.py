@@ -1,0 +1,58 @@
+"""One compiled program for all sizes, or one for each: what does either cost to make, and to run?"""
+
+import time
+from collections.abc import Iterator
+
+import torch
+
+from benchmarks.conditions import Conditions
+from benchmarks.engine import load
+from benchmarks.probes.unet import Call, inputs, milliseconds, unet_call
+from serve_app.replica.checkpoint import Checkpoint
+
+
+def probe(conditions: Conditions) -> Iterator[str]:
+    checkpoint = load(conditions.args())
+    sizes = _sizes(conditions.workload.size)
+    with torch.inference_mode():
+        for name, any_size in (("a program for each size", False), ("one program for all sizes", True)):
+            torch._dynamo.reset()
+            call = _compiled(checkpoint, any_size)
+            for rows in (2, 8):
+                for height, width in sizes:
+                    yield f"{name}: {_try(checkpoint, call, rows, height, width)}"
+        eager = unet_call(checkpoint)
+        for height, width in sizes:
+            yield f"as it is: rows 2, {width}x{height}: {milliseconds(eager, inputs(checkpoint, 2, height, width)):.1f} ms"
+
+
+def _sizes(side: int) -> list[tuple[int, int]]:
+    """A square, a landscape (1344x768 for 1024) and half a square, in multiples of what the UNet halves to."""
+    return [(side, side), (side * 3 // 4 // 32 * 32, side * 21 // 16 // 32 * 32), (side // 2, side // 2)]
+
+
+def _compiled(checkpoint: Checkpoint, any_size: bool) -> Call:
+    compiled = torch.compile(unet_call(checkpoint), fullgraph=True, options={"conv_1x1_as_mm": True})
+
+    def call(*given: torch.Tensor) -> torch.Tensor:
+        for part in given:
+            torch._dynamo.mark_dynamic(part, 0)
+        for dim in (2, 3):
+            (torch._dynamo.mark_dynamic if any_size else torch._dynamo.mark_static)(given[0], dim)
+        prediction: torch.Tensor = compiled(*given)
+        return prediction
+
+    return call
+
+
+def _try(checkpoint: Checkpoint, call: Call, rows: int, height: int, width: int) -> str:
+    given = inputs(checkpoint, rows, height, width)
+    started = time.perf_counter()
+    try:
+        call(*given)
+        if given[0].is_cuda:
+            torch.cuda.synchronize()
+    except Exception as error:
+        return f"rows {rows}, {width}x{height}: {type(error).__name__}: {str(error).splitlines()[0][:160]}"
+    first = time.perf_counter() - started
+    return f"rows {rows}, {width}x{height}: first call {first:.1f} s, then {milliseconds(call, given):.1f} ms"

@@ -1,0 +1,78 @@
+"""What the probes share: inputs for a UNet, calls of it, and their time."""
+
+import time
+from collections.abc import Callable, Sequence
+from statistics import median
+
+import torch
+
+from serve_app.replica.attention import prompt_context
+from serve_app.replica.checkpoint import Checkpoint
+from serve_app.replica.device import fast_layout
+
+Call = Callable[..., torch.Tensor]
+"""A UNet call as in `programs.Program`."""
+
+_ROUNDS = 20
+
+
+def unet_call(checkpoint: Checkpoint) -> Call:
+    """Return the UNet as it is."""
+
+    def call(*inputs: torch.Tensor) -> torch.Tensor:
+        sample, timestep, context, pooled, time_ids = inputs
+        added = {"text_embeds": pooled, "time_ids": time_ids}
+        prediction: torch.Tensor = checkpoint.unet(sample, timestep, encoder_hidden_states=context, added_cond_kwargs=added, return_dict=False)[0]
+        return prediction
+
+    return call
+
+
+def inputs(checkpoint: Checkpoint, rows: int, height: int, width: int, seed: int = 0) -> tuple[torch.Tensor, ...]:
+    """Return random inputs for rows of one size in pixels, no two rows the same."""
+    generator = torch.Generator("cpu").manual_seed(seed)
+    config, scale = checkpoint.unet.config, checkpoint.pipe.vae_scale_factor
+    ids = 6 * config.addition_time_embed_dim
+
+    def noise(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=generator).to(checkpoint.device, checkpoint.dtype)
+
+    tokens = noise(rows, checkpoint.pipe.tokenizer.model_max_length, config.cross_attention_dim)
+    return (
+        noise(rows, config.in_channels, height // scale, width // scale).to(memory_format=fast_layout(checkpoint.device)),
+        torch.linspace(900, 100, rows, device=checkpoint.device),
+        prompt_context(checkpoint.unet, tokens),
+        noise(rows, config.projection_class_embeddings_input_dim - ids),
+        torch.tensor([[height, width, 0, 0, height, width]], device=checkpoint.device, dtype=checkpoint.dtype).repeat(rows, 1),
+    )
+
+
+def milliseconds(call: Call, given: Sequence[torch.Tensor]) -> float:
+    """Return the median time of a call, once warm; on a GPU that of a recording of its kernels, as the engine replays it."""
+    call(*given), call(*given)
+    if given[0].device.type == "cpu":
+        return median(_cpu_milliseconds(lambda: call(*given)) for _ in range(3))
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        call(*given)
+    graph.replay()
+    return median(_gpu_milliseconds(graph.replay) for _ in range(_ROUNDS))
+
+
+def cosine(one: torch.Tensor, other: torch.Tensor) -> float:
+    return float(torch.nn.functional.cosine_similarity(one.double().flatten(), other.double().flatten(), dim=0))
+
+
+def _cpu_milliseconds(act: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    act()
+    return 1000 * (time.perf_counter() - started)
+
+
+def _gpu_milliseconds(act: Callable[[], object]) -> float:
+    before, after = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    before.record()
+    act()
+    after.record()
+    after.synchronize()
+    return float(before.elapsed_time(after))

@@ -1,0 +1,94 @@
+"""Gives subjects GPUs and cores, each in a process of its own, and collects what they measured."""
+
+import os
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.child import Job, read, wanted
+from benchmarks.conditions import Conditions
+from benchmarks.measures import Measure, Result, Subject
+
+_POLL_S = 0.2
+_STOP_S = 45.0
+
+
+@dataclass
+class Running:
+    job: Job
+    devices: tuple[int, ...]
+    process: "subprocess.Popen[bytes]"
+
+
+def run_phases(phases: Sequence[Sequence[Subject]], conditions: Conditions, only: tuple[str, ...], deadline: float, out: Path) -> list[Result]:
+    """Run the phases one after another; return what was measured of each measure asked for, or why it was not."""
+    results = []
+    for phase in phases:
+        chosen = [subject for subject in phase if any(wanted(trial.measures, only) for trial in subject.trials)]
+        results += _run_phase(chosen, conditions, only, deadline, out)
+    return results
+
+
+def _run_phase(subjects: Sequence[Subject], conditions: Conditions, only: tuple[str, ...], deadline: float, out: Path) -> list[Result]:
+    free, waiting, running, results = list(conditions.devices), deque(subjects), list[Running](), list[Result]()
+    while waiting or running:
+        while waiting and (waiting[0].devices or len(conditions.devices)) <= len(free):
+            subject = waiting.popleft()
+            devices = tuple(free.pop(0) for _ in range(subject.devices or len(conditions.devices)))
+            running.append(_start(subject, conditions, devices, only, deadline, out))
+        if waiting and not running:
+            results += _not_run(waiting.popleft(), only, f"needs more than {len(conditions.devices)} GPUs")
+        for done in [r for r in running if _over(r, deadline)]:
+            running.remove(done)
+            free = sorted([*free, *done.devices])
+            results += read(done.job.results)
+        time.sleep(_POLL_S)
+    return results
+
+
+def _start(subject: Subject, conditions: Conditions, devices: tuple[int, ...], only: tuple[str, ...], deadline: float, out: Path) -> Running:
+    job = Job(
+        subject=subject.name,
+        conditions=conditions.model_copy(update={"devices": devices}),
+        only=only,
+        deadline=deadline,
+        cores=_cores(conditions, devices),
+        results=out / f"{subject.name}.jsonl",
+    )
+    path = out / f"{subject.name}.job.json"
+    path.write_text(job.model_dump_json(indent=1))
+    job.results.unlink(missing_ok=True)
+    visible = {} if conditions.cpu else {"CUDA_VISIBLE_DEVICES": ",".join(map(str, devices))}
+    print(f"{time.strftime('%H:%M:%S')} {subject.name} on {len(devices)} device(s)", flush=True)
+    with (out / f"{subject.name}.log").open("w") as log:
+        command = [sys.executable, "-m", "benchmarks.child", str(path)]
+        process = subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, **visible})  # noqa: S603 - our own module
+    return Running(job, devices, process)
+
+
+def _cores(conditions: Conditions, devices: tuple[int, ...]) -> tuple[int, ...]:
+    """Return a GPU's fair part of the machine's cores for each device: what runs beside it cannot slow it."""
+    cores, places = sorted(os.sched_getaffinity(0)), conditions.devices
+    share = len(cores) // len(places)
+    return tuple(core for device in devices for core in cores[places.index(device) * share :][:share]) or tuple(cores)
+
+
+def _over(running: Running, deadline: float) -> bool:
+    """Whether a subject's process has ended; at the deadline, make it end."""
+    if running.process.poll() is None and time.time() > deadline:
+        running.process.terminate()
+        try:
+            running.process.wait(_STOP_S)
+        except subprocess.TimeoutExpired:
+            running.process.kill()
+            running.process.wait()
+    return running.process.poll() is not None
+
+
+def _not_run(subject: Subject, only: tuple[str, ...], why: str) -> list[Result]:
+    measures: list[Measure] = [m for trial in subject.trials if wanted(trial.measures, only) for m in trial.measures]
+    return [Result(name=measure.name, devices=0, missing=why) for measure in measures]

@@ -1,0 +1,177 @@
+"""Our service as it is deployed: `serve run` of the config file, and clients over HTTP."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import yaml
+
+from benchmarks.conditions import Conditions
+
+_START_TIMEOUT_S = 480.0
+_STOP_TIMEOUT_S = 40.0
+_REQUEST_TIMEOUT_S = 300.0
+
+
+@dataclass(frozen=True)
+class Streamed:
+    """When things came, in seconds after the request was sent."""
+
+    first_preview: float | None
+    images: tuple[float, ...]
+    total: float
+
+
+class Service:
+    """A running service and what it takes to ask it for the workload. `started_s` is from `serve run` to `/health` with all replicas."""
+
+    def __init__(self, url: str, conditions: Conditions, started_s: float) -> None:
+        self.url = url
+        self.conditions = conditions
+        self.started_s = started_s
+        self._http = httpx2.Client(base_url=url, timeout=_REQUEST_TIMEOUT_S)
+        self._numbers = count(1)
+
+    def close(self) -> None:
+        self._http.close()
+
+    def generate(self, images: int, **changes: Any) -> float:
+        """Return the seconds until the answer with all images is there."""
+        started = time.perf_counter()
+        response = self._http.post("/generate", json=self._body(images, **changes))
+        seconds = time.perf_counter() - started
+        _check(response, images)
+        return seconds
+
+    def stream(self, images: int, **changes: Any) -> Streamed:
+        started = time.perf_counter()
+        preview: float | None = None
+        finished: list[float] = []
+        with self._http.stream("POST", "/stream", json=self._body(images, **changes)) as response:
+            for line in response.iter_lines():
+                match line:
+                    case "event: preview":
+                        preview = preview or time.perf_counter() - started
+                    case "event: image":
+                        finished.append(time.perf_counter() - started)
+        total = time.perf_counter() - started
+        if len(finished) != images:
+            raise RuntimeError(f"{len(finished)} of {images} images came")
+        return Streamed(preview, tuple(finished), total)
+
+    def load(self, clients: int, images: int, seconds: float, **changes: Any) -> list[float]:
+        """Let clients ask again and again for `seconds`; return when each image's answer was there, in order."""
+        finished: list[float] = []
+        failed: list[BaseException] = []
+        end = time.perf_counter() + seconds
+
+        def client() -> None:
+            try:
+                with httpx2.Client(base_url=self.url, timeout=_REQUEST_TIMEOUT_S) as http:
+                    while time.perf_counter() < end and not failed:
+                        response = http.post("/generate", json=self._body(images, **changes))
+                        finished.extend([time.perf_counter()] * images)
+                        _check(response, images)
+            except BaseException as error:
+                failed.append(error)
+
+        threads = [threading.Thread(target=client) for _ in range(clients)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        if failed:
+            raise failed[0]
+        return sorted(finished)
+
+    def _body(self, images: int, **changes: Any) -> dict[str, Any]:
+        work, number = self.conditions.workload, next(self._numbers)
+        body = {
+            "prompt": f"{work.prompt}, {number}",
+            "seed": 1000 * number,
+            "num_images": images,
+            "width": work.size,
+            "height": work.size,
+            "num_inference_steps": work.steps,
+            "guidance_scale": work.guidance,
+            "scheduler": "euler",
+            "output_format": "jpeg",
+            "preview_every": 0,
+        }
+        return {**body, **changes}
+
+
+@contextmanager
+def open_service(conditions: Conditions) -> Iterator[Service]:
+    """Run the service until the context closes; it is ready and warm."""
+    port = free_port()
+    document = conditions.document()
+    document["http_options"] = {**document["http_options"], "host": "127.0.0.1", "port": port}
+    with tempfile.TemporaryDirectory() as folder:
+        config, log = Path(folder, "serve.yaml"), Path(folder, "serve.log")
+        config.write_text(yaml.safe_dump(document))
+        started = time.perf_counter()
+        with log.open("w") as file:
+            environment = {**os.environ, "RAY_ADDRESS": "local", "RAY_USAGE_STATS_ENABLED": "0"}
+            command = [sys.executable, "-m", "ray.serve.scripts", "run", str(config)]
+            process = subprocess.Popen(command, stdout=file, stderr=file, env=environment)  # noqa: S603 - our own command
+        try:
+            _wait_until_ready(process, port, len(conditions.devices), log)
+            service = Service(f"http://127.0.0.1:{port}", conditions, time.perf_counter() - started)
+            service.generate(len(conditions.devices))
+            yield service
+            service.close()
+        finally:
+            _stop(process)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _wait_until_ready(process: "subprocess.Popen[bytes]", port: int, replicas: int, log: Path) -> None:
+    deadline = time.perf_counter() + _START_TIMEOUT_S
+    while _ready(port) != replicas:
+        if process.poll() is not None or time.perf_counter() > deadline:
+            raise RuntimeError(f"the service did not start:\n{log.read_text()[-3000:]}")
+        time.sleep(0.1)
+
+
+def _ready(port: int) -> int:
+    try:
+        health = httpx2.get(f"http://127.0.0.1:{port}/health", timeout=5).json()
+    except (httpx2.TransportError, json.JSONDecodeError):
+        return 0
+    return int(health["replicas"]["ready"])
+
+
+def _stop(process: "subprocess.Popen[bytes]") -> None:
+    process.send_signal(signal.SIGTERM)
+    try:
+        process.wait(_STOP_TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def _check(response: httpx2.Response, images: int) -> None:
+    if response.status_code != httpx2.codes.OK:
+        raise RuntimeError(f"{response.status_code}: {response.text[:500]}")
+    pictures = [image for image in response.json()["images"] if image["status"] == "succeeded"]
+    if len(pictures) != images:
+        raise RuntimeError(f"{len(pictures)} of {images} images came")
