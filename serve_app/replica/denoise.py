@@ -4,20 +4,19 @@ from collections.abc import Sequence
 
 import torch
 
-from serve_app.config import EngineConfig
 from serve_app.replica.checkpoint import Checkpoint
 from serve_app.replica.device import fast_layout
-from serve_app.replica.programs import make_program
+from serve_app.replica.programs import Program
 from serve_app.replica.trajectory import Trajectory
 
 
 class Denoiser:
-    """The UNet of a checkpoint, made ready to run."""
+    """The UNet of a checkpoint, run by a program."""
 
-    def __init__(self, checkpoint: Checkpoint, config: EngineConfig) -> None:
+    def __init__(self, checkpoint: Checkpoint, program: Program) -> None:
         self._dtype = checkpoint.dtype
         self._layout = fast_layout(checkpoint.device)
-        self._program = make_program(checkpoint.unet, config.compile)
+        self._program = program
 
     def predict(self, trajectories: Sequence[Trajectory]) -> Sequence[torch.Tensor]:
         """Return the UNet's prediction for the next step of every trajectory, (its rows, channels, h, w) each, until the next call.

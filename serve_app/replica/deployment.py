@@ -30,8 +30,7 @@ class Replica:
         self._checkpoint = await asyncio.to_thread(_load, args)
         self._engine = Engine(self._checkpoint, args.engine, args.preview, ReplicaMetrics(args.engine.max_batch_size))
         self._reader = PromptReader(self._checkpoint.pipe)
-        await asyncio.to_thread(self._engine.warm_up, _warm_up_slot(args, self._checkpoint.scheduler))
-        self._engine.start()
+        await asyncio.wrap_future(self._engine.start(_warm_up_slot(args, self._checkpoint.scheduler)))
         await self.generate(_warm_up_slot(args, self._checkpoint.scheduler))
 
     def __del__(self) -> None:

@@ -9,7 +9,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
@@ -25,6 +25,7 @@ from serve_app.replica.decode import Decoder, PendingPixels
 from serve_app.replica.denoise import Denoiser
 from serve_app.replica.device import RunAhead
 from serve_app.replica.previews import PreviewDecoder, PreviewPace
+from serve_app.replica.programs import make_program
 from serve_app.replica.prompts import PromptEncoder
 from serve_app.replica.trajectory import Trajectory
 
@@ -99,14 +100,14 @@ class Engine:
         self._config = config
         self._preview = preview
         self._observer = observer
-        self._denoiser = Denoiser(checkpoint, config)
+        self._denoiser = Denoiser(checkpoint, make_program(checkpoint.unet, config.compile))
         self._decoder = Decoder(checkpoint, config.compile)
         self._previews = PreviewDecoder(checkpoint, checkpoint.preview_vae, preview.max_size) if checkpoint.preview_vae else None
         self._run_ahead = RunAhead(checkpoint.device)
         self._prompts = PromptEncoder(checkpoint.pipe, checkpoint.device, config.prompt_cache_size)
         self._files = ThreadPoolExecutor(config.file_threads, thread_name_prefix="files")
         self._torch_threads = torch.get_num_threads()
-        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self._thread: threading.Thread | None = None
         self._changed = threading.Condition()
         self._stopping = False
         self._waiting: deque[Job] = deque()
@@ -115,28 +116,31 @@ class Engine:
         self._finished = 0
         self._broken: Exception | None = None
 
-    @torch.inference_mode()
-    def warm_up(self, slot: Slot) -> None:
-        """Get ready for UNet calls of 1 to `images_per_call` slots like this one. Call it before `start`."""
+    def start(self, warm_up: Slot | None = None) -> Future[None]:
+        """Start the loop. It is ready when the future is: for UNet calls of 1 to `images_per_call` slots like `warm_up`, if one is given."""
+        ready: Future[None] = Future()
+        self._thread = threading.Thread(target=self._run, args=(warm_up, ready), name="engine", daemon=True)
+        self._thread.start()
+        return ready
+
+    def _warm_up(self, slot: Slot) -> None:
         for images in range(1, min(self._config.images_per_call, self._config.max_batch_size) + 1):
             batch = [self._begin(Job(slot, lambda _: None)).trajectory for _ in range(images)]
             self._denoiser.warm_up(batch)
         self._decoder.warm_up(batch[0].latents)
-
-    def start(self) -> None:
-        self._thread.start()
 
     def stop(self) -> None:
         """Stop after the current step. Slots that are not finished stay without an answer."""
         with self._changed:
             self._stopping = True
             self._changed.notify()
-        self._thread.join()
+        if self._thread:
+            self._thread.join()
         self._files.shutdown(cancel_futures=True)
 
     def check(self) -> None:
         """Raise RuntimeError where nothing can be painted any more: the loop has died, or the device has failed for good."""
-        if not self._thread.is_alive():
+        if not (self._thread and self._thread.is_alive()):
             raise RuntimeError("the engine's thread has ended")
         if self._broken is not None:
             raise RuntimeError("the device has failed") from self._broken
@@ -163,9 +167,17 @@ class Engine:
             return Load(active=len(self._active), waiting=len(self._waiting), finished=self._finished)
 
     @torch.inference_mode()
-    def _run(self) -> None:
+    def _run(self, warm_up: Slot | None, ready: Future[None]) -> None:
         # OpenMP keeps the number of threads for each calling thread: a new one starts with all cores.
         torch.set_num_threads(self._torch_threads)
+        try:
+            # On this thread: what is compiled holds for the thread's settings, and is compiled again under others.
+            if warm_up:
+                self._warm_up(warm_up)
+        except Exception as error:
+            ready.set_exception(error)
+            return
+        ready.set_result(None)
         while self._wait_for_work():
             self._drop_cancelled()
             self._admit()

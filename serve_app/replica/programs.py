@@ -25,7 +25,7 @@ class Program(Protocol):
 
 def make_program(unet: UNet2DConditionModel, mode: Compile) -> Program:
     """Return the UNet as `engine.compile` asks for."""
-    program: Program = _AsItIs(unet)
+    program: Program = AsItIs(unet)
     match mode:
         case "regional":
             program = _CompiledBlocks(unet)
@@ -39,7 +39,9 @@ def keep_compiled_kernels(folder: str) -> None:
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = folder
 
 
-class _AsItIs:
+class AsItIs:
+    """The UNet's own code."""
+
     def __init__(self, unet: UNet2DConditionModel) -> None:
         self._unet = unet
 
@@ -53,7 +55,7 @@ class _AsItIs:
         pass
 
 
-class _CompiledBlocks(_AsItIs):
+class _CompiledBlocks(AsItIs):
     """The blocks that SDXL has 70 of, compiled once for any size; a single row is a case of its own for the compiler."""
 
     def __init__(self, unet: UNet2DConditionModel) -> None:

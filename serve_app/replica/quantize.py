@@ -6,10 +6,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from serve_app.config import EngineConfig, ModelConfig
+from serve_app.config import ModelConfig
 from serve_app.messages import Slot
 from serve_app.replica.checkpoint import Checkpoint, CheckpointError
 from serve_app.replica.denoise import Denoiser
+from serve_app.replica.programs import AsItIs
 from serve_app.replica.prompts import PromptEncoder
 from serve_app.replica.trajectory import Trajectory
 
@@ -85,7 +86,7 @@ def _measure(checkpoint: Checkpoint, model: ModelConfig, fewest_features: int) -
         if isinstance(module, nn.Linear) and "transformer_blocks" in name and min(module.in_features, module.out_features) >= fewest_features
     ]
     encoder = PromptEncoder(checkpoint.pipe, checkpoint.device, len(_PROMPTS) + 2)
-    denoiser = Denoiser(checkpoint, EngineConfig())
+    denoiser = Denoiser(checkpoint, AsItIs(checkpoint.unet))  # a recording would not call the hooks
     for seed, prompt in enumerate(_PROMPTS):
         slot = Slot(seed, seed, prompt, "", model.width, model.height, _STEPS, model.guidance_scale, checkpoint.scheduler, "png")
         negative = encoder.encode_negative("") if model.guidance_scale > 1 else None

@@ -7,11 +7,12 @@ import pytest
 import torch
 from diffusers import StableDiffusionXLPipeline
 
-from serve_app.config import PreviewConfig
+from serve_app.config import EngineConfig, PreviewConfig
 from serve_app.errors import SlotFailed
 from serve_app.messages import Painted, Preview, Progress
 from serve_app.replica.checkpoint import Checkpoint
 from serve_app.replica.denoise import Denoiser
+from serve_app.replica.engine import Engine, Silent
 from serve_app.replica.prompts import PromptEmbedding, PromptEncoder
 from tests.conftest import Collector, MakeEngine, make_slot
 
@@ -307,3 +308,25 @@ def test_progress_is_told_at_most_four_times_a_second(make_engine: MakeEngine) -
     told = [e.step for e in collector.events if isinstance(e, Progress)]
     assert told[0] == 1
     assert len(told) <= 1 + 4 * (work.denoise + work.decode)
+
+
+def test_what_fails_at_the_warm_up_is_told(checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any) -> Any:
+        raise OSError("no compiler")
+
+    monkeypatch.setattr(Denoiser, "warm_up", broken)
+    engine = Engine(checkpoint, EngineConfig(), PreviewConfig(), Silent())
+    with pytest.raises(OSError, match="no compiler"):
+        engine.start(make_slot()).result(timeout=60)
+    engine.stop()
+    with pytest.raises(RuntimeError, match="thread has ended"):
+        engine.check()
+
+
+def test_a_warmed_up_engine_paints_the_same(checkpoint: Checkpoint, make_engine: MakeEngine) -> None:
+    engine = Engine(checkpoint, EngineConfig(), PreviewConfig(), Silent())
+    engine.start(make_slot()).result(timeout=60)
+    collector = Collector()
+    engine.submit(make_slot(keep_pixels=True), collector.post)
+    assert np.array_equal(pixels(collector.result()), pixels(make_engine().paint(make_slot(keep_pixels=True))[0]))
+    engine.stop()

@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 
-from serve_app.config import Compile, EngineConfig, ModelConfig
+from serve_app.config import Compile, ModelConfig
 from serve_app.messages import Slot
 from serve_app.replica.checkpoint import Checkpoint, load_checkpoint
 from serve_app.replica.decode import Decoder
 from serve_app.replica.denoise import Denoiser
-from serve_app.replica.programs import keep_compiled_kernels
+from serve_app.replica.programs import AsItIs, keep_compiled_kernels, make_program
 from serve_app.replica.prompts import PromptEncoder
 from serve_app.replica.trajectory import Trajectory
 from tests.conftest import make_slot
@@ -46,7 +46,7 @@ def compiled_graphs() -> int:
 @pytest.mark.parametrize("mode", ["regional", "full"])
 @torch.inference_mode()
 def test_compiled_equals_as_it_is(mode: Compile, fresh: Checkpoint, checkpoint: Checkpoint) -> None:
-    plain, compiled = Denoiser(checkpoint, EngineConfig()), Denoiser(fresh, EngineConfig(compile=mode))
+    plain, compiled = Denoiser(checkpoint, AsItIs(checkpoint.unet)), Denoiser(fresh, make_program(fresh.unet, mode))
     compiled.warm_up([trajectory(fresh, make_slot())])
     warm = compiled_graphs()
     assert warm > 0
@@ -60,10 +60,10 @@ def test_compiled_equals_as_it_is(mode: Compile, fresh: Checkpoint, checkpoint: 
 
 @torch.inference_mode()
 def test_what_was_not_warmed_up_works_and_compiles_nothing(fresh: Checkpoint, checkpoint: Checkpoint) -> None:
-    denoiser, decoder = Denoiser(fresh, EngineConfig(compile="full")), Decoder(fresh, "full")
+    denoiser, decoder = Denoiser(fresh, make_program(fresh.unet, "full")), Decoder(fresh, "full")
     for slot in (make_slot(width=128), make_slot(guidance_scale=0)):
         ours = denoiser.predict([trajectory(fresh, slot)])[0]
-        torch.testing.assert_close(ours, Denoiser(checkpoint, EngineConfig()).predict([trajectory(checkpoint, slot)])[0])
+        torch.testing.assert_close(ours, Denoiser(checkpoint, AsItIs(checkpoint.unet)).predict([trajectory(checkpoint, slot)])[0])
     assert decoder.decode(torch.zeros(1, 4, 8, 8)).wait().shape == (64, 64, 3)
     assert compiled_graphs() == 0
 
