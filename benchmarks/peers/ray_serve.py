@@ -104,7 +104,7 @@ class RayServe:
 def open_ray_serve(conditions: Conditions) -> Iterator[RayServe]:
     port, work, replicas = free_port(), conditions.workload, len(conditions.devices)
     started = time.perf_counter()
-    ray.init(address="local", num_cpus=max(4, replicas), include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    ray.init(address="local", num_cpus=2 + replicas, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     serve.start(http_options={"host": "127.0.0.1", "port": port})
     try:
         model = serve.deployment(
