@@ -6,6 +6,7 @@ try the plan itself.
 """
 
 import argparse
+import signal
 import sys
 import tempfile
 import time
@@ -73,4 +74,5 @@ def _conditions(options: argparse.Namespace, folder: Path) -> Conditions:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))  # so that what was started is stopped too
     main()

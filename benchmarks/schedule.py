@@ -35,18 +35,25 @@ def run_phases(phases: Sequence[Sequence[Subject]], conditions: Conditions, only
 
 def _run_phase(subjects: Sequence[Subject], conditions: Conditions, only: tuple[str, ...], deadline: float, out: Path) -> list[Result]:
     free, waiting, running, results = list(conditions.devices), deque(subjects), list[Running](), list[Result]()
-    while waiting or running:
-        while waiting and (waiting[0].devices or len(conditions.devices)) <= len(free):
-            subject = waiting.popleft()
-            devices = tuple(free.pop(0) for _ in range(subject.devices or len(conditions.devices)))
-            running.append(_start(subject, conditions, devices, only, deadline, out))
-        if waiting and not running:
-            results += _not_run(waiting.popleft(), only, f"needs more than {len(conditions.devices)} GPUs")
-        for done in [r for r in running if _over(r, deadline)]:
-            running.remove(done)
-            free = sorted([*free, *done.devices])
-            results += read(done.job.results)
-        time.sleep(_POLL_S)
+    try:
+        while waiting or running:
+            while waiting and (waiting[0].devices or len(conditions.devices)) <= len(free):
+                subject = waiting.popleft()
+                if time.time() + subject.seconds > deadline:
+                    results += _not_run(subject, only, "no time left")
+                    continue
+                devices = tuple(free.pop(0) for _ in range(subject.devices or len(conditions.devices)))
+                running.append(_start(subject, conditions, devices, only, deadline, out))
+            if waiting and not running:
+                results += _not_run(waiting.popleft(), only, f"needs more than {len(conditions.devices)} GPUs")
+            for done in [r for r in running if _over(r, deadline)]:
+                running.remove(done)
+                free = sorted([*free, *done.devices])
+                results += read(done.job.results)
+            time.sleep(_POLL_S)
+    finally:
+        for left in running:
+            _stop(left.process)
     return results
 
 
@@ -80,13 +87,18 @@ def _cores(conditions: Conditions, devices: tuple[int, ...]) -> tuple[int, ...]:
 def _over(running: Running, deadline: float) -> bool:
     """Whether a subject's process has ended; at the deadline, make it end."""
     if running.process.poll() is None and time.time() > deadline:
-        running.process.terminate()
-        try:
-            running.process.wait(_STOP_S)
-        except subprocess.TimeoutExpired:
-            running.process.kill()
-            running.process.wait()
+        _stop(running.process)
     return running.process.poll() is not None
+
+
+def _stop(process: "subprocess.Popen[bytes]") -> None:
+    """End a subject's process, which then ends what it has started."""
+    process.terminate()
+    try:
+        process.wait(_STOP_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
 
 
 def _not_run(subject: Subject, only: tuple[str, ...], why: str) -> list[Result]:

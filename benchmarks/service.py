@@ -20,6 +20,7 @@ import httpx2
 import yaml
 
 from benchmarks.conditions import Conditions
+from benchmarks.measures import rounds
 
 _START_TIMEOUT_S = 480.0
 _STOP_TIMEOUT_S = 40.0
@@ -73,15 +74,16 @@ class Service:
         return Streamed(preview, tuple(finished), total)
 
     def load(self, clients: int, images: int, seconds: float, **changes: Any) -> list[float]:
-        """Let clients ask again and again for `seconds`; return when each image's answer was there, in order."""
+        """Let clients ask again and again for `seconds`, each at least twice; return when each image's answer was there, in order."""
         finished: list[float] = []
         failed: list[BaseException] = []
-        end = time.perf_counter() + seconds
 
         def client() -> None:
             try:
                 with httpx2.Client(base_url=self.url, timeout=_REQUEST_TIMEOUT_S) as http:
-                    while time.perf_counter() < end and not failed:
+                    for _ in rounds(seconds, least=2):
+                        if failed:
+                            return
                         response = http.post("/generate", json=self._body(images, **changes))
                         finished.extend([time.perf_counter()] * images)
                         _check(response, images)

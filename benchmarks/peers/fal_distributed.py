@@ -9,6 +9,7 @@ from itertools import count
 from typing import Any
 
 from benchmarks.conditions import Conditions
+from benchmarks.measures import rounds
 from benchmarks.service import free_port
 
 
@@ -41,7 +42,7 @@ class Fal:
         return self._loop.run_until_complete(self._stream())
 
     def load(self, clients: int, seconds: float) -> list[float]:
-        """Let clients call again and again for `seconds`; return when each image was there, in order."""
+        """Let clients call again and again for `seconds`, each at least twice; return when each image was there, in order."""
         return self._loop.run_until_complete(self._load(clients, seconds))
 
     async def _invoke(self) -> None:
@@ -60,10 +61,9 @@ class Fal:
 
     async def _load(self, clients: int, seconds: float) -> list[float]:
         finished: list[float] = []
-        end = time.perf_counter() + seconds
 
         async def client() -> None:
-            while time.perf_counter() < end:
+            for _ in rounds(seconds, least=2):
                 await self._invoke()
                 finished.extend([time.perf_counter()] * len(self.conditions.devices))
 

@@ -21,6 +21,7 @@ from fastapi.responses import Response
 from ray import serve
 
 from benchmarks.conditions import Conditions
+from benchmarks.measures import rounds
 from benchmarks.peers.pipeline import load_pipeline
 from benchmarks.service import free_port
 
@@ -65,25 +66,27 @@ class RayServe:
     def together(self, images: int) -> float:
         """Return the seconds until the last of so many requests, sent at once, is answered."""
         started = time.perf_counter()
-        self.load(images, seconds=0)
+        self._ask(images, seconds=0, least=1)
         return time.perf_counter() - started
 
     def load(self, clients: int, seconds: float) -> list[float]:
-        """Let clients ask again and again, at least once each; return when each answer was there, in order."""
+        """Let clients ask again and again for `seconds`, each at least twice; return when each answer was there, in order."""
+        return self._ask(clients, seconds, least=2)
+
+    def _ask(self, clients: int, seconds: float, least: int) -> list[float]:
         finished: list[float] = []
         failed: list[BaseException] = []
-        end = time.perf_counter() + seconds
 
         def client() -> None:
             try:
                 with httpx2.Client(timeout=_TIMEOUT_S) as http:
-                    while True:
+                    for _ in rounds(seconds, least):
+                        if failed:
+                            return
                         work = self.conditions.workload
                         query: dict[str, str | int] = {"prompt": f"{work.prompt}, {next(self._numbers)}", "img_size": work.size}
                         http.get(self._url, params=query).raise_for_status()
                         finished.append(time.perf_counter())
-                        if finished[-1] >= end or failed:
-                            return
             except BaseException as error:
                 failed.append(error)
 
@@ -101,7 +104,7 @@ class RayServe:
 def open_ray_serve(conditions: Conditions) -> Iterator[RayServe]:
     port, work, replicas = free_port(), conditions.workload, len(conditions.devices)
     started = time.perf_counter()
-    ray.init(address="local", num_cpus=max(4, replicas), include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    ray.init(address="local", num_cpus=2 + replicas, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     serve.start(http_options={"host": "127.0.0.1", "port": port})
     try:
         model = serve.deployment(
