@@ -53,6 +53,8 @@ class KeyRing:
             version = (stat.st_mtime_ns, stat.st_ino)
             if self._read is None or self._read[0] != version:
                 self._read = (version, _split(file.read_text(encoding="utf-8-sig"), f"auth.keys_file: {file}"))
+        except FileNotFoundError as error:
+            raise ValueError(f"auth.keys_file: there is no file {file}") from error
         except (OSError, UnicodeDecodeError) as error:
             raise ValueError(f"auth.keys_file: {file} cannot be read: {error}") from error
         return self._read[1]

@@ -101,7 +101,7 @@ def test_otherwise_no_page_may(client: TestClient) -> None:
         ({"keys_env": "SERVICE_KEYS"}, {"SERVICE_KEYS": " ,\n"}, "SERVICE_KEYS is not set or holds no key"),
         ({"keys_env": "SERVICE_KEYS"}, {"SERVICE_KEYS": "\u043a\u043b\u044e\u0447"}, "SERVICE_KEYS holds a key with a character"),
         ({"keys_env": "SERVICE_KEYS"}, {"SERVICE_KEYS": "two words"}, "SERVICE_KEYS holds a key with a character"),
-        ({"keys_file": "missing"}, {}, "missing cannot be read"),
+        ({"keys_file": "missing"}, {}, "there is no file"),
         ({"keys_file": "spoilt"}, {}, "spoilt cannot be read"),
         ({"keys_file": "empty"}, {}, "holds no key"),
         ({"keys_file": "empty", "keys_env": "SERVICE_KEYS"}, {"SERVICE_KEYS": "one"}, "holds no key"),
