@@ -13,27 +13,12 @@ from torch._dynamo.utils import counters
 from benchmarks.conditions import Conditions
 from benchmarks.idle import idle_fraction
 from benchmarks.measures import rates
-from serve_app.config import AppArgs
 from serve_app.errors import SlotFailed
 from serve_app.messages import Painted, Slot, SlotEvent
-from serve_app.replica.checkpoint import Checkpoint, load_checkpoint, quiet_progress_bars
-from serve_app.replica.device import prepare_device
 from serve_app.replica.engine import Engine, Silent
-from serve_app.replica.programs import keep_compiled_kernels
-from serve_app.replica.quantize import to_fp8
+from serve_app.replica.loading import load
 
 _TIMEOUT_S = 300
-
-
-def load(args: AppArgs) -> Checkpoint:
-    """Return the loaded checkpoint that a replica of these arguments paints with."""
-    quiet_progress_bars()
-    if args.engine.compile_cache:
-        keep_compiled_kernels(args.engine.compile_cache)
-    checkpoint = load_checkpoint(args.model, prepare_device(args.num_gpus, args.num_cpus))
-    if args.engine.quantization == "fp8":
-        to_fp8(checkpoint, args.model)
-    return checkpoint
 
 
 class EngineBench:

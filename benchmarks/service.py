@@ -7,7 +7,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,8 +18,8 @@ from typing import Any
 import httpx2
 import yaml
 
+from benchmarks.clients import keep_asking
 from benchmarks.conditions import Conditions
-from benchmarks.measures import rounds
 
 _START_TIMEOUT_S = 480.0
 _STOP_TIMEOUT_S = 40.0
@@ -75,29 +74,12 @@ class Service:
 
     def load(self, clients: int, images: int, seconds: float, **changes: Any) -> list[float]:
         """Let clients ask again and again for `seconds`, each at least twice; return when each image's answer was there, in order."""
-        finished: list[float] = []
-        failed: list[BaseException] = []
 
-        def client() -> None:
-            try:
-                with httpx2.Client(base_url=self.url, timeout=_REQUEST_TIMEOUT_S) as http:
-                    for _ in rounds(seconds, least=2):
-                        if failed:
-                            return
-                        response = http.post("/generate", json=self._body(images, **changes))
-                        finished.extend([time.perf_counter()] * images)
-                        _check(response, images)
-            except BaseException as error:
-                failed.append(error)
+        def ask(http: httpx2.Client) -> httpx2.Response:
+            return http.post(f"{self.url}/generate", json=self._body(images, **changes))
 
-        threads = [threading.Thread(target=client) for _ in range(clients)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        if failed:
-            raise failed[0]
-        return sorted(finished)
+        answered = keep_asking(clients, seconds, 2, ask, lambda response: _check(response, images), timeout_s=_REQUEST_TIMEOUT_S)
+        return [moment for moment in answered for _ in range(images)]
 
     def _body(self, images: int, **changes: Any) -> dict[str, Any]:
         work, number = self.conditions.workload, next(self._numbers)

@@ -4,7 +4,6 @@ Kinder than the documentation where that could not run, or not at its best: a re
 none, and one request at a time in a replica, since two calls at once would share the pipeline's scheduler.
 """
 
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,8 +19,8 @@ from fastapi import FastAPI
 from fastapi.responses import Response
 from ray import serve
 
+from benchmarks.clients import keep_asking
 from benchmarks.conditions import Conditions
-from benchmarks.measures import rounds
 from benchmarks.peers.pipeline import load_pipeline
 from benchmarks.service import free_port
 
@@ -74,30 +73,12 @@ class RayServe:
         return self._ask(clients, seconds, least=2)
 
     def _ask(self, clients: int, seconds: float, least: int) -> list[float]:
-        finished: list[float] = []
-        failed: list[BaseException] = []
+        return keep_asking(clients, seconds, least, self._imagine, httpx2.Response.raise_for_status, timeout_s=_TIMEOUT_S)
 
-        def client() -> None:
-            try:
-                with httpx2.Client(timeout=_TIMEOUT_S) as http:
-                    for _ in rounds(seconds, least):
-                        if failed:
-                            return
-                        work = self.conditions.workload
-                        query: dict[str, str | int] = {"prompt": f"{work.prompt}, {next(self._numbers)}", "img_size": work.size}
-                        http.get(self._url, params=query).raise_for_status()
-                        finished.append(time.perf_counter())
-            except BaseException as error:
-                failed.append(error)
-
-        threads = [threading.Thread(target=client) for _ in range(clients)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        if failed:
-            raise failed[0]
-        return sorted(finished)
+    def _imagine(self, http: httpx2.Client) -> httpx2.Response:
+        work = self.conditions.workload
+        query: dict[str, str | int] = {"prompt": f"{work.prompt}, {next(self._numbers)}", "img_size": work.size}
+        return http.get(self._url, params=query)
 
 
 @contextmanager

@@ -7,10 +7,10 @@ import torch
 from torch import nn
 
 from benchmarks.conditions import Conditions
-from benchmarks.engine import load
 from benchmarks.probes.unet import cosine, inputs, milliseconds, unet_call
 from serve_app.config import ModelConfig
 from serve_app.replica.checkpoint import Checkpoint
+from serve_app.replica.loading import load
 from serve_app.replica.quantize import to_fp8
 
 _FP8 = torch.float8_e4m3fn

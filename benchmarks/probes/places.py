@@ -8,9 +8,9 @@ from typing import Any
 import torch
 
 from benchmarks.conditions import Conditions
-from benchmarks.engine import load
 from benchmarks.probes.unet import Call, inputs, milliseconds, unet_call
 from serve_app.replica.checkpoint import Checkpoint
+from serve_app.replica.loading import load
 
 _IMAGES = 4
 

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 import torch
 
 from benchmarks.conditions import Conditions
-from benchmarks.engine import load
 from benchmarks.probes.unet import Call, inputs, milliseconds, unet_call
 from serve_app.replica.checkpoint import Checkpoint
+from serve_app.replica.loading import load
 
 
 def probe(conditions: Conditions) -> Iterator[str]:

@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import ray
 from ray import serve
@@ -13,9 +12,6 @@ from serve_app.messages import Painted, ReplicaStatus, Slot, SlotEvent
 from serve_app.metrics import ReplicaMetrics
 from serve_app.schemas import SchedulerName
 
-if TYPE_CHECKING:
-    from serve_app.replica.checkpoint import Checkpoint
-
 
 class Replica:
     """Paints slots with one loaded model. Ready once it has painted a first picture."""
@@ -24,10 +20,11 @@ class Replica:
 
     async def __init__(self, args: AppArgs) -> None:  # type: ignore[misc]  # Serve awaits it
         from serve_app.replica.engine import Engine
+        from serve_app.replica.loading import load
         from serve_app.replica.prompts import PromptReader
 
         self._args = args
-        self._checkpoint = await asyncio.to_thread(_load, args)
+        self._checkpoint = await asyncio.to_thread(load, args)
         self._engine = Engine(self._checkpoint, args.engine, args.preview, ReplicaMetrics(args.engine.max_batch_size))
         self._reader = PromptReader(self._checkpoint.pipe)
         await asyncio.wrap_future(self._engine.start(_warm_up_slot(args, self._checkpoint.scheduler)))
@@ -81,21 +78,6 @@ class Replica:
     def check_health(self) -> None:
         """Raise where the engine can paint no more, so that Serve starts a new replica in the place of this one."""
         self._engine.check()
-
-
-def _load(args: AppArgs) -> "Checkpoint":
-    from serve_app.replica.checkpoint import load_checkpoint, quiet_progress_bars
-    from serve_app.replica.device import prepare_device
-    from serve_app.replica.programs import keep_compiled_kernels
-    from serve_app.replica.quantize import to_fp8
-
-    quiet_progress_bars()
-    if args.engine.compile_cache:
-        keep_compiled_kernels(args.engine.compile_cache)
-    checkpoint = load_checkpoint(args.model, prepare_device(args.num_gpus, args.num_cpus))
-    if args.engine.quantization == "fp8":
-        to_fp8(checkpoint, args.model)
-    return checkpoint
 
 
 def _warm_up_slot(args: AppArgs, scheduler: SchedulerName) -> Slot:
