@@ -13,9 +13,10 @@ import httpx2
 import pytest
 import ray
 from ray import serve
+from ray.serve import RunTarget
 
 from serve_app.app import build
-from serve_app.config import AdmissionConfig, AppArgs, EngineConfig, FilesConfig, LimitsConfig, ModelConfig, PreviewConfig
+from serve_app.config import AdmissionConfig, AppArgs, AuthConfig, EngineConfig, FilesConfig, LimitsConfig, ModelConfig, PreviewConfig
 from serve_app.messages import ReplicaStatus
 
 APP = "test"
@@ -163,3 +164,16 @@ async def frames(response: httpx2.Response) -> AsyncIterator[dict[str, Any]]:
     async for line in response.aiter_lines():
         if line.startswith("data: "):
             yield json.loads(line.removeprefix("data: "))
+
+
+@contextmanager
+def locked_service(cluster: Cluster, tiny_path: Path, folder: Path, key: str, name: str) -> Iterator[str]:
+    """Run a service that wants a key, below a path of its own, and yield its URL."""
+    keys = folder / "keys"
+    keys.write_text(f"{key}\n")
+    args = tiny_args(tiny_path, num_replicas=1, auth=AuthConfig(keys_file=str(keys)))
+    serve.run_many([RunTarget(build(args), name=name, route_prefix=f"/{name}")])
+    url = f"{cluster.url}/{name}"
+    eventually(lambda: httpx2.get(f"{url}/health").status_code == 200)
+    yield url
+    serve.delete(name)

@@ -11,19 +11,13 @@ from ray.serve import RunTarget
 
 from serve_app.app import build
 from serve_app.config import AuthConfig
-from tests.integration.conftest import Cluster, eventually, tiny_args
+from tests.integration.conftest import Cluster, eventually, locked_service, tiny_args
 
 
 @pytest.fixture(scope="module")
 def url(cluster: Cluster, tiny_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    keys = tmp_path_factory.mktemp("keys") / "keys"
-    keys.write_text("secret\n")
-    args = tiny_args(tiny_path, num_replicas=1, auth=AuthConfig(keys_file=str(keys)))
-    serve.run_many([RunTarget(build(args), name="locked", route_prefix="/locked")])
-    url = f"{cluster.url}/locked"
-    eventually(lambda: httpx2.get(f"{url}/health").status_code == 200)
-    yield url
-    serve.delete("locked")
+    with locked_service(cluster, tiny_path, tmp_path_factory.mktemp("keys"), "secret", "locked") as url:
+        yield url
 
 
 def test_the_sdk_gets_in_with_a_key_and_not_without(url: str) -> None:

@@ -13,6 +13,10 @@ from tests.integration.conftest import Running, eventually
 _NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 _NONE = f"no browser found, looked for {', '.join(_NAMES)}; on Debian: apt-get install chromium"
 
+# Paintings that leave time to act, also where the browser has to share its cores with them.
+LONG = {"steps": 400, "width_in_pixels": 128, "height_in_pixels": 128}
+ENDLESS = {"steps": 998, "width_in_pixels": 256, "height_in_pixels": 256}
+
 _PATIENCE_MS = 20_000
 expect.set_options(timeout=_PATIENCE_MS)
 

@@ -6,8 +6,8 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Page
 
-from tests.integration.playground.conftest import OpenPlayground
-from tests.integration.playground.test_page import changed_events, fail_seed
+from tests.integration.playground.conftest import ENDLESS, OpenPlayground
+from tests.integration.playground.exchange import changed_events, fail_seed
 
 DESKTOP = {"viewport": {"width": 1280, "height": 900}}
 PHONE = {"viewport": {"width": 360, "height": 740}, "has_touch": True}
@@ -26,12 +26,14 @@ def test_axe_finds_nothing(open_playground: OpenPlayground, scheme: str, profile
     page.locator("#more").evaluate("details => details.open = true")
     check(page, "empty")
 
-    playground.generate(steps=400)
-    playground.wait_for(1, "running")
+    playground.generate(**ENDLESS)
+    playground.wait_for(4, "running")
     check(page, "running")
-    playground.wait_for(4, "done")
+    page.get_by_role("button", name="Cancel all").click()
+    playground.wait_for(4, "cancelled")
+    check(page, "cancelled")
 
-    playground.generate(steps=4)
+    playground.generate(steps=4, width_in_pixels=64, height_in_pixels=64)
     playground.wait_for(4, "done")
     check(page, "done")
     playground.tiles("done").first.locator(".open").click()

@@ -3,28 +3,17 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-import httpx2
 import pytest
 from playwright.sync_api import expect
-from ray import serve
-from ray.serve import RunTarget
 
-from serve_app.app import build
-from serve_app.config import AuthConfig
-from tests.integration.conftest import Cluster, eventually, tiny_args
+from tests.integration.conftest import Cluster, locked_service
 from tests.integration.playground.conftest import OpenPlayground
 
 
 @pytest.fixture(scope="module")
 def locked(cluster: Cluster, tiny_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    keys = tmp_path_factory.mktemp("keys") / "keys"
-    keys.write_text("right\n")
-    args = tiny_args(tiny_path, num_replicas=1, auth=AuthConfig(keys_file=str(keys)))
-    serve.run_many([RunTarget(build(args), name="locked_page", route_prefix="/locked-page")])
-    url = f"{cluster.url}/locked-page"
-    eventually(lambda: httpx2.get(f"{url}/health").status_code == 200)
-    yield url
-    serve.delete("locked_page")
+    with locked_service(cluster, tiny_path, tmp_path_factory.mktemp("keys"), "right", "locked_page") as url:
+        yield url
 
 
 # `locked` comes first: Serve deploys nothing while Playwright's loop runs.
