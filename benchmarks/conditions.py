@@ -107,6 +107,8 @@ TINY_OVERRIDES = (
     "model.height=64",
     "model.min_size=64",
     "model.max_size=128",
+    "engine.compile=none",
+    "engine.compile_cache=null",
     "preview.min_interval_s=0",
 )
 

@@ -47,7 +47,7 @@ class EngineBench:
         self.close()
         config = self._args.engine.model_copy(update={"max_batch_size": images_per_call, "images_per_call": images_per_call})
         self._engine, self._images = Engine(self._checkpoint, config, self._args.preview, Silent()), images_per_call
-        self._engine.start(slot).result()
+        self._engine.start([slot]).result()
         self.paint([self._fresh(slot) for _ in range(images_per_call)])
         self._warm_graphs = _graphs()
 

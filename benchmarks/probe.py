@@ -1,6 +1,7 @@
 """`python -m benchmarks.probe NAME [NAME ...] --checkpoint FOLDER`: single findings, as lines of text.
 
-sizes: a compiled UNet for each size, or one for all. places: what gives an image the same bits at any place of a batch.
+sizes: a compiled UNet for each size, or one for all. places, compilers: the speed of settings, and whether an image has the
+same bits at any place of a batch; as it is, and compiled.
 start: where the time of a start goes. fp8: which layers, which scales. quality: fp8's distance from bfloat16 on trained weights.
 """
 
@@ -19,6 +20,7 @@ from serve_app.models import tiny
 PROBES: Mapping[str, Callable[[Conditions], Iterator[str]]] = {
     "sizes": sizes.probe,
     "places": places.probe,
+    "compilers": places.probe_compiled,
     "start": start.probe,
     "fp8": fp8.probe,
     "quality": quality.probe,

@@ -12,6 +12,7 @@ from serve_app.schemas import SchedulerName
 Compile = Literal["none", "regional", "full"]
 Quantization = Literal["none", "fp8"]
 
+Size = Annotated[str, Field(pattern=r"^[1-9]\d{0,4}x[1-9]\d{0,4}$")]
 Side = Annotated[int, Field(ge=8, multiple_of=8)]
 
 
@@ -41,6 +42,11 @@ class ModelConfig(Config):
         description="The AutoencoderTiny that decodes previews: a subfolder of the checkpoint, a local folder or a hub id. "
         "Null: the subfolder `preview_vae` if there is one, else no previews.",
     )
+    vae_path: str | None = Field(
+        default=None,
+        description="The AutoencoderKL that decodes pictures: a subfolder of the checkpoint, a local folder or a hub id. Null: the checkpoint's own, "
+        "in bfloat16 where `dtype` is float16 and it overflows there, as SDXL's does.",
+    )
     scheduler: SchedulerName | None = Field(default=None, description="Default scheduler; the checkpoint's own where null.")
     num_inference_steps: int = Field(default=20, ge=1, description="Default number of denoising steps.")
     guidance_scale: float = Field(default=3.0, ge=0, le=30, description="Default guidance scale; at 1 or less no unconditional pass is made.")
@@ -69,16 +75,21 @@ class EngineConfig(Config):
     )
     compile: Compile = Field(
         default="none",
-        description="`full`: the UNet and the VAE compiled for the default size, minutes at a first start; other sizes run as with `none`. "
-        "`regional`: the UNet's transformer blocks alone, seconds, any size.",
+        description="`full`: the UNet and the VAE compiled for the sizes warmed up, two minutes each at a first start; others run as with "
+        "`none`. `regional`: the UNet's transformer blocks alone, seconds, any size.",
+    )
+    warm_up_sizes: tuple[Size, ...] = Field(
+        default=(),
+        description="Sizes to get ready for at the start besides the default one, as `1152x896` (width x height).",
     )
     compile_cache: str | None = Field(
-        default=None, description="Folder of compiled kernels, which later starts use again. Null: torch's own, in the temporary folder."
+        default=None,
+        description="Folder of compiled kernels, which later starts use again; `~` is the home folder. Null: torch's own, in the temporary folder.",
     )
     quantization: Quantization = Field(
         default="none", description="`fp8`: the UNet's large linear layers in 8-bit floats, on GPUs that have them (Hopper, Ada and later)."
     )
-    prompt_cache_size: int = Field(default=64, ge=1, description="How many encoded prompts a replica keeps.")
+    prompt_cache_size: int = Field(default=16, ge=1, description="How many encoded prompts a replica keeps; SDXL's take 26 MB each.")
     file_threads: int = Field(default=2, ge=1, description="Threads that encode image files beside the denoising loop.")
 
 
@@ -158,10 +169,22 @@ class AppArgs(Config):
     auth: AuthConfig = AuthConfig()
     cors: CorsConfig = CorsConfig()
 
+    @property
+    def warm_up_sizes(self) -> tuple[tuple[int, int], ...]:
+        """Width and height of all sizes to get ready for at the start, the default first."""
+        others = tuple((int(width), int(height)) for width, height in (size.split("x") for size in self.engine.warm_up_sizes))
+        return ((self.model.width, self.model.height), *others)
+
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         if self.model.num_inference_steps > self.limits.max_steps:
             raise ValueError("model.num_inference_steps must not be above limits.max_steps")
+        for width, height in self.warm_up_sizes:
+            if not all(self.model.min_size <= side <= self.model.max_size and side % 8 == 0 for side in (width, height)):
+                raise ValueError(
+                    f"engine.warm_up_sizes: the sides of {width}x{height} must be multiples of 8 "
+                    f"between model.min_size ({self.model.min_size}) and model.max_size ({self.model.max_size})"
+                )
         if self.admission.max_waiting_images < self.limits.max_images:
             raise ValueError("admission.max_waiting_images must be at least limits.max_images, or a full request could never be admitted")
         return self

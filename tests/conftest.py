@@ -16,6 +16,8 @@ from serve_app.models.tiny import build
 from serve_app.replica.checkpoint import Checkpoint, load_checkpoint
 from serve_app.replica.engine import Engine, Silent
 
+collect_ignore = [] if torch.cuda.is_available() else ["gpu"]
+
 
 @pytest.fixture(scope="session")
 def tiny_path(tmp_path_factory: pytest.TempPathFactory) -> Path:

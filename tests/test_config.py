@@ -29,6 +29,9 @@ def test_command_line_values_are_strings_and_are_converted() -> None:
         ({"model": {"height": 100}}, "multiple of 8"),
         ({"model": {"num_inference_steps": 101}}, "limits.max_steps"),
         ({"engine": {"images_per_call": 0}}, "images_per_call"),
+        ({"engine": {"warm_up_sizes": ["big"]}}, "engine.warm_up_sizes.0"),
+        ({"engine": {"warm_up_sizes": ["256x100"]}}, "multiples of 8"),
+        ({"engine": {"warm_up_sizes": ["1024x256"]}}, "model.max_size"),
         ({"admission": {"max_waiting_images": 8}}, "max_waiting_images"),
         ({"num_gpus": 2}, "less than or equal to 1"),
         ({"files": {"path": "files"}}, "files.path"),  # relative to what, on which node?
@@ -40,6 +43,10 @@ def test_command_line_values_are_strings_and_are_converted() -> None:
 def test_settings_that_do_not_fit_together_are_refused(args: dict[str, object], says: str) -> None:
     with pytest.raises(ValidationError, match=says):
         AppArgs.model_validate(args)
+
+
+def test_the_default_size_is_the_first_to_get_ready_for() -> None:
+    assert AppArgs.model_validate({"engine": {"warm_up_sizes": ["512x256"]}}).warm_up_sizes == ((256, 256), (512, 256))
 
 
 def test_it_is_frozen() -> None:

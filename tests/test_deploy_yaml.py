@@ -39,6 +39,15 @@ def test_there_is_a_gpu_for_every_replica_and_time_to_finish(service: dict[str, 
     assert pod["terminationGracePeriodSeconds"] > args.request_timeout_s + 10
 
 
+def test_compiled_kernels_outlive_a_pod(service: dict[str, Any]) -> None:
+    args = AppArgs.model_validate(yaml.safe_load(service["spec"]["serveConfigV2"])["applications"][0]["args"])
+    (workers,) = service["spec"]["rayClusterConfig"]["workerGroupSpecs"]
+    pod = workers["template"]["spec"]
+    (mount,) = [m for m in pod["containers"][0]["volumeMounts"] if m["mountPath"] == str(args.engine.compile_cache).replace("~", "/home/ray")]
+    (volume,) = [v for v in pod["volumes"] if v["name"] == mount["name"]]
+    assert "persistentVolumeClaim" in volume
+
+
 def test_start_parameters_are_strings(service: dict[str, Any]) -> None:
     cluster = service["spec"]["rayClusterConfig"]
     for group in [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]:

@@ -1,6 +1,7 @@
-"""Which settings give an image the same bits at any place of a batch, and at what price?"""
+"""Which settings give an image the same bits at any place of a batch, and how fast are they?"""
 
-from collections.abc import Callable, Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -29,30 +30,45 @@ class Setting:
 
 
 _MM = {"conv_1x1_as_mm": True}
-SETTINGS = (
+AS_IT_IS = (
     Setting("as it is"),
     Setting("as it is, cudnn.deterministic", flags={"deterministic": True, "benchmark": False}),
     Setting("as it is, cudnn.benchmark", flags={"deterministic": False, "benchmark": True}),
     Setting("as it is, both", flags={"deterministic": True, "benchmark": True}),
+)
+COMPILED = (
     Setting("compiled", _MM),
-    Setting("compiled, cudnn.deterministic", _MM, {"deterministic": True, "benchmark": False}),
     Setting("compiled, cudnn.benchmark", _MM, {"deterministic": False, "benchmark": True}),
+    Setting("compiled, coordinate descent", {**_MM, "coordinate_descent_tuning": True}),
+    Setting("compiled, autotuned products", {**_MM, "max_autotune_gemm": True, "max_autotune_gemm_backends": "ATEN,TRITON"}),
     Setting(
         "compiled, Triton's convolutions", {**_MM, "max_autotune_conv_backends": "TRITON", "max_autotune": True, "max_autotune_gemm_backends": "ATEN"}
     ),
+    Setting("compiled, cudnn.deterministic", _MM, {"deterministic": True, "benchmark": False}),
 )
 
 
 def probe(conditions: Conditions) -> Iterator[str]:
+    return _probe(conditions, AS_IT_IS)
+
+
+def probe_compiled(conditions: Conditions) -> Iterator[str]:
+    return _probe(conditions, COMPILED)
+
+
+def _probe(conditions: Conditions, settings: Sequence[Setting]) -> Iterator[str]:
     checkpoint = load(conditions.args())
     size = conditions.workload.size
     with torch.inference_mode():
-        given = inputs(checkpoint, 2 * _IMAGES, size, size)
-        for setting in SETTINGS:
+        one, four = (inputs(checkpoint, 2 * images, size, size) for images in (1, _IMAGES))
+        for setting in settings:
             torch._dynamo.reset()
+            started = time.perf_counter()
             try:
                 with setting.active():
-                    yield f"{setting.name}: {_answer(_call(checkpoint, setting), given)}"
+                    call = _call(checkpoint, setting)
+                    alone = milliseconds(call, one)
+                    yield f"{setting.name}: {_answer(call, four)}, {alone:.1f} ms for one image, {time.perf_counter() - started:.0f} s in all"
             except Exception as error:
                 yield f"{setting.name}: {type(error).__name__}: {str(error).splitlines()[0][:160]}"
 

@@ -9,6 +9,7 @@ import torch
 from serve_app.replica.attention import prompt_context
 from serve_app.replica.checkpoint import Checkpoint
 from serve_app.replica.device import fast_layout
+from serve_app.replica.programs import AsItIs
 
 Call = Callable[..., torch.Tensor]
 """A UNet call as in `programs.Program`."""
@@ -18,14 +19,7 @@ _ROUNDS = 20
 
 def unet_call(checkpoint: Checkpoint) -> Call:
     """Return the UNet as it is."""
-
-    def call(*inputs: torch.Tensor) -> torch.Tensor:
-        sample, timestep, context, pooled, time_ids = inputs
-        added = {"text_embeds": pooled, "time_ids": time_ids}
-        prediction: torch.Tensor = checkpoint.unet(sample, timestep, encoder_hidden_states=context, added_cond_kwargs=added, return_dict=False)[0]
-        return prediction
-
-    return call
+    return AsItIs(checkpoint.unet)
 
 
 def inputs(checkpoint: Checkpoint, rows: int, height: int, width: int, seed: int = 0) -> tuple[torch.Tensor, ...]:

@@ -1,12 +1,17 @@
 """From `ModelConfig` to loaded weights: a diffusers folder, a hub id or a single file, by diffusers' own loaders."""
 
 import hashlib
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, StableDiffusionXLPipeline, UNet2DConditionModel
 from diffusers.utils import logging as diffusers_logging
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from transformers.utils import logging as transformers_logging
 
 from serve_app.config import ModelConfig
@@ -17,6 +22,8 @@ from serve_app.replica.schedulers import SCHEDULER_NAMES, scheduler_name
 from serve_app.schemas import ModelInfo, SchedulerName
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_HASH_DIGITS = 10
+_PART_FILES = ["config.json", "diffusion_pytorch_model*.safetensors"]
 
 
 class CheckpointError(Exception):
@@ -48,7 +55,10 @@ def load_checkpoint(config: ModelConfig, device: torch.device) -> Checkpoint:
     """
     dtype = _DTYPES[config.dtype]
     path = local_path(config)
-    pipe = _load_pipeline(path, config, dtype)
+    vae_path = _part_path(path, config, "vae_path", config.vae_path) if config.vae_path else None
+    with ThreadPoolExecutor(1) as beside:  # it takes seconds, and the loading does not need it
+        weights = beside.submit(weights_hash, path, config.variant, vae_path)
+        pipe = _load_pipeline(path, config, dtype, vae_path)
     if pipe.unet.config.time_cond_proj_dim is not None:
         raise CheckpointError("model.path: guidance-distilled UNets (time_cond_proj_dim) are not supported")
     scheduler = config.scheduler or scheduler_name({"_class_name": type(pipe.scheduler).__name__, **pipe.scheduler.config})
@@ -75,7 +85,7 @@ def load_checkpoint(config: ModelConfig, device: torch.device) -> Checkpoint:
         info=ModelInfo(
             name=config.name or _name(path, config),
             revision=_revision(path, config),
-            hash=weights_hash(path, config.variant),
+            hash=weights.result(),
         ),
     )
 
@@ -95,41 +105,70 @@ def local_path(config: ModelConfig) -> Path:
     return Path(StableDiffusionXLPipeline.download(config.path, revision=config.revision, variant=config.variant, use_safetensors=True))
 
 
-def weights_hash(path: Path, variant: str | None) -> str:
-    """Return the first 10 hex digits of the SHA-256 of a single file, as other tools show it, or over a folder's weights."""
+def weights_hash(path: Path, variant: str | None, vae_path: Path | None = None) -> str:
+    """Return the first 10 hex digits of the SHA-256 of a single file, as other tools show it, or over a folder's weights.
+
+    A VAE in the place of the checkpoint's own makes it another hash.
+    """
     if path.is_file():
-        return _sha256(path).hexdigest()[:10]
-    files = [
-        file
-        for component in ("text_encoder", "text_encoder_2", "unet", "vae")
-        for file in sorted((path / component).glob("*.safetensors"))
-        if (f".{variant}" in file.name if variant else file.name.count(".") == 1)
-    ]
-    digests = "".join(_sha256(f).hexdigest() for f in files)
-    return hashlib.sha256(digests.encode()).hexdigest()[:10]
+        digest = _sha256(path)
+        return digest[:_HASH_DIGITS] if vae_path is None else _together([digest, *_digests(vae_path, None)])
+    digests = [_digests(path / component, variant) for component in ("text_encoder", "text_encoder_2", "unet")]
+    vae = _digests(path / "vae", variant) if vae_path is None else _digests(vae_path, None)
+    return _together([*chain(*digests), *vae])
 
 
-def _sha256(path: Path) -> "hashlib._Hash":
+def _digests(folder: Path, variant: str | None) -> Iterator[str]:
+    """Yield the SHA-256 of each file of a model's weights."""
+    for file in sorted(folder.glob("*.safetensors")):
+        if f".{variant}" in file.name if variant else file.name.count(".") == 1:
+            yield _sha256(file)
+
+
+def _together(digests: Iterable[str]) -> str:
+    return hashlib.sha256("".join(digests).encode()).hexdigest()[:_HASH_DIGITS]
+
+
+def _sha256(path: Path) -> str:
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256")
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _load_pipeline(path: Path, config: ModelConfig, dtype: torch.dtype) -> StableDiffusionXLPipeline:
+def _load_pipeline(path: Path, config: ModelConfig, dtype: torch.dtype, vae_path: Path | None) -> StableDiffusionXLPipeline:
+    parts = {} if vae_path is None else {"vae": AutoencoderKL.from_pretrained(vae_path, dtype=dtype, use_safetensors=True)}
     # add_watermarker off: the watermark library is an extra of diffusers that would change pixels when it happens to be installed.
     if path.is_file():
-        return StableDiffusionXLPipeline.from_single_file(str(path), config=config.config_path, dtype=dtype, add_watermarker=False)
+        return StableDiffusionXLPipeline.from_single_file(str(path), config=config.config_path, dtype=dtype, add_watermarker=False, **parts)
     return StableDiffusionXLPipeline.from_pretrained(
-        path, dtype=dtype, variant=config.variant, use_safetensors=True, low_cpu_mem_usage=True, add_watermarker=False
+        path, dtype=dtype, variant=config.variant, use_safetensors=True, low_cpu_mem_usage=True, add_watermarker=False, **parts
     )
 
 
 def _load_preview_vae(path: Path, config: ModelConfig, dtype: torch.dtype) -> AutoencoderTiny | None:
-    root = Path(config.config_path) if path.is_file() and config.config_path else path
-    folder = root / (config.preview_path or PREVIEW_FOLDER)
-    source = folder if folder.is_dir() else config.preview_path
-    if source is None:
-        return None
-    return AutoencoderTiny.from_pretrained(source, dtype=dtype, use_safetensors=True)
+    if config.preview_path:
+        folder = _part_path(path, config, "preview_path", config.preview_path)
+    else:
+        folder = _root(path, config) / PREVIEW_FOLDER
+        if not folder.is_dir():
+            return None
+    return AutoencoderTiny.from_pretrained(folder, dtype=dtype, use_safetensors=True)
+
+
+def _part_path(path: Path, config: ModelConfig, setting: str, name: str) -> Path:
+    """Return the folder of a model's part that `model.<setting>` names: a subfolder of the checkpoint, a local folder or a hub id, fetched first."""
+    for folder in (_root(path, config) / name, Path(name)):
+        if folder.is_dir():
+            return folder
+    try:
+        return Path(snapshot_download(name, allow_patterns=_PART_FILES))
+    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError) as error:
+        raise CheckpointError(
+            f"model.{setting}: {name} is neither a subfolder of the checkpoint, nor a folder here, nor a hub id that was found"
+        ) from error
+
+
+def _root(path: Path, config: ModelConfig) -> Path:
+    return Path(config.config_path) if path.is_file() and config.config_path else path
 
 
 def _name(path: Path, config: ModelConfig) -> str:

@@ -8,6 +8,7 @@ from serve_app.config import Compile
 from serve_app.errors import SlotFailed
 from serve_app.imaging import Pixels
 from serve_app.replica.checkpoint import Checkpoint
+from serve_app.replica.programs import compiling_nothing
 
 
 class PendingPixels:
@@ -35,12 +36,18 @@ class Decoder:
 
     def __init__(self, checkpoint: Checkpoint, mode: Compile) -> None:
         self._vae = checkpoint.vae
-        self._compiles = mode == "full"
-        self._compiled = torch.compile(self._as_it_is, fullgraph=True, dynamic=False)  # compiles nothing before it is called
-        self._ready: set[torch.Size] = set()
+        self._run = torch.compile(self._as_it_is, fullgraph=True, dynamic=False) if mode == "full" else self._as_it_is
 
     def decode(self, latents: torch.Tensor) -> PendingPixels:
         """Return the picture of one slot's final latents, (1, channels, h, w), as the stock pipeline would decode it."""
+        with compiling_nothing():
+            return PendingPixels(self._run(self._unscaled(latents)))
+
+    def warm_up(self, latents: torch.Tensor) -> None:
+        """Compile for latents of this shape, if anything is compiled; others run as they are."""
+        PendingPixels(self._run(self._unscaled(latents))).wait()
+
+    def _unscaled(self, latents: torch.Tensor) -> torch.Tensor:
         config = self._vae.config
         latents = latents.to(self._vae.dtype) / config.scaling_factor
         if getattr(config, "latents_mean", None) and getattr(config, "latents_std", None):
@@ -48,14 +55,7 @@ class Decoder:
                 torch.tensor(v, device=latents.device, dtype=latents.dtype).view(1, -1, 1, 1) for v in (config.latents_mean, config.latents_std)
             )
             latents = latents * std + mean
-        run = self._compiled if latents.shape in self._ready else self._as_it_is
-        return PendingPixels(run(latents))
-
-    def warm_up(self, latents: torch.Tensor) -> None:
-        """Compile for latents of this shape, if anything is compiled; others run as they are, or they would hold up other slots."""
-        if self._compiles:
-            self._ready.add(latents.shape)
-            self.decode(latents)
+        return latents
 
     def _as_it_is(self, latents: torch.Tensor) -> torch.Tensor:
         image: torch.Tensor = self._vae.decode(latents, return_dict=False)[0]

@@ -13,7 +13,7 @@ from serve_app.replica.trajectory import Trajectory
 class Denoiser:
     """The UNet of a checkpoint, run by a program."""
 
-    def __init__(self, checkpoint: Checkpoint, program: Program) -> None:
+    def __init__(self, checkpoint: Checkpoint, program: Program[torch.Tensor]) -> None:
         self._dtype = checkpoint.dtype
         self._layout = fast_layout(checkpoint.device)
         self._program = program

@@ -27,8 +27,10 @@ class Replica:
         self._checkpoint = await asyncio.to_thread(load, args)
         self._engine = Engine(self._checkpoint, args.engine, args.preview, ReplicaMetrics(args.engine.max_batch_size))
         self._reader = PromptReader(self._checkpoint.pipe)
-        await asyncio.wrap_future(self._engine.start(_warm_up_slot(args, self._checkpoint.scheduler)))
-        await self.generate(_warm_up_slot(args, self._checkpoint.scheduler))
+        slots = _warm_up_slots(args, self._checkpoint.scheduler)
+        await asyncio.wrap_future(self._engine.start(slots))
+        for slot in slots:
+            await self.generate(slot)
 
     def __del__(self) -> None:
         if hasattr(self, "_engine"):
@@ -80,19 +82,21 @@ class Replica:
         self._engine.check()
 
 
-def _warm_up_slot(args: AppArgs, scheduler: SchedulerName) -> Slot:
-    """A slot that goes through everything once: guidance, a preview, the decoder and a file."""
-    model = args.model
-    return Slot(
-        index=0,
-        seed=0,
-        prompt="warm-up",
-        negative_prompt="",
-        width=model.width,
-        height=model.height,
-        num_inference_steps=2,
-        guidance_scale=model.guidance_scale,
-        scheduler=scheduler,
-        output_format="png",
-        preview_steps=frozenset({1}),
-    )
+def _warm_up_slots(args: AppArgs, scheduler: SchedulerName) -> list[Slot]:
+    """Slots that go through everything once: guidance, a preview, the decoder and a file."""
+    return [
+        Slot(
+            index=0,
+            seed=0,
+            prompt="warm-up",
+            negative_prompt="",
+            width=width,
+            height=height,
+            num_inference_steps=2,
+            guidance_scale=args.model.guidance_scale,
+            scheduler=scheduler,
+            output_format="png",
+            preview_steps=frozenset({1}),
+        )
+        for width, height in args.warm_up_sizes
+    ]

@@ -27,6 +27,11 @@ def fast_layout(device: torch.device) -> torch.memory_format:
     return torch.channels_last if device.type == "cuda" else torch.contiguous_format
 
 
+def to_device(value: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Return a CPU tensor on `device`, without waiting for what the device is still doing."""
+    return value if device.type == "cpu" else value.pin_memory().to(device, non_blocking=True)
+
+
 class RunAhead:
     """Keeps the processor one step ahead of the GPU, which then never waits for it, and no further, so that slots can join and leave.
 

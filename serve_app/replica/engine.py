@@ -106,6 +106,7 @@ class Engine:
         self._run_ahead = RunAhead(checkpoint.device)
         self._prompts = PromptEncoder(checkpoint.pipe, checkpoint.device, config.prompt_cache_size)
         self._files = ThreadPoolExecutor(config.file_threads, thread_name_prefix="files")
+        self._preview_files = ThreadPoolExecutor(1, thread_name_prefix="previews")  # no preview waits for a picture's file
         self._torch_threads = torch.get_num_threads()
         self._thread: threading.Thread | None = None
         self._changed = threading.Condition()
@@ -116,14 +117,15 @@ class Engine:
         self._finished = 0
         self._broken: Exception | None = None
 
-    def start(self, warm_up: Slot | None = None) -> Future[None]:
-        """Start the loop. It is ready when the future is: for UNet calls of 1 to `images_per_call` slots like `warm_up`, if one is given."""
+    def start(self, warm_up: Sequence[Slot] = ()) -> Future[None]:
+        """Start the loop. It is ready when the future is: for UNet calls of 1 to `images_per_call` slots like each of `warm_up`."""
         ready: Future[None] = Future()
         self._thread = threading.Thread(target=self._run, args=(warm_up, ready), name="engine", daemon=True)
         self._thread.start()
         return ready
 
     def _warm_up(self, slot: Slot) -> None:
+        self._prompts.warm_up()
         for images in range(1, min(self._config.images_per_call, self._config.max_batch_size) + 1):
             batch = [self._begin(Job(slot, lambda _: None)).trajectory for _ in range(images)]
             self._denoiser.warm_up(batch)
@@ -136,7 +138,8 @@ class Engine:
             self._changed.notify()
         if self._thread:
             self._thread.join()
-        self._files.shutdown(cancel_futures=True)
+        for files in (self._files, self._preview_files):
+            files.shutdown(cancel_futures=True)
 
     def check(self) -> None:
         """Raise RuntimeError where nothing can be painted any more: the loop has died, or the device has failed for good."""
@@ -167,13 +170,13 @@ class Engine:
             return Load(active=len(self._active), waiting=len(self._waiting), finished=self._finished)
 
     @torch.inference_mode()
-    def _run(self, warm_up: Slot | None, ready: Future[None]) -> None:
+    def _run(self, warm_up: Sequence[Slot], ready: Future[None]) -> None:
         # OpenMP keeps the number of threads for each calling thread: a new one starts with all cores.
         torch.set_num_threads(self._torch_threads)
         try:
             # On this thread: what is compiled holds for the thread's settings, and is compiled again under others.
-            if warm_up:
-                self._warm_up(warm_up)
+            for slot in warm_up:
+                self._warm_up(slot)
         except Exception as error:
             ready.set_exception(error)
             return
@@ -267,7 +270,7 @@ class Engine:
         active.pace.step_done(trajectory.step, trajectory.clean)
         if self._previews and (wanted := active.pace.take(now)):
             step, clean = wanted
-            self._files.submit(self._send_preview, active, step, self._previews.decode(clean), now)
+            self._preview_files.submit(self._send_preview, active, step, self._previews.decode(clean), now)
 
     def _send_preview(self, active: Active, step: int, pending: PendingPixels, started: float) -> None:
         try:

@@ -3,15 +3,14 @@
 from serve_app.config import AppArgs
 from serve_app.replica.checkpoint import Checkpoint, load_checkpoint, quiet_progress_bars
 from serve_app.replica.device import prepare_device
-from serve_app.replica.programs import keep_compiled_kernels
+from serve_app.replica.programs import prepare_compiler
 from serve_app.replica.quantize import to_fp8
 
 
 def load(args: AppArgs) -> Checkpoint:
     """Prepare this process and return its loaded checkpoint. Raises CheckpointError, DeviceError and diffusers' own errors."""
     quiet_progress_bars()
-    if args.engine.compile_cache:
-        keep_compiled_kernels(args.engine.compile_cache)
+    prepare_compiler(args.engine.compile_cache)
     checkpoint = load_checkpoint(args.model, prepare_device(args.num_gpus, args.num_cpus))
     if args.engine.quantization == "fp8":
         to_fp8(checkpoint, args.model)

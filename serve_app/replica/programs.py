@@ -1,42 +1,67 @@
-"""How a UNet runs: as it is, compiled, or replayed from a recording of its kernels."""
+"""How a model runs: as it is, compiled, or replayed from a recording of its kernels."""
 
 import os
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Protocol
+from pathlib import Path
+from typing import Generic, Protocol, TypeVar
 
 import torch
 from diffusers import UNet2DConditionModel
 
 from serve_app.config import Compile
 
-_MOST_RECORDINGS = 64
+_MOST_COMPILATIONS = 64
+_MOST_RECORDINGS = 32
+
+Output_co = TypeVar("Output_co", covariant=True)
+Output = TypeVar("Output")
 
 
-class Program(Protocol):
-    """A UNet call: sample (rows, channels, h, w), timestep (rows,), context, pooled and time_ids (rows first) to the prediction."""
+class Program(Protocol[Output_co]):
+    """A function of tensors on the device.
 
-    def __call__(self, *inputs: torch.Tensor) -> torch.Tensor: ...
+    The UNet's takes sample (rows, channels, h, w), timestep (rows,), context, pooled and time_ids (rows first) and
+    returns the prediction; `prompts.TextEncoders` is the other.
+    """
+
+    def __call__(self, *inputs: torch.Tensor) -> Output_co: ...
 
     def warm_up(self, *inputs: torch.Tensor) -> None:
         """Get ready for inputs of this shape, however long it takes; a call alone never does what would hold up other slots."""
 
 
-def make_program(unet: UNet2DConditionModel, mode: Compile) -> Program:
+def make_program(unet: UNet2DConditionModel, mode: Compile) -> Program[torch.Tensor]:
     """Return the UNet as `engine.compile` asks for."""
-    program: Program = AsItIs(unet)
+    program: Program[torch.Tensor] = AsItIs(unet)
     match mode:
         case "regional":
             program = _CompiledBlocks(unet)
         case "full":
             program = _Compiled(program)
-    return _Recorded(program) if unet.device.type == "cuda" else program
+    return recorded(program, unet.device)
 
 
-def keep_compiled_kernels(folder: str) -> None:
-    """Make the compiler of this process keep its results in `folder` and look there first."""
-    os.environ["TORCHINDUCTOR_CACHE_DIR"] = folder
+def recorded(program: Program[Output], device: torch.device) -> Program[Output]:
+    """Return the program as a GPU replays it; on the CPU it stays what it is."""
+    return _Recorded(program) if device.type == "cuda" else program
+
+
+@contextmanager
+def compiling_nothing() -> Iterator[None]:
+    """What has been compiled runs compiled, all else as it is: a compilation would hold up every slot."""
+    with torch.compiler.set_stance("eager_on_recompile"):
+        yield
+
+
+def prepare_compiler(cache: str | None) -> None:
+    """Make the compiler of this process keep its results in the folder `cache`, if one is given, and look there first."""
+    if cache:
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(Path(cache).expanduser())
+    # Of one function, for each size that is warmed up.
+    torch._dynamo.config.recompile_limit = _MOST_COMPILATIONS
 
 
 class AsItIs:
@@ -62,62 +87,55 @@ class _CompiledBlocks(AsItIs):
         super().__init__(unet)
         unet.compile_repeated_blocks(fullgraph=True, dynamic=True)
 
+    def __call__(self, *inputs: torch.Tensor) -> torch.Tensor:
+        with compiling_nothing():
+            return super().__call__(*inputs)
+
     def warm_up(self, *inputs: torch.Tensor) -> None:
-        self(*inputs)
-        self(*(part[:1] for part in inputs))
+        super().__call__(*inputs)
+        super().__call__(*(part[:1] for part in inputs))
 
 
 class _Compiled:
-    """For each latent size one compilation for any number of rows from 2 up, and one for a single row, which the compiler takes for a constant.
+    """For each latent size one compilation for any number of rows from 2 up, and one for a single row, which the compiler takes for a constant."""
 
-    What was not warmed up runs as it is.
-    """
-
-    def __init__(self, program: Program) -> None:
-        self._program = program
+    def __init__(self, program: Program[torch.Tensor]) -> None:
         self._compiled = torch.compile(program, fullgraph=True, options={"conv_1x1_as_mm": True})
-        self._ready: set[tuple[bool, int, int]] = set()
 
     def __call__(self, *inputs: torch.Tensor) -> torch.Tensor:
-        return self._run(*inputs) if self._kind(inputs) in self._ready else self._program(*inputs)
+        with compiling_nothing():
+            prediction: torch.Tensor = self._compiled(*inputs)
+        return prediction
 
     def warm_up(self, *inputs: torch.Tensor) -> None:
-        self._run(*inputs)
-        self._ready.add(self._kind(inputs))
-
-    def _run(self, *inputs: torch.Tensor) -> torch.Tensor:
         if len(inputs[0]) > 1:
             for part in inputs:
                 torch._dynamo.mark_dynamic(part, 0)
-        prediction: torch.Tensor = self._compiled(*inputs)
-        return prediction
-
-    @staticmethod
-    def _kind(inputs: Sequence[torch.Tensor]) -> tuple[bool, int, int]:
-        rows, _, height, width = inputs[0].shape
-        return rows == 1, height, width
+        self._compiled(*inputs)
 
 
 @dataclass(frozen=True, slots=True)
-class _Recording:
+class _Recording(Generic[Output]):
     graph: torch.cuda.CUDAGraph
     inputs: Sequence[torch.Tensor]
-    prediction: torch.Tensor
+    output: Output
 
 
-class _Recorded:
+class _Recorded(Generic[Output]):
     """A program on the GPU, recorded as a CUDA graph for each shape at its second call: one launch instead of two thousand.
 
-    A prediction is valid until the next call.
+    An output is valid until the next call.
     """
 
-    def __init__(self, program: Program) -> None:
+    def __init__(self, program: Program[Output]) -> None:
         self._program = program
-        self._recordings: OrderedDict[torch.Size, _Recording | None] = OrderedDict()
+        self._recordings: OrderedDict[torch.Size, _Recording[Output] | None] = OrderedDict()
+        self._inputs: dict[tuple[int, torch.Size], torch.Tensor] = {}
         # Recordings are replayed one after another, so they may share their memory.
         self._pool = torch.cuda.graph_pool_handle()
+        self._stream = torch.cuda.Stream()
 
-    def __call__(self, *inputs: torch.Tensor) -> torch.Tensor:
+    def __call__(self, *inputs: torch.Tensor) -> Output:
         shape = inputs[0].shape
         if shape not in self._recordings:
             # The first call loads kernels, which cannot be recorded.
@@ -128,22 +146,27 @@ class _Recorded:
         for kept, given in zip(recording.inputs, inputs, strict=True):
             kept.copy_(given)
         recording.graph.replay()
-        return recording.prediction
+        return recording.output
 
     def warm_up(self, *inputs: torch.Tensor) -> None:
         self._program.warm_up(*inputs)
         self._program(*inputs)
         self._remember(inputs[0].shape, self._record(inputs))
 
-    def _record(self, inputs: Sequence[torch.Tensor]) -> _Recording:
-        kept = [part.clone() for part in inputs]
+    def _record(self, inputs: Sequence[torch.Tensor]) -> _Recording[Output]:
+        """Record a call. `torch.cuda.graph` would also wait for the device and give its free memory back, which holds up other slots."""
+        kept = [self._inputs.setdefault((place, part.shape), part.clone()) for place, part in enumerate(inputs)]
         graph = torch.cuda.CUDAGraph()
-        # Other threads allocate memory meanwhile, for previews and files.
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
-            prediction = self._program(*kept)
-        return _Recording(graph, kept, prediction)
+        with torch.cuda.stream(self._stream):
+            # Other threads allocate memory meanwhile, for previews and files.
+            graph.capture_begin(self._pool, capture_error_mode="thread_local")
+            try:
+                output = self._program(*kept)
+            finally:
+                graph.capture_end()
+        return _Recording(graph, kept, output)
 
-    def _remember(self, shape: torch.Size, recording: _Recording | None) -> None:
+    def _remember(self, shape: torch.Size, recording: _Recording[Output] | None) -> None:
         self._recordings[shape] = recording
         self._recordings.move_to_end(shape)
         if len(self._recordings) > _MOST_RECORDINGS:

@@ -2,12 +2,15 @@
 
 import copy
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from diffusers import StableDiffusionXLPipeline
 
 from serve_app.replica.attention import prompt_context
+from serve_app.replica.device import to_device
+from serve_app.replica.programs import recorded
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,12 +21,32 @@ class PromptEmbedding:
     pooled: torch.Tensor
 
 
+class TextEncoders:
+    """A pipeline's text encoders as one program.
+
+    Takes token ids (1, length) for each of them, returns tokens (1, length, width) and pooled (1, projection width).
+    """
+
+    def __init__(self, pipe: StableDiffusionXLPipeline) -> None:
+        self._encoders = [encoder for encoder in (pipe.text_encoder, pipe.text_encoder_2) if encoder is not None]
+
+    def __call__(self, *ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        outputs = [encoder(own, output_hidden_states=True) for encoder, own in zip(self._encoders, ids, strict=True)]
+        # SDXL was trained on the last but one layer of each, and on the pooled output of the last.
+        return torch.cat([output.hidden_states[-2] for output in outputs], dim=-1), outputs[-1].text_embeds
+
+    def warm_up(self, *ids: torch.Tensor) -> None:
+        pass
+
+
 class PromptEncoder:
     """Encodes one prompt at a time, so that an embedding never depends on what else is being painted."""
 
     def __init__(self, pipe: StableDiffusionXLPipeline, device: torch.device, cache_size: int) -> None:
         self._pipe = pipe
         self._device = device
+        self._tokenizers = [tokenizer for tokenizer in (pipe.tokenizer, pipe.tokenizer_2) if tokenizer is not None]
+        self._encoders = recorded(TextEncoders(pipe), device)
         self._cache_size = cache_size
         self._cache: OrderedDict[str | None, PromptEmbedding] = OrderedDict()
 
@@ -37,6 +60,10 @@ class PromptEncoder:
             return self._cached(None)
         return self._cached(negative_prompt)
 
+    def warm_up(self) -> None:
+        """Record the text encoders, where the device records."""
+        self._encoders.warm_up(*self._ids(""))
+
     def _cached(self, prompt: str | None) -> PromptEmbedding:
         if prompt not in self._cache:
             self._cache[prompt] = self._encode(prompt)
@@ -46,10 +73,20 @@ class PromptEncoder:
         return self._cache[prompt]
 
     def _encode(self, prompt: str | None) -> PromptEmbedding:
-        tokens, _, pooled, _ = self._pipe.encode_prompt(prompt or "", device=self._device, do_classifier_free_guidance=False)
+        tokens, pooled = self._encoders(*self._ids(prompt or ""))
         if prompt is None:
             tokens, pooled = torch.zeros_like(tokens), torch.zeros_like(pooled)
-        return PromptEmbedding(prompt_context(self._pipe.unet, tokens), pooled)
+        # A copy, because the encoders' outputs are overwritten at their next call.
+        return PromptEmbedding(prompt_context(self._pipe.unet, tokens), pooled.clone())
+
+    def _ids(self, prompt: str) -> Sequence[torch.Tensor]:
+        return [
+            to_device(
+                tokenizer(prompt, padding="max_length", max_length=tokenizer.model_max_length, truncation=True, return_tensors="pt").input_ids,
+                self._device,
+            )
+            for tokenizer in self._tokenizers
+        ]
 
 
 class PromptReader:

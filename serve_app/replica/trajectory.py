@@ -6,6 +6,7 @@ import torch
 
 from serve_app.messages import Slot
 from serve_app.replica.checkpoint import Checkpoint
+from serve_app.replica.device import to_device
 from serve_app.replica.prompts import PromptEmbedding
 from serve_app.replica.schedulers import make_scheduler, predicted_clean
 
@@ -26,11 +27,10 @@ class Trajectory:
         device = checkpoint.device
         self._guidance_scale = slot.guidance_scale
         self._scheduler = make_scheduler(slot.scheduler, checkpoint.pipe.scheduler.config)
-        self._scheduler.set_timesteps(slot.num_inference_steps, device=device)
-        if hasattr(self._scheduler, "set_begin_index"):  # DDIM keeps no index
-            # Without it each step looks its index up on the device, and waits for it.
-            self._scheduler.set_begin_index(0)
+        # On the CPU, whatever the device: a step computes its coefficients from them, and would wait for the device.
+        self._scheduler.set_timesteps(slot.num_inference_steps, device="cpu")
         self._timesteps: torch.Tensor = self._scheduler.timesteps
+        self._unet_timesteps = to_device(self._timesteps.float(), device)
         generator = torch.Generator("cpu").manual_seed(slot.seed)
         takes_generator = "generator" in inspect.signature(self._scheduler.step).parameters
         self._step_noise = {"generator": generator} if takes_generator else {}
@@ -38,15 +38,15 @@ class Trajectory:
         scale = checkpoint.pipe.vae_scale_factor
         shape = (1, checkpoint.unet.config.in_channels, slot.height // scale, slot.width // scale)
         noise = torch.randn(shape, generator=generator, dtype=torch.float32)
-        self.latents = noise.to(device) * self._scheduler.init_noise_sigma
+        self.latents = to_device(noise, device) * self._scheduler.init_noise_sigma
         self.clean = self.latents
         self.step = 0
 
         conditions = [prompt] if negative is None else [negative, prompt]
-        size = torch.tensor([[slot.height, slot.width, 0, 0, slot.height, slot.width]], dtype=checkpoint.dtype, device=device)
+        size = torch.tensor([[slot.height, slot.width, 0, 0, slot.height, slot.width]], dtype=checkpoint.dtype)
         self.context = torch.cat([c.context for c in conditions])
         self.pooled = torch.cat([c.pooled for c in conditions])
-        self.time_ids = size.repeat(len(conditions), 1)
+        self.time_ids = to_device(size.repeat(len(conditions), 1), device)
 
     @property
     def rows(self) -> int:
@@ -63,8 +63,8 @@ class Trajectory:
 
     @property
     def timestep(self) -> torch.Tensor:
-        """The timestep of the next UNet call, a float32 scalar."""
-        return self._timesteps[self.step].float()
+        """The timestep of the next UNet call, a float32 scalar on the device."""
+        return self._unet_timesteps[self.step]
 
     def model_input(self) -> torch.Tensor:
         """Return the UNet's input for the next step, (rows, channels, height, width)."""

@@ -4,12 +4,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import EulerAncestralDiscreteScheduler, LCMScheduler, UNet2DConditionModel
+from diffusers import AutoencoderKL, EulerAncestralDiscreteScheduler, LCMScheduler, UNet2DConditionModel
 
 from serve_app.config import ModelConfig
 from serve_app.models import PREVIEW_FOLDER
 from serve_app.models.tiny import build
 from serve_app.replica.checkpoint import CheckpointError, load_checkpoint, weights_hash
+from tests.conftest import MakeEngine, make_slot
 
 CPU = torch.device("cpu")
 
@@ -64,6 +65,37 @@ def test_the_vae_never_runs_in_float16_unless_it_is_safe(tiny_path: Path, dtype:
     checkpoint = load_checkpoint(ModelConfig(path=str(tiny_path), dtype=dtype), CPU)
     assert checkpoint.unet.dtype == getattr(torch, dtype)
     assert checkpoint.vae.dtype == vae
+
+
+@pytest.fixture
+def safe_vae(copy: Path) -> Path:
+    """Another VAE, one that says it does not overflow in float16."""
+    vae = AutoencoderKL.from_pretrained(copy / "vae")
+    with torch.no_grad():
+        vae.decoder.conv_out.bias += 0.5
+    vae.register_to_config(force_upcast=False)
+    vae.save_pretrained(copy / "safe_vae")
+    return copy / "safe_vae"
+
+
+def test_another_vae_takes_the_place_of_the_checkpoints_own(tiny_path: Path, copy: Path, safe_vae: Path, make_engine: MakeEngine) -> None:
+    own = load_checkpoint(ModelConfig(path=str(tiny_path)), CPU)
+    others = [load_checkpoint(ModelConfig(path=str(path), vae_path=name), CPU) for path, name in ((copy, "safe_vae"), (tiny_path, str(safe_vae)))]
+    assert {other.info.hash for other in others} == {weights_hash(tiny_path, None, safe_vae)}
+    assert own.info.hash not in {other.info.hash for other in others}, "it paints other pictures"
+    dark, bright = (make_engine(checkpoint=c).paint(make_slot(keep_pixels=True))[0].pixels.mean() for c in (own, others[0]))
+    assert bright > dark + 20
+
+
+def test_a_vae_that_is_safe_in_float16_runs_in_it(copy: Path, safe_vae: Path) -> None:
+    assert load_checkpoint(ModelConfig(path=str(copy), dtype="float16", vae_path="safe_vae"), CPU).vae.dtype == torch.float16
+
+
+@pytest.mark.parametrize("setting", ["vae_path", "preview_path"])
+@pytest.mark.parametrize("name", ["/no/such/folder", "no/such/hub/id"])
+def test_a_part_that_is_nowhere_is_an_error_that_names_the_setting(tiny_path: Path, setting: str, name: str) -> None:
+    with pytest.raises(CheckpointError, match=f"model.{setting}: {name} is neither"):
+        load_checkpoint(ModelConfig(path=str(tiny_path), **{setting: name}), CPU)
 
 
 def test_the_hash_changes_with_the_weights_alone(tiny_path: Path, copy: Path) -> None:

@@ -13,7 +13,7 @@ from serve_app.messages import Painted, Preview, Progress
 from serve_app.replica.checkpoint import Checkpoint
 from serve_app.replica.denoise import Denoiser
 from serve_app.replica.engine import Engine, Silent
-from serve_app.replica.prompts import PromptEmbedding, PromptEncoder
+from serve_app.replica.prompts import PromptEmbedding, PromptEncoder, TextEncoders
 from tests.conftest import Collector, MakeEngine, make_slot
 
 
@@ -263,17 +263,18 @@ def test_a_preview_that_cannot_be_encoded_costs_no_picture(
     assert "no encoder" in caplog.text
 
 
-def test_one_prompt_is_encoded_once_for_all_its_seeds(make_engine: MakeEngine, checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
-    encoded: list[str] = []
-    encode_prompt = checkpoint.pipe.encode_prompt
+def test_one_prompt_is_encoded_once_for_all_its_seeds(make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    encoded = 0
+    encode = TextEncoders.__call__
 
-    def counting(prompt: str, **kwargs: Any) -> Any:
-        encoded.append(prompt)
-        return encode_prompt(prompt, **kwargs)
+    def counting(*args: Any) -> Any:
+        nonlocal encoded
+        encoded += 1
+        return encode(*args)
 
-    monkeypatch.setattr(checkpoint.pipe, "encode_prompt", counting)
+    monkeypatch.setattr(TextEncoders, "__call__", counting)
     make_engine().paint(*[make_slot(seed=s, negative_prompt="dull") for s in range(4)])
-    assert encoded == ["a red apple", "dull"]
+    assert encoded == 2, "the prompt and the negative prompt"
 
 
 @pytest.mark.parametrize(("wanted", "expected"), [({1, 3}, [1, 3]), ({2}, [2]), (set(), []), ({1, 2, 3, 4, 9}, [1, 2, 3])])
@@ -317,7 +318,7 @@ def test_what_fails_at_the_warm_up_is_told(checkpoint: Checkpoint, monkeypatch: 
     monkeypatch.setattr(Denoiser, "warm_up", broken)
     engine = Engine(checkpoint, EngineConfig(), PreviewConfig(), Silent())
     with pytest.raises(OSError, match="no compiler"):
-        engine.start(make_slot()).result(timeout=60)
+        engine.start([make_slot()]).result(timeout=60)
     engine.stop()
     with pytest.raises(RuntimeError, match="thread has ended"):
         engine.check()
@@ -325,7 +326,7 @@ def test_what_fails_at_the_warm_up_is_told(checkpoint: Checkpoint, monkeypatch: 
 
 def test_a_warmed_up_engine_paints_the_same(checkpoint: Checkpoint, make_engine: MakeEngine) -> None:
     engine = Engine(checkpoint, EngineConfig(), PreviewConfig(), Silent())
-    engine.start(make_slot()).result(timeout=60)
+    engine.start([make_slot()]).result(timeout=60)
     collector = Collector()
     engine.submit(make_slot(keep_pixels=True), collector.post)
     assert np.array_equal(pixels(collector.result()), pixels(make_engine().paint(make_slot(keep_pixels=True))[0]))

@@ -13,7 +13,7 @@ from serve_app.messages import Slot
 from serve_app.replica.checkpoint import Checkpoint, load_checkpoint
 from serve_app.replica.decode import Decoder
 from serve_app.replica.denoise import Denoiser
-from serve_app.replica.programs import AsItIs, keep_compiled_kernels, make_program
+from serve_app.replica.programs import AsItIs, make_program, prepare_compiler
 from serve_app.replica.prompts import PromptEncoder
 from serve_app.replica.trajectory import Trajectory
 from tests.conftest import make_slot
@@ -26,7 +26,7 @@ pytestmark = [pytest.mark.filterwarnings("ignore::DeprecationWarning"), pytest.m
 def fresh(tiny_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Checkpoint]:
     """A checkpoint of its own, since compiling changes it, and a compiler that knows nothing yet."""
     monkeypatch.setitem(os.environ, "TORCHINDUCTOR_CACHE_DIR", "")
-    keep_compiled_kernels(str(tmp_path))
+    prepare_compiler(str(tmp_path))
     torch._dynamo.reset()
     counters.clear()
     torch.set_num_threads(1)
@@ -50,7 +50,7 @@ def test_compiled_equals_as_it_is(mode: Compile, fresh: Checkpoint, checkpoint: 
     compiled.warm_up([trajectory(fresh, make_slot())])
     warm = compiled_graphs()
     assert warm > 0
-    for images in (1, 3):
+    for images in (1, 3, 9):
         slots = [make_slot(seed=seed) for seed in range(images)]
         expected = plain.predict([trajectory(checkpoint, slot) for slot in slots])
         for ours, theirs in zip(compiled.predict([trajectory(fresh, slot) for slot in slots]), expected, strict=True):

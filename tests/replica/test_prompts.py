@@ -4,6 +4,7 @@ import threading
 import pytest
 import torch
 
+from serve_app.replica.attention import prompt_context
 from serve_app.replica.checkpoint import Checkpoint
 from serve_app.replica.prompts import PromptEncoder, PromptReader
 
@@ -11,6 +12,15 @@ from serve_app.replica.prompts import PromptEncoder, PromptReader
 @pytest.fixture
 def encoder(checkpoint: Checkpoint) -> PromptEncoder:
     return PromptEncoder(checkpoint.pipe, checkpoint.device, cache_size=2)
+
+
+@pytest.mark.parametrize("prompt", ["", "a red apple", "word " * 40])
+def test_an_embedding_is_the_stock_pipelines(encoder: PromptEncoder, checkpoint: Checkpoint, prompt: str) -> None:
+    with torch.inference_mode():
+        tokens, _, pooled, _ = checkpoint.pipe.encode_prompt(prompt, device=checkpoint.device, do_classifier_free_guidance=False)
+        embedding = encoder.encode(prompt)
+        assert torch.equal(embedding.context, prompt_context(checkpoint.unet, tokens))
+        assert torch.equal(embedding.pooled, pooled)
 
 
 def test_an_empty_negative_prompt_is_zeros_where_the_checkpoint_says_so(encoder: PromptEncoder) -> None:

@@ -121,6 +121,11 @@ def test_it_is_known_by_the_files_own_name_and_hash(file: Path, configs: Path) -
     assert info.hash == hashlib.sha256(file.read_bytes()).hexdigest()[:10]
 
 
+def test_another_vae_makes_it_another_hash(file: Path, configs: Path, folder: Path) -> None:
+    info = load_checkpoint(ModelConfig(path=str(file), config_path=str(configs), vae_path=str(folder / "vae")), CPU).info
+    assert info.hash != hashlib.sha256(file.read_bytes()).hexdigest()[:10]
+
+
 def test_the_picture_is_the_folders(file: Path, configs: Path, folder: Path, make_engine: MakeEngine) -> None:
     one, other = (
         make_engine(checkpoint=load_checkpoint(config, CPU)).paint(make_slot(keep_pixels=True))[0].pixels

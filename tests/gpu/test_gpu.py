@@ -1,0 +1,177 @@
+"""What only a GPU can show: recordings, streams, and that nothing on the way of a step waits for the device.
+
+Collected where there is one: `pytest tests/gpu`.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from serve_app.config import EngineConfig, ModelConfig, PreviewConfig
+from serve_app.messages import Painted, Preview, Slot
+from serve_app.replica.checkpoint import Checkpoint, load_checkpoint
+from serve_app.replica.decode import Decoder
+from serve_app.replica.denoise import Denoiser
+from serve_app.replica.engine import Engine
+from serve_app.replica.previews import PreviewDecoder
+from serve_app.replica.programs import AsItIs, make_program
+from serve_app.replica.prompts import PromptEncoder, TextEncoders
+from serve_app.replica.quantize import to_fp8
+from serve_app.replica.trajectory import Trajectory
+from serve_app.schemas import SchedulerName
+from tests.conftest import Collector, Watch, make_slot
+
+GPU = torch.device("cuda", 0)
+
+
+@pytest.fixture
+def model(tiny_path: Path) -> ModelConfig:
+    return ModelConfig(path=str(tiny_path), dtype="bfloat16")
+
+
+@pytest.fixture
+def painter(model: ModelConfig) -> Checkpoint:
+    return load_checkpoint(model, GPU)
+
+
+@pytest.fixture(autouse=True)
+def inference() -> Iterator[None]:
+    with torch.inference_mode():
+        yield
+
+
+class Begin:
+    """Makes trajectories as the engine does."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self.encoder = PromptEncoder(checkpoint.pipe, checkpoint.device, 8)
+        self._checkpoint = checkpoint
+
+    def __call__(self, **changes: object) -> Trajectory:
+        slot = make_slot(**changes)
+        negative = self.encoder.encode_negative("") if slot.guidance_scale > 1 else None
+        return Trajectory(slot, self._checkpoint, self.encoder.encode(slot.prompt), negative)
+
+
+@contextmanager
+def nothing_waits() -> Iterator[None]:
+    """Make whatever waits for the device an error."""
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_a_recording_gives_what_the_unet_gives_warmed_up_or_not(painter: Checkpoint) -> None:
+    begin = Begin(painter)
+    plain, replayed = Denoiser(painter, AsItIs(painter.unet)), Denoiser(painter, make_program(painter.unet, "none"))
+    replayed.warm_up([begin(), begin()])
+    groups: list[list[dict[str, object]]] = [[{}], [{"seed": 1}], [{"seed": 2}, {"seed": 3}], [{"width": 128}], [{"guidance_scale": 0}]]
+    for group in groups:
+        for _ in range(3):
+            trajectories = [begin(**changes) for changes in group]
+            expected = [prediction.clone() for prediction in plain.predict(trajectories)]
+            for ours, theirs in zip(replayed.predict(trajectories), expected, strict=True):
+                assert torch.equal(ours, theirs)
+
+
+def test_recorded_text_encoders_give_what_they_give_as_they_are(painter: Checkpoint) -> None:
+    encoder = PromptEncoder(painter.pipe, painter.device, 8)
+    encoder.warm_up()
+    kept = [encoder.encode(prompt) for prompt in ("a red apple", "a plum")]
+    for embedding, prompt in zip(kept, ("a red apple", "a plum"), strict=True):
+        expected = TextEncoders(painter.pipe)(*encoder._ids(prompt))[1]
+        assert torch.equal(embedding.pooled, expected), "an embedding is not overwritten by the next"
+
+
+@pytest.mark.parametrize("scheduler", ["euler", "dpmpp_2m", "dpmpp_2m_karras", "ddim"])
+def test_nothing_waits_for_the_device_between_a_slot_and_its_picture(painter: Checkpoint, scheduler: SchedulerName) -> None:
+    begin = Begin(painter)
+    begin.encoder.warm_up()
+    denoiser, decoder = Denoiser(painter, make_program(painter.unet, "none")), Decoder(painter, "none")
+    denoiser.warm_up([begin(scheduler=scheduler)])
+    decoder.warm_up(begin().latents)
+    assert painter.preview_vae is not None
+    previews = PreviewDecoder(painter, painter.preview_vae, 64)
+    previews.decode(begin().latents).wait()
+    with nothing_waits():
+        trajectory = begin(scheduler=scheduler, prompt="never seen")
+        while not trajectory.done:
+            trajectory.advance(denoiser.predict([trajectory])[0])
+            previews.decode(trajectory.clean)
+        pending = decoder.decode(trajectory.latents)
+    assert pending.wait().shape == (64, 64, 3)
+
+
+def test_recording_an_unknown_shape_does_not_wait_either(painter: Checkpoint) -> None:
+    begin = Begin(painter)
+    denoiser = Denoiser(painter, make_program(painter.unet, "none"))
+    denoiser.warm_up([begin()])
+    denoiser.predict([begin(width=128)])
+    with nothing_waits():
+        denoiser.predict([begin(width=128)])
+
+
+def test_previews_on_their_own_stream_are_those_of_their_latents(painter: Checkpoint) -> None:
+    assert painter.preview_vae is not None
+    decoder = PreviewDecoder(painter, painter.preview_vae, 64)
+    latents = [torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(seed)) for seed in range(20)]
+    pending = []
+    for latent in latents:
+        clean = latent.to(GPU) + 0  # made on the denoising's stream a moment ago, and let go of at once
+        pending.append(decoder.decode(clean))
+        del clean
+        torch.randn(1, 4, 8, 8, device=GPU)
+    for latent, own in zip(latents, pending, strict=True):
+        assert np.array_equal(own.wait(), decoder.decode(latent.to(GPU)).wait())
+
+
+@contextmanager
+def engine(checkpoint: Checkpoint, slots: Sequence[Slot], **config: object) -> Iterator[Engine]:
+    running = Engine(checkpoint, EngineConfig(**config), PreviewConfig(min_interval_s=0), Watch())
+    running.start(slots).result(timeout=600)
+    yield running
+    running.stop()
+
+
+def painted(running: Engine, *slots: Slot) -> list[Painted]:
+    collectors = [Collector() for _ in slots]
+    for slot, collector in zip(slots, collectors, strict=True):
+        running.submit(slot, collector.post)
+    results = [collector.result() for collector in collectors]
+    for slot, collector in zip(slots, collectors, strict=True):
+        assert bool(slot.preview_steps) == any(isinstance(event, Preview) for event in collector.events)
+    return results
+
+
+@pytest.mark.parametrize("mode", ["none", "regional", "full"])
+def test_an_image_has_the_same_bits_alone_and_in_a_crowd(painter: Checkpoint, mode: str) -> None:
+    slots = [make_slot(seed=seed, prompt=f"apple {seed}", keep_pixels=True, num_inference_steps=8) for seed in range(4)]
+    others = [
+        make_slot(seed=9, width=128, preview_steps=frozenset({1, 3})),
+        make_slot(seed=8, guidance_scale=0),
+        make_slot(seed=7, scheduler="unipc"),
+    ]
+    with engine(painter, [make_slot()], compile=mode, max_batch_size=4) as running:
+        alone = [painted(running, slot)[0] for slot in slots]
+        for _ in range(3):
+            crowd = painted(running, *slots, *others)
+            for one, other in zip(alone, crowd, strict=False):
+                assert np.array_equal(np.asarray(one.pixels), np.asarray(other.pixels))
+
+
+def test_8_bit_floats_paint_nearly_the_same(model: ModelConfig) -> None:
+    plain, small = load_checkpoint(model, GPU), load_checkpoint(model, GPU)
+    assert to_fp8(small, model, fewest_features=16) > 0
+    slot = make_slot(keep_pixels=True)
+    with engine(plain, [slot]) as running:
+        (theirs,) = painted(running, slot)
+    with engine(small, [slot]) as running:
+        (ours,) = painted(running, slot)
+    assert np.abs(np.asarray(ours.pixels).astype(int) - np.asarray(theirs.pixels).astype(int)).mean() < 8
