@@ -1,6 +1,7 @@
 """The commands and their options. What a command does is imported when it runs, so that --help is there at once."""
 
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Iterator
@@ -188,6 +189,8 @@ def _explained() -> Iterator[None]:
     """Turn what can go wrong into a message and an exit code."""
     from serve_app.cli.errors import CommandError
 
+    # Being ended is being interrupted: what is painted is cancelled, the terminal gets its cursor back.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     warnings.simplefilter("ignore")  # libraries' words to programmers, such as Pillow's on broken files
     try:
         yield

@@ -75,8 +75,9 @@ class Problems:
 
     async def _on_http(self, request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, HTTPException)
-        if error.status_code == 400:  # FastAPI's word for bytes that its JSON parser chokes on
-            return self.answer(request.scope, InvalidRequest.status, Problem(type=InvalidRequest.type, message="the body is not valid JSON"))
+        if error.status_code == 400:  # FastAPI's word for bytes that Python's JSON parser chokes on
+            message = "the body is not valid JSON, or holds a number of thousands of digits or lists nested as deep"
+            return self.answer(request.scope, InvalidRequest.status, Problem(type=InvalidRequest.type, message=message))
         message = _HTTP_MESSAGES.get(error.status_code, error.detail)
         problem = Problem(type=_HTTP_TYPES.get(error.status_code, "http_error"), message=message)
         return self.answer(request.scope, error.status_code, problem, error.headers)

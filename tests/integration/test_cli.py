@@ -155,10 +155,11 @@ def test_ctrl_c_cancels_on_the_service_and_leaves_what_is_finished(app: Running,
     eventually(lambda: app.metric("ray_psdxl_images_total", outcome="cancelled") - cancelled >= 8)
 
 
-def test_ctrl_c_without_a_terminal_cancels_too(app: Running, tmp_path: Path) -> None:
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_being_ended_without_a_terminal_cancels_too(app: Running, tmp_path: Path, how: signal.Signals) -> None:
     with Terminal.running("generate", "a red apple", "-n", 2, *LONG, "--out", tmp_path, "--url", app.url, TERM="dumb") as terminal:
         terminal.read_until("step 1/998")
-        terminal.process.send_signal(signal.SIGINT)
+        terminal.process.send_signal(how)
         assert terminal.finish() == 130, terminal.text
     assert names(tmp_path) == []
 
