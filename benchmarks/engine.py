@@ -4,11 +4,10 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from queue import Queue
+from queue import Empty, Queue
 
 import torch
 from torch._C._autograd import DeviceType
-from torch._dynamo.utils import counters
 
 from benchmarks.conditions import Conditions
 from benchmarks.idle import idle_fraction
@@ -18,7 +17,8 @@ from serve_app.messages import Painted, Slot, SlotEvent
 from serve_app.replica.engine import Engine, Silent
 from serve_app.replica.loading import load
 
-_TIMEOUT_S = 300
+_PATIENCE_S = 10
+"""After so long without an event, look whether the engine still lives."""
 
 
 class EngineBench:
@@ -31,12 +31,9 @@ class EngineBench:
         self._engine: Engine | None = None
         self._images = 0
         self._seed = 0
-        self._warm_graphs = 0
-        self.late_compilations = 0
 
     def close(self) -> None:
         if self._engine:
-            self._note_compilations()
             self._engine.stop()
             self._engine = None
 
@@ -46,10 +43,14 @@ class EngineBench:
             return
         self.close()
         config = self._args.engine.model_copy(update={"max_batch_size": images_per_call, "images_per_call": images_per_call})
-        self._engine, self._images = Engine(self._checkpoint, config, self._args.preview, Silent()), images_per_call
-        self._engine.start([slot]).result()
+        engine = Engine(self._checkpoint, config, self._args.preview, Silent())
+        try:
+            engine.start([slot]).result()
+        except BaseException:
+            engine.stop()
+            raise
+        self._engine, self._images = engine, images_per_call
         self.paint([self._fresh(slot) for _ in range(images_per_call)])
-        self._warm_graphs = _graphs()
 
     def image(self, slot: Slot) -> float:
         """Return the seconds from a slot to its file, the prompt one that was never seen."""
@@ -63,7 +64,7 @@ class EngineBench:
         for slot in slots:
             self._engine.submit(slot, events.put)
         for _ in slots:
-            _painted(events)
+            _painted(self._engine, events)
         return time.perf_counter() - started
 
     def rates(self, slot: Slot, seconds: float) -> list[float]:
@@ -90,19 +91,16 @@ class EngineBench:
             while submitted - len(finished) < 2 * self._images:
                 self._engine.submit(self._fresh(slot), events.put)
                 submitted += 1
-            _painted(events)
+            _painted(self._engine, events)
             finished.append(time.perf_counter())
         for _ in range(submitted - len(finished)):
-            _painted(events)
+            _painted(self._engine, events)
         return finished
 
     def _fresh(self, slot: Slot) -> Slot:
         """The next seed and a prompt of its own, as from another user: nothing comes from a cache."""
         self._seed += 1
         return replace(slot, seed=self._seed, prompt=f"{slot.prompt}, {self._seed}")
-
-    def _note_compilations(self) -> None:
-        self.late_compilations += _graphs() - self._warm_graphs
 
 
 @contextmanager
@@ -114,13 +112,13 @@ def open_engine(conditions: Conditions) -> Iterator[EngineBench]:
         bench.close()
 
 
-def _graphs() -> int:
-    return counters["stats"]["unique_graphs"]
-
-
-def _painted(events: "Queue[SlotEvent | SlotFailed]") -> Painted:
+def _painted(engine: Engine, events: "Queue[SlotEvent | SlotFailed]") -> Painted:
     while True:
-        event = events.get(timeout=_TIMEOUT_S)
+        try:
+            event = events.get(timeout=_PATIENCE_S)
+        except Empty:
+            engine.check()
+            continue
         if isinstance(event, SlotFailed):
             raise event
         if isinstance(event, Painted):

@@ -64,16 +64,6 @@ def _idle(bench: EngineBench, conditions: Conditions) -> Samples:
     return {"engine.idle": [bench.idle(slot, 3)]}
 
 
-def _late(prefix: str) -> Trial:
-    """After the others: whether anything was compiled once the engine had been warmed up, which would have held up every image."""
-
-    def run(bench: EngineBench, conditions: Conditions) -> Samples:
-        bench.close()
-        return {f"{prefix}.late": [bench.late_compilations]}
-
-    return Trial((Measure(f"{prefix}.late", "count", "compilations after the warm-up", Goal(0, 0)),), run, seconds=5)
-
-
 def _few(conditions: Conditions) -> Slot:
     return _one_image(conditions, num_inference_steps=conditions.workload.few_steps, guidance_scale=0.0)
 
@@ -88,7 +78,6 @@ ENGINE = Subject(
         Trial((Measure("engine.png", "s", "the same with a PNG"),), _png, seconds=15),
         Trial((Measure("engine.idle", "%", "GPU idle under load, from the profiler", Goal(3, 1)),), _idle, seconds=40),
         *(_batch("engine", images) for images in _BATCHES),
-        _late("engine"),
     ),
 )
 ENGINE_512 = Subject(
@@ -96,7 +85,7 @@ ENGINE_512 = Subject(
     open_engine,
     devices=1,
     seconds=_LOAD_S,
-    trials=(*(_batch("engine512", images, small=True) for images in _BATCHES), _late("engine512")),
+    trials=tuple(_batch("engine512", images, small=True) for images in _BATCHES),
     overrides=("model.width=512", "model.height=512"),
 )
 ENGINE_FP8 = Subject(
@@ -104,7 +93,7 @@ ENGINE_FP8 = Subject(
     open_engine,
     devices=1,
     seconds=_LOAD_S,
-    trials=(_latency("fp8", None), *(_batch("fp8", images) for images in (4, 8)), _late("fp8")),
+    trials=(_latency("fp8", None), *(_batch("fp8", images) for images in (4, 8))),
     overrides=("engine.quantization=fp8",),
 )
 ENGINE_FEW = Subject(
@@ -112,7 +101,7 @@ ENGINE_FEW = Subject(
     open_engine,
     devices=1,
     seconds=_LOAD_S,
-    trials=(_latency("few", Goal(0.18, 0.15), few=True), *(_batch("few", images, few=True) for images in (1, 4)), _late("few")),
+    trials=(_latency("few", Goal(0.18, 0.15), few=True), *(_batch("few", images, few=True) for images in (1, 4))),
 )
 
 

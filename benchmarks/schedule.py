@@ -46,14 +46,15 @@ def _run_phase(subjects: Sequence[Subject], conditions: Conditions, only: tuple[
                 running.append(_start(subject, conditions, devices, only, deadline, out))
             if waiting and not running:
                 results += _not_run(waiting.popleft(), only, f"needs more than {len(conditions.devices)} GPUs")
-            for done in [r for r in running if _over(r, deadline)]:
+            if time.time() > deadline:
+                _stop(running)
+            for done in [r for r in running if r.process.poll() is not None]:
                 running.remove(done)
                 free = sorted([*free, *done.devices])
                 results += read(done.job.results)
             time.sleep(_POLL_S)
     finally:
-        for left in running:
-            _stop(left.process)
+        _stop(running)
     return results
 
 
@@ -84,21 +85,17 @@ def _cores(conditions: Conditions, devices: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(core for device in devices for core in cores[places.index(device) * share :][:share]) or tuple(cores)
 
 
-def _over(running: Running, deadline: float) -> bool:
-    """Whether a subject's process has ended; at the deadline, make it end."""
-    if running.process.poll() is None and time.time() > deadline:
-        _stop(running.process)
-    return running.process.poll() is not None
-
-
-def _stop(process: "subprocess.Popen[bytes]") -> None:
-    """End a subject's process, which then ends what it has started."""
-    process.terminate()
-    try:
-        process.wait(_STOP_S)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
+def _stop(running: Sequence[Running]) -> None:
+    """End the processes of subjects, which then end what they have started, all at the same time."""
+    for one in running:
+        one.process.terminate()
+    end = time.monotonic() + _STOP_S
+    for one in running:
+        try:
+            one.process.wait(max(0.0, end - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            one.process.kill()
+            one.process.wait()
 
 
 def _not_run(subject: Subject, only: tuple[str, ...], why: str) -> list[Result]:

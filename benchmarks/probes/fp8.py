@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from benchmarks.conditions import Conditions
-from benchmarks.probes.unet import cosine, inputs, milliseconds, unet_call
+from benchmarks.probes.unet import compiled_call, cosine, inputs, milliseconds
 from serve_app.config import ModelConfig
 from serve_app.replica.checkpoint import Checkpoint
 from serve_app.replica.loading import load
@@ -59,7 +59,7 @@ def probe(conditions: Conditions) -> Iterator[str]:
         try:
             name = f"{name}, {quantize(checkpoint)} layers"
             with torch.inference_mode():
-                call = torch.compile(unet_call(checkpoint), fullgraph=True, options={"conv_1x1_as_mm": True})
+                call = compiled_call(checkpoint)
                 for images, part in given.items():
                     prediction = call(*part)
                     likeness = cosine(prediction, references.setdefault(images, prediction.clone()))

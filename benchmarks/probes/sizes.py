@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import torch
 
 from benchmarks.conditions import Conditions
-from benchmarks.probes.unet import Call, inputs, milliseconds, unet_call
+from benchmarks.probes.unet import Call, compiled_call, inputs, milliseconds, unet_call
 from serve_app.replica.checkpoint import Checkpoint
 from serve_app.replica.loading import load
 
@@ -17,7 +17,7 @@ def probe(conditions: Conditions) -> Iterator[str]:
     with torch.inference_mode():
         for name, any_size in (("a program for each size", False), ("one program for all sizes", True)):
             torch._dynamo.reset()
-            call = _compiled(checkpoint, any_size)
+            call = compiled_call(checkpoint, any_size)
             for rows in (2, 8):
                 for height, width in sizes:
                     yield f"{name}: {_try(checkpoint, call, rows, height, width)}"
@@ -29,20 +29,6 @@ def probe(conditions: Conditions) -> Iterator[str]:
 def _sizes(side: int) -> list[tuple[int, int]]:
     """A square, a landscape (1344x768 for 1024) and half a square, in multiples of what the UNet halves to."""
     return [(side, side), (side * 3 // 4 // 32 * 32, side * 21 // 16 // 32 * 32), (side // 2, side // 2)]
-
-
-def _compiled(checkpoint: Checkpoint, any_size: bool) -> Call:
-    compiled = torch.compile(unet_call(checkpoint), fullgraph=True, options={"conv_1x1_as_mm": True})
-
-    def call(*given: torch.Tensor) -> torch.Tensor:
-        for part in given:
-            torch._dynamo.mark_dynamic(part, 0)
-        for dim in (2, 3):
-            (torch._dynamo.mark_dynamic if any_size else torch._dynamo.mark_static)(given[0], dim)
-        prediction: torch.Tensor = compiled(*given)
-        return prediction
-
-    return call
 
 
 def _try(checkpoint: Checkpoint, call: Call, rows: int, height: int, width: int) -> str:

@@ -16,7 +16,7 @@ from serve_app.config import AppArgs
 from serve_app.replica.checkpoint import load_checkpoint, local_path, weights_hash
 from serve_app.replica.decode import Decoder
 from serve_app.replica.device import prepare_device
-from serve_app.replica.programs import make_program, prepare_compiler
+from serve_app.replica.programs import make_program, use_compile_cache
 
 _MODULES = ("torch", "ray.serve", "diffusers", "serve_app.replica.engine")
 _LONGEST = 14
@@ -24,7 +24,8 @@ _LONGEST = 14
 
 def probe(conditions: Conditions) -> Iterator[str]:
     args = conditions.args()
-    prepare_compiler(args.engine.compile_cache)
+    if args.engine.compile_cache:
+        use_compile_cache(args.engine.compile_cache)
     for module in _MODULES:
         yield f"import {module} (a fresh process): {_import_seconds(module):.2f} s"
     yield from _parts(args)

@@ -22,6 +22,21 @@ def unet_call(checkpoint: Checkpoint) -> Call:
     return AsItIs(checkpoint.unet)
 
 
+def compiled_call(checkpoint: Checkpoint, any_size: bool = False) -> Call:
+    """Return the UNet compiled as the engine does, for any number of rows; `any_size`: for any size too."""
+    compiled = torch.compile(unet_call(checkpoint), fullgraph=True, options={"conv_1x1_as_mm": True})
+
+    def call(*given: torch.Tensor) -> torch.Tensor:
+        for part in given:
+            torch._dynamo.mark_dynamic(part, 0)
+        for side in (2, 3):
+            (torch._dynamo.mark_dynamic if any_size else torch._dynamo.mark_static)(given[0], side)
+        prediction: torch.Tensor = compiled(*given)
+        return prediction
+
+    return call
+
+
 def inputs(checkpoint: Checkpoint, rows: int, height: int, width: int, seed: int = 0) -> tuple[torch.Tensor, ...]:
     """Return random inputs for rows of one size in pixels, no two rows the same."""
     generator = torch.Generator("cpu").manual_seed(seed)

@@ -8,7 +8,7 @@ from serve_app.config import Compile
 from serve_app.errors import SlotFailed
 from serve_app.imaging import Pixels
 from serve_app.replica.checkpoint import Checkpoint
-from serve_app.replica.programs import compiling_nothing
+from serve_app.replica.programs import compiling, compiling_nothing
 
 
 class PendingPixels:
@@ -37,6 +37,10 @@ class Decoder:
     def __init__(self, checkpoint: Checkpoint, mode: Compile) -> None:
         self._vae = checkpoint.vae
         self._run = torch.compile(self._as_it_is, fullgraph=True, dynamic=False) if mode == "full" else self._as_it_is
+        mean, std = (getattr(self._vae.config, name, None) for name in ("latents_mean", "latents_std"))
+        self._statistics = [
+            torch.tensor(values, device=checkpoint.device, dtype=self._vae.dtype).view(1, -1, 1, 1) for values in (mean, std) if mean and std
+        ]
 
     def decode(self, latents: torch.Tensor) -> PendingPixels:
         """Return the picture of one slot's final latents, (1, channels, h, w), as the stock pipeline would decode it."""
@@ -45,15 +49,13 @@ class Decoder:
 
     def warm_up(self, latents: torch.Tensor) -> None:
         """Compile for latents of this shape, if anything is compiled; others run as they are."""
-        PendingPixels(self._run(self._unscaled(latents))).wait()
+        with compiling():
+            PendingPixels(self._run(self._unscaled(latents))).wait()
 
     def _unscaled(self, latents: torch.Tensor) -> torch.Tensor:
-        config = self._vae.config
-        latents = latents.to(self._vae.dtype) / config.scaling_factor
-        if getattr(config, "latents_mean", None) and getattr(config, "latents_std", None):
-            mean, std = (
-                torch.tensor(v, device=latents.device, dtype=latents.dtype).view(1, -1, 1, 1) for v in (config.latents_mean, config.latents_std)
-            )
+        latents = latents.to(self._vae.dtype) / self._vae.config.scaling_factor
+        if self._statistics:
+            mean, std = self._statistics
             latents = latents * std + mean
         return latents
 

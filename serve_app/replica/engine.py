@@ -125,7 +125,6 @@ class Engine:
         return ready
 
     def _warm_up(self, slot: Slot) -> None:
-        self._prompts.warm_up()
         for images in range(1, min(self._config.images_per_call, self._config.max_batch_size) + 1):
             batch = [self._begin(Job(slot, lambda _: None)).trajectory for _ in range(images)]
             self._denoiser.warm_up(batch)
@@ -175,6 +174,7 @@ class Engine:
         torch.set_num_threads(self._torch_threads)
         try:
             # On this thread: what is compiled holds for the thread's settings, and is compiled again under others.
+            self._prompts.warm_up()
             for slot in warm_up:
                 self._warm_up(slot)
         except Exception as error:
@@ -237,13 +237,13 @@ class Engine:
         started = time.perf_counter()
         try:
             predictions = self._denoiser.predict([a.trajectory for a in group])
+            ahead = [a for a, prediction in zip(group, predictions, strict=True) if self._guarded(a, partial(a.trajectory.advance, prediction))]
+            self._run_ahead.step_launched()  # where the device's errors show
         except Exception as error:
-            for active in group:
+            for active in [a for a in group if a in self._active]:
                 self._leave(active)
                 self._fail(active.job, error)
             return
-        ahead = [a for a, prediction in zip(group, predictions, strict=True) if self._guarded(a, partial(a.trajectory.advance, prediction))]
-        self._run_ahead.step_launched()
         self._observer.step(time.perf_counter() - started, len(group))
         for active in ahead:
             self._guarded(active, partial(self._after_step, active))

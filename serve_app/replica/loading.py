@@ -3,14 +3,15 @@
 from serve_app.config import AppArgs
 from serve_app.replica.checkpoint import Checkpoint, load_checkpoint, quiet_progress_bars
 from serve_app.replica.device import prepare_device
-from serve_app.replica.programs import prepare_compiler
+from serve_app.replica.programs import use_compile_cache
 from serve_app.replica.quantize import to_fp8
 
 
 def load(args: AppArgs) -> Checkpoint:
     """Prepare this process and return its loaded checkpoint. Raises CheckpointError, DeviceError and diffusers' own errors."""
     quiet_progress_bars()
-    prepare_compiler(args.engine.compile_cache)
+    if args.engine.compile_cache:
+        use_compile_cache(args.engine.compile_cache)
     checkpoint = load_checkpoint(args.model, prepare_device(args.num_gpus, args.num_cpus))
     if args.engine.quantization == "fp8":
         to_fp8(checkpoint, args.model)

@@ -7,11 +7,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, Protocol, TypeVar
+from weakref import WeakValueDictionary
 
 import torch
 from diffusers import UNet2DConditionModel
 
 from serve_app.config import Compile
+from serve_app.replica.attention import blocks
 
 _MOST_COMPILATIONS = 64
 _MOST_RECORDINGS = 32
@@ -56,12 +58,16 @@ def compiling_nothing() -> Iterator[None]:
         yield
 
 
-def prepare_compiler(cache: str | None) -> None:
-    """Make the compiler of this process keep its results in the folder `cache`, if one is given, and look there first."""
-    if cache:
-        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(Path(cache).expanduser())
-    # Of one function, for each size that is warmed up.
-    torch._dynamo.config.recompile_limit = _MOST_COMPILATIONS
+@contextmanager
+def compiling() -> Iterator[None]:
+    """Compile the same code for as many sizes as are warmed up. The compiler's settings hold for the thread that makes them."""
+    with torch._dynamo.config.patch(recompile_limit=_MOST_COMPILATIONS):
+        yield
+
+
+def use_compile_cache(folder: str) -> None:
+    """Make the compiler of this process keep its results in `folder`, where `~` is the home folder, and look there first."""
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(Path(folder).expanduser())
 
 
 class AsItIs:
@@ -85,15 +91,18 @@ class _CompiledBlocks(AsItIs):
 
     def __init__(self, unet: UNet2DConditionModel) -> None:
         super().__init__(unet)
-        unet.compile_repeated_blocks(fullgraph=True, dynamic=True)
+        for block in blocks(unet):
+            # Not the module: its hook, other for each block, stays outside.
+            block.forward = torch.compile(block.forward, fullgraph=True, dynamic=True)
 
     def __call__(self, *inputs: torch.Tensor) -> torch.Tensor:
         with compiling_nothing():
             return super().__call__(*inputs)
 
     def warm_up(self, *inputs: torch.Tensor) -> None:
-        super().__call__(*inputs)
-        super().__call__(*(part[:1] for part in inputs))
+        with compiling():
+            super().__call__(*inputs)
+            super().__call__(*(part[:1] for part in inputs))
 
 
 class _Compiled:
@@ -111,7 +120,10 @@ class _Compiled:
         if len(inputs[0]) > 1:
             for part in inputs:
                 torch._dynamo.mark_dynamic(part, 0)
-        self._compiled(*inputs)
+        for side in (2, 3):
+            torch._dynamo.mark_static(inputs[0], side)
+        with compiling():
+            self._compiled(*inputs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,20 +141,21 @@ class _Recorded(Generic[Output]):
 
     def __init__(self, program: Program[Output]) -> None:
         self._program = program
-        self._recordings: OrderedDict[torch.Size, _Recording[Output] | None] = OrderedDict()
-        self._inputs: dict[tuple[int, torch.Size], torch.Tensor] = {}
-        # Recordings are replayed one after another, so they may share their memory.
-        self._pool = torch.cuda.graph_pool_handle()
+        self._seen: set[torch.Size] = set()
+        self._recordings: OrderedDict[torch.Size, _Recording[Output]] = OrderedDict()
+        self._inputs: WeakValueDictionary[tuple[int, torch.Size], torch.Tensor] = WeakValueDictionary()
         self._stream = torch.cuda.Stream()
 
     def __call__(self, *inputs: torch.Tensor) -> Output:
         shape = inputs[0].shape
-        if shape not in self._recordings:
+        if shape not in self._seen:
             # The first call loads kernels, which cannot be recorded.
-            self._remember(shape, None)
+            self._seen.add(shape)
             return self._program(*inputs)
-        recording = self._recordings[shape] or self._record(inputs)
-        self._remember(shape, recording)
+        if shape not in self._recordings:
+            self._record(inputs)
+        self._recordings.move_to_end(shape)
+        recording = self._recordings[shape]
         for kept, given in zip(recording.inputs, inputs, strict=True):
             kept.copy_(given)
         recording.graph.replay()
@@ -150,24 +163,22 @@ class _Recorded(Generic[Output]):
 
     def warm_up(self, *inputs: torch.Tensor) -> None:
         self._program.warm_up(*inputs)
-        self._program(*inputs)
-        self._remember(inputs[0].shape, self._record(inputs))
+        for _ in range(2):
+            self(*inputs)
 
-    def _record(self, inputs: Sequence[torch.Tensor]) -> _Recording[Output]:
+    def _record(self, inputs: Sequence[torch.Tensor]) -> None:
         """Record a call. `torch.cuda.graph` would also wait for the device and give its free memory back, which holds up other slots."""
+        # Recordings are replayed one after another, so they share their inputs of one shape, and their memory.
         kept = [self._inputs.setdefault((place, part.shape), part.clone()) for place, part in enumerate(inputs)]
+        pool = next((recording.graph.pool() for recording in self._recordings.values()), None) or torch.cuda.graph_pool_handle()
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.stream(self._stream):
             # Other threads allocate memory meanwhile, for previews and files.
-            graph.capture_begin(self._pool, capture_error_mode="thread_local")
+            graph.capture_begin(pool, capture_error_mode="thread_local")
             try:
                 output = self._program(*kept)
             finally:
                 graph.capture_end()
-        return _Recording(graph, kept, output)
-
-    def _remember(self, shape: torch.Size, recording: _Recording[Output] | None) -> None:
-        self._recordings[shape] = recording
-        self._recordings.move_to_end(shape)
+        self._recordings[inputs[0].shape] = _Recording(graph, kept, output)
         if len(self._recordings) > _MOST_RECORDINGS:
             self._recordings.popitem(last=False)

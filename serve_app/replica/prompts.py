@@ -27,11 +27,14 @@ class TextEncoders:
     Takes token ids (1, length) for each of them, returns tokens (1, length, width) and pooled (1, projection width).
     """
 
-    def __init__(self, pipe: StableDiffusionXLPipeline) -> None:
+    def __init__(self, pipe: StableDiffusionXLPipeline, device: torch.device) -> None:
         self._encoders = [encoder for encoder in (pipe.text_encoder, pipe.text_encoder_2) if encoder is not None]
+        # transformers makes a mask of its own while it is being recorded, and none else: with one at hand it always does the same.
+        length = pipe.tokenizer_2.model_max_length
+        self._mask = None if device.type == "cpu" else torch.ones(1, 1, length, length, dtype=torch.bool, device=device).tril()
 
     def __call__(self, *ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        outputs = [encoder(own, output_hidden_states=True) for encoder, own in zip(self._encoders, ids, strict=True)]
+        outputs = [encoder(own, attention_mask=self._mask, output_hidden_states=True) for encoder, own in zip(self._encoders, ids, strict=True)]
         # SDXL was trained on the last but one layer of each, and on the pooled output of the last.
         return torch.cat([output.hidden_states[-2] for output in outputs], dim=-1), outputs[-1].text_embeds
 
@@ -46,7 +49,7 @@ class PromptEncoder:
         self._pipe = pipe
         self._device = device
         self._tokenizers = [tokenizer for tokenizer in (pipe.tokenizer, pipe.tokenizer_2) if tokenizer is not None]
-        self._encoders = recorded(TextEncoders(pipe), device)
+        self._encoders = recorded(TextEncoders(pipe, device), device)
         self._cache_size = cache_size
         self._cache: OrderedDict[str | None, PromptEmbedding] = OrderedDict()
 

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from serve_app.config import EngineConfig, ModelConfig, PreviewConfig
+from serve_app.config import Compile, EngineConfig, ModelConfig, PreviewConfig
 from serve_app.messages import Painted, Preview, Slot
+from serve_app.replica import programs
 from serve_app.replica.checkpoint import Checkpoint, load_checkpoint
 from serve_app.replica.decode import Decoder
 from serve_app.replica.denoise import Denoiser
@@ -27,6 +28,12 @@ from tests.conftest import Collector, Watch, make_slot
 
 GPU = torch.device("cuda", 0)
 
+pytestmark = [
+    pytest.mark.timeout(600),
+    pytest.mark.filterwarnings("ignore:Synchronization debug mode"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # the compiler's own imports give them
+]
+
 
 @pytest.fixture
 def model(tiny_path: Path) -> ModelConfig:
@@ -36,12 +43,6 @@ def model(tiny_path: Path) -> ModelConfig:
 @pytest.fixture
 def painter(model: ModelConfig) -> Checkpoint:
     return load_checkpoint(model, GPU)
-
-
-@pytest.fixture(autouse=True)
-def inference() -> Iterator[None]:
-    with torch.inference_mode():
-        yield
 
 
 class Begin:
@@ -61,13 +62,14 @@ class Begin:
 def nothing_waits() -> Iterator[None]:
     """Make whatever waits for the device an error."""
     torch.cuda.synchronize()
-    torch.cuda.set_sync_debug_mode("error")
     try:
+        torch.cuda.set_sync_debug_mode("error")
         yield
     finally:
         torch.cuda.set_sync_debug_mode("default")
 
 
+@torch.inference_mode()
 def test_a_recording_gives_what_the_unet_gives_warmed_up_or_not(painter: Checkpoint) -> None:
     begin = Begin(painter)
     plain, replayed = Denoiser(painter, AsItIs(painter.unet)), Denoiser(painter, make_program(painter.unet, "none"))
@@ -81,15 +83,17 @@ def test_a_recording_gives_what_the_unet_gives_warmed_up_or_not(painter: Checkpo
                 assert torch.equal(ours, theirs)
 
 
+@torch.inference_mode()
 def test_recorded_text_encoders_give_what_they_give_as_they_are(painter: Checkpoint) -> None:
     encoder = PromptEncoder(painter.pipe, painter.device, 8)
     encoder.warm_up()
     kept = [encoder.encode(prompt) for prompt in ("a red apple", "a plum")]
     for embedding, prompt in zip(kept, ("a red apple", "a plum"), strict=True):
-        expected = TextEncoders(painter.pipe)(*encoder._ids(prompt))[1]
+        expected = TextEncoders(painter.pipe, GPU)(*encoder._ids(prompt))[1]
         assert torch.equal(embedding.pooled, expected), "an embedding is not overwritten by the next"
 
 
+@torch.inference_mode()
 @pytest.mark.parametrize("scheduler", ["euler", "dpmpp_2m", "dpmpp_2m_karras", "ddim"])
 def test_nothing_waits_for_the_device_between_a_slot_and_its_picture(painter: Checkpoint, scheduler: SchedulerName) -> None:
     begin = Begin(painter)
@@ -109,6 +113,7 @@ def test_nothing_waits_for_the_device_between_a_slot_and_its_picture(painter: Ch
     assert pending.wait().shape == (64, 64, 3)
 
 
+@torch.inference_mode()
 def test_recording_an_unknown_shape_does_not_wait_either(painter: Checkpoint) -> None:
     begin = Begin(painter)
     denoiser = Denoiser(painter, make_program(painter.unet, "none"))
@@ -118,6 +123,7 @@ def test_recording_an_unknown_shape_does_not_wait_either(painter: Checkpoint) ->
         denoiser.predict([begin(width=128)])
 
 
+@torch.inference_mode()
 def test_previews_on_their_own_stream_are_those_of_their_latents(painter: Checkpoint) -> None:
     assert painter.preview_vae is not None
     decoder = PreviewDecoder(painter, painter.preview_vae, 64)
@@ -135,9 +141,11 @@ def test_previews_on_their_own_stream_are_those_of_their_latents(painter: Checkp
 @contextmanager
 def engine(checkpoint: Checkpoint, slots: Sequence[Slot], **config: object) -> Iterator[Engine]:
     running = Engine(checkpoint, EngineConfig(**config), PreviewConfig(min_interval_s=0), Watch())
-    running.start(slots).result(timeout=600)
-    yield running
-    running.stop()
+    try:
+        running.start(slots).result(timeout=600)
+        yield running
+    finally:
+        running.stop()
 
 
 def painted(running: Engine, *slots: Slot) -> list[Painted]:
@@ -154,7 +162,7 @@ def painted(running: Engine, *slots: Slot) -> list[Painted]:
 def test_an_image_has_the_same_bits_alone_and_in_a_crowd(painter: Checkpoint, mode: str) -> None:
     slots = [make_slot(seed=seed, prompt=f"apple {seed}", keep_pixels=True, num_inference_steps=8) for seed in range(4)]
     others = [
-        make_slot(seed=9, width=128, preview_steps=frozenset({1, 3})),
+        make_slot(seed=9, width=128, num_inference_steps=20, preview_steps=frozenset({1})),
         make_slot(seed=8, guidance_scale=0),
         make_slot(seed=7, scheduler="unipc"),
     ]
@@ -164,6 +172,17 @@ def test_an_image_has_the_same_bits_alone_and_in_a_crowd(painter: Checkpoint, mo
             crowd = painted(running, *slots, *others)
             for one, other in zip(alone, crowd, strict=False):
                 assert np.array_equal(np.asarray(one.pixels), np.asarray(other.pixels))
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("mode", ["regional", "full"])
+def test_a_recording_is_made_of_what_was_compiled(painter: Checkpoint, mode: Compile, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A guard that its inputs do not meet would record the UNet as it is, in silence."""
+    begin = Begin(painter)
+    monkeypatch.setattr(programs, "compiling_nothing", lambda: torch.compiler.set_stance("fail_on_recompile"))
+    denoiser = Denoiser(painter, make_program(painter.unet, mode))
+    for images in (1, 2, 4):
+        denoiser.warm_up([begin() for _ in range(images)])
 
 
 def test_8_bit_floats_paint_nearly_the_same(model: ModelConfig) -> None:

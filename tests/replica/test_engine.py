@@ -228,6 +228,7 @@ def test_running_out_of_memory_fails_the_batch_and_no_more(make_engine: MakeEngi
     "place",
     [
         "denoise.Denoiser.predict",
+        "device.RunAhead.step_launched",
         "decode.Decoder.decode",
         "decode.PendingPixels.wait",
         "previews.PreviewDecoder.decode",

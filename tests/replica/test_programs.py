@@ -6,14 +6,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers import UNet2DConditionModel
 from torch._dynamo.utils import counters
 
 from serve_app.config import Compile, ModelConfig
 from serve_app.messages import Slot
+from serve_app.replica import decode, programs
+from serve_app.replica.attention import blocks, prepare, prompt_context
 from serve_app.replica.checkpoint import Checkpoint, load_checkpoint
 from serve_app.replica.decode import Decoder
 from serve_app.replica.denoise import Denoiser
-from serve_app.replica.programs import AsItIs, make_program, prepare_compiler
+from serve_app.replica.programs import AsItIs, make_program, use_compile_cache
 from serve_app.replica.prompts import PromptEncoder
 from serve_app.replica.trajectory import Trajectory
 from tests.conftest import make_slot
@@ -26,7 +29,7 @@ pytestmark = [pytest.mark.filterwarnings("ignore::DeprecationWarning"), pytest.m
 def fresh(tiny_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Checkpoint]:
     """A checkpoint of its own, since compiling changes it, and a compiler that knows nothing yet."""
     monkeypatch.setitem(os.environ, "TORCHINDUCTOR_CACHE_DIR", "")
-    prepare_compiler(str(tmp_path))
+    use_compile_cache(str(tmp_path))
     torch._dynamo.reset()
     counters.clear()
     torch.set_num_threads(1)
@@ -43,19 +46,62 @@ def compiled_graphs() -> int:
     return counters["stats"]["unique_graphs"]
 
 
+def fail_where_nothing_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What would run as it is, because nothing compiled fits, shall be an error."""
+    for module in (programs, decode):
+        monkeypatch.setattr(module, "compiling_nothing", lambda: torch.compiler.set_stance("fail_on_recompile"))
+
+
 @pytest.mark.parametrize("mode", ["regional", "full"])
 @torch.inference_mode()
-def test_compiled_equals_as_it_is(mode: Compile, fresh: Checkpoint, checkpoint: Checkpoint) -> None:
+def test_compiled_equals_as_it_is(mode: Compile, fresh: Checkpoint, checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
     plain, compiled = Denoiser(checkpoint, AsItIs(checkpoint.unet)), Denoiser(fresh, make_program(fresh.unet, mode))
     compiled.warm_up([trajectory(fresh, make_slot())])
     warm = compiled_graphs()
     assert warm > 0
-    for images in (1, 3, 9):
+    fail_where_nothing_fits(monkeypatch)
+    for images in (1, 3):
         slots = [make_slot(seed=seed) for seed in range(images)]
         expected = plain.predict([trajectory(checkpoint, slot) for slot in slots])
         for ours, theirs in zip(compiled.predict([trajectory(fresh, slot) for slot in slots]), expected, strict=True):
             torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
     assert compiled_graphs() == warm, "one compilation does for any number of images"
+
+
+@torch.inference_mode()
+def test_every_size_has_a_program_of_its_own(fresh: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    denoiser = Denoiser(fresh, make_program(fresh.unet, "full"))
+    for width in (64, 128):
+        denoiser.warm_up([trajectory(fresh, make_slot(width=width))])
+    assert compiled_graphs() == 2
+    fail_where_nothing_fits(monkeypatch)
+    for width in (64, 128):
+        denoiser.predict([trajectory(fresh, make_slot(width=width))])
+    with pytest.raises(RuntimeError, match="fail_on_recompile"):
+        denoiser.predict([trajectory(fresh, make_slot(width=192))])
+
+
+@torch.inference_mode()
+def test_blocks_of_one_width_share_their_compilations(fresh: Checkpoint) -> None:
+    """SDXL has 70 blocks of two widths, here arranged as it has them; a single row is compiled for by itself."""
+    arranged = {
+        "block_out_channels": (32, 32, 64),
+        "layers_per_block": 2,
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        "transformer_layers_per_block": (1, 2, 10),
+        "attention_head_dim": (2, 2, 4),
+    }
+    unet = UNet2DConditionModel.from_config({**fresh.unet.config, **arranged}).eval().requires_grad_(False)
+    prepare(unet)
+    assert len(list(blocks(unet))) == 70
+    tokens = torch.randn(2, 77, unet.config.cross_attention_dim)
+    inputs = (torch.randn(2, 4, 16, 16), torch.full((2,), 500.0), prompt_context(unet, tokens), torch.randn(2, 32), torch.zeros(2, 6))
+    plain = AsItIs(unet)(*inputs)
+    program = make_program(unet, "regional")
+    program.warm_up(*inputs)
+    assert compiled_graphs() == 4
+    torch.testing.assert_close(program(*inputs), plain, atol=1e-4, rtol=1e-4)
 
 
 @torch.inference_mode()
