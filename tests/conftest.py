@@ -16,7 +16,15 @@ from serve_app.models.tiny import build
 from serve_app.replica.checkpoint import Checkpoint, load_checkpoint
 from serve_app.replica.engine import Engine, Silent
 
+# Those tests look at CUDA graphs, streams and waits, of which a CPU has none.
 collect_ignore = [] if torch.cuda.is_available() else ["gpu"]
+
+SDXL_BLOCKS = {
+    "layers_per_block": 2,
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+}
+"""How SDXL's UNet is arranged, the tiny one is not."""
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,6 @@ import torch
 
 from serve_app.config import Compile, EngineConfig, ModelConfig, PreviewConfig
 from serve_app.messages import Painted, Preview, Slot
-from serve_app.replica import programs
 from serve_app.replica.checkpoint import Checkpoint, load_checkpoint
 from serve_app.replica.decode import Decoder
 from serve_app.replica.denoise import Denoiser
@@ -25,12 +24,13 @@ from serve_app.replica.quantize import to_fp8
 from serve_app.replica.trajectory import Trajectory
 from serve_app.schemas import SchedulerName
 from tests.conftest import Collector, Watch, make_slot
+from tests.replica.test_programs import fail_where_nothing_fits
 
 GPU = torch.device("cuda", 0)
 
 pytestmark = [
     pytest.mark.timeout(600),
-    pytest.mark.filterwarnings("ignore:Synchronization debug mode"),
+    pytest.mark.filterwarnings("ignore:Synchronization debug mode"),  # torch calls it a prototype
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # the compiler's own imports give them
 ]
 
@@ -54,8 +54,7 @@ class Begin:
 
     def __call__(self, **changes: object) -> Trajectory:
         slot = make_slot(**changes)
-        negative = self.encoder.encode_negative("") if slot.guidance_scale > 1 else None
-        return Trajectory(slot, self._checkpoint, self.encoder.encode(slot.prompt), negative)
+        return Trajectory(slot, self._checkpoint, self.encoder.conditions(slot))
 
 
 @contextmanager
@@ -179,7 +178,7 @@ def test_an_image_has_the_same_bits_alone_and_in_a_crowd(painter: Checkpoint, mo
 def test_a_recording_is_made_of_what_was_compiled(painter: Checkpoint, mode: Compile, monkeypatch: pytest.MonkeyPatch) -> None:
     """A guard that its inputs do not meet would record the UNet as it is, in silence."""
     begin = Begin(painter)
-    monkeypatch.setattr(programs, "compiling_nothing", lambda: torch.compiler.set_stance("fail_on_recompile"))
+    fail_where_nothing_fits(monkeypatch)
     denoiser = Denoiser(painter, make_program(painter.unet, mode))
     for images in (1, 2, 4):
         denoiser.warm_up([begin() for _ in range(images)])

@@ -174,6 +174,8 @@ def locked_service(cluster: Cluster, tiny_path: Path, folder: Path, key: str, na
     args = tiny_args(tiny_path, num_replicas=1, auth=AuthConfig(keys_file=str(keys)))
     serve.run_many([RunTarget(build(args), name=name, route_prefix=f"/{name}")])
     url = f"{cluster.url}/{name}"
-    eventually(lambda: httpx2.get(f"{url}/health").status_code == 200)
-    yield url
-    serve.delete(name)
+    try:
+        eventually(lambda: httpx2.get(f"{url}/health").status_code == 200)
+        yield url
+    finally:
+        serve.delete(name)

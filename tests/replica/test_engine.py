@@ -13,7 +13,7 @@ from serve_app.messages import Painted, Preview, Progress
 from serve_app.replica.checkpoint import Checkpoint
 from serve_app.replica.denoise import Denoiser
 from serve_app.replica.engine import Engine, Silent
-from serve_app.replica.prompts import PromptEmbedding, PromptEncoder, TextEncoders
+from serve_app.replica.prompts import PromptEmbedding, PromptEncoder
 from tests.conftest import Collector, MakeEngine, make_slot
 
 
@@ -265,17 +265,16 @@ def test_a_preview_that_cannot_be_encoded_costs_no_picture(
 
 
 def test_one_prompt_is_encoded_once_for_all_its_seeds(make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
-    encoded = 0
-    encode = TextEncoders.__call__
+    encoded: list[str] = []
+    encode = PromptEncoder._encode
 
-    def counting(*args: Any) -> Any:
-        nonlocal encoded
-        encoded += 1
-        return encode(*args)
+    def counting(encoder: PromptEncoder, prompt: str) -> PromptEmbedding:
+        encoded.append(prompt)
+        return encode(encoder, prompt)
 
-    monkeypatch.setattr(TextEncoders, "__call__", counting)
+    monkeypatch.setattr(PromptEncoder, "_encode", counting)
     make_engine().paint(*[make_slot(seed=s, negative_prompt="dull") for s in range(4)])
-    assert encoded == 2, "the prompt and the negative prompt"
+    assert encoded == ["a red apple", "dull"]
 
 
 @pytest.mark.parametrize(("wanted", "expected"), [({1, 3}, [1, 3]), ({2}, [2]), (set(), []), ({1, 2, 3, 4, 9}, [1, 2, 3])])

@@ -14,7 +14,7 @@ from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
 from serve_app.config import ModelConfig
 from serve_app.replica.checkpoint import Checkpoint, load_checkpoint
-from tests.conftest import MakeEngine, make_slot
+from tests.conftest import SDXL_BLOCKS, MakeEngine, make_slot
 from tests.single_file import save_single_file
 
 CPU = torch.device("cpu")
@@ -29,10 +29,8 @@ def pipe(tiny_path: Path) -> StableDiffusionXLPipeline:
     text = {**pipe.text_encoder_2.config.to_dict(), "hidden_size": width, "projection_dim": width}
     unet = {
         **pipe.unet.config,
+        **SDXL_BLOCKS,
         "block_out_channels": (32, 64, 64),
-        "layers_per_block": 2,
-        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-        "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
         "transformer_layers_per_block": (1, 2, 3),
         "attention_head_dim": (2, 4, 4),
         "cross_attention_dim": pipe.text_encoder.config.hidden_size + width,
