@@ -67,11 +67,11 @@ class Conditions(Frozen):
         """Return the arguments of the application in `document`."""
         return AppArgs.model_validate(self.document()["applications"][0]["args"])
 
-    def slot(self, seed: int, **changes: object) -> Slot:
+    def slot(self, **changes: object) -> Slot:
         """Return an image of the workload, for an engine."""
         fields: dict[str, object] = {
             "index": 0,
-            "seed": seed,
+            "seed": 0,
             "prompt": self.workload.prompt,
             "negative_prompt": "",
             "width": self.workload.size,

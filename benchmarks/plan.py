@@ -18,10 +18,6 @@ _FIRST_S = 60.0
 _BATCHES = (1, 2, 4, 8)
 
 
-def _one_image(conditions: Conditions, **changes: object) -> Slot:
-    return conditions.slot(0, **changes)
-
-
 # Our engine, in-process.
 
 
@@ -30,7 +26,7 @@ def _latency(prefix: str, goal: Goal | None, few: bool = False) -> Trial:
 
     def run(bench: EngineBench, conditions: Conditions) -> Samples:
         work = conditions.workload
-        slot = _few(conditions) if few else _one_image(conditions)
+        slot = _few(conditions) if few else conditions.slot()
         bench.prepare(1, slot)
         return {f"{prefix}.image": [bench.image(slot) for _ in rounds(work.seconds)]}
 
@@ -44,7 +40,7 @@ def _batch(prefix: str, images: int, few: bool = False, small: bool = False) -> 
     def run(bench: EngineBench, conditions: Conditions) -> Samples:
         work = conditions.workload
         size = work.small_size if small else work.size
-        slot = _few(conditions) if few else _one_image(conditions, width=size, height=size)
+        slot = _few(conditions) if few else conditions.slot(width=size, height=size)
         bench.prepare(images, slot)
         return {name: bench.rates(slot, work.seconds)}
 
@@ -52,20 +48,20 @@ def _batch(prefix: str, images: int, few: bool = False, small: bool = False) -> 
 
 
 def _png(bench: EngineBench, conditions: Conditions) -> Samples:
-    slot = _one_image(conditions, output_format="png")
+    slot = conditions.slot(output_format="png")
     bench.prepare(1, slot)
     return {"engine.png": [bench.image(slot) for _ in rounds(conditions.workload.seconds / 2)]}
 
 
 def _idle(bench: EngineBench, conditions: Conditions) -> Samples:
-    slot = _one_image(conditions)
+    slot = conditions.slot()
     bench.prepare(1, slot)
     bench.rates(slot, 0)
     return {"engine.idle": [bench.idle(slot, 3)]}
 
 
 def _few(conditions: Conditions) -> Slot:
-    return _one_image(conditions, num_inference_steps=conditions.workload.few_steps, guidance_scale=0.0)
+    return conditions.slot(num_inference_steps=conditions.workload.few_steps, guidance_scale=0.0)
 
 
 ENGINE = Subject(

@@ -13,6 +13,11 @@ SEED_SPAN = 2**32
 Seed = Annotated[int, Field(ge=0, lt=SEED_SPAN)]
 
 
+def can_be_key(text: str) -> bool:
+    """Whether an Authorization header carries this as an API key: visible ASCII characters alone."""
+    return text.isascii() and text.isprintable() and " " not in text
+
+
 class FieldError(ValueError):
     """A field is wrong in the light of others; pydantic itself would blame the body as a whole."""
 

@@ -53,7 +53,7 @@ def _paint(checkpoint: Checkpoint) -> Painted:
     painted = []
     for prompt in _PROMPTS:
         slot = Slot(0, _SEED, prompt, "", model.width, model.height, model.num_inference_steps, model.guidance_scale, checkpoint.scheduler, "png")
-        trajectory = Trajectory(slot, checkpoint, encoder.encode(prompt), encoder.encode_negative(""))
+        trajectory = Trajectory(slot, checkpoint, encoder.conditions(slot))
         while not trajectory.done:
             trajectory.advance(denoiser.predict([trajectory])[0])
         painted.append((trajectory.latents.cpu(), decoder.decode(trajectory.latents).wait()))

@@ -33,7 +33,7 @@ def probe(conditions: Conditions) -> Iterator[str]:
     torch._dynamo.reset()
     started = time.perf_counter()
     with open_engine(conditions) as bench:
-        bench.prepare(args.engine.images_per_call, conditions.slot(0))
+        bench.prepare(args.engine.images_per_call, conditions.slot())
         yield f"all of it once more, by the engine, kernels now in the cache: {time.perf_counter() - started:.2f} s"
 
 

@@ -11,7 +11,7 @@ import httpx2
 from pydantic import Field, TypeAdapter, ValidationError
 
 from serve_app.cli.errors import SettingRefused, Unavailable, Unusable
-from serve_app.schemas import ErrorBody, Event, Health, Problem
+from serve_app.schemas import ErrorBody, Event, Health, Problem, can_be_key
 
 KEY_VARIABLE = "PARALLEL_SDXL_API_KEY"
 
@@ -52,7 +52,7 @@ class Service:
     def _client(self) -> httpx2.Client:
         headers = {}
         if self.key:
-            if not (self.key.isascii() and self.key.isprintable()) or " " in self.key:
+            if not can_be_key(self.key):
                 raise Unusable(f"{KEY_VARIABLE} holds characters that no key has")
             headers["Authorization"] = f"Bearer {self.key}"
         return httpx2.Client(base_url=self.url, headers=headers, timeout=_TIMEOUT)

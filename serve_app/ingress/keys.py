@@ -10,7 +10,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from serve_app.config import AuthConfig
 from serve_app.ingress.problems import Problems
-from serve_app.schemas import Problem
+from serve_app.schemas import Problem, can_be_key
 
 _OPEN = {"/", "/health"}
 _OPEN_BELOW = ("/playground/", "/files/")
@@ -63,7 +63,7 @@ class KeyRing:
 def _split(text: str, source: str) -> list[bytes]:
     """Return the keys in a text. Raises ValueError where a client could not send one."""
     keys = [key.strip() for key in text.replace(",", "\n").splitlines() if key.strip()]
-    if not all(key.isascii() and key.isprintable() and " " not in key for key in keys):
+    if not all(map(can_be_key, keys)):
         raise ValueError(f"{source} holds a key with a character that no HTTP header carries; use visible ASCII characters")
     return [key.encode() for key in keys]
 

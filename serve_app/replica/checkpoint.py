@@ -57,7 +57,7 @@ def load_checkpoint(config: ModelConfig, device: torch.device) -> Checkpoint:
     path = local_path(config)
     vae_path = _part_path(path, config, "vae_path", config.vae_path) if config.vae_path else None
     with ThreadPoolExecutor(1) as beside:  # it takes seconds, and the loading does not need it
-        weights = beside.submit(weights_hash, path, config.variant, vae_path)
+        digest = beside.submit(weights_hash, path, config.variant, vae_path)
         pipe = _load_pipeline(path, config, dtype, vae_path)
     if pipe.unet.config.time_cond_proj_dim is not None:
         raise CheckpointError("model.path: guidance-distilled UNets (time_cond_proj_dim) are not supported")
@@ -85,7 +85,7 @@ def load_checkpoint(config: ModelConfig, device: torch.device) -> Checkpoint:
         info=ModelInfo(
             name=config.name or _name(path, config),
             revision=_revision(path, config),
-            hash=weights.result(),
+            hash=digest.result(),
         ),
     )
 

@@ -215,10 +215,9 @@ class Engine:
 
     def _begin(self, job: Job) -> Active:
         slot, started = job.slot, time.perf_counter()
-        prompt = self._prompts.encode(slot.prompt)
-        negative = self._prompts.encode_negative(slot.negative_prompt) if slot.guidance_scale > 1 else None
+        conditions = self._prompts.conditions(slot)
         encoded = time.perf_counter()
-        trajectory = Trajectory(slot, self._checkpoint, prompt, negative)
+        trajectory = Trajectory(slot, self._checkpoint, conditions)
         preview_steps = slot.preview_steps if self._previews else frozenset[int]()
         pace = PreviewPace(preview_steps, self._preview.min_interval_s)
         return Active(job, trajectory, pace, encode_prompt_s=encoded - started, admitted=encoded)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from diffusers import StableDiffusionXLPipeline
 
+from serve_app.messages import Slot
 from serve_app.replica.attention import prompt_context
 from serve_app.replica.device import to_device
 from serve_app.replica.programs import recorded
@@ -52,6 +53,11 @@ class PromptEncoder:
         self._encoders = recorded(TextEncoders(pipe, device), device)
         self._cache_size = cache_size
         self._cache: OrderedDict[str | None, PromptEmbedding] = OrderedDict()
+
+    def conditions(self, slot: Slot) -> Sequence[PromptEmbedding]:
+        """Return what a slot is painted by: with guidance the unconditional embedding and the prompt's, else the prompt's alone."""
+        prompt = self.encode(slot.prompt)
+        return [self.encode_negative(slot.negative_prompt), prompt] if slot.guidance_scale > 1 else [prompt]
 
     def encode(self, prompt: str) -> PromptEmbedding:
         """Return the embedding of a prompt, from the cache where it is known."""

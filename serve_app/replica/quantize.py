@@ -1,6 +1,6 @@
 """The UNet's large linear layers in 8-bit floats: half the bytes, and twice the rate on tensor cores that have them."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -38,9 +38,23 @@ def to_fp8(checkpoint: Checkpoint, model: ModelConfig, fewest_features: int = _F
         raise CheckpointError("engine.quantization: fp8 needs a GPU of compute capability 8.9 or higher; set it to none")
     peaks = _measure(checkpoint, model, fewest_features)
     for name, peak in peaks.items():
-        parent, _, own = name.rpartition(".")
-        setattr(checkpoint.unet.get_submodule(parent), own, Fp8Linear(checkpoint.unet.get_submodule(name), peak))
+        replace(checkpoint.unet, name, Fp8Linear(checkpoint.unet.get_submodule(name), peak))
     return len(peaks)
+
+
+def large_linears(unet: nn.Module, fewest_features: int) -> Sequence[tuple[str, nn.Linear]]:
+    """Return the linear layers of the transformer blocks that are worth replacing, with their names."""
+    return [
+        (name, module)
+        for name, module in unet.named_modules()
+        if isinstance(module, nn.Linear) and "transformer_blocks" in name and min(module.in_features, module.out_features) >= fewest_features
+    ]
+
+
+def replace(unet: nn.Module, name: str, module: nn.Module) -> None:
+    """Put a module in the place of the one of that name."""
+    parent, _, own = name.rpartition(".")
+    setattr(unet.get_submodule(parent), own, module)
 
 
 class Fp8Linear(nn.Module):
@@ -80,17 +94,12 @@ def _measure(checkpoint: Checkpoint, model: ModelConfig, fewest_features: int) -
 
         return look
 
-    hooks = [
-        module.register_forward_pre_hook(watch(name))
-        for name, module in checkpoint.unet.named_modules()
-        if isinstance(module, nn.Linear) and "transformer_blocks" in name and min(module.in_features, module.out_features) >= fewest_features
-    ]
+    hooks = [linear.register_forward_pre_hook(watch(name)) for name, linear in large_linears(checkpoint.unet, fewest_features)]
     encoder = PromptEncoder(checkpoint.pipe, checkpoint.device, len(_PROMPTS) + 2)
     denoiser = Denoiser(checkpoint, AsItIs(checkpoint.unet))  # a recording would not call the hooks
     for seed, prompt in enumerate(_PROMPTS):
         slot = Slot(seed, seed, prompt, "", model.width, model.height, _STEPS, model.guidance_scale, checkpoint.scheduler, "png")
-        negative = encoder.encode_negative("") if model.guidance_scale > 1 else None
-        trajectory = Trajectory(slot, checkpoint, encoder.encode(prompt), negative)
+        trajectory = Trajectory(slot, checkpoint, encoder.conditions(slot))
         while not trajectory.done:
             trajectory.advance(denoiser.predict([trajectory])[0])
     for hook in hooks:

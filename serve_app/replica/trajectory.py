@@ -1,6 +1,7 @@
 """The way of one slot through latent space: its noise, its scheduler and its place among the steps."""
 
 import inspect
+from collections.abc import Sequence
 
 import torch
 
@@ -23,7 +24,7 @@ class Trajectory:
         step: how many steps are done, 0..len(timesteps).
     """
 
-    def __init__(self, slot: Slot, checkpoint: Checkpoint, prompt: PromptEmbedding, negative: PromptEmbedding | None) -> None:
+    def __init__(self, slot: Slot, checkpoint: Checkpoint, conditions: Sequence[PromptEmbedding]) -> None:
         device = checkpoint.device
         self._guidance_scale = slot.guidance_scale
         self._scheduler = make_scheduler(slot.scheduler, checkpoint.pipe.scheduler.config)
@@ -42,7 +43,6 @@ class Trajectory:
         self.clean = self.latents
         self.step = 0
 
-        conditions = [prompt] if negative is None else [negative, prompt]
         size = torch.tensor([[slot.height, slot.width, 0, 0, slot.height, slot.width]], dtype=checkpoint.dtype)
         self.context = torch.cat([c.context for c in conditions])
         self.pooled = torch.cat([c.pooled for c in conditions])

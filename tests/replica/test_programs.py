@@ -19,7 +19,7 @@ from serve_app.replica.denoise import Denoiser
 from serve_app.replica.programs import AsItIs, make_program, use_compile_cache
 from serve_app.replica.prompts import PromptEncoder
 from serve_app.replica.trajectory import Trajectory
-from tests.conftest import make_slot
+from tests.conftest import SDXL_BLOCKS, make_slot
 
 # The compiler's own imports give them.
 pytestmark = [pytest.mark.filterwarnings("ignore::DeprecationWarning"), pytest.mark.timeout(600)]
@@ -39,7 +39,7 @@ def fresh(tiny_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> I
 
 def trajectory(checkpoint: Checkpoint, slot: Slot) -> Trajectory:
     encoder = PromptEncoder(checkpoint.pipe, checkpoint.device, 4)
-    return Trajectory(slot, checkpoint, encoder.encode(slot.prompt), encoder.encode_negative("") if slot.guidance_scale > 1 else None)
+    return Trajectory(slot, checkpoint, encoder.conditions(slot))
 
 
 def compiled_graphs() -> int:
@@ -84,14 +84,7 @@ def test_every_size_has_a_program_of_its_own(fresh: Checkpoint, monkeypatch: pyt
 @torch.inference_mode()
 def test_blocks_of_one_width_share_their_compilations(fresh: Checkpoint) -> None:
     """SDXL has 70 blocks of two widths, here arranged as it has them; a single row is compiled for by itself."""
-    arranged = {
-        "block_out_channels": (32, 32, 64),
-        "layers_per_block": 2,
-        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-        "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-        "transformer_layers_per_block": (1, 2, 10),
-        "attention_head_dim": (2, 2, 4),
-    }
+    arranged = {**SDXL_BLOCKS, "block_out_channels": (32, 32, 64), "transformer_layers_per_block": (1, 2, 10), "attention_head_dim": (2, 2, 4)}
     unet = UNet2DConditionModel.from_config({**fresh.unet.config, **arranged}).eval().requires_grad_(False)
     prepare(unet)
     assert len(list(blocks(unet))) == 70
