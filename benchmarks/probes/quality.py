@@ -14,10 +14,10 @@ from serve_app.messages import Slot
 from serve_app.replica.checkpoint import Checkpoint, load_checkpoint, quiet_progress_bars
 from serve_app.replica.decode import Decoder
 from serve_app.replica.denoise import Denoiser
-from serve_app.replica.programs import AsItIs
 from serve_app.replica.prompts import PromptEncoder
 from serve_app.replica.quantize import to_fp8
 from serve_app.replica.trajectory import Trajectory
+from serve_app.replica.unet import as_it_is
 
 _PROMPTS = ("a red apple", "a rocket on a sky blue background", "penguin, flat style", "a slice of pizza", "a blue whale", "a green tree")
 _SEED = 7
@@ -49,7 +49,7 @@ def _load(dtype: str, device: torch.device) -> Checkpoint:
 def _paint(checkpoint: Checkpoint) -> Painted:
     model = ModelConfig()
     encoder = PromptEncoder(checkpoint.pipe, checkpoint.device, len(_PROMPTS) + 1)
-    denoiser, decoder = Denoiser(checkpoint, AsItIs(checkpoint.unet)), Decoder(checkpoint, "none")
+    denoiser, decoder = Denoiser(checkpoint, as_it_is(checkpoint.unet)), Decoder(checkpoint, "none")
     painted = []
     for prompt in _PROMPTS:
         slot = Slot(0, _SEED, prompt, "", model.width, model.height, model.num_inference_steps, model.guidance_scale, checkpoint.scheduler, "png")

@@ -16,7 +16,8 @@ from serve_app.config import AppArgs
 from serve_app.replica.checkpoint import load_checkpoint, local_path, weights_hash
 from serve_app.replica.decode import Decoder
 from serve_app.replica.device import prepare_device
-from serve_app.replica.programs import make_program, use_compile_cache
+from serve_app.replica.programs import use_compile_cache
+from serve_app.replica.unet import make_program
 
 _MODULES = ("torch", "ray.serve", "diffusers", "serve_app.replica.engine")
 _LONGEST = 14

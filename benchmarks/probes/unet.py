@@ -9,7 +9,7 @@ import torch
 from serve_app.replica.attention import prompt_context
 from serve_app.replica.checkpoint import Checkpoint
 from serve_app.replica.device import fast_layout
-from serve_app.replica.programs import AsItIs
+from serve_app.replica.unet import as_it_is
 
 Call = Callable[..., torch.Tensor]
 """A UNet call as in `programs.Program`."""
@@ -19,7 +19,7 @@ _ROUNDS = 20
 
 def unet_call(checkpoint: Checkpoint) -> Call:
     """Return the UNet as it is."""
-    return AsItIs(checkpoint.unet)
+    return as_it_is(checkpoint.unet)
 
 
 def compiled_call(checkpoint: Checkpoint, any_size: bool = False) -> Call:

@@ -3,12 +3,14 @@
 from collections.abc import Callable
 
 import torch
+from diffusers import AutoencoderKL, AutoencoderTiny
 
 from serve_app.config import Compile
 from serve_app.errors import SlotFailed
 from serve_app.imaging import Pixels
 from serve_app.replica.checkpoint import Checkpoint
-from serve_app.replica.programs import compiling, compiling_nothing
+from serve_app.replica.device import fast_layout
+from serve_app.replica.programs import AsItIs, Compiled, Program
 
 
 class PendingPixels:
@@ -36,7 +38,8 @@ class Decoder:
 
     def __init__(self, checkpoint: Checkpoint, mode: Compile) -> None:
         self._vae = checkpoint.vae
-        self._run = torch.compile(self._as_it_is, fullgraph=True, dynamic=False) if mode == "full" else self._as_it_is
+        self._program = decoder_program(self._vae, mode)
+        self._layout = fast_layout(checkpoint.device)
         mean, std = (getattr(self._vae.config, name, None) for name in ("latents_mean", "latents_std"))
         self._statistics = [
             torch.tensor(values, device=checkpoint.device, dtype=self._vae.dtype).view(1, -1, 1, 1) for values in (mean, std) if mean and std
@@ -44,24 +47,29 @@ class Decoder:
 
     def decode(self, latents: torch.Tensor) -> PendingPixels:
         """Return the picture of one slot's final latents, (1, channels, h, w), as the stock pipeline would decode it."""
-        with compiling_nothing():
-            return PendingPixels(self._run(self._unscaled(latents)))
+        return PendingPixels(self._program(self._unscaled(latents)))
 
     def warm_up(self, latents: torch.Tensor) -> None:
         """Compile for latents of this shape, if anything is compiled; others run as they are."""
-        with compiling():
-            PendingPixels(self._run(self._unscaled(latents))).wait()
+        self._program.warm_up(self._unscaled(latents))
+        self.decode(latents).wait()
 
     def _unscaled(self, latents: torch.Tensor) -> torch.Tensor:
         latents = latents.to(self._vae.dtype) / self._vae.config.scaling_factor
         if self._statistics:
             mean, std = self._statistics
             latents = latents * std + mean
-        return latents
+        return latents.contiguous(memory_format=self._layout)
 
-    def _as_it_is(self, latents: torch.Tensor) -> torch.Tensor:
-        image: torch.Tensor = self._vae.decode(latents, return_dict=False)[0]
-        return image
+
+def decoder_program(vae: AutoencoderKL | AutoencoderTiny, mode: Compile) -> Program[torch.Tensor]:
+    """Return a VAE's decoder, latents to (rows, 3, h, w) in -1..1, as `engine.compile` asks for."""
+    return Compiled(_decode, vae) if mode == "full" else AsItIs(_decode, vae)
+
+
+def _decode(vae: AutoencoderKL | AutoencoderTiny, latents: torch.Tensor) -> torch.Tensor:
+    image: torch.Tensor = vae.decode(latents, return_dict=False)[0]
+    return image
 
 
 def _to_host(value: torch.Tensor) -> torch.Tensor:

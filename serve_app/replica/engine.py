@@ -25,9 +25,9 @@ from serve_app.replica.decode import Decoder, PendingPixels
 from serve_app.replica.denoise import Denoiser
 from serve_app.replica.device import RunAhead
 from serve_app.replica.previews import PreviewDecoder, PreviewPace
-from serve_app.replica.programs import make_program
 from serve_app.replica.prompts import PromptEncoder
 from serve_app.replica.trajectory import Trajectory
+from serve_app.replica.unet import make_program
 
 logger = logging.getLogger("ray.serve")
 
@@ -102,7 +102,8 @@ class Engine:
         self._observer = observer
         self._denoiser = Denoiser(checkpoint, make_program(checkpoint.unet, config.compile))
         self._decoder = Decoder(checkpoint, config.compile)
-        self._previews = PreviewDecoder(checkpoint, checkpoint.preview_vae, preview.max_size) if checkpoint.preview_vae else None
+        tiny = checkpoint.preview_vae
+        self._previews = PreviewDecoder(checkpoint, tiny, preview.max_size, config.compile) if tiny else None
         self._run_ahead = RunAhead(checkpoint.device)
         self._prompts = PromptEncoder(checkpoint.pipe, checkpoint.device, config.prompt_cache_size)
         self._files = ThreadPoolExecutor(config.file_threads, thread_name_prefix="files")
@@ -129,6 +130,8 @@ class Engine:
             batch = [self._begin(Job(slot, lambda _: None)).trajectory for _ in range(images)]
             self._denoiser.warm_up(batch)
         self._decoder.warm_up(batch[0].latents)
+        if self._previews:
+            self._previews.warm_up(batch[0].clean)
 
     def stop(self) -> None:
         """Stop after the current step. Slots that are not finished stay without an answer."""

@@ -6,8 +6,10 @@ import torch
 from diffusers import AutoencoderTiny
 from torch.nn.functional import adaptive_avg_pool2d
 
+from serve_app.config import Compile
 from serve_app.replica.checkpoint import Checkpoint
-from serve_app.replica.decode import PendingPixels
+from serve_app.replica.decode import PendingPixels, decoder_program
+from serve_app.replica.device import fast_layout
 
 
 @dataclass(slots=True)
@@ -41,8 +43,10 @@ class PreviewPace:
 class PreviewDecoder:
     """The preview VAE of a checkpoint, on a stream of its own beside the denoising."""
 
-    def __init__(self, checkpoint: Checkpoint, vae: AutoencoderTiny, max_size: int) -> None:
-        self._vae = vae
+    def __init__(self, checkpoint: Checkpoint, vae: AutoencoderTiny, max_size: int, mode: Compile) -> None:
+        self._program = decoder_program(vae, mode)
+        self._dtype = vae.dtype
+        self._layout = fast_layout(checkpoint.device)
         self._scale: int = checkpoint.pipe.vae_scale_factor
         self._max_size = max_size
         self._stream = torch.cuda.Stream() if checkpoint.device.type == "cuda" else None
@@ -57,8 +61,16 @@ class PreviewDecoder:
         clean.record_stream(self._stream)  # its memory must not be given away before the stream is done with it
         return pixels
 
+    def warm_up(self, clean: torch.Tensor) -> None:
+        """Get ready for clean latents of this shape."""
+        self._program.warm_up(self._pooled(clean))
+        self.decode(clean).wait()
+
     def _decode(self, clean: torch.Tensor) -> PendingPixels:
+        return PendingPixels(self._program(self._pooled(clean)))
+
+    def _pooled(self, clean: torch.Tensor) -> torch.Tensor:
         longest = max(clean.shape[-2:]) * self._scale
         factor = -(-longest // self._max_size)
         pooled = adaptive_avg_pool2d(clean, (max(1, clean.shape[-2] // factor), max(1, clean.shape[-1] // factor))) if factor > 1 else clean
-        return PendingPixels(self._vae.decode(pooled.to(self._vae.dtype), return_dict=False)[0])
+        return pooled.to(self._dtype, memory_format=self._layout)

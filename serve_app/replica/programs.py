@@ -1,68 +1,43 @@
-"""How a model runs: as it is, compiled, or replayed from a recording of its kernels."""
+"""How a model runs: its own code, or compiled ahead of time for the shapes that are warmed up, and kept in a folder for later starts.
 
+`torch.compile` alone keeps kernels, but traces the model anew at each start, which for SDXL's UNet takes longer than all
+else. Here the whole program is kept: it is compiled once on a machine, and every other replica and start loads it.
+"""
+
+import hashlib
+import logging
 import os
-from collections import OrderedDict
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
-from typing import Generic, Protocol, TypeVar
-from weakref import WeakValueDictionary
+from typing import Any, Protocol, TypeVar, cast
 
+import diffusers
 import torch
-from diffusers import UNet2DConditionModel
+from filelock import FileLock
+from torch import nn
 
-from serve_app.config import Compile
-from serve_app.replica.attention import blocks
+logger = logging.getLogger("ray.serve")
 
-_MOST_COMPILATIONS = 64
-_MOST_RECORDINGS = 32
+_MOST_STATIC_ROWS = 2
+"""One image has a row or, with guidance, two: its program knows their number, which is faster. Larger numbers share one."""
+
+Function = Callable[..., torch.Tensor]
+"""Takes a model and tensors whose first dimension are rows."""
+
+_Shape = tuple[int | None, ...]
 
 Output_co = TypeVar("Output_co", covariant=True)
-Output = TypeVar("Output")
 
 
 class Program(Protocol[Output_co]):
-    """A function of tensors on the device.
-
-    The UNet's takes sample (rows, channels, h, w), timestep (rows,), context, pooled and time_ids (rows first) and
-    returns the prediction; `prompts.TextEncoders` is the other.
-    """
+    """A function of tensors on the device."""
 
     def __call__(self, *inputs: torch.Tensor) -> Output_co: ...
 
     def warm_up(self, *inputs: torch.Tensor) -> None:
         """Get ready for inputs of this shape, however long it takes; a call alone never does what would hold up other slots."""
-
-
-def make_program(unet: UNet2DConditionModel, mode: Compile) -> Program[torch.Tensor]:
-    """Return the UNet as `engine.compile` asks for."""
-    program: Program[torch.Tensor] = AsItIs(unet)
-    match mode:
-        case "regional":
-            program = _CompiledBlocks(unet)
-        case "full":
-            program = _Compiled(program)
-    return recorded(program, unet.device)
-
-
-def recorded(program: Program[Output], device: torch.device) -> Program[Output]:
-    """Return the program as a GPU replays it; on the CPU it stays what it is."""
-    return _Recorded(program) if device.type == "cuda" else program
-
-
-@contextmanager
-def compiling_nothing() -> Iterator[None]:
-    """What has been compiled runs compiled, all else as it is: a compilation would hold up every slot."""
-    with torch.compiler.set_stance("eager_on_recompile"):
-        yield
-
-
-@contextmanager
-def compiling() -> Iterator[None]:
-    """Compile the same code for as many sizes as are warmed up. The compiler's settings hold for the thread that makes them."""
-    with torch._dynamo.config.patch(recompile_limit=_MOST_COMPILATIONS):
-        yield
 
 
 def use_compile_cache(folder: str) -> None:
@@ -71,114 +46,113 @@ def use_compile_cache(folder: str) -> None:
 
 
 class AsItIs:
-    """The UNet's own code."""
+    """A model's own code."""
 
-    def __init__(self, unet: UNet2DConditionModel) -> None:
-        self._unet = unet
+    def __init__(self, function: Function, module: nn.Module) -> None:
+        self._function = function
+        self._module = module
 
     def __call__(self, *inputs: torch.Tensor) -> torch.Tensor:
-        sample, timestep, context, pooled, time_ids = inputs
-        added = {"text_embeds": pooled, "time_ids": time_ids}
-        prediction: torch.Tensor = self._unet(sample, timestep, encoder_hidden_states=context, added_cond_kwargs=added, return_dict=False)[0]
-        return prediction
+        return self._function(self._module, *inputs)
 
     def warm_up(self, *inputs: torch.Tensor) -> None:
         pass
 
 
-class _CompiledBlocks(AsItIs):
-    """The blocks that SDXL has 70 of, compiled once for any size; a single row is a case of its own for the compiler."""
+class Compiled(AsItIs):
+    """A model's code compiled. What was not warmed up runs as it is: a compilation would hold up every slot."""
 
-    def __init__(self, unet: UNet2DConditionModel) -> None:
-        super().__init__(unet)
-        for block in blocks(unet):
-            # Not the module: its hook, other for each block, stays outside.
-            block.forward = torch.compile(block.forward, fullgraph=True, dynamic=True)
-
-    def __call__(self, *inputs: torch.Tensor) -> torch.Tensor:
-        with compiling_nothing():
-            return super().__call__(*inputs)
-
-    def warm_up(self, *inputs: torch.Tensor) -> None:
-        with compiling():
-            super().__call__(*inputs)
-            super().__call__(*(part[:1] for part in inputs))
-
-
-class _Compiled:
-    """For each latent size one compilation for any number of rows from 2 up, and one for a single row, which the compiler takes for a constant."""
-
-    def __init__(self, program: Program[torch.Tensor]) -> None:
-        self._compiled = torch.compile(program, fullgraph=True, options={"conv_1x1_as_mm": True})
+    def __init__(self, function: Function, module: nn.Module, options: Mapping[str, Any] | None = None) -> None:
+        """Take a function that is defined at the top of its file, one of diffusers' models, and options of torch's compiler."""
+        super().__init__(function, module)
+        self._options = dict(options or {})
+        self._programs: dict[_Shape, Function] = {}
 
     def __call__(self, *inputs: torch.Tensor) -> torch.Tensor:
-        with compiling_nothing():
-            prediction: torch.Tensor = self._compiled(*inputs)
-        return prediction
+        return self._programs.get(_shape(inputs), self._function)(self._module, *inputs)
 
     def warm_up(self, *inputs: torch.Tensor) -> None:
-        if len(inputs[0]) > 1:
-            for part in inputs:
+        """Load the program for inputs of this shape, or compile it; where another process is at it, wait for that one's."""
+        shape = _shape(inputs)
+        if shape in self._programs:
+            return
+        path = self._path(inputs)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(path.with_suffix(".lock")):
+            self._programs[shape] = _load(path) or self._compile(inputs, path)
+
+    def _compile(self, inputs: tuple[torch.Tensor, ...], path: Path) -> Function:
+        for part in inputs:
+            if len(part) > _MOST_STATIC_ROWS:
+                torch._dynamo.mark_static(part, list(range(1, part.dim())))
                 torch._dynamo.mark_dynamic(part, 0)
-        for side in (2, 3):
-            torch._dynamo.mark_static(inputs[0], side)
-        with compiling():
-            self._compiled(*inputs)
+            else:
+                torch._dynamo.mark_static(part)
+        # All else that a program depends on is in its file's name.
+        options = {**self._options, "guard_filter_fn": _of_shapes}
+        with torch._dynamo.config.patch(enable_aot_compile=True):
+            compiler: Any = torch.compile(self._function, fullgraph=True, options=options)
+            program: Any = compiler.aot_compile(((self._module, *inputs), {}))
+        try:
+            program.save_compiled_function(str(path))
+        except Exception:
+            logger.warning("a compiled program could not be kept in %s; the next start compiles it again", path, exc_info=True)
+        return cast("Function", program)
+
+    def _path(self, inputs: tuple[torch.Tensor, ...]) -> Path:
+        """Return where the program is kept: a name of all that it depends on."""
+        config = cast("Mapping[str, Any]", self._module.config)
+        tensors = [*self._module.named_parameters(), *self._module.named_buffers()]
+        parts = (
+            _surroundings(),
+            self._function.__qualname__,
+            self._options,
+            self._module,
+            {key: value for key, value in config.items() if not key.startswith("_")},  # the others are paths
+            [(name, *_layout(tensor)) for name, tensor in tensors],
+            [_layout(part) for part in inputs] if len(inputs[0]) <= _MOST_STATIC_ROWS else [_layout(part[:1]) for part in inputs],
+            _shape(inputs),
+        )
+        digest = hashlib.sha256("\n".join(map(str, parts)).encode()).hexdigest()
+        return _folder() / f"{self._function.__qualname__}-{digest[:32]}.bin"
 
 
-@dataclass(frozen=True, slots=True)
-class _Recording(Generic[Output]):
-    graph: torch.cuda.CUDAGraph
-    inputs: Sequence[torch.Tensor]
-    output: Output
+def _shape(inputs: tuple[torch.Tensor, ...]) -> _Shape:
+    rows, *others = inputs[0].shape
+    return (rows if rows <= _MOST_STATIC_ROWS else None, *others)
 
 
-class _Recorded(Generic[Output]):
-    """A program on the GPU, recorded as a CUDA graph for each shape at its second call: one launch instead of two thousand.
+def _of_shapes(guards: Sequence[Any]) -> list[bool]:
+    return [guard.guard_type == "SHAPE_ENV" for guard in guards]
 
-    An output is valid until the next call.
-    """
 
-    def __init__(self, program: Program[Output]) -> None:
-        self._program = program
-        self._seen: set[torch.Size] = set()
-        self._recordings: OrderedDict[torch.Size, _Recording[Output]] = OrderedDict()
-        self._inputs: WeakValueDictionary[tuple[int, torch.Size], torch.Tensor] = WeakValueDictionary()
-        self._stream = torch.cuda.Stream()
+def _layout(tensor: torch.Tensor) -> tuple[Any, ...]:
+    return tuple(tensor.shape), tensor.stride(), tensor.dtype, tensor.device.type
 
-    def __call__(self, *inputs: torch.Tensor) -> Output:
-        shape = inputs[0].shape
-        if shape not in self._seen:
-            # The first call loads kernels, which cannot be recorded.
-            self._seen.add(shape)
-            return self._program(*inputs)
-        if shape not in self._recordings:
-            self._record(inputs)
-        self._recordings.move_to_end(shape)
-        recording = self._recordings[shape]
-        for kept, given in zip(recording.inputs, inputs, strict=True):
-            kept.copy_(given)
-        recording.graph.replay()
-        return recording.output
 
-    def warm_up(self, *inputs: torch.Tensor) -> None:
-        self._program.warm_up(*inputs)
-        for _ in range(2):
-            self(*inputs)
+def _load(path: Path) -> Function | None:
+    if not path.exists():
+        return None
+    try:
+        with path.open("rb") as file:
+            program: Function = torch.compiler.load_compiled_function(file)
+    except Exception:
+        logger.warning("the compiled program in %s cannot be used here; it is compiled again", path, exc_info=True)
+        return None
+    return program
 
-    def _record(self, inputs: Sequence[torch.Tensor]) -> None:
-        """Record a call. `torch.cuda.graph` would also wait for the device and give its free memory back, which holds up other slots."""
-        # Recordings are replayed one after another, so they share their inputs of one shape, and their memory.
-        kept = [self._inputs.setdefault((place, part.shape), part.clone()) for place, part in enumerate(inputs)]
-        pool = next((recording.graph.pool() for recording in self._recordings.values()), None) or torch.cuda.graph_pool_handle()
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.stream(self._stream):
-            # Other threads allocate memory meanwhile, for previews and files.
-            graph.capture_begin(pool, capture_error_mode="thread_local")
-            try:
-                output = self._program(*kept)
-            finally:
-                graph.capture_end()
-        self._recordings[inputs[0].shape] = _Recording(graph, kept, output)
-        if len(self._recordings) > _MOST_RECORDINGS:
-            self._recordings.popitem(last=False)
+
+def _folder() -> Path:
+    from torch._inductor.runtime.cache_dir_utils import cache_dir
+
+    return Path(cache_dir(), "parallel-sdxl")
+
+
+@cache
+def _surroundings() -> tuple[str, ...]:
+    """Everything outside of the model that a program depends on: versions, this code, the device."""
+    gpu = f"{torch.cuda.get_device_name()} {torch.cuda.get_device_capability()}" if torch.cuda.is_available() else "none"
+    code = hashlib.sha256()
+    for file in sorted(Path(__file__).parent.glob("*.py")):
+        code.update(file.read_bytes())
+    return platform.python_version(), torch.__version__, diffusers.__version__, code.hexdigest(), gpu, torch.backends.cpu.get_cpu_capability()

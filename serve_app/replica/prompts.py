@@ -11,7 +11,7 @@ from diffusers import StableDiffusionXLPipeline
 from serve_app.messages import Slot
 from serve_app.replica.attention import prompt_context
 from serve_app.replica.device import to_device
-from serve_app.replica.programs import recorded
+from serve_app.replica.recordings import recorded
 
 
 @dataclass(frozen=True, slots=True)

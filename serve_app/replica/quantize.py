@@ -10,9 +10,9 @@ from serve_app.config import ModelConfig
 from serve_app.messages import Slot
 from serve_app.replica.checkpoint import Checkpoint, CheckpointError
 from serve_app.replica.denoise import Denoiser
-from serve_app.replica.programs import AsItIs
 from serve_app.replica.prompts import PromptEncoder
 from serve_app.replica.trajectory import Trajectory
+from serve_app.replica.unet import as_it_is
 
 _FP8 = torch.float8_e4m3fn
 _LARGEST = torch.finfo(_FP8).max
@@ -96,7 +96,7 @@ def _measure(checkpoint: Checkpoint, model: ModelConfig, fewest_features: int) -
 
     hooks = [linear.register_forward_pre_hook(watch(name)) for name, linear in large_linears(checkpoint.unet, fewest_features)]
     encoder = PromptEncoder(checkpoint.pipe, checkpoint.device, len(_PROMPTS) + 2)
-    denoiser = Denoiser(checkpoint, AsItIs(checkpoint.unet))  # a recording would not call the hooks
+    denoiser = Denoiser(checkpoint, as_it_is(checkpoint.unet))  # a recording would not call the hooks
     for seed, prompt in enumerate(_PROMPTS):
         slot = Slot(seed, seed, prompt, "", model.width, model.height, _STEPS, model.guidance_scale, checkpoint.scheduler, "png")
         trajectory = Trajectory(slot, checkpoint, encoder.conditions(slot))

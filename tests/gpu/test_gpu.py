@@ -18,10 +18,10 @@ from serve_app.replica.decode import Decoder
 from serve_app.replica.denoise import Denoiser
 from serve_app.replica.engine import Engine
 from serve_app.replica.previews import PreviewDecoder
-from serve_app.replica.programs import AsItIs, make_program
 from serve_app.replica.prompts import PromptEncoder, TextEncoders
 from serve_app.replica.quantize import to_fp8
 from serve_app.replica.trajectory import Trajectory
+from serve_app.replica.unet import as_it_is, make_program
 from serve_app.schemas import SchedulerName
 from tests.conftest import Collector, Watch, make_slot
 from tests.replica.test_programs import fail_where_nothing_fits
@@ -71,7 +71,7 @@ def nothing_waits() -> Iterator[None]:
 @torch.inference_mode()
 def test_a_recording_gives_what_the_unet_gives_warmed_up_or_not(painter: Checkpoint) -> None:
     begin = Begin(painter)
-    plain, replayed = Denoiser(painter, AsItIs(painter.unet)), Denoiser(painter, make_program(painter.unet, "none"))
+    plain, replayed = Denoiser(painter, as_it_is(painter.unet)), Denoiser(painter, make_program(painter.unet, "none"))
     replayed.warm_up([begin(), begin()])
     groups: list[list[dict[str, object]]] = [[{}], [{"seed": 1}], [{"seed": 2}, {"seed": 3}], [{"width": 128}], [{"guidance_scale": 0}]]
     for group in groups:
@@ -101,7 +101,7 @@ def test_nothing_waits_for_the_device_between_a_slot_and_its_picture(painter: Ch
     denoiser.warm_up([begin(scheduler=scheduler)])
     decoder.warm_up(begin().latents)
     assert painter.preview_vae is not None
-    previews = PreviewDecoder(painter, painter.preview_vae, 64)
+    previews = PreviewDecoder(painter, painter.preview_vae, 64, "none")
     previews.decode(begin().latents).wait()
     with nothing_waits():
         trajectory = begin(scheduler=scheduler, prompt="never seen")
@@ -125,7 +125,7 @@ def test_recording_an_unknown_shape_does_not_wait_either(painter: Checkpoint) ->
 @torch.inference_mode()
 def test_previews_on_their_own_stream_are_those_of_their_latents(painter: Checkpoint) -> None:
     assert painter.preview_vae is not None
-    decoder = PreviewDecoder(painter, painter.preview_vae, 64)
+    decoder = PreviewDecoder(painter, painter.preview_vae, 64, "none")
     latents = [torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(seed)) for seed in range(20)]
     pending = []
     for latent in latents:

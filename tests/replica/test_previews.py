@@ -41,7 +41,7 @@ def test_none_is_taken_while_one_is_being_encoded() -> None:
 )
 def test_a_preview_is_never_larger_than_its_limit(checkpoint: Checkpoint, height: int, width: int, max_size: int, expected: tuple[int, int]) -> None:
     assert checkpoint.preview_vae is not None
-    decoder = PreviewDecoder(checkpoint, checkpoint.preview_vae, max_size)
+    decoder = PreviewDecoder(checkpoint, checkpoint.preview_vae, max_size, "none")
     pixels = decoder.decode(torch.zeros(1, 4, height // 8, width // 8)).wait()
     assert pixels.shape == (*expected, 3)
     assert pixels.dtype == np.uint8

@@ -1,0 +1,78 @@
+"""CUDA graphs: a program's kernels, recorded once for a shape and replayed with one launch."""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+from weakref import WeakValueDictionary
+
+import torch
+
+from serve_app.replica.programs import Program
+
+_MOST_RECORDINGS = 32
+
+Output = TypeVar("Output")
+
+
+def recorded(program: Program[Output], device: torch.device) -> Program[Output]:
+    """Return the program as a GPU replays it; on the CPU it stays what it is."""
+    return _Recorded(program) if device.type == "cuda" else program
+
+
+@dataclass(frozen=True, slots=True)
+class _Recording(Generic[Output]):
+    graph: torch.cuda.CUDAGraph
+    inputs: Sequence[torch.Tensor]
+    output: Output
+
+
+class _Recorded(Generic[Output]):
+    """A program on the GPU, recorded as a CUDA graph for each shape at its second call: one launch instead of two thousand.
+
+    An output is valid until the next call.
+    """
+
+    def __init__(self, program: Program[Output]) -> None:
+        self._program = program
+        self._seen: set[torch.Size] = set()
+        self._recordings: OrderedDict[torch.Size, _Recording[Output]] = OrderedDict()
+        self._inputs: WeakValueDictionary[tuple[int, torch.Size], torch.Tensor] = WeakValueDictionary()
+        self._stream = torch.cuda.Stream()
+
+    def __call__(self, *inputs: torch.Tensor) -> Output:
+        shape = inputs[0].shape
+        if shape not in self._seen:
+            # The first call loads kernels, which cannot be recorded.
+            self._seen.add(shape)
+            return self._program(*inputs)
+        if shape not in self._recordings:
+            self._record(inputs)
+        self._recordings.move_to_end(shape)
+        recording = self._recordings[shape]
+        for kept, given in zip(recording.inputs, inputs, strict=True):
+            kept.copy_(given)
+        recording.graph.replay()
+        return recording.output
+
+    def warm_up(self, *inputs: torch.Tensor) -> None:
+        self._program.warm_up(*inputs)
+        for _ in range(2):
+            self(*inputs)
+
+    def _record(self, inputs: Sequence[torch.Tensor]) -> None:
+        """Record a call. `torch.cuda.graph` would also wait for the device and give its free memory back, which holds up other slots."""
+        # Recordings are replayed one after another, so they share their inputs of one shape, and their memory.
+        kept = [self._inputs.setdefault((place, part.shape), part.clone()) for place, part in enumerate(inputs)]
+        pool = next((recording.graph.pool() for recording in self._recordings.values()), None) or torch.cuda.graph_pool_handle()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.stream(self._stream):
+            # Other threads allocate memory meanwhile, for previews and files.
+            graph.capture_begin(pool, capture_error_mode="thread_local")
+            try:
+                output = self._program(*kept)
+            finally:
+                graph.capture_end()
+        self._recordings[inputs[0].shape] = _Recording(graph, kept, output)
+        if len(self._recordings) > _MOST_RECORDINGS:
+            self._recordings.popitem(last=False)

@@ -1,0 +1,59 @@
+"""The UNet as a program: as it is, its blocks compiled, or all of it."""
+
+import torch
+from diffusers import UNet2DConditionModel
+
+from serve_app.config import Compile
+from serve_app.replica.attention import blocks
+from serve_app.replica.programs import AsItIs, Compiled, Program
+from serve_app.replica.recordings import recorded
+
+_MOST_COMPILATIONS = 64
+
+
+def make_program(unet: UNet2DConditionModel, mode: Compile) -> Program[torch.Tensor]:
+    """Return the UNet as `engine.compile` asks for.
+
+    It takes sample (rows, channels, h, w), timestep (rows,), context, pooled and time_ids (rows first) and returns the prediction.
+    """
+    match mode:
+        case "none":
+            program = as_it_is(unet)
+        case "regional":
+            program = _CompiledBlocks(unet)
+        case "full":
+            program = Compiled(_predict, unet, {"conv_1x1_as_mm": True})
+    return recorded(program, unet.device)
+
+
+def as_it_is(unet: UNet2DConditionModel) -> AsItIs:
+    """Return the UNet's own code as a program."""
+    return AsItIs(_predict, unet)
+
+
+class _CompiledBlocks(AsItIs):
+    """The blocks that SDXL has 70 of, compiled once for any size; a single row is a case of its own for the compiler."""
+
+    def __init__(self, unet: UNet2DConditionModel) -> None:
+        super().__init__(_predict, unet)
+        for block in blocks(unet):
+            # Not the module: its hook, other for each block, stays outside.
+            block.forward = torch.compile(block.forward, fullgraph=True, dynamic=True)
+
+    def __call__(self, *inputs: torch.Tensor) -> torch.Tensor:
+        with torch.compiler.set_stance("eager_on_recompile"):
+            return super().__call__(*inputs)
+
+    def warm_up(self, *inputs: torch.Tensor) -> None:
+        # The compiler's settings hold for the thread that makes them.
+        with torch._dynamo.config.patch(recompile_limit=_MOST_COMPILATIONS):
+            super().__call__(*inputs)
+            super().__call__(*(part[:1] for part in inputs))
+
+
+def _predict(
+    unet: UNet2DConditionModel, sample: torch.Tensor, timestep: torch.Tensor, context: torch.Tensor, pooled: torch.Tensor, time_ids: torch.Tensor
+) -> torch.Tensor:
+    added = {"text_embeds": pooled, "time_ids": time_ids}
+    prediction: torch.Tensor = unet(sample, timestep, encoder_hidden_states=context, added_cond_kwargs=added, return_dict=False)[0]
+    return prediction
