@@ -19,7 +19,7 @@ def keep_asking(
     *,
     timeout_s: float,
 ) -> list[float]:
-    """Let clients ask for `seconds`, each at least `least` times; return when each answer was there, in order.
+    """Let clients ask for `seconds`, each at least `least` times; return when each answer was there, in order, while all of them asked.
 
     What `ask` or `check` raises ends them all, and is raised here.
     """
@@ -41,4 +41,6 @@ def keep_asking(
         return finished
 
     with ThreadPoolExecutor(clients) as pool:
-        return sorted(moment for finished in pool.map(client, range(clients)) for moment in finished)
+        answered = list(pool.map(client, range(clients)))
+    first_stop = min(finished[-1] for finished in answered)
+    return sorted(moment for finished in answered for moment in finished if moment <= first_stop)

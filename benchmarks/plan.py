@@ -142,8 +142,8 @@ def _load(name: str, goal: Goal | None = None) -> Trial:
         work, devices = conditions.workload, len(conditions.devices)
         clients = work.clients_per_device * devices
         images = clients * work.images_per_client
-        finished = service.load(clients, work.images_per_client, 3 * work.seconds)
-        return {name: rates(finished, warm_up=images // 2, window=images // 2)}
+        finished = service.load(clients, work.images_per_client, 4 * work.seconds)
+        return {name: rates(finished, warm_up=images, window=images)}
 
     return Trial((Measure(name, "images/s", "4 clients a GPU, 4 images each, again and again", goal),), run, seconds=60)
 

@@ -1,6 +1,8 @@
 """The Serve replica around an engine: one actor, one GPU."""
 
 import asyncio
+import logging
+import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
 
@@ -11,6 +13,8 @@ from serve_app.config import AppArgs
 from serve_app.messages import Painted, ReplicaStatus, Slot, SlotEvent
 from serve_app.metrics import ReplicaMetrics
 from serve_app.schemas import SchedulerName
+
+logger = logging.getLogger("ray.serve")
 
 
 class Replica:
@@ -24,13 +28,16 @@ class Replica:
         from serve_app.replica.prompts import PromptReader
 
         self._args = args
+        started = time.perf_counter()
         self._checkpoint = await asyncio.to_thread(load, args)
+        loaded = time.perf_counter()
         self._engine = Engine(self._checkpoint, args.engine, args.preview, ReplicaMetrics(args.engine.max_batch_size))
         self._reader = PromptReader(self._checkpoint.pipe)
         slots = _warm_up_slots(args, self._checkpoint.scheduler)
         await asyncio.wrap_future(self._engine.start(slots))
         for slot in slots:
             await self.generate(slot)
+        logger.info("ready: %s loaded in %.1f s, warmed up in %.1f s", self._checkpoint.info.name, loaded - started, time.perf_counter() - loaded)
 
     def __del__(self) -> None:
         if hasattr(self, "_engine"):

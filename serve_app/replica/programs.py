@@ -77,9 +77,12 @@ class Compiled(AsItIs):
         if shape in self._programs:
             return
         path = self._path(inputs)
+        self._programs[shape] = _load(path) or self._compile_once(inputs, path)
+
+    def _compile_once(self, inputs: tuple[torch.Tensor, ...], path: Path) -> Function:
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(path.with_suffix(".lock")):
-            self._programs[shape] = _load(path) or self._compile(inputs, path)
+            return _load(path) or self._compile(inputs, path)
 
     def _compile(self, inputs: tuple[torch.Tensor, ...], path: Path) -> Function:
         for part in inputs:
