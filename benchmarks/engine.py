@@ -14,7 +14,7 @@ from benchmarks.idle import idle_fraction
 from benchmarks.measures import rates
 from serve_app.errors import SlotFailed
 from serve_app.messages import Painted, Slot, SlotEvent
-from serve_app.replica.engine import Engine, Silent
+from serve_app.replica.engine import Engine, Job, Silent
 from serve_app.replica.loading import load
 
 _PATIENCE_S = 10
@@ -69,32 +69,44 @@ class EngineBench:
 
     def rates(self, slot: Slot, seconds: float) -> list[float]:
         """Return images a second while there is always a next slot waiting."""
-        return rates(self._keep_busy(slot, seconds), warm_up=2 * self._images, window=max(2, self._images))
+        return rates(self._keep_busy(slot, seconds), warm_up=2 * self._images, window=self._window)
 
     def idle(self, slot: Slot, seconds: float) -> float:
-        """Return how much of the time under load the GPU had nothing to do, in percent."""
+        """Return how much of the time under load the GPU had nothing to do, in percent: from one launch to the next.
+
+        A recording is one launch: what lies between its kernels is the GPU's own, and larger than usual while it is traced.
+        """
         if self._checkpoint.device.type != "cuda":
             raise RuntimeError("needs a GPU")
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA], acc_events=True) as profile:
             self._keep_busy(slot, seconds)
-        spans = [(e.time_range.start, e.time_range.end) for e in profile.events() if e.device_type == DeviceType.CUDA]
-        return 100 * idle_fraction(spans)
+        launches: dict[int, tuple[float, float]] = {}
+        for event in profile.events():
+            if event.device_type == DeviceType.CUDA:
+                start, end = launches.get(event.id, (event.time_range.start, event.time_range.end))
+                launches[event.id] = min(start, event.time_range.start), max(end, event.time_range.end)
+        return 100 * idle_fraction(list(launches.values()))
+
+    @property
+    def _window(self) -> int:
+        return max(2, self._images)
 
     def _keep_busy(self, slot: Slot, seconds: float) -> list[float]:
         """Keep twice as many slots in the engine as it paints at once; return when each was finished."""
         assert self._engine is not None
         events: Queue[SlotEvent | SlotFailed] = Queue()
         finished: list[float] = []
-        least, end = 6 * self._images, time.perf_counter() + seconds
-        submitted = 0
+        least, end = 2 * self._images + 2 * self._window + 1, time.perf_counter() + seconds
+        jobs: list[Job] = []
         while len(finished) < least or time.perf_counter() < end:
-            while submitted - len(finished) < 2 * self._images:
-                self._engine.submit(self._fresh(slot), events.put)
-                submitted += 1
+            while len(jobs) - len(finished) < 2 * self._images:
+                jobs.append(self._engine.submit(self._fresh(slot), events.put))
             _painted(self._engine, events)
             finished.append(time.perf_counter())
-        for _ in range(submitted - len(finished)):
-            _painted(self._engine, events)
+        for job in jobs:
+            self._engine.cancel(job)
+        while self._engine.load().active:
+            time.sleep(0.01)
         return finished
 
     def _fresh(self, slot: Slot) -> Slot:

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -44,7 +44,12 @@ class Checkpoint:
     scheduler: SchedulerName
     device: torch.device
     dtype: torch.dtype
-    info: ModelInfo
+    named: Future[ModelInfo]
+
+    @property
+    def info(self) -> ModelInfo:
+        """What pictures say of the model; waits for the hash of the weights, which takes longer than loading them."""
+        return self.named.result()
 
 
 def load_checkpoint(config: ModelConfig, device: torch.device) -> Checkpoint:
@@ -56,9 +61,10 @@ def load_checkpoint(config: ModelConfig, device: torch.device) -> Checkpoint:
     dtype = _DTYPES[config.dtype]
     path = local_path(config)
     vae_path = _part_path(path, config, "vae_path", config.vae_path) if config.vae_path else None
-    with ThreadPoolExecutor(1) as beside:  # it takes seconds, and the loading does not need it
-        digest = beside.submit(weights_hash, path, config.variant, vae_path)
-        pipe = _load_pipeline(path, config, dtype, vae_path)
+    beside = ThreadPoolExecutor(1, thread_name_prefix="hash")
+    named = beside.submit(_info, path, config, vae_path)
+    beside.shutdown(wait=False)
+    pipe = _load_pipeline(path, config, dtype, vae_path)
     if pipe.unet.config.time_cond_proj_dim is not None:
         raise CheckpointError("model.path: guidance-distilled UNets (time_cond_proj_dim) are not supported")
     scheduler = config.scheduler or scheduler_name({"_class_name": type(pipe.scheduler).__name__, **pipe.scheduler.config})
@@ -82,11 +88,15 @@ def load_checkpoint(config: ModelConfig, device: torch.device) -> Checkpoint:
         scheduler=scheduler,
         device=device,
         dtype=dtype,
-        info=ModelInfo(
-            name=config.name or _name(path, config),
-            revision=_revision(path, config),
-            hash=digest.result(),
-        ),
+        named=named,
+    )
+
+
+def _info(path: Path, config: ModelConfig, vae_path: Path | None) -> ModelInfo:
+    return ModelInfo(
+        name=config.name or _name(path, config),
+        revision=_revision(path, config),
+        hash=weights_hash(path, config.variant, vae_path),
     )
 
 
