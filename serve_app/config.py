@@ -75,7 +75,7 @@ class EngineConfig(Config):
     )
     compile: Compile = Field(
         default="none",
-        description="`full`: the UNet and the VAE compiled for the sizes warmed up, two minutes each at a first start; others run as with "
+        description="`full`: the UNet and the VAEs compiled for the sizes warmed up, two minutes each at a first start; others run as with "
         "`none`. `regional`: the UNet's transformer blocks alone, seconds, any size.",
     )
     warm_up_sizes: tuple[Size, ...] = Field(
@@ -84,7 +84,8 @@ class EngineConfig(Config):
     )
     compile_cache: str | None = Field(
         default=None,
-        description="Folder of compiled kernels, which later starts use again; `~` is the home folder. Null: torch's own, in the temporary folder.",
+        description="Folder of compiled programs, which other replicas and later starts load; `~` is the home folder. As trusted as code: nobody "
+        "else should be able to write to it. Null: torch's own, in the temporary folder.",
     )
     quantization: Quantization = Field(
         default="none", description="`fp8`: the UNet's large linear layers in 8-bit floats, on GPUs that have them (Hopper, Ada and later)."

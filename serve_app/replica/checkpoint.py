@@ -1,6 +1,7 @@
 """From `ModelConfig` to loaded weights: a diffusers folder, a hub id or a single file, by diffusers' own loaders."""
 
 import hashlib
+import mmap
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -140,8 +141,9 @@ def _together(digests: Iterable[str]) -> str:
 
 
 def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    """Hash a file in one call: piece by piece, each piece would wait for the interpreter, which is busy at a start."""
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        return hashlib.sha256(content).hexdigest()
 
 
 def _load_pipeline(path: Path, config: ModelConfig, dtype: torch.dtype, vae_path: Path | None) -> StableDiffusionXLPipeline:

@@ -85,6 +85,7 @@ class Compiled(AsItIs):
             return _load(path) or self._compile(inputs, path)
 
     def _compile(self, inputs: tuple[torch.Tensor, ...], path: Path) -> Function:
+        logger.info("compiling %s for %s, once for this folder: a large model takes minutes", path, tuple(inputs[0].shape))
         for part in inputs:
             if len(part) > _MOST_STATIC_ROWS:
                 torch._dynamo.mark_static(part, list(range(1, part.dim())))

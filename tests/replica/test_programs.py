@@ -17,10 +17,10 @@ from serve_app.messages import Slot
 from serve_app.replica import programs
 from serve_app.replica.attention import blocks, prepare, prompt_context
 from serve_app.replica.checkpoint import Checkpoint, load_checkpoint
-from serve_app.replica.decode import Decoder
+from serve_app.replica.decode import Decoder, decoder_program
 from serve_app.replica.denoise import Denoiser
 from serve_app.replica.previews import PreviewDecoder
-from serve_app.replica.programs import use_compile_cache
+from serve_app.replica.programs import Program, use_compile_cache
 from serve_app.replica.prompts import PromptEncoder
 from serve_app.replica.trajectory import Trajectory
 from serve_app.replica.unet import as_it_is, make_program
@@ -48,6 +48,12 @@ def fresh(tiny_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> I
 def trajectory(checkpoint: Checkpoint, slot: Slot) -> Trajectory:
     encoder = PromptEncoder(checkpoint.pipe, checkpoint.device, 4)
     return Trajectory(slot, checkpoint, encoder.conditions(slot))
+
+
+def small_program(checkpoint: Checkpoint) -> Program[torch.Tensor]:
+    """What takes least to compile: the preview VAE."""
+    assert checkpoint.preview_vae is not None
+    return decoder_program(checkpoint.preview_vae, "full")
 
 
 def compilations() -> int:
@@ -88,15 +94,15 @@ def test_compiled_equals_as_it_is(mode: Compile, fresh: Checkpoint, checkpoint: 
 
 @torch.inference_mode()
 def test_every_size_has_a_program_of_its_own(fresh: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
-    denoiser = Denoiser(fresh, make_program(fresh.unet, "full"))
-    for width in (64, 128, 64):
-        denoiser.warm_up([trajectory(fresh, make_slot(width=width))])
+    program = small_program(fresh)
+    for width in (8, 16, 8):
+        program.warm_up(torch.zeros(1, 4, 8, width))
     assert compilations() == 2
     fail_where_nothing_fits(monkeypatch)
-    for width in (64, 128):
-        denoiser.predict([trajectory(fresh, make_slot(width=width))])
+    for width in (8, 16):
+        assert program(torch.zeros(1, 4, 8, width)).shape == (1, 3, 64, 8 * width)
     with pytest.raises(AssertionError, match="nothing compiled fits"):
-        denoiser.predict([trajectory(fresh, make_slot(width=192))])
+        program(torch.zeros(1, 4, 8, 24))
 
 
 @torch.inference_mode()
@@ -128,20 +134,19 @@ def test_what_was_not_warmed_up_works_and_compiles_nothing(fresh: Checkpoint, ch
 _START = """
 import sys
 import torch
-from pathlib import Path
 from serve_app.config import ModelConfig
 from serve_app.replica.checkpoint import load_checkpoint
-from serve_app.replica.decode import Decoder
-from serve_app.replica.programs import use_compile_cache
+from serve_app.replica.decode import decoder_program
+from serve_app.replica.programs import Program, use_compile_cache
 from torch._dynamo.utils import counters
 
 use_compile_cache(sys.argv[1])
 checkpoint = load_checkpoint(ModelConfig(path=sys.argv[2]), torch.device("cpu"))
 latents = torch.linspace(-2, 2, 256).view(1, 4, 8, 8)
 with torch.inference_mode():
-    decoder = Decoder(checkpoint, "full")
-    decoder.warm_up(latents)
-    print(counters["aot_autograd"]["total"], decoder.decode(latents).wait().tobytes().hex())
+    program = decoder_program(checkpoint.preview_vae, "full")
+    program.warm_up(latents)
+    print(counters["aot_autograd"]["total"], program(latents).numpy().tobytes().hex())
 """
 
 
@@ -159,12 +164,12 @@ def test_starts_share_what_one_has_compiled(tiny_path: Path, tmp_path: Path) -> 
 @torch.inference_mode()
 def test_a_kept_program_that_cannot_be_read_is_compiled_again(fresh: Checkpoint, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     latents = torch.zeros(1, 4, 8, 8)
-    Decoder(fresh, "full").warm_up(latents)
+    small_program(fresh).warm_up(latents)
     (kept,) = tmp_path.glob("parallel-sdxl/*.bin")
     whole = kept.read_bytes()
     kept.write_bytes(whole[:1000])
     with caplog.at_level(logging.WARNING, "ray.serve"):
-        Decoder(fresh, "full").warm_up(latents)
+        small_program(fresh).warm_up(latents)
     assert str(kept) in caplog.text
     assert len(kept.read_bytes()) > 1000
     assert compilations() == 2
@@ -173,41 +178,36 @@ def test_a_kept_program_that_cannot_be_read_is_compiled_again(fresh: Checkpoint,
 @torch.inference_mode()
 def test_a_program_is_kept_for_what_it_depends_on(fresh: Checkpoint, tiny_path: Path, tmp_path: Path) -> None:
     """Other weights of the same architecture use it again; another precision does not."""
-    latents = torch.zeros(1, 4, 8, 8)
+    latents = torch.linspace(-2, 2, 256).view(1, 4, 8, 8)
     other = load_checkpoint(ModelConfig(path=str(tiny_path)), torch.device("cpu"))
-    for parameter in other.vae.parameters():
+    assert other.preview_vae is not None
+    for parameter in other.preview_vae.parameters():
         parameter.data += 0.1
     for checkpoint in (fresh, other):
-        Decoder(checkpoint, "full").warm_up(latents)
+        small_program(checkpoint).warm_up(latents)
     assert compilations() == 1
-    ours, plain = (Decoder(other, mode).decode(latents).wait().astype(int) for mode in ("full", "none"))
-    assert abs(ours - plain).max() <= 1
+    program = small_program(other)
+    program.warm_up(latents)
+    torch.testing.assert_close(program(latents), other.preview_vae.decode(latents).sample)
     half = load_checkpoint(ModelConfig(path=str(tiny_path), dtype="bfloat16"), torch.device("cpu"))
-    Decoder(half, "full").warm_up(latents)
+    small_program(half).warm_up(latents.bfloat16())
     assert compilations() == 2
     assert len(list(tmp_path.glob("parallel-sdxl/*.bin"))) == 2
 
 
 @torch.inference_mode()
-def test_a_decoder_compiles_for_the_size_it_was_warmed_up_for(fresh: Checkpoint, checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
-    latents = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
-    decoder = Decoder(fresh, "full")
-    decoder.warm_up(latents)
-    assert compilations() == 1
-    fail_where_nothing_fits(monkeypatch)
-    ours, theirs = decoder.decode(latents).wait(), Decoder(checkpoint, "none").decode(latents).wait()
-    assert abs(ours.astype(int) - theirs.astype(int)).max() <= 1
-
-
-@torch.inference_mode()
-def test_latents_of_any_layout_meet_the_compiled_decoders(fresh: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A scheduler's latents may be laid out like the UNet's output, the first ones are not."""
+def test_compiled_decoders_equal_those_as_they_are(fresh: Checkpoint, checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For latents of any layout: a scheduler's may be laid out like the UNet's output, the first ones are not."""
     assert fresh.preview_vae is not None
-    latents = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(0))
-    decoders = (Decoder(fresh, "full"), PreviewDecoder(fresh, fresh.preview_vae, 64, "full"))
-    for decoder in decoders:
+    assert checkpoint.preview_vae is not None
+    latents = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    compiled: tuple[Decoder | PreviewDecoder, ...] = (Decoder(fresh, "full"), PreviewDecoder(fresh, fresh.preview_vae, 64, "full"))
+    plain: tuple[Decoder | PreviewDecoder, ...] = (Decoder(checkpoint, "none"), PreviewDecoder(checkpoint, checkpoint.preview_vae, 64, "none"))
+    for decoder in compiled:
         decoder.warm_up(latents)
+    assert compilations() == 2
     fail_where_nothing_fits(monkeypatch)
-    for decoder in decoders:
-        straight = decoder.decode(latents).wait()
-        assert (decoder.decode(latents.contiguous(memory_format=torch.channels_last)).wait() == straight).all()
+    for ours, theirs in zip(compiled, plain, strict=True):
+        expected = theirs.decode(latents).wait().astype(int)
+        for given in (latents, latents.contiguous(memory_format=torch.channels_last)):
+            assert abs(ours.decode(given).wait().astype(int) - expected).max() <= 1
