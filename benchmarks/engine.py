@@ -106,6 +106,7 @@ class EngineBench:
         for job in jobs:
             self._engine.cancel(job)
         while self._engine.load().active:
+            self._engine.check()
             time.sleep(0.01)
         return finished
 

@@ -144,7 +144,7 @@ def _load(name: str, goal: Goal | None = None) -> Trial:
         finished = service.load(clients, work.images_per_client, 4 * work.seconds)
         return {name: rates(finished, warm_up=images, window=images)}
 
-    return Trial((Measure(name, "images/s", "4 clients a GPU, 4 images each, again and again", goal),), run, seconds=60)
+    return Trial((Measure(name, "images/s", "4 clients a GPU, 4 images each, again and again", goal),), run, seconds=80)
 
 
 def _service(name: str, devices: int, trials: tuple[Trial, ...]) -> Subject:

@@ -73,12 +73,12 @@ class Service:
         return Streamed(preview, tuple(finished), total)
 
     def load(self, clients: int, images: int, seconds: float, **changes: Any) -> list[float]:
-        """Let clients ask again and again for `seconds`, each at least three times; return when each image's answer was there, in order."""
+        """Let clients ask again and again for `seconds`, each at least four times; return when each image's answer was there, in order."""
 
         def ask(http: httpx2.Client) -> httpx2.Response:
             return http.post(f"{self.url}/generate", json=self._body(images, **changes))
 
-        answered = keep_asking(clients, seconds, 3, ask, lambda response: _check(response, images), timeout_s=_REQUEST_TIMEOUT_S)
+        answered = keep_asking(clients, seconds, 4, ask, lambda response: _check(response, images), timeout_s=_REQUEST_TIMEOUT_S)
         return [moment for moment in answered for _ in range(images)]
 
     def _body(self, images: int, **changes: Any) -> dict[str, Any]:

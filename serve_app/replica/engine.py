@@ -297,8 +297,9 @@ class Engine:
         slot = active.job.slot
         try:
             pixels = pending.wait()
+            info = self._checkpoint.info
             decoded = time.perf_counter()
-            b64 = encode_picture(pixels, slot, self._checkpoint.info)
+            b64 = encode_picture(pixels, slot, info)
             encode_s = time.perf_counter() - decoded
             work = Work(active.encode_prompt_s, denoised - active.admitted, decoded - denoised, encode_s)
             self._observer.encoded(encode_s)

@@ -73,4 +73,4 @@ class PreviewDecoder:
         longest = max(clean.shape[-2:]) * self._scale
         factor = -(-longest // self._max_size)
         pooled = adaptive_avg_pool2d(clean, (max(1, clean.shape[-2] // factor), max(1, clean.shape[-1] // factor))) if factor > 1 else clean
-        return pooled.to(self._dtype, memory_format=self._layout)
+        return pooled.to(self._dtype).contiguous(memory_format=self._layout)

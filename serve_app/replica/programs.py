@@ -9,6 +9,7 @@ import logging
 import os
 import platform
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from functools import cache
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, cast
@@ -22,6 +23,10 @@ logger = logging.getLogger("ray.serve")
 
 _MOST_STATIC_ROWS = 2
 """One image has a row or, with guidance, two: its program knows their number, which is faster. Larger numbers share one."""
+
+_CACHE_VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
+_LONGEST_COMPILATION_S = 900.0
+"""So long a process waits for another's compilation, before it compiles by itself."""
 
 Function = Callable[..., torch.Tensor]
 """Takes a model and tensors whose first dimension are rows."""
@@ -42,7 +47,7 @@ class Program(Protocol[Output_co]):
 
 def use_compile_cache(folder: str) -> None:
     """Make the compiler of this process keep its results in `folder`, where `~` is the home folder, and look there first."""
-    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(Path(folder).expanduser())
+    os.environ[_CACHE_VARIABLE] = str(Path(folder).expanduser())
 
 
 class AsItIs:
@@ -66,28 +71,41 @@ class Compiled(AsItIs):
         """Take a function that is defined at the top of its file, one of diffusers' models, and options of torch's compiler."""
         super().__init__(function, module)
         self._options = dict(options or {})
-        self._programs: dict[_Shape, Function] = {}
+        self._programs: dict[_Shape, Any] = {}
 
     def __call__(self, *inputs: torch.Tensor) -> torch.Tensor:
-        return self._programs.get(_shape(inputs), self._function)(self._module, *inputs)
+        fitting = (program for shape in _shapes(inputs) if (program := self._programs.get(shape)) and self._fits(program, inputs))
+        return next(fitting, self._function)(self._module, *inputs)
 
     def warm_up(self, *inputs: torch.Tensor) -> None:
         """Load the program for inputs of this shape, or compile it; where another process is at it, wait for that one's."""
-        shape = _shape(inputs)
-        if shape in self._programs:
-            return
-        path = self._path(inputs)
-        self._programs[shape] = _load(path) or self._compile_once(inputs, path)
+        for shape in _shapes(inputs):
+            if shape not in self._programs:
+                path = self._path(inputs, shape)
+                self._programs[shape] = _load(path) or self._compile_once(inputs, shape, path)
+            if self._fits(self._programs[shape], inputs):
+                return
 
-    def _compile_once(self, inputs: tuple[torch.Tensor, ...], path: Path) -> Function:
+    def _fits(self, program: Any, inputs: tuple[torch.Tensor, ...]) -> bool:
+        return bool(program.guard_check(self._module, *inputs))
+
+    def _compile_once(self, inputs: tuple[torch.Tensor, ...], shape: _Shape, path: Path) -> Any:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(path.with_suffix(".lock")):
-            return _load(path) or self._compile(inputs, path)
+        with ExitStack() as held:
+            try:
+                held.enter_context(FileLock(path.with_suffix(".lock"), timeout=_LONGEST_COMPILATION_S))
+            except (OSError, NotImplementedError):  # some network file systems have no locks; a timeout is an OSError too
+                logger.warning("%s cannot be locked; it may be compiled more than once", path, exc_info=True)
+            if not (program := _load(path)):
+                logger.info("compiling %s for %s, once for this folder: a large model takes minutes", path, tuple(inputs[0].shape))
+                program = self._compile(inputs, shape)
+                _keep(program, path)
+            return program
 
-    def _compile(self, inputs: tuple[torch.Tensor, ...], path: Path) -> Function:
-        logger.info("compiling %s for %s, once for this folder: a large model takes minutes", path, tuple(inputs[0].shape))
-        for part in inputs:
-            if len(part) > _MOST_STATIC_ROWS:
+    def _compile(self, inputs: tuple[torch.Tensor, ...], shape: _Shape) -> Any:
+        given = [part.detach() for part in inputs]  # what is marked here shall not be marked for another program
+        for part in given:
+            if shape[0] is None:
                 torch._dynamo.mark_static(part, list(range(1, part.dim())))
                 torch._dynamo.mark_dynamic(part, 0)
             else:
@@ -96,34 +114,33 @@ class Compiled(AsItIs):
         options = {**self._options, "guard_filter_fn": _of_shapes}
         with torch._dynamo.config.patch(enable_aot_compile=True):
             compiler: Any = torch.compile(self._function, fullgraph=True, options=options)
-            program: Any = compiler.aot_compile(((self._module, *inputs), {}))
-        try:
-            program.save_compiled_function(str(path))
-        except Exception:
-            logger.warning("a compiled program could not be kept in %s; the next start compiles it again", path, exc_info=True)
-        return cast("Function", program)
+            return compiler.aot_compile(((self._module, *given), {}))
 
-    def _path(self, inputs: tuple[torch.Tensor, ...]) -> Path:
+    def _path(self, inputs: tuple[torch.Tensor, ...], shape: _Shape) -> Path:
         """Return where the program is kept: a name of all that it depends on."""
         config = cast("Mapping[str, Any]", self._module.config)
         tensors = [*self._module.named_parameters(), *self._module.named_buffers()]
         parts = (
-            _surroundings(),
+            _surroundings(inputs[0].device),
             self._function.__qualname__,
             self._options,
             self._module,
             {key: value for key, value in config.items() if not key.startswith("_")},  # the others are paths
             [(name, *_layout(tensor)) for name, tensor in tensors],
-            [_layout(part) for part in inputs] if len(inputs[0]) <= _MOST_STATIC_ROWS else [_layout(part[:1]) for part in inputs],
-            _shape(inputs),
+            [_layout(part[:1] if shape[0] is None else part) for part in inputs],
+            shape,
         )
         digest = hashlib.sha256("\n".join(map(str, parts)).encode()).hexdigest()
         return _folder() / f"{self._function.__qualname__}-{digest[:32]}.bin"
 
 
-def _shape(inputs: tuple[torch.Tensor, ...]) -> _Shape:
+def _shapes(inputs: tuple[torch.Tensor, ...]) -> Sequence[_Shape]:
+    """Return what a program for these inputs may be made for, the first choice first.
+
+    Of many rows: any number of them, or, where the compiler has found that their number matters, this one.
+    """
     rows, *others = inputs[0].shape
-    return (rows if rows <= _MOST_STATIC_ROWS else None, *others)
+    return [(rows, *others)] if rows <= _MOST_STATIC_ROWS else [(None, *others), (rows, *others)]
 
 
 def _of_shapes(guards: Sequence[Any]) -> list[bool]:
@@ -134,16 +151,28 @@ def _layout(tensor: torch.Tensor) -> tuple[Any, ...]:
     return tuple(tensor.shape), tensor.stride(), tensor.dtype, tensor.device.type
 
 
-def _load(path: Path) -> Function | None:
+def _load(path: Path) -> Any:
+    """Return the program that is kept there, or None."""
     if not path.exists():
         return None
     try:
         with path.open("rb") as file:
-            program: Function = torch.compiler.load_compiled_function(file)
+            return torch.compiler.load_compiled_function(file)
     except Exception:
         logger.warning("the compiled program in %s cannot be used here; it is compiled again", path, exc_info=True)
         return None
-    return program
+
+
+def _keep(program: Any, path: Path) -> None:
+    """Write a program; nobody sees half of it."""
+    unfinished = path.with_suffix(f".{os.getpid()}")
+    try:
+        program.save_compiled_function(str(unfinished))
+        unfinished.chmod(0o644)  # the folder may be shared by the users of several pods
+        unfinished.replace(path)
+    except Exception:
+        logger.warning("a compiled program could not be kept in %s; the next start compiles it again", path, exc_info=True)
+        unfinished.unlink(missing_ok=True)
 
 
 def _folder() -> Path:
@@ -152,11 +181,19 @@ def _folder() -> Path:
     return Path(cache_dir(), "parallel-sdxl")
 
 
+def _surroundings(device: torch.device) -> tuple[object, ...]:
+    """Everything outside of the model that a program depends on: versions, settings, this code, the device."""
+    if device.type == "cuda":
+        machine: tuple[object, ...] = (torch.cuda.get_device_name(device), torch.cuda.get_device_capability(device))
+    else:
+        machine = (torch.backends.cpu.get_cpu_capability(), os.cpu_count(), torch.get_num_threads())
+    settings = sorted((name, value) for name, value in os.environ.items() if name.startswith("TORCHINDUCTOR_") and name != _CACHE_VARIABLE)
+    return platform.python_version(), torch.__version__, diffusers.__version__, settings, _code(), machine
+
+
 @cache
-def _surroundings() -> tuple[str, ...]:
-    """Everything outside of the model that a program depends on: versions, this code, the device."""
-    gpu = f"{torch.cuda.get_device_name()} {torch.cuda.get_device_capability()}" if torch.cuda.is_available() else "none"
+def _code() -> str:
     code = hashlib.sha256()
     for file in sorted(Path(__file__).parent.glob("*.py")):
         code.update(file.read_bytes())
-    return platform.python_version(), torch.__version__, diffusers.__version__, code.hexdigest(), gpu, torch.backends.cpu.get_cpu_capability()
+    return code.hexdigest()

@@ -67,12 +67,15 @@ def fail_where_nothing_fits(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise AssertionError("nothing compiled fits")
 
-    def call(self: programs.Compiled, *inputs: torch.Tensor) -> torch.Tensor:
-        return self._programs.get(programs._shape(inputs), refuse)(self._module, *inputs)  # type: ignore[return-value]
+    call = programs.Compiled.__call__
+
+    def strict(self: programs.Compiled, *inputs: torch.Tensor) -> torch.Tensor:
+        monkeypatch.setattr(self, "_function", refuse)
+        return call(self, *inputs)
 
     set_stance = torch.compiler.set_stance
     monkeypatch.setattr(torch.compiler, "set_stance", lambda _: set_stance("fail_on_recompile"))
-    monkeypatch.setattr(programs.Compiled, "__call__", call)
+    monkeypatch.setattr(programs.Compiled, "__call__", strict)
 
 
 @pytest.mark.parametrize("mode", ["regional", "full"])
@@ -172,12 +175,46 @@ def test_a_kept_program_that_cannot_be_read_is_compiled_again(fresh: Checkpoint,
         small_program(fresh).warm_up(latents)
     assert str(kept) in caplog.text
     assert len(kept.read_bytes()) > 1000
+    assert {file.suffix for file in kept.parent.iterdir()} == {".bin", ".lock"}
     assert compilations() == 2
 
 
 @torch.inference_mode()
+def test_where_the_number_of_rows_matters_it_has_a_program_of_its_own(
+    fresh: Checkpoint, checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the CPU the compiler takes another convolution from 16 rows on, and says so in a guard."""
+    program = small_program(fresh)
+    for rows in (4, 16):
+        program.warm_up(torch.zeros(rows, 4, 8, 8))
+    assert checkpoint.preview_vae is not None
+    for rows in (3, 15, 16, 17):  # nobody asked for the last: as it is
+        latents = torch.randn(rows, 4, 8, 8, generator=torch.Generator().manual_seed(rows))
+        torch.testing.assert_close(program(latents), checkpoint.preview_vae.decode(latents).sample, atol=1e-4, rtol=1e-4)
+    fail_where_nothing_fits(monkeypatch)
+    for rows in (3, 15, 16):
+        program(torch.zeros(rows, 4, 8, 8))
+    with pytest.raises(AssertionError, match="nothing compiled fits"):
+        program(torch.zeros(17, 4, 8, 8))
+
+
+@torch.inference_mode()
+def test_a_folder_without_locks_keeps_programs_all_the_same(
+    fresh: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def no_locks(*_: object, **__: object) -> None:
+        raise OSError("no locks available")
+
+    monkeypatch.setattr(programs, "FileLock", no_locks)
+    with caplog.at_level(logging.WARNING, "ray.serve"):
+        small_program(fresh).warm_up(torch.zeros(1, 4, 8, 8))
+    assert "cannot be locked" in caplog.text
+    assert len(list(tmp_path.glob("parallel-sdxl/*.bin"))) == 1
+
+
+@torch.inference_mode()
 def test_a_program_is_kept_for_what_it_depends_on(fresh: Checkpoint, tiny_path: Path, tmp_path: Path) -> None:
-    """Other weights of the same architecture use it again; another precision does not."""
+    """Other weights of the same architecture use it again; another precision or, on the CPU, number of threads does not."""
     latents = torch.linspace(-2, 2, 256).view(1, 4, 8, 8)
     other = load_checkpoint(ModelConfig(path=str(tiny_path)), torch.device("cpu"))
     assert other.preview_vae is not None
@@ -192,7 +229,11 @@ def test_a_program_is_kept_for_what_it_depends_on(fresh: Checkpoint, tiny_path: 
     half = load_checkpoint(ModelConfig(path=str(tiny_path), dtype="bfloat16"), torch.device("cpu"))
     small_program(half).warm_up(latents.bfloat16())
     assert compilations() == 2
-    assert len(list(tmp_path.glob("parallel-sdxl/*.bin"))) == 2
+    torch.set_num_threads(2)
+    small_program(fresh).warm_up(latents)
+    torch.set_num_threads(1)
+    assert compilations() == 3
+    assert len(list(tmp_path.glob("parallel-sdxl/*.bin"))) == 3
 
 
 @torch.inference_mode()
