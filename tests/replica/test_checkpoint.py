@@ -1,5 +1,6 @@
 import json
 import shutil
+import threading
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from diffusers import AutoencoderKL, EulerAncestralDiscreteScheduler, LCMSchedul
 from serve_app.config import ModelConfig
 from serve_app.models import PREVIEW_FOLDER
 from serve_app.models.tiny import build
+from serve_app.replica import checkpoint as checkpoint_module
 from serve_app.replica.checkpoint import CheckpointError, load_checkpoint, weights_hash
 from tests.conftest import MakeEngine, make_slot
 
@@ -129,3 +131,17 @@ def test_pickled_weights_are_never_loaded(copy: Path) -> None:
 def test_the_tiny_model_is_the_same_every_time_it_is_built(tiny_path: Path, tmp_path: Path) -> None:
     assert weights_hash(build(tmp_path), None) == weights_hash(tiny_path, None)
     assert [p.name for p in tmp_path.iterdir()] == [tiny_path.name], "nothing half-made is left behind"
+
+
+def test_loading_does_not_wait_for_the_hash_of_the_weights(tiny_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    may_end = threading.Event()
+
+    def slow(*_: object) -> str:
+        assert may_end.wait(timeout=60)
+        return "0123456789"
+
+    monkeypatch.setattr(checkpoint_module, "weights_hash", slow)
+    loaded = load_checkpoint(ModelConfig(path=str(tiny_path)), CPU)
+    assert not loaded.named.done()
+    may_end.set()
+    assert loaded.info.hash == "0123456789"
