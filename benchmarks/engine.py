@@ -29,7 +29,7 @@ class EngineBench:
         self._args = conditions.args()
         self._checkpoint = load(self._args)
         self._engine: Engine | None = None
-        self._images = 0
+        self._setting = (0, 0)
         self._seed = 0
 
     def close(self) -> None:
@@ -37,20 +37,24 @@ class EngineBench:
             self._engine.stop()
             self._engine = None
 
-    def prepare(self, images_per_call: int, slot: Slot) -> None:
-        """Start an engine for such slots that puts up to so many into a UNet call, warmed up as a replica would be, and paint with it once."""
-        if self._engine and self._images == images_per_call:
+    def prepare(self, at_once: int, slot: Slot, images_per_call: int | None = None) -> None:
+        """Start an engine that paints so many of such slots at once, all in one UNet call where not said otherwise, and paint with it once.
+
+        It is warmed up as a replica would be.
+        """
+        setting = at_once, images_per_call or at_once
+        if self._engine and self._setting == setting:
             return
         self.close()
-        config = self._args.engine.model_copy(update={"max_batch_size": images_per_call, "images_per_call": images_per_call})
+        config = self._args.engine.model_copy(update=dict(zip(("max_batch_size", "images_per_call"), setting, strict=True)))
         engine = Engine(self._checkpoint, config, self._args.preview, Silent())
         try:
             engine.start([slot]).result()
         except BaseException:
             engine.stop()
             raise
-        self._engine, self._images = engine, images_per_call
-        self.paint([self._fresh(slot) for _ in range(images_per_call)])
+        self._engine, self._setting = engine, setting
+        self.paint([self._fresh(slot) for _ in range(at_once)])
 
     def image(self, slot: Slot) -> float:
         """Return the seconds from a slot to its file, the prompt one that was never seen."""
@@ -86,6 +90,10 @@ class EngineBench:
                 start, end = launches.get(event.id, (event.time_range.start, event.time_range.end))
                 launches[event.id] = min(start, event.time_range.start), max(end, event.time_range.end)
         return 100 * idle_fraction(list(launches.values()))
+
+    @property
+    def _images(self) -> int:
+        return self._setting[0]
 
     @property
     def _window(self) -> int:

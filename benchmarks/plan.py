@@ -59,6 +59,13 @@ def _idle(bench: EngineBench, conditions: Conditions) -> Samples:
     return {"engine.idle": [bench.idle(slot, 0)]}
 
 
+def _turns(bench: EngineBench, conditions: Conditions) -> Samples:
+    """What a replica does by default."""
+    slot = conditions.slot()
+    bench.prepare(4, slot, images_per_call=1)
+    return {"engine.turns4": bench.rates(slot, conditions.workload.seconds)}
+
+
 def _few(conditions: Conditions) -> Slot:
     return conditions.slot(num_inference_steps=conditions.workload.few_steps, guidance_scale=0.0)
 
@@ -72,6 +79,7 @@ ENGINE = Subject(
         _latency("engine", Goal(0.74, 0.60)),
         Trial((Measure("engine.png", "s", "the same with a PNG"),), _png, seconds=15),
         Trial((Measure("engine.idle", "%", "GPU idle between launches under load, by profiler", Goal(3, 1)),), _idle, seconds=40),
+        Trial((Measure("engine.turns4", "images/s", "4 images in turns, one a UNet call, more waiting"),), _turns, seconds=40),
         *(_batch("engine", images) for images in _BATCHES),
     ),
 )
