@@ -35,7 +35,7 @@ class Replica:
         self._reader = PromptReader(self._checkpoint.pipe)
         slots = _warm_up_slots(args, self._checkpoint.scheduler)
         await asyncio.wrap_future(self._engine.start(slots))
-        await asyncio.wrap_future(self._checkpoint.named)
+        await asyncio.wrap_future(self._checkpoint.named)  # what is wrong with the weights' files is said here, not by a picture
         for slot in slots:
             await self.generate(slot)
         logger.info("ready: %s loaded in %.1f s, warmed up in %.1f s", self._checkpoint.info.name, loaded - started, time.perf_counter() - loaded)
