@@ -19,6 +19,7 @@ from serve_app.config import ModelConfig
 from serve_app.models import EMBEDDED, PREVIEW_FOLDER, embedded_path
 from serve_app.replica.attention import prepare
 from serve_app.replica.device import fast_layout
+from serve_app.replica.norms import use_channels_last_norms
 from serve_app.replica.schedulers import SCHEDULER_NAMES, scheduler_name
 from serve_app.schemas import ModelInfo, SchedulerName
 
@@ -196,7 +197,7 @@ def _revision(path: Path, config: ModelConfig) -> str | None:
 
 
 def _place(pipe: StableDiffusionXLPipeline, device: torch.device) -> None:
-    """Move a pipeline to its device.
+    """Move a pipeline to its device, and into the layout that is fast there.
 
     On the CPU its weights are still mapped from their file, at whatever alignment they have there, and kernels round
     by alignment: copied, they give the same bits from any file.
@@ -204,6 +205,8 @@ def _place(pipe: StableDiffusionXLPipeline, device: torch.device) -> None:
     pipe.to(device)
     for module in (pipe.unet, pipe.vae):
         module.to(memory_format=fast_layout(device))
+        if fast_layout(device) == torch.channels_last:
+            use_channels_last_norms(module)
     if device.type == "cpu":
         for module in (pipe.text_encoder, pipe.text_encoder_2, pipe.unet, pipe.vae):
             for parameter in module.parameters():

@@ -65,11 +65,12 @@ class Fp8Linear(nn.Module):
         weight = linear.weight.float()
         self.weight_scale = nn.Buffer(weight.abs().amax() / _LARGEST)
         self.input_scale = nn.Buffer(peak.float().clamp(min=1e-12) / _LARGEST)
+        self.input_factor = nn.Buffer(1 / self.input_scale)  # GPUs divide slowly
         self.weight = nn.Buffer((weight / self.weight_scale).to(_FP8))
         self.bias = linear.bias
 
     def forward(self, value: torch.Tensor) -> torch.Tensor:
-        scaled = (value.float() / self.input_scale).clamp(-_LARGEST, _LARGEST).to(_FP8)
+        scaled = (value.float() * self.input_factor).clamp(-_LARGEST, _LARGEST).to(_FP8)
         product: torch.Tensor = torch._scaled_mm(
             scaled.reshape(-1, scaled.shape[-1]),
             self.weight.t(),

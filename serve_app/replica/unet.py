@@ -5,7 +5,7 @@ from diffusers import UNet2DConditionModel
 
 from serve_app.config import Compile
 from serve_app.replica.attention import blocks
-from serve_app.replica.programs import AsItIs, Compiled, Program
+from serve_app.replica.programs import AsItIs, Compiled, Program, our_choices
 from serve_app.replica.recordings import recorded
 
 _MOST_COMPILATIONS = 64
@@ -46,7 +46,7 @@ class _CompiledBlocks(AsItIs):
 
     def warm_up(self, *inputs: torch.Tensor) -> None:
         # The compiler's settings hold for the thread that makes them.
-        with torch._dynamo.config.patch(recompile_limit=_MOST_COMPILATIONS):
+        with torch._dynamo.config.patch(recompile_limit=_MOST_COMPILATIONS), our_choices():
             super().__call__(*inputs)
             super().__call__(*(part[:1] for part in inputs))
 

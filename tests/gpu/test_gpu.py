@@ -3,13 +3,18 @@
 Collected where there is one: `pytest tests/gpu`.
 """
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
+from torch._inductor.utils import run_and_get_code
+from torch.nn import functional as F  # noqa: N812, the usual name
 
 from serve_app.config import Compile, EngineConfig, ModelConfig, PreviewConfig
 from serve_app.messages import Painted, Preview, Slot
@@ -17,13 +22,16 @@ from serve_app.replica.checkpoint import Checkpoint, load_checkpoint
 from serve_app.replica.decode import Decoder
 from serve_app.replica.denoise import Denoiser
 from serve_app.replica.engine import Engine
+from serve_app.replica.norms import ChannelsLastGroupNorm
 from serve_app.replica.previews import PreviewDecoder
+from serve_app.replica.programs import Compiled
 from serve_app.replica.prompts import PromptEncoder, TextEncoders
 from serve_app.replica.quantize import to_fp8
 from serve_app.replica.trajectory import Trajectory
 from serve_app.replica.unet import as_it_is, make_program
 from serve_app.schemas import SchedulerName
 from tests.conftest import Collector, Watch, make_slot
+from tests.replica.test_norms import group_norms
 from tests.replica.test_programs import fail_where_nothing_fits
 
 GPU = torch.device("cuda", 0)
@@ -135,6 +143,28 @@ def test_previews_on_their_own_stream_are_those_of_their_latents(painter: Checkp
         torch.randn(1, 4, 8, 8, device=GPU)
     for latent, own in zip(latents, pending, strict=True):
         assert np.array_equal(own.wait(), decoder.decode(latent.to(GPU)).wait())
+
+
+def test_group_norms_are_those_for_this_layout(painter: Checkpoint) -> None:
+    assert group_norms(painter.unet) == group_norms(painter.vae) == {ChannelsLastGroupNorm}
+
+
+class _Norm(nn.LayerNorm):
+    config: ClassVar[dict[str, object]] = {}
+
+
+def _norm(norm: nn.Module, rows: torch.Tensor) -> torch.Tensor:
+    result: torch.Tensor = norm(rows)
+    return result
+
+
+@torch.inference_mode()
+def test_a_norm_as_wide_as_sdxls_reads_a_row_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(os.environ, "TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    program, rows = Compiled(_norm, _Norm(1280, device=GPU)), torch.randn(2, 100, 1280, device=GPU)
+    _, codes = run_and_get_code(program.warm_up, rows)
+    assert "persistent_reduction" in codes[0]
+    torch.testing.assert_close(program(rows), F.layer_norm(rows, (1280,)))
 
 
 @contextmanager
