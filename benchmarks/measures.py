@@ -83,6 +83,17 @@ class Best:
     of: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class PerDevice:
+    """A row that is the median of one measure divided by its number of devices."""
+
+    measure: Measure
+    of: str
+
+
+Derived = Ratio | Best | PerDevice
+
+
 class Result(Frozen):
     """What came of a measure: samples, or a reason why there are none."""
 

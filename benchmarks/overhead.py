@@ -5,7 +5,6 @@ Both sides of a ratio are measured in turn, so that a machine that slows down sl
 
 import http.client
 import json
-import socket
 import statistics
 import sys
 import time
@@ -21,6 +20,7 @@ import torch
 import yaml
 from ray import serve
 
+from benchmarks.ports import free_port
 from serve_app.app import build
 from serve_app.config import AppArgs
 from serve_app.errors import SlotFailed
@@ -102,9 +102,7 @@ def _report(target: Target) -> None:
 @contextmanager
 def _deployed(applications: dict[str, AppArgs]) -> Iterator[int]:
     """Run several applications in one Serve, and yield its port once all are ready."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = int(probe.getsockname()[1])
+    port = free_port()
     cores = sum(args.num_replicas * args.num_cpus for args in applications.values())
     # More cores than the machine may have: only one application works at a time.
     ray.init(address="local", num_cpus=int(cores), include_dashboard=False, log_to_driver=False, logging_level="ERROR")

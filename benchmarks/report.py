@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from benchmarks.conditions import Conditions
-from benchmarks.measures import Best, Measure, Ratio, Result, Subject
+from benchmarks.measures import Best, Derived, Measure, PerDevice, Ratio, Result, Subject
 
 _PACKAGES = ("torch", "diffusers", "transformers", "ray")
 
@@ -36,7 +36,7 @@ class Row:
         return self.measure.goal.verdict(self.value)
 
 
-def rows(phases: Iterable[Iterable[Subject]], derived: Iterable[Ratio | Best], results: Sequence[Result]) -> list[Row]:
+def rows(phases: Iterable[Iterable[Subject]], derived: Iterable[Derived], results: Sequence[Result]) -> list[Row]:
     """Return the measured rows in the plan's order, then those that are computed from them."""
     by_name = {result.name: result for result in results}
     measures = [m for phase in phases for subject in phase for trial in subject.trials for m in trial.measures]
@@ -92,20 +92,25 @@ def _ends(samples: Sequence[float]) -> tuple[float, float]:
     return cuts[0], cuts[-1]
 
 
-def _derive(each: Ratio | Best, measured: dict[str, Row]) -> Row | None:
+def _derive(each: Derived, measured: dict[str, Row]) -> Row | None:
     """Return the row, or None where nothing it is made of was asked for."""
-    names = each.of if isinstance(each, Best) else (each.of, each.to)
-    parts = [measured[name] for name in names if name in measured]
-    if isinstance(each, Best):
-        values = [part.value for part in parts if part.value is not None]
-        return Row(each.measure, max(values), samples=len(values)) if values else None
-    if len(parts) < 2:
-        return None
-    of, to = parts
+    match each:
+        case Best():
+            values = [measured[name].value for name in each.of if name in measured]
+            found = [value for value in values if value is not None]
+            return Row(each.measure, max(found), samples=len(found)) if found else None
+        case PerDevice():
+            part = measured.get(each.of)
+            return Row(each.measure, part.value / part.devices) if part and part.value is not None else None
+        case Ratio():
+            return _ratio(each, measured[each.of], measured[each.to]) if {each.of, each.to} <= measured.keys() else None
+
+
+def _ratio(ratio: Ratio, of: Row, to: Row) -> Row:
     if of.value is None or to.value is None:
-        return Row(each.measure, None, missing=f"no {each.of if of.value is None else each.to}")
-    scale = to.devices / of.devices if each.per_device else 1
-    return Row(each.measure, of.value / to.value * scale)
+        return Row(ratio.measure, None, missing=f"no {ratio.of if of.value is None else ratio.to}")
+    scale = to.devices / of.devices if ratio.per_device else 1
+    return Row(ratio.measure, of.value / to.value * scale)
 
 
 def _number(value: float | None) -> str:

@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -20,6 +19,7 @@ import yaml
 
 from benchmarks.clients import keep_asking
 from benchmarks.conditions import Conditions
+from benchmarks.ports import free_port
 
 _START_TIMEOUT_S = 240.0
 _STOP_TIMEOUT_S = 40.0
@@ -121,12 +121,6 @@ def open_service(conditions: Conditions) -> Iterator[Service]:
             service.close()
         finally:
             _stop(process)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _wait_until_ready(process: "subprocess.Popen[bytes]", port: int, replicas: int, log: Path) -> None:

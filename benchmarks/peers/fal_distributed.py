@@ -10,7 +10,7 @@ from typing import Any
 
 from benchmarks.conditions import Conditions
 from benchmarks.measures import rounds
-from benchmarks.service import free_port
+from benchmarks.ports import free_port
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from ray import serve
 from benchmarks.clients import keep_asking
 from benchmarks.conditions import Conditions
 from benchmarks.peers.pipeline import load_pipeline
-from benchmarks.service import free_port
+from benchmarks.ports import free_port
 
 _TIMEOUT_S = 300
 

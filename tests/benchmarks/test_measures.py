@@ -1,7 +1,7 @@
 import pytest
 
 from benchmarks.idle import idle_fraction
-from benchmarks.measures import Best, Goal, Measure, Ratio, Result, Subject, Trial, rates
+from benchmarks.measures import Best, Goal, Measure, PerDevice, Ratio, Result, Subject, Trial, rates
 from benchmarks.report import rows, table
 
 
@@ -38,12 +38,16 @@ def test_rows_are_measured_missing_or_computed() -> None:
         Ratio(Measure("scale", "x", ""), "four", "one", per_device=True),
         Ratio(Measure("nothing", "x", ""), "gone", "one"),
         Best(Measure("best", "images/s", "", Goal(6, 8)), ("one", "four", "gone")),
+        PerDevice(Measure("each", "images/s", "", Goal(1, 2)), "four"),
         Best(Measure("not asked for", "x", ""), ("other",)),
+        PerDevice(Measure("not asked for", "x", ""), "other"),
+        PerDevice(Measure("not asked for", "x", ""), "gone"),
     )
     made = {row.measure.name: row for row in rows([[subject]], derived, results)}
     assert made["one"].value == 2.0
     assert made["scale"].value == pytest.approx(6 / 4 / 2)
     assert made["nothing"].missing == "no gone"
     assert (made["best"].value, made["best"].verdict) == (6.0, "must")
+    assert (made["each"].value, made["each"].verdict) == (1.5, "must")
     assert "not asked for" not in made
     assert "not installed" in table(list(made.values()))

@@ -10,7 +10,7 @@ import torch
 from benchmarks import gpu
 from benchmarks.child import Job, read, run
 from benchmarks.conditions import TINY, TINY_OVERRIDES, Conditions
-from benchmarks.measures import Best, Subject
+from benchmarks.measures import Best, PerDevice, Ratio, Subject
 from benchmarks.plan import DERIVED, ENGINE, ENGINE_512, ENGINE_FEW, ENGINE_FP8, PHASES, STOCK, STOCK_BF16
 from benchmarks.report import rows
 
@@ -69,6 +69,12 @@ def test_the_deployed_service_and_the_peers_that_serve(tmp_path: Path, capsys: p
 
 def test_derived_rows_are_made_of_measures_that_exist() -> None:
     names = {m.name for phase in PHASES for subject in phase for trial in subject.trials for m in trial.measures}
-    for each in DERIVED:
-        assert set(each.of if isinstance(each, Best) else (each.of, each.to)) <= names
+    for derived in DERIVED:
+        match derived:
+            case Best(of=parts):
+                assert set(parts) <= names
+            case PerDevice(of=part):
+                assert part in names
+            case Ratio(of=of, to=to):
+                assert {of, to} <= names
     assert rows(PHASES, DERIVED, []) == []

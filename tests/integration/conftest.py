@@ -1,7 +1,6 @@
 """A real Ray with real Serve over HTTP, on two replicas of the tiny model."""
 
 import json
-import socket
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ import ray
 from ray import serve
 from ray.serve import RunTarget
 
+from benchmarks.ports import free_port
 from serve_app.app import build
 from serve_app.config import AdmissionConfig, AppArgs, AuthConfig, EngineConfig, FilesConfig, LimitsConfig, ModelConfig, PreviewConfig
 from serve_app.messages import ReplicaStatus
@@ -22,12 +22,6 @@ from serve_app.messages import ReplicaStatus
 APP = "test"
 REPLICAS = 2
 MIN_INTERVAL_S = 0.05
-
-
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
 
 
 @dataclass(frozen=True)
