@@ -1,18 +1,18 @@
 """Ports for servers that start a while after their port was chosen."""
 
-import secrets
+import random
 import socket
 
 _PORTS = range(20_000, 32_000)
-"""Below those that systems give to the near ends of connections, one of which would take the port meanwhile, and above those Ray chooses from."""
+"""Above those Ray chooses from, and below those that Linux, by default, gives to the near ends of connections: one would take the port meanwhile."""
 
 
 def free_port() -> int:
-    while True:
-        port = secrets.choice(_PORTS)
+    for port in random.sample(_PORTS, len(_PORTS)):
         with socket.socket() as probe:
             try:
                 probe.bind(("127.0.0.1", port))
             except OSError:
                 continue
         return port
+    raise OSError(f"no port of {_PORTS} is free")

@@ -100,10 +100,13 @@ def _derive(each: Derived, measured: dict[str, Row]) -> Row | None:
             found = [value for value in values if value is not None]
             return Row(each.measure, max(found), samples=len(found)) if found else None
         case PerDevice():
-            part = measured.get(each.of)
-            return Row(each.measure, part.value / part.devices) if part and part.value is not None else None
+            return _each(each, measured[each.of]) if each.of in measured else None
         case Ratio():
             return _ratio(each, measured[each.of], measured[each.to]) if {each.of, each.to} <= measured.keys() else None
+
+
+def _each(each: PerDevice, of: Row) -> Row:
+    return Row(each.measure, None, missing=f"no {each.of}") if of.value is None else Row(each.measure, of.value / of.devices)
 
 
 def _ratio(ratio: Ratio, of: Row, to: Row) -> Row:

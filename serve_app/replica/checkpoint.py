@@ -203,9 +203,10 @@ def _place(pipe: StableDiffusionXLPipeline, device: torch.device) -> None:
     by alignment: copied, they give the same bits from any file.
     """
     pipe.to(device)
+    layout = fast_layout(device)
     for module in (pipe.unet, pipe.vae):
-        module.to(memory_format=fast_layout(device))
-        if fast_layout(device) == torch.channels_last:
+        module.to(memory_format=layout)
+        if layout == torch.channels_last:
             use_channels_last_norms(module)
     if device.type == "cpu":
         for module in (pipe.text_encoder, pipe.text_encoder_2, pipe.unet, pipe.vae):

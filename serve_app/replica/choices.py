@@ -1,7 +1,10 @@
 """What torch's compiler decides otherwise than by default."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
+from torch._inductor import config
 from torch._inductor.choices import InductorChoices
 from torch._inductor.runtime.hints import ReductionHint
 from torch._inductor.virtualized import V
@@ -19,5 +22,19 @@ class WholeRows(InductorChoices):
     def should_use_persistent_reduction(features: Any, cooperative_reduction: bool) -> bool:
         if InductorChoices.should_use_persistent_reduction(features, cooperative_reduction):
             return True
+        if cooperative_reduction or not config.triton.persistent_reductions:
+            return False
         in_a_row = features.get_reduction_hint() == ReductionHint.INNER
         return in_a_row and V.graph.sizevars.statically_known_leq(features.reduction_numel, _WIDEST_ROW)
+
+    def uuid(self) -> str:
+        """Part of the name of what torch's caches keep."""
+        return f"rows up to {_WIDEST_ROW}"
+
+
+@contextmanager
+def our_choices() -> Iterator[None]:
+    """Make this thread's compilations follow `WholeRows`."""
+    # The thread follows the handler; the class in the settings tells torch's caches that it does.
+    with config.patch(inductor_choices_class=WholeRows), V.set_choices_handler(WholeRows()):
+        yield

@@ -9,7 +9,7 @@ import logging
 import os
 import platform
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import ExitStack
 from functools import cache
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, cast
@@ -48,16 +48,6 @@ class Program(Protocol[Output_co]):
 def use_compile_cache(folder: str) -> None:
     """Make the compiler of this process keep its results in `folder`, where `~` is the home folder, and look there first."""
     os.environ[_CACHE_VARIABLE] = str(Path(folder).expanduser())
-
-
-def our_choices() -> AbstractContextManager[None]:
-    """Return a context in which this thread's compilations follow `choices.py`."""
-    from torch._inductor.virtualized import V  # the compiler is imported where something is compiled
-
-    from serve_app.replica.choices import WholeRows
-
-    context: AbstractContextManager[None] = V.set_choices_handler(WholeRows())
-    return context
 
 
 class AsItIs:
@@ -120,6 +110,8 @@ class Compiled(AsItIs):
                 torch._dynamo.mark_dynamic(part, 0)
             else:
                 torch._dynamo.mark_static(part)
+        from serve_app.replica.choices import our_choices  # imports the compiler, which only a compilation needs
+
         # All else that a program depends on is in its file's name.
         options = {**self._options, "guard_filter_fn": _of_shapes}
         with torch._dynamo.config.patch(enable_aot_compile=True), our_choices():

@@ -5,7 +5,7 @@ from diffusers import UNet2DConditionModel
 
 from serve_app.config import Compile
 from serve_app.replica.attention import blocks
-from serve_app.replica.programs import AsItIs, Compiled, Program, our_choices
+from serve_app.replica.programs import AsItIs, Compiled, Program
 from serve_app.replica.recordings import recorded
 
 _MOST_COMPILATIONS = 64
@@ -45,6 +45,8 @@ class _CompiledBlocks(AsItIs):
             return super().__call__(*inputs)
 
     def warm_up(self, *inputs: torch.Tensor) -> None:
+        from serve_app.replica.choices import our_choices  # imports the compiler, which only a compilation needs
+
         # The compiler's settings hold for the thread that makes them.
         with torch._dynamo.config.patch(recompile_limit=_MOST_COMPILATIONS), our_choices():
             super().__call__(*inputs)

@@ -41,7 +41,7 @@ def test_rows_are_measured_missing_or_computed() -> None:
         PerDevice(Measure("each", "images/s", "", Goal(1, 2)), "four"),
         Best(Measure("not asked for", "x", ""), ("other",)),
         PerDevice(Measure("not asked for", "x", ""), "other"),
-        PerDevice(Measure("not asked for", "x", ""), "gone"),
+        PerDevice(Measure("none", "x", ""), "gone"),
     )
     made = {row.measure.name: row for row in rows([[subject]], derived, results)}
     assert made["one"].value == 2.0
@@ -49,5 +49,6 @@ def test_rows_are_measured_missing_or_computed() -> None:
     assert made["nothing"].missing == "no gone"
     assert (made["best"].value, made["best"].verdict) == (6.0, "must")
     assert (made["each"].value, made["each"].verdict) == (1.5, "must")
+    assert made["none"].missing == "no gone"
     assert "not asked for" not in made
     assert "not installed" in table(list(made.values()))
