@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from benchmarks.conditions import Conditions, Frozen
 
-Unit = Literal["s", "ms", "images/s", "%", "x"]
+Unit = Literal["s", "ms", "images/s", "%", "x", "cores"]
 Samples = Mapping[str, Sequence[float]]
 """Values by the name of their measure."""
 

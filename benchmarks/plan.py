@@ -8,6 +8,7 @@ from benchmarks.measures import Best, Derived, Goal, Measure, PerDevice, Ratio, 
 from benchmarks.peers.fal_distributed import Fal, open_fal
 from benchmarks.peers.ray_serve import RayServe, open_ray_serve
 from benchmarks.peers.stock import Stock, open_bfloat16, open_float16
+from benchmarks.processes import PARTS, cpu_times
 from benchmarks.service import Service, open_service
 from serve_app.messages import Slot
 
@@ -120,9 +121,13 @@ def _requests(service: Service, conditions: Conditions) -> Samples:
     work, number = conditions.workload, len(conditions.devices)
     taken: dict[str, list[float]] = {measure.name: [] for measure in _REQUESTS}
     for _ in rounds(4 * work.seconds):
-        taken["service.one"].append(service.generate(1))
-        taken["service.all"].append(service.generate(number))
-        taken["service.all.png"].append(service.generate(number, output_format="png"))
+        taken["service.one"].append(service.generate(1).total)
+        together, png = service.generate(number), service.generate(number, output_format="png")
+        taken["service.all"].append(together.total)
+        taken["service.all.png"].append(png.total)
+        taken["service.around"].append(1000 * (together.total - together.painted))
+        taken["service.encode"].append(1000 * together.encoded)
+        taken["service.encode.png"].append(1000 * png.encoded)
         plain = service.stream(number)
         taken["service.unpreviewed"].append(plain.total)
         streamed = service.stream(number, preview_every=work.preview_every)
@@ -137,6 +142,9 @@ _REQUESTS = (
     Measure("service.one", "s", "1 image"),
     Measure("service.all", "s", "an image on every GPU, one answer"),
     Measure("service.all.png", "s", "the same as PNG"),
+    Measure("service.around", "ms", "of an answer: all but painting its last image"),
+    Measure("service.encode", "ms", "of an answer: writing a JPEG"),
+    Measure("service.encode.png", "ms", "of an answer: writing a PNG"),
     Measure("service.unpreviewed", "s", "the same streamed, no previews"),
     Measure("service.streamed", "s", "the same streamed, previews every 5 steps"),
     Measure("service.first_preview", "s", "request to the first preview", Goal(0.15, 0.10)),
@@ -145,14 +153,21 @@ _REQUESTS = (
 
 
 def _load(name: str) -> Trial:
+    """Many clients, and which processes work for them."""
+    busy = {part: Measure(f"{name}.{part}", "cores", f"that load's processor time: {part}") for part in PARTS}
+
     def run(service: Service, conditions: Conditions) -> Samples:
         work, devices = conditions.workload, len(conditions.devices)
-        clients = work.clients_per_device * devices
-        images = clients * work.images_per_client
-        finished = service.load(clients, work.images_per_client, 4 * work.seconds)
-        return {name: rates(finished, warm_up=images, window=images)}
+        clients, each = work.clients_per_device * devices, max(work.images_per_client, devices)
+        before = cpu_times(service.pid)
+        finished = service.load(clients, each, 4 * work.seconds)
+        cores = cpu_times(service.pid).cores_since(before)
+        return {
+            name: rates(finished, warm_up=clients * each, window=clients * each),
+            **{measure.name: [cores[part]] for part, measure in busy.items()},
+        }
 
-    return Trial((Measure(name, "images/s", "4 clients a GPU, 4 images each, again and again"),), run, seconds=80)
+    return Trial((Measure(name, "images/s", "4 clients a GPU, 4 images each or one a GPU, again"), *busy.values()), run, seconds=100)
 
 
 def _service(name: str, devices: int, trials: tuple[Trial, ...]) -> Subject:

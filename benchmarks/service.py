@@ -27,6 +27,15 @@ _REQUEST_TIMEOUT_S = 300.0
 
 
 @dataclass(frozen=True)
+class Answered:
+    """Seconds: until the answer was there, in what of them its last image was painted, and in what of those its file was written."""
+
+    total: float
+    painted: float
+    encoded: float
+
+
+@dataclass(frozen=True)
 class Streamed:
     """When things came, in seconds after the request was sent."""
 
@@ -36,10 +45,14 @@ class Streamed:
 
 
 class Service:
-    """A running service and what it takes to ask it for the workload. `started_s` is from `serve run` to `/health` with all replicas."""
+    """A running service, `serve run` its process, and what it takes to ask it for the workload.
 
-    def __init__(self, url: str, conditions: Conditions, started_s: float) -> None:
+    `started_s` is from its start to `/health` with all replicas.
+    """
+
+    def __init__(self, url: str, pid: int, conditions: Conditions, started_s: float) -> None:
         self.url = url
+        self.pid = pid
         self.conditions = conditions
         self.started_s = started_s
         self._http = httpx2.Client(base_url=url, timeout=_REQUEST_TIMEOUT_S)
@@ -48,13 +61,14 @@ class Service:
     def close(self) -> None:
         self._http.close()
 
-    def generate(self, images: int, **changes: Any) -> float:
-        """Return the seconds until the answer with all images is there."""
+    def generate(self, images: int, **changes: Any) -> Answered:
         started = time.perf_counter()
         response = self._http.post("/generate", json=self._body(images, **changes))
         seconds = time.perf_counter() - started
         _check(response, images)
-        return seconds
+        timings = response.json()["timings"]
+        painted = sum(timings[part] for part in ("encode_prompt", "denoise", "decode", "encode"))
+        return Answered(seconds, painted, timings["encode"])
 
     def stream(self, images: int, **changes: Any) -> Streamed:
         started = time.perf_counter()
@@ -115,7 +129,7 @@ def open_service(conditions: Conditions) -> Iterator[Service]:
             process = subprocess.Popen(command, stdout=file, stderr=file, env=environment)  # noqa: S603 - our own command
         try:
             _wait_until_ready(process, port, len(conditions.devices), log)
-            service = Service(f"http://127.0.0.1:{port}", conditions, time.perf_counter() - started)
+            service = Service(f"http://127.0.0.1:{port}", process.pid, conditions, time.perf_counter() - started)
             service.generate(len(conditions.devices))
             yield service
             service.close()

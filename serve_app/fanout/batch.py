@@ -3,8 +3,8 @@
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
-from contextlib import aclosing, contextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
+from contextlib import aclosing, asynccontextmanager, contextmanager
 from typing import Any, Literal
 
 from serve_app.errors import ReplicaLost, SlotCancelled, SlotFailed
@@ -81,28 +81,30 @@ class Batch:
                 if task := self._tasks.get(slot.index):
                     task.cancel()
 
-    async def run(self, paint: Paint, deadline: float) -> AsyncGenerator[Event]:
-        """Paint all slots and yield what happens to them, until each has ended or the deadline (monotonic) has passed.
-
-        Closing the generator cancels what is still being painted.
-        """
+    @asynccontextmanager
+    async def painting(self, paint: Paint) -> AsyncIterator[None]:
+        """Paint all slots for as long as the context is open; leaving it cancels what has not ended."""
         self._tasks = {slot.index: asyncio.create_task(self._follow(slot, paint)) for slot in self._slots if slot.index not in self.cancelled}
         self._line_moved()
         try:
-            while len(self.images) < len(self._slots):
-                try:
-                    item = await self._next(deadline)
-                except TimeoutError:
-                    for slot in self._slots:
-                        for event in self._told(slot, _no_picture(slot, "failed", _DEADLINE)):
-                            yield event
-                    return
-                for event in self._moved() if item is None else self._told(*item):
-                    yield event
+            yield
         finally:
             for task in self._tasks.values():
                 task.cancel()
             await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+
+    async def events(self, deadline: float) -> AsyncGenerator[Event]:
+        """Yield what happens to the slots while they are painted, until each has ended or the deadline (monotonic) has passed."""
+        while len(self.images) < len(self._slots):
+            try:
+                item = await self._next(deadline)
+            except TimeoutError:
+                for slot in self._slots:
+                    for event in self._told(slot, _no_picture(slot, "failed", _DEADLINE)):
+                        yield event
+                return
+            for event in self._moved() if item is None else self._told(*item):
+                yield event
 
     async def _next(self, deadline: float) -> tuple[Slot, SlotEvent | NoPicture] | None:
         """Return what is in the inbox, even after the deadline: what has been painted counts. Raises TimeoutError."""

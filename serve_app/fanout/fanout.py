@@ -4,7 +4,7 @@ import asyncio
 import logging
 import time
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Iterator, Sequence
 from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 
@@ -100,11 +100,12 @@ class FanOut:
 
     async def generate(self, request: GenerateRequest) -> BatchResult:
         """Paint all images and return them together. Raises ServiceError where there is none."""
-        plan = await self._plan(request.model_copy(update={"preview_steps": []}))
+        plan = self._plan(request.model_copy(update={"preview_steps": []}))
         with self._admitted(plan) as batch:
-            async with aclosing(self._paint(plan, batch, self._fleet.paint)) as events:
-                async for _ in events:
+            async with self._painting(plan, batch, self._fleet.paint) as unread:
+                async for _ in self._followed(plan, batch):
                     pass
+                unread_warnings = await unread
             grid, grid_warnings = await self._grid(plan, batch)
         return BatchResult(
             id=plan.id,
@@ -113,13 +114,13 @@ class FanOut:
             images=[batch.images[slot.index] for slot in plan.slots],
             grid=grid,
             timings=_timings(plan, batch),
-            warnings=[*plan.warnings, *grid_warnings],
+            warnings=[*plan.warnings, *unread_warnings, *grid_warnings],
         )
 
     @asynccontextmanager
     async def stream(self, request: GenerateRequest) -> AsyncIterator[AsyncGenerator[Event]]:
         """Open a request and give its events. Whatever refuses it raises ServiceError on the way in; leaving cancels the rest."""
-        plan = await self._plan(request)
+        plan = self._plan(request)
         with self._admitted(plan) as batch:
             async with aclosing(self._events(plan, batch)) as events:
                 yield events
@@ -136,11 +137,13 @@ class FanOut:
         return self._requests.cancel(id, index)
 
     async def _events(self, plan: _Plan, batch: Batch) -> AsyncGenerator[Event]:
-        yield StartEvent(id=plan.id, seeds=[slot.seed for slot in plan.slots], parameters=plan.parameters, warnings=plan.warnings)
         try:
-            async with aclosing(self._paint(plan, batch, self._fleet.watch)) as events:
-                async for event in self._first_preview_timed(plan, events):
-                    yield event
+            async with self._painting(plan, batch, self._fleet.watch) as unread:
+                seeds = [slot.seed for slot in plan.slots]
+                yield StartEvent(id=plan.id, seeds=seeds, parameters=plan.parameters, warnings=[*plan.warnings, *await unread])
+                async with aclosing(self._followed(plan, batch)) as events:
+                    async for event in self._first_preview_timed(plan, events):
+                        yield event
             grid, grid_warnings = await self._grid(plan, batch)
             if grid:
                 yield GridEvent(**dict(grid))
@@ -151,7 +154,7 @@ class FanOut:
             logger.exception("stream %s failed", plan.id)
             yield ErrorEvent(error=Problem(type=InternalError.type, message=InternalError().message))
 
-    async def _plan(self, request: GenerateRequest) -> _Plan:
+    def _plan(self, request: GenerateRequest) -> _Plan:
         started = time.monotonic()
         model, scheduler, has_previews = self._fleet.model
         slots = slots_of(request, seeds_of(request), scheduler)
@@ -162,10 +165,10 @@ class FanOut:
             wants_grid=request.grid,
             parameters=Parameters(model=model, **request.model_dump(include=_ECHOED), scheduler=slots[0].scheduler),
             slots=slots,
-            warnings=await self._warnings(request, wants_previews=bool(slots[0].preview_steps), has_previews=has_previews),
+            warnings=self._warnings(request, wants_previews=bool(slots[0].preview_steps), has_previews=has_previews),
         )
 
-    async def _warnings(self, request: GenerateRequest, wants_previews: bool, has_previews: bool) -> list[str]:
+    def _warnings(self, request: GenerateRequest, wants_previews: bool, has_previews: bool) -> list[str]:
         warnings = []
         if request.negative_prompt and request.guidance_scale <= 1:
             warnings.append("negative_prompt has no effect: guidance_scale is 1 or less")
@@ -173,9 +176,7 @@ class FanOut:
             warnings.append("output_compression has no effect: a PNG is lossless")
         if wants_previews and not has_previews:
             warnings.append("no previews: the model has no preview decoder")
-        ends = await asyncio.gather(self._fleet.cut_off(request.prompt), self._fleet.cut_off(request.negative_prompt))
-        unseen = zip(("prompt", "negative_prompt"), ends, strict=True)
-        return [*warnings, *(f"{name} is longer than the model can read; it does not see: {end}" for name, end in unseen if end)]
+        return warnings
 
     @contextmanager
     def _admitted(self, plan: _Plan) -> Iterator[Batch]:
@@ -193,11 +194,26 @@ class FanOut:
                 image = batch.images.get(slot.index)
                 self._metrics.ended(image.status if image else "cancelled")
 
-    async def _paint(self, plan: _Plan, batch: Batch, paint: Paint) -> AsyncGenerator[Event]:
+    @asynccontextmanager
+    async def _painting(self, plan: _Plan, batch: Batch, paint: Paint) -> AsyncIterator[Awaitable[list[str]]]:
+        """Paint for as long as the context is open, and find out meanwhile what the model does not read of the prompts: warnings to await."""
+        unread = asyncio.create_task(self._unread(plan.parameters))
+        try:
+            async with batch.painting(paint):
+                yield unread
+        finally:
+            unread.cancel()
+            await asyncio.gather(unread, return_exceptions=True)
+
+    async def _unread(self, asked: Parameters) -> list[str]:
+        ends = await asyncio.gather(self._fleet.cut_off(asked.prompt), self._fleet.cut_off(asked.negative_prompt))
+        unseen = zip(("prompt", "negative_prompt"), ends, strict=True)
+        return [f"{name} is longer than the model can read; it does not see: {end}" for name, end in unseen if end]
+
+    async def _followed(self, plan: _Plan, batch: Batch) -> AsyncGenerator[Event]:
         """Yield what happens to the images. Raises ServiceError once all have ended without a single picture, unless all were cancelled."""
-        async with aclosing(batch.run(paint, plan.deadline)) as events:
-            async for event in events:
-                yield event
+        async for event in batch.events(plan.deadline):
+            yield event
         failures = [image for image in batch.images.values() if isinstance(image, NoPicture) and image.index not in batch.cancelled]
         if not failures or len(failures) + len(batch.cancelled) < len(plan.slots):
             return

@@ -1,7 +1,7 @@
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Callable
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import aclosing, asynccontextmanager
 
 import pytest
 
@@ -25,9 +25,16 @@ def batch_of(n: int, line: Line | None = None, capacity: int = 100, repaints: li
     return Batch(slots(n), line or Line(100), lambda: capacity, time.monotonic(), lambda: repainted.append(None))
 
 
+@asynccontextmanager
+async def followed(batch: Batch, paint: Script, seconds: float = 30) -> AsyncIterator[AsyncGenerator[Event]]:
+    async with batch.painting(paint), aclosing(batch.events(time.monotonic() + seconds)) as events:
+        yield events
+
+
 async def events_of(batch: Batch, paint: Script, seconds: float = 30) -> list[Event]:
     with batch.in_line():
-        return [event async for event in batch.run(paint, time.monotonic() + seconds)]
+        async with followed(batch, paint, seconds) as events:
+            return [event async for event in events]
 
 
 async def picture(slot: Slot) -> AsyncGenerator[SlotEvent]:
@@ -58,7 +65,7 @@ async def test_no_image_waits_for_another() -> None:
         yield PAINTED
 
     batch = batch_of(2)
-    async with aclosing(batch.run(paint, time.monotonic() + 30)) as events:
+    async with followed(batch, paint) as events:
         first = await anext(events)
         assert isinstance(first, ImageEvent)
         assert first.index == 1
@@ -138,7 +145,7 @@ async def test_a_cancellation_that_comes_together_with_an_event_is_not_lost(_: i
 
 async def test_what_was_painted_by_the_deadline_counts() -> None:
     batch = batch_of(2)
-    async with aclosing(batch.run(picture, time.monotonic() + 0.2)) as events:
+    async with followed(batch, picture, 0.2) as events:
         await anext(events)
         await asyncio.sleep(0.3)  # a slow consumer: both pictures have come by the time it looks
         kinds = [type(e) async for e in events]
@@ -186,7 +193,7 @@ async def test_closing_the_events_closes_every_call_and_gives_up_the_places_in_l
     line = Line(100)
     batch = batch_of(3, line)
     with batch.in_line():
-        async with aclosing(batch.run(paint, time.monotonic() + 30)) as events:
+        async with followed(batch, paint) as events:
             await anext(events)
             await asyncio.sleep(0)
             assert open_calls == {0, 1, 2}
@@ -204,7 +211,7 @@ async def test_waiting_slots_are_told_their_place_whenever_it_changes() -> None:
 
     batch = batch_of(3, Line(100), capacity=1)
     with batch.in_line():
-        async with aclosing(batch.run(paint, time.monotonic() + 30)) as events:
+        async with followed(batch, paint) as events:
             assert [await anext(events), await anext(events)] == [QueuedEvent(index=1, position=1), QueuedEvent(index=2, position=2)]
             turn[0].set()
             assert isinstance(await anext(events), ImageEvent)
@@ -227,7 +234,7 @@ async def test_a_cancelled_slot_ends_and_the_others_go_on() -> None:
             closed.append(slot.index)
 
     batch = batch_of(3)
-    async with aclosing(batch.run(paint, time.monotonic() + 30)) as events:
+    async with followed(batch, paint) as events:
         assert {(await anext(events)).type for _ in range(3)} == {"progress"}
         batch.cancel(1)
         batch.cancel(1)
@@ -243,7 +250,7 @@ async def test_a_cancelled_slot_ends_and_the_others_go_on() -> None:
 
 async def test_a_slot_is_cancelled_though_its_picture_is_there_but_not_yet_told() -> None:
     batch = batch_of(2)
-    async with aclosing(batch.run(picture, time.monotonic() + 30)) as events:
+    async with followed(batch, picture) as events:
         await anext(events)
         await asyncio.sleep(0.1)  # both pictures wait to be told
         batch.cancel(1)

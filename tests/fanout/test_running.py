@@ -77,7 +77,7 @@ async def test_its_stream_is_completed() -> None:
             if isinstance(event, StartEvent):
                 await studio.service.cancel(event.id)
     assert [event.type for event in events] == ["start", "cancelled", "cancelled", "cancelled", "completed"]
-    assert not studio.fleet.slots, "cancelled before it began"
+    assert not studio.fleet.open
 
 
 async def test_what_is_left_may_still_fail() -> None:

@@ -1,0 +1,46 @@
+"""Where processor time goes: what the parts of a running service have taken so far."""
+
+import re
+import time
+from dataclasses import dataclass
+
+import psutil
+
+_PARTS = {
+    "ingress": r"^ray::ServeReplica:.*:Ingress",
+    "replicas": r"^ray::ServeReplica:.*:Replica",
+    "proxy": r"^ray::ProxyActor|haproxy",
+    "raylet": r"/raylet/raylet ",
+}
+"""By the titles of processes. The object store is a part of the raylet."""
+
+PARTS = (*_PARTS, "rest")
+
+
+@dataclass(frozen=True)
+class CpuTimes:
+    """Seconds of processor time by part, at a moment in seconds."""
+
+    moment: float
+    seconds: dict[str, float]
+
+    def cores_since(self, before: "CpuTimes") -> dict[str, float]:
+        """Return how many cores each part has kept busy since, on average."""
+        passed = self.moment - before.moment
+        return {part: (self.seconds[part] - before.seconds[part]) / passed for part in PARTS}
+
+
+def cpu_times(root: int) -> CpuTimes:
+    """Return what a process and its descendants have taken; what has ended meanwhile is not counted."""
+    seconds: dict[str, float] = dict.fromkeys(PARTS, 0.0)
+    for process in [*(parent := psutil.Process(root)).children(recursive=True), parent]:
+        try:
+            times, title = process.cpu_times(), " ".join(process.cmdline())
+        except psutil.NoSuchProcess:
+            continue
+        seconds[_part(title)] += times.user + times.system
+    return CpuTimes(time.perf_counter(), seconds)
+
+
+def _part(title: str) -> str:
+    return next((part for part, pattern in _PARTS.items() if re.search(pattern, title)), "rest")

@@ -1,0 +1,62 @@
+"""What does not wait for what, over a fleet that paints when it is told to."""
+
+import asyncio
+from dataclasses import dataclass, field
+
+from serve_app.config import AppArgs
+from serve_app.fanout.fanout import FanOut
+from serve_app.messages import Slot
+from serve_app.schemas import GenerateRequest, StartEvent
+from tests.fakes import FakeFleet, Metrics, NoPeers
+
+REQUEST = GenerateRequest(prompt="a cat and a dog", num_images=2, seed=0, preview_steps=[])
+
+
+@dataclass
+class SlowReaders(FakeFleet):
+    """Knows what the model does not see of a prompt only once all slots are being painted."""
+
+    painting: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def paint_begins(self, slot: Slot) -> None:
+        if len(self.slots) == REQUEST.num_images:
+            self.painting.set()
+
+    async def cut_off(self, prompt: str) -> str:
+        await self.painting.wait()
+        return "dog" if prompt else ""
+
+
+def fan_out() -> FanOut:
+    fleet = SlowReaders()
+    fleet.before = fleet.paint_begins
+    return FanOut(fleet, NoPeers(), AppArgs(), Metrics())
+
+
+WARNING = "prompt is longer than the model can read; it does not see: dog"
+
+
+async def test_an_answer_is_painted_while_its_prompt_is_looked_at() -> None:
+    async with asyncio.timeout(5):
+        answer = await fan_out().generate(REQUEST)
+    assert [image.status for image in answer.images] == ["succeeded", "succeeded"]
+    assert answer.warnings == [WARNING]
+
+
+async def test_a_stream_is_painted_before_it_can_say_so() -> None:
+    async with asyncio.timeout(5), fan_out().stream(REQUEST) as stream:
+        events = [event async for event in stream]
+    assert [event.type for event in events if event.type != "progress"] == ["start", "image", "image", "completed"]
+    assert isinstance(events[0], StartEvent)
+    assert events[0].warnings == [WARNING]
+
+
+async def test_looking_at_a_prompt_ends_with_its_request() -> None:
+    service = fan_out()
+    before = asyncio.all_tasks()
+    async with service.stream(REQUEST.model_copy(update={"num_images": 1})) as stream:  # never looked at: it waits for two slots
+        first = asyncio.create_task(anext(stream))
+        await asyncio.sleep(0.01)
+        first.cancel()
+        await asyncio.gather(first, return_exceptions=True)
+    assert asyncio.all_tasks() == before
