@@ -206,7 +206,11 @@ class FanOut:
             await asyncio.gather(unread, return_exceptions=True)
 
     async def _unread(self, asked: Parameters) -> list[str]:
-        ends = await asyncio.gather(self._fleet.cut_off(asked.prompt), self._fleet.cut_off(asked.negative_prompt))
+        try:
+            ends = await asyncio.gather(self._fleet.cut_off(asked.prompt), self._fleet.cut_off(asked.negative_prompt))
+        except Exception:
+            logger.exception("could not ask the replicas what they read of a prompt")  # which takes no picture with it
+            return []
         unseen = zip(("prompt", "negative_prompt"), ends, strict=True)
         return [f"{name} is longer than the model can read; it does not see: {end}" for name, end in unseen if end]
 

@@ -3,6 +3,8 @@
 import asyncio
 from dataclasses import dataclass, field
 
+import pytest
+
 from serve_app.config import AppArgs
 from serve_app.fanout.fanout import FanOut
 from serve_app.messages import Slot
@@ -49,6 +51,18 @@ async def test_a_stream_is_painted_before_it_can_say_so() -> None:
     assert [event.type for event in events if event.type != "progress"] == ["start", "image", "image", "completed"]
     assert isinstance(events[0], StartEvent)
     assert events[0].warnings == [WARNING]
+
+
+class Speechless(FakeFleet):
+    async def cut_off(self, prompt: str) -> str:
+        raise RuntimeError("not one of the errors that are expected")
+
+
+async def test_no_picture_is_lost_with_what_could_not_be_said_of_its_prompt(caplog: pytest.LogCaptureFixture) -> None:
+    answer = await FanOut(Speechless(), NoPeers(), AppArgs(), Metrics()).generate(REQUEST)
+    assert [image.status for image in answer.images] == ["succeeded", "succeeded"]
+    assert answer.warnings == []
+    assert "could not ask the replicas" in caplog.text
 
 
 async def test_looking_at_a_prompt_ends_with_its_request() -> None:
