@@ -9,7 +9,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from queue import Queue
@@ -44,18 +44,19 @@ class Target:
 
 
 class Client:
-    """One keep-alive connection to a deployed application."""
+    """Asks a deployed application, each time on a connection of its own: Serve closes one that has rested for 90 s."""
 
     def __init__(self, port: int, prefix: str) -> None:
-        self._connection = http.client.HTTPConnection("127.0.0.1", port, timeout=300)
+        self._port = port
         self._prefix = prefix
 
     def seconds(self, route: str, **body: object) -> float:
         """Return how long a request takes to the last byte of its answer."""
         started = time.perf_counter()
-        self._connection.request("POST", self._prefix + route, json.dumps({**BODY, **body}), {"Content-Type": "application/json"})
-        response = self._connection.getresponse()
-        answer = response.read()
+        with closing(http.client.HTTPConnection("127.0.0.1", self._port, timeout=300)) as connection:
+            connection.request("POST", self._prefix + route, json.dumps({**BODY, **body}), {"Content-Type": "application/json"})
+            response = connection.getresponse()
+            answer = response.read()
         if response.status != 200:
             sys.exit(f"{route}: {response.status} {answer.decode()}")
         return time.perf_counter() - started
