@@ -11,7 +11,7 @@ from benchmarks.probes.unet import compiled_call, cosine, inputs, milliseconds
 from serve_app.config import ModelConfig
 from serve_app.replica.checkpoint import Checkpoint
 from serve_app.replica.loading import load
-from serve_app.replica.quantize import large_linears, replace, to_fp8
+from serve_app.replica.quantize import large_linears, to_fp8
 
 _FP8 = torch.float8_e4m3fn
 _LARGEST = torch.finfo(_FP8).max
@@ -40,7 +40,7 @@ def to_rowwise(checkpoint: Checkpoint, fewest_features: int) -> int:
     """Replace the layers that `to_fp8` would; return how many."""
     chosen = large_linears(checkpoint.unet, fewest_features)
     for name, linear in chosen:
-        replace(checkpoint.unet, name, RowwiseFp8Linear(linear))
+        checkpoint.unet.set_submodule(name, RowwiseFp8Linear(linear))
     return len(chosen)
 
 

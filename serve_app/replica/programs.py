@@ -103,6 +103,8 @@ class Compiled(AsItIs):
             return program
 
     def _compile(self, inputs: tuple[torch.Tensor, ...], shape: _Shape) -> Any:
+        from serve_app.replica.choices import our_choices  # imports the compiler, which only a compilation needs
+
         given = [part.detach() for part in inputs]  # what is marked here shall not be marked for another program
         for part in given:
             if shape[0] is None:
@@ -110,8 +112,6 @@ class Compiled(AsItIs):
                 torch._dynamo.mark_dynamic(part, 0)
             else:
                 torch._dynamo.mark_static(part)
-        from serve_app.replica.choices import our_choices  # imports the compiler, which only a compilation needs
-
         # All else that a program depends on is in its file's name.
         options = {**self._options, "guard_filter_fn": _of_shapes}
         with torch._dynamo.config.patch(enable_aot_compile=True), our_choices():

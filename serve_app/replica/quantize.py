@@ -38,7 +38,7 @@ def to_fp8(checkpoint: Checkpoint, model: ModelConfig, fewest_features: int = _F
         raise CheckpointError("engine.quantization: fp8 needs a GPU of compute capability 8.9 or higher; set it to none")
     peaks = _measure(checkpoint, model, fewest_features)
     for name, peak in peaks.items():
-        replace(checkpoint.unet, name, Fp8Linear(checkpoint.unet.get_submodule(name), peak))
+        checkpoint.unet.set_submodule(name, Fp8Linear(checkpoint.unet.get_submodule(name), peak))
     return len(peaks)
 
 
@@ -49,12 +49,6 @@ def large_linears(unet: nn.Module, fewest_features: int) -> Sequence[tuple[str, 
         for name, module in unet.named_modules()
         if isinstance(module, nn.Linear) and "transformer_blocks" in name and min(module.in_features, module.out_features) >= fewest_features
     ]
-
-
-def replace(unet: nn.Module, name: str, module: nn.Module) -> None:
-    """Put a module in the place of the one of that name."""
-    parent, _, own = name.rpartition(".")
-    setattr(unet.get_submodule(parent), own, module)
 
 
 class Fp8Linear(nn.Module):
