@@ -22,6 +22,9 @@ logger = logging.getLogger("ray.serve")
 POLL_INTERVAL_S = 1.0
 """How often the replicas are asked for their status."""
 
+_STARTING_POLL_INTERVAL_S = 0.1
+"""How often while none is ready: Serve calls the application running before the ingress knows, and requests may follow at once."""
+
 _CONTROL_TIMEOUT_S = 2.0
 _PIXELS_TIMEOUT_S = 10.0
 _RATE_WINDOW_S = 60.0
@@ -86,7 +89,7 @@ class Fleet:
                 self.status = await self._poll()
             except Exception:
                 logger.exception("could not ask the replicas for their status")
-            await asyncio.sleep(POLL_INTERVAL_S)
+            await asyncio.sleep(POLL_INTERVAL_S if self.status.ready else _STARTING_POLL_INTERVAL_S)
 
     async def paint(self, slot: Slot) -> AsyncGenerator[SlotEvent]:
         """Yield a slot's picture alone, collected by its ObjectRef. Raises SlotFailed, SlotCancelled or ReplicaLost."""

@@ -121,11 +121,11 @@ def test_wrong_routes_and_methods_answer_in_the_same_shape(client: TestClient, m
 
 
 def test_a_fault_of_ours_keeps_its_details_to_itself(client: TestClient, fleet: FakeFleet, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(prompt: str) -> str:
+    def broken(ref: object) -> None:
         raise ZeroDivisionError("/secret/path")
 
-    monkeypatch.setattr(fleet, "cut_off", broken)
-    response = client.post("/generate", json={"prompt": "a"})
+    monkeypatch.setattr(fleet, "pixels", broken)
+    response = client.post("/generate", json={"prompt": "a", "grid": True})
     assert response.status_code == 500
     assert response.json()["error"]["type"] == "internal"
     assert "secret" not in response.text

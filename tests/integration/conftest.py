@@ -108,6 +108,20 @@ def eventually(condition: Callable[[], Any], seconds: float = 30) -> None:
         time.sleep(0.02)
 
 
+def ready_throughout(http: httpx2.Client, seconds: float) -> bool:
+    """Ask for the health again and again, and say whether all replicas were ready each time.
+
+    Longer than POLL_INTERVAL_S, and all ingress replicas know of them, whichever have answered.
+    """
+    until = time.monotonic() + seconds
+    healthy = True
+    while healthy and time.monotonic() < until:
+        response = http.get("/health")
+        healthy = response.status_code == 200 and response.json()["replicas"]["ready"] == REPLICAS
+        time.sleep(0.1)
+    return healthy
+
+
 def tiny_args(tiny_path: Path, **changes: Any) -> AppArgs:
     defaults = {
         "num_replicas": REPLICAS,

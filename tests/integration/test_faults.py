@@ -1,7 +1,6 @@
 """What happens when parts of the service die or are not there yet."""
 
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -13,8 +12,8 @@ from ray import serve
 from ray.serve import RunTarget
 
 from serve_app.app import build
-from serve_app.fanout.fleet import _CONTROL_TIMEOUT_S
-from tests.integration.conftest import REPLICAS, SMALL, Cluster, Running, eventually, tiny_args
+from serve_app.fanout.fleet import _CONTROL_TIMEOUT_S, POLL_INTERVAL_S
+from tests.integration.conftest import REPLICAS, SMALL, Cluster, Running, eventually, ready_throughout, tiny_args
 
 
 def replica_actors() -> list[ray.actor.ActorHandle]:
@@ -38,22 +37,11 @@ def test_a_replica_that_dies_takes_no_image_with_it(app: Running, route: str) ->
     eventually(lambda: app.http.get("/health").json()["replicas"]["ready"] == REPLICAS)
 
 
-def ready_for(app: Running, seconds: float) -> bool:
-    """Ask for the health again and again, and say whether all replicas were ready throughout."""
-    until = time.monotonic() + seconds
-    healthy = True
-    while healthy and time.monotonic() < until:
-        response = app.http.get("/health")
-        healthy = response.status_code == 200 and response.json()["replicas"]["ready"] == REPLICAS
-        time.sleep(0.1)
-    return healthy
-
-
 def test_a_replica_that_hangs_does_not_take_the_service_along(app: Running) -> None:
     hung = next(p for p in psutil.process_iter(["cmdline"]) if "ServeReplica:test:Replica" in " ".join(p.info["cmdline"] or ()))
     hung.suspend()
     try:
-        assert ready_for(app, seconds=3 * _CONTROL_TIMEOUT_S)
+        assert ready_throughout(app.http, seconds=3 * _CONTROL_TIMEOUT_S)
     finally:
         hung.resume()
     assert len(app.generate(num_images=4)["images"]) == 4
@@ -85,7 +73,7 @@ def test_too_many_images_are_turned_away_and_room_is_made_again(app: Running) ->
         assert (refused.status_code, refused.json()["error"]["type"]) == (429, "too_many_waiting")
         assert 1 <= int(refused.headers["retry-after"]) <= 60
         assert app.http.get("/status").json()["images_waiting"] == 16
-        assert ready_for(app, seconds=2 * _CONTROL_TIMEOUT_S), "a busy service is not a starting one"
+        assert ready_throughout(app.http, seconds=2 * _CONTROL_TIMEOUT_S), "a busy service is not a starting one"
     eventually(lambda: app.http.post("/generate", json={"prompt": "a", **SMALL, "num_images": 1}).status_code == 200)
 
 
@@ -94,9 +82,10 @@ def test_several_ingress_replicas_share_the_fleet(cluster: Cluster, tiny_path: P
     serve.run_many([target])
     try:
         with httpx2.Client(base_url=f"{cluster.url}/shared", timeout=60) as http:
-            eventually(lambda: all(http.get("/health").json()["replicas"]["ready"] == REPLICAS for _ in range(8)))
+            eventually(lambda: ready_throughout(http, seconds=1.5 * POLL_INTERVAL_S))
             with ThreadPoolExecutor(8) as pool:
                 answers = list(pool.map(lambda _: http.post("/generate", json={"prompt": "a", **SMALL, "num_images": 4, "seed": 3}).json(), range(8)))
+        assert all("images" in answer for answer in answers), [answer["error"] for answer in answers if "error" in answer]
         assert all(image["status"] == "succeeded" for answer in answers for image in answer["images"])
         assert len({image["b64_json"] for answer in answers for image in answer["images"]}) == 4, "whoever took the request"
         replicas = serve.get_deployment_handle("Replica", "shared").broadcast("status").results(timeout_s=10)

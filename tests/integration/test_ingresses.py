@@ -12,7 +12,8 @@ from ray.serve import RunTarget
 
 from serve_app.app import build
 from serve_app.config import FilesConfig
-from tests.integration.conftest import REPLICAS, SMALL, Cluster, eventually, frames, start_of, tiny_args
+from serve_app.fanout.fleet import POLL_INTERVAL_S
+from tests.integration.conftest import SMALL, Cluster, eventually, frames, ready_throughout, start_of, tiny_args
 
 TRIES = 10
 LONG = {"prompt": "a red apple", **SMALL, "num_inference_steps": 998, "num_images": 2}
@@ -22,7 +23,8 @@ LONG = {"prompt": "a red apple", **SMALL, "num_inference_steps": 998, "num_image
 def url(cluster: Cluster, tiny_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     url, files = f"{cluster.url}/two", FilesConfig(path=str(tmp_path_factory.mktemp("files")))
     serve.run_many([RunTarget(build(tiny_args(tiny_path, ingress_replicas=2, files=files)), name="two", route_prefix="/two")])
-    eventually(lambda: all(httpx2.get(f"{url}/health").json()["replicas"]["ready"] == REPLICAS for _ in range(8)))
+    with httpx2.Client(base_url=url, timeout=60) as http:
+        eventually(lambda: ready_throughout(http, seconds=1.5 * POLL_INTERVAL_S))
     yield url
     serve.delete("two")
 
