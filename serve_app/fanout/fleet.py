@@ -157,7 +157,10 @@ class Fleet:
 
     async def _broadcast(self, method: str, *args: Any) -> list[Any]:
         """Return the answers of all replicas that gave one. Raises TimeoutError where one hangs, DeploymentUnavailableError where none is."""
-        answers = await self._handle.broadcast(method, *args).results_async(timeout_s=_CONTROL_TIMEOUT_S, return_exceptions=True)
+        # Not Serve's own timeout: it is a wait_for, which in Python 3.11 loses a cancellation that comes together with the answers;
+        # the poll would go on after the ingress is told to end, and hold it to the end of its grace.
+        async with asyncio.timeout(_CONTROL_TIMEOUT_S):
+            answers = await self._handle.broadcast(method, *args).results_async(return_exceptions=True)
         return [a for a in answers if not isinstance(a, BaseException)]
 
 

@@ -19,7 +19,8 @@ class Peers:
         # In a thread, because it asks Serve's controller and waits.
         handle = await asyncio.to_thread(serve.get_deployment_handle, own.deployment, own.app_name)
         try:
-            answers = await handle.broadcast("cancel", id, index).results_async(timeout_s=_TIMEOUT_S, return_exceptions=True)
+            async with asyncio.timeout(_TIMEOUT_S):  # and not Serve's, for the reason that Fleet gives
+                answers = await handle.broadcast("cancel", id, index).results_async(return_exceptions=True)
         except (DeploymentUnavailableError, TimeoutError) as error:
             raise NotReady("not all ingress replicas have answered; try again") from error
         # One that died in between has taken its requests along.
