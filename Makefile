@@ -4,6 +4,8 @@ BIN := .venv/bin
 export RAY_USAGE_STATS_ENABLED := 0
 # A Ray of our own, whatever cluster this machine or its environment knows of.
 export RAY_ADDRESS := local
+# A busy machine needs more than the 5 s that Serve gives its HTTP proxy to start.
+export RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S := 60
 
 .PHONY: demo serve test check fix bench clean
 
