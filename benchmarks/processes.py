@@ -33,7 +33,8 @@ class CpuTimes:
 def cpu_times(root: int) -> CpuTimes:
     """Return what a process and its descendants have taken; what has ended meanwhile is not counted."""
     seconds: dict[str, float] = dict.fromkeys(PARTS, 0.0)
-    for process in [*(parent := psutil.Process(root)).children(recursive=True), parent]:
+    parent = psutil.Process(root)
+    for process in [parent, *parent.children(recursive=True)]:
         try:
             times, title = process.cpu_times(), " ".join(process.cmdline())
         except psutil.NoSuchProcess:

@@ -5,10 +5,11 @@ import logging
 import time
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Iterator, Sequence
-from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
+from contextlib import aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 
 from serve_app import __version__
+from serve_app.background import background
 from serve_app.config import AppArgs
 from serve_app.errors import DeadlineExceeded, GenerationFailed, InternalError, NotFound, ServiceError
 from serve_app.fanout.batch import Batch, Paint
@@ -73,13 +74,8 @@ class FanOut:
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Keep an eye on the replicas for as long as the context is open."""
-        polling = asyncio.create_task(self._fleet.keep_polling())
-        try:
+        async with background(self._fleet.keep_polling()):
             yield
-        finally:
-            polling.cancel()
-            with suppress(asyncio.CancelledError):
-                await polling
 
     def model(self) -> ModelInfo:
         """Return which weights are served. Raises NotReady."""
@@ -197,13 +193,8 @@ class FanOut:
     @asynccontextmanager
     async def _painting(self, plan: _Plan, batch: Batch, paint: Paint) -> AsyncIterator[Awaitable[list[str]]]:
         """Paint for as long as the context is open, and find out meanwhile what the model does not read of the prompts: warnings to await."""
-        unread = asyncio.create_task(self._unread(plan.parameters))
-        try:
-            async with batch.painting(paint):
-                yield unread
-        finally:
-            unread.cancel()
-            await asyncio.gather(unread, return_exceptions=True)
+        async with background(self._unread(plan.parameters)) as unread, batch.painting(paint):
+            yield unread
 
     async def _unread(self, asked: Parameters) -> list[str]:
         try:

@@ -6,13 +6,13 @@ import time
 from collections import deque
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
-from typing import Any
 
 from ray import ObjectRef, exceptions
 from ray.serve.exceptions import DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
 from serve_app.errors import NotReady, ReplicaLost, SlotCancelled
+from serve_app.fanout.broadcast import broadcast
 from serve_app.imaging import Pixels
 from serve_app.messages import Painted, ReplicaStatus, Slot, SlotEvent
 from serve_app.schemas import ModelInfo, SchedulerName
@@ -25,7 +25,6 @@ POLL_INTERVAL_S = 1.0
 _STARTING_POLL_INTERVAL_S = 0.1
 """How often while none is ready: Serve calls the application running before the ingress knows, and requests may follow at once."""
 
-_CONTROL_TIMEOUT_S = 2.0
 _PIXELS_TIMEOUT_S = 10.0
 _RATE_WINDOW_S = 60.0
 _LONGEST_LOWER_CASE = 1.5
@@ -131,14 +130,14 @@ class Fleet:
         if len(prompt.encode()) * _LONGEST_LOWER_CASE <= room:
             return ""  # a token has at least a byte
         try:
-            answers = await self._broadcast("cut_off", prompt)
+            answers = await broadcast(self._handle, "cut_off", prompt)
         except (DeploymentUnavailableError, TimeoutError):
             return ""
         return str(answers[0]) if answers else ""
 
     async def _poll(self) -> FleetStatus:
         try:
-            replicas: tuple[ReplicaStatus, ...] = tuple(await self._broadcast("status"))
+            replicas: tuple[ReplicaStatus, ...] = tuple(await broadcast(self._handle, "status"))
         except DeploymentUnavailableError:
             return FleetStatus()
         except TimeoutError:
@@ -154,14 +153,6 @@ class Fleet:
             self._finished.popleft()
         then, before = self._finished[0]
         return sum(finished[id_] - before[id_] for id_ in finished.keys() & before.keys()) / (now - then) if now > then else 0.0
-
-    async def _broadcast(self, method: str, *args: Any) -> list[Any]:
-        """Return the answers of all replicas that gave one. Raises TimeoutError where one hangs, DeploymentUnavailableError where none is."""
-        # Not Serve's own timeout: it is a wait_for, which in Python 3.11 loses a cancellation that comes together with the answers;
-        # the poll would go on after the ingress is told to end, and hold it to the end of its grace.
-        async with asyncio.timeout(_CONTROL_TIMEOUT_S):
-            answers = await self._handle.broadcast(method, *args).results_async(return_exceptions=True)
-        return [a for a in answers if not isinstance(a, BaseException)]
 
 
 def _ours(error: Exception) -> Exception:

@@ -6,8 +6,7 @@ from ray import serve
 from ray.serve.exceptions import DeploymentUnavailableError
 
 from serve_app.errors import NotReady
-
-_TIMEOUT_S = 2.0
+from serve_app.fanout.broadcast import broadcast
 
 
 class Peers:
@@ -19,9 +18,8 @@ class Peers:
         # In a thread, because it asks Serve's controller and waits.
         handle = await asyncio.to_thread(serve.get_deployment_handle, own.deployment, own.app_name)
         try:
-            async with asyncio.timeout(_TIMEOUT_S):  # and not Serve's, for the reason that Fleet gives
-                answers = await handle.broadcast("cancel", id, index).results_async(return_exceptions=True)
+            answers = await broadcast(handle, "cancel", id, index)
         except (DeploymentUnavailableError, TimeoutError) as error:
             raise NotReady("not all ingress replicas have answered; try again") from error
         # One that died in between has taken its requests along.
-        return next((answer for answer in answers if isinstance(answer, list) and answer), [])
+        return next(filter(None, answers), [])

@@ -15,6 +15,7 @@ from typing import Any, get_args
 
 from fastapi import APIRouter, Request, Response
 
+from serve_app.background import background
 from serve_app.config import FilesConfig
 from serve_app.errors import NotFound
 from serve_app.ingress.problems import Dialect
@@ -52,13 +53,8 @@ class Files:
                 await asyncio.to_thread(self._tidy)
                 await asyncio.sleep(min(_TIDY_INTERVAL_S, self._config.ttl_s))
 
-        tidying = asyncio.create_task(keep_tidy())
-        try:
+        async with background(keep_tidy()):
             yield
-        finally:
-            tidying.cancel()
-            with suppress(asyncio.CancelledError):
-                await tidying
 
     async def url_of(self, picture: Picture, request: Request) -> str:
         """Keep a picture and return where it can be fetched: below `base_url`, or the address that the request was sent to."""

@@ -12,7 +12,8 @@ from ray import serve
 from ray.serve import RunTarget
 
 from serve_app.app import build
-from serve_app.fanout.fleet import _CONTROL_TIMEOUT_S, POLL_INTERVAL_S
+from serve_app.fanout.broadcast import TIMEOUT_S
+from serve_app.fanout.fleet import POLL_INTERVAL_S
 from tests.integration.conftest import REPLICAS, SMALL, Cluster, Running, eventually, ready_throughout, tiny_args
 
 
@@ -41,7 +42,7 @@ def test_a_replica_that_hangs_does_not_take_the_service_along(app: Running) -> N
     hung = next(p for p in psutil.process_iter(["cmdline"]) if "ServeReplica:test:Replica" in " ".join(p.info["cmdline"] or ()))
     hung.suspend()
     try:
-        assert ready_throughout(app.http, seconds=3 * _CONTROL_TIMEOUT_S)
+        assert ready_throughout(app.http, seconds=3 * TIMEOUT_S)
     finally:
         hung.resume()
     assert len(app.generate(num_images=4)["images"]) == 4
@@ -73,7 +74,7 @@ def test_too_many_images_are_turned_away_and_room_is_made_again(app: Running) ->
         assert (refused.status_code, refused.json()["error"]["type"]) == (429, "too_many_waiting")
         assert 1 <= int(refused.headers["retry-after"]) <= 60
         assert app.http.get("/status").json()["images_waiting"] == 16
-        assert ready_throughout(app.http, seconds=2 * _CONTROL_TIMEOUT_S), "a busy service is not a starting one"
+        assert ready_throughout(app.http, seconds=2 * TIMEOUT_S), "a busy service is not a starting one"
     eventually(lambda: app.http.post("/generate", json={"prompt": "a", **SMALL, "num_images": 1}).status_code == 200)
 
 
