@@ -30,6 +30,27 @@ class Slot:
 
 
 @dataclass(frozen=True, slots=True)
+class Call:
+    """The name of a call for a slot: who made it, and how many it had made before."""
+
+    caller: str
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class OpenCalls:
+    """The calls a caller still waits for, by number, of the `made` it has made so far."""
+
+    caller: str
+    made: int
+    numbers: frozenset[int]
+
+    def without(self, call: Call) -> bool:
+        """Return whether the caller has made this call and waits for it no more."""
+        return call.caller == self.caller and call.number < self.made and call.number not in self.numbers
+
+
+@dataclass(frozen=True, slots=True)
 class Progress:
     """`step` denoising steps are done."""
 

@@ -4,8 +4,10 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from ray import ObjectRef, exceptions
 from ray.serve.exceptions import DeploymentUnavailableError
@@ -13,6 +15,7 @@ from ray.serve.handle import DeploymentHandle
 
 from serve_app.errors import NotReady, ReplicaLost, SlotCancelled
 from serve_app.fanout.broadcast import broadcast
+from serve_app.fanout.calls import Calls
 from serve_app.imaging import Pixels
 from serve_app.messages import Painted, ReplicaStatus, Slot, SlotEvent
 from serve_app.schemas import ModelInfo, SchedulerName
@@ -65,11 +68,15 @@ class FleetStatus:
 
 
 class Fleet:
-    """Calls replicas. A call that is no longer awaited is cancelled on its replica: dropping the task alone would not."""
+    """Calls replicas. A call that is no longer awaited is cancelled on its replica: dropping the task alone would not.
+
+    Cancellations can get lost on their way through Serve, so each poll says which calls are still waited for.
+    """
 
     def __init__(self, handle: DeploymentHandle) -> None:
         self._handle = handle
         self._streams = handle.options(stream=True)
+        self._calls = Calls()
         self._finished: deque[tuple[float, dict[str, int]]] = deque()
         self.status = FleetStatus()
 
@@ -92,25 +99,27 @@ class Fleet:
 
     async def paint(self, slot: Slot) -> AsyncGenerator[SlotEvent]:
         """Yield a slot's picture alone, collected by its ObjectRef. Raises SlotFailed, SlotCancelled or ReplicaLost."""
-        response = self._handle.generate.remote(slot)
-        try:
+        with self._calling(self._handle.generate, slot) as response:
             painted: Painted = await (await response._to_object_ref())
             yield painted
-        except Exception as error:
-            raise _ours(error) from error
-        finally:
-            response.cancel()
 
     async def watch(self, slot: Slot) -> AsyncGenerator[SlotEvent]:
         """Yield a slot's events as they happen, its picture last. Raises SlotFailed, SlotCancelled or ReplicaLost."""
-        response = self._streams.stream.remote(slot)
-        try:
+        with self._calling(self._streams.stream, slot) as response:
             async for event in response:
                 yield event
-        except Exception as error:
-            raise _ours(error) from error
-        finally:
-            response.cancel()
+
+    @contextmanager
+    def _calling(self, method: Any, slot: Slot) -> Iterator[Any]:
+        """Call a replica's method with a slot, wait for its response for as long as the context is open, and raise its errors as ours."""
+        with self._calls.new() as call:
+            response = method.remote(slot, call)
+            try:
+                yield response
+            except Exception as error:
+                raise _ours(error) from error
+            finally:
+                response.cancel()
 
     async def pixels(self, ref: "ObjectRef[Pixels] | None") -> Pixels | None:
         """Return the pixels a replica has left behind, or None where there are none or they were lost with it."""
@@ -137,7 +146,7 @@ class Fleet:
 
     async def _poll(self) -> FleetStatus:
         try:
-            replicas: tuple[ReplicaStatus, ...] = tuple(await broadcast(self._handle, "status"))
+            replicas: tuple[ReplicaStatus, ...] = tuple(await broadcast(self._handle, "poll", self._calls.open()))
         except DeploymentUnavailableError:
             return FleetStatus()
         except TimeoutError:

@@ -3,27 +3,42 @@
 import asyncio
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from ray.serve.exceptions import DeploymentUnavailableError
 from ray.serve.handle import DeploymentBroadcastResponse
 
+from serve_app.background import background
 from serve_app.fanout.fleet import POLL_INTERVAL_S, Fleet
+from serve_app.messages import Call, OpenCalls, Slot
+from tests.conftest import make_slot
 from tests.fakes import REPLICA
 
 
 @dataclass
 class Handle:
-    """Broadcasts as Serve does, to a replica that becomes ready after the first `unready` polls."""
+    """Broadcasts as Serve does, to a replica that becomes ready after the first `unready` polls. Its calls are never answered."""
 
     unready: int = 0
     on_answer: Callable[[], Any] = lambda: None
+    polls: list[OpenCalls] = field(default_factory=list)
+    calls: list[Call] = field(default_factory=list)
 
     def options(self, **_: Any) -> "Handle":
         return self
 
-    def broadcast(self, method: str) -> DeploymentBroadcastResponse:
+    @property
+    def stream(self) -> "Handle":
+        return self
+
+    def remote(self, _: Slot, call: Call) -> "Response":
+        self.calls.append(call)
+        return Response()
+
+    def broadcast(self, method: str, calls: OpenCalls) -> DeploymentBroadcastResponse:
+        assert method == "poll"
+        self.polls.append(calls)
         return DeploymentBroadcastResponse(self._results(), asyncio.get_running_loop())
 
     async def _results(self) -> list[Any]:
@@ -33,6 +48,18 @@ class Handle:
         if self.unready >= 0:
             raise DeploymentUnavailableError("Replica")
         return [Result()]
+
+
+class Response:
+    """Never comes, and its cancellation goes nowhere."""
+
+    def __aiter__(self) -> "Response":
+        return self
+
+    async def __anext__(self) -> Any:
+        await asyncio.Event().wait()
+
+    def cancel(self) -> None: ...
 
 
 class Result:
@@ -54,3 +81,19 @@ async def test_polling_ends_when_told_to_whatever_is_answered_at_that_moment() -
     polling = asyncio.create_task(Fleet(Handle(unready=1, on_answer=lambda: polling.cancel())).keep_polling())
     await asyncio.wait([polling], timeout=POLL_INTERVAL_S)
     assert polling.cancelled()
+
+
+async def test_each_poll_says_which_calls_are_still_waited_for() -> None:
+    handle = Handle()
+    fleet = Fleet(handle)
+    watching = [asyncio.create_task(anext(fleet.watch(make_slot()))) for _ in range(3)]
+    async with background(fleet.keep_polling()):
+        await asyncio.sleep(0)
+        watching[1].cancel()
+        await asyncio.sleep(1.5 * POLL_INTERVAL_S)
+    first, second = handle.polls
+    assert [first.without(call) for call in handle.calls] == [False, False, False]
+    assert [second.without(call) for call in handle.calls] == [False, True, False]
+    for task in watching:
+        task.cancel()
+    await asyncio.gather(*watching, return_exceptions=True)

@@ -1,12 +1,19 @@
 """Images stop when their client goes away, and when they are cancelled by id."""
 
 import asyncio
+from collections.abc import AsyncGenerator, Callable
 from random import Random
+from typing import Any
 
 import httpx2
 import pytest
+from ray import serve
 
-from tests.integration.conftest import SMALL, Running, eventually, frames, start_of
+from serve_app.background import background
+from serve_app.fanout.fleet import Fleet
+from serve_app.messages import Painted, Slot, SlotEvent
+from tests.conftest import make_slot
+from tests.integration.conftest import APP, SMALL, Running, eventually, frames, start_of
 
 LONG = {"prompt": "a red apple", **SMALL, "num_inference_steps": 998}
 
@@ -68,6 +75,51 @@ async def test_storms_of_clients_that_leave_at_any_moment_leave_no_trace(app: Ru
             return (first.status_code, second.status_code) == (200, 200)
 
     await asyncio.to_thread(eventually, both_are_taken, 10)
+
+
+class Lossy:
+    """A handle, or what is called through it, of which every cancellation gets lost, as now and then one of Serve's does."""
+
+    def __init__(self, real: Any) -> None:
+        self._real = real
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._real, name)
+
+    def options(self, **options: Any) -> "Lossy":
+        return Lossy(self._real.options(**options))
+
+    @property
+    def generate(self) -> "Lossy":
+        return Lossy(self._real.generate)
+
+    @property
+    def stream(self) -> "Lossy":
+        return Lossy(self._real.stream)
+
+    def remote(self, *args: Any) -> "Lossy":
+        return Lossy(self._real.remote(*args))
+
+    def __aiter__(self) -> Any:
+        return self._real
+
+    def cancel(self) -> None: ...
+
+
+@pytest.mark.parametrize("paint", [Fleet.paint, Fleet.watch])
+async def test_replicas_stop_even_if_a_cancellation_is_lost(app: Running, paint: Callable[[Fleet, Slot], AsyncGenerator[SlotEvent]]) -> None:
+    fleet = Fleet(Lossy(serve.get_deployment_handle("Replica", APP)))
+
+    async def painted(steps: int) -> SlotEvent:
+        return [event async for event in paint(fleet, make_slot(num_inference_steps=steps))][-1]
+
+    async with background(fleet.keep_polling()):
+        gone, waiting = asyncio.create_task(painted(998)), asyncio.create_task(painted(400))
+        await asyncio.to_thread(eventually, lambda: sum(r.active for r in app.replicas()) == 2)
+        gone.cancel()
+        await asyncio.to_thread(eventually, lambda: sum(r.active for r in app.replicas()) == 1, 3)
+        assert not waiting.done()
+        assert isinstance(await waiting, Painted)
 
 
 async def test_one_image_is_cancelled_by_id_and_the_others_go_on(app: Running) -> None:

@@ -1,0 +1,25 @@
+from serve_app.fanout.calls import Calls
+
+
+def test_calls_are_open_until_their_contexts_close() -> None:
+    calls = Calls()
+    with calls.new() as first, calls.new() as second:
+        assert not calls.open().without(first)
+        assert not calls.open().without(second)
+    assert calls.open().without(first)
+    assert calls.open().without(second)
+
+
+def test_a_call_made_later_is_not_given_up_whichever_arrives_first() -> None:
+    calls = Calls()
+    said_before = calls.open()
+    with calls.new() as call:
+        assert not said_before.without(call)
+
+
+def test_nobody_gives_up_the_calls_of_another() -> None:
+    calls, others = Calls(), Calls()
+    with calls.new():
+        pass
+    with others.new() as call:
+        assert not calls.open().without(call)
