@@ -8,6 +8,7 @@ import asyncio
 import time
 from collections import Counter, OrderedDict
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -99,7 +100,10 @@ class SpreadRouter(FIFOMixin, RequestRouter):
     def _fulfill_next_pending_request(self, replica: RunningReplica, request_metadata: Any = None) -> None:
         if call := self._get_pending_request_matching_metadata():
             self._choose(call, replica.replica_id)  # not its first choice if that was full
-        super()._fulfill_next_pending_request(replica, request_metadata)
+        # Serve cancels a request's calls from another thread, also between a look at a call and its fulfilment; it would log that as
+        # an unexpected error.
+        with suppress(asyncio.InvalidStateError):
+            super()._fulfill_next_pending_request(replica, request_metadata)
 
     def on_send_request(self, replica_id: ReplicaID) -> None:
         super().on_send_request(replica_id)

@@ -1,6 +1,7 @@
 """The Serve deployment that takes HTTP."""
 
 from fastapi import FastAPI
+from ray.exceptions import TaskCancelledError
 from ray.serve.handle import DeploymentHandle
 
 from serve_app.config import AppArgs
@@ -8,6 +9,7 @@ from serve_app.fanout.fanout import FanOut
 from serve_app.fanout.fleet import Fleet
 from serve_app.fanout.peers import Peers
 from serve_app.ingress.api import create_api
+from serve_app.ingress.disconnect import ErrorAsDisconnect
 from serve_app.metrics import IngressMetrics
 
 
@@ -24,4 +26,6 @@ class Ingress:
 
     # Bound late: Serve would pickle an app given to the decorator by value, with all module globals frozen.
     def __serve_build_asgi_app__(self) -> FastAPI:
-        return create_api(self._service, self._args)
+        api = create_api(self._service, self._args)
+        api.add_middleware(ErrorAsDisconnect, error=TaskCancelledError)  # with which Serve cancels what asks its proxy for the request
+        return api

@@ -1,15 +1,18 @@
 """The router on four real Serve replicas that only wait: what counts is where the calls land."""
 
 import asyncio
+import logging
 import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import count
 from typing import Any
 
 import pytest
 from ray import serve
 from ray.serve.handle import DeploymentHandle
+from ray.serve.request_router import PendingRequest
 
 from serve_app.fanout.router import spread
 from tests.integration.conftest import Cluster, eventually
@@ -58,6 +61,35 @@ class Caller:
         for response in responses[1::2]:
             response.cancel()
         return sorted(Counter([await response for response in responses[::2]]).values(), reverse=True)
+
+
+    async def cancel_at_the_last_moment(self, calls: int) -> tuple[int, list[str]]:
+        """Cancel every other call when it has just been given a replica, as Serve may from another thread.
+
+        Return how many calls are answered, and what was logged as an error.
+        """
+        await self._painters.remote(0)  # the router comes with the first call
+        router, given = self._painters._router._asyncio_router._request_router, count()
+
+        def record(call: PendingRequest) -> None:
+            if next(given) % 2:
+                call.future.cancel()
+
+        router._record_queue_wait_time = record
+        with logged_errors() as errors:
+            answers = await asyncio.gather(*[self._painters.remote(0) for _ in range(calls)], return_exceptions=True)
+        del router._record_queue_wait_time
+        return sum(isinstance(answer, str) for answer in answers), errors
+
+
+@contextmanager
+def logged_errors() -> Iterator[list[str]]:
+    """Collect what Serve logs as errors."""
+    logger, handler, errors = logging.getLogger("ray.serve"), logging.Handler(logging.ERROR), list[str]()
+    handler.emit = lambda record: errors.append(record.getMessage())  # type: ignore[method-assign]
+    logger.addHandler(handler)
+    yield errors
+    logger.removeHandler(handler)
 
 
 class Painter:
@@ -126,6 +158,10 @@ def test_cancelled_calls_leave_no_trace(caller: DeploymentHandle) -> None:
     eventually(spread, seconds=5)  # once the replicas have reported the ends of the cancelled calls
     for _ in range(10):
         assert caller.fan_out.remote(REPLICAS, 0.01).result(timeout_s=30) == [1, 1, 1, 1]
+
+
+def test_a_call_cancelled_at_the_last_moment_is_no_error(caller: DeploymentHandle) -> None:
+    assert caller.cancel_at_the_last_moment.remote(2 * REPLICAS).result(timeout_s=30) == (REPLICAS, [])
 
 
 def test_full_replicas_still_answer_broadcasts(caller: DeploymentHandle) -> None:

@@ -1,0 +1,27 @@
+"""Clients that hang up, where the server tells of them by an error."""
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+
+class ErrorAsDisconnect:
+    """Tell the app that the client has gone, as ASGI does, where the server's `receive` raises `error` instead.
+
+    An app takes any error of `receive` for a fault of its own and logs it at length.
+    """
+
+    def __init__(self, app: ASGIApp, error: type[Exception]) -> None:
+        self._app = app
+        self._error = error
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+
+        async def told() -> Message:
+            try:
+                return await receive()
+            except self._error:
+                return {"type": "http.disconnect"}
+
+        await self._app(scope, told, send)
