@@ -30,8 +30,8 @@ class Slot:
 
 
 @dataclass(frozen=True, slots=True)
-class Call:
-    """The name of a call for a slot: who made it, and how many it had made before."""
+class CallId:
+    """One call for a slot: who made it, and how many it had made before."""
 
     caller: str
     number: int
@@ -45,7 +45,7 @@ class OpenCalls:
     made: int
     numbers: frozenset[int]
 
-    def without(self, call: Call) -> bool:
+    def has_given_up(self, call: CallId) -> bool:
         """Return whether the caller has made this call and waits for it no more."""
         return call.caller == self.caller and call.number < self.made and call.number not in self.numbers
 

@@ -4,7 +4,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from serve_app.messages import Call, OpenCalls
+from serve_app.messages import CallId, OpenCalls
 
 
 class Calls:
@@ -16,16 +16,16 @@ class Calls:
         self._open: set[int] = set()
 
     @contextmanager
-    def new(self) -> Iterator[Call]:
-        """Give a call's name and wait for it for as long as the context is open."""
+    def new(self) -> Iterator[CallId]:
+        """Give a call its id and wait for it for as long as the context is open."""
         number = self._made
         self._made += 1
         self._open.add(number)
         try:
-            yield Call(self._caller, number)
+            yield CallId(self._caller, number)
         finally:
             self._open.discard(number)
 
-    def open(self) -> OpenCalls:
+    def still_open(self) -> OpenCalls:
         """Return which calls are waited for, of all made so far."""
         return OpenCalls(self._caller, self._made, frozenset(self._open))

@@ -23,7 +23,7 @@ from serve_app.schemas import ModelInfo, SchedulerName
 logger = logging.getLogger("ray.serve")
 
 POLL_INTERVAL_S = 1.0
-"""How often the replicas are asked for their status."""
+"""How often the replicas are told which calls are still waited for, and asked for their status."""
 
 _STARTING_POLL_INTERVAL_S = 0.1
 """How often while none is ready: Serve calls the application running before the ingress knows, and requests may follow at once."""
@@ -89,7 +89,7 @@ class Fleet:
         return first.model, first.scheduler, first.has_previews
 
     async def keep_polling(self) -> None:
-        """Keep `status` fresh until cancelled."""
+        """Keep `status` fresh, and the replicas from painting for nobody, until cancelled."""
         while True:
             try:
                 self.status = await self._poll()
@@ -112,8 +112,8 @@ class Fleet:
     @contextmanager
     def _calling(self, method: Any, slot: Slot) -> Iterator[Any]:
         """Call a replica's method with a slot, wait for its response for as long as the context is open, and raise its errors as ours."""
-        with self._calls.new() as call:
-            response = method.remote(slot, call)
+        with self._calls.new() as id_:
+            response = method.remote(slot, id_)
             try:
                 yield response
             except Exception as error:
@@ -146,7 +146,7 @@ class Fleet:
 
     async def _poll(self) -> FleetStatus:
         try:
-            replicas: tuple[ReplicaStatus, ...] = tuple(await broadcast(self._handle, "poll", self._calls.open()))
+            replicas: tuple[ReplicaStatus, ...] = tuple(await broadcast(self._handle, "poll", self._calls.still_open()))
         except DeploymentUnavailableError:
             return FleetStatus()
         except TimeoutError:

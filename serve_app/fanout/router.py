@@ -100,8 +100,7 @@ class SpreadRouter(FIFOMixin, RequestRouter):
     def _fulfill_next_pending_request(self, replica: RunningReplica, request_metadata: Any = None) -> None:
         if call := self._get_pending_request_matching_metadata():
             self._choose(call, replica.replica_id)  # not its first choice if that was full
-        # Serve cancels a request's calls from another thread, also between a look at a call and its fulfilment; it would log that as
-        # an unexpected error.
+        # Serve cancels a request's calls from another thread, also between a look at a call and its fulfilment. That is no error to be logged.
         with suppress(asyncio.InvalidStateError):
             super()._fulfill_next_pending_request(replica, request_metadata)
 

@@ -18,10 +18,15 @@ class ErrorAsDisconnect:
             await self._app(scope, receive, send)
             return
 
+        gone = False
+
         async def told() -> Message:
-            try:
-                return await receive()
-            except self._error:
-                return {"type": "http.disconnect"}
+            nonlocal gone
+            if not gone:
+                try:
+                    return await receive()
+                except self._error:
+                    gone = True
+            return {"type": "http.disconnect"}
 
         await self._app(scope, told, send)

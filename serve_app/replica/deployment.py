@@ -12,7 +12,7 @@ import ray
 from ray import serve
 
 from serve_app.config import AppArgs
-from serve_app.messages import Call, OpenCalls, Painted, ReplicaStatus, Slot, SlotEvent
+from serve_app.messages import CallId, OpenCalls, Painted, ReplicaStatus, Slot, SlotEvent
 from serve_app.metrics import ReplicaMetrics
 from serve_app.schemas import SchedulerName
 
@@ -30,7 +30,7 @@ class Replica:
         from serve_app.replica.prompts import PromptReader
 
         self._args = args
-        self._tasks: dict[Call, asyncio.Task[Any]] = {}
+        self._calls: dict[asyncio.Task[Any], CallId] = {}
         started = time.perf_counter()
         self._checkpoint = await asyncio.to_thread(load, args)
         loaded = time.perf_counter()
@@ -40,22 +40,22 @@ class Replica:
         await asyncio.wrap_future(self._engine.start(slots))
         await asyncio.wrap_future(self._checkpoint.named)  # what is wrong with the weights' files is said here, not by a picture
         for number, slot in enumerate(slots):
-            await self.generate(slot, Call("warm-up", number))
+            await self.generate(slot, CallId("warm-up", number))
         logger.info("ready: %s loaded in %.1f s, warmed up in %.1f s", self._checkpoint.info.name, loaded - started, time.perf_counter() - loaded)
 
     def __del__(self) -> None:
         if hasattr(self, "_engine"):
             self._engine.stop()
 
-    async def generate(self, slot: Slot, call: Call) -> Painted:
+    async def generate(self, slot: Slot, id: CallId) -> Painted:
         """Paint a slot. Raises SlotFailed."""
-        async with aclosing(self.stream(slot, call)) as events:
+        async with aclosing(self.stream(slot, id)) as events:
             async for event in events:
                 if isinstance(event, Painted):
                     return event
         raise AssertionError("a slot's events end with its picture")
 
-    async def stream(self, slot: Slot, call: Call) -> AsyncGenerator[SlotEvent]:
+    async def stream(self, slot: Slot, id: CallId) -> AsyncGenerator[SlotEvent]:
         """Paint a slot and tell how it goes; its picture is the last event. Raises SlotFailed."""
         from serve_app.replica.mailbox import Mailbox
 
@@ -63,7 +63,7 @@ class Replica:
         assert task is not None, "Serve runs calls in tasks"
         mailbox = Mailbox()
         job = self._engine.submit(slot, mailbox.post)
-        self._tasks[call] = task
+        self._calls[task] = id  # by task: Serve may send a call twice
         try:
             async for event in mailbox.events():
                 if isinstance(event, Painted) and event.pixels is not None:
@@ -71,17 +71,18 @@ class Replica:
                 else:
                     yield event
         finally:
-            self._tasks.pop(call, None)  # Serve may have sent a call twice
+            del self._calls[task]
             self._engine.cancel(job)
 
     async def cut_off(self, prompt: str) -> str:
         """Return the end of a prompt that the text encoders do not see, empty if they see all of it."""
         return self._reader.cut_off(prompt)
 
-    async def poll(self, calls: OpenCalls) -> ReplicaStatus:
+    async def poll(self, open_calls: OpenCalls) -> ReplicaStatus:
         """Say how busy this replica is, and stop what the caller waits for no more: its cancellation was lost, or is on the way."""
-        for call in filter(calls.without, list(self._tasks)):
-            self._tasks[call].cancel()
+        for task, id in self._calls.items():
+            if open_calls.has_given_up(id):
+                task.cancel()
         return await self.status()
 
     async def status(self) -> ReplicaStatus:

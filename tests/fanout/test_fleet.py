@@ -11,7 +11,7 @@ from ray.serve.handle import DeploymentBroadcastResponse
 
 from serve_app.background import background
 from serve_app.fanout.fleet import POLL_INTERVAL_S, Fleet
-from serve_app.messages import Call, OpenCalls, Slot
+from serve_app.messages import CallId, OpenCalls, Slot
 from tests.conftest import make_slot
 from tests.fakes import REPLICA
 
@@ -23,7 +23,7 @@ class Handle:
     unready: int = 0
     on_answer: Callable[[], Any] = lambda: None
     polls: list[OpenCalls] = field(default_factory=list)
-    calls: list[Call] = field(default_factory=list)
+    calls: list[CallId] = field(default_factory=list)
 
     def options(self, **_: Any) -> "Handle":
         return self
@@ -32,8 +32,8 @@ class Handle:
     def stream(self) -> "Handle":
         return self
 
-    def remote(self, _: Slot, call: Call) -> "Response":
-        self.calls.append(call)
+    def remote(self, _: Slot, id: CallId) -> "Response":
+        self.calls.append(id)
         return Response()
 
     def broadcast(self, method: str, calls: OpenCalls) -> DeploymentBroadcastResponse:
@@ -92,8 +92,8 @@ async def test_each_poll_says_which_calls_are_still_waited_for() -> None:
         watching[1].cancel()
         await asyncio.sleep(1.5 * POLL_INTERVAL_S)
     first, second = handle.polls
-    assert [first.without(call) for call in handle.calls] == [False, False, False]
-    assert [second.without(call) for call in handle.calls] == [False, True, False]
+    assert [first.has_given_up(call) for call in handle.calls] == [False, False, False]
+    assert [second.has_given_up(call) for call in handle.calls] == [False, True, False]
     for task in watching:
         task.cancel()
     await asyncio.gather(*watching, return_exceptions=True)

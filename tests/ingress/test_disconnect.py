@@ -1,15 +1,34 @@
 import asyncio
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
+from ray.exceptions import TaskCancelledError
 from starlette.responses import StreamingResponse
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from serve_app.config import AppArgs
+from serve_app.ingress.deployment import Ingress
 from serve_app.ingress.disconnect import ErrorAsDisconnect
+
+SCOPE = {
+    "type": "http",
+    "asgi": {"spec_version": "2.3"},
+    "method": "POST",
+    "path": "/stream",
+    "query_string": b"",
+    "headers": [(b"content-type", b"application/json")],
+}
 
 
 class Gone(Exception):
     """The client has hung up."""
+
+
+class Replicas:
+    """A handle that nobody calls."""
+
+    def options(self, **_: Any) -> None: ...
 
 
 class Endless:
@@ -29,24 +48,42 @@ class Endless:
             self.ended = True
 
 
-async def raising(error: Exception) -> Endless:
-    """Run an endless app until `receive` raises an error."""
-    app = Endless()
+async def run(app: ASGIApp, error: Exception) -> None:
+    """Run an app of which `receive` raises an error once and then never returns, as Serve's does."""
+    errors = iter([error])
 
     async def receive() -> Message:
-        raise error
+        for error in errors:
+            raise error
+        await asyncio.Event().wait()
+        raise AssertionError
 
     async def send(_: Message) -> None: ...
 
     async with asyncio.timeout(5):
-        await ErrorAsDisconnect(app, Gone)({"type": "http", "asgi": {"spec_version": "2.3"}}, receive, send)
-    return app
+        await app(SCOPE, receive, send)
 
 
 async def test_a_stream_ends_without_an_error_when_its_client_hangs_up() -> None:
-    assert (await raising(Gone())).ended
+    app = Endless()
+    await run(ErrorAsDisconnect(app, Gone), Gone())
+    assert app.ended
 
 
 async def test_other_errors_stay_errors() -> None:
     with pytest.raises(OSError, match="disk"):
-        await raising(OSError("disk"))
+        await run(ErrorAsDisconnect(Endless(), Gone), OSError("disk"))
+
+
+async def test_a_client_that_has_gone_stays_gone() -> None:
+    heard = []
+
+    async def app(_: Scope, receive: Receive, __: Send) -> None:
+        heard.extend([await receive(), await receive()])
+
+    await run(ErrorAsDisconnect(app, Gone), Gone())
+    assert heard == [{"type": "http.disconnect"}] * 2
+
+
+async def test_the_served_app_knows_serves_error() -> None:
+    await run(Ingress(AppArgs(), Replicas()).__serve_build_asgi_app__(), TaskCancelledError())

@@ -10,8 +10,8 @@ import pytest
 from ray import serve
 
 from serve_app.background import background
-from serve_app.fanout.fleet import Fleet
-from serve_app.messages import Painted, Slot, SlotEvent
+from serve_app.fanout.fleet import POLL_INTERVAL_S, Fleet
+from serve_app.messages import Slot, SlotEvent
 from tests.conftest import make_slot
 from tests.integration.conftest import APP, SMALL, Running, eventually, frames, start_of
 
@@ -110,16 +110,24 @@ class Lossy:
 async def test_replicas_stop_even_if_a_cancellation_is_lost(app: Running, paint: Callable[[Fleet, Slot], AsyncGenerator[SlotEvent]]) -> None:
     fleet = Fleet(Lossy(serve.get_deployment_handle("Replica", APP)))
 
-    async def painted(steps: int) -> SlotEvent:
-        return [event async for event in paint(fleet, make_slot(num_inference_steps=steps))][-1]
+    slot = make_slot(width=256, height=256, num_inference_steps=998)
+
+    async def painted() -> list[SlotEvent]:
+        return [event async for event in paint(fleet, slot)]
+
+    def active() -> int:
+        return sum(r.active for r in app.replicas())
 
     async with background(fleet.keep_polling()):
-        gone, waiting = asyncio.create_task(painted(998)), asyncio.create_task(painted(400))
-        await asyncio.to_thread(eventually, lambda: sum(r.active for r in app.replicas()) == 2)
+        gone, waiting = asyncio.create_task(painted()), asyncio.create_task(painted())
+        await asyncio.to_thread(eventually, lambda: active() == 2)
         gone.cancel()
-        await asyncio.to_thread(eventually, lambda: sum(r.active for r in app.replicas()) == 1, 3)
-        assert not waiting.done()
-        assert isinstance(await waiting, Painted)
+        await asyncio.to_thread(eventually, lambda: active() == 1, 5)
+        await asyncio.sleep(1.5 * POLL_INTERVAL_S)
+        assert await asyncio.to_thread(active) == 1, "somebody still waits for this one"
+        waiting.cancel()
+        await asyncio.to_thread(eventually, app.idle, 5)
+        await asyncio.gather(gone, waiting, return_exceptions=True)
 
 
 async def test_one_image_is_cancelled_by_id_and_the_others_go_on(app: Running) -> None:

@@ -62,7 +62,6 @@ class Caller:
             response.cancel()
         return sorted(Counter([await response for response in responses[::2]]).values(), reverse=True)
 
-
     async def cancel_at_the_last_moment(self, calls: int) -> tuple[int, list[str]]:
         """Cancel every other call when it has just been given a replica, as Serve may from another thread.
 
@@ -88,8 +87,10 @@ def logged_errors() -> Iterator[list[str]]:
     logger, handler, errors = logging.getLogger("ray.serve"), logging.Handler(logging.ERROR), list[str]()
     handler.emit = lambda record: errors.append(record.getMessage())  # type: ignore[method-assign]
     logger.addHandler(handler)
-    yield errors
-    logger.removeHandler(handler)
+    try:
+        yield errors
+    finally:
+        logger.removeHandler(handler)
 
 
 class Painter:
