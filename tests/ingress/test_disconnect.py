@@ -1,34 +1,17 @@
 import asyncio
 from collections.abc import AsyncIterator
-from typing import Any
 
 import pytest
-from ray.exceptions import TaskCancelledError
 from starlette.responses import StreamingResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serve_app.config import AppArgs
-from serve_app.ingress.deployment import Ingress
 from serve_app.ingress.disconnect import ErrorAsDisconnect
 
-SCOPE = {
-    "type": "http",
-    "asgi": {"spec_version": "2.3"},
-    "method": "POST",
-    "path": "/stream",
-    "query_string": b"",
-    "headers": [(b"content-type", b"application/json")],
-}
+SCOPE = {"type": "http", "asgi": {"spec_version": "2.3"}}
 
 
 class Gone(Exception):
     """The client has hung up."""
-
-
-class Replicas:
-    """A handle that nobody calls."""
-
-    def options(self, **_: Any) -> None: ...
 
 
 class Endless:
@@ -83,7 +66,3 @@ async def test_a_client_that_has_gone_stays_gone() -> None:
 
     await run(ErrorAsDisconnect(app, Gone), Gone())
     assert heard == [{"type": "http.disconnect"}] * 2
-
-
-async def test_the_served_app_knows_serves_error() -> None:
-    await run(Ingress(AppArgs(), Replicas()).__serve_build_asgi_app__(), TaskCancelledError())
