@@ -4,6 +4,7 @@ import fcntl
 import os
 import pty
 import re
+import signal
 import struct
 import subprocess
 import sys
@@ -42,6 +43,8 @@ class Terminal:
     def running(cls, *args: object, columns: int = 80, lines: int = 24, **env: str) -> Iterator[Self]:
         screen, stdio = pty.openpty()
         fcntl.ioctl(stdio, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
+        # Where the suite runs in a shell's background it ignores Ctrl-C, and so would what it starts.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         process = subprocess.Popen([*COMMAND, *map(str, args)], stdin=stdio, stdout=stdio, stderr=stdio, env=environment(**env))
         os.close(stdio)
         try:
