@@ -1,5 +1,6 @@
 import threading
 from collections.abc import Callable
+from queue import Queue
 from typing import Any
 
 import numpy as np
@@ -262,6 +263,14 @@ def test_a_preview_that_cannot_be_encoded_costs_no_picture(
     monkeypatch.setattr("serve_app.replica.engine.encode_preview", broken)
     assert isinstance(make_engine().submit(make_slot(preview_steps=frozenset({1}))).result(), Painted)
     assert "no encoder" in caplog.text
+
+
+def test_a_picture_is_counted_by_the_time_it_is_there(make_engine: MakeEngine) -> None:
+    running, counted = make_engine(), Queue[int]()
+    for number in range(1, 4):
+        running.engine.submit(make_slot(), lambda event: counted.put(running.engine.load().finished) if isinstance(event, Painted) else None)
+        assert counted.get(timeout=60) == number
+    assert running.watch.outcomes == ["succeeded"] * 3
 
 
 def test_one_prompt_is_encoded_once_for_all_its_seeds(make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
