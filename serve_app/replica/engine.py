@@ -301,16 +301,16 @@ class Engine:
             decoded = time.perf_counter()
             b64 = encode_picture(pixels, slot, info)
             encode_s = time.perf_counter() - decoded
+            work = Work(active.encode_prompt_s, denoised - active.admitted, decoded - denoised, encode_s)
+            painted = Painted(slot.width, slot.height, f"image/{slot.output_format}", b64, work, pixels if slot.keep_pixels else None)
+            self._observer.encoded(encode_s)
         except Exception as error:
             self._fail(active.job, error)
             return
-        self._observer.encoded(encode_s)
         self._observer.ended("succeeded")
         with self._changed:
             self._finished += 1
-        work = Work(active.encode_prompt_s, denoised - active.admitted, decoded - denoised, encode_s)
-        # Last: whoever has the picture finds it counted.
-        active.job.post(Painted(slot.width, slot.height, f"image/{slot.output_format}", b64, work, pixels if slot.keep_pixels else None))
+        active.job.post(painted)  # last: whoever has the picture finds it counted
 
     def _leave(self, active: Active) -> None:
         with self._changed:

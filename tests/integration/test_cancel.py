@@ -121,7 +121,6 @@ class Lossy:
 @pytest.mark.parametrize("paint", [Fleet.paint, Fleet.watch])
 async def test_replicas_stop_even_if_a_cancellation_is_lost(app: Running, paint: Callable[[Fleet, Slot], AsyncGenerator[SlotEvent]]) -> None:
     fleet = Fleet(Lossy(serve.get_deployment_handle("Replica", APP)))
-
     slot = make_slot(width=256, height=256, num_inference_steps=998)
 
     async def painted() -> list[SlotEvent]:

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import count
+from logging.handlers import BufferingHandler
 from typing import Any
 
 import pytest
@@ -45,7 +46,7 @@ class Caller:
 
     async def fan_out_when_idle(self, calls: int, seconds: float) -> list[int]:
         """Fan out once the router has heard of the end of every call: it comes some time after the result."""
-        router = self._painters._router._asyncio_router._request_router
+        router = await self._router()
         async with asyncio.timeout(20):
             while router._open.total():  # noqa: ASYNC110 - the router has no event to wait for
                 await asyncio.sleep(0.01)
@@ -67,8 +68,7 @@ class Caller:
 
         Return how many calls are answered, and what was logged as an error.
         """
-        await self._painters.remote(0)  # the router comes with the first call
-        router, given = self._painters._router._asyncio_router._request_router, count()
+        router, given = await self._router(), count()
 
         def record(call: PendingRequest) -> None:
             if next(given) % 2:
@@ -78,17 +78,21 @@ class Caller:
         with logged_errors() as errors:
             answers = await asyncio.gather(*[self._painters.remote(0) for _ in range(calls)], return_exceptions=True)
         del router._record_queue_wait_time
-        return sum(isinstance(answer, str) for answer in answers), errors
+        return sum(isinstance(answer, str) for answer in answers), [error.getMessage() for error in errors]
+
+    async def _router(self) -> Any:
+        await self._painters.remote(0)  # it comes with the first call
+        return self._painters._router._asyncio_router._request_router
 
 
 @contextmanager
-def logged_errors() -> Iterator[list[str]]:
+def logged_errors() -> Iterator[list[logging.LogRecord]]:
     """Collect what Serve logs as errors."""
-    logger, handler, errors = logging.getLogger("ray.serve"), logging.Handler(logging.ERROR), list[str]()
-    handler.emit = lambda record: errors.append(record.getMessage())  # type: ignore[method-assign]
+    logger, handler = logging.getLogger("ray.serve"), BufferingHandler(1000)
+    handler.setLevel(logging.ERROR)
     logger.addHandler(handler)
     try:
-        yield errors
+        yield handler.buffer
     finally:
         logger.removeHandler(handler)
 
