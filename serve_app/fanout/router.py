@@ -1,7 +1,7 @@
-"""Which replica gets the next slot: the images of a request spread, every time.
+"""Which slot is next, and which replica gets it: in order of arrival, and the images of a request spread, every time.
 
 Serve's default looks at two random replicas per call and so puts several slots of one fan-out on the same GPU while
-others idle.
+others idle. Where all are full, its waiting calls look for room at random moments, and any may come before the others.
 """
 
 import asyncio
@@ -68,6 +68,9 @@ class SpreadRouter(FIFOMixin, RequestRouter):
             key: c for key, c in self._unsent.items() if now - c.made < _UNSENT_S and c.call is not call and not c.call.future.cancelled()
         }
         load = self._open + Counter(c.replica_id for c in self._unsent.values())
+        free = sum(max(0, self._max_open_calls - load[r.replica_id]) for r in replicas)
+        if self._looking_before(call) >= free:
+            return []
         siblings = Counter(c.replica_id for c in self._requests.get(_request_id(call), {}).values() if c.call is not call)
 
         def rank(replica: RunningReplica) -> tuple[bool, int, int, int, float]:
@@ -81,6 +84,11 @@ class SpreadRouter(FIFOMixin, RequestRouter):
             )
 
         return sorted((r for r in replicas if load[r.replica_id] < self._max_open_calls), key=rank)
+
+    def _looking_before(self, call: PendingRequest) -> int:
+        """Return how many calls that came before this one are still looking for a replica."""
+        looking = (c for task, c in self._routed_by.items() if not (task.done() or c.future.done() or id(c) in self._unsent))
+        return sum(c.created_at < call.created_at for c in looking)
 
     def _choose(self, call: PendingRequest, replica_id: ReplicaID) -> None:
         choice = _Choice(call, replica_id, time.monotonic())

@@ -80,6 +80,12 @@ class Caller:
         del router._record_queue_wait_time
         return sum(isinstance(answer, str) for answer in answers), [error.getMessage() for error in errors]
 
+    async def order(self, calls: int) -> list[int]:
+        """Make calls that end one by one, and return in which order they began."""
+        responses = [self._painters.begun.remote(0.5 + 0.01 * (call % 50)) for call in range(calls)]
+        begun = await asyncio.gather(*responses)
+        return sorted(range(calls), key=lambda call: begun[call])
+
     async def _router(self) -> Any:
         await self._painters.remote(0)  # it comes with the first call
         return self._painters._router._asyncio_router._request_router
@@ -101,6 +107,12 @@ class Painter:
     async def __call__(self, seconds: float) -> str:
         await asyncio.sleep(seconds)
         return str(serve.get_replica_context().replica_id.unique_id)
+
+    async def begun(self, seconds: float) -> float:
+        """Return when this call began."""
+        begun = time.monotonic()
+        await asyncio.sleep(seconds)
+        return begun
 
     def ping(self) -> str:
         return "pong"
@@ -151,6 +163,13 @@ def test_more_calls_than_fit_wait_for_room_and_stay_even(caller: DeploymentHandl
     landed = caller.fan_out.remote(3 * REPLICAS * MAX_OPEN, 0.5).result(timeout_s=30)
     assert sum(landed) == 3 * REPLICAS * MAX_OPEN
     assert max(landed) - min(landed) <= MAX_OPEN
+
+
+def test_calls_that_wait_for_room_get_it_in_order_of_arrival(caller: DeploymentHandle) -> None:
+    full = REPLICAS * MAX_OPEN
+    begun = caller.order.remote(6 * full).result(timeout_s=60)
+    overtaken = [place - call for place, call in enumerate(begun) if call >= full]
+    assert max(overtaken) < MAX_OPEN, "so many calls that came later began before it"
 
 
 def test_cancelled_calls_leave_no_trace(caller: DeploymentHandle) -> None:
