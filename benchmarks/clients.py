@@ -7,8 +7,6 @@ from concurrent.futures import ThreadPoolExecutor
 
 import httpx2
 
-from benchmarks.measures import rounds
-
 
 def keep_asking(
     clients: int,
@@ -19,28 +17,29 @@ def keep_asking(
     *,
     timeout_s: float,
 ) -> list[float]:
-    """Let clients ask for `seconds`, each at least `least` times; return when each answer was there, in order, while all of them asked.
+    """Let clients ask for `seconds` and until each has `least` answers; return when each answer was there, in order, while all of them asked.
 
     What `ask` or `check` raises ends them all, and is raised here.
     """
     failed = threading.Event()
+    answered: list[list[float]] = [[] for _ in range(clients)]
+    end = time.perf_counter() + seconds
 
-    def client(_: int) -> list[float]:
-        finished: list[float] = []
+    def enough() -> bool:
+        return time.perf_counter() >= end and all(len(finished) >= least for finished in answered)
+
+    def client(finished: list[float]) -> None:
         try:
             with httpx2.Client(timeout=timeout_s) as http:
-                for _ in rounds(seconds, least):
-                    if failed.is_set():
-                        break
+                while not (failed.is_set() or enough()):
                     response = ask(http)
                     finished.append(time.perf_counter())
                     check(response)
         except BaseException:
             failed.set()
             raise
-        return finished
 
     with ThreadPoolExecutor(clients) as pool:
-        answered = list(pool.map(client, range(clients)))
+        list(pool.map(client, answered))
     first_stop = min(finished[-1] for finished in answered)
     return sorted(moment for finished in answered for moment in finished if moment <= first_stop)

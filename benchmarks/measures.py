@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import pairwise
+from statistics import linear_regression
 from typing import Any, Literal
 
 from benchmarks.conditions import Conditions, Frozen
@@ -116,6 +117,15 @@ def timed(act: Callable[[], object]) -> float:
     started = time.perf_counter()
     act()
     return time.perf_counter() - started
+
+
+def rate(finished: Sequence[float], warm_up: int) -> list[float]:
+    """Return completions a second by least squares, the first `warm_up` left out; nothing where too few are left.
+
+    `finished` are times in order. Answers come in bunches: what lies between a first and a last one would depend on where those are cut.
+    """
+    steady = finished[warm_up:]
+    return [linear_regression(steady, range(len(steady))).slope] if len(set(steady)) > 1 else []
 
 
 def rates(finished: Sequence[float], warm_up: int, window: int) -> list[float]:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from benchmarks.conditions import Conditions
 from benchmarks.engine import EngineBench, open_engine
-from benchmarks.measures import Best, Derived, Goal, Measure, PerDevice, Ratio, Samples, Subject, Trial, rates, rounds
+from benchmarks.measures import Best, Derived, Goal, Measure, PerDevice, Ratio, Samples, Subject, Trial, rate, rounds
 from benchmarks.peers.fal_distributed import Fal, open_fal
 from benchmarks.peers.ray_serve import RayServe, open_ray_serve
 from benchmarks.peers.stock import Stock, open_bfloat16, open_float16
@@ -163,7 +163,7 @@ def _load(name: str) -> Trial:
         finished = service.load(clients, each, 4 * work.seconds)
         cores = cpu_times(service.pid).cores_since(before)
         return {
-            name: rates(finished, warm_up=clients * each, window=clients * each),
+            name: rate(finished, warm_up=clients * each),
             **{measure.name: [cores[part]] for part, measure in busy.items()},
         }
 
@@ -231,7 +231,7 @@ def _fal_requests(fal: Fal, conditions: Conditions) -> Samples:
 def _fal_load(fal: Fal, conditions: Conditions) -> Samples:
     work, devices = conditions.workload, len(conditions.devices)
     finished = fal.load(work.clients_per_device, 2 * work.seconds)
-    return {"fal.load": rates(finished, warm_up=devices, window=devices)}
+    return {"fal.load": rate(finished, warm_up=devices)}
 
 
 FAL = Subject(
@@ -263,7 +263,7 @@ def _ray_requests(peer: RayServe, conditions: Conditions) -> Samples:
 def _ray_load(peer: RayServe, conditions: Conditions) -> Samples:
     work, devices = conditions.workload, len(conditions.devices)
     finished = peer.load(work.clients_per_device * devices, 2 * work.seconds)
-    return {"ray.load": rates(finished, warm_up=devices, window=2 * devices)}
+    return {"ray.load": rate(finished, warm_up=devices)}
 
 
 RAY_SERVE = Subject(

@@ -87,7 +87,7 @@ class Service:
         return Streamed(preview, tuple(finished), total)
 
     def load(self, clients: int, images: int, seconds: float, **changes: Any) -> list[float]:
-        """Let clients ask again and again for `seconds`, each at least four times; return when each image's answer was there, in order."""
+        """Let clients ask again and again for `seconds`, and until each has four answers; return when each image's answer was there, in order."""
 
         def ask(http: httpx2.Client) -> httpx2.Response:
             return http.post(f"{self.url}/generate", json=self._body(images, **changes))

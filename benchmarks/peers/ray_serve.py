@@ -6,6 +6,7 @@ none, and one request at a time in a replica, since two calls at once would shar
 
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from io import BytesIO
 from itertools import count
@@ -65,15 +66,14 @@ class RayServe:
     def together(self, images: int) -> float:
         """Return the seconds until the last of so many requests, sent at once, is answered."""
         started = time.perf_counter()
-        self._ask(images, seconds=0, least=1)
+        with httpx2.Client(timeout=_TIMEOUT_S) as http, ThreadPoolExecutor(images) as pool:
+            for response in pool.map(self._imagine, [http] * images):
+                response.raise_for_status()
         return time.perf_counter() - started
 
     def load(self, clients: int, seconds: float) -> list[float]:
-        """Let clients ask again and again for `seconds`, each at least twice; return when each answer was there, in order."""
-        return self._ask(clients, seconds, least=2)
-
-    def _ask(self, clients: int, seconds: float, least: int) -> list[float]:
-        return keep_asking(clients, seconds, least, self._imagine, httpx2.Response.raise_for_status, timeout_s=_TIMEOUT_S)
+        """Let clients ask again and again for `seconds`, and until each has two answers; return when each answer was there, in order."""
+        return keep_asking(clients, seconds, 2, self._imagine, httpx2.Response.raise_for_status, timeout_s=_TIMEOUT_S)
 
     def _imagine(self, http: httpx2.Client) -> httpx2.Response:
         work = self.conditions.workload

@@ -1,7 +1,7 @@
 import pytest
 
 from benchmarks.idle import idle_fraction
-from benchmarks.measures import Best, Goal, Measure, PerDevice, Ratio, Result, Subject, Trial, rates
+from benchmarks.measures import Best, Goal, Measure, PerDevice, Ratio, Result, Subject, Trial, rate, rates
 from benchmarks.report import rows, table
 
 
@@ -17,6 +17,14 @@ def test_rates_leave_the_warm_up_out_and_take_bunches_whole() -> None:
     finished = [0.0, 0.0, 10.0, 10.0, 11.0, 11.0, 12.0, 12.0]
     assert rates(finished, warm_up=2, window=2) == [2.0, 2.0]
     assert rates(finished[:3], warm_up=2, window=2) == []
+
+
+def test_a_rate_does_not_depend_on_where_bunches_are_cut() -> None:
+    # Bunches of four, two seconds apart, after a slow start.
+    finished = [0.0] + [10.0 + 2 * (image // 4) for image in range(20)]
+    assert rate(finished, warm_up=1) == [pytest.approx(2.0)]
+    assert rate(finished[:-3], warm_up=3) == [pytest.approx(2.0, rel=0.1)]
+    assert rate(finished[:5], warm_up=1) == []
 
 
 def test_idle_is_what_no_span_covers() -> None:
