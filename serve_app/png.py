@@ -1,12 +1,13 @@
 """A PNG writer for finished pictures, three times as fast as Pillow's, which spends most of its time on choosing a filter for each row.
 
 One filter for all rows (up: each row less the one above) and run lengths make files a tenth larger on pictures, a third on
-smooth gradients. W3C PNG (Third Edition), sections 5 and 9.
+smooth gradients. Strips of rows are compressed side by side. W3C PNG (Third Edition), sections 5, 9 and 10; RFC 1950.
 """
 
 import struct
 import zlib
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +16,9 @@ _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _HEADER = struct.Struct(">IIBBBBB")
 _EIGHT_BITS, _RGB = 8, 2
 _UP = 2
+_ZLIB_HEADER = b"\x78\x01"
+_LAST_BLOCK = b"\x03\x00"
+_STRIPS = 4
 
 
 def encode(pixels: NDArray[np.uint8], chunks: Iterable[tuple[bytes, bytes]] = ()) -> bytes:
@@ -30,8 +34,15 @@ def _compressed(rows: NDArray[np.uint8]) -> bytes:
     filtered[:, 0] = _UP
     filtered[0, 1:] = rows[0]
     np.subtract(rows[1:], rows[:-1], out=filtered[1:, 1:])  # modulo 256, as PNG wants it
-    compressor = zlib.compressobj(level=1, strategy=zlib.Z_RLE)
-    return compressor.compress(filtered.data) + compressor.flush()
+    with ThreadPoolExecutor(_STRIPS) as threads:
+        strips = [*threads.map(_deflated, np.array_split(filtered, _STRIPS))]
+    return _ZLIB_HEADER + b"".join(strips) + _LAST_BLOCK + zlib.adler32(filtered.data).to_bytes(4, "big")
+
+
+def _deflated(strip: NDArray[np.uint8]) -> bytes:
+    """Return a strip as blocks that end with a whole byte and refer to nothing before them, so that others may follow."""
+    compressor = zlib.compressobj(level=1, wbits=-zlib.MAX_WBITS, strategy=zlib.Z_RLE)
+    return compressor.compress(strip.data) + compressor.flush(zlib.Z_FULL_FLUSH)
 
 
 def _chunk(kind: bytes, content: bytes) -> bytes:
