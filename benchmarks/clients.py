@@ -41,5 +41,6 @@ def keep_asking(
 
     with ThreadPoolExecutor(clients) as pool:
         list(pool.map(client, answered))
-    first_stop = min(finished[-1] for finished in answered)
-    return sorted(moment for finished in answered for moment in finished if moment <= first_stop)
+    # Not when the first client stopped: that is in the middle of a bunch of answers.
+    ended = max(end, *(finished[least - 1] for finished in answered))
+    return sorted(moment for finished in answered for moment in finished if moment <= ended)

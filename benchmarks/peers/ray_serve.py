@@ -61,13 +61,17 @@ class RayServe:
         self.conditions = conditions
         self.started_s = started_s
         self._url = url
+        self._http = httpx2.Client(timeout=_TIMEOUT_S)
         self._numbers = count(1)
+
+    def close(self) -> None:
+        self._http.close()
 
     def together(self, images: int) -> float:
         """Return the seconds until the last of so many requests, sent at once, is answered."""
         started = time.perf_counter()
-        with httpx2.Client(timeout=_TIMEOUT_S) as http, ThreadPoolExecutor(images) as pool:
-            for response in pool.map(self._imagine, [http] * images):
+        with ThreadPoolExecutor(images) as pool:
+            for response in pool.map(self._imagine, [self._http] * images):
                 response.raise_for_status()
         return time.perf_counter() - started
 
@@ -96,6 +100,7 @@ def open_ray_serve(conditions: Conditions) -> Iterator[RayServe]:
         peer = RayServe(f"http://127.0.0.1:{port}/imagine", conditions, time.perf_counter() - started)
         peer.together(2 * replicas)
         yield peer
+        peer.close()
     finally:
         serve.shutdown()
         ray.shutdown()

@@ -1,7 +1,7 @@
 """Which slot is next, and which replica gets it: in order of arrival, and the images of a request spread, every time.
 
 Serve's default looks at two random replicas per call and so puts several slots of one fan-out on the same GPU while
-others idle. Where all are full, its waiting calls look for room at random moments, and any may come before the others.
+others idle.
 """
 
 import asyncio
@@ -10,6 +10,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import count
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -19,6 +20,14 @@ from ray.serve.request_router import FIFOMixin, PendingRequest, ReplicaID, Reque
 _REMEMBERED_REQUESTS = 256
 _UNSENT_S = 1.0
 """How long a choice may go unsent. Only a call cancelled at that very moment needs it; every other is sent or given up."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Looking:
+    """A call that a routing task seeks a replica for. Tasks take calls as these arrive: `place` is their order."""
+
+    call: PendingRequest
+    place: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +55,8 @@ class SpreadRouter(FIFOMixin, RequestRouter):
         self._open: Counter[ReplicaID] = Counter()
         self._unsent: dict[int, _Choice] = {}
         self._requests: OrderedDict[str, dict[int, _Choice]] = OrderedDict()
-        self._routed_by: WeakKeyDictionary[asyncio.Task[Any], PendingRequest] = WeakKeyDictionary()
+        self._routed_by: WeakKeyDictionary[asyncio.Task[Any], _Looking] = WeakKeyDictionary()
+        self._places = count()
         self._last_chosen: dict[ReplicaID, float] = {}
 
     async def choose_replicas(
@@ -56,20 +66,22 @@ class SpreadRouter(FIFOMixin, RequestRouter):
             return [[replica] for replica in candidate_replicas]
         # Without it a fleet with no room left makes Serve ask again in a busy loop.
         pending_request.routing_context.should_backoff = True
-        self._routed_by[_current_task()] = pending_request
-        ranked = self._ranked(candidate_replicas, pending_request)
+        looking = self._routed_by.get(_current_task())
+        if looking is None or looking.call is not pending_request:
+            looking = self._routed_by[_current_task()] = _Looking(pending_request, next(self._places))
+        ranked = self._ranked(candidate_replicas, looking)
         if ranked:
             self._choose(pending_request, ranked[0].replica_id)
         return [[replica] for replica in ranked]
 
-    def _ranked(self, replicas: list[RunningReplica], call: PendingRequest) -> list[RunningReplica]:
-        now = time.monotonic()
+    def _ranked(self, replicas: list[RunningReplica], looking: _Looking) -> list[RunningReplica]:
+        call, now = looking.call, time.monotonic()
         self._unsent = {
             key: c for key, c in self._unsent.items() if now - c.made < _UNSENT_S and c.call is not call and not c.call.future.cancelled()
         }
         load = self._open + Counter(c.replica_id for c in self._unsent.values())
         free = sum(max(0, self._max_open_calls - load[r.replica_id]) for r in replicas)
-        if self._looking_before(call) >= free:
+        if self._looking_before(looking.place) >= free:
             return []
         siblings = Counter(c.replica_id for c in self._requests.get(_request_id(call), {}).values() if c.call is not call)
 
@@ -85,10 +97,10 @@ class SpreadRouter(FIFOMixin, RequestRouter):
 
         return sorted((r for r in replicas if load[r.replica_id] < self._max_open_calls), key=rank)
 
-    def _looking_before(self, call: PendingRequest) -> int:
-        """Return how many calls that came before this one are still looking for a replica."""
-        looking = (c for task, c in self._routed_by.items() if not (task.done() or c.future.done() or id(c) in self._unsent))
-        return sum(c.created_at < call.created_at for c in looking)
+    def _looking_before(self, place: int) -> int:
+        """Return how many calls that came before this place are still looking for a replica."""
+        earlier = (other.call for task, other in self._routed_by.items() if other.place < place and not task.done())
+        return sum(not call.future.done() and id(call) not in self._unsent for call in earlier)
 
     def _choose(self, call: PendingRequest, replica_id: ReplicaID) -> None:
         choice = _Choice(call, replica_id, time.monotonic())
@@ -100,10 +112,10 @@ class SpreadRouter(FIFOMixin, RequestRouter):
         self._last_chosen[replica_id] = choice.made
 
     def _get_pending_request_matching_metadata(self, request_metadata: Any = None) -> PendingRequest | None:
-        # Each routing task fulfils the call it chose for. Handing its replica to the oldest call instead would send the
-        # task on to its next replica, and two calls of a fan-out to one.
-        call = self._routed_by.get(_current_task())
-        return call if call is not None and not call.future.done() else None
+        # Each routing task fulfils the call it chose for. Handing its replica to the oldest call instead, as Serve does, would
+        # send the task on to its next replica, and two calls of a fan-out to one. `_looking_before` keeps their order.
+        looking = self._routed_by.get(_current_task())
+        return looking.call if looking is not None and not looking.call.future.done() else None
 
     def _fulfill_next_pending_request(self, replica: RunningReplica, request_metadata: Any = None) -> None:
         if call := self._get_pending_request_matching_metadata():
