@@ -127,9 +127,10 @@ class SpreadRouter(FIFOMixin, RequestRouter):
     def on_send_request(self, replica_id: ReplicaID) -> None:
         super().on_send_request(replica_id)
         self._open[replica_id] += 1
-        sent = next((key for key, c in self._unsent.items() if c.replica_id == replica_id and c.call.future.done()), None)
-        if sent is not None:
-            del self._unsent[sent]
+        # The newest of those it may have been: one that is never sent must grow old, and not be handed on from call to call.
+        sent = [(c.made, key) for key, c in self._unsent.items() if c.replica_id == replica_id and c.call.future.done()]
+        if sent:
+            del self._unsent[max(sent)[1]]
 
     def on_request_completed(self, replica_id: ReplicaID, internal_request_id: str) -> None:
         # Also called where sending itself failed, without a call that was counted.
