@@ -3,6 +3,8 @@
 sizes: a compiled UNet for each size, or one for all. places, compilers: the speed of settings, and whether an image has the
 same bits at any place of a batch; as it is, and compiled.
 start: where the time of a start goes. fp8: which layers, which scales. quality: fp8's distance from bfloat16 on trained weights.
+seeds: whether all processes of this machine give the same bits; fails where two differ. replicas: the same
+over HTTP, alone, in a crowd and with a replica killed.
 """
 
 import argparse
@@ -14,7 +16,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.conditions import SDXL_CONFIG, TINY, TINY_OVERRIDES, Conditions
-from benchmarks.probes import fp8, places, quality, sizes, start
+from benchmarks.probes import fp8, places, quality, replicas, seeds, sizes, start
 from serve_app.models import tiny
 
 PROBES: Mapping[str, Callable[[Conditions], Iterator[str]]] = {
@@ -24,6 +26,8 @@ PROBES: Mapping[str, Callable[[Conditions], Iterator[str]]] = {
     "start": start.probe,
     "fp8": fp8.probe,
     "quality": quality.probe,
+    "seeds": seeds.probe,
+    "replicas": replicas.probe,
 }
 
 

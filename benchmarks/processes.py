@@ -43,5 +43,17 @@ def cpu_times(root: int) -> CpuTimes:
     return CpuTimes(time.perf_counter(), seconds)
 
 
+def replica_pids(root: int) -> list[int]:
+    """Return the processes of the replicas that descend from a process."""
+    return [process.pid for process in psutil.Process(root).children(recursive=True) if _part(_title(process)) == "replicas"]
+
+
+def _title(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.NoSuchProcess:
+        return ""
+
+
 def _part(title: str) -> str:
     return next((part for part, pattern in _PARTS.items() if re.search(pattern, title)), "rest")

@@ -1,5 +1,6 @@
 """Our service as it is deployed: `serve run` of the config file, and clients over HTTP."""
 
+import base64
 import json
 import os
 import signal
@@ -69,6 +70,12 @@ class Service:
         timings = response.json()["timings"]
         painted = sum(timings[part] for part in ("encode_prompt", "denoise", "decode", "encode"))
         return Answered(seconds, painted, timings["encode"])
+
+    def picture(self, **body: Any) -> bytes:
+        """Return the file of one image, whose size and scheduler are the caller's."""
+        response = self._http.post("/generate", json=self._body(1, **body))
+        _check(response, 1)
+        return base64.b64decode(response.json()["images"][0]["b64_json"])
 
     def stream(self, images: int, **changes: Any) -> Streamed:
         started = time.perf_counter()

@@ -99,6 +99,9 @@ class Compiled(AsItIs):
             if not (program := _load(path)):
                 logger.info("compiling %s for %s, once for this folder: a large model takes minutes", path, tuple(inputs[0].shape))
                 program = self._compile(inputs, shape)
+                # Kernels without sums still try block sizes at their first launch. torch notes the fastest in the
+                # same folder, so whoever loads the program times nothing.
+                program(self._module, *inputs)
                 _keep(program, path)
             return program
 

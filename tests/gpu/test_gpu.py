@@ -3,7 +3,10 @@
 Collected where there is one: `pytest tests/gpu`.
 """
 
+import json
 import os
+import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -165,6 +168,25 @@ def test_a_norm_as_wide_as_sdxls_reads_a_row_once(tmp_path: Path, monkeypatch: p
     _, codes = run_and_get_code(program.warm_up, rows)
     assert "persistent_reduction" in codes[0]
     torch.testing.assert_close(program(rows), F.layer_norm(rows, (1280,)))
+
+
+def _started(folder: Path) -> "subprocess.Popen[str]":
+    return subprocess.Popen([sys.executable, "-m", "tests.gpu.sums", str(folder)], stdout=subprocess.PIPE, text=True)
+
+
+def _answers(processes: Sequence["subprocess.Popen[str]"]) -> list[dict[str, object]]:
+    outputs = [process.communicate(timeout=300)[0] for process in processes]
+    return [json.loads(output.splitlines()[-1]) for output in outputs]
+
+
+def test_processes_add_in_the_same_order_and_who_loads_a_program_times_nothing(tmp_path: Path) -> None:
+    """Block sizes decide the order of a sum: chosen by time, each process had its own."""
+    shared, other = tmp_path / "shared", tmp_path / "other"
+    first, alone = _answers([_started(shared), _started(other)])
+    later = _answers([_started(shared) for _ in range(3)])
+    assert {answer["digest"] for answer in (first, alone, *later)} == {first["digest"]}
+    assert not any("_red_" in name or "_per_" in name for name in first["timed"]), "a sum's order is a rule"  # type: ignore[attr-defined]
+    assert [answer["timed"] for answer in later] == [[]] * 3
 
 
 @contextmanager

@@ -1,0 +1,67 @@
+"""A process that runs one kept program, and says what it computed and how many kernels it timed for that."""
+
+import hashlib
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, ClassVar
+from unittest.mock import patch
+
+import torch
+from torch import nn
+from torch._inductor.runtime.triton_heuristics import CachingAutotuner
+
+from serve_app.replica.norms import ChannelsLastGroupNorm
+from serve_app.replica.programs import Compiled, use_compile_cache
+
+
+class Skip(nn.Module):
+    """How SDXL's up blocks begin: what comes from below and what was kept on the way down, joined and normed."""
+
+    config: ClassVar[dict[str, object]] = {}
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = ChannelsLastGroupNorm(32, 1920)
+
+    def forward(self, below: torch.Tensor, kept: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        return nn.functional.silu(self.norm(torch.cat([below + bias[:, :, None, None], kept], dim=1)))
+
+
+def run(module: Skip, below: torch.Tensor, kept: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    result: torch.Tensor = module(below, kept, bias)
+    return result
+
+
+@contextmanager
+def timed_kernels() -> Iterator[list[str]]:
+    """Yield a list that gets the name of every kernel that chooses among block sizes by time."""
+    names: list[str] = []
+    time_all: Any = CachingAutotuner.benchmark_all_configs
+
+    def noted(tuner: Any, *args: object, **settings: object) -> object:
+        names.append(tuner.fn.__name__)
+        return time_all(tuner, *args, **settings)
+
+    with patch.object(CachingAutotuner, "benchmark_all_configs", noted):
+        yield names
+
+
+@torch.inference_mode()
+def main(folder: str) -> None:
+    use_compile_cache(folder)
+    torch.manual_seed(0)
+    device = torch.device("cuda", 0)
+    module = Skip().to(device, torch.bfloat16)
+    below, kept = (torch.randn(2, channels, 64, 64).to(device, torch.bfloat16, memory_format=torch.channels_last) for channels in (1280, 640))
+    bias = torch.randn(2, 1280).to(device, torch.bfloat16)
+    program = Compiled(run, module)
+    with timed_kernels() as timed:
+        program.warm_up(below, kept, bias)
+        output = program(below, kept, bias).float().cpu().numpy().tobytes()
+    print(json.dumps({"digest": hashlib.sha256(output).hexdigest(), "timed": timed}))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
