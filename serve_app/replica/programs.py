@@ -28,6 +28,14 @@ _CACHE_VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
 _LONGEST_COMPILATION_S = 900.0
 """So long a process waits for another's compilation, before it compiles by itself."""
 
+BY_RULE: Mapping[str, bool] = {"deterministic": True}
+"""The option of torch's compiler that chooses by rule whatever can change a bit.
+
+By default it gives a reduction several block sizes, and each process keeps the one that was fastest at its first launch.
+A block size decides the order of a sum: four H100s with one kept program painted three pictures of a seed. As a setting
+of the process it has no effect: tracing calls `torch.use_deterministic_algorithms`, which resets it.
+"""
+
 Function = Callable[..., torch.Tensor]
 """Takes a model and tensors whose first dimension are rows."""
 
@@ -116,7 +124,7 @@ class Compiled(AsItIs):
             else:
                 torch._dynamo.mark_static(part)
         # All else that a program depends on is in its file's name.
-        options = {**self._options, "guard_filter_fn": _of_shapes}
+        options = {**self._options, **BY_RULE, "guard_filter_fn": _of_shapes}
         with torch._dynamo.config.patch(enable_aot_compile=True), our_choices():
             compiler: Any = torch.compile(self._function, fullgraph=True, options=options)
             return compiler.aot_compile(((self._module, *given), {}))

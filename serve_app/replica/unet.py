@@ -5,7 +5,7 @@ from diffusers import UNet2DConditionModel
 
 from serve_app.config import Compile
 from serve_app.replica.attention import blocks
-from serve_app.replica.programs import AsItIs, Compiled, Program
+from serve_app.replica.programs import BY_RULE, AsItIs, Compiled, Program
 from serve_app.replica.recordings import recorded
 
 _MOST_COMPILATIONS = 64
@@ -38,7 +38,7 @@ class _CompiledBlocks(AsItIs):
         super().__init__(_predict, unet)
         for block in blocks(unet):
             # Not the module: its hook, other for each block, stays outside.
-            block.forward = torch.compile(block.forward, fullgraph=True, dynamic=True)
+            block.forward = torch.compile(block.forward, fullgraph=True, dynamic=True, options=dict(BY_RULE))
 
     def __call__(self, *inputs: torch.Tensor) -> torch.Tensor:
         with torch.compiler.set_stance("eager_on_recompile"):

@@ -6,12 +6,14 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
 from torch._dynamo.utils import counters
 from torch._inductor import config as inductor
+from torch._inductor.graph import GraphLowering
 
 from serve_app.config import Compile, ModelConfig
 from serve_app.messages import Slot
@@ -81,14 +83,36 @@ def fail_where_nothing_fits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(programs.Compiled, "__call__", strict)
 
 
+@pytest.fixture
+def chosen_by_rule(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """A list that gets, for each graph that code is made for, whether the compiler may not choose by time."""
+    seen: list[bool] = []
+    codegen = GraphLowering.codegen
+
+    def noted(graph: GraphLowering) -> Any:
+        seen.append(inductor.deterministic)
+        return codegen(graph)
+
+    monkeypatch.setattr(GraphLowering, "codegen", noted)
+    return seen
+
+
 @pytest.mark.parametrize("mode", ["regional", "full"])
 @torch.inference_mode()
-def test_compiled_equals_as_it_is(mode: Compile, fresh: Checkpoint, checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compiled_equals_as_it_is(
+    mode: Compile,
+    fresh: Checkpoint,
+    checkpoint: Checkpoint,
+    chosen_by_rule: list[bool],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     plain, compiled = Denoiser(checkpoint, as_it_is(checkpoint.unet)), Denoiser(fresh, make_program(fresh.unet, mode))
     for images in (1, 2):
         compiled.warm_up([trajectory(fresh, make_slot()) for _ in range(images)])
     warm = compilations()
     assert warm > 0
+    assert chosen_by_rule
+    assert all(chosen_by_rule), "block sizes chosen by time would add in another order in each process"
     fail_where_nothing_fits(monkeypatch)
     for images in (1, 2, 3):
         slots = [make_slot(seed=seed) for seed in range(images)]
