@@ -13,10 +13,12 @@ from benchmarks.engine import open_engine
 from benchmarks.measures import timed
 from benchmarks.probes.unet import inputs, unet_call
 from serve_app.config import AppArgs
-from serve_app.replica.checkpoint import load_checkpoint, local_path, weights_hash
+from serve_app.replica.checkpoint import load_checkpoint
 from serve_app.replica.decode import Decoder
 from serve_app.replica.device import prepare_device
+from serve_app.replica.hashing import weights_hash
 from serve_app.replica.programs import use_compile_cache
+from serve_app.replica.sources import local_path
 from serve_app.replica.unet import make_program
 
 _MODULES = ("torch", "ray.serve", "diffusers", "serve_app.replica.engine")
