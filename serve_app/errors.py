@@ -100,3 +100,9 @@ class ReplicaLost(Exception):
 
 class CheckpointError(Exception):
     """A checkpoint cannot be served; the message says which setting to change."""
+
+
+def first_line(error: BaseException) -> str:
+    """Return the gist of another library's error, for a sentence of ours."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
