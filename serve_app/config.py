@@ -39,12 +39,14 @@ class ModelConfig(Config):
     name: str | None = Field(default=None, description="The name that answers and pictures carry; the last part of `path` where null.")
     preview_path: str | None = Field(
         default=None,
-        description="The AutoencoderTiny that decodes previews: a subfolder of the checkpoint, a local folder or a hub id. "
+        description="The AutoencoderTiny that decodes previews: a subfolder of the checkpoint, a local folder, a .safetensors file such as "
+        "`taesdxl_decoder.safetensors`, or a hub id. "
         "Null: the subfolder `preview_vae` if there is one, else no previews.",
     )
     vae_path: str | None = Field(
         default=None,
-        description="The AutoencoderKL that decodes pictures: a subfolder of the checkpoint, a local folder or a hub id. Null: the checkpoint's own, "
+        description="The AutoencoderKL that decodes pictures: a subfolder of the checkpoint, a local folder, a .safetensors file (its config is the "
+        "checkpoint's own, unless a config.json lies beside it), or a hub id. Null: the checkpoint's own, "
         "in bfloat16 where `dtype` is float16 and it overflows there, as SDXL's does.",
     )
     scheduler: SchedulerName | None = Field(default=None, description="Default scheduler; the checkpoint's own where null.")

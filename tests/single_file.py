@@ -61,7 +61,7 @@ def save_single_file(pipe: StableDiffusionXLPipeline, file: Path, dtype: torch.d
     """Write the four models of `pipe` to `file`, with the tensors of the original code that diffusers has no place for."""
     models = {
         "model.diffusion_model.": _unet(pipe.unet),
-        "first_stage_model.": _vae(pipe.vae),
+        "first_stage_model.": original_vae(pipe.vae),
         "conditioner.embedders.0.transformer.": _clip(pipe.text_encoder),
         "conditioner.embedders.1.model.": _open_clip(pipe.text_encoder_2),
         "denoiser.": {"sigmas": torch.linspace(0.03, 14.6, 1000)},
@@ -103,7 +103,8 @@ def _unet_blocks(unet: UNet2DConditionModel) -> dict[str, str]:
     return places
 
 
-def _vae(vae: AutoencoderKL) -> Weights:
+def original_vae(vae: AutoencoderKL) -> Weights:
+    """Return the weights of a VAE in the layout of the original code, without a prefix."""
     last = len(vae.decoder.up_blocks) - 1
 
     def name(key: str) -> str:

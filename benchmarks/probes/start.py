@@ -13,10 +13,12 @@ from benchmarks.engine import open_engine
 from benchmarks.measures import timed
 from benchmarks.probes.unet import inputs, unet_call
 from serve_app.config import AppArgs
-from serve_app.replica.checkpoint import load_checkpoint, local_path, weights_hash
+from serve_app.replica.checkpoint import load_checkpoint
 from serve_app.replica.decode import Decoder
 from serve_app.replica.device import prepare_device
+from serve_app.replica.hashing import checkpoint_hash
 from serve_app.replica.programs import use_compile_cache
+from serve_app.replica.sources import find_sources
 from serve_app.replica.unet import make_program
 
 _MODULES = ("torch", "ray.serve", "diffusers", "serve_app.replica.engine")
@@ -41,8 +43,8 @@ def probe(conditions: Conditions) -> Iterator[str]:
 def _parts(args: AppArgs) -> Iterator[str]:
     device = prepare_device(args.num_gpus, args.num_cpus)
     yield f"CUDA context: {timed(lambda: torch.zeros(1, device=device)):.2f} s"
-    path = local_path(args.model)
-    yield f"hash of the weights: {timed(lambda: weights_hash(path, args.model.variant)):.2f} s"
+    sources = find_sources(args.model)
+    yield f"hash of the weights: {timed(lambda: checkpoint_hash(sources, {})):.2f} s"
     started = time.perf_counter()
     checkpoint = load_checkpoint(args.model, device)
     yield f"load_checkpoint, hash included: {time.perf_counter() - started:.2f} s"

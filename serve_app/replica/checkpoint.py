@@ -1,35 +1,26 @@
 """From `ModelConfig` to loaded weights: a diffusers folder, a hub id or a single file, by diffusers' own loaders."""
 
-import hashlib
-import mmap
-from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import chain
-from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, StableDiffusionXLPipeline, UNet2DConditionModel
 from diffusers.utils import logging as diffusers_logging
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from transformers.utils import logging as transformers_logging
 
 from serve_app.config import ModelConfig
-from serve_app.models import EMBEDDED, PREVIEW_FOLDER, embedded_path
+from serve_app.errors import CheckpointError, first_line
 from serve_app.replica.attention import prepare
 from serve_app.replica.device import fast_layout
+from serve_app.replica.hashing import checkpoint_hash
 from serve_app.replica.norms import use_channels_last_norms
 from serve_app.replica.schedulers import SCHEDULER_NAMES, scheduler_name
+from serve_app.replica.sources import TOKENIZERS, Sources, find_sources, model_name, model_revision
+from serve_app.replica.supported import check_configs, check_files
+from serve_app.replica.weights import load_part, load_preview_vae, load_tokenizer
 from serve_app.schemas import ModelInfo, SchedulerName
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-_HASH_DIGITS = 10
-_PART_FILES = ["config.json", "diffusion_pytorch_model*.safetensors"]
-
-
-class CheckpointError(Exception):
-    """A checkpoint cannot be served; the message says which setting to change."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,18 +48,17 @@ class Checkpoint:
 def load_checkpoint(config: ModelConfig, device: torch.device) -> Checkpoint:
     """Load what `config` names onto `device`.
 
-    Raises CheckpointError where the checkpoint is not an SDXL text-to-image model this engine can run, and
-    diffusers' own errors (OSError and others) where it cannot be found or read.
+    Raises CheckpointError where it cannot be found or read, is not an SDXL text-to-image model this engine can run, or
+    is not whole: all of that before the weights are read, as far as configs and headers tell.
     """
     dtype = _DTYPES[config.dtype]
-    path = local_path(config)
-    vae_path = _part_path(path, config, "vae_path", config.vae_path) if config.vae_path else None
+    sources = find_sources(config)
+    check_configs(sources)
+    check_files(sources)
     beside = ThreadPoolExecutor(1, thread_name_prefix="hash")
-    named = beside.submit(_info, path, config, vae_path)
+    named = beside.submit(_info, sources, config)
     beside.shutdown(wait=False)
-    pipe = _load_pipeline(path, config, dtype, vae_path)
-    if pipe.unet.config.time_cond_proj_dim is not None:
-        raise CheckpointError("model.path: guidance-distilled UNets (time_cond_proj_dim) are not supported")
+    pipe = _load_pipeline(sources, dtype)
     scheduler = config.scheduler or scheduler_name({"_class_name": type(pipe.scheduler).__name__, **pipe.scheduler.config})
     if scheduler is None:
         raise CheckpointError(
@@ -81,7 +71,7 @@ def load_checkpoint(config: ModelConfig, device: torch.device) -> Checkpoint:
     if dtype == torch.float16 and pipe.vae.config.force_upcast:
         # SDXL's own VAE overflows in float16; bfloat16 has the range and costs no upcast.
         pipe.vae.to(torch.bfloat16)
-    preview_vae = _load_preview_vae(path, config, dtype)
+    preview_vae = load_preview_vae(sources.preview, dtype) if sources.preview else None
     return Checkpoint(
         pipe=pipe,
         unet=pipe.unet,
@@ -94,11 +84,11 @@ def load_checkpoint(config: ModelConfig, device: torch.device) -> Checkpoint:
     )
 
 
-def _info(path: Path, config: ModelConfig, vae_path: Path | None) -> ModelInfo:
+def _info(sources: Sources, config: ModelConfig) -> ModelInfo:
     return ModelInfo(
-        name=config.name or _name(path, config),
-        revision=_revision(path, config),
-        hash=weights_hash(path, config.variant, vae_path),
+        name=config.name or model_name(sources.path, config),
+        revision=model_revision(sources.path, config),
+        hash=checkpoint_hash(sources, {}),
     )
 
 
@@ -108,92 +98,21 @@ def quiet_progress_bars() -> None:
     transformers_logging.disable_progress_bar()
 
 
-def local_path(config: ModelConfig) -> Path:
-    """Return where the checkpoint lies on this machine, fetching a hub id first."""
-    if config.path == EMBEDDED:
-        return embedded_path()
-    if Path(config.path).exists():
-        return Path(config.path)
-    return Path(StableDiffusionXLPipeline.download(config.path, revision=config.revision, variant=config.variant, use_safetensors=True))
-
-
-def weights_hash(path: Path, variant: str | None, vae_path: Path | None = None) -> str:
-    """Return the first 10 hex digits of the SHA-256 of a single file, as other tools show it, or over a folder's weights.
-
-    A VAE in the place of the checkpoint's own makes it another hash.
-    """
-    if path.is_file():
-        digest = _sha256(path)
-        return digest[:_HASH_DIGITS] if vae_path is None else _together([digest, *_digests(vae_path, None)])
-    digests = [_digests(path / component, variant) for component in ("text_encoder", "text_encoder_2", "unet")]
-    vae = _digests(path / "vae", variant) if vae_path is None else _digests(vae_path, None)
-    return _together([*chain(*digests), *vae])
-
-
-def _digests(folder: Path, variant: str | None) -> Iterator[str]:
-    """Yield the SHA-256 of each file of a model's weights."""
-    for file in sorted(folder.glob("*.safetensors")):
-        if f".{variant}" in file.name if variant else file.name.count(".") == 1:
-            yield _sha256(file)
-
-
-def _together(digests: Iterable[str]) -> str:
-    return hashlib.sha256("".join(digests).encode()).hexdigest()[:_HASH_DIGITS]
-
-
-def _sha256(path: Path) -> str:
-    """Hash a file in one call: piece by piece, each piece would wait for the interpreter, which is busy at a start."""
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        return hashlib.sha256(content).hexdigest()
-
-
-def _load_pipeline(path: Path, config: ModelConfig, dtype: torch.dtype, vae_path: Path | None) -> StableDiffusionXLPipeline:
-    parts = {} if vae_path is None else {"vae": AutoencoderKL.from_pretrained(vae_path, dtype=dtype, use_safetensors=True)}
-    # add_watermarker off: the watermark library is an extra of diffusers that would change pixels when it happens to be installed.
-    if path.is_file():
-        return StableDiffusionXLPipeline.from_single_file(str(path), config=config.config_path, dtype=dtype, add_watermarker=False, **parts)
-    return StableDiffusionXLPipeline.from_pretrained(
-        path, dtype=dtype, variant=config.variant, use_safetensors=True, low_cpu_mem_usage=True, add_watermarker=False, **parts
-    )
-
-
-def _load_preview_vae(path: Path, config: ModelConfig, dtype: torch.dtype) -> AutoencoderTiny | None:
-    if config.preview_path:
-        folder = _part_path(path, config, "preview_path", config.preview_path)
-    else:
-        folder = _root(path, config) / PREVIEW_FOLDER
-        if not folder.is_dir():
-            return None
-    return AutoencoderTiny.from_pretrained(folder, dtype=dtype, use_safetensors=True)
-
-
-def _part_path(path: Path, config: ModelConfig, setting: str, name: str) -> Path:
-    """Return the folder of a model's part that `model.<setting>` names: a subfolder of the checkpoint, a local folder or a hub id, fetched first."""
-    for folder in (_root(path, config) / name, Path(name)):
-        if folder.is_dir():
-            return folder
+def _load_pipeline(sources: Sources, dtype: torch.dtype) -> StableDiffusionXLPipeline:
+    tokenizers = {name: load_tokenizer(sources, name) for name in TOKENIZERS}  # first: they are read in no time
+    models = {name: load_part(name, part, dtype) for name, part in sources.parts.items()}
     try:
-        return Path(snapshot_download(name, allow_patterns=_PART_FILES))
-    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError) as error:
-        raise CheckpointError(
-            f"model.{setting}: {name} is neither a subfolder of the checkpoint, nor a folder here, nor a hub id that was found"
-        ) from error
-
-
-def _root(path: Path, config: ModelConfig) -> Path:
-    return Path(config.config_path) if path.is_file() and config.config_path else path
-
-
-def _name(path: Path, config: ModelConfig) -> str:
-    if path.is_file():
-        return path.stem
-    return path.name if config.path == EMBEDDED else Path(config.path).name  # a hub id lies in a folder named by its commit
-
-
-def _revision(path: Path, config: ModelConfig) -> str | None:
-    # The hub's cache names its snapshot folders by commit, which is truer than a branch name.
-    snapshot = path.parent if path.is_file() else path
-    return snapshot.name if snapshot.parent.name == "snapshots" else config.revision
+        return StableDiffusionXLPipeline.from_pretrained(
+            sources.root,
+            **tokenizers,
+            **models,
+            image_encoder=None,
+            feature_extractor=None,
+            # The watermark library is an extra of diffusers that would change pixels when it happens to be installed.
+            add_watermarker=False,
+        )
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise sources.fault(f"has a scheduler that cannot be loaded ({first_line(error)})") from error
 
 
 def _place(pipe: StableDiffusionXLPipeline, device: torch.device) -> None:

@@ -1,6 +1,8 @@
 """Latents to pixels."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Self
 
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny
@@ -33,6 +35,29 @@ class PendingPixels:
         return self._pixels.numpy()
 
 
+@dataclass(frozen=True, slots=True)
+class Scaling:
+    """How a VAE's latents are scaled for the denoising, and where it has statistics, normalised by them, (1, channels, 1, 1)."""
+
+    factor: float
+    statistics: tuple[torch.Tensor, torch.Tensor] | None
+
+    @classmethod
+    def of(cls, vae: AutoencoderKL, device: torch.device, dtype: torch.dtype) -> Self:
+        """Return the scaling that a VAE's config says, for latents of this device and type."""
+        values = [getattr(vae.config, name, None) for name in ("latents_mean", "latents_std")]
+        mean, std = (torch.tensor(value, device=device, dtype=dtype).view(1, -1, 1, 1) if all(values) else None for value in values)
+        return cls(vae.config.scaling_factor, None if mean is None or std is None else (mean, std))
+
+    def undo(self, latents: torch.Tensor) -> torch.Tensor:
+        """Return the VAE's own latents, as the stock pipeline does."""
+        latents = latents / self.factor
+        if self.statistics:
+            mean, std = self.statistics
+            latents = latents * std + mean
+        return latents
+
+
 class Decoder:
     """The VAE of a checkpoint, made ready to run."""
 
@@ -40,10 +65,7 @@ class Decoder:
         self._vae = checkpoint.vae
         self._program = decoder_program(self._vae, mode)
         self._layout = fast_layout(checkpoint.device)
-        mean, std = (getattr(self._vae.config, name, None) for name in ("latents_mean", "latents_std"))
-        self._statistics = [
-            torch.tensor(values, device=checkpoint.device, dtype=self._vae.dtype).view(1, -1, 1, 1) for values in (mean, std) if mean and std
-        ]
+        self._scaling = Scaling.of(self._vae, checkpoint.device, self._vae.dtype)
 
     def decode(self, latents: torch.Tensor) -> PendingPixels:
         """Return the picture of one slot's final latents, (1, channels, h, w), as the stock pipeline would decode it."""
@@ -55,10 +77,7 @@ class Decoder:
         self.decode(latents).wait()
 
     def _unscaled(self, latents: torch.Tensor) -> torch.Tensor:
-        latents = latents.to(self._vae.dtype) / self._vae.config.scaling_factor
-        if self._statistics:
-            mean, std = self._statistics
-            latents = latents * std + mean
+        latents = self._scaling.undo(latents.to(self._vae.dtype))
         return latents.contiguous(memory_format=self._layout)
 
 

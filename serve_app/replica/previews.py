@@ -8,8 +8,11 @@ from torch.nn.functional import adaptive_avg_pool2d
 
 from serve_app.config import Compile
 from serve_app.replica.checkpoint import Checkpoint
-from serve_app.replica.decode import PendingPixels, decoder_program
+from serve_app.replica.decode import PendingPixels, Scaling, decoder_program
 from serve_app.replica.device import fast_layout
+
+_SDXL_FACTOR = 0.13025
+"""The scaling factor of SDXL's VAE: tiny VAEs learn its latents times this."""
 
 
 @dataclass(slots=True)
@@ -49,6 +52,8 @@ class PreviewDecoder:
         self._layout = fast_layout(checkpoint.device)
         self._scale: int = checkpoint.pipe.vae_scale_factor
         self._max_size = max_size
+        self._scaling = Scaling.of(checkpoint.vae, checkpoint.device, torch.float32)
+        self._tiny_factor, self._tiny_shift = vae.config.scaling_factor, vae.config.shift_factor
         self._stream = torch.cuda.Stream() if checkpoint.device.type == "cuda" else None
 
     def decode(self, clean: torch.Tensor) -> PendingPixels:
@@ -69,7 +74,15 @@ class PreviewDecoder:
     def _decode(self, clean: torch.Tensor) -> PendingPixels:
         return PendingPixels(self._program(self._pooled(clean)))
 
+    def _learned(self, clean: torch.Tensor) -> torch.Tensor:
+        """Return a clean latent as tiny VAEs have learned them: as it is in denoising, but for what SDXL does not do."""
+        if self._scaling.statistics:
+            clean = self._scaling.undo(clean) * _SDXL_FACTOR
+        learned: torch.Tensor = clean / self._tiny_factor + self._tiny_shift
+        return learned
+
     def _pooled(self, clean: torch.Tensor) -> torch.Tensor:
+        clean = self._learned(clean)
         longest = max(clean.shape[-2:]) * self._scale
         factor = -(-longest // self._max_size)
         pooled = adaptive_avg_pool2d(clean, (max(1, clean.shape[-2] // factor), max(1, clean.shape[-1] // factor))) if factor > 1 else clean

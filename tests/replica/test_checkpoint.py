@@ -6,20 +6,26 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import AutoencoderKL, EulerAncestralDiscreteScheduler, LCMScheduler, UNet2DConditionModel
+from safetensors.torch import load_file
+from transformers import CLIPTextModel
 
 from serve_app.config import ModelConfig
+from serve_app.errors import CheckpointError
 from serve_app.models import PREVIEW_FOLDER
 from serve_app.models.tiny import build
 from serve_app.replica import checkpoint as checkpoint_module
-from serve_app.replica.checkpoint import CheckpointError, load_checkpoint, weights_hash
+from serve_app.replica.checkpoint import load_checkpoint
+from serve_app.replica.hashing import checkpoint_hash
+from serve_app.replica.kinds import PartName
+from serve_app.replica.sources import find_sources
+from serve_app.replica.weights import load_part
 from tests.conftest import MakeEngine, make_slot
 
 CPU = torch.device("cpu")
 
 
-@pytest.fixture
-def copy(tiny_path: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(tiny_path, tmp_path / "copy"))
+def hash_of(path: Path, **settings: object) -> str:
+    return checkpoint_hash(find_sources(ModelConfig(path=str(path), **settings)), {})
 
 
 def test_the_name_is_the_last_part_of_the_path_or_as_configured(tiny_path: Path, copy: Path) -> None:
@@ -83,7 +89,7 @@ def safe_vae(copy: Path) -> Path:
 def test_another_vae_takes_the_place_of_the_checkpoints_own(tiny_path: Path, copy: Path, safe_vae: Path, make_engine: MakeEngine) -> None:
     own = load_checkpoint(ModelConfig(path=str(tiny_path)), CPU)
     others = [load_checkpoint(ModelConfig(path=str(path), vae_path=name), CPU) for path, name in ((copy, "safe_vae"), (tiny_path, str(safe_vae)))]
-    assert {other.info.hash for other in others} == {weights_hash(tiny_path, None, safe_vae)}
+    assert {other.info.hash for other in others} == {hash_of(tiny_path, vae_path=str(safe_vae))}
     assert own.info.hash not in {other.info.hash for other in others}, "it paints other pictures"
     dark, bright = (make_engine(checkpoint=c).paint(make_slot(keep_pixels=True))[0].pixels.mean() for c in (own, others[0]))
     assert bright > dark + 20
@@ -100,36 +106,38 @@ def test_a_part_that_is_nowhere_is_an_error_that_names_the_setting(tiny_path: Pa
         load_checkpoint(ModelConfig(path=str(tiny_path), **{setting: name}), CPU)
 
 
-def test_the_hash_changes_with_the_weights_alone(tiny_path: Path, copy: Path) -> None:
-    original = weights_hash(tiny_path, None)
-    assert weights_hash(copy, None) == original
-    (copy / "scheduler" / "scheduler_config.json").write_text("{}")
-    assert weights_hash(copy, None) == original
-    with (copy / "unet" / "diffusion_pytorch_model.safetensors").open("r+b") as file:
-        file.seek(-1, 2)
-        file.write(b"\x7f")
-    assert weights_hash(copy, None) != original
-
-
 def test_a_variants_weights_are_its_own(copy: Path) -> None:
-    with pytest.raises((OSError, ValueError)):
+    with pytest.raises(CheckpointError, match=r"model\.variant: .* has no weights of the variant fp16"):
         load_checkpoint(ModelConfig(path=str(copy), variant="fp16"), CPU)
     for component in ("text_encoder", "text_encoder_2", "unet", "vae"):
         for file in (copy / component).glob("*.safetensors"):
             file.rename(file.with_name(file.name.replace(".safetensors", ".fp16.safetensors")))
     checkpoint = load_checkpoint(ModelConfig(path=str(copy), variant="fp16"), CPU)
-    assert checkpoint.info.hash == weights_hash(copy, "fp16")
+    assert checkpoint.info.hash == hash_of(copy, variant="fp16")
 
 
-def test_pickled_weights_are_never_loaded(copy: Path) -> None:
-    weights = copy / "unet" / "diffusion_pytorch_model.safetensors"
-    weights.rename(weights.with_suffix(".bin"))
-    with pytest.raises(OSError, match=r"\.safetensors"):
-        load_checkpoint(ModelConfig(path=str(copy)), CPU)
+@pytest.mark.parametrize("part", ["unet", "text_encoder"])
+@pytest.mark.parametrize("variant", [None, "fp16"])
+def test_the_files_that_are_hashed_are_those_that_are_loaded(copy: Path, part: PartName, variant: str | None) -> None:
+    """diffusers takes shards where there is a whole file too, transformers the whole; parts without the variant have none."""
+    folder = copy / part
+    model = (UNet2DConditionModel if part == "unet" else CLIPTextModel).from_pretrained(folder)
+    with torch.no_grad():
+        next(model.parameters()).add_(1)
+    model.save_pretrained(folder / "shards", max_shard_size="40KB", variant=variant)
+    for file in (folder / "shards").glob("*model*"):
+        file.rename(folder / file.name)
+    config = ModelConfig(path=str(copy), variant=variant)
+    found = find_sources(config).parts[part]
+    assert found.variant == variant
+    named = {key: tensor for file in found.files for key, tensor in load_file(file).items()}
+    loaded = load_part(part, found, torch.float32).state_dict()
+    assert named.keys() == loaded.keys()
+    assert all(torch.equal(named[key], tensor) for key, tensor in loaded.items())
 
 
 def test_the_tiny_model_is_the_same_every_time_it_is_built(tiny_path: Path, tmp_path: Path) -> None:
-    assert weights_hash(build(tmp_path), None) == weights_hash(tiny_path, None)
+    assert hash_of(build(tmp_path)) == hash_of(tiny_path)
     assert [p.name for p in tmp_path.iterdir()] == [tiny_path.name], "nothing half-made is left behind"
 
 
@@ -140,7 +148,7 @@ def test_loading_does_not_wait_for_the_hash_of_the_weights(tiny_path: Path, monk
         assert may_end.wait(timeout=60)
         return "0123456789"
 
-    monkeypatch.setattr(checkpoint_module, "weights_hash", slow)
+    monkeypatch.setattr(checkpoint_module, "checkpoint_hash", slow)
     loaded = load_checkpoint(ModelConfig(path=str(tiny_path)), CPU)
     assert not loaded.named.done()
     may_end.set()

@@ -1,8 +1,12 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
+from diffusers import AutoencoderKL, AutoencoderTiny
 
 from serve_app.replica.checkpoint import Checkpoint
+from serve_app.replica.decode import PendingPixels
 from serve_app.replica.previews import PreviewDecoder, PreviewPace
 
 
@@ -46,3 +50,24 @@ def test_a_preview_is_never_larger_than_its_limit(checkpoint: Checkpoint, height
     assert pixels.shape == (*expected, 3)
     assert pixels.dtype == np.uint8
     assert max(expected) <= max_size
+
+
+@pytest.mark.parametrize("statistics", [None, ((0.5, -1.0, 0.0, 2.0), (1.0, 2.0, 0.5, 4.0))])
+@pytest.mark.parametrize(("factor", "shift"), [(1.0, 0.0), (2.0, 0.25)])
+def test_a_tiny_vae_gets_the_latents_it_has_learned(
+    checkpoint: Checkpoint, statistics: tuple[tuple[float, ...], ...] | None, factor: float, shift: float
+) -> None:
+    assert checkpoint.preview_vae is not None
+    tiny = AutoencoderTiny.from_config({**checkpoint.preview_vae.config, "scaling_factor": factor, "shift_factor": shift})
+    tiny.load_state_dict(checkpoint.preview_vae.state_dict(), strict=False)
+    changes = {"latents_mean": statistics[0], "latents_std": statistics[1], "scaling_factor": 0.5} if statistics else {}
+    vae = AutoencoderKL.from_config({**checkpoint.vae.config, **changes})
+    clean = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    scaled = clean
+    if statistics:
+        mean, std = (torch.tensor(values).view(1, 4, 1, 1) for values in statistics)
+        scaled = (clean * std / 0.5 + mean) * 0.13025  # the VAE's own latents, as SDXL scales them
+    with torch.inference_mode():
+        expected = PendingPixels(tiny.decode(scaled / factor + shift).sample).wait()
+        shown = PreviewDecoder(replace(checkpoint, vae=vae), tiny, 512, "none").decode(clean).wait()
+    assert np.array_equal(shown, expected)

@@ -1,0 +1,54 @@
+"""The headers of `.safetensors` files: what is in a file, before gigabytes of it are read."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+
+from serve_app.errors import CheckpointError
+
+_OTHERS = {
+    b"version https://git-lfs": "is a git-lfs pointer, not the file it stands for; fetch that with `git lfs pull`",
+    b"PK\x03\x04": "holds pickled weights, which are never loaded; convert it to .safetensors",
+    b"\x80": "holds pickled weights, which are never loaded; convert it to .safetensors",
+    b"GGUF": "is a GGUF file; only .safetensors files are supported",
+    b"<": "is a web page, not weights; download it again",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """A tensor's shape and its type in safetensors' own words, such as `F16`."""
+
+    shape: tuple[int, ...]
+    dtype: str
+
+    @property
+    def is_integer(self) -> bool:
+        return self.dtype.startswith(("I", "U", "BOOL"))
+
+
+Header = Mapping[str, Tensor]
+
+
+def read_header(setting: str, file: Path) -> Header:
+    """Return what a file holds, by key. Raises CheckpointError where it is no whole `.safetensors` file."""
+    try:
+        with safe_open(file, "pt") as content:
+            slices = {key: content.get_slice(key) for key in content.keys()}  # noqa: SIM118 - not a mapping
+            return {key: Tensor(tuple(part.get_shape()), part.get_dtype()) for key, part in slices.items()}
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"model.{setting}: {file} {_what_it_is(file)}") from error
+
+
+def _what_it_is(file: Path) -> str:
+    try:
+        with file.open("rb") as content:
+            start = content.read(64).lstrip()
+    except OSError as error:
+        return f"cannot be read: {error.strerror}"
+    for magic, words in _OTHERS.items():
+        if start.startswith(magic):
+            return words
+    return "is no whole .safetensors file; it may be damaged or cut off, download it again"

@@ -1,0 +1,50 @@
+"""What is named by a hub id, fetched onto this machine or found in the hub's cache."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx
+from diffusers import StableDiffusionXLPipeline
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+from serve_app.errors import CheckpointError, first_line
+
+_HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*(?<!\.safetensors)(?<!\.ckpt)")
+_PART_FILES = ["config.json", "diffusion_pytorch_model*.safetensors"]
+_CONFIG_FILES = ["*.json", "*.txt"]
+
+
+def is_hub_id(name: str) -> bool:
+    """Say whether a name has the form of a hub id, owner/name."""
+    return _HUB_ID.fullmatch(name) is not None
+
+
+def fetch_checkpoint(name: str, revision: str | None, variant: str | None) -> Path:
+    """Return the folder of a whole diffusers checkpoint. Raises CheckpointError."""
+
+    def download() -> str:
+        return str(StableDiffusionXLPipeline.download(name, revision=revision, variant=variant, use_safetensors=True))
+
+    return _fetched("path", name, download)
+
+
+def fetch_part(setting: str, name: str) -> Path:
+    """Return the folder of one model of a checkpoint. Raises CheckpointError."""
+    return _fetched(setting, name, lambda: snapshot_download(name, allow_patterns=_PART_FILES))
+
+
+def fetch_configs(name: str) -> Path:
+    """Return a diffusers folder without its weights. Raises CheckpointError."""
+    return _fetched("config_path", name, lambda: snapshot_download(name, allow_patterns=_CONFIG_FILES))
+
+
+def _fetched(setting: str, name: str, download: Callable[[], str]) -> Path:
+    try:
+        return Path(download())
+    # Whatever is wrong with the network, the id, the rights or the disk: the hub's client has a type for each.
+    except (OSError, ValueError, HfHubHTTPError, HFValidationError, httpx.HTTPError) as error:
+        raise CheckpointError(
+            f"model.{setting}: {name} is neither here nor could it be fetched from the hub ({first_line(error)}); offline, name a local folder"
+        ) from error

@@ -1,0 +1,34 @@
+"""What a model asks for and what its files hold must be the same: loaders fill what is missing with random numbers."""
+
+from collections.abc import Collection
+
+from serve_app.replica.sources import Part
+
+# Tensors that belong to no layer, or to what a picture does not go through.
+_HARMLESS_ENDS = ("position_ids", "logit_scale", "text_projection", "text_projection.weight")
+_HARMLESS_STARTS = ("loss.", "model_ema.")
+_MOST_NAMED = 3
+
+
+def check_keys(
+    part: Part,
+    missing: Collection[str] = (),
+    unexpected: Collection[str] = (),
+    misshapen: Collection[str] = (),
+    quantized: Collection[str] = (),
+) -> None:
+    """Raise CheckpointError where a model's weights are not all there, or where some have no place in it."""
+    faults = {
+        "lacks weights": missing,
+        "holds weights that its config has no place for": [
+            key for key in unexpected if not key.endswith(_HARMLESS_ENDS) and not key.startswith(_HARMLESS_STARTS)
+        ],
+        "holds weights of other shapes than its config says": misshapen,
+        "holds quantized weights, which are not supported": [key for key in quantized if not key.endswith("position_ids")],
+    }
+    for words, keys in faults.items():
+        if keys:
+            more = f" and {len(keys) - _MOST_NAMED} more" if len(keys) > _MOST_NAMED else ""
+            advice = "; its configs come from model.config_path" if part.single and part.setting == "path" else ""
+            named = ", ".join(sorted(keys)[:_MOST_NAMED])
+            raise part.fault(f"{words}: {named}{more}{advice}")

@@ -1,0 +1,64 @@
+"""What kind of model a single file holds, by its keys."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal, get_args
+
+from diffusers.loaders.single_file_utils import DIFFUSERS_DEFAULT_PIPELINE_PATHS, infer_diffusers_model_type
+
+from serve_app.errors import CheckpointError
+from serve_app.replica.headers import Header
+
+PartName = Literal["text_encoder", "text_encoder_2", "unet", "vae"]
+PART_NAMES: tuple[PartName, ...] = get_args(PartName)
+
+PART_WORDS: Mapping[PartName, str] = {
+    "text_encoder": "first text encoder",
+    "text_encoder_2": "second text encoder",
+    "unet": "UNet",
+    "vae": "VAE",
+}
+PREFIXES: Mapping[PartName, tuple[str, ...]] = {
+    "text_encoder": ("conditioner.embedders.0.transformer.",),
+    "text_encoder_2": ("conditioner.embedders.1.model.",),
+    "unet": ("model.diffusion_model.",),
+    "vae": ("vae.", "first_stage_model."),
+}
+"""What the keys of a part begin with in a whole checkpoint; the first that is found counts, as for diffusers."""
+
+SUPPORTED = "only whole SDXL text-to-image checkpoints are supported"
+_KINDS = {
+    "xl_base": "no whole SDXL checkpoint",
+    "xl_refiner": "an SDXL refiner",
+    "v1": "no SDXL checkpoint, but Stable Diffusion 1, a LoRA, or one model of several",
+    "v2": "Stable Diffusion 2",
+}
+_FIRST_LAYER = "model.diffusion_model.input_blocks.0.0.weight"
+_INPAINTING_CHANNELS = 9
+
+
+def check_header(path: Path, header: Header, *, other_vae: bool) -> None:
+    """Raise CheckpointError where a single file is not a whole SDXL text-to-image checkpoint."""
+    where = f"model.path: {path}"
+    lacking = [part for part, prefixes in PREFIXES.items() if not any(key.startswith(prefixes) for key in header)]
+    if lacking == ["vae"]:
+        if not other_vae:
+            raise CheckpointError(f"{where} has no VAE; name one in model.vae_path")
+    elif lacking:
+        raise CheckpointError(f"{where} is {_kind(header)}, it has no {PART_WORDS[lacking[0]]}; {SUPPORTED}")
+    if _FIRST_LAYER in header and header[_FIRST_LAYER].shape[1] == _INPAINTING_CHANNELS:
+        raise CheckpointError(f"{where} is an SDXL inpainting model, its UNet takes 9 channels; {SUPPORTED}")
+
+
+def usual_configs(header: Header) -> str:
+    """Return the hub id whose configs and tokenizers go with a whole SDXL checkpoint."""
+    kind = "playground-v2-5" if infer_diffusers_model_type(header) == "playground-v2-5" else "xl_base"
+    return str(DIFFUSERS_DEFAULT_PIPELINE_PATHS[kind]["pretrained_model_name_or_path"])
+
+
+def _kind(header: Header) -> str:
+    try:
+        kind = infer_diffusers_model_type(header)
+    except (KeyError, IndexError, RuntimeError, TypeError, ValueError):  # it looks into tensors that half a model lacks
+        return _KINDS["v1"]
+    return _KINDS.get(kind, f"another kind of model ({kind})")

@@ -1,0 +1,120 @@
+"""Single `.safetensors` files: weights in the layout of the original code, by diffusers' own conversions.
+
+diffusers' loaders of single files drop what they do not know and say nothing of what is missing, so this fills the
+models itself, and refuses both.
+"""
+
+import re
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+from accelerate import init_empty_weights
+from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
+from diffusers.loaders.single_file_utils import (
+    convert_ldm_clip_checkpoint,
+    convert_ldm_unet_checkpoint,
+    convert_ldm_vae_checkpoint,
+    convert_open_clip_checkpoint,
+)
+from safetensors import safe_open
+from torch import nn
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+from serve_app.replica.keys import check_keys
+from serve_app.replica.kinds import PREFIXES, PartName
+from serve_app.replica.scales import unscaled
+from serve_app.replica.sources import Part
+
+Weights = dict[str, torch.Tensor]
+_Model = TypeVar("_Model", bound=nn.Module)
+
+# TAESD's decoder as its author ships it, alone or beside the encoder.
+_TAESD = re.compile(r"(?:taesd_decoder\.|decoder\.)?(\d+)\.(.+)")
+
+
+def load_text_encoder(part: Part, dtype: torch.dtype) -> CLIPTextModel:
+    """Return SDXL's first text encoder. Raises CheckpointError."""
+    model = _empty(CLIPTextModel, CLIPTextConfig.from_dict(part.config))
+    weights = convert_ldm_clip_checkpoint(_read(part, "text_encoder"))
+    # transformers dropped the `text_model` level from this class in 5.6.
+    if not hasattr(model, "text_model"):
+        weights = {key.removeprefix("text_model."): tensor for key, tensor in weights.items()}
+    return _filled(part, model, weights, dtype)
+
+
+def load_text_encoder_2(part: Part, dtype: torch.dtype) -> CLIPTextModelWithProjection:
+    """Return SDXL's second text encoder. Raises CheckpointError."""
+    model = _empty(CLIPTextModelWithProjection, CLIPTextConfig.from_dict(part.config))
+    weights = convert_open_clip_checkpoint(model, _read(part, "text_encoder_2"), prefix=PREFIXES["text_encoder_2"][0])
+    return _filled(part, model, weights, dtype)
+
+
+def load_unet(part: Part, dtype: torch.dtype) -> UNet2DConditionModel:
+    """Return the UNet. Raises CheckpointError."""
+    model = _empty(UNet2DConditionModel.from_config, part.config)
+    read = _read(part, "unet")
+    try:
+        weights = convert_ldm_unet_checkpoint(read, model.config)
+    except KeyError as error:
+        raise part.fault(f"lacks the UNet's {error.args[0]}") from error
+    return _filled(part, model, weights | _dropped(read, weights), dtype)
+
+
+def load_vae(part: Part, dtype: torch.dtype) -> AutoencoderKL:
+    """Return the VAE. Raises CheckpointError."""
+    model = _empty(AutoencoderKL.from_config, part.config)
+    read = _read(part, "vae")
+    if read.keys() >= model.state_dict().keys():
+        return _filled(part, model, read, dtype)
+    weights = convert_ldm_vae_checkpoint(read, model.config)
+    return _filled(part, model, weights | _dropped(read, weights), dtype)
+
+
+def load_tiny_vae(part: Part, dtype: torch.dtype) -> AutoencoderTiny:
+    """Return the decoder of a tiny VAE. Raises CheckpointError."""
+    model = _empty(AutoencoderTiny.from_config, part.config)
+    model.encoder = nn.Identity()
+    weights: Weights = {}
+    # The original's first layer bounds the latents; diffusers does that outside of its layers.
+    for key, tensor in _read(part).items():
+        if match := _TAESD.fullmatch(key):
+            key = f"decoder.layers.{int(match[1]) - 1}.{match[2]}"
+        if not key.startswith(("encoder.", "taesd_encoder.")):
+            weights[key] = tensor
+    return _filled(part, model, weights, dtype)
+
+
+def _empty(make: Callable[[Any], _Model], config: Any) -> _Model:
+    with init_empty_weights():
+        return make(config)
+
+
+def _read(part: Part, name: PartName | None = None) -> Weights:
+    """Return the tensors of a part, under the keys they have there; a VAE's without the prefix."""
+    with safe_open(part.files[0], "pt") as content:
+        keys = list(content.keys())
+        prefix = next((prefix for prefix in (PREFIXES[name] if name else ()) if any(key.startswith(prefix) for key in keys)), "")
+        weights = {key: content.get_tensor(key) for key in keys if key.startswith(prefix)}
+    if name == "vae":
+        weights = {key.removeprefix(prefix): tensor for key, tensor in weights.items()}
+    return unscaled(part, weights)
+
+
+def _dropped(read: Weights, converted: Weights) -> Weights:
+    """Return what a conversion has left out: it knows the places of the original code, and passes over all else."""
+    taken = {tensor.data_ptr() for tensor in converted.values()}
+    return {key: tensor for key, tensor in read.items() if tensor.data_ptr() not in taken}
+
+
+def _filled(part: Part, model: _Model, weights: Weights, dtype: torch.dtype) -> _Model:
+    expected = model.state_dict()
+    check_keys(
+        part,
+        missing=expected.keys() - weights.keys(),
+        unexpected=weights.keys() - expected.keys(),
+        misshapen={key for key, tensor in expected.items() if key in weights and weights[key].shape != tensor.shape},
+        quantized={key for key in expected if key in weights and not weights[key].is_floating_point()},
+    )
+    model.load_state_dict({key: weights[key].to(dtype) for key in expected}, assign=True)
+    return model.eval()

@@ -1,0 +1,46 @@
+"""Scaled 8-bit floats: files whose weights are to be multiplied by scales that lie beside them, as ComfyUI writes them."""
+
+import json
+
+import torch
+
+from serve_app.replica.sources import Part
+
+_SCALES = (".scale_weight", ".weight_scale")
+# The scales of what goes into a layer are of use only to a product of 8-bit floats; a marker says no more than the scales.
+_IGNORED = (".scale_input", ".input_scale", "scaled_fp8")
+_FORMAT = ".comfy_quant"
+_FORMATS = ("float8_e4m3fn", "float8_e5m2")
+
+
+def unscaled(part: Part, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return a model's weights, multiplied by their scales where they have some. Raises CheckpointError."""
+    plain = {key: tensor for key, tensor in weights.items() if not key.endswith((*_SCALES, *_IGNORED, _FORMAT))}
+    for key, tensor in weights.items():
+        if key.endswith(_FORMAT) and (found := _format(tensor)) not in _FORMATS:
+            raise part.fault(f"holds weights quantized as {found}; {', '.join(_FORMATS)} are supported")
+        if key.endswith(_SCALES):
+            layer = key.rsplit(".", 1)[0]
+            scaled = f"{layer}.weight" if f"{layer}.weight" in plain else layer
+            if scaled not in plain:
+                raise part.fault(f"holds {key}, a scale of weights that it lacks")
+            plain[scaled] = _multiplied(part, scaled, plain[scaled], tensor)
+    return plain
+
+
+def _multiplied(part: Part, key: str, weight: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """Return a weight times its scale: one for all of it, or one a row."""
+    if not weight.is_floating_point():
+        raise part.fault(f"scales {key}, which are no floats; scaled 8-bit floats are supported")
+    if scale.numel() == 1:
+        return weight.float() * scale.float().reshape(())
+    if scale.numel() == scale.shape[0] == weight.shape[0]:
+        return weight.float() * scale.float().reshape(-1, *[1] * (weight.ndim - 1))
+    raise part.fault(f"scales {key} by {tuple(scale.shape)} numbers; one for all of it or one a row is supported")
+
+
+def _format(marker: torch.Tensor) -> str:
+    try:
+        return str(json.loads(bytes(marker.tolist()))["format"])
+    except (ValueError, TypeError, KeyError):
+        return "an unknown format"

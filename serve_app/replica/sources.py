@@ -1,0 +1,221 @@
+"""Where a checkpoint and its parts lie on this machine."""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from serve_app.config import ModelConfig
+from serve_app.errors import CheckpointError
+from serve_app.models import EMBEDDED, PREVIEW_FOLDER, embedded_path
+from serve_app.replica.headers import Header, read_header
+from serve_app.replica.hub import fetch_checkpoint, fetch_configs, fetch_part, is_hub_id
+from serve_app.replica.kinds import PART_NAMES, PartName, check_header, usual_configs
+
+TOKENIZERS: Mapping[str, PartName] = {"tokenizer": "text_encoder", "tokenizer_2": "text_encoder_2"}
+"""The folders of the tokenizers, and whose words they hold."""
+
+_PICKLES = (".bin", ".ckpt", ".pt", ".pth")
+_TINY = "AutoencoderTiny"
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A model: its weights, its config, and the setting (without `model.`) that chose it.
+
+    In a folder the files have the libraries' own names, `variant` among them. A single file has any name, and keys of
+    the original code; `config` is then another folder's, and empty where none is known.
+    """
+
+    setting: str
+    folder: Path
+    config: Mapping[str, Any]
+    files: Sequence[Path]
+    variant: str | None = None
+    single: bool = False
+
+    @property
+    def where(self) -> Path:
+        """The file or folder to name in an error."""
+        return self.files[0] if self.single else self.folder
+
+    def fault(self, words: str) -> CheckpointError:
+        """Return the refusal of this part, to be raised."""
+        return CheckpointError(f"model.{self.setting}: {self.where} {words}")
+
+
+@dataclass(frozen=True, slots=True)
+class Sources:
+    """All that a checkpoint is loaded from. `root` is the diffusers folder with the configs and tokenizers."""
+
+    path: Path
+    root: Path
+    root_setting: str
+    parts: Mapping[PartName, Part]
+    preview: Part | None
+    header: Header | None
+    """What a single file holds; None for a folder."""
+
+    @property
+    def models(self) -> Sequence[Part]:
+        """All that is loaded, the preview VAE last."""
+        return [*self.parts.values(), *([self.preview] if self.preview else [])]
+
+    def fault(self, words: str, name: str = "") -> CheckpointError:
+        """Return the refusal of the root, or of what lies in it by that name, to be raised."""
+        return CheckpointError(f"model.{self.root_setting}: {self.root / name} {words}")
+
+    def read(self, name: str) -> dict[str, Any]:
+        """Return a JSON file of the root. Raises CheckpointError."""
+        return read_json(self.root_setting, self.root / name)
+
+
+def find_sources(config: ModelConfig) -> Sources:
+    """Return where everything lies that `config` names, fetching hub ids first. Raises CheckpointError."""
+    path = local_path(config)
+    header = read_header("path", path) if path.is_file() else None
+    if header is not None:
+        check_header(path, header, other_vae=config.vae_path is not None)
+    root, setting = (path, "path") if header is None else (_configs(config, header), "config_path")
+    if not (root / "model_index.json").is_file():
+        raise CheckpointError(f"model.{setting}: {root} is no diffusers folder, it has no model_index.json{_advice(root)}")
+    index = read_json(setting, root / "model_index.json")
+    names = [name for name in PART_NAMES if index.get(name) not in (None, [None, None]) and not (name == "vae" and config.vae_path)]
+    if header is None:
+        parts = _folder_parts(root, names, config.variant)
+    else:
+        parts = {name: Part("path", root / name, read_json(setting, root / name / "config.json"), [path], single=True) for name in names}
+    if config.vae_path:
+        vae = _named_part("vae_path", config.vae_path, root)
+        # diffusers would take a VAE on its own for that of Stable Diffusion 1, whose latents have another scale.
+        parts["vae"] = vae if vae.config else replace(vae, config=read_json("vae_path", root / "vae" / "config.json"))
+    return Sources(path, root, setting, parts, _preview(config, root), header)
+
+
+def local_path(config: ModelConfig) -> Path:
+    """Return where the checkpoint lies on this machine, fetching a hub id first. Raises CheckpointError."""
+    if config.path == EMBEDDED:
+        return embedded_path()
+    path = Path(config.path).expanduser()
+    if path.exists():
+        return path
+    if not is_hub_id(config.path):
+        raise CheckpointError(f"model.path: there is no file or folder {config.path}, and a hub id has the form owner/name")
+    return fetch_checkpoint(config.path, config.revision, config.variant)
+
+
+def model_name(path: Path, config: ModelConfig) -> str:
+    """Return the name of a checkpoint that has none in its settings."""
+    if path.is_file():
+        return path.stem
+    return path.name if config.path == EMBEDDED else Path(config.path).name  # a hub id lies in a folder named by its commit
+
+
+def model_revision(path: Path, config: ModelConfig) -> str | None:
+    """Return the commit of a checkpoint from the hub, else the revision its settings name."""
+    # The hub's cache names its snapshot folders by commit, which is truer than a branch name.
+    snapshot = path.parent if path.is_file() else path
+    return snapshot.name if snapshot.parent.name == "snapshots" else config.revision
+
+
+def read_json(setting: str, file: Path) -> dict[str, Any]:
+    """Return the object in a JSON file. Raises CheckpointError."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"model.{setting}: {file} is missing or no JSON") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"model.{setting}: {file} holds no JSON object")
+    return content
+
+
+def _advice(folder: Path) -> str:
+    files = sorted(file.name for file in folder.glob("*.safetensors"))
+    return f"; to serve a single file name it, such as {folder / files[0]}" if files else ""
+
+
+def _configs(config: ModelConfig, header: Header) -> Path:
+    """Return the diffusers folder whose configs and tokenizers go with a single file."""
+    name = config.config_path or usual_configs(header)
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return folder
+    if not is_hub_id(name):
+        raise CheckpointError(f"model.config_path: {name} is no folder here, and a hub id has the form owner/name")
+    return fetch_configs(name)
+
+
+def _folder_parts(root: Path, names: Sequence[PartName], variant: str | None) -> dict[PartName, Part]:
+    parts = {name: _folder_part("path", root / name, variant) for name in names}
+    if variant and not any(part.variant for part in parts.values()):
+        raise CheckpointError(f"model.variant: {root} has no weights of the variant {variant}; leave it out, or name another")
+    return parts
+
+
+def _folder_part(setting: str, folder: Path, variant: str | None = None) -> Part:
+    """Return a model in a folder. Parts without weights of the variant have those without one, as diffusers does it."""
+    config = read_json(setting, folder / "config.json")
+    for known in (variant, None) if variant else (None,):
+        if files := _weight_files(setting, folder, known):
+            return Part(setting, folder, config, files, known)
+    raise CheckpointError(f"model.{setting}: {folder} {_no_weights(folder)}")
+
+
+def _weight_files(setting: str, folder: Path, variant: str | None) -> Sequence[Path]:
+    """Return the files of a model's weights in the order in which the libraries look for them; none where there are none."""
+    middle = f".{variant}" if variant else ""
+    shards = "model.safetensors.index" + middle + ".json"
+    # diffusers looks for the index first, transformers for the whole.
+    for name in (f"diffusion_pytorch_{shards}", f"diffusion_pytorch_model{middle}.safetensors", f"model{middle}.safetensors", shards):
+        file = folder / name
+        if file.is_file():
+            if file.suffix == ".safetensors":
+                return [file]
+            shard_names = set(read_json(setting, file).get("weight_map", {}).values())
+            missing = [shard for shard in sorted(shard_names) if not (folder / shard).is_file()]
+            if missing:
+                raise CheckpointError(f"model.{setting}: {folder} lacks {missing[0]}, which {name} asks for")
+            return [folder / shard for shard in sorted(shard_names)]
+    return []
+
+
+def _no_weights(folder: Path) -> str:
+    found = sorted(folder.glob("*.safetensors"))
+    # diffusion_pytorch_model.fp16.safetensors, model.fp16-00001-of-00002.safetensors
+    variants = [match[1] for file in found if (match := re.fullmatch(r"(?:diffusion_pytorch_)?model\.(\w+)(?:-\d+-of-\d+)?\.safetensors", file.name))]
+    if variants:
+        return f"has only weights of the variant {variants[0]}; set model.variant: {variants[0]}"
+    if any(file.suffix in _PICKLES for file in folder.iterdir()):
+        return "has only pickled weights, which are never loaded; convert them to .safetensors"
+    return "has no weights that diffusers would find"
+
+
+def _named_part(setting: str, name: str, root: Path) -> Part:
+    """Return a model that a setting of its own names: a subfolder of the checkpoint, a local folder or file, or a hub id."""
+    for place in (root / name, Path(name).expanduser()):
+        if place.is_dir():
+            return _folder_part(setting, place)
+        if place.is_file():
+            config = _config_beside(setting, place)
+            return Part(setting, place.parent, config, [place], single=True)
+    if not is_hub_id(name):
+        raise CheckpointError(
+            f"model.{setting}: {name} is neither a subfolder of the checkpoint, nor a folder or file here, nor a hub id (owner/name)"
+        )
+    return _folder_part(setting, fetch_part(setting, name))
+
+
+def _config_beside(setting: str, file: Path) -> Mapping[str, Any]:
+    """Return the config next to a single file, as the hub has it, if it is one of such a model."""
+    beside = file.with_name("config.json")
+    config = read_json(setting, beside) if beside.is_file() else {}
+    return config if config.get("_class_name") in (("AutoencoderKL",) if setting == "vae_path" else (_TINY,)) else {}
+
+
+def _preview(config: ModelConfig, root: Path) -> Part | None:
+    if config.preview_path:
+        return _named_part("preview_path", config.preview_path, root)
+    folder = root / PREVIEW_FOLDER
+    return _folder_part("path", folder) if folder.is_dir() else None

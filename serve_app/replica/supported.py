@@ -1,0 +1,119 @@
+"""What can be served, told from configs and headers alone: a refusal must not wait for gigabytes of weights."""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from transformers import CLIPTextConfig, CLIPTokenizer
+
+from serve_app.errors import CheckpointError
+from serve_app.replica.headers import read_header
+from serve_app.replica.keys import check_keys
+from serve_app.replica.kinds import PART_NAMES, PART_WORDS, SUPPORTED
+from serve_app.replica.sources import TOKENIZERS, Sources
+
+_CLASSES: Mapping[str, Sequence[str]] = {
+    "text_encoder": ("CLIPTextModel", "CLIPTextModelWithProjection"),
+    "text_encoder_2": ("CLIPTextModelWithProjection",),
+    "unet": ("UNet2DConditionModel",),
+    "vae": ("AutoencoderKL", "AutoencoderTiny"),
+    **dict.fromkeys(TOKENIZERS, ("CLIPTokenizer", "CLIPTokenizerFast")),
+}
+# What the engine gives a UNet and takes from it.
+_UNET: Mapping[str, tuple[Any, str]] = {
+    "time_cond_proj_dim": (None, "is a guidance-distilled UNet (time_cond_proj_dim)"),
+    "addition_embed_type": ("text_time", "is no SDXL UNet (addition_embed_type)"),
+    "class_embed_type": (None, "has a class_embed_type"),
+    "encoder_hid_dim_type": (None, "has an encoder_hid_dim_type"),
+    "quantization_config": (None, "is quantized (quantization_config)"),
+}
+
+
+def check_configs(sources: Sources) -> None:
+    """Raise CheckpointError where the configs are not those of an SDXL text-to-image checkpoint, or do not fit each other."""
+    index = sources.read("model_index.json")
+    kind = str(index.get("_class_name"))
+    if not kind.startswith("StableDiffusionXL"):
+        raise sources.fault(f"is a {kind}; {SUPPORTED}")
+    if "text_encoder" not in sources.parts and "text_encoder_2" in sources.parts:
+        raise sources.fault(f"has no first text encoder, as SDXL's refiner; {SUPPORTED}")
+    for name in PART_NAMES:
+        if name not in sources.parts:
+            advice = "; name one in model.vae_path" if name == "vae" else ""
+            raise sources.fault(f"has no {PART_WORDS[name]}{advice}")
+    for component, allowed in _CLASSES.items():
+        if component != "vae" or sources.parts["vae"].setting != "vae_path":
+            _check_class(_component_class(index, component), allowed, partial(sources.fault, name=component))
+    for part, allowed in ((sources.parts["vae"], _CLASSES["vae"]), (sources.preview, ("AutoencoderTiny",))):
+        if part and part.config:
+            _check_class(part.config.get("_class_name"), allowed, part.fault)
+    _check_unet(sources)
+    _check_latents(sources)
+
+
+def _component_class(index: Mapping[str, Any], component: str) -> object:
+    match index.get(component):
+        case [str(), found]:
+            return found
+    return None
+
+
+def _check_class(found: object, allowed: Sequence[str], fault: Callable[[str], CheckpointError]) -> None:
+    if found not in allowed:
+        raise fault(f"is {found or 'of no known class'}; {allowed[0]} is supported")
+
+
+def check_files(sources: Sources) -> None:
+    """Raise CheckpointError where a file of weights is damaged, is no `.safetensors` file, or holds quantized weights."""
+    for part in sources.models:
+        for file in part.files:
+            if file == sources.path:
+                continue  # a single file, whose header told where the rest lies
+            header = read_header(part.setting, file)
+            if not part.single:
+                check_keys(part, quantized=[key for key, tensor in header.items() if tensor.is_integer])
+
+
+def check_tokenizer(sources: Sources, name: str, tokenizer: CLIPTokenizer) -> None:
+    """Raise CheckpointError where a tokenizer's words are not those of its encoder."""
+    config = CLIPTextConfig.from_dict(sources.parts[TOKENIZERS[name]].config)
+    fault = partial(sources.fault, name=name)
+    if len(tokenizer) != config.vocab_size:
+        raise fault(f"has {len(tokenizer)} tokens, its text encoder {config.vocab_size}; tokenizer.json or vocab.json is missing or another model's")
+    # It takes for the end of a prompt what the config says; 2 means the highest number, as the first CLIPs had it.
+    if name == "tokenizer_2" and config.eos_token_id not in (2, tokenizer.eos_token_id):
+        raise fault(f"ends prompts with token {tokenizer.eos_token_id}, its text encoder with {config.eos_token_id}")
+    if tokenizer.model_max_length != config.max_position_embeddings:
+        raise fault(
+            f"does not cut prompts to the {config.max_position_embeddings} tokens of its text encoder; "
+            "tokenizer_config.json is missing or another model's (model_max_length)"
+        )
+
+
+def _check_unet(sources: Sources) -> None:
+    unet = sources.parts["unet"]
+    config = unet.config
+    fault = partial(sources.fault, name="unet")
+    if config.get("in_channels", 4) == 9:
+        raise fault(f"is an inpainting model (in_channels 9); {SUPPORTED}")
+    if config.get("in_channels", 4) != config.get("out_channels", 4):
+        raise fault(f"takes {config.get('in_channels')} channels and returns {config.get('out_channels')}; {SUPPORTED}")
+    for key, (allowed, message) in _UNET.items():
+        if config.get(key) != allowed:
+            raise fault(f"{message}; {SUPPORTED}")
+    first, second = (sources.parts[name].config for name in ("text_encoder", "text_encoder_2"))
+    wanted = {
+        "cross_attention_dim": first.get("hidden_size", 512) + second.get("hidden_size", 512),
+        "projection_class_embeddings_input_dim": second.get("projection_dim", 512) + 6 * (config.get("addition_time_embed_dim") or 0),
+    }
+    for key, width in wanted.items():
+        if isinstance(config.get(key), int) and config[key] != width:
+            advice = "; it is an SDXL refiner's" if config.get(key) in (1280, 2560) else ""
+            raise fault(f"does not fit its text encoders: {key} is {config.get(key)}, theirs make {width}{advice}")
+
+
+def _check_latents(sources: Sources) -> None:
+    channels = sources.parts["unet"].config.get("in_channels", 4)
+    for part in sources.models:
+        if part.config.get("latent_channels", 4) != channels:
+            raise part.fault(f"decodes latents of {part.config.get('latent_channels')} channels, the UNet's have {channels}")

@@ -1,0 +1,74 @@
+"""Checkpoints to load: the tiny one to change at will, and one with SDXL's arrangement of blocks, as folder and as file."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import AutoencoderKL, StableDiffusionXLPipeline, UNet2DConditionModel
+from transformers import CLIPTextConfig, CLIPTextModelWithProjection
+
+from tests.conftest import SDXL_BLOCKS
+from tests.single_file import save_single_file
+
+MODELS = ("unet", "vae", "text_encoder", "text_encoder_2")
+
+
+@pytest.fixture
+def copy(tiny_path: Path, tmp_path: Path) -> Path:
+    """The tiny model, to be changed."""
+    return Path(shutil.copytree(tiny_path, tmp_path / "copy"))
+
+
+@pytest.fixture(scope="session")
+def pipe(tiny_path: Path) -> StableDiffusionXLPipeline:
+    """The tiny model with SDXL's own arrangement of blocks. The text encoders' widths differ: by them diffusers tells the two apart."""
+    pipe = StableDiffusionXLPipeline.from_pretrained(tiny_path, add_watermarker=False)
+    width = 2 * pipe.text_encoder.config.hidden_size
+    text = {**pipe.text_encoder_2.config.to_dict(), "hidden_size": width, "projection_dim": width}
+    unet = {
+        **pipe.unet.config,
+        **SDXL_BLOCKS,
+        "block_out_channels": (32, 64, 64),
+        "transformer_layers_per_block": (1, 2, 3),
+        "attention_head_dim": (2, 4, 4),
+        "cross_attention_dim": pipe.text_encoder.config.hidden_size + width,
+        "projection_class_embeddings_input_dim": width + 6 * pipe.unet.config.addition_time_embed_dim,
+    }
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        pipe.register_modules(
+            unet=UNet2DConditionModel.from_config(unet),
+            vae=AutoencoderKL.from_config({**pipe.vae.config, "layers_per_block": 2}),
+            text_encoder_2=CLIPTextModelWithProjection(CLIPTextConfig.from_dict(text)),
+        )
+        _randomize(pipe)
+    return pipe
+
+
+def _randomize(pipe: StableDiffusionXLPipeline) -> None:
+    """Give norms and biases values of their own: new models have ones and zeros there, the same wherever they land."""
+    for name in MODELS:
+        for parameter in getattr(pipe, name).parameters():
+            if parameter.ndim == 1:
+                torch.nn.init.normal_(parameter, mean=float(parameter.detach().mean()), std=0.02)
+
+
+@pytest.fixture(scope="session")
+def folder(pipe: StableDiffusionXLPipeline, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("folder")
+    pipe.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def configs(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder without any weights, so that all of them must come from the file."""
+    return Path(shutil.copytree(folder, tmp_path_factory.mktemp("configs"), dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.safetensors")))
+
+
+@pytest.fixture(scope="session")
+def file(pipe: StableDiffusionXLPipeline, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("file") / "fine-tune_v1.0.safetensors"
+    save_single_file(pipe, file)
+    return file

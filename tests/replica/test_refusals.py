@@ -1,0 +1,326 @@
+"""What cannot be served, or not as it was meant, is refused with one sentence that names the setting and the file."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from serve_app.config import ModelConfig
+from serve_app.errors import CheckpointError
+from serve_app.models import PREVIEW_FOLDER
+from serve_app.replica.checkpoint import load_checkpoint
+from serve_app.replica.sources import find_sources
+from serve_app.replica.supported import check_configs, check_files
+
+CPU = torch.device("cpu")
+UNET = Path("unet/diffusion_pytorch_model.safetensors")
+Weights = dict[str, torch.Tensor]
+
+
+def refusal(path: Path | str, **settings: object) -> str:
+    """Return the sentence with which a checkpoint is refused."""
+    with pytest.raises(CheckpointError) as refused:
+        load_checkpoint(ModelConfig(path=str(path), **settings), CPU)
+    message = str(refused.value)
+    assert message.startswith("model.")
+    assert "\n" not in message
+    return message
+
+
+def early_refusal(path: Path, **settings: object) -> str:
+    """Return the sentence with which a checkpoint is refused before any weights are read."""
+    with pytest.raises(CheckpointError) as refused:
+        look_at(ModelConfig(path=str(path), **settings))
+    assert refusal(path, **settings) == str(refused.value)
+    return str(refused.value)
+
+
+def look_at(config: ModelConfig) -> None:
+    sources = find_sources(config)
+    check_configs(sources)
+    check_files(sources)
+
+
+def edit(file: Path, **changes: Any) -> None:
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+
+
+def change(file: Path, act: Callable[[Weights], object]) -> None:
+    """Change the weights in a file."""
+    weights = load_file(file)
+    act(weights)
+    save_file(weights, file)
+
+
+def extra_weights(extra: Weights) -> Callable[[Weights], object]:
+    return lambda weights: weights.update(extra)
+
+
+def shards(folder: Path) -> None:
+    """Ask for a second file of weights, which is not there."""
+    index = {"metadata": {}, "weight_map": {"conv_in.weight": "one.safetensors", "conv_out.weight": "two.safetensors"}}
+    (folder / UNET).rename(folder / "unet" / "one.safetensors")
+    (folder / f"{UNET}.index.json").write_text(json.dumps(index))
+
+
+FOLDERS: dict[str, tuple[Callable[[Path], object], str]] = {
+    "inpainting": (lambda f: edit(f / "unet/config.json", in_channels=9), "model.path: {f}/unet is an inpainting model"),
+    "refiner": (lambda f: edit(f / "model_index.json", text_encoder=[None, None]), "model.path: {f} has no first text encoder, as SDXL's refiner"),
+    "another kind": (
+        lambda f: edit(f / "model_index.json", _class_name="StableDiffusion3Pipeline"),
+        "model.path: {f} is a StableDiffusion3Pipeline; only whole SDXL text-to-image checkpoints are supported",
+    ),
+    "not SDXL's UNet": (lambda f: edit(f / "unet/config.json", addition_embed_type=None), "model.path: {f}/unet is no SDXL UNet"),
+    "edits pictures": (lambda f: edit(f / "unet/config.json", in_channels=8), "model.path: {f}/unet takes 8 channels and returns 4"),
+    "quantized": (lambda f: edit(f / "unet/config.json", quantization_config={"quant_method": "x"}), "model.path: {f}/unet is quantized"),
+    "another text encoder": (
+        lambda f: edit(f / "text_encoder_2/config.json", hidden_size=64),
+        "model.path: {f}/unet does not fit its text encoders: cross_attention_dim is 64, theirs make 96",
+    ),
+    "another VAE": (
+        lambda f: edit(f / "vae/config.json", latent_channels=16),
+        "model.path: {f}/vae decodes latents of 16 channels, the UNet's have 4",
+    ),
+    "another tiny VAE": (
+        lambda f: edit(f / PREVIEW_FOLDER / "config.json", latent_channels=16),
+        "model.path: {f}/preview_vae decodes latents of 16 channels",
+    ),
+    "no VAE": (lambda f: edit(f / "model_index.json", vae=[None, None]), "model.path: {f} has no VAE; name one in model.vae_path"),
+    "no such text encoder": (
+        lambda f: edit(f / "model_index.json", text_encoder_2=["transformers", "T5EncoderModel"]),
+        "model.path: {f}/text_encoder_2 is T5EncoderModel; CLIPTextModelWithProjection is supported",
+    ),
+    "no index": (lambda f: (f / "model_index.json").unlink(), "model.path: {f} is no diffusers folder, it has no model_index.json"),
+    "broken index": (lambda f: (f / "model_index.json").write_text("<html>"), "model.path: {f}/model_index.json is missing or no JSON"),
+    "no config": (lambda f: (f / "unet/config.json").unlink(), "model.path: {f}/unet/config.json is missing or no JSON"),
+    "pickled": (lambda f: (f / UNET).rename((f / UNET).with_suffix(".bin")), "model.path: {f}/unet has only pickled weights"),
+    "a variant alone": (
+        lambda f: (f / UNET).rename((f / UNET).with_suffix(".fp16.safetensors")),
+        "model.path: {f}/unet has only weights of the variant fp16; set model.variant: fp16",
+    ),
+    "no weights": (lambda f: (f / UNET).unlink(), "model.path: {f}/unet has no weights"),
+    "a shard missing": (shards, "model.path: {f}/unet lacks two.safetensors"),
+    "cut off": (lambda f: (f / UNET).write_bytes((f / UNET).read_bytes()[:-1]), f"model.path: {{f}}/{UNET} is no whole .safetensors file"),
+    "git-lfs": (lambda f: (f / UNET).write_text("version https://git-lfs.github.com/spec/v1\n"), f"model.path: {{f}}/{UNET} is a git-lfs pointer"),
+    "a web page": (lambda f: (f / UNET).write_text("<!DOCTYPE html>"), f"model.path: {{f}}/{UNET} is a web page"),
+    "8-bit integers": (
+        lambda f: change(f / UNET, lambda w: w.update({"conv_in.weight": w["conv_in.weight"].to(torch.int8)})),
+        "model.path: {f}/unet holds quantized weights, which are not supported: conv_in.weight",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", FOLDERS)
+def test_a_folder_that_cannot_be_served_is_refused_before_its_weights_are_read(copy: Path, case: str) -> None:
+    spoil, message = FOLDERS[case]
+    spoil(copy)
+    assert message.format(f=copy) in early_refusal(copy)
+
+
+def test_a_folder_of_single_files_says_which_to_name(file: Path) -> None:
+    assert early_refusal(file.parent).endswith(f"to serve a single file name it, such as {file}")
+
+
+PARTS = ("text_encoder", "text_encoder_2", "unet", "vae")
+
+
+@pytest.mark.parametrize("part", [*PARTS, PREVIEW_FOLDER])
+@pytest.mark.parametrize("fault", ["lacks weights", "no place for", "other shapes"])
+def test_a_part_that_is_not_what_its_config_says_is_refused(copy: Path, part: str, fault: str) -> None:
+    weights_file = next((copy / part).glob("*.safetensors"))
+    key = next(key for key in sorted(load_file(weights_file)) if key.endswith("weight") and not key.startswith("encoder.conv"))
+    if part == PREVIEW_FOLDER:
+        key = "decoder.layers.0.weight"
+
+    def spoil(weights: Weights) -> None:
+        match fault:
+            case "lacks weights":
+                del weights[key]
+            case "no place for":
+                key_scale = f"{key}_scale"
+                weights[key_scale] = torch.ones(())
+            case _:
+                weights[key] = torch.cat([weights[key], weights[key]])
+
+    change(weights_file, spoil)
+    assert refusal(copy).startswith(f"model.path: {copy}/{part} ")
+    assert fault in refusal(copy)
+    assert key.removeprefix("text_model.") in refusal(copy)
+
+
+def test_what_pictures_do_not_depend_on_may_be_there_or_not(copy: Path) -> None:
+    for encoder in ("text_encoder", "text_encoder_2"):
+        extra = {"logit_scale": torch.ones(()), "text_model.embeddings.position_ids": torch.arange(77)[None]}
+        change(copy / encoder / "model.safetensors", extra_weights(extra))
+    change(copy / "text_encoder/model.safetensors", lambda w: w.update({"text_projection.weight": torch.ones(32, 32)}))
+    tiny = copy / PREVIEW_FOLDER / "diffusion_pytorch_model.safetensors"
+    change(tiny, lambda w: [w.pop(key) for key in list(w) if key.startswith("encoder.")])
+    assert load_checkpoint(ModelConfig(path=str(copy)), CPU).preview_vae is not None
+
+
+@pytest.mark.parametrize("name", ["tokenizer", "tokenizer_2"])
+@pytest.mark.parametrize(
+    ("lost", "message"),
+    [
+        ("tokenizer.json", " tokens, its text encoder 514; tokenizer.json or vocab.json is missing"),
+        ("tokenizer_config.json", " does not cut prompts to the 77 tokens of its text encoder; tokenizer_config.json is missing"),
+    ],
+)
+def test_a_tokenizer_that_is_not_its_encoders_is_refused(copy: Path, name: str, lost: str, message: str) -> None:
+    (copy / name / lost).unlink()
+    refused = refusal(copy)
+    assert refused.startswith(f"model.path: {copy / name} ")
+    assert message in refused
+
+
+def test_a_tokenizer_that_ends_prompts_otherwise_is_refused(copy: Path) -> None:
+    edit(copy / "text_encoder_2/config.json", eos_token_id=7)
+    assert refusal(copy) == f"model.path: {copy / 'tokenizer_2'} ends prompts with token 513, its text encoder with 7"
+
+
+def test_a_tokenizer_that_is_nowhere_is_refused(copy: Path) -> None:
+    shutil.rmtree(copy / "tokenizer_2")
+    assert refusal(copy).startswith(f"model.path: {copy / 'tokenizer_2'} is no tokenizer that can be loaded")
+
+
+def without(prefix: str) -> Callable[[Weights], object]:
+    return lambda weights: [weights.pop(key) for key in list(weights) if key.startswith(prefix)]
+
+
+def inpainting(weights: Weights) -> None:
+    weights["model.diffusion_model.input_blocks.0.0.weight"] = torch.zeros(32, 9, 3, 3)
+
+
+def refiner(weights: Weights) -> None:
+    without("conditioner.")(weights)
+    weights["conditioner.embedders.0.model.transformer.resblocks.9.mlp.c_proj.bias"] = torch.zeros(1)
+
+
+def lora(weights: Weights) -> None:
+    weights.clear()
+    weights["lora_unet_input_blocks_4_1_proj_in.lora_down.weight"] = torch.zeros(1)
+
+
+FILES: dict[str, tuple[Callable[[Weights], object], str]] = {
+    "inpainting": (inpainting, "is an SDXL inpainting model, its UNet takes 9 channels"),
+    "refiner": (refiner, "is an SDXL refiner, it has no first text encoder"),
+    "a LoRA": (lora, "is no SDXL checkpoint, but Stable Diffusion 1, a LoRA, or one model of several"),
+    "no VAE": (without("first_stage_model."), "has no VAE; name one in model.vae_path"),
+    "no text encoder": (without("conditioner.embedders.1."), "it has no second text encoder"),
+    "no UNet": (without("model.diffusion_model."), "it has no UNet"),
+}
+
+
+@pytest.fixture
+def spoiled(file: Path, tmp_path: Path) -> Callable[[Callable[[Weights], object]], Path]:
+    """Return a copy of the single file, changed."""
+
+    def spoil(act: Callable[[Weights], object]) -> Path:
+        weights = load_file(file)
+        act(weights)
+        save_file(weights, tmp_path / "spoiled.safetensors")
+        return tmp_path / "spoiled.safetensors"
+
+    return spoil
+
+
+@pytest.mark.parametrize("case", FILES)
+def test_a_file_that_is_no_whole_sdxl_is_refused_before_its_weights_are_read(spoiled: Any, configs: Path, case: str) -> None:
+    act, message = FILES[case]
+    path = spoiled(act)
+    refused = early_refusal(path, config_path=str(configs))
+    assert refused.startswith(f"model.path: {path} ")
+    assert message in refused
+
+
+@pytest.mark.parametrize("name", ["model.ckpt", "model.safetensors"])
+def test_a_pickle_is_refused_by_any_name(file: Path, configs: Path, tmp_path: Path, name: str) -> None:
+    torch.save({"state_dict": load_file(file)}, tmp_path / name)
+    refused = early_refusal(tmp_path / name, config_path=str(configs))
+    assert refused == f"model.path: {tmp_path / name} holds pickled weights, which are never loaded; convert it to .safetensors"
+
+
+LAYERS = {
+    "text_encoder": "conditioner.embedders.0.transformer.text_model.encoder.layers.1.mlp.fc1.weight",
+    "text_encoder_2": "conditioner.embedders.1.model.transformer.resblocks.1.mlp.c_fc.weight",
+    "unet": "model.diffusion_model.middle_block.1.transformer_blocks.0.attn2.to_k.weight",
+    "the UNet's sizes": "model.diffusion_model.label_emb.0.0.weight",
+    "vae": "first_stage_model.decoder.up.1.block.0.conv1.weight",
+}
+
+
+@pytest.mark.parametrize("layer", LAYERS.values(), ids=LAYERS)
+@pytest.mark.parametrize("fault", ["lacks", "no place for", "other shapes", "quantized"])
+def test_a_file_that_is_not_what_its_configs_say_is_refused(spoiled: Any, configs: Path, layer: str, fault: str) -> None:
+    def spoil(weights: Weights) -> None:
+        match fault:
+            case "lacks":
+                del weights[layer]
+            case "no place for":
+                weights[layer.replace(".weight", ".oft_diag")] = torch.ones(1)
+            case "quantized":
+                weights[layer] = weights[layer].to(torch.int8)
+            case _:
+                weights[layer] = torch.cat([weights[layer], weights[layer]])
+
+    path = spoiled(spoil)
+    refused = refusal(path, config_path=str(configs))
+    assert refused.startswith(f"model.path: {path} ")
+    assert fault in refused
+
+
+def test_what_other_tools_leave_in_a_file_is_harmless(spoiled: Any, configs: Path) -> None:
+    def act(weights: Weights) -> None:
+        weights["first_stage_model.loss.logvar"] = torch.ones(())
+        weights["conditioner.embedders.0.transformer.text_projection.weight"] = torch.ones(32, 32)
+        weights["model_ema.decay"] = torch.ones(())
+        weights["alphas_cumprod"] = torch.ones(1000)
+
+    assert load_checkpoint(ModelConfig(path=str(spoiled(act)), config_path=str(configs)), CPU)
+
+
+@pytest.mark.parametrize(("setting", "wanted"), [("vae_path", "AutoencoderKL"), ("preview_path", "AutoencoderTiny")])
+def test_a_part_of_another_kind_is_refused_by_its_setting(tiny_path: Path, setting: str, wanted: str) -> None:
+    refused = early_refusal(tiny_path, **{setting: "unet"})
+    assert refused == f"model.{setting}: {tiny_path}/unet is UNet2DConditionModel; {wanted} is supported"
+
+
+@pytest.mark.parametrize("setting", ["vae_path", "preview_path"])
+def test_a_damaged_part_is_refused_by_its_setting(tiny_path: Path, tmp_path: Path, setting: str) -> None:
+    part = tmp_path / "part.safetensors"
+    part.write_text("version https://git-lfs.github.com/spec/v1\n")
+    assert early_refusal(tiny_path, **{setting: str(part)}).startswith(f"model.{setting}: {part} is a git-lfs pointer")
+    save_file({"lora": torch.ones(1)}, part)
+    assert refusal(tiny_path, **{setting: str(part)}).startswith(f"model.{setting}: {part} lacks weights: ")
+
+
+@pytest.fixture
+def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No network, and nothing that was fetched before."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.mark.parametrize("path", ["/no/such/folder", "no/such/hub/id", "models/model.safetensors"])
+def test_a_path_to_nothing_is_refused(path: str) -> None:
+    assert refusal(path) == f"model.path: there is no file or folder {path}, and a hub id has the form owner/name"
+
+
+@pytest.mark.usefixtures("offline")
+def test_a_hub_id_that_cannot_be_fetched_is_refused(tiny_path: Path, file: Path) -> None:
+    advice = "offline, name a local folder"
+    for settings in ({"path": "nobody/nothing"}, {"path": tiny_path, "vae_path": "nobody/nothing"}):
+        setting = [*settings][-1]
+        refused = refusal(**settings)
+        assert refused.startswith(f"model.{setting}: nobody/nothing is neither here nor could it be fetched from the hub")
+        assert refused.endswith(advice)
+    assert refusal(file, config_path="no/such/hub/id").startswith("model.config_path: no/such/hub/id is no folder here")
+    refused = refusal(file)
+    assert refused.startswith("model.config_path: stabilityai/stable-diffusion-xl-base-1.0 is neither here")
+    assert refused.endswith(advice)
