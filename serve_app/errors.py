@@ -12,6 +12,7 @@
     SlotFailed              one image failed, the others go on; crosses from the replica to the ingress
     SlotCancelled           one image was cancelled on its replica
     ReplicaLost             the replica died under a slot; the fan-out may paint the slot again elsewhere
+    CheckpointError         a checkpoint cannot be served: the replica does not start
 
 Every constructor hands all of its arguments to `Exception.__init__`: Ray rebuilds exceptions from `args`, and one
 that cannot be rebuilt arrives without its type.
@@ -95,3 +96,7 @@ class SlotCancelled(Exception):
 
 class ReplicaLost(Exception):
     """The replica that was painting a slot is gone."""
+
+
+class CheckpointError(Exception):
+    """A checkpoint cannot be served; the message says which setting to change."""

@@ -33,6 +33,7 @@ def lines(embedded: Embedded) -> Iterator[tuple[str, object]]:
     if embedded.model.revision:
         yield "model revision", embedded.model.revision
     yield "model hash", embedded.model.hash
+    yield from embedded.model.model_dump(exclude_none=True, include={"prediction_type", "timestep_spacing", "rescale_betas_zero_snr"}).items()
     yield "painted by", f"parallel-sdxl {embedded.version}"
 
 

@@ -2,11 +2,12 @@
 
 import hashlib
 import mmap
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, StableDiffusionXLPipeline, UNet2DConditionModel
@@ -16,11 +17,12 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from transformers.utils import logging as transformers_logging
 
 from serve_app.config import ModelConfig
+from serve_app.errors import CheckpointError
 from serve_app.models import EMBEDDED, PREVIEW_FOLDER, embedded_path
 from serve_app.replica.attention import prepare
 from serve_app.replica.device import fast_layout
 from serve_app.replica.norms import use_channels_last_norms
-from serve_app.replica.schedulers import SCHEDULER_NAMES, scheduler_name
+from serve_app.replica.sampling import SETTINGS, config_changes, default_scheduler, effective_config, fitting_schedulers
 from serve_app.schemas import ModelInfo, SchedulerName
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -28,15 +30,12 @@ _HASH_DIGITS = 10
 _PART_FILES = ["config.json", "diffusion_pytorch_model*.safetensors"]
 
 
-class CheckpointError(Exception):
-    """A checkpoint cannot be served; the message says which setting to change."""
-
-
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
     """A loaded model. The pipeline lends its text encoders, tokenizers and loaders; nobody calls it.
 
-    The UNet takes a prompt's context for its tokens, see `attention.prepare`.
+    The UNet takes a prompt's context for its tokens, see `attention.prepare`. `schedulers` are those that can sample it, all made
+    from `scheduler_config`, and `scheduler` the one of requests that name none.
     """
 
     pipe: StableDiffusionXLPipeline
@@ -44,6 +43,8 @@ class Checkpoint:
     vae: AutoencoderKL
     preview_vae: AutoencoderTiny | None
     scheduler: SchedulerName
+    schedulers: tuple[SchedulerName, ...]
+    scheduler_config: Mapping[str, Any]
     device: torch.device
     dtype: torch.dtype
     named: Future[ModelInfo]
@@ -51,7 +52,7 @@ class Checkpoint:
     @property
     def info(self) -> ModelInfo:
         """What pictures say of the model; waits for the hash of the weights, which takes longer than loading them."""
-        return self.named.result()
+        return self.named.result().model_copy(update={name: self.scheduler_config.get(name) for name in SETTINGS})
 
 
 def load_checkpoint(config: ModelConfig, device: torch.device) -> Checkpoint:
@@ -62,6 +63,7 @@ def load_checkpoint(config: ModelConfig, device: torch.device) -> Checkpoint:
     """
     dtype = _DTYPES[config.dtype]
     path = local_path(config)
+    changes = config_changes(path, config)
     vae_path = _part_path(path, config, "vae_path", config.vae_path) if config.vae_path else None
     beside = ThreadPoolExecutor(1, thread_name_prefix="hash")
     named = beside.submit(_info, path, config, vae_path)
@@ -69,11 +71,8 @@ def load_checkpoint(config: ModelConfig, device: torch.device) -> Checkpoint:
     pipe = _load_pipeline(path, config, dtype, vae_path)
     if pipe.unet.config.time_cond_proj_dim is not None:
         raise CheckpointError("model.path: guidance-distilled UNets (time_cond_proj_dim) are not supported")
-    scheduler = config.scheduler or scheduler_name({"_class_name": type(pipe.scheduler).__name__, **pipe.scheduler.config})
-    if scheduler is None:
-        raise CheckpointError(
-            f"model.scheduler: the checkpoint's own {type(pipe.scheduler).__name__} is not supported; choose one of {', '.join(SCHEDULER_NAMES)}"
-        )
+    scheduler_config = effective_config(pipe.scheduler, changes)
+    scheduler = default_scheduler(pipe.scheduler, scheduler_config, config.scheduler)
     _place(pipe, device)
     pipe.unet.eval().requires_grad_(False)
     prepare(pipe.unet)
@@ -88,6 +87,8 @@ def load_checkpoint(config: ModelConfig, device: torch.device) -> Checkpoint:
         vae=pipe.vae,
         preview_vae=preview_vae.to(device, memory_format=fast_layout(device)).eval().requires_grad_(False) if preview_vae else None,
         scheduler=scheduler,
+        schedulers=fitting_schedulers(scheduler_config),
+        scheduler_config=scheduler_config,
         device=device,
         dtype=dtype,
         named=named,

@@ -7,8 +7,9 @@ import torch
 from torch import nn
 
 from serve_app.config import ModelConfig
+from serve_app.errors import CheckpointError
 from serve_app.messages import Slot
-from serve_app.replica.checkpoint import Checkpoint, CheckpointError
+from serve_app.replica.checkpoint import Checkpoint
 from serve_app.replica.denoise import Denoiser
 from serve_app.replica.prompts import PromptEncoder
 from serve_app.replica.trajectory import Trajectory

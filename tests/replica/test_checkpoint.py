@@ -8,10 +8,11 @@ import torch
 from diffusers import AutoencoderKL, EulerAncestralDiscreteScheduler, LCMScheduler, UNet2DConditionModel
 
 from serve_app.config import ModelConfig
+from serve_app.errors import CheckpointError
 from serve_app.models import PREVIEW_FOLDER
 from serve_app.models.tiny import build
 from serve_app.replica import checkpoint as checkpoint_module
-from serve_app.replica.checkpoint import CheckpointError, load_checkpoint, weights_hash
+from serve_app.replica.checkpoint import load_checkpoint, weights_hash
 from tests.conftest import MakeEngine, make_slot
 
 CPU = torch.device("cpu")

@@ -1,0 +1,87 @@
+"""How a checkpoint is sampled: what it says itself, what the settings say instead, and which schedulers are right for that."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, get_args
+
+from diffusers import SchedulerMixin
+from diffusers.schedulers import KarrasDiffusionSchedulers
+
+from serve_app.config import ModelConfig
+from serve_app.errors import CheckpointError
+from serve_app.replica.markers import read_markers
+from serve_app.replica.schedulers import SCHEDULER_NAMES, most_steps, scheduler_name
+from serve_app.schemas import PredictionType, SchedulerName, TimestepSpacing
+
+SETTINGS = ("prediction_type", "timestep_spacing", "rescale_betas_zero_snr")
+"""What `model` may set in the place of the checkpoint's own scheduler config, by the same names."""
+
+
+def config_changes(path: Path, model: ModelConfig) -> dict[str, Any]:
+    """Return what changes the scheduler config that comes with a checkpoint: its markers and, above them, the settings.
+
+    Raises CheckpointError where the checkpoint cannot be sampled at all.
+    """
+    markers = read_markers(path) if path.is_file() else {}
+    settings = {name: value for name in SETTINGS if (value := getattr(model, name)) is not None}
+    return markers | settings
+
+
+def effective_config(own: SchedulerMixin, changes: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the config that all schedulers of a checkpoint are made from. Raises CheckpointError where none of ours is right for it."""
+    config = {**own.config, **changes}
+    # Another class of scheduler would put its own defaults in the place of what this one lists as defaults.
+    config["_use_default_values"] = [name for name in own.config.get("_use_default_values", ()) if name not in changes]
+    if fault := _fault(type(own).__name__, config, changes):
+        raise CheckpointError(fault)
+    return config
+
+
+def fitting_schedulers(config: Mapping[str, Any]) -> tuple[SchedulerName, ...]:
+    """Return the names of the schedulers that can sample with an effective config."""
+    unfit: set[SchedulerName] = set()
+    if config["prediction_type"] == "sample":
+        unfit.add("euler_a")  # diffusers has not written it
+    if config["prediction_type"] == "epsilon" and config.get("rescale_betas_zero_snr"):
+        unfit.add("ddim")  # it divides by the signal, of which nothing is left; the others take a little for it
+    return tuple(name for name in SCHEDULER_NAMES if name not in unfit)
+
+
+def default_scheduler(own: SchedulerMixin, config: Mapping[str, Any], asked: SchedulerName | None) -> SchedulerName:
+    """Return the scheduler of requests that name none: the one that `model.scheduler` asks for, or the checkpoint's own. Raises CheckpointError."""
+    fitting = fitting_schedulers(config)
+    kind = type(own).__name__
+    name = asked or scheduler_name({**config, "_class_name": kind})
+    if name is None and kind not in KarrasDiffusionSchedulers.__members__:
+        raise CheckpointError(f"model.scheduler: the checkpoint is made for {kind}, which is not supported, and nothing here takes its place")
+    if name is None:
+        raise CheckpointError(f"model.scheduler: the checkpoint's own {kind} is not supported; choose one of {', '.join(fitting)}")
+    if name not in fitting:
+        raise CheckpointError(f"model.scheduler: {name} cannot sample this checkpoint; choose one of {', '.join(fitting)}")
+    return name
+
+
+def check_steps(config: Mapping[str, Any], most: int) -> None:
+    """Raise CheckpointError unless each of the schedulers can take 1 to `most` steps."""
+    for name in fitting_schedulers(config):
+        if (can := most_steps(name, config, most)) < most:
+            raise CheckpointError(f"limits.max_steps: {name} cannot take {can + 1} steps with the checkpoint's scheduler config; set it to {can}")
+
+
+def _fault(kind: str, config: Mapping[str, Any], changes: Mapping[str, Any]) -> str | None:
+    """Return why no scheduler of ours is right for a config, whatever `model.scheduler` names."""
+    prediction, spacing = config.get("prediction_type"), config.get("timestep_spacing")
+    flow = prediction == "flow_prediction" or config.get("use_flow_sigmas")
+    continuous = prediction == "v_prediction" and config.get("timestep_type") == "continuous"
+    if flow or continuous or "beta_schedule" not in config:
+        return f"model.path: the checkpoint is made for {kind} with continuous noise levels (EDM, flow matching), which is not supported"
+    if prediction not in get_args(PredictionType):
+        return f"model.prediction_type: the checkpoint's own {prediction} is not supported; choose one of {', '.join(get_args(PredictionType))}"
+    if spacing is not None and spacing not in get_args(TimestepSpacing):
+        return f"model.timestep_spacing: the checkpoint's own {spacing} is not supported; choose one of {', '.join(get_args(TimestepSpacing))}"
+    if prediction == "epsilon" and changes.get("rescale_betas_zero_snr"):
+        return (
+            "model.rescale_betas_zero_snr: where nothing but noise is left, a model that predicts noise says nothing; "
+            "set model.prediction_type: v_prediction, or this to false"
+        )
+    return None
