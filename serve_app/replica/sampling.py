@@ -53,7 +53,7 @@ def default_scheduler(own: SchedulerMixin, config: Mapping[str, Any], asked: Sch
     kind = type(own).__name__
     name = asked or scheduler_name({**config, "_class_name": kind})
     if name is None and kind not in KarrasDiffusionSchedulers.__members__:
-        raise CheckpointError(f"model.scheduler: the checkpoint is made for {kind}, which is not supported, and nothing here takes its place")
+        raise CheckpointError(f"model.scheduler: the checkpoint is made for {kind}, which is not supported")
     if name is None:
         raise CheckpointError(f"model.scheduler: the checkpoint's own {kind} is not supported; choose one of {', '.join(fitting)}")
     if name not in fitting:
@@ -63,9 +63,12 @@ def default_scheduler(own: SchedulerMixin, config: Mapping[str, Any], asked: Sch
 
 def check_steps(config: Mapping[str, Any], most: int) -> None:
     """Raise CheckpointError unless each of the schedulers can take 1 to `most` steps."""
-    for name in fitting_schedulers(config):
-        if (can := most_steps(name, config, most)) < most:
-            raise CheckpointError(f"limits.max_steps: {name} cannot take {can + 1} steps with the checkpoint's scheduler config; set it to {can}")
+    can = {name: most_steps(name, config, most) for name in fitting_schedulers(config)}
+    worst = min(can, key=lambda name: can[name])
+    if can[worst] < most:
+        raise CheckpointError(
+            f"limits.max_steps: {worst} cannot take {can[worst] + 1} steps with the checkpoint's scheduler config; set it to {can[worst]}"
+        )
 
 
 def _fault(kind: str, config: Mapping[str, Any], changes: Mapping[str, Any]) -> str | None:
