@@ -50,17 +50,17 @@ class ModelConfig(Config):
     scheduler: SchedulerName | None = Field(default=None, description="Default scheduler; the checkpoint's own where null.")
     prediction_type: PredictionType | None = Field(
         default=None,
-        description="What the UNet predicts. Null: what the checkpoint says, in its scheduler's config or by a `v_pred` in a single file.",
+        description="What the UNet predicts. Null: the checkpoint's own, by its scheduler's config or a `v_pred`.",
     )
     timestep_spacing: TimestepSpacing | None = Field(
         default=None,
-        description="How the steps lie among the timesteps. `trailing` is what most distilled models (Turbo, Lightning, Hyper) are made for; as "
-        "single files they do not say so. Null: the checkpoint's own.",
+        description="How the steps lie among the timesteps. Most distilled models (Turbo, Lightning, Hyper) are made "
+        "for `trailing`; as single files they do not say so. Null: the checkpoint's own.",
     )
     rescale_betas_zero_snr: bool | None = Field(
         default=None,
-        description="Whether the first step starts from nothing but noise. Null: what the checkpoint says, in its scheduler's config or by a "
-        "`ztsnr` in a single file.",
+        description="Whether the last timestep is nothing but noise, and no signal. Null: the checkpoint's own, by its "
+        "scheduler's config or a `ztsnr`.",
     )
     num_inference_steps: int = Field(default=20, ge=1, description="Default number of denoising steps.")
     guidance_scale: float = Field(default=3.0, ge=0, le=30, description="Default guidance scale; at 1 or less no unconditional pass is made.")

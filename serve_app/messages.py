@@ -96,9 +96,9 @@ SlotEvent = Progress | Preview | Painted
 class ReplicaStatus:
     """What a replica says of itself.
 
-    `schedulers` are those that can sample its model, `scheduler` the one of requests that name none. `prompt_tokens` is how
-    many the text encoders read, `capacity` how many images it paints at once, `finished` how many it has painted since it
-    started.
+    `schedulers` are those that can sample its model, `scheduler` is the one of requests that name none. `prompt_tokens`
+    is how many the text encoders read, `capacity` how many images it paints at once, `finished` how many it has painted
+    since it started.
     """
 
     id: str

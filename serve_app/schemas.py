@@ -98,7 +98,7 @@ class ModelInfo(Answer):
     timestep_spacing: TimestepSpacing | None = Field(
         default=None, description="How the steps lie among the timesteps. Null, as below: the scheduler's default."
     )
-    rescale_betas_zero_snr: bool | None = Field(default=None, description="Whether the first step starts from nothing but noise.")
+    rescale_betas_zero_snr: bool | None = Field(default=None, description="Whether the last timestep is all noise.")
 
 
 class Parameters(Answer):

@@ -159,15 +159,16 @@ class FanOut:
         started = time.monotonic()
         replica = self._fleet.replica
         slots = slots_of(request, seeds_of(request), replica.scheduler)
-        if slots[0].scheduler not in replica.schedulers:
-            they = ", ".join(replica.schedulers)
-            raise InvalidRequest(f"scheduler: {slots[0].scheduler} cannot sample the served model; choose one of {they}", "scheduler")
+        scheduler = slots[0].scheduler
+        if scheduler not in replica.schedulers:
+            advice = f"choose one of {', '.join(replica.schedulers)}"
+            raise InvalidRequest(f"scheduler: {scheduler} cannot sample the served model; {advice}", "scheduler")
         return _Plan(
             id=str(uuid.uuid4()),
             started=started,
             deadline=started + self._args.request_timeout_s,
             wants_grid=request.grid,
-            parameters=Parameters(model=replica.model, **request.model_dump(include=_ECHOED), scheduler=slots[0].scheduler),
+            parameters=Parameters(model=replica.model, **request.model_dump(include=_ECHOED), scheduler=scheduler),
             slots=slots,
             warnings=self._warnings(request, slots[0], replica),
         )
@@ -180,10 +181,11 @@ class FanOut:
             warnings.append("output_compression has no effect: a PNG is lossless")
         if slot.preview_steps and not replica.has_previews:
             warnings.append("no previews: the model has no preview decoder")
-        if slot.num_inference_steps <= _FEW_STEPS and replica.model.timestep_spacing == "leading" and slot.scheduler not in _UNSPACED:
+        leading = replica.model.timestep_spacing == "leading" and slot.scheduler not in _UNSPACED
+        if leading and slot.num_inference_steps <= _FEW_STEPS:
             warnings.append(
-                f"{slot.num_inference_steps} steps with leading timesteps start below the noise that distilled models (Turbo, Lightning, Hyper) "
-                "are made for; if this is one, the service needs model.timestep_spacing: trailing, else ask for more steps"
+                f"num_inference_steps: {slot.num_inference_steps} are few for leading timesteps; a distilled model "
+                "(Turbo, Lightning, Hyper) needs model.timestep_spacing: trailing, any other more steps"
             )
         return warnings
 

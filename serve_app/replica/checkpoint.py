@@ -34,8 +34,8 @@ _PART_FILES = ["config.json", "diffusion_pytorch_model*.safetensors"]
 class Checkpoint:
     """A loaded model. The pipeline lends its text encoders, tokenizers and loaders; nobody calls it.
 
-    The UNet takes a prompt's context for its tokens, see `attention.prepare`. `schedulers` are those that can sample it, all made
-    from `scheduler_config`, and `scheduler` the one of requests that name none.
+    The UNet takes a prompt's context for its tokens, see `attention.prepare`. `schedulers` are those that can sample
+    it, all made from `scheduler_config`, and `scheduler` is the one of requests that name none.
     """
 
     pipe: StableDiffusionXLPipeline

@@ -20,13 +20,13 @@ _EDM = ("edm_vpred.sigma_max", "edm_vpred.sigma_min", "edm_mean", "edm_std")
 
 
 def read_markers(file: Path) -> dict[str, Any]:
-    """Return what a single file says of its scheduler config. Raises CheckpointError where no scheduler here is right for it."""
+    """Return what a single file says of its scheduler config. Raises CheckpointError where no scheduler can do it."""
     with safe_open(file, "pt") as content:
         return marked(content.keys(), content.metadata() or {})
 
 
 def marked(keys: Collection[str], metadata: Mapping[str, str]) -> dict[str, Any]:
-    """Return what a file's keys and metadata say of its scheduler config. Raises CheckpointError as `read_markers` does."""
+    """Return what a file's keys and metadata say of its scheduler config. Raises CheckpointError as above."""
     if edm := [key for key in _EDM if key in keys]:
         raise CheckpointError(f"model.path: the file holds {edm[0]}, so it is an EDM model, which is not supported")
     config: dict[str, Any] = dict(_SPEC.get(metadata.get(_SPEC_KEY, ""), {}))

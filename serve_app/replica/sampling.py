@@ -1,4 +1,4 @@
-"""How a checkpoint is sampled: what it says itself, what the settings say instead, and which schedulers are right for that."""
+"""How a checkpoint is sampled: what it says itself, what the settings say instead, and which schedulers can do it."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -28,7 +28,7 @@ def config_changes(path: Path, model: ModelConfig) -> dict[str, Any]:
 
 
 def effective_config(own: SchedulerMixin, changes: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the config that all schedulers of a checkpoint are made from. Raises CheckpointError where none of ours is right for it."""
+    """Return the config that a checkpoint's schedulers are made from. Raises CheckpointError where none can do it."""
     config = {**own.config, **changes}
     # Another class of scheduler would put its own defaults in the place of what this one lists as defaults.
     config["_use_default_values"] = [name for name in own.config.get("_use_default_values", ()) if name not in changes]
@@ -48,27 +48,26 @@ def fitting_schedulers(config: Mapping[str, Any]) -> tuple[SchedulerName, ...]:
 
 
 def default_scheduler(own: SchedulerMixin, config: Mapping[str, Any], asked: SchedulerName | None) -> SchedulerName:
-    """Return the scheduler of requests that name none: the one that `model.scheduler` asks for, or the checkpoint's own. Raises CheckpointError."""
-    fitting = fitting_schedulers(config)
-    kind = type(own).__name__
+    """Return the scheduler of requests that name none: `asked`, else the checkpoint's own. Raises CheckpointError."""
+    fitting, kind = fitting_schedulers(config), type(own).__name__
     name = asked or scheduler_name({**config, "_class_name": kind})
+    if name in fitting:
+        return name
     if name is None and kind not in KarrasDiffusionSchedulers.__members__:
+        # A model of few steps, such as LCM: the others can take its steps, but do not paint what it was distilled for.
         raise CheckpointError(f"model.scheduler: the checkpoint is made for {kind}, which is not supported")
-    if name is None:
-        raise CheckpointError(f"model.scheduler: the checkpoint's own {kind} is not supported; choose one of {', '.join(fitting)}")
-    if name not in fitting:
-        raise CheckpointError(f"model.scheduler: {name} cannot sample this checkpoint; choose one of {', '.join(fitting)}")
-    return name
+    fault = f"the checkpoint's own {kind} is not supported" if name is None else f"{name} cannot sample this checkpoint"
+    raise CheckpointError(f"model.scheduler: {fault}; choose one of {', '.join(fitting)}")
 
 
 def check_steps(config: Mapping[str, Any], most: int) -> None:
     """Raise CheckpointError unless each of the schedulers can take 1 to `most` steps."""
-    can = {name: most_steps(name, config, most) for name in fitting_schedulers(config)}
+    names = [name for name in fitting_schedulers(config) if name != "dpmpp_2m_karras"]  # which goes by its levels alone
+    can = {name: most_steps(name, config, most) for name in names}
     worst = min(can, key=lambda name: can[name])
     if can[worst] < most:
-        raise CheckpointError(
-            f"limits.max_steps: {worst} cannot take {can[worst] + 1} steps with the checkpoint's scheduler config; set it to {can[worst]}"
-        )
+        fault = f"with the checkpoint's scheduler config {worst} cannot take {can[worst] + 1} steps"
+        raise CheckpointError(f"limits.max_steps: {fault}; set it to {can[worst]}")
 
 
 def _fault(kind: str, config: Mapping[str, Any], changes: Mapping[str, Any]) -> str | None:
@@ -77,11 +76,14 @@ def _fault(kind: str, config: Mapping[str, Any], changes: Mapping[str, Any]) -> 
     flow = prediction == "flow_prediction" or config.get("use_flow_sigmas")
     continuous = prediction == "v_prediction" and config.get("timestep_type") == "continuous"
     if flow or continuous or "beta_schedule" not in config:
-        return f"model.path: the checkpoint is made for {kind} with continuous noise levels (EDM, flow matching), which is not supported"
-    if prediction not in get_args(PredictionType):
-        return f"model.prediction_type: the checkpoint's own {prediction} is not supported; choose one of {', '.join(get_args(PredictionType))}"
-    if spacing is not None and spacing not in get_args(TimestepSpacing):
-        return f"model.timestep_spacing: the checkpoint's own {spacing} is not supported; choose one of {', '.join(get_args(TimestepSpacing))}"
+        return f"model.path: the checkpoint's {kind} has continuous noise levels (EDM, flow), which are not supported"
+    for setting, value, known in (
+        ("prediction_type", prediction, get_args(PredictionType)),
+        ("timestep_spacing", spacing, (None, *get_args(TimestepSpacing))),
+    ):
+        if value not in known:
+            choice = ", ".join(filter(None, known))
+            return f"model.{setting}: the checkpoint's own {value} is not supported; choose one of {choice}"
     if prediction == "epsilon" and changes.get("rescale_betas_zero_snr"):
         return (
             "model.rescale_betas_zero_snr: where nothing but noise is left, a model that predicts noise says nothing; "

@@ -44,7 +44,7 @@ def make_scheduler(name: SchedulerName, config: Mapping[str, Any], **others: Any
 
 
 def set_steps(scheduler: Any, steps: int) -> None:
-    """Make a scheduler ready for `steps` steps from pure noise. Raises ValueError where its config has no schedule of so many."""
+    """Make a scheduler ready for `steps` steps from noise. Raises ValueError where its config has no such schedule."""
     # On the CPU, whatever the device: a step computes its coefficients from them, and would wait for the device.
     scheduler.set_timesteps(steps, device="cpu")
     if len(scheduler.timesteps) == steps + 1:
@@ -61,7 +61,7 @@ def set_steps(scheduler: Any, steps: int) -> None:
 
 
 def _is_sound(scheduler: Any, steps: int) -> bool:
-    """Whether a schedule has the right length and goes down from one timestep and noise level of the model to the next."""
+    """Whether a schedule has the right length and goes down from one timestep and noise level to the next."""
     timesteps = scheduler.timesteps
     # Karras' levels lie so close at the start that their timesteps are rounded to the same.
     levels = scheduler.sigmas[:steps] if hasattr(scheduler, "sigmas") else timesteps
@@ -75,7 +75,7 @@ def _is_sound(scheduler: Any, steps: int) -> bool:
 
 def most_steps(name: SchedulerName, config: Mapping[str, Any], most: int) -> int:
     """Return up to which number of steps, at most `most`, a scheduler can take each."""
-    # Karras' levels come in any number, and would take seconds to compute.
+    # Karras' levels, which a checkpoint may ask for, come in any number, and would take seconds to compute.
     scheduler = make_scheduler(name, config, use_karras_sigmas=False)
     for steps in range(1, most + 1):
         try:

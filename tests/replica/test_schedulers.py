@@ -7,10 +7,18 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler, LCMScheduler
 
-from serve_app.replica.schedulers import SCHEDULER_NAMES, make_scheduler, most_steps, predicted_clean, scheduler_name, set_steps
+from serve_app.replica.schedulers import (
+    SCHEDULER_NAMES,
+    make_scheduler,
+    most_steps,
+    predicted_clean,
+    scheduler_name,
+    set_steps,
+)
 from serve_app.schemas import PredictionType, SchedulerName, TimestepSpacing
+from tests.conftest import BETAS, ZERO_SNR
 
-CONFIG = dict(EulerDiscreteScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1).config)
+CONFIG = dict(EulerDiscreteScheduler(**BETAS).config)
 CONFIG.pop("_use_default_values")  # what it lists gives way to the defaults of other classes
 PREDICTIONS: tuple[PredictionType, ...] = get_args(PredictionType)
 SPACINGS: tuple[TimestepSpacing, ...] = get_args(TimestepSpacing)
@@ -48,7 +56,8 @@ def test_other_schedulers_have_none(other: LCMScheduler | DPMSolverMultistepSche
     assert scheduler_name({"_class_name": type(other).__name__, **other.config}) is None
 
 
-@pytest.mark.parametrize(("name", "spacing"), [*product([name for name in SCHEDULER_NAMES if name != "dpmpp_2m_karras"], SPACINGS)])
+@pytest.mark.parametrize("spacing", SPACINGS)
+@pytest.mark.parametrize("name", [name for name in SCHEDULER_NAMES if name != "dpmpp_2m_karras"])
 def test_every_number_of_steps_has_as_many_timesteps(name: SchedulerName, spacing: TimestepSpacing) -> None:
     scheduler = make_scheduler(name, {**CONFIG, "timestep_spacing": spacing})
     for steps in range(1, MOST + 1):
@@ -65,7 +74,8 @@ def test_every_number_of_steps_has_as_many_timesteps(name: SchedulerName, spacin
             assert (np.diff(levels) < 0).all()
 
 
-@pytest.mark.parametrize(("name", "spacing"), [*product(SCHEDULER_NAMES, SPACINGS)])
+@pytest.mark.parametrize("spacing", SPACINGS)
+@pytest.mark.parametrize("name", SCHEDULER_NAMES)
 def test_where_diffusers_own_schedule_has_as_many_it_is_the_same(name: SchedulerName, spacing: TimestepSpacing) -> None:
     ours, stock = (make_scheduler(name, {**CONFIG, "timestep_spacing": spacing}) for _ in range(2))
     for steps in (1, 2, 3, 4, 8, 20, 25, 50, 99, 100):
@@ -77,7 +87,7 @@ def test_where_diffusers_own_schedule_has_as_many_it_is_the_same(name: Scheduler
 
 @pytest.mark.parametrize("steps", [1, 2, 14, 61, 859, MOST])
 def test_karras_levels_come_in_any_number(steps: int) -> None:
-    scheduler = make_scheduler("dpmpp_2m_karras", {**CONFIG, "timestep_spacing": "trailing", "rescale_betas_zero_snr": True})
+    scheduler = make_scheduler("dpmpp_2m_karras", {**CONFIG, **ZERO_SNR})
     set_steps(scheduler, steps)
     assert len(scheduler.timesteps) == len(scheduler.sigmas) - 1 == steps
     assert (scheduler.sigmas.diff() < 0).all()
@@ -101,21 +111,23 @@ def ends_at(scheduler: Any, steps: int) -> tuple[torch.Tensor, torch.Tensor]:
     return latents, clean
 
 
-@pytest.mark.parametrize(("name", "spacing", "zero_snr"), [*product(SCHEDULER_NAMES, SPACINGS, (False, True))])
-def test_a_perfect_model_is_sampled_to_its_answer(name: SchedulerName, spacing: TimestepSpacing, zero_snr: bool) -> None:
+@pytest.mark.parametrize("zero_snr", [False, True])
+@pytest.mark.parametrize("spacing", SPACINGS)
+@pytest.mark.parametrize("name", SCHEDULER_NAMES)
+def test_a_perfect_model_is_sampled_to_its_answer(name: SchedulerName, spacing: str, zero_snr: bool) -> None:
+    config = {**CONFIG, "timestep_spacing": spacing, "rescale_betas_zero_snr": zero_snr}
     for prediction, steps in product(PREDICTIONS, (1, 4, 21, 61)):
         if (name, prediction) == ("euler_a", "sample") or (name, prediction, zero_snr) == ("ddim", "epsilon", True):
             continue  # refused: tests/replica/test_sampling.py
-        config = {**CONFIG, "timestep_spacing": spacing, "rescale_betas_zero_snr": zero_snr, "prediction_type": prediction}
-        latents, clean = ends_at(make_scheduler(name, config), steps)
+        latents, clean = ends_at(make_scheduler(name, {**config, "prediction_type": prediction}), steps)
         assert torch.allclose(latents, clean, atol=0.05), f"{prediction} in {steps} steps"
 
 
 @pytest.mark.parametrize("name", SCHEDULER_NAMES)
 @pytest.mark.parametrize("steps", [859, MOST])
 def test_so_it_is_in_as_many_steps_as_can_be_allowed(name: SchedulerName, steps: int) -> None:
-    config = {**CONFIG, "timestep_spacing": "trailing", "rescale_betas_zero_snr": True, "prediction_type": "v_prediction"}
-    latents, clean = ends_at(make_scheduler(name, config), steps)
+    scheduler = make_scheduler(name, {**CONFIG, **ZERO_SNR, "timestep_spacing": "trailing"})
+    latents, clean = ends_at(scheduler, steps)
     assert torch.allclose(latents, clean, atol=0.05)
 
 
