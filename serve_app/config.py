@@ -7,7 +7,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from serve_app.schemas import SchedulerName
+from serve_app.schemas import PredictionType, SchedulerName, TimestepSpacing
 
 Compile = Literal["none", "regional", "full"]
 Quantization = Literal["none", "fp8"]
@@ -50,6 +50,20 @@ class ModelConfig(Config):
         "in bfloat16 where `dtype` is float16 and it overflows there, as SDXL's does.",
     )
     scheduler: SchedulerName | None = Field(default=None, description="Default scheduler; the checkpoint's own where null.")
+    prediction_type: PredictionType | None = Field(
+        default=None,
+        description="What the UNet predicts. Null: the checkpoint's own, by its scheduler's config or a `v_pred`.",
+    )
+    timestep_spacing: TimestepSpacing | None = Field(
+        default=None,
+        description="How the steps lie among the timesteps. Most distilled models (Turbo, Lightning, Hyper) are made "
+        "for `trailing`; as single files they do not say so. Null: the checkpoint's own.",
+    )
+    rescale_betas_zero_snr: bool | None = Field(
+        default=None,
+        description="Whether the last timestep is nothing but noise, and no signal. Null: the checkpoint's own, by its "
+        "scheduler's config or a `ztsnr`.",
+    )
     num_inference_steps: int = Field(default=20, ge=1, description="Default number of denoising steps.")
     guidance_scale: float = Field(default=3.0, ge=0, le=30, description="Default guidance scale; at 1 or less no unconditional pass is made.")
     width: Side = Field(default=256, description="Default width in pixels.")

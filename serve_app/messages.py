@@ -96,13 +96,15 @@ SlotEvent = Progress | Preview | Painted
 class ReplicaStatus:
     """What a replica says of itself.
 
-    `prompt_tokens` is how many the text encoders read, `capacity` how many images it paints at once, `finished` how many
-    it has painted since it started.
+    `schedulers` are those that can sample its model, `scheduler` is the one of requests that name none. `prompt_tokens`
+    is how many the text encoders read, `capacity` how many images it paints at once, `finished` how many it has painted
+    since it started.
     """
 
     id: str
     model: ModelInfo
     scheduler: SchedulerName
+    schedulers: tuple[SchedulerName, ...]
     has_previews: bool
     prompt_tokens: int
     capacity: int

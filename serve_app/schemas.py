@@ -5,6 +5,8 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 SchedulerName = Literal["euler", "euler_a", "dpmpp_2m", "dpmpp_2m_karras", "ddim", "unipc"]
+PredictionType = Literal["epsilon", "v_prediction", "sample"]
+TimestepSpacing = Literal["leading", "trailing", "linspace"]
 OutputFormat = Literal["png", "jpeg", "webp"]
 
 SEED_SPAN = 2**32
@@ -87,11 +89,16 @@ class Answer(BaseModel):
 
 
 class ModelInfo(Answer):
-    """Which weights painted a picture."""
+    """Which weights painted a picture, and how they are sampled."""
 
     name: str
     revision: str | None = Field(description="Commit or tag of a hub checkpoint.")
     hash: str = Field(description="First 10 hex digits of a SHA-256 over the weight files.")
+    prediction_type: PredictionType | None = Field(default=None, description="What the UNet predicts.")
+    timestep_spacing: TimestepSpacing | None = Field(
+        default=None, description="How the steps lie among the timesteps. Null, as below: the scheduler's default."
+    )
+    rescale_betas_zero_snr: bool | None = Field(default=None, description="Whether the last timestep is all noise.")
 
 
 class Parameters(Answer):

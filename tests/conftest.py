@@ -1,13 +1,16 @@
 """A tiny real SDXL for all tests: diffusers' own classes, random weights."""
 
+import json
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from queue import Queue
+from typing import Any
 
 import pytest
 import torch
-from diffusers import StableDiffusionXLPipeline
+from diffusers import SchedulerMixin, StableDiffusionXLPipeline
 
 from serve_app.config import EngineConfig, ModelConfig, PreviewConfig
 from serve_app.errors import SlotFailed
@@ -25,6 +28,11 @@ SDXL_BLOCKS = {
     "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
 }
 """How SDXL's UNet is arranged, the tiny one is not."""
+
+BETAS: dict[str, Any] = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
+ZERO_SNR = {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True}
+
+WithScheduler = Callable[[SchedulerMixin], Path]
 
 
 @pytest.fixture(scope="session")
@@ -139,3 +147,18 @@ def make_engine(checkpoint: Checkpoint) -> Iterator[MakeEngine]:
     yield make
     for engine in started:
         engine.stop()
+
+
+@pytest.fixture
+def with_scheduler(tiny_path: Path, tmp_path: Path) -> WithScheduler:
+    """Make the tiny checkpoint with another scheduler."""
+
+    def make(scheduler: SchedulerMixin) -> Path:
+        folder = Path(shutil.copytree(tiny_path, tmp_path / "checkpoint", ignore=shutil.ignore_patterns("scheduler")))
+        scheduler.save_pretrained(folder / "scheduler")
+        index = json.loads((folder / "model_index.json").read_text())
+        index["scheduler"] = ["diffusers", type(scheduler).__name__]
+        (folder / "model_index.json").write_text(json.dumps(index))
+        return folder
+
+    return make

@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
@@ -10,12 +10,14 @@ from serve_app.fanout.fleet import Fleet, FleetStatus
 from serve_app.fanout.peers import Peers
 from serve_app.messages import Painted, Preview, Progress, ReplicaStatus, Slot, SlotEvent, Work
 from serve_app.metrics import IngressMetrics
-from serve_app.schemas import ModelInfo
+from serve_app.schemas import ModelInfo, SchedulerName
 
+SCHEDULERS: tuple[SchedulerName, ...] = get_args(SchedulerName)
 REPLICA = ReplicaStatus(
     id="abc",
     model=ModelInfo(name="fake", revision=None, hash="0123456789"),
     scheduler="euler",
+    schedulers=SCHEDULERS,
     has_previews=True,
     prompt_tokens=75,
     capacity=4,

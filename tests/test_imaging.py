@@ -4,6 +4,7 @@ import base64
 import io
 import json
 from dataclasses import replace
+from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
@@ -17,7 +18,8 @@ from serve_app.messages import Slot
 from serve_app.schemas import ModelInfo, OutputFormat
 from tests.conftest import make_slot
 
-MODEL = ModelInfo(name="sdxl", revision="abc123", hash="0123456789")
+SAMPLED: dict[str, Any] = {"prediction_type": "v_prediction", "timestep_spacing": None, "rescale_betas_zero_snr": True}
+MODEL = ModelInfo(name="sdxl", revision="abc123", hash="0123456789", **SAMPLED)
 PIXELS: Pixels = np.random.default_rng(0).integers(0, 256, (64, 48, 3), dtype=np.uint8)
 SOURCE_TYPE = "{http://iptc.org/std/Iptc4xmpExt/2008-02-29/}DigitalSourceType"
 TRAINED_MEDIA = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
@@ -93,7 +95,7 @@ def test_every_format_holds_the_request_for_this_one_picture(slot: Slot, output_
         "scheduler": "dpmpp_2m_karras",
         "output_format": output_format,
         "output_compression": None,
-        "model": {"name": "sdxl", "revision": "abc123", "hash": "0123456789"},
+        "model": {"name": "sdxl", "revision": "abc123", "hash": "0123456789", **SAMPLED},
         "version": __version__,
     }
 

@@ -33,6 +33,12 @@ def lines(embedded: Embedded) -> Iterator[tuple[str, object]]:
     if embedded.model.revision:
         yield "model revision", embedded.model.revision
     yield "model hash", embedded.model.hash
+    sampled = {
+        "prediction type": embedded.model.prediction_type,
+        "timestep spacing": embedded.model.timestep_spacing,
+        "zero SNR": embedded.model.rescale_betas_zero_snr,
+    }
+    yield from ((name, value) for name, value in sampled.items() if value is not None)
     yield "painted by", f"parallel-sdxl {embedded.version}"
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from serve_app import __version__
 from serve_app.background import background
 from serve_app.config import AppArgs
-from serve_app.errors import DeadlineExceeded, GenerationFailed, InternalError, NotFound, ServiceError
+from serve_app.errors import DeadlineExceeded, GenerationFailed, InternalError, InvalidRequest, NotFound, ServiceError
 from serve_app.fanout.batch import Batch, Paint
 from serve_app.fanout.fleet import Fleet
 from serve_app.fanout.line import Line
@@ -19,7 +19,7 @@ from serve_app.fanout.peers import Peers
 from serve_app.fanout.plan import seeds_of, slots_of
 from serve_app.fanout.running import Running
 from serve_app.imaging import Pixels, contact_sheet, encode_sheet
-from serve_app.messages import Slot
+from serve_app.messages import ReplicaStatus, Slot
 from serve_app.metrics import IngressMetrics
 from serve_app.schemas import (
     BatchResult,
@@ -37,12 +37,17 @@ from serve_app.schemas import (
     PreviewEvent,
     Problem,
     ReplicaCount,
+    SchedulerName,
     ServiceStatus,
     StartEvent,
     Timings,
 )
 
 logger = logging.getLogger("ray.serve")
+
+_FEW_STEPS = 8
+_UNSPACED: tuple[SchedulerName, ...] = ("dpmpp_2m_karras",)
+"""Their timesteps follow from the noise levels, whatever the spacing."""
 
 _ECHOED = set(Parameters.model_fields) - {"model", "scheduler"}
 
@@ -79,7 +84,7 @@ class FanOut:
 
     def model(self) -> ModelInfo:
         """Return which weights are served. Raises NotReady."""
-        return self._fleet.model[0]
+        return self._fleet.replica.model
 
     def health(self) -> Health:
         ready = self._fleet.status.ready
@@ -152,26 +157,36 @@ class FanOut:
 
     def _plan(self, request: GenerateRequest) -> _Plan:
         started = time.monotonic()
-        model, scheduler, has_previews = self._fleet.model
-        slots = slots_of(request, seeds_of(request), scheduler)
+        replica = self._fleet.replica
+        slots = slots_of(request, seeds_of(request), replica.scheduler)
+        scheduler = slots[0].scheduler
+        if scheduler not in replica.schedulers:
+            advice = f"choose one of {', '.join(replica.schedulers)}"
+            raise InvalidRequest(f"scheduler: {scheduler} cannot sample the served model; {advice}", "scheduler")
         return _Plan(
             id=str(uuid.uuid4()),
             started=started,
             deadline=started + self._args.request_timeout_s,
             wants_grid=request.grid,
-            parameters=Parameters(model=model, **request.model_dump(include=_ECHOED), scheduler=slots[0].scheduler),
+            parameters=Parameters(model=replica.model, **request.model_dump(include=_ECHOED), scheduler=scheduler),
             slots=slots,
-            warnings=self._warnings(request, wants_previews=bool(slots[0].preview_steps), has_previews=has_previews),
+            warnings=self._warnings(request, slots[0], replica),
         )
 
-    def _warnings(self, request: GenerateRequest, wants_previews: bool, has_previews: bool) -> list[str]:
+    def _warnings(self, request: GenerateRequest, slot: Slot, replica: ReplicaStatus) -> list[str]:
         warnings = []
         if request.negative_prompt and request.guidance_scale <= 1:
             warnings.append("negative_prompt has no effect: guidance_scale is 1 or less")
         if request.output_compression is not None and request.output_format == "png":
             warnings.append("output_compression has no effect: a PNG is lossless")
-        if wants_previews and not has_previews:
+        if slot.preview_steps and not replica.has_previews:
             warnings.append("no previews: the model has no preview decoder")
+        leading = replica.model.timestep_spacing == "leading" and slot.scheduler not in _UNSPACED
+        if leading and slot.num_inference_steps <= _FEW_STEPS:
+            warnings.append(
+                f"num_inference_steps: {slot.num_inference_steps} are few for leading timesteps; a distilled model "
+                "(Turbo, Lightning, Hyper) needs model.timestep_spacing: trailing, any other more steps"
+            )
         return warnings
 
     @contextmanager

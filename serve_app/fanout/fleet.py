@@ -18,7 +18,6 @@ from serve_app.fanout.broadcast import broadcast
 from serve_app.fanout.calls import Calls
 from serve_app.imaging import Pixels
 from serve_app.messages import Painted, ReplicaStatus, Slot, SlotEvent
-from serve_app.schemas import ModelInfo, SchedulerName
 
 logger = logging.getLogger("ray.serve")
 
@@ -81,12 +80,11 @@ class Fleet:
         self.status = FleetStatus()
 
     @property
-    def model(self) -> tuple[ModelInfo, SchedulerName, bool]:
-        """The served model, its default scheduler and whether it has previews. Raises NotReady before one has loaded."""
+    def replica(self) -> ReplicaStatus:
+        """What a replica says of itself; all serve the same model. Raises NotReady before one has loaded it."""
         if not self.status.replicas:
             raise NotReady("no replica is ready; ask GET /health and try again")
-        first = self.status.replicas[0]
-        return first.model, first.scheduler, first.has_previews
+        return self.status.replicas[0]
 
     async def keep_polling(self) -> None:
         """Keep `status` fresh, and the replicas from painting for nobody, until cancelled."""

@@ -1,7 +1,9 @@
 """From `ModelConfig` to loaded weights: a diffusers folder, a hub id or a single file, by diffusers' own loaders."""
 
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, StableDiffusionXLPipeline, UNet2DConditionModel
@@ -9,12 +11,19 @@ from diffusers.utils import logging as diffusers_logging
 from transformers.utils import logging as transformers_logging
 
 from serve_app.config import ModelConfig
-from serve_app.errors import CheckpointError, first_line
+from serve_app.errors import first_line
 from serve_app.replica.attention import prepare
 from serve_app.replica.device import fast_layout
 from serve_app.replica.hashing import checkpoint_hash
 from serve_app.replica.norms import use_channels_last_norms
-from serve_app.replica.schedulers import SCHEDULER_NAMES, scheduler_name
+from serve_app.replica.sampling import (
+    SETTINGS,
+    config_changes,
+    default_scheduler,
+    departures,
+    effective_config,
+    fitting_schedulers,
+)
 from serve_app.replica.sources import TOKENIZERS, Sources, find_sources, model_name, model_revision
 from serve_app.replica.supported import check_configs, check_files
 from serve_app.replica.weights import load_part, load_preview_vae, load_tokenizer
@@ -27,7 +36,8 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torc
 class Checkpoint:
     """A loaded model. The pipeline lends its text encoders, tokenizers and loaders; nobody calls it.
 
-    The UNet takes a prompt's context for its tokens, see `attention.prepare`.
+    The UNet takes a prompt's context for its tokens, see `attention.prepare`. `schedulers` are those that can sample
+    it, all made from `scheduler_config`, and `scheduler` is the one of requests that name none.
     """
 
     pipe: StableDiffusionXLPipeline
@@ -35,6 +45,8 @@ class Checkpoint:
     vae: AutoencoderKL
     preview_vae: AutoencoderTiny | None
     scheduler: SchedulerName
+    schedulers: tuple[SchedulerName, ...]
+    scheduler_config: Mapping[str, Any]
     device: torch.device
     dtype: torch.dtype
     named: Future[ModelInfo]
@@ -42,7 +54,7 @@ class Checkpoint:
     @property
     def info(self) -> ModelInfo:
         """What pictures say of the model; waits for the hash of the weights, which takes longer than loading them."""
-        return self.named.result()
+        return self.named.result().model_copy(update={name: self.scheduler_config.get(name) for name in SETTINGS})
 
 
 def load_checkpoint(config: ModelConfig, device: torch.device) -> Checkpoint:
@@ -53,17 +65,15 @@ def load_checkpoint(config: ModelConfig, device: torch.device) -> Checkpoint:
     """
     dtype = _DTYPES[config.dtype]
     sources = find_sources(config)
+    changes = config_changes(sources.path, config)
     check_configs(sources)
     check_files(sources)
     beside = ThreadPoolExecutor(1, thread_name_prefix="hash")
     named = beside.submit(_info, sources, config)
     beside.shutdown(wait=False)
     pipe = _load_pipeline(sources, dtype)
-    scheduler = config.scheduler or scheduler_name({"_class_name": type(pipe.scheduler).__name__, **pipe.scheduler.config})
-    if scheduler is None:
-        raise CheckpointError(
-            f"model.scheduler: the checkpoint's own {type(pipe.scheduler).__name__} is not supported; choose one of {', '.join(SCHEDULER_NAMES)}"
-        )
+    scheduler_config = effective_config(pipe.scheduler, changes)
+    scheduler = default_scheduler(pipe.scheduler, scheduler_config, config.scheduler)
     _place(pipe, device)
     pipe.unet.eval().requires_grad_(False)
     prepare(pipe.unet)
@@ -78,6 +88,8 @@ def load_checkpoint(config: ModelConfig, device: torch.device) -> Checkpoint:
         vae=pipe.vae,
         preview_vae=preview_vae.to(device, memory_format=fast_layout(device)).eval().requires_grad_(False) if preview_vae else None,
         scheduler=scheduler,
+        schedulers=fitting_schedulers(scheduler_config),
+        scheduler_config=scheduler_config,
         device=device,
         dtype=dtype,
         named=named,
@@ -88,7 +100,7 @@ def _info(sources: Sources, config: ModelConfig) -> ModelInfo:
     return ModelInfo(
         name=config.name or model_name(sources.path, config),
         revision=model_revision(sources.path, config),
-        hash=checkpoint_hash(sources, {}),
+        hash=checkpoint_hash(sources, departures(sources.path, sources.read("scheduler/scheduler_config.json"), config)),
     )
 
 

@@ -92,6 +92,7 @@ class Replica:
             id=serve.get_replica_context().replica_id.unique_id,
             model=self._checkpoint.info,
             scheduler=self._checkpoint.scheduler,
+            schedulers=self._checkpoint.schedulers,
             prompt_tokens=self._reader.room,
             has_previews=self._checkpoint.preview_vae is not None,
             capacity=self._args.engine.max_batch_size,

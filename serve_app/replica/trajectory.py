@@ -9,7 +9,7 @@ from serve_app.messages import Slot
 from serve_app.replica.checkpoint import Checkpoint
 from serve_app.replica.device import to_device
 from serve_app.replica.prompts import PromptEmbedding
-from serve_app.replica.schedulers import make_scheduler, predicted_clean
+from serve_app.replica.schedulers import make_scheduler, predicted_clean, set_steps
 
 
 class Trajectory:
@@ -27,9 +27,8 @@ class Trajectory:
     def __init__(self, slot: Slot, checkpoint: Checkpoint, conditions: Sequence[PromptEmbedding]) -> None:
         device = checkpoint.device
         self._guidance_scale = slot.guidance_scale
-        self._scheduler = make_scheduler(slot.scheduler, checkpoint.pipe.scheduler.config)
-        # On the CPU, whatever the device: a step computes its coefficients from them, and would wait for the device.
-        self._scheduler.set_timesteps(slot.num_inference_steps, device="cpu")
+        self._scheduler = make_scheduler(slot.scheduler, checkpoint.scheduler_config)
+        set_steps(self._scheduler, slot.num_inference_steps)
         self._timesteps: torch.Tensor = self._scheduler.timesteps
         self._unet_timesteps = to_device(self._timesteps.float(), device)
         generator = torch.Generator("cpu").manual_seed(slot.seed)

@@ -15,10 +15,12 @@ def test_a_picture_of_ours(picture: Path) -> None:
     told = [(line[:21].strip(), line[21:]) for line in done.stdout.splitlines()]
     assert told[0] == ("prompt", "a red apple")
     assert ("seed", "7") in told
-    assert told[-4:] == [
+    assert told[-6:] == [
         ("model", "sdxl"),
         ("model revision", "abc123"),
         ("model hash", "0123456789"),
+        ("prediction type", "v_prediction"),
+        ("zero SNR", "True"),
         ("painted by", f"parallel-sdxl {__version__}"),
     ]
 

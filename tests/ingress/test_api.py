@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import io
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from serve_app.fanout.fanout import FanOut
 from serve_app.fanout.fleet import FleetStatus
 from serve_app.ingress.api import create_api
 from serve_app.messages import Slot
-from serve_app.schemas import GenerateRequest
+from serve_app.schemas import GenerateRequest, TimestepSpacing
 from tests.fakes import REPLICA, FakeFleet, Metrics, NoPeers
 from tests.ingress.conftest import ARGS, events_of
 
@@ -40,7 +41,7 @@ def test_generate_returns_all_images_in_order(client: TestClient) -> None:
         "scheduler": "euler",
         "output_format": "png",
         "output_compression": None,
-        "model": {"name": "fake", "revision": None, "hash": "0123456789"},
+        "model": REPLICA.model.model_dump(),
     }
     assert set(answer["timings"]) == {"queue", "encode_prompt", "denoise", "decode", "encode", "total"}
     assert answer["grid"] is None
@@ -200,6 +201,37 @@ def test_warnings_say_what_a_person_should_know(client: TestClient, change: dict
 def test_a_prompt_that_is_cut_off_is_a_warning(client: TestClient, fleet: FakeFleet) -> None:
     fleet.unseen = "and a dog"
     assert "it does not see: and a dog" in client.post("/generate", json={"prompt": "a cat and a dog"}).json()["warnings"][0]
+
+
+@pytest.mark.parametrize(
+    ("spacing", "change", "warns"),
+    [
+        ("leading", {"num_inference_steps": 8}, True),
+        ("leading", {"num_inference_steps": 9}, False),
+        ("leading", {"num_inference_steps": 8, "scheduler": "dpmpp_2m_karras"}, False),
+        ("trailing", {"num_inference_steps": 8}, False),
+        (None, {"num_inference_steps": 8}, False),
+    ],
+)
+def test_few_steps_that_a_distilled_model_is_not_made_for_are_a_warning(
+    client: TestClient, fleet: FakeFleet, spacing: TimestepSpacing | None, change: dict[str, Any], warns: bool
+) -> None:
+    model = REPLICA.model.model_copy(update={"timestep_spacing": spacing})
+    fleet.status = FleetStatus((replace(REPLICA, model=model),))
+    answer = client.post("/generate", json={"prompt": "a", "num_images": 1, **change}).json()
+    assert bool(answer["warnings"]) == warns
+    assert not warns or "model.timestep_spacing: trailing" in answer["warnings"][0]
+    assert answer["parameters"]["model"]["timestep_spacing"] == spacing
+
+
+@pytest.mark.parametrize("route", ["/generate", "/stream"])
+def test_a_scheduler_that_cannot_sample_the_model_is_refused(client: TestClient, fleet: FakeFleet, route: str) -> None:
+    fleet.status = FleetStatus((replace(REPLICA, schedulers=("euler", "ddim")),))
+    refused = client.post(route, json={"prompt": "a", "scheduler": "euler_a"})
+    assert refused.status_code == 422
+    message = "scheduler: euler_a cannot sample the served model; choose one of euler, ddim"
+    assert refused.json()["error"] == {"type": "invalid_request", "message": message, "param": "scheduler"}
+    assert client.post(route, json={"prompt": "a", "scheduler": "ddim"}).status_code == 200
 
 
 @pytest.mark.parametrize("route", ["/generate", "/stream"])

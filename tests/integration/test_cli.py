@@ -171,7 +171,7 @@ def test_a_picture_is_reproduced_exactly(app: Running, generate: Callable[..., N
     done = run("reproduce", picture, "--out", tmp_path / "again", "--url", app.url)
     assert (done.returncode, done.stderr) == (0, "")
     assert "the same: every pixel" in done.stdout.splitlines()[-1]
-    assert "note" not in done.stdout
+    assert "painted it" not in done.stdout, "no note of another model or version"
     assert (tmp_path / "again" / picture.name).read_bytes() == picture.read_bytes()
 
 

@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusionXLPipeline
+from safetensors.torch import load_file, save_file
 
 from serve_app.config import ModelConfig
+from serve_app.errors import CheckpointError
 from serve_app.replica.checkpoint import Checkpoint, load_checkpoint
 from tests.conftest import MakeEngine, make_slot
 from tests.replica.conftest import MODELS
@@ -74,3 +76,35 @@ def test_the_picture_is_the_folders(file: Path, configs: Path, folder: Path, mak
         for config in (ModelConfig(path=str(file), config_path=str(configs)), ModelConfig(path=str(folder)))
     )
     assert np.array_equal(one, other)
+
+
+def with_markers(file: Path, folder: Path, *markers: str) -> ModelConfig:
+    save_file({**load_file(file), **{marker: torch.zeros(0) for marker in markers}}, folder / file.name)
+    return ModelConfig(path=str(folder / file.name))
+
+
+def test_a_file_is_sampled_as_its_markers_say(
+    file: Path,
+    folder: Path,
+    configs: Path,
+    tmp_path: Path,
+    make_engine: MakeEngine,
+) -> None:
+    marked = with_markers(file, tmp_path, "v_pred", "ztsnr").model_copy(update={"config_path": str(configs)})
+    said = {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True}
+    told = ModelConfig(path=str(folder), **said)
+    plain, one, other = (
+        make_engine(checkpoint=load_checkpoint(config, CPU)).paint(make_slot(keep_pixels=True))[0].pixels
+        for config in (ModelConfig(path=str(folder)), marked, told)
+    )
+    assert np.array_equal(one, other)
+    assert not np.array_equal(one, plain)
+    assert load_checkpoint(marked, CPU).info.model_dump(include={*said}) == said
+    corrected = {"prediction_type": "epsilon", "rescale_betas_zero_snr": False}
+    assert load_checkpoint(marked.model_copy(update=corrected), CPU).info.model_dump(include={*said}) == corrected
+
+
+def test_an_edm_model_is_refused_before_it_is_loaded(file: Path, tmp_path: Path, lookups: list[object]) -> None:
+    with pytest.raises(CheckpointError, match=r"model\.path: .*edm_vpred\.sigma_max"):
+        load_checkpoint(with_markers(file, tmp_path, "edm_vpred.sigma_max", "edm_vpred.sigma_min"), CPU)
+    assert lookups == [], "its configs would have come from the hub"

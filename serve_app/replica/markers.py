@@ -1,0 +1,35 @@
+"""What single files say of how they are sampled, in ways that diffusers does not read."""
+
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+
+from serve_app.errors import CheckpointError
+
+# Empty tensors: what counts is that they are there.
+_MARKERS: Mapping[str, Mapping[str, Any]] = {
+    "v_pred": {"prediction_type": "v_prediction"},
+    "ztsnr": {"rescale_betas_zero_snr": True},
+}
+# https://github.com/Stability-AI/ModelSpec
+_SPEC_KEY, _SPEC = "modelspec.prediction_type", {"v": {"prediction_type": "v_prediction"}}
+_EDM = ("edm_vpred.sigma_max", "edm_vpred.sigma_min", "edm_mean", "edm_std")
+"""Tensors of models with EDM's continuous noise levels, such as CosXL and Playground 2.5."""
+
+
+def read_markers(file: Path) -> dict[str, Any]:
+    """Return what a single file says of its scheduler config. Raises CheckpointError where no scheduler can do it."""
+    with safe_open(file, "pt") as content:
+        return marked(content.keys(), content.metadata() or {})
+
+
+def marked(keys: Collection[str], metadata: Mapping[str, str]) -> dict[str, Any]:
+    """Return what a file's keys and metadata say of its scheduler config. Raises CheckpointError as above."""
+    if edm := [key for key in _EDM if key in keys]:
+        raise CheckpointError(f"model.path: the file holds {edm[0]}, so it is an EDM model, which is not supported")
+    config: dict[str, Any] = dict(_SPEC.get(metadata.get(_SPEC_KEY, ""), {}))
+    for marker, says in _MARKERS.items():
+        config |= says if marker in keys else {}
+    return config

@@ -1,0 +1,138 @@
+"""What a checkpoint says of how it is sampled, and what the settings say instead."""
+
+from typing import Any
+
+import pytest
+import torch
+from diffusers import (
+    DPMSolverMultistepScheduler,
+    EDMDPMSolverMultistepScheduler,
+    EDMEulerScheduler,
+    EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    LCMScheduler,
+    PNDMScheduler,
+    SchedulerMixin,
+)
+
+from serve_app.config import AppArgs, LimitsConfig, ModelConfig
+from serve_app.errors import CheckpointError
+from serve_app.replica.checkpoint import Checkpoint, load_checkpoint
+from serve_app.replica.loading import load
+from serve_app.replica.markers import marked
+from serve_app.replica.sampling import config_changes, default_scheduler, effective_config, fitting_schedulers
+from serve_app.replica.schedulers import SCHEDULER_NAMES, make_scheduler
+from serve_app.schemas import SchedulerName
+from tests.conftest import BETAS, ZERO_SNR, WithScheduler
+
+
+def loaded(**model: Any) -> Checkpoint:
+    return load_checkpoint(ModelConfig(**model), torch.device("cpu"))
+
+
+@pytest.mark.parametrize(
+    ("keys", "metadata", "says"),
+    [
+        ((), {}, {}),
+        (("v_pred",), {}, {"prediction_type": "v_prediction"}),
+        (("v_pred", "ztsnr"), {}, ZERO_SNR),
+        ((), {"modelspec.prediction_type": "v"}, {"prediction_type": "v_prediction"}),
+        ((), {"modelspec.prediction_type": "epsilon"}, {}),
+        (("first_stage_model.v_pred",), {}, {}),
+    ],
+)
+def test_a_file_says_how_it_is_sampled(keys: tuple[str, ...], metadata: dict[str, str], says: dict[str, Any]) -> None:
+    assert marked(["model.diffusion_model.out.2.bias", *keys], metadata) == says
+
+
+@pytest.mark.parametrize("keys", [("edm_vpred.sigma_max", "v_pred"), ("edm_mean", "edm_std")])
+def test_a_file_of_an_edm_model_is_refused(keys: tuple[str, ...]) -> None:
+    with pytest.raises(CheckpointError, match=rf"^model\.path: the file holds {keys[0]}, .* not supported$"):
+        marked(keys, {})
+
+
+@pytest.mark.parametrize("own", [EulerDiscreteScheduler, PNDMScheduler])
+@pytest.mark.parametrize("name", SCHEDULER_NAMES)
+def test_what_is_changed_reaches_every_scheduler(own: Any, name: SchedulerName) -> None:
+    """Also where the checkpoint's config does not speak of it, or its class does not know it."""
+    changes = {**ZERO_SNR, "timestep_spacing": "trailing"}
+    config = make_scheduler(name, effective_config(own(**BETAS), changes)).config
+    assert {setting: config[setting] for setting in changes} == changes
+
+
+def test_settings_come_before_what_the_checkpoint_says(with_scheduler: WithScheduler) -> None:
+    path = with_scheduler(EulerDiscreteScheduler(**BETAS, **ZERO_SNR, timestep_spacing="leading"))
+    assert config_changes(path, ModelConfig(path=str(path))) == {}
+    own, changed = (
+        loaded(path=str(path), **settings).info.model_dump(exclude={"name", "revision", "hash"})
+        for settings in ({}, {"rescale_betas_zero_snr": False, "timestep_spacing": "trailing"})
+    )
+    assert own == {**ZERO_SNR, "timestep_spacing": "leading"}
+    assert changed == {**ZERO_SNR, "rescale_betas_zero_snr": False, "timestep_spacing": "trailing"}
+
+
+UNSUPPORTED = [
+    EDMEulerScheduler(prediction_type="v_prediction", sigma_max=120.0),
+    EDMDPMSolverMultistepScheduler(),
+    FlowMatchEulerDiscreteScheduler(),
+    DPMSolverMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True),
+    EulerDiscreteScheduler(prediction_type="v_prediction", timestep_type="continuous"),
+]
+
+
+@pytest.mark.parametrize("scheduler", ["euler", None])
+@pytest.mark.parametrize("own", UNSUPPORTED, ids=lambda own: type(own).__name__)
+def test_of_models_with_continuous_noise_levels_there_is_no_advice(
+    own: SchedulerMixin,
+    scheduler: str | None,
+    with_scheduler: WithScheduler,
+) -> None:
+    with pytest.raises(CheckpointError) as refused:
+        loaded(path=str(with_scheduler(own)), scheduler=scheduler)
+    assert str(refused.value).startswith(f"model.path: the checkpoint's {type(own).__name__} ")
+    assert not any(name in str(refused.value) for name in ("model.scheduler", *SCHEDULER_NAMES))
+
+
+def test_the_advice_is_right_for_the_config() -> None:
+    sde = DPMSolverMultistepScheduler(**BETAS, algorithm_type="sde-dpmsolver++", prediction_type="sample")
+    config = effective_config(sde, {})
+    others = "choose one of euler, dpmpp_2m, dpmpp_2m_karras, ddim, unipc$"
+    with pytest.raises(CheckpointError, match=rf"^model\.scheduler: .* is not supported; {others}"):
+        default_scheduler(sde, config, None)
+    with pytest.raises(CheckpointError, match=rf"^model\.scheduler: euler_a cannot sample this checkpoint; {others}"):
+        default_scheduler(sde, config, "euler_a")
+    assert default_scheduler(sde, config, "unipc") == "unipc"
+    lcm = LCMScheduler(**BETAS)
+    with pytest.raises(CheckpointError, match=r"^model\.scheduler: .* LCMScheduler, which is not supported$"):
+        default_scheduler(lcm, effective_config(lcm, {}), None)
+    assert default_scheduler(lcm, effective_config(lcm, {}), "euler") == "euler"
+
+
+@pytest.mark.parametrize(
+    ("own", "changes", "message"),
+    [
+        ({"prediction_type": "eps"}, {}, r"^model\.prediction_type: the checkpoint's own eps is not supported; choose"),
+        ({"timestep_spacing": "even"}, {}, r"^model\.timestep_spacing: the checkpoint's own even is not"),
+        ({}, {"rescale_betas_zero_snr": True}, r"^model\.rescale_betas_zero_snr: .*: v_prediction"),
+    ],
+)
+def test_a_config_that_cannot_be_meant_is_refused(own: dict[str, str], changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(CheckpointError, match=message):
+        effective_config(EulerDiscreteScheduler(**BETAS, **own), changes)
+
+
+def test_schedulers_that_cannot_sample_a_config_are_not_offered() -> None:
+    def unfit(**config: Any) -> set[SchedulerName]:
+        fit = fitting_schedulers(effective_config(EulerDiscreteScheduler(**BETAS, **config), {}))
+        return {*SCHEDULER_NAMES} - {*fit}
+
+    assert unfit() == unfit(**ZERO_SNR) == set()
+    assert unfit(prediction_type="sample") == {"euler_a"}
+    assert unfit(rescale_betas_zero_snr=True) == {"ddim"}
+
+
+def test_more_steps_than_the_checkpoint_has_are_refused_at_the_start(with_scheduler: WithScheduler) -> None:
+    path = str(with_scheduler(EulerDiscreteScheduler(**BETAS, num_train_timesteps=50, timestep_spacing="leading")))
+    with pytest.raises(CheckpointError, match=r"^limits\.max_steps: .* dpmpp_2m cannot take 49 steps; set it to 48$"):
+        load(AppArgs(model=ModelConfig(path=path)))
+    load(AppArgs(model=ModelConfig(path=path), limits=LimitsConfig(max_steps=48)))
