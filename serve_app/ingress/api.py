@@ -24,7 +24,10 @@ from serve_app.ingress.service import Service
 
 
 def create_api(service: Service, args: AppArgs) -> FastAPI:
-    """Return the app of one service, with that service's limits in its request bodies. Raises ValueError where its API keys are missing."""
+    """Return the app of one service, with that service's limits in its request bodies.
+
+    Raises ValueError where its API keys are missing or its files' folder cannot be used.
+    """
     stored = Files(Path(args.files.path), args.files) if args.files.path else None
 
     @asynccontextmanager
