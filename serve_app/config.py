@@ -3,6 +3,7 @@
 Frozen and strict: an unknown key is an error, because Serve itself would drop it in silence.
 """
 
+from os.path import normpath
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -164,6 +165,10 @@ class CorsConfig(Config):
     allow_origins: Origins = Field(default=(), description="Origins such as https://app.example.com, or `*` for any. Empty: none.")
 
 
+def _lies_in(path: str, folder: str) -> bool:
+    return Path(normpath(path)).is_relative_to(normpath(folder))
+
+
 class AppArgs(Config):
     """Everything the application builder takes."""
 
@@ -213,7 +218,7 @@ class AppArgs(Config):
             if files.base_url is not None:
                 raise ValueError("files.base_url needs files.path: without a folder no answer holds a URL")
             return self
-        if self.auth.keys_file is not None and Path(self.auth.keys_file).is_relative_to(files.path):
+        if self.auth.keys_file is not None and _lies_in(self.auth.keys_file, files.path):
             raise ValueError(f"auth.keys_file must not lie in files.path ({files.path}), whose files need no key")
         if files.max_bytes < picture:
             raise ValueError(f"files.max_bytes ({files.max_bytes}) must be at least {picture}, a picture of model.max_size")

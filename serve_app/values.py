@@ -1,6 +1,5 @@
 """Kinds of settings, each with the one sentence that refuses what can never work."""
 
-import os
 import re
 from typing import Annotated
 from unicodedata import category
@@ -23,7 +22,7 @@ def _text(value: str) -> str:
 def _absolute_path(value: str) -> str:
     if not value.startswith("/"):
         raise ValueError(f"must be an absolute path: each process may take {value} to lie elsewhere")
-    return os.path.normpath(value)
+    return value
 
 
 def _variable_name(value: str) -> str:

@@ -1,6 +1,7 @@
 """What a replica paints with, as its arguments ask for it."""
 
 import os
+import re
 from pathlib import Path
 
 from serve_app.config import AppArgs, ModelConfig
@@ -10,6 +11,7 @@ from serve_app.replica.device import prepare_device
 from serve_app.replica.programs import use_compile_cache
 from serve_app.replica.quantize import to_fp8
 
+_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+(?<!\.safetensors)")
 _SIDE = 8
 """Sides of pictures are multiples of this, in pixels."""
 
@@ -41,8 +43,10 @@ def check_used(model: ModelConfig) -> None:
         kind, unused = f"{path}, a single file", ("revision", "variant")
     elif path.is_dir():
         kind, unused = f"{path}, a local folder", ("revision", "config_path")
-    else:
+    elif _HUB_ID.fullmatch(model.path):
         kind, unused = f"{path}, a hub id", ("config_path",)
+    else:
+        return  # the loader says what is wrong with the path
     for name in unused:
         if (value := getattr(model, name)) is not None:
             raise CheckpointError(f"model.{name}: {value} has no effect on {kind}; leave it out, or change model.path")

@@ -73,7 +73,7 @@ class PreviewDecoder:
         return PendingPixels(image[..., :height, :width])
 
     def _pooled(self, clean: torch.Tensor) -> torch.Tensor:
-        # Squares of one size, those at the far edges cut off: sides that are no multiple of it would be stretched to one.
+        # In squares of one size; what the last ones add is cut off the picture. Sides would else be stretched to multiples.
         pooled = avg_pool2d(clean, self._factor(clean), ceil_mode=True)
         return pooled.to(self._dtype).contiguous(memory_format=self._layout)
 

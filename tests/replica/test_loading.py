@@ -51,6 +51,8 @@ def test_those_with_an_effect_are_taken(tmp_path: Path) -> None:
         config(tmp_path, variant="fp16"),
         config(tmp_path / "file.safetensors", config_path="owner/name"),
         config("owner/name", revision="main", variant="fp16"),
+        config("/no/such/file.safetensors", config_path="owner/name"),
+        config("no-such/file.safetensors", config_path="owner/name"),
     ):
         check_used(taken)
 
