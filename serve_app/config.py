@@ -3,11 +3,15 @@
 Frozen and strict: an unknown key is an error, because Serve itself would drop it in silence.
 """
 
+from os.path import normpath
+from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from serve_app.schemas import PredictionType, SchedulerName, TimestepSpacing
+from serve_app.models import EMBEDDED
+from serve_app.schemas import PredictionType, SchedulerName, TimestepSpacing, longest_body
+from serve_app.values import AbsolutePath, BaseUrl, Origins, Share, Text, VariableName
 
 Compile = Literal["none", "regional", "full"]
 Quantization = Literal["none", "fp8"]
@@ -23,27 +27,27 @@ class Config(BaseModel):
 class ModelConfig(Config):
     """Which checkpoint is served, and what a request gets that does not say."""
 
-    path: str = Field(
-        default="embedded",
+    path: Text = Field(
+        default=EMBEDDED,
         description="A local diffusers folder, a single .safetensors file, a hub id, or `embedded`: the model that comes with the package.",
     )
-    revision: str | None = Field(default=None, description="Branch, tag or commit of a hub id.")
-    variant: str | None = Field(default=None, description="Variant of the weight files, such as `fp16`.")
-    config_path: str | None = Field(
+    revision: Text | None = Field(default=None, description="Branch, tag or commit of a hub id.")
+    variant: Text | None = Field(default=None, description="Variant of the weight files, such as `fp16`.")
+    config_path: Text | None = Field(
         default=None,
         description="For a single file: the diffusers folder or hub id with its configs and tokenizers. Null: what diffusers takes the file for.",
     )
     dtype: Literal["float32", "bfloat16", "float16"] = Field(
         default="float32", description="Precision of the weights; latents are always float32 between steps."
     )
-    name: str | None = Field(default=None, description="The name that answers and pictures carry; the last part of `path` where null.")
-    preview_path: str | None = Field(
+    name: Text | None = Field(default=None, description="The name that answers and pictures carry; the last part of `path` where null.")
+    preview_path: Text | None = Field(
         default=None,
         description="The AutoencoderTiny that decodes previews: a subfolder of the checkpoint, a local folder, a .safetensors file such as "
         "`taesdxl_decoder.safetensors`, or a hub id. "
         "Null: the subfolder `preview_vae` if there is one, else no previews.",
     )
-    vae_path: str | None = Field(
+    vae_path: Text | None = Field(
         default=None,
         description="The AutoencoderKL that decodes pictures: a subfolder of the checkpoint, a local folder, a .safetensors file (its config is the "
         "checkpoint's own, unless a config.json lies beside it), or a hub id. Null: the checkpoint's own, "
@@ -73,6 +77,8 @@ class ModelConfig(Config):
 
     @model_validator(mode="after")
     def _defaults_are_allowed(self) -> Self:
+        if self.min_size > self.max_size:
+            raise ValueError(f"model.min_size ({self.min_size}) must not be above model.max_size ({self.max_size})")
         for name, size in (("width", self.width), ("height", self.height)):
             if not self.min_size <= size <= self.max_size:
                 raise ValueError(f"model.{name} ({size}) must lie between model.min_size ({self.min_size}) and model.max_size ({self.max_size})")
@@ -98,7 +104,7 @@ class EngineConfig(Config):
         default=(),
         description="Sizes to get ready for at the start besides the default one, as `1152x896` (width x height).",
     )
-    compile_cache: str | None = Field(
+    compile_cache: Text | None = Field(
         default=None,
         description="Folder of compiled programs, which other replicas and later starts load; `~` is the home folder. As trusted as code: nobody "
         "else should be able to write to it. Null: torch's own, in the temporary folder.",
@@ -108,6 +114,13 @@ class EngineConfig(Config):
     )
     prompt_cache_size: int = Field(default=16, ge=1, description="How many encoded prompts a replica keeps; SDXL's take 26 MB each.")
     file_threads: int = Field(default=2, ge=1, description="Threads that encode image files beside the denoising loop.")
+
+    @model_validator(mode="after")
+    def _as_many_as_there_are(self) -> Self:
+        if self.images_per_call > self.max_batch_size:
+            given, most = self.images_per_call, self.max_batch_size
+            raise ValueError(f"engine.images_per_call ({given}) must not be above engine.max_batch_size ({most})")
+        return self
 
 
 class PreviewConfig(Config):
@@ -135,14 +148,13 @@ class AdmissionConfig(Config):
 class FilesConfig(Config):
     """Where images are kept for answers that hold URLs, and for how long."""
 
-    path: str | None = Field(
-        default=None, pattern="^/", description="Absolute path of the files' folder, shared by all ingress replicas. Null: no answers with URLs."
+    path: AbsolutePath | None = Field(
+        default=None, description="Absolute path of the files' folder, shared by all ingress replicas. Null: no answers with URLs."
     )
-    ttl_s: float = Field(default=3600.0, gt=0, description="How long a file is kept, in seconds.")
+    ttl_s: float = Field(default=3600.0, ge=1, description="How long a file is kept, in seconds.")
     max_bytes: int = Field(default=2**30, ge=2**20, description="Most bytes of all files together; the oldest go first.")
-    base_url: str | None = Field(
+    base_url: BaseUrl | None = Field(
         default=None,
-        pattern=r"^https?://",
         description="What URLs begin with, such as https://images.example.com. Null: the address that the request was sent to.",
     )
 
@@ -150,11 +162,11 @@ class FilesConfig(Config):
 class AuthConfig(Config):
     """Who may use the service. Keys are never part of a configuration, which is shown in dashboards and logs."""
 
-    keys_env: str | None = Field(
-        default=None, min_length=1, description="Name of an environment variable of the ingress with the API keys, separated by commas or lines."
+    keys_env: VariableName | None = Field(
+        default=None, description="Name of an environment variable of the ingress with the API keys, separated by commas or lines."
     )
-    keys_file: str | None = Field(
-        default=None, pattern="^/", description="Absolute path of a file with an API key on each line; it is read again when it changes."
+    keys_file: AbsolutePath | None = Field(
+        default=None, description="Absolute path of a file with an API key on each line; it is read again when it changes."
     )
 
     @property
@@ -166,15 +178,19 @@ class AuthConfig(Config):
 class CorsConfig(Config):
     """Which other sites' pages may call the service."""
 
-    allow_origins: tuple[str, ...] = Field(default=(), description="Origins such as https://app.example.com, or `*` for any. Empty: none.")
+    allow_origins: Origins = Field(default=(), description="Origins such as https://app.example.com, or `*` for any. Empty: none.")
+
+
+def _lies_in(path: str, folder: str) -> bool:
+    return Path(normpath(path)).is_relative_to(normpath(folder))
 
 
 class AppArgs(Config):
     """Everything the application builder takes."""
 
     num_replicas: int = Field(default=2, ge=1, description="SDXL replicas, each a single-GPU (or CPU) actor.")
-    num_gpus: float = Field(default=0, ge=0, le=1, description="GPUs of a replica: 1, or 0 to run on the CPU.")
-    num_cpus: float = Field(default=1, ge=0, description="CPU cores of a replica; on the CPU also its number of torch threads.")
+    num_gpus: Share = Field(default=0, ge=0, le=1, description="GPUs of a replica: 1; 0 to run on the CPU; 0.5: two share one.")
+    num_cpus: Share = Field(default=1, ge=0, description="CPU cores of a replica; on the CPU also its number of torch threads.")
     ingress_replicas: int = Field(default=1, ge=1, description="HTTP ingress replicas.")
     request_timeout_s: float = Field(default=300.0, gt=0, description="Deadline of a request: what is finished by then is returned.")
     model: ModelConfig = ModelConfig()
@@ -190,7 +206,7 @@ class AppArgs(Config):
     def warm_up_sizes(self) -> tuple[tuple[int, int], ...]:
         """Width and height of all sizes to get ready for at the start, the default first."""
         others = tuple((int(width), int(height)) for width, height in (size.split("x") for size in self.engine.warm_up_sizes))
-        return ((self.model.width, self.model.height), *others)
+        return tuple(dict.fromkeys(((self.model.width, self.model.height), *others)))
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
@@ -204,4 +220,22 @@ class AppArgs(Config):
                 )
         if self.admission.max_waiting_images < self.limits.max_images:
             raise ValueError("admission.max_waiting_images must be at least limits.max_images, or a full request could never be admitted")
+        given, needed = self.limits.max_body_bytes, longest_body(self.limits.max_images, self.limits.max_steps)
+        if given < needed:
+            raise ValueError(f"limits.max_body_bytes ({given}) must be at least {needed}, or full requests could not be sent")
+        if self.engine.quantization == "fp8" and self.num_gpus > 0 and self.model.dtype == "float32":
+            raise ValueError("engine.quantization: fp8 on a GPU needs model.dtype: bfloat16 or float16")
+        return self
+
+    @model_validator(mode="after")
+    def _files_can_be_kept(self) -> Self:
+        files, picture = self.files, 3 * self.model.max_size**2
+        if files.path is None:
+            if files.base_url is not None:
+                raise ValueError("files.base_url needs files.path: without a folder no answer holds a URL")
+            return self
+        if self.auth.keys_file is not None and _lies_in(self.auth.keys_file, files.path):
+            raise ValueError(f"auth.keys_file must not lie in files.path ({files.path}), whose files need no key")
+        if files.max_bytes < picture:
+            raise ValueError(f"files.max_bytes ({files.max_bytes}) must be at least {picture}, a picture of model.max_size")
         return self

@@ -6,7 +6,6 @@ import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from io import BytesIO
-from math import ceil, sqrt
 from typing import Any
 from xml.etree import ElementTree
 from xml.sax.saxutils import quoteattr
@@ -20,7 +19,7 @@ from pydantic import BaseModel, ConfigDict
 
 from serve_app import __version__, png
 from serve_app.messages import Slot
-from serve_app.schemas import GenerateRequest, ModelInfo, OutputFormat, SchedulerName
+from serve_app.schemas import GenerateRequest, ModelInfo, OutputFormat, SchedulerName, sheet_cells
 
 Pixels = NDArray[np.uint8]
 """RGB, (height, width, 3)."""
@@ -83,8 +82,7 @@ def encode_preview(pixels: Pixels, quality: int) -> str:
 
 def contact_sheet(cells: Sequence[Pixels | None], width: int, height: int) -> Pixels:
     """Return all cells on one sheet: row-major, ceil(sqrt(n)) columns, no gaps, cells without a picture grey."""
-    columns = ceil(sqrt(len(cells)))
-    rows = ceil(len(cells) / columns)
+    columns, rows = sheet_cells(len(cells))
     sheet = np.full((rows * height, columns * width, 3), _MISSING_CELL, dtype=np.uint8)
     for i, cell in enumerate(cells):
         if cell is not None:

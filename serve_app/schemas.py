@@ -1,5 +1,8 @@
 """The HTTP contract: request bodies, answers and server-sent events. No Ray, no torch."""
 
+import json
+from collections.abc import Mapping
+from math import ceil, sqrt
 from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -12,12 +15,32 @@ OutputFormat = Literal["png", "jpeg", "webp"]
 SEED_SPAN = 2**32
 """Seeds are taken modulo this number."""
 
+_LONGEST_TEXT = 2000
+_LONGEST_SIDES: Mapping[OutputFormat, int] = {"webp": 16383, "jpeg": 65500, "png": 2**31 - 1}
+"""What the file formats hold, in pixels."""
+_OTHER_FIELDS = 1024
+"""Bytes, more than all fields take that are neither texts nor lists."""
+
 Seed = Annotated[int, Field(ge=0, lt=SEED_SPAN)]
 
 
 def can_be_key(text: str) -> bool:
     """Whether an Authorization header carries this as an API key: visible ASCII characters alone."""
     return text.isascii() and text.isprintable() and " " not in text
+
+
+def longest_body(max_images: int, max_steps: int) -> int:
+    """Return how many bytes the longest request has that these limits allow."""
+    text = "\U0001f34e" * _LONGEST_TEXT  # twelve bytes each, where a client escapes all but ASCII, as Python's do
+    seeds, steps = [SEED_SPAN - 1] * max_images, list(range(1, max_steps))
+    fields = {"prompt": text, "negative_prompt": text, "seeds": seeds, "preview_steps": steps}
+    return len(json.dumps(fields)) + _OTHER_FIELDS
+
+
+def sheet_cells(images: int) -> tuple[int, int]:
+    """Return the columns and rows of the contact sheet of so many images."""
+    columns = ceil(sqrt(images))
+    return columns, ceil(images / columns)
 
 
 class FieldError(ValueError):
@@ -37,8 +60,8 @@ class GenerateRequest(BaseModel):
     # Strict: "4" is not a number and true is not 1; a client that sends them has a bug worth hearing of.
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
-    prompt: str = Field(min_length=1, max_length=2000, description="What to paint.")
-    negative_prompt: str = Field(default="", max_length=2000, description="What to avoid; needs a guidance_scale above 1.")
+    prompt: str = Field(min_length=1, max_length=_LONGEST_TEXT, description="What to paint.")
+    negative_prompt: str = Field(default="", max_length=_LONGEST_TEXT, description="What to avoid; needs a guidance_scale above 1.")
     num_images: int = Field(default=4, ge=1, description="How many images, each with a seed of its own.")
     seed: Seed | None = Field(default=None, description="Seed of the first image; image i gets seed + i modulo 2^32. Random where null.")
     seeds: list[Seed] | None = Field(default=None, min_length=1, description="The distinct seeds to paint, instead of seed and num_images.")
@@ -81,6 +104,15 @@ class GenerateRequest(BaseModel):
             raise FieldError(
                 "preview_steps", f"each must be below num_inference_steps ({self.num_inference_steps}): after the last step comes the image"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _fits_its_files(self) -> Self:
+        columns, rows = sheet_cells(len(self.seeds) if self.seeds else self.num_images) if self.grid else (1, 1)
+        longest, most = max(columns * self.width, rows * self.height), _LONGEST_SIDES[self.output_format]
+        if longest > most:
+            what = f"the {'grid' if self.grid else 'picture'} would be {longest} pixels long"
+            raise FieldError("output_format", f"{what}, {self.output_format} holds {most}; ask for png")
         return self
 
 

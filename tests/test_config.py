@@ -1,7 +1,28 @@
+import json
+import math
+import re
+
 import pytest
 from pydantic import BaseModel, ValidationError
 
 from serve_app.config import AppArgs
+from serve_app.ingress.requests import request_model
+from serve_app.schemas import SEED_SPAN, longest_body
+
+MANY_WAIT = {"admission": {"max_waiting_images": 3000}}
+
+WRONG_ORIGINS = [
+    ("https://app.example.com/", "as https://app.example.com;"),
+    ("https://App.Example.com", "as https://app.example.com;"),
+    ("HTTPS://app.example.com:443", "as https://app.example.com;"),
+    ("http://localhost:0080", "as http://localhost;"),
+    ("https://b\u00fc.example", "as https://xn--b-eha.example;"),
+    (" https://app.example.com", "as https://app.example.com;"),
+    ("app.example.com", "app.example.com is no origin: write scheme"),
+    ("localhost:3000", "localhost:3000 is no origin"),
+    ("https://*.example.com", "is no origin"),
+    ("", "is no origin"),
+]
 
 
 def configs() -> list[type[BaseModel]]:
@@ -25,28 +46,117 @@ def test_command_line_values_are_strings_and_are_converted() -> None:
 @pytest.mark.parametrize(
     ("args", "says"),
     [
-        ({"model": {"width": 1024}}, "model.width"),
-        ({"model": {"height": 100}}, "multiple of 8"),
-        ({"model": {"num_inference_steps": 101}}, "limits.max_steps"),
-        ({"engine": {"images_per_call": 0}}, "images_per_call"),
+        ({"num_replicas": 0}, "num_replicas.*greater than or equal to 1"),
+        ({"num_gpus": 2}, "num_gpus.*less than or equal to 1"),
+        ({"num_gpus": 1 / 3}, "num_gpus.*at most 4 decimal places.*0.3333"),
+        ({"num_cpus": 0.00001}, "num_cpus.*at most 4 decimal places"),
+        ({"request_timeout_s": math.nan}, "request_timeout_s.*greater than 0"),
+        ({"model": {"path": ""}}, "model.path.*must hold text"),
+        ({"model": {"path": "embedded "}}, "model.path.*without spaces around it"),
+        ({"model": {"revision": ""}}, "model.revision.*leave it out for the default"),
+        ({"model": {"variant": " "}}, "model.variant.*must hold text"),
+        ({"model": {"config_path": ""}}, "model.config_path.*must hold text"),
+        ({"model": {"name": "my\nmodel"}}, "model.name.*line breaks"),
+        ({"model": {"name": "my\u2028model"}}, "model.name.*line breaks"),
+        ({"model": {"name": "\ud800"}}, "model.name.*must hold text"),
+        ({"model": {"preview_path": ""}}, "model.preview_path.*must hold text"),
+        ({"model": {"vae_path": ""}}, "model.vae_path.*must hold text"),
+        ({"model": {"guidance_scale": math.nan}}, "model.guidance_scale.*less than or equal to 30"),
+        ({"model": {"width": 1024}}, r"model.width \(1024\) must lie between"),
+        ({"model": {"height": 100}}, "model.height.*multiple of 8"),
+        ({"model": {"min_size": 512, "max_size": 256}}, r"model.min_size \(512\) must not be above model.max_size"),
+        ({"model": {"num_inference_steps": 101}}, "model.num_inference_steps must not be above limits.max_steps"),
+        ({"engine": {"images_per_call": 0}}, "engine.images_per_call.*greater than or equal to 1"),
+        ({"engine": {"images_per_call": 8}}, r"engine.images_per_call \(8\) must not be above engine.max_batch_size"),
         ({"engine": {"warm_up_sizes": ["big"]}}, "engine.warm_up_sizes.0"),
-        ({"engine": {"warm_up_sizes": ["256x100"]}}, "multiples of 8"),
-        ({"engine": {"warm_up_sizes": ["1024x256"]}}, "model.max_size"),
-        ({"admission": {"max_waiting_images": 8}}, "max_waiting_images"),
-        ({"num_gpus": 2}, "less than or equal to 1"),
-        ({"files": {"path": "files"}}, "files.path"),  # relative to what, on which node?
-        ({"files": {"base_url": "images.example.com"}}, "files.base_url"),
-        ({"auth": {"keys_file": "keys"}}, "auth.keys_file"),
-        ({"num_replicas": 0}, "greater than or equal to 1"),
+        ({"engine": {"warm_up_sizes": ["256x100"]}}, "engine.warm_up_sizes.*multiples of 8"),
+        ({"engine": {"warm_up_sizes": ["1024x256"]}}, "engine.warm_up_sizes.*model.max_size"),
+        ({"engine": {"compile_cache": ""}}, "engine.compile_cache.*must hold text"),
+        ({"engine": {"quantization": "fp8"}, "num_gpus": 1}, "engine.quantization: fp8 on a GPU needs model.dtype"),
+        ({"limits": {"max_body_bytes": 20_000}}, r"limits.max_body_bytes \(20000\) must be at least 4"),
+        ({"limits": {"max_images": 3000}, **MANY_WAIT}, r"limits.max_body_bytes \(65536\) must be at least 8"),
+        ({"admission": {"max_waiting_images": 8}}, "admission.max_waiting_images must be at least limits.max_images"),
+        ({"files": {"path": "files"}}, "files.path.*absolute path"),
+        ({"files": {"path": "/srv\0"}}, "files.path.*must hold text"),
+        ({"files": {"path": "/srv", "max_bytes": 2**20}, "model": {"max_size": 1024}}, "files.max_bytes.*at least 314"),
+        ({"files": {"path": "/srv", "ttl_s": 0.001}}, "files.ttl_s.*greater than or equal to 1"),
+        ({"files": {"base_url": "https://a.b"}}, "files.base_url needs files.path"),
+        ({"files": {"path": "/srv", "base_url": "images.example.com"}}, "files.base_url.*must be http:// or https://"),
+        ({"files": {"path": "/srv", "base_url": "https://"}}, "files.base_url.*and a host"),
+        ({"files": {"path": "/srv", "base_url": "ftp://a.b"}}, "files.base_url.*must be http"),
+        ({"files": {"path": "/srv", "base_url": "https://a.b/?x=1"}}, "files.base_url.*without user, [?] and #"),
+        ({"files": {"path": "/srv", "base_url": "https://a.b/#"}}, "files.base_url.*without user, [?] and #"),
+        ({"files": {"path": "/srv", "base_url": "https://me:secret@a.b"}}, "files.base_url.*without user"),
+        ({"auth": {"keys_env": ""}}, "auth.keys_env.*name of an environment variable"),
+        ({"auth": {"keys_env": "$KEYS"}}, "auth.keys_env.*such as API_KEYS"),
+        ({"auth": {"keys_env": "KEYS=one"}}, "auth.keys_env.*the keys are its value"),
+        ({"auth": {"keys_file": "keys"}}, "auth.keys_file.*absolute path"),
+        ({"auth": {"keys_file": "/srv/x/../keys"}, "files": {"path": "/srv/"}}, "auth.keys_file must not lie in files"),
+        ({"auth": {"keys_file": "/srv"}, "files": {"path": "/srv"}}, "auth.keys_file must not lie in files.path"),
+        ({"cors": {"allow_origins": ["https://a.b", "https://c.d/page"]}}, "cors.allow_origins.1.*as https://c.d;"),
+        ({"cors": {"allow_origins": ["*", "https://a.b"]}}, "cors.allow_origins.*[*] stands for any origin"),
+        *[({"cors": {"allow_origins": [origin]}}, f"cors.allow_origins.0.*{says}") for origin, says in WRONG_ORIGINS],
     ],
 )
-def test_settings_that_do_not_fit_together_are_refused(args: dict[str, object], says: str) -> None:
-    with pytest.raises(ValidationError, match=says):
+def test_what_can_never_work_is_refused_with_a_sentence_that_names_it(args: dict[str, object], says: str) -> None:
+    with pytest.raises(ValidationError) as raised:
         AppArgs.model_validate(args)
+    (fault,) = raised.value.errors()
+    assert re.search(says, f"{'.'.join(map(str, fault['loc']))} {fault['msg']}", re.DOTALL)
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        {"num_gpus": 0.5},
+        {"num_gpus": 0.3333, "num_cpus": 1.5},
+        {"num_cpus": 0},
+        {"request_timeout_s": math.inf, "files": {"ttl_s": math.inf}},
+        {"model": {"dtype": "float16"}},
+        {"engine": {"quantization": "fp8"}},
+        {"engine": {"quantization": "fp8"}, "model": {"dtype": "float16"}, "num_gpus": 0.5},
+        {"model": {"name": "my model: \U0001f9d1\u200d\U0001f680"}},
+        {"model": {"min_size": 8, "width": 8, "height": 8}},
+        {"engine": {"warm_up_sizes": ["256x256", "512x256", "512x256"]}},
+        {"limits": {"max_steps": 998}},
+        {"files": {"path": "/srv/images", "base_url": "http://[::1]:8000/images/"}},
+        {"files": {"path": "/srv/images"}, "auth": {"keys_file": "/srv/images.keys"}},
+        {"auth": {"keys_env": "API_KEYS"}},
+        {"cors": {"allow_origins": ["*"]}},
+        {"cors": {"allow_origins": ["null", "http://localhost:3000", "http://[::1]:3000", "chrome-extension://abc"]}},
+    ],
+)
+def test_what_can_work_is_taken(args: dict[str, object]) -> None:
+    AppArgs.model_validate(args)
+
+
+def test_every_request_that_the_limits_allow_fits_the_smallest_body_allowed() -> None:
+    limits = {"max_images": 100, "max_steps": 998}
+    smallest = longest_body(**limits)
+    args = AppArgs.model_validate({"limits": {**limits, "max_body_bytes": smallest}, **MANY_WAIT})
+    text = "\U0001f34e" * 2000
+    body = {
+        "prompt": text,
+        "negative_prompt": text,
+        "seeds": list(range(SEED_SPAN - 100, SEED_SPAN)),
+        "width": 512,
+        "height": 512,
+        "num_inference_steps": 998,
+        "guidance_scale": 12.345678901234567,
+        "scheduler": "dpmpp_2m_karras",
+        "output_format": "jpeg",
+        "output_compression": 100,
+        "preview_steps": list(range(1, 998)),
+        "grid": False,
+    }
+    request_model(args).model_validate(body)
+    assert smallest - 1024 < len(json.dumps(body)) <= smallest
 
 
 def test_the_default_size_is_the_first_to_get_ready_for() -> None:
-    assert AppArgs.model_validate({"engine": {"warm_up_sizes": ["512x256"]}}).warm_up_sizes == ((256, 256), (512, 256))
+    sizes = ["512x256", "256x256", "512x256"]
+    args = AppArgs.model_validate({"engine": {"warm_up_sizes": sizes}})
+    assert args.warm_up_sizes == ((256, 256), (512, 256)), "and each is so once"
 
 
 def test_it_is_frozen() -> None:

@@ -130,4 +130,4 @@ def _per_line(console: Console, cells: Cells) -> int:
 def _caption(seed: int, columns: int) -> str:
     """Return a seed for below its picture; its end, where it is too long, since neighbours differ there."""
     text = str(seed)
-    return f"{text if len(text) <= columns else '…' + text[-(columns - 1) :]:<{columns}}"
+    return f"{text if len(text) <= columns else '…' + text[len(text) - columns + 1 :]:<{columns}}"

@@ -17,13 +17,17 @@ from serve_app.ingress.files import Files
 from serve_app.ingress.head import HeadAsGet
 from serve_app.ingress.keys import KeyRing, Keys
 from serve_app.ingress.openapi import DescribedApi
+from serve_app.ingress.prefix import PrefixAsFolder
 from serve_app.ingress.problems import Dialect, Problems
 from serve_app.ingress.requests import request_model
 from serve_app.ingress.service import Service
 
 
 def create_api(service: Service, args: AppArgs) -> FastAPI:
-    """Return the app of one service, with that service's limits in its request bodies. Raises ValueError where its API keys are missing."""
+    """Return the app of one service, with that service's limits in its request bodies.
+
+    Raises ValueError where its API keys are missing or its files' folder cannot be used.
+    """
     stored = Files(Path(args.files.path), args.files) if args.files.path else None
 
     @asynccontextmanager
@@ -31,7 +35,14 @@ def create_api(service: Service, args: AppArgs) -> FastAPI:
         async with service.running(), stored.tidied() if stored else nullcontext():
             yield
 
-    api = DescribedApi(title="parallel-sdxl", version=__version__, lifespan=lifespan, redirect_slashes=False)
+    api = DescribedApi(
+        title="parallel-sdxl",
+        version=__version__,
+        lifespan=lifespan,
+        redirect_slashes=False,
+        docs_url=None,  # FastAPI's pages load their scripts from a CDN, to which a service of one's own must send nobody
+        redoc_url=None,
+    )
     problems = Problems(openai.DIALECT, fal.DIALECT, native.DIALECT)
     problems.install(api)
     _guard(api, args, problems)
@@ -62,6 +73,7 @@ def _guard(api: FastAPI, args: AppArgs, problems: Problems) -> None:
             allow_headers=["*"],
             expose_headers=["Retry-After"],
         )
+    api.add_middleware(PrefixAsFolder)
 
 
 def _described(args: AppArgs, dialect: Dialect) -> dict[str, Any]:

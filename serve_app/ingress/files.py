@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from stat import S_ISREG
+from tempfile import TemporaryFile
 from typing import Any, get_args
 
 from fastapi import APIRouter, Request, Response
@@ -36,13 +37,17 @@ class Files:
     """A folder of images. It may be shared by several processes, which know no more of it than what lies there.
 
     A file goes when it is older than `ttl_s`; while all are larger than `max_bytes` together, the oldest goes.
-    Files of other names are left alone.
+    Files of other names are left alone. Raises ValueError where it is no folder to write to.
     """
 
     def __init__(self, folder: Path, config: FilesConfig) -> None:
         self._folder = folder
         self._config = config
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            TemporaryFile(dir=folder).close()
+        except OSError as error:
+            raise ValueError(f"files.path: {folder} cannot be made or written to: {error}") from error
 
     @asynccontextmanager
     async def tidied(self) -> AsyncIterator[None]:

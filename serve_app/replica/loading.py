@@ -1,20 +1,54 @@
 """What a replica paints with, as its arguments ask for it."""
 
-from serve_app.config import AppArgs
+import os
+from pathlib import Path
+
+from serve_app.config import AppArgs, ModelConfig
+from serve_app.errors import CheckpointError
+from serve_app.models import EMBEDDED
 from serve_app.replica.checkpoint import Checkpoint, load_checkpoint, quiet_progress_bars
 from serve_app.replica.device import prepare_device
+from serve_app.replica.hub import is_hub_id
 from serve_app.replica.programs import use_compile_cache
 from serve_app.replica.quantize import to_fp8
 from serve_app.replica.sampling import check_steps
 
+_SIDE = 8
+"""Sides of pictures are multiples of this, in pixels."""
+
 
 def load(args: AppArgs) -> Checkpoint:
-    """Prepare this process and return its loaded checkpoint. Raises CheckpointError, DeviceError and diffusers' own errors."""
+    """Prepare this process and return its loaded checkpoint.
+
+    Raises CheckpointError, DeviceError, ValueError and diffusers' own errors.
+    """
     quiet_progress_bars()
     if args.engine.compile_cache:
         use_compile_cache(args.engine.compile_cache)
+    check_used(args.model)
     checkpoint = load_checkpoint(args.model, prepare_device(args.num_gpus, args.num_cpus))
     check_steps(checkpoint.scheduler_config, args.limits.max_steps)
-    if args.engine.quantization == "fp8":
-        to_fp8(checkpoint, args.model)
+    if _SIDE % (scale := checkpoint.pipe.vae_scale_factor):
+        raise CheckpointError(f"model.path: its VAE makes {scale} pixels of a latent, but sizes are multiples of {_SIDE}")
+    if args.engine.quantization == "fp8" and not to_fp8(checkpoint, args.model):
+        raise CheckpointError("engine.quantization: fp8 changes no layer of so small a model; set it to none")
     return checkpoint
+
+
+def check_used(model: ModelConfig) -> None:
+    """Raise CheckpointError where a setting has no effect on a checkpoint of this kind: somebody meant another."""
+    path = Path(os.path.expanduser(model.path))  # pathlib's own raises where there is no such user
+    unused: tuple[str, ...]
+    if model.path == EMBEDDED:
+        kind, unused = "the embedded model", ("revision", "variant", "config_path")
+    elif path.is_file():
+        kind, unused = f"{path}, a single file", ("revision", "variant")
+    elif path.is_dir():
+        kind, unused = f"{path}, a local folder", ("revision", "config_path")
+    elif is_hub_id(model.path):
+        kind, unused = f"{path}, a hub id", ("config_path",)
+    else:
+        return  # the loader says what is wrong with the path
+    for name in unused:
+        if (value := getattr(model, name)) is not None:
+            raise CheckpointError(f"model.{name}: {value} has no effect on {kind}; leave it out, or change model.path")

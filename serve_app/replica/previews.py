@@ -1,10 +1,11 @@
 """Previews: when one is due, and how it is decoded."""
 
 from dataclasses import dataclass
+from math import ceil
 
 import torch
 from diffusers import AutoencoderTiny
-from torch.nn.functional import adaptive_avg_pool2d
+from torch.nn.functional import avg_pool2d
 
 from serve_app.config import Compile
 from serve_app.replica.checkpoint import Checkpoint
@@ -57,7 +58,7 @@ class PreviewDecoder:
         self._stream = torch.cuda.Stream() if checkpoint.device.type == "cuda" else None
 
     def decode(self, clean: torch.Tensor) -> PendingPixels:
-        """Return the predicted picture of a clean latent, (1, channels, h, w), at most `max_size` pixels on its longest side."""
+        """Return the predicted picture of a clean latent, (1, channels, h, w), in its own shape, at most `max_size` pixels long."""
         if self._stream is None:
             return self._decode(clean)
         self._stream.wait_stream(torch.cuda.current_stream())
@@ -72,7 +73,9 @@ class PreviewDecoder:
         self.decode(clean).wait()
 
     def _decode(self, clean: torch.Tensor) -> PendingPixels:
-        return PendingPixels(self._program(self._pooled(clean)))
+        image = self._program(self._pooled(clean))
+        height, width = (max(1, round(side * self._scale / self._factor(clean))) for side in clean.shape[-2:])
+        return PendingPixels(image[..., :height, :width])
 
     def _learned(self, clean: torch.Tensor) -> torch.Tensor:
         """Return a clean latent as tiny VAEs have learned them: as it is in denoising, but for what SDXL does not do."""
@@ -83,7 +86,9 @@ class PreviewDecoder:
 
     def _pooled(self, clean: torch.Tensor) -> torch.Tensor:
         clean = self._learned(clean)
-        longest = max(clean.shape[-2:]) * self._scale
-        factor = -(-longest // self._max_size)
-        pooled = adaptive_avg_pool2d(clean, (max(1, clean.shape[-2] // factor), max(1, clean.shape[-1] // factor))) if factor > 1 else clean
+        # In squares of one size; what the last ones add is cut off the picture. Sides would else be stretched to multiples.
+        pooled = avg_pool2d(clean, self._factor(clean), ceil_mode=True)
         return pooled.to(self._dtype).contiguous(memory_format=self._layout)
+
+    def _factor(self, clean: torch.Tensor) -> int:
+        return ceil(max(clean.shape[-2:]) * self._scale / self._max_size)

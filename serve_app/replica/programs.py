@@ -54,8 +54,16 @@ class Program(Protocol[Output_co]):
 
 
 def use_compile_cache(folder: str) -> None:
-    """Make the compiler of this process keep its results in `folder`, where `~` is the home folder, and look there first."""
-    os.environ[_CACHE_VARIABLE] = str(Path(folder).expanduser())
+    """Make the compiler of this process keep its results in `folder`, where `~` is the home folder, and look there first.
+
+    Raises ValueError where there is no such folder and none can be made. One that is only read is of use as well.
+    """
+    try:
+        path = Path(folder).expanduser()
+        path.mkdir(parents=True, exist_ok=True)
+    except (OSError, RuntimeError) as error:
+        raise ValueError(f"engine.compile_cache: {folder} cannot be made: {error}") from error
+    os.environ[_CACHE_VARIABLE] = str(path)
 
 
 class AsItIs:

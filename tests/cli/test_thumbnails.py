@@ -100,3 +100,14 @@ def test_pictures_are_as_wide_as_they_are() -> None:
     assert drawn.count("▀") == 32 * 8
     assert drawn.startswith("\x1b7\x1b[10A\x1b[35G"), "nine lines and a bar up, beside the first"
     assert drawn.endswith("\x1b8")
+
+
+def test_a_caption_is_never_wider_than_its_picture() -> None:
+    """A picture that is far higher than wide is one column, where a seed's end would be all of it."""
+    parameters = START.parameters.model_copy(update={"width": 64, "height": 1536})
+    screen = console()
+    thumbnails = Thumbnails.above(screen, START.model_copy(update={"parameters": parameters, "seeds": [4294967295, 7]}))
+    assert thumbnails
+    thumbnails.make_room()
+    assert isinstance(screen.file, io.StringIO)
+    assert screen.file.getvalue().splitlines()[-1] == "…  7"

@@ -12,12 +12,13 @@ from PIL import Image
 from starlette.testclient import TestClient
 
 from serve_app import __version__
+from serve_app.config import ModelConfig
 from serve_app.errors import SlotFailed
 from serve_app.fanout.fanout import FanOut
 from serve_app.fanout.fleet import FleetStatus
 from serve_app.ingress.api import create_api
 from serve_app.messages import Slot
-from serve_app.schemas import GenerateRequest, TimestepSpacing
+from serve_app.schemas import GenerateRequest, TimestepSpacing, sheet_cells
 from tests.fakes import REPLICA, FakeFleet, Metrics, NoPeers
 from tests.ingress.conftest import ARGS, events_of
 
@@ -315,3 +316,22 @@ def test_head_is_get_without_the_body(client: TestClient, path: str) -> None:
     assert head.status_code == get.status_code
     assert head.headers["content-type"] == get.headers["content-type"]
     assert head.content == b""
+
+
+def test_a_file_longer_than_its_format_holds_is_refused_before_it_is_painted(fleet: FakeFleet) -> None:
+    large = ModelConfig(max_size=16384)
+    args = ARGS.model_copy(update={"model": large, "limits": ARGS.limits.model_copy(update={"max_images": 25})})
+    client = TestClient(create_api(FanOut(fleet, NoPeers(), args, Metrics()), args))
+    for body, what in (
+        ({"width": 16384, "num_images": 1}, "the picture would be 16384 pixels long"),
+        ({"height": 4096, "num_images": 16, "grid": True}, "the grid would be 16384 pixels long"),
+        ({"width": 4096, "seeds": list(range(17)), "grid": True}, "the grid would be 20480 pixels long"),
+    ):
+        response = client.post("/generate", json={"prompt": "a", "output_format": "webp", **body})
+        assert response.status_code == 422
+        problem = response.json()["error"]
+        assert problem["param"] == "output_format"
+        assert problem["message"] == f"output_format: {what}, webp holds 16383; ask for png"
+    assert not fleet.slots
+    fits = GenerateRequest(prompt="a", output_format="webp", width=4088, height=4088, num_images=12, grid=True)
+    assert sheet_cells(fits.num_images) == (4, 3)

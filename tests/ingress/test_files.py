@@ -156,3 +156,10 @@ async def test_a_folder_that_cannot_be_tidied_costs_no_picture(
     monkeypatch.setattr(Path, "unlink", broken)
     assert await files.read(await saved(files)) == b"picture"
     assert "cannot be tidied" in caplog.text
+
+
+@pytest.mark.parametrize("path", ["{file}", "{file}/below", "/proc/no-such-folder", "/proc/self"])
+def test_a_folder_that_cannot_be_used_is_refused(serve: Callable[..., TestClient], tmp_path: Path, path: str) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match=r"^files\.path: .* cannot be made or written to: "):
+        serve(path=path.format(file=tmp_path / "file"))

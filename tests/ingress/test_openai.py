@@ -165,7 +165,7 @@ def test_the_served_model_is_listed(sdk: OpenAI) -> None:
     [("GET", "/v1/nope", 404, "not_found"), ("GET", URL, 405, "method_not_allowed"), ("POST", URL, 413, "payload_too_large")],
 )
 def test_every_error_below_v1_is_in_openais_words(client: TestClient, method: str, path: str, status: int, code: str) -> None:
-    response = client.request(method, path, json={"prompt": "a" * 20_000})
+    response = client.request(method, path, json={"prompt": "a" * 70_000})
     error = response.json()["error"]
     assert (response.status_code, error["type"], error["code"], error["param"]) == (status, "invalid_request_error", code, None)
 

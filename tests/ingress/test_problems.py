@@ -104,12 +104,12 @@ def test_json_under_another_content_type_says_what_to_send(client: TestClient) -
 
 @pytest.mark.parametrize("chunked", [False, True])
 def test_too_large_a_body_is_a_413(client: TestClient, chunked: bool) -> None:
-    body = json.dumps({"prompt": "a" * 20_000}).encode()
-    content = iter([body[:5_000], body[5_000:]]) if chunked else body
+    body = json.dumps({"prompt": "a" * 70_000}).encode()
+    content = iter([body[:50_000], body[50_000:]]) if chunked else body
     response = client.post("/generate", content=content, headers={"content-type": "application/json"})
     assert response.status_code == 413
     assert response.json()["error"]["type"] == "payload_too_large"
-    assert "10000 bytes" in response.json()["error"]["message"]
+    assert "60000 bytes" in response.json()["error"]["message"]
 
 
 @pytest.mark.parametrize(("method", "path", "status", "type_"), [("GET", "/nope", 404, "not_found"), ("GET", "/generate", 405, "method_not_allowed")])

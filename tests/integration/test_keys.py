@@ -32,6 +32,10 @@ def test_the_sdk_gets_in_with_a_key_and_not_without(url: str) -> None:
 def test_below_a_prefix_the_same_is_open(url: str) -> None:
     assert httpx2.get(f"{url}/health").status_code == 200
     assert httpx2.get(f"{url}/status").status_code == 401
+    page = httpx2.get(url, follow_redirects=True)
+    assert (page.status_code, str(page.url)) == (200, f"{url}/")
+    document = httpx2.get(f"{url}/openapi.json", headers={"Authorization": "Bearer secret"}).json()
+    assert document["servers"] == [{"url": "/locked"}]
 
 
 def test_a_service_whose_keys_are_missing_does_not_start(cluster: Cluster, tiny_path: Path) -> None:

@@ -41,15 +41,32 @@ def test_none_is_taken_while_one_is_being_encoded() -> None:
 
 @pytest.mark.parametrize(
     ("height", "width", "max_size", "expected"),
-    [(64, 64, 512, (64, 64)), (64, 128, 64, (32, 64)), (256, 256, 100, (80, 80)), (8, 512, 64, (8, 64)), (520, 512, 512, (256, 256))],
+    [
+        (64, 64, 512, (64, 64)),
+        (64, 128, 64, (32, 64)),
+        (256, 256, 100, (85, 85)),
+        (520, 512, 512, (260, 256)),
+        (64, 512, 256, (32, 256)),
+        (512, 64, 96, (85, 11)),
+        (512, 1536, 512, (171, 512)),
+        (1536, 64, 512, (512, 21)),
+        (8, 512, 8, (1, 8)),
+    ],
 )
-def test_a_preview_is_never_larger_than_its_limit(checkpoint: Checkpoint, height: int, width: int, max_size: int, expected: tuple[int, int]) -> None:
+def test_a_preview_is_of_the_pictures_shape_and_never_larger_than_its_limit(
+    checkpoint: Checkpoint, height: int, width: int, max_size: int, expected: tuple[int, int]
+) -> None:
     assert checkpoint.preview_vae is not None
     decoder = PreviewDecoder(checkpoint, checkpoint.preview_vae, max_size, "none")
-    pixels = decoder.decode(torch.zeros(1, 4, height // 8, width // 8)).wait()
+    clean = torch.randn(1, 4, height // 8, width // 8, generator=torch.Generator().manual_seed(0))
+    decoder.warm_up(clean)
+    pixels = decoder.decode(clean).wait()
     assert pixels.shape == (*expected, 3)
     assert pixels.dtype == np.uint8
     assert max(expected) <= max_size
+    scale = max(height, width) / max(expected)
+    assert all(abs(side - whole / scale) <= 1 for side, whole in zip(expected, (height, width), strict=True))
+    assert np.array_equal(decoder.decode(clean).wait(), pixels)
 
 
 @pytest.mark.parametrize("statistics", [None, ((0.5, -1.0, 0.0, 2.0), (1.0, 2.0, 0.5, 4.0))])
@@ -71,3 +88,13 @@ def test_a_tiny_vae_gets_the_latents_it_has_learned(
         expected = PendingPixels(tiny.decode(scaled / factor + shift).sample).wait()
         shown = PreviewDecoder(replace(checkpoint, vae=vae), tiny, 512, "none").decode(clean).wait()
     assert np.array_equal(shown, expected)
+
+
+def test_what_lies_at_an_edge_is_not_moved_in_a_preview(checkpoint: Checkpoint) -> None:
+    """Sides that are no multiple of what is pooled are cut, not stretched: what they share with a longer picture is the same."""
+    assert checkpoint.preview_vae is not None
+    decoder = PreviewDecoder(checkpoint, checkpoint.preview_vae, 128, "none")
+    clean = torch.randn(1, 4, 24, 64, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        longer, shorter = (decoder._pooled(part) for part in (clean, clean[..., :22, :]))
+    assert torch.equal(longer[..., :5, :], shorter[..., :5, :])

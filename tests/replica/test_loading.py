@@ -1,0 +1,82 @@
+"""What can be told of a replica's settings only where its files are."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from diffusers import AutoencoderKL
+
+from serve_app.config import AppArgs, EngineConfig, ModelConfig
+from serve_app.errors import CheckpointError
+from serve_app.replica.loading import check_used, load
+from serve_app.replica.programs import use_compile_cache
+
+
+def config(path: Path | str, **settings: Any) -> ModelConfig:
+    return ModelConfig(path=str(path), **settings)
+
+
+@pytest.mark.parametrize(
+    ("path", "setting", "kind"),
+    [
+        ("embedded", "revision", "the embedded model"),
+        ("embedded", "variant", "the embedded model"),
+        ("embedded", "config_path", "the embedded model"),
+        ("folder", "revision", "a local folder"),
+        ("folder", "config_path", "a local folder"),
+        ("file.safetensors", "revision", "a single file"),
+        ("file.safetensors", "variant", "a single file"),
+        ("owner/name", "config_path", "a hub id"),
+    ],
+)
+def test_a_setting_without_effect_on_such_a_checkpoint_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str, setting: str, kind: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("folder").mkdir()
+    Path("file.safetensors").touch()
+    with pytest.raises(CheckpointError, match=rf"^model\.{setting}: fp16 has no effect on .*{kind}; leave it out"):
+        check_used(config(path, **{setting: "fp16"}))
+    with pytest.raises(CheckpointError, match=rf"^model\.{setting}: "):
+        load(AppArgs(model=config(path, **{setting: "fp16"})))
+
+
+def test_those_with_an_effect_are_taken(tmp_path: Path) -> None:
+    (tmp_path / "file.safetensors").touch()
+    for taken in (
+        config("embedded", name="mine", vae_path="owner/vae"),
+        config(tmp_path, variant="fp16"),
+        config(tmp_path / "file.safetensors", config_path="owner/name"),
+        config("owner/name", revision="main", variant="fp16"),
+        config("/no/such/file.safetensors", config_path="owner/name"),
+        config("no-such/file.safetensors", config_path="owner/name"),
+    ):
+        check_used(taken)
+
+
+def test_8_bit_floats_that_change_no_layer_are_refused(tiny_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"^engine\.quantization: fp8 changes no layer"):
+        load(AppArgs(model=config(tiny_path, width=64, height=64), engine=EngineConfig(quantization="fp8")))
+
+
+def test_a_vae_that_cannot_decode_all_sizes_is_refused(tiny_path: Path, tmp_path: Path) -> None:
+    """One that makes sixteen pixels of a latent would paint 24x24 as 16x16."""
+    folder = Path(shutil.copytree(tiny_path, tmp_path / "copy"))
+    given = json.loads((folder / "vae" / "config.json").read_text())
+    blocks = ("block_out_channels", "down_block_types", "up_block_types")
+    deeper = {key: [*given[key], given[key][-1]] for key in blocks}
+    AutoencoderKL.from_config({**given, **deeper}).save_pretrained(folder / "vae")
+    with pytest.raises(CheckpointError, match=r"^model\.path: its VAE makes 16 pixels of a latent, but sizes"):
+        load(AppArgs(model=config(folder)))
+
+
+@pytest.mark.parametrize("folder", ["{file}", "{file}/below", "~nobody-of-that-name/cache"])
+def test_a_cache_that_is_no_folder_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: str) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "as it was")
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match=r"^engine\.compile_cache: .* cannot be made: "):
+        use_compile_cache(folder.format(file=tmp_path / "file"))
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == "as it was"
