@@ -12,8 +12,9 @@ from PIL import ExifTags, Image
 
 from serve_app import __version__
 from serve_app.fanout.plan import seeds_of, slots_of
-from serve_app.imaging import Pixels, contact_sheet, embedded_parameters, encode_picture, encode_preview, encode_sheet, parameters_chunk
+from serve_app.imaging import Pixels, contact_sheet, encode_picture, encode_preview, encode_sheet
 from serve_app.messages import Slot
+from serve_app.metadata import embedded_parameters, parameters_chunk
 from serve_app.schemas import ModelInfo, OutputFormat
 from tests.conftest import make_slot
 
