@@ -22,7 +22,7 @@ _SRGB = 1
 def exif_block(comment: str, width: int, height: int) -> bytes:
     """Return the EXIF of a picture of this size in pixels: a comment, and what the standard asks for in any case."""
     details = ImageFileDirectory_v2(_TIFF_HEADER, group=ExifTags.IFD.Exif)
-    binary = {
+    binary: dict[int, bytes] = {
         ExifTags.Base.ExifVersion: b"0232",
         ExifTags.Base.ComponentsConfiguration: b"\1\2\3\0",  # Y, Cb, Cr
         ExifTags.Base.UserComment: _UNICODE + comment.encode("utf-16-be"),
@@ -30,9 +30,7 @@ def exif_block(comment: str, width: int, height: int) -> bytes:
     }
     details.update(binary)
     details.tagtype.update(dict.fromkeys(binary, TiffTags.UNDEFINED))  # Pillow would call most of them BYTE
-    details.update(
-        {ExifTags.Base.ColorSpace: _SRGB, ExifTags.Base.ExifImageWidth: width, ExifTags.Base.ExifImageHeight: height}
-    )
+    details.update({ExifTags.Base.ColorSpace: _SRGB, ExifTags.Base.ExifImageWidth: width, ExifTags.Base.ExifImageHeight: height})
     main = ImageFileDirectory_v2(_TIFF_HEADER)
     main.update(
         {
