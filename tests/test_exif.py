@@ -50,8 +50,10 @@ def test_a_comment_is_read_whoever_wrote_it(comment: bytes | str, endian: str, t
 
 
 @pytest.mark.parametrize(("endian", "encoding"), [("<", "utf-16-le"), (">", "utf-16-be")])
-def test_where_the_text_does_not_tell_the_files_byte_order_holds(endian: str, encoding: str) -> None:
+def test_where_the_text_does_not_tell_a_mark_does_or_the_files_byte_order(endian: str, encoding: str) -> None:
     assert user_comment(with_comment(UNICODE + "猫".encode(encoding), endian)) == "猫"
+    for marked in ("utf-16-le", "utf-16-be"):
+        assert user_comment(with_comment(UNICODE + "\ufeff猫".encode(marked), endian)) == "猫"
 
 
 def test_ours_is_read_too() -> None:

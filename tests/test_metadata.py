@@ -137,5 +137,7 @@ def test_the_longest_prompts_fit_every_format(output_format: OutputFormat) -> No
 def test_a_sheet_says_so_too(output_format: OutputFormat) -> None:
     image = Image.open(io.BytesIO(base64.b64decode(encode_sheet(PIXELS, output_format, None))))
     assert xmp_of(image)[SOURCE_TYPE] == TRAINED_MEDIA
+    assert not image.getexif()
+    assert "exif" not in image.info, "an empty block would not be EXIF"
     assert embedded_parameters(image) is None
     assert parameters_chunk(image) is None

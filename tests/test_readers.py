@@ -18,6 +18,8 @@ import piexif.helper
 import pytest
 from PIL import Image
 from sd_parsers import ParserManager
+from sd_parsers.data import Sampler
+from sd_parsers.extractors import _jpeg_usercomment
 from sd_prompt_reader.image_data_reader import ImageDataReader
 
 from serve_app.exif import user_comment
@@ -185,9 +187,7 @@ def test_sd_prompt_reader_takes_each_part_for_what_it_is(files: dict[tuple[str, 
 @every_prompt_in_every_format
 def test_sd_parsers_takes_each_part_for_what_it_is(files: dict[tuple[str, str], Written], name: str, output_format: str) -> None:
     prompt, as_taken = PROMPTS[name]
-    told = ParserManager().parse(files[name, output_format].path)
-    assert told is not None
-    (sampler,) = told.samplers
+    sampler = sd_parsed(files[name, output_format].path)
     assert [each.value for each in sampler.prompts] == [as_taken or prompt]
     assert [each.value for each in sampler.negative_prompts] in ([], [as_taken or prompt])
     assert sampler.parameters == {"cfg_scale": "5", "seed": str(SEED), "steps": "4"}
@@ -206,13 +206,21 @@ def test_no_models_name_is_taken_for_anything_else(tmp_path: Path, name: str, ou
 
     reader = ImageDataReader(str(file.path))
     assert (unquoted(reader.parameter["model"]), reader.parameter["seed"]) == (name, str(SEED))
-    told = ParserManager().parse(file.path)
-    assert told is not None
-    (sampler,) = told.samplers
+    sampler = sd_parsed(file.path)
     assert sampler.parameters["seed"] == str(SEED)
     assert sampler.model is not None
     assert sampler.model.name is not None
     assert unquoted(sampler.model.name) == name
+
+
+def sd_parsed(path: Path) -> Sampler:
+    """Return what sd-parsers takes from a file."""
+    # It keeps the last comment by the address of its picture, where another one may lie by now.
+    _jpeg_usercomment._image_id = None
+    told = ParserManager().parse(path)
+    assert told is not None
+    (sampler,) = told.samplers
+    return sampler
 
 
 def unquoted(value: str) -> str:
