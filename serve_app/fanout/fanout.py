@@ -17,6 +17,7 @@ from serve_app.fanout.fleet import Fleet
 from serve_app.fanout.line import Line
 from serve_app.fanout.peers import Peers
 from serve_app.fanout.plan import seeds_of, slots_of
+from serve_app.fanout.prompt_syntax import syntax_warning
 from serve_app.fanout.running import Running
 from serve_app.imaging import Pixels, contact_sheet, encode_sheet
 from serve_app.messages import Slot
@@ -172,6 +173,8 @@ class FanOut:
             warnings.append("output_compression has no effect: a PNG is lossless")
         if wants_previews and not has_previews:
             warnings.append("no previews: the model has no preview decoder")
+        prompts = {"prompt": request.prompt, "negative_prompt": request.negative_prompt}
+        warnings += filter(None, (syntax_warning(field, prompt) for field, prompt in prompts.items()))
         return warnings
 
     @contextmanager
