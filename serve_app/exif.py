@@ -30,7 +30,9 @@ def exif_block(comment: str, width: int, height: int) -> bytes:
     }
     details.update(binary)
     details.tagtype.update(dict.fromkeys(binary, TiffTags.UNDEFINED))  # Pillow would call most of them BYTE
-    details.update({ExifTags.Base.ColorSpace: _SRGB, ExifTags.Base.ExifImageWidth: width, ExifTags.Base.ExifImageHeight: height})
+    details[ExifTags.Base.ColorSpace] = _SRGB
+    details[ExifTags.Base.ExifImageWidth] = width
+    details[ExifTags.Base.ExifImageHeight] = height
     main = ImageFileDirectory_v2(_TIFF_HEADER)
     main.update(
         {

@@ -1,4 +1,4 @@
-"""What a picture says of how it was made: written for programs, for other UIs, and for whoever asks if a model made it."""
+"""What a picture says of how it was made: for programs, for other UIs, and for whoever asks if a model made it."""
 
 import json
 import re
@@ -96,7 +96,8 @@ def parameters_json(slot: Slot, model: ModelInfo) -> dict[str, object]:
 
 def xmp_packet(parameters: dict[str, object]) -> str:
     """Return the XMP of a picture with these parameters, none for a sheet: that a model made it, and how."""
-    return _XMP.format(parameters=quoteattr(json.dumps(parameters)))  # of ASCII alone, as XML cannot hold all that JSON can
+    # JSON in ASCII alone: XML cannot hold every character that JSON can.
+    return _XMP.format(parameters=quoteattr(json.dumps(parameters)))
 
 
 def embedded_parameters(image: Pillow.Image) -> Embedded | None:
@@ -132,7 +133,7 @@ def parameters_chunk(image: Pillow.Image) -> str | None:
 def _shielded(prompt: str) -> str:
     """Return a prompt that no reader takes for another part of the text.
 
-    There is no way to quote a prompt. A space before a colon and a kind of line break make no difference to CLIP's tokens.
+    There is no way to quote a prompt. To CLIP's tokens a space before a colon makes no difference, nor a kind of line break.
     """
     return _PARTS.sub(r"\1 :", _CONTROLS.sub("\ufffd", _LINE_BREAKS.sub("\n", prompt)))
 
@@ -144,4 +145,4 @@ def _quoted(value: str) -> str:
     """
     if value.isprintable() and value == value.strip() and not set(value) & set(',:"'):
         return value
-    return _SEPARATORS.sub(lambda found: f"\\u{ord(found[0]):04x}", json.dumps(value, ensure_ascii=False))
+    return json.dumps(value, ensure_ascii=False)

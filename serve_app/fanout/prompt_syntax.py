@@ -32,11 +32,12 @@ def syntax_warning(field: str, prompt: str) -> str | None:
         return None
     named = [name if len(name) <= _LONGEST_NAME else name[: _LONGEST_NAME - 3] + "..." for name in found[:_MOST_NAMED]]
     more = f" and {len(found) - _MOST_NAMED} more" if len(found) > _MOST_NAMED else ""
-    return f"{field}: read as plain words: {', '.join(named)}{more}; weights, LoRAs and other such syntax are not supported"
+    listed = ", ".join(named) + more
+    return f"{field}: read as plain words: {listed}; weights, LoRAs and other such syntax are not supported"
 
 
 def found_in(prompt: str) -> list[str]:
-    """Return the distinct pieces of a prompt that are syntax elsewhere, in their order; not what a backslash escapes."""
+    """Return the distinct pieces of a prompt that are syntax elsewhere, in order; not what a backslash escapes."""
     bare = _ESCAPED.sub("  ", prompt)  # of the same length
     pieces = (" ".join(prompt[found.start() : found.end()].split()) for found in _SYNTAX.finditer(bare))
     return list(dict.fromkeys(pieces))

@@ -11,7 +11,12 @@ from serve_app.ingress.files import UrlOf
 
 
 async def output(
-    images: Iterable[own.Image], seed: int, prompt: str, timings: own.Timings, warnings: list[str], url_of: UrlOf
+    images: Iterable[own.Image],
+    seed: int,
+    prompt: str,
+    timings: own.Timings,
+    warnings: list[str],
+    url_of: UrlOf,
 ) -> FastSdxlOutput:
     """Return the output of a request: the images there are, why there are no others, and what a person should know."""
     pictures = [image for image in images if isinstance(image, own.Picture)]
@@ -40,7 +45,8 @@ async def frames(events: AsyncIterator[own.Event], url_of: UrlOf) -> AsyncGenera
             case own.FailedEvent() | own.CancelledEvent():
                 images[event.index] = own.NoPicture(index=event.index, seed=event.seed, status=event.type, error=event.error)
             case own.CompletedEvent():
-                yield await output([images[index] for index in sorted(images)], seed, prompt, event.timings, [*warnings, *event.warnings], url_of)
+                warnings = [*warnings, *event.warnings]
+                yield await output([images[index] for index in sorted(images)], seed, prompt, event.timings, warnings, url_of)
             case own.ErrorEvent():
                 yield body_of(event.error)
 
