@@ -38,9 +38,11 @@ bench: .venv/service  ## print what fan-out, HTTP and previews cost on this mach
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
 	touch $@
 
+# sd-prompt-reader alone: it asks for a window and an old Pillow, and what the tests take of it needs neither.
 .venv/dev: .venv/service
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt "pip>=25.1"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --group dev
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps sd-prompt-reader
 	touch $@
 
 clean:

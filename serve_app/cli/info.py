@@ -11,7 +11,7 @@ from rich.console import Console
 
 from serve_app.cli.errors import Unusable
 from serve_app.cli.text import printable
-from serve_app.imaging import Embedded, embedded_parameters, parameters_chunk
+from serve_app.metadata import Embedded, embedded_parameters, parameters_chunk
 
 
 def info(picture: Path, console: Console) -> None:

@@ -15,7 +15,8 @@ from serve_app.cli.painting import introduce, make_folder, opening, paint, save,
 from serve_app.cli.service import Service
 from serve_app.cli.text import say
 from serve_app.cli.views import only_seen_previews, view_of
-from serve_app.imaging import Embedded, Pixels
+from serve_app.imaging import Pixels
+from serve_app.metadata import Embedded
 from serve_app.schemas import GridEvent, ImageEvent, ModelInfo
 
 _ROUNDING_DB = 50.0

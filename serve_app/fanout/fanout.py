@@ -17,6 +17,7 @@ from serve_app.fanout.fleet import Fleet
 from serve_app.fanout.line import Line
 from serve_app.fanout.peers import Peers
 from serve_app.fanout.plan import seeds_of, slots_of
+from serve_app.fanout.prompt_syntax import syntax_warning
 from serve_app.fanout.running import Running
 from serve_app.imaging import Pixels, contact_sheet, encode_sheet
 from serve_app.messages import ReplicaStatus, Slot
@@ -187,6 +188,8 @@ class FanOut:
                 f"num_inference_steps: {slot.num_inference_steps} are few for leading timesteps; a distilled model "
                 "(Turbo, Lightning, Hyper) needs model.timestep_spacing: trailing, any other more steps"
             )
+        prompts = {"prompt": request.prompt, "negative_prompt": request.negative_prompt}
+        warnings += filter(None, (syntax_warning(field, prompt) for field, prompt in prompts.items()))
         return warnings
 
     @contextmanager

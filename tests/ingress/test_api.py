@@ -188,6 +188,9 @@ def test_busy_service_tells_the_place_in_line(client: TestClient, fleet: FakeFle
         ({"negative_prompt": "dull"}, None),
         ({"output_compression": 50}, "output_compression has no effect"),
         ({"output_compression": 50, "output_format": "webp"}, None),
+        ({"prompt": "a <lora:ink:0.8>"}, "prompt: read as plain words: <lora:ink:0.8>;"),
+        ({"negative_prompt": "((dull))"}, "negative_prompt: read as plain words: ((dull));"),
+        ({"prompt": "a cat (like this) :)"}, None),
     ],
 )
 def test_warnings_say_what_a_person_should_know(client: TestClient, change: dict[str, Any], warning: str | None) -> None:

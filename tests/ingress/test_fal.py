@@ -42,7 +42,7 @@ def data_uri(index: int, seed: int) -> dict[str, Any]:
 def test_the_output_has_fals_fields(client: TestClient) -> None:
     answer = client.post(URL, json={"prompt": "a cat", "num_images": 2, "seed": 7}).json()
     timings = answer.pop("timings")
-    assert answer == {"images": [data_uri(i, 7 + i) for i in range(2)], "seed": 7, "seeds": [7, 8], "prompt": "a cat", "failures": []}
+    assert answer == {"images": [data_uri(i, 7 + i) for i in range(2)], "seed": 7, "seeds": [7, 8], "prompt": "a cat", "failures": [], "warnings": []}
     assert {"inference", "total"} <= set(timings)
     assert all(isinstance(seconds, float) for seconds in timings.values())
 
@@ -173,6 +173,17 @@ def test_a_failed_image_is_missing_and_said_to_be(client: TestClient, fleet: Fak
     answer = frames_of(response)[-1] if route else response.json()
     assert (len(answer["images"]), answer["seeds"], answer["seed"]) == (2, [0, 2], 0)
     assert answer["failures"] == [{"image_index": 1, "seed": 1, "type": "out_of_memory", "message": "no room"}]
+
+
+@pytest.mark.parametrize("route", ["", "/stream"])
+def test_what_a_person_should_know_is_said(client: TestClient, route: str) -> None:
+    response = client.post(URL + route, json={"prompt": "a (red:1.4) cat", "negative_prompt": "[dull]", "guidance_scale": 1})
+    answer = frames_of(response)[-1] if route else response.json()
+    assert answer["warnings"] == [
+        "negative_prompt has no effect: guidance_scale is 1 or less",
+        "prompt: read as plain words: (red:1.4); weights, LoRAs and other such syntax are not supported",
+        "negative_prompt: read as plain words: [dull]; weights, LoRAs and other such syntax are not supported",
+    ]
 
 
 def test_all_failed_is_a_500_and_the_last_frame_of_a_stream(client: TestClient, fleet: FakeFleet) -> None:

@@ -239,9 +239,17 @@ def test_a_stream_has_openais_events_and_says_whose_they_are(client: TestClient)
             "b64_json": f"picture{7 + index}",
             "output_format": "webp",
             "step": 2,
+            "warnings": [],
             "created_at": 0,
             **common,
         }
+
+
+def test_a_stream_says_what_a_person_should_know(client: TestClient) -> None:
+    body = {"prompt": "a cat BREAK a dog", "n": 2}
+    answer = client.post(URL, json=body).json()
+    assert "BREAK" in answer["warnings"][0]
+    assert [event["warnings"] for event in frames_of(client.post(URL, json={**body, "stream": True}))] == [answer["warnings"]] * 2
 
 
 def test_a_failed_image_does_not_end_the_stream(sdk: OpenAI, fleet: FakeFleet) -> None:

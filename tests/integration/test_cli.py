@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from serve_app.imaging import embedded_parameters
+from serve_app.metadata import embedded_parameters
 from tests.cli.command import Terminal, run
 from tests.integration.conftest import Running, eventually
 from tests.integration.test_generate import picture

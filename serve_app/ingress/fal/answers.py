@@ -10,8 +10,15 @@ from serve_app.ingress.fal.schemas import Failure, FastSdxlOutput, File, Preview
 from serve_app.ingress.files import UrlOf
 
 
-async def output(images: Iterable[own.Image], seed: int, prompt: str, timings: own.Timings, url_of: UrlOf) -> FastSdxlOutput:
-    """Return the output of a request: the images there are, and why there are no others."""
+async def output(
+    images: Iterable[own.Image],
+    seed: int,
+    prompt: str,
+    timings: own.Timings,
+    warnings: list[str],
+    url_of: UrlOf,
+) -> FastSdxlOutput:
+    """Return the output of a request: the images there are, why there are no others, and what a person should know."""
     pictures = [image for image in images if isinstance(image, own.Picture)]
     return FastSdxlOutput(
         images=[_file(picture, await url_of(picture)) for picture in pictures],
@@ -20,6 +27,7 @@ async def output(images: Iterable[own.Image], seed: int, prompt: str, timings: o
         seeds=[picture.seed for picture in pictures],
         prompt=prompt,
         failures=[Failure(image_index=image.index, seed=image.seed, **dict(image.error)) for image in images if not isinstance(image, own.Picture)],
+        warnings=warnings,
     )
 
 
@@ -29,7 +37,7 @@ async def frames(events: AsyncIterator[own.Event], url_of: UrlOf) -> AsyncGenera
     async for event in events:
         match event:
             case own.StartEvent():
-                seed, prompt = event.seeds[0], event.parameters.prompt
+                seed, prompt, warnings = event.seeds[0], event.parameters.prompt, event.warnings
             case own.PreviewEvent():
                 yield _preview(event)
             case own.ImageEvent():
@@ -37,7 +45,8 @@ async def frames(events: AsyncIterator[own.Event], url_of: UrlOf) -> AsyncGenera
             case own.FailedEvent() | own.CancelledEvent():
                 images[event.index] = own.NoPicture(index=event.index, seed=event.seed, status=event.type, error=event.error)
             case own.CompletedEvent():
-                yield await output([images[index] for index in sorted(images)], seed, prompt, event.timings, url_of)
+                warnings = [*warnings, *event.warnings]
+                yield await output([images[index] for index in sorted(images)], seed, prompt, event.timings, warnings, url_of)
             case own.ErrorEvent():
                 yield body_of(event.error)
 

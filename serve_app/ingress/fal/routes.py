@@ -35,7 +35,8 @@ def router(service: Service, request: type[GenerateRequest], args: AppArgs, file
     async def run(body: Body, http: Request) -> Response:  # type: ignore[valid-type]  # a class made at run time
         """Paint all images, as fal's clients ask for them with `run`."""
         result = await service.generate(own_request(body, request, args.model))
-        answer = await output(result.images, result.images[0].seed, result.parameters.prompt, result.timings, url_maker(body, http))
+        seed, prompt = result.images[0].seed, result.parameters.prompt
+        answer = await output(result.images, seed, prompt, result.timings, result.warnings, url_maker(body, http))
         return StreamingResponse(in_pieces(answer), media_type="application/json")
 
     async def accepted(body: Body, http: Request) -> AsyncIterator[AsyncGenerator[BaseModel]]:  # type: ignore[valid-type]  # as above

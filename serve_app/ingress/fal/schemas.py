@@ -92,6 +92,7 @@ class FastSdxlOutput(Answer):
     seeds: list[int]
     prompt: str
     failures: list[Failure]
+    warnings: list[str]
 
 
 class PreviewFrame(Answer):

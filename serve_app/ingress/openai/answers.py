@@ -39,15 +39,18 @@ async def _item(image: Image, url_of: UrlOf | None) -> ImageItem:
 
 async def frames(events: AsyncIterator[Event], request: GenerateRequest) -> AsyncGenerator[bytes]:
     """Yield a stream as it goes over the wire."""
+    warnings: list[str] = []
     async for event in events:
-        if (told := _told(event, request)) is not None:
+        if isinstance(event, own.StartEvent):
+            warnings = event.warnings
+        if (told := _told(event, request, warnings)) is not None:
             yield format_sse_event(data_str=told.model_dump_json(), event=told.type)
         if isinstance(told, ErrorEvent):
             return
     yield format_sse_event(data_str=DONE)
 
 
-def _told(event: Event, request: GenerateRequest) -> ImageEvent | None:
+def _told(event: Event, request: GenerateRequest, warnings: list[str]) -> ImageEvent | None:
     """Return what is told of an event: nothing of those that OpenAI has no word for."""
     where = {"created_at": int(time.time()), "size": f"{request.width}x{request.height}"}
     match event:
@@ -68,6 +71,7 @@ def _told(event: Event, request: GenerateRequest) -> ImageEvent | None:
                 image_index=event.index,
                 seed=event.seed,
                 step=request.num_inference_steps,
+                warnings=warnings,
                 **where,
             )
         case own.FailedEvent() | own.CancelledEvent():

@@ -101,6 +101,7 @@ class CompletedEvent(_ImageEvent):
     """A finished image; there are as many as images asked for, less those that failed."""
 
     type: Literal["image_generation.completed"] = "image_generation.completed"
+    warnings: list[str] = Field(description="Of the whole request, as in an answer that is not a stream.")
 
 
 class FailedEvent(Answer):

@@ -1,0 +1,43 @@
+"""Words in prompts that other tools act on. Here they are words like any other, which a person should know."""
+
+import re
+
+_ESCAPED = re.compile(r"\\.", re.DOTALL)
+
+# A letter marks what is no footnote, size, time or smiley: [1], (16:9), (so happy :3).
+_SYNTAX = re.compile(
+    r"""
+      <[a-z]+:[^\s<>/][^<>]*+>                                        # <lora:name:0.8>
+    | \({2,}+(?=[^()]*?[^\W\d_])[^()]*+\){2,}                         # ((red))
+    | \([^()]*?(?::\s*+[+-]?\d*\.\d+|[^\W\d_]:\s*+[+-]?\d+)\s*+\)     # (red:1.4)
+    | \([^()]+\)(?:\+{1,3}|-{2,3}|\d*\.\d+)(?!\w)                     # (red)1.4, (red)++
+    | \[(?=[^\[\]]*?[^\W\d_])[^\[\]]*+\]                              # [red], [red|blue], [red:blue:10]
+    | \{[^{}|]*+\|[^{}]*+\}                                           # {red|blue}
+    | (?<!\w)__[a-z](?:[a-z\d/*-]|_(?!_))*+__(?!\w)                   # __colours__
+    | \bembedding:[^\s,()\[\]<>]+                                     # embedding:name
+    | \b(?-i:BREAK|ADD(?:COL|ROW|COMM|BASE))\b
+    | (?-i:(?<=[^A-Z]\s)AND(?=\s[^A-Z]))                              # between prompts; not between words in capitals
+    """,
+    re.VERBOSE | re.IGNORECASE,
+)
+
+_MOST_NAMED = 3
+_LONGEST_NAME = 40
+
+
+def syntax_warning(field: str, prompt: str) -> str | None:
+    """Return a sentence that names what other tools would act on in a prompt; None where there is nothing."""
+    found = found_in(prompt)
+    if not found:
+        return None
+    named = [name if len(name) <= _LONGEST_NAME else name[: _LONGEST_NAME - 3] + "..." for name in found[:_MOST_NAMED]]
+    more = f" and {len(found) - _MOST_NAMED} more" if len(found) > _MOST_NAMED else ""
+    listed = ", ".join(named) + more
+    return f"{field}: read as plain words: {listed}; weights, LoRAs and other such syntax are not supported"
+
+
+def found_in(prompt: str) -> list[str]:
+    """Return the distinct pieces of a prompt that are syntax elsewhere, in order; not what a backslash escapes."""
+    bare = _ESCAPED.sub("  ", prompt)  # of the same length
+    pieces = (" ".join(prompt[found.start() : found.end()].split()) for found in _SYNTAX.finditer(bare))
+    return list(dict.fromkeys(pieces))

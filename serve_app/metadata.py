@@ -1,0 +1,148 @@
+"""What a picture says of how it was made: for programs, for other UIs, and for whoever asks if a model made it."""
+
+import json
+import re
+from dataclasses import dataclass, fields
+from xml.etree import ElementTree
+from xml.sax.saxutils import quoteattr
+
+from PIL import Image as Pillow
+from pydantic import BaseModel, ConfigDict
+
+from serve_app import __version__
+from serve_app.exif import user_comment
+from serve_app.messages import Slot
+from serve_app.schemas import GenerateRequest, ModelInfo, SchedulerName
+
+# The names that popular UIs read in a picture's parameters.
+_SAMPLERS: dict[SchedulerName, str] = {
+    "euler": "Euler",
+    "euler_a": "Euler a",
+    "dpmpp_2m": "DPM++ 2M",
+    "dpmpp_2m_karras": "DPM++ 2M Karras",
+    "ddim": "DDIM",
+    "unipc": "UniPC",
+}
+
+_PARTS = re.compile(r"(Negative prompt|Steps):")
+"""The words by which readers find the parts of the text."""
+_LINE_BREAKS = re.compile(r"\r\n?")
+_CONTROLS = re.compile(r"[\0-\x08\x0b-\x1f\x7f-\x9f\ufeff\ufffe\uffff]")
+_SEPARATORS = re.compile(r"[,:\x7f-\x9f\u2028\u2029]")
+"""Of values and of lines."""
+
+# https://cv.iptc.org/newscodes/digitalsourcetype/: media made by a model trained on sampled content.
+_XMP = (
+    '<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>'
+    '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
+    '<rdf:Description rdf:about="" xmlns:Iptc4xmpExt="http://iptc.org/std/Iptc4xmpExt/2008-02-29/" xmlns:psdxl="urn:parallel-sdxl:1"'
+    ' Iptc4xmpExt:DigitalSourceType="http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"'
+    " psdxl:parameters={parameters}/></rdf:RDF></x:xmpmeta>"
+    '<?xpacket end="w"?>'
+)
+_XMP_NAMESPACE = "urn:parallel-sdxl:1"
+_XMP_PARAMETERS = f"{{{_XMP_NAMESPACE}}}parameters"
+_NO_PARAMETERS = json.dumps({})
+_SLOT_FIELDS = {field.name for field in fields(Slot)} & set(GenerateRequest.model_fields) - {"preview_steps"}
+
+
+@dataclass(frozen=True, slots=True)
+class Embedded:
+    """What a picture of ours says of itself: the request that paints it and no other again, and what painted it."""
+
+    request: GenerateRequest
+    model: ModelInfo
+    version: str
+
+
+class _Written(BaseModel):
+    """The JSON of `parameters_json`, whose other fields are those of a request."""
+
+    model_config = ConfigDict(extra="allow")
+
+    model: ModelInfo
+    version: str
+
+
+def parameters_text(slot: Slot, model: ModelInfo) -> str:
+    """Return the parameters in the form that popular UIs read from a PNG's `parameters` chunk."""
+    lines = [_shielded(slot.prompt)]
+    if slot.negative_prompt:
+        lines.append(f"Negative prompt: {_shielded(slot.negative_prompt)}")
+    lines.append(
+        f"Steps: {slot.num_inference_steps}, Sampler: {_SAMPLERS[slot.scheduler]}, CFG scale: {slot.guidance_scale:.10g}, Seed: {slot.seed}, "
+        f"Size: {slot.width}x{slot.height}, Model hash: {model.hash}, Model: {_quoted(model.name)}, Version: parallel-sdxl {__version__}"
+    )
+    return "\n".join(lines)
+
+
+def parameters_json(slot: Slot, model: ModelInfo) -> dict[str, object]:
+    """Return the parameters for programs: a request for this one picture, and what painted it."""
+    return {
+        "prompt": slot.prompt,
+        "negative_prompt": slot.negative_prompt,
+        "seed": slot.seed,
+        "width": slot.width,
+        "height": slot.height,
+        "num_inference_steps": slot.num_inference_steps,
+        "guidance_scale": slot.guidance_scale,
+        "scheduler": slot.scheduler,
+        "output_format": slot.output_format,
+        "output_compression": slot.output_compression,
+        "model": model.model_dump(),
+        "version": __version__,
+    }
+
+
+def xmp_packet(parameters: dict[str, object]) -> str:
+    """Return the XMP of a picture with these parameters, none for a sheet: that a model made it, and how."""
+    # JSON in ASCII alone: XML cannot hold every character that JSON can.
+    return _XMP.format(parameters=quoteattr(json.dumps(parameters)))
+
+
+def embedded_parameters(image: Pillow.Image) -> Embedded | None:
+    """Return what `parameters_json` put into an open picture; None where there is nothing of the kind.
+
+    Raises ValueError where it is there but is not what this version writes.
+    """
+    packet = image.info.get("xmp", b"")
+    if not isinstance(packet, bytes) or _XMP_NAMESPACE.encode() not in packet:
+        return None
+    try:
+        # No untrusted XML gets far: expat bounds the expansion of entities, and ElementTree fetches none.
+        root = ElementTree.fromstring(packet.rstrip(b"\0 "))  # noqa: S314 - as above
+    except (ElementTree.ParseError, LookupError) as error:
+        raise ValueError(f"its XMP packet is not XML: {error}") from None
+    text = next((found for element in root.iter() if (found := element.get(_XMP_PARAMETERS))), _NO_PARAMETERS)
+    if text == _NO_PARAMETERS:
+        return None
+    written = _Written.model_validate_json(text)
+    request = written.model_extra or {}
+    if "seed" not in request or not set(request) <= _SLOT_FIELDS:
+        raise ValueError("it names no single picture")
+    return Embedded(GenerateRequest.model_validate({**request, "num_images": 1}), written.model, written.version)
+
+
+def parameters_chunk(image: Pillow.Image) -> str | None:
+    """Return the text that popular UIs put into an open picture: a PNG's `parameters` chunk, else the EXIF user comment."""
+    if text := image.info.get("parameters"):
+        return str(text)
+    return user_comment(image) or None
+
+
+def _shielded(prompt: str) -> str:
+    """Return a prompt that no reader takes for another part of the text.
+
+    There is no way to quote a prompt. To CLIP's tokens a space before a colon makes no difference, nor a kind of line break.
+    """
+    return _PARTS.sub(r"\1 :", _CONTROLS.sub("\ufffd", _LINE_BREAKS.sub("\n", prompt)))
+
+
+def _quoted(value: str) -> str:
+    """Return a value for the last line: as it is, or as a JSON string, which popular UIs read.
+
+    In the string what separates values is escaped too, for readers that split the line without looking at quotes.
+    """
+    if value.isprintable() and value == value.strip() and not set(value) & set(',:"'):
+        return value
+    return json.dumps(value, ensure_ascii=False).replace(",", r"\u002c").replace(":", r"\u003a")

@@ -1,0 +1,47 @@
+import pytest
+
+from serve_app.fanout.prompt_syntax import found_in, syntax_warning
+
+
+@pytest.mark.parametrize(
+    "syntax",
+    [
+        "(red:1.4)", "(red apple: 1.4 )", "(red:.5)", "(red:-1)", "(red:2)", "(16:1.3)", "((red))", "(((a red, apple)))",
+        "(red)1.4", "(red)++", "(embedding:name:1.2)", "[x]", "[a red apple]", "[x|y]", "[a:b:10]", "[a:10]", "[:a:0.5]",
+        "<lora:name:0.8>", "<lyco:my name:1>", "<hypernet:name>", "embedding:name", "{red|blue}", "__colours__",
+        "BREAK", "ADDCOL",
+    ],
+)  # fmt: skip
+def test_what_other_tools_act_on_is_found(syntax: str) -> None:
+    assert found_in(syntax) == [syntax]
+    assert found_in(f"a cat, {syntax}, a dog (aside)") == [syntax]
+    assert found_in(f"a cat\n{syntax}\na dog") == [syntax]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "(like this)", "(see (this))", "a (red) (apple)", "f(x)", "(1990)-style", "(a)-(b)", "(C++)", "[1]", "[2020-2021]", "[]", "()",
+        "(())", "((1))", ":)", ":(", ":] [:", "a :) b (:", "(hello :)", "(so cute :3)", "<3", "a <b> c", "<https://a.b/c>",
+        "(16:9)", "(at 10:30)", "1:1.5", "embedding: a story", "embeddings", "{x}", "a__b", "____", "_x_", "break the ice",
+        "CATS AND DOGS", r"\(red:1.4\)", r"\[x\]", r"\(\(x\)\)", r"\<lora:x:1>", r"(red:1.4\)", "",
+    ],
+)  # fmt: skip
+def test_words_are_words(words: str) -> None:
+    assert found_in(words) == []
+    assert syntax_warning("prompt", words) is None
+
+
+def test_prompts_joined_by_and_are_found() -> None:
+    assert found_in("a cat AND a dog") == ["AND"]
+
+
+def test_each_is_found_once_in_the_order_of_the_prompt() -> None:
+    assert found_in("[b] (a:1.1) [b]") == ["[b]", "(a:1.1)"]
+    assert found_in(r"an \\(escaped backslash:1.1)") == ["(escaped backslash:1.1)"]
+
+
+def test_the_warning_names_the_field_and_some_of_it() -> None:
+    said = syntax_warning("negative_prompt", f"({'x' * 2000}:1.4), [a], BREAK, <lora:b:1>, [c]")
+    assert said
+    assert said.startswith(f"negative_prompt: read as plain words: ({'x' * 36}..., [a], BREAK and 2 more; weights,")
