@@ -27,5 +27,8 @@ def _put_right(responses: dict[str, Any]) -> None:
         content = answer.get("content", {})
         if any(str(kind.get("schema", {}).get("$ref")).endswith(f"/{_FASTAPIS_OWN[0]}") for kind in content.values()):
             del responses[status]
-        elif status != "200" and (stream := content.pop(EventSourceResponse.media_type, None)):
+        elif status == "200":
+            for kind in content.values():
+                kind.pop("itemSchema", None)  # FastAPI's word for a stream, which its OpenAPI, 3.1, does not have; `sse.described` has said it
+        elif stream := content.pop(EventSourceResponse.media_type, None):
             content["application/json"] = stream
