@@ -1,7 +1,6 @@
 """The OpenAPI document describes every route, event and error truly."""
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, get_args
 
 import pytest
@@ -34,9 +33,9 @@ ROUTES = {
 }
 
 
-@pytest.fixture
-def document(tmp_path: Path) -> dict[str, Any]:
-    args = ARGS.model_copy(update={"files": FilesConfig(path=str(tmp_path))})
+@pytest.fixture(scope="module")
+def document(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    args = ARGS.model_copy(update={"files": FilesConfig(path=str(tmp_path_factory.mktemp("files")))})
     with TestClient(create_api(FanOut(FakeFleet(), NoPeers(), args, Metrics()), args)) as client:
         answer: dict[str, Any] = client.get("/openapi.json").json()
         return answer

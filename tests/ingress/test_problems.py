@@ -188,7 +188,7 @@ def test_what_is_no_integer_is_told_so(client: TestClient, fleet: FakeFleet, rou
 
 @pytest.mark.parametrize(("route", "count"), [("/generate", "num_images"), ("/v1/images/generations", "n"), ("/fal-ai/fast-sdxl", "num_images")])
 def test_a_seed_of_minus_one_is_a_random_one_which_is_told(client: TestClient, fleet: FakeFleet, route: str, count: str) -> None:
-    told = []
+    told: list[int] = []
     for seed in ("-1", "-1.0"):
         body = f'{{"prompt": "a", "seed": {seed}, "{count}": 2}}'
         answer = client.post(route, content=body, headers={"content-type": "application/json"}).json()

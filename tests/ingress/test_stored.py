@@ -90,7 +90,8 @@ async def test_no_line_is_long_for_a_small_reader(client: TestClient, route: str
         "/v1/images/generations": {"n": 4, "stream": True, "partial_images": 3},
         "/fal-ai/fast-sdxl/stream": {"num_images": 4},
     }[route]
-    large, small = ({"sync_mode": True}, {}) if "fal" in route else ({"response_format": "b64_json"}, {"response_format": "url"})
+    large: dict[str, Any] = {"sync_mode": True} if "fal" in route else {"response_format": "b64_json"}
+    small: dict[str, Any] = {} if "fal" in route else {"response_format": "url"}
     with pytest.raises(ValueError, match="chunk is longer than limit"):
         await read(client.post(route, json=body | large).content)
     assert await read(client.post(route, json=body | small).content) < 2**12
