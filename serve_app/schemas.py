@@ -22,7 +22,7 @@ def _not_random(seed: Any) -> Any:
 
 
 Seed = Annotated[int, Field(ge=0, lt=SEED_SPAN), BeforeValidator(_not_random)]
-FirstSeed = Annotated[int, Field(ge=RANDOM, lt=SEED_SPAN), AfterValidator(lambda seed: None if seed == RANDOM else seed)]
+FirstSeed = Annotated[int, Field(ge=RANDOM, lt=SEED_SPAN), AfterValidator(lambda n: None if n == RANDOM else n)]
 """A seed, or `RANDOM`, which is the same as none."""
 
 
@@ -40,6 +40,8 @@ class FieldError(ValueError):
 
 
 def _whole(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_whole(item) if isinstance(item, float) else item for item in value]
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
@@ -52,10 +54,8 @@ class Body(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _whole_numbers_are_integers(cls, body: Any) -> Any:
-        """JSON has one kind of number, and languages with one kind write 7 as 7.0: JSON Schema calls both an integer."""
-        if not isinstance(body, dict):
-            return body
-        return {name: list(map(_whole, value)) if isinstance(value, list) else _whole(value) for name, value in body.items()}
+        """JSON has one kind of number, and languages with one kind write 7 as 7.0: to JSON Schema both are integers."""
+        return {name: _whole(value) for name, value in body.items()} if isinstance(body, dict) else body
 
 
 class GenerateRequest(Body):
@@ -67,7 +67,10 @@ class GenerateRequest(Body):
     prompt: str = Field(min_length=1, max_length=2000, description="What to paint.")
     negative_prompt: str = Field(default="", max_length=2000, description="What to avoid; needs a guidance_scale above 1.")
     num_images: int = Field(default=4, ge=1, description="How many images, each with a seed of its own.")
-    seed: FirstSeed | None = Field(default=None, description="Seed of the first image; image i gets seed + i modulo 2^32. Random where null or -1.")
+    seed: FirstSeed | None = Field(
+        default=None,
+        description="Seed of the first image; image i gets seed + i modulo 2^32. Random where null or -1.",
+    )
     seeds: list[Seed] | None = Field(default=None, min_length=1, description="The distinct seeds to paint, instead of seed and num_images.")
     width: int = Field(default=256, multiple_of=8, description="Width in pixels.")
     height: int = Field(default=256, multiple_of=8, description="Height in pixels.")
@@ -80,7 +83,7 @@ class GenerateRequest(Body):
     )
     response_format: ResponseFormat = Field(
         default="b64_json",
-        description="How finished images and the grid come: as base64 text, or at a `url`, which needs the service's option files.path.",
+        description="How images and the grid come: as base64 text, or at a `url`, which needs the option files.path.",
     )
     preview_every: int = Field(
         default=5, ge=0, le=100, description="A preview after step 1 and after every such step, never after the last; 0: none."

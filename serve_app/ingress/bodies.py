@@ -26,14 +26,13 @@ class PlainBodies:
 
         async def checked() -> Message:
             nonlocal received
-            message = await receive()
-            received += len(message.get("body", b""))
+            told = await receive()
+            received += len(told.get("body", b""))
             if received and encoding not in ("", "identity"):
-                raise HTTPException(
-                    415, f"Content-Encoding: {encoding} is not understood; send the body uncompressed", {"Accept-Encoding": "identity"}
-                )
+                message = f"Content-Encoding: {encoding} is not understood; send the body uncompressed"
+                raise HTTPException(415, message, {"Accept-Encoding": "identity"})
             if received > self._max_bytes:
                 raise HTTPException(413, f"the body must not be larger than {self._max_bytes} bytes")
-            return message
+            return told
 
         await self._app(scope, checked, send)

@@ -58,9 +58,9 @@ class Files:
             yield
 
     async def url_of(self, picture: Picture | Grid, request: Request) -> str:
-        """Keep a picture and return where it can be fetched: below `base_url`, or the address that the request was sent to.
+        """Keep a picture and return where it can be fetched. Raises InternalError where it cannot be kept.
 
-        Raises InternalError where it cannot be kept.
+        That is below `base_url`, or the address that the request was sent to.
         """
         try:
             name = await asyncio.to_thread(self._save, picture)
@@ -114,9 +114,10 @@ class Files:
 
 
 def url_maker(files: Files | None, request: Request) -> UrlOf:
-    """Return what keeps the pictures of a request that asks for URLs. Raises InvalidRequest where there are no files."""
+    """Return what keeps the pictures of a request that asks for URLs. Raises InvalidRequest without files."""
     if files is None:
-        raise InvalidRequest("response_format: url needs the service's option files.path; ask for b64_json", "response_format")
+        message = "response_format: url needs the service's option files.path; ask for b64_json"
+        raise InvalidRequest(message, "response_format")
     return partial(files.url_of, request=request)
 
 

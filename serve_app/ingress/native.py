@@ -17,8 +17,15 @@ from serve_app.schemas import BatchResult, Cancelled, ErrorBody, Event, Generate
 
 DIALECT = Dialect(prefix="", model=ErrorBody, body=lambda _, problem: ErrorBody(error=problem))
 
+AnyResult = BatchResult | StoredResult
+Events = AsyncGenerator[Event | StoredEvent]
 
-def router(service: Service, Body: type[GenerateRequest], files: Files | None) -> APIRouter:  # noqa: N803 - a class, made for this service
+
+def router(
+    service: Service,
+    Body: type[GenerateRequest],  # noqa: N803 - a class, made for this service
+    files: Files | None,
+) -> APIRouter:
     """Return the routes of one service, whose request bodies are `Body`; without files there are no URLs."""
     routes = APIRouter()
     errors = DIALECT.responses
@@ -27,21 +34,22 @@ def router(service: Service, Body: type[GenerateRequest], files: Files | None) -
     def url_of(body: GenerateRequest, http: Request) -> UrlOf | None:
         return url_maker(files, http) if body.response_format == "url" else None
 
-    @routes.post("/generate", response_model=BatchResult | StoredResult, responses=errors(413, 415, 422, 429, 500, 503, 504))
+    @routes.post("/generate", response_model=AnyResult, responses=errors(413, 415, 422, 429, 500, 503, 504))
     async def generate(body: Body, http: Request) -> Response:  # type: ignore[valid-type]  # a class made at run time
         """Paint all images and return them together."""
         keep = url_of(body, http)
         result = await service.generate(body)
-        return StreamingResponse(in_pieces(await stored_result(result, keep) if keep else result), media_type="application/json")
+        answer = await stored_result(result, keep) if keep else result
+        return StreamingResponse(in_pieces(answer), media_type="application/json")
 
-    async def accepted(body: Body, http: Request) -> AsyncIterator[AsyncGenerator[Event | StoredEvent]]:  # type: ignore[valid-type]  # as above
+    async def accepted(body: Body, http: Request) -> AsyncIterator[Events]:  # type: ignore[valid-type]  # as above
         # A dependency, because the route itself is a generator: once it runs, the status is 200.
         keep = url_of(body, http)
         async with service.stream(body) as events:
             yield stored_events(events, keep) if keep else events
 
     @routes.post("/stream", response_class=EventSourceResponse, responses=errors(413, 415, 422, 429, 503) | described)
-    async def stream(events: Annotated[AsyncGenerator[Event | StoredEvent], Depends(accepted)]) -> AsyncIterator[ServerSentEvent]:
+    async def stream(events: Annotated[Events, Depends(accepted)]) -> AsyncIterator[ServerSentEvent]:
         """Paint all images and tell how it goes, as server-sent events."""
         async for event in events:
             yield ServerSentEvent(data=event, event=event.type)

@@ -29,6 +29,6 @@ def _put_right(responses: dict[str, Any]) -> None:
             del responses[status]
         elif status == "200":
             for kind in content.values():
-                kind.pop("itemSchema", None)  # FastAPI's word for a stream, which its OpenAPI, 3.1, does not have; `sse.described` has said it
+                kind.pop("itemSchema", None)  # OpenAPI 3.2's, where FastAPI's document is of 3.1; see `sse.described`
         elif stream := content.pop(EventSourceResponse.media_type, None):
             content["application/json"] = stream

@@ -16,7 +16,13 @@ from starlette.types import Scope
 from serve_app.errors import InternalError, InvalidRequest, ServiceError, TooManyWaiting
 from serve_app.schemas import FieldError, Problem
 
-_HTTP_TYPES = {401: "unauthorized", 404: "not_found", 405: "method_not_allowed", 413: "payload_too_large", 415: "unsupported_media_type"}
+_HTTP_TYPES = {
+    401: "unauthorized",
+    404: "not_found",
+    405: "method_not_allowed",
+    413: "payload_too_large",
+    415: "unsupported_media_type",
+}
 _HTTP_MESSAGES = {
     404: "there is no such route; GET /openapi.json lists them",
     405: "this route takes another method; see the Allow header",
@@ -107,9 +113,10 @@ def _unread(cause: BaseException | None, content_type: str) -> str:
     """Return why a body could not be read as JSON at all."""
     match cause:
         case UnicodeDecodeError() if cause.encoding.startswith("utf-8"):
-            charset = _parsed(content_type).get_content_charset("utf-8")
+            charset = _charset(content_type)
             declared = "" if charset in ("utf-8", "utf8") else f", not as {charset}"
-            return f"the body is not UTF-8 from byte {cause.start} on (0x{cause.object[cause.start]:02x}); JSON is sent as UTF-8{declared}"
+            where = f"from byte {cause.start} on (0x{cause.object[cause.start]:02x})"
+            return f"the body is not UTF-8 {where}; JSON is sent as UTF-8{declared}"
         case UnicodeDecodeError():
             return f"the body looks like {cause.encoding} and is not; JSON is sent as UTF-8"
         case RecursionError():
@@ -134,15 +141,15 @@ def _sentence(fault: dict[str, Any], content_type: str) -> str:
 
 
 def _sent_as(content_type: str) -> str:
-    kind = _parsed(content_type).get_content_type() if content_type else ""
-    return "" if not kind or kind.endswith(("/json", "+json")) else f", not as {kind}"
+    kind = content_type.partition(";")[0].strip().lower()
+    is_json = kind == "application/json" or (kind.startswith("application/") and kind.endswith("+json"))
+    return "" if not kind or is_json else f", not as {kind}"
 
 
-def _parsed(content_type: str) -> Message:
-    """Return a Content-Type as FastAPI reads it."""
+def _charset(content_type: str) -> str:
     message = Message()
     message["content-type"] = content_type
-    return message
+    return message.get_content_charset("utf-8")
 
 
 def _is_beyond_floats(value: Any) -> bool:

@@ -13,11 +13,12 @@ _PING_INTERVAL_S = 15.0
 def described(*events: type[BaseModel], last: str | None = None) -> dict[int | str, dict[str, Any]]:
     """Return the OpenAPI description of a stream of such events, ended by the bare data `last`.
 
-    Its schema is that of one event's data, as in OpenAI's own document. OpenAPI has a word for streams, `itemSchema`, from 3.2 on, which
-    generators of clients do not take yet. Models inside the events must be part of other answers as well: they are referred to.
+    Its schema is that of one event's data, as in OpenAI's own document: the word for streams, `itemSchema`, comes with
+    OpenAPI 3.2, which generators of clients do not take yet. Models inside the events must be part of other answers as
+    well: they are referred to.
     """
     told = [_schema(event) for event in events] + ([] if last is None else [{"type": "string", "const": last}])
-    description = "Server-sent events. The schema is that of the `data` of one, in JSON; its `type`, if it has one, is the event's name."
+    description = "Server-sent events. The schema is that of the `data` of one; its `type`, if any, is the event's name."
     return {200: {"description": description, "content": {EventSourceResponse.media_type: {"schema": {"anyOf": told}}}}}
 
 

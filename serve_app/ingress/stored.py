@@ -70,7 +70,7 @@ async def stored_result(result: BatchResult, url_of: UrlOf) -> StoredResult:
 
 
 async def stored_events(events: AsyncIterator[Event], url_of: UrlOf) -> AsyncGenerator[Event | StoredEvent]:
-    """Yield a stream's events, finished images and the grid stored, previews as they are; an error ends it where they cannot be."""
+    """Yield a stream's events, finished images and the grid stored; where they cannot be, an error ends it."""
     try:
         async for event in events:
             match event:

@@ -191,7 +191,20 @@ def test_no_name_is_none(sdk: OpenAI, client: TestClient) -> None:
     assert 'the model "" is not served here' in client.get("/v1/models/").json()["error"]["message"]
 
 
-@pytest.mark.parametrize("name", ["flux", "gpt-image", "gpt-4o", "dall-e", "dall-e-", "openai/", "openai/flux", "azure/dall-e-3", "stabilityai/fake"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "flux",
+        "gpt-image",
+        "gpt-4o",
+        "dall-e",
+        "dall-e-",
+        "openai/",
+        "openai/flux",
+        "azure/dall-e-3",
+        "stabilityai/fake",
+    ],
+)
 def test_another_model_is_not_found(serve: Callable[..., OpenAI], name: str) -> None:
     sdk = serve(path=HUB_ID)
     for asked in (lambda: sdk.images.generate(prompt="a", model=name), lambda: sdk.models.retrieve(name)):

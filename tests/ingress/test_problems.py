@@ -71,7 +71,13 @@ def test_bad_input_is_a_422_that_names_the_field(client: TestClient, fleet: Fake
     assert fleet.slots == []
 
 
-ROUTES = {"/generate": 422, "/stream": 422, "/v1/images/generations": 400, "/fal-ai/fast-sdxl": 422, "/fal-ai/fast-sdxl/stream": 422}
+ROUTES = {
+    "/generate": 422,
+    "/stream": 422,
+    "/v1/images/generations": 400,
+    "/fal-ai/fast-sdxl": 422,
+    "/fal-ai/fast-sdxl/stream": 422,
+}
 """All that take a body, and their status of bad input."""
 
 
@@ -126,7 +132,10 @@ def test_unicode_of_another_kind_is_read_as_what_it_is(client: TestClient, encod
     assert response.json()["parameters"]["prompt"] == "café"
 
 
-@pytest.mark.parametrize(("encoding", "content"), [("gzip", gzip.compress(b'{"prompt":"a"}')), ("GZIP, br", b"x"), ("zstd", b'{"prompt":"a"}')])
+@pytest.mark.parametrize(
+    ("encoding", "content"),
+    [("gzip", gzip.compress(b'{"prompt":"a"}')), ("GZIP, br", b"x"), ("zstd", b'{"prompt":"a"}')],
+)
 def test_a_compressed_body_is_a_415_that_names_the_header(client: TestClient, fleet: FakeFleet, encoding: str, content: bytes) -> None:
     for route in ROUTES:
         response = client.post(route, content=content, headers={"content-type": "application/json", "content-encoding": encoding})
@@ -186,7 +195,10 @@ def test_what_is_no_integer_is_told_so(client: TestClient, fleet: FakeFleet, rou
     assert not fleet.slots
 
 
-@pytest.mark.parametrize(("route", "count"), [("/generate", "num_images"), ("/v1/images/generations", "n"), ("/fal-ai/fast-sdxl", "num_images")])
+@pytest.mark.parametrize(
+    ("route", "count"),
+    [("/generate", "num_images"), ("/v1/images/generations", "n"), ("/fal-ai/fast-sdxl", "num_images")],
+)
 def test_a_seed_of_minus_one_is_a_random_one_which_is_told(client: TestClient, fleet: FakeFleet, route: str, count: str) -> None:
     told: list[int] = []
     for seed in ("-1", "-1.0"):
@@ -210,7 +222,7 @@ def test_many_faults_are_counted_and_not_all_told(client: TestClient) -> None:
     assert message.endswith("and 96 more")
 
 
-@pytest.mark.parametrize("content_type", ["application/x-www-form-urlencoded", "multipart/form-data; boundary=x", "text/plain", ""])
+@pytest.mark.parametrize("content_type", ["application/x-www-form-urlencoded", "multipart/form-data; boundary=x", "text/json", "json", ""])
 def test_json_under_another_content_type_says_what_to_send(client: TestClient, content_type: str) -> None:
     sent_as = f", not as {content_type.partition(';')[0]}" if content_type else ""
     for route, status in ROUTES.items():

@@ -65,7 +65,15 @@ def test_an_answer_holds_urls_in_place_of_images(client: TestClient) -> None:
 
 
 def test_so_does_a_stream(client: TestClient) -> None:
-    body = {"prompt": "a", "seed": 7, "num_images": 2, "width": 64, "height": 64, "grid": True, "response_format": "url"}
+    body = {
+        "prompt": "a",
+        "seed": 7,
+        "num_images": 2,
+        "width": 64,
+        "height": 64,
+        "grid": True,
+        "response_format": "url",
+    }
     events = events_of(client.post("/stream", json=body))
     images = {event["index"]: event for event in events if event["type"] == "image"}
     assert {index: file_at(client, event) for index, event in images.items()} == {i: b64decode(content(7 + i)) for i in range(2)}
@@ -101,7 +109,14 @@ def test_a_preview_of_256_pixels_fits_into_such_a_line_whatever_it_shows() -> No
     noise = np.random.default_rng(0).integers(0, 256, (256, 256, 3), dtype=np.uint8)
     preview = encode_preview(noise, PreviewConfig().jpeg_quality)
     event = PreviewEvent(
-        index=15, seed=2**32 - 1, step=998, num_inference_steps=998, width=256, height=256, media_type="image/jpeg", b64_json=preview
+        index=15,
+        seed=2**32 - 1,
+        step=998,
+        num_inference_steps=998,
+        width=256,
+        height=256,
+        media_type="image/jpeg",
+        b64_json=preview,
     )
     assert len(f"data: {event.model_dump_json()}\n") < LINE
 

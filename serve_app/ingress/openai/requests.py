@@ -41,7 +41,10 @@ def own_request(body: ImagesRequest, request: type[GenerateRequest], model: Mode
 
 
 def wants_urls(body: ImagesRequest, can_be: bool) -> bool:
-    """Return whether finished images are to come at URLs: because that is asked for, or is the way of the model asked for and `can_be`."""
+    """Return whether finished images are to come at URLs.
+
+    Where the request does not say, they do if they `can_be`, it is no stream, and the model asked for is known for it.
+    """
     if body.response_format is not None:
         return body.response_format == "url"
     return can_be and not body.stream and body.model is not None and is_dall_e(body.model)

@@ -22,15 +22,15 @@ class ImagesRequest(ForeignRequest):
     prompt: str
     model: str | None = Field(
         default=None,
-        description="The served model's name or path; `gpt-image-*`, `chatgpt-image-*` and `dall-e-*` stand for it too, also after `openai/`. "
-        "Empty: the same as none.",
+        description="The served model's name or path; `gpt-image-*`, `chatgpt-image-*` and `dall-e-*` stand for it too, "
+        "also after `openai/`. Empty: the same as none.",
     )
     n: int
     size: str
     response_format: ResponseFormat | None = Field(
         default=None,
-        description="How finished images come; `url` needs the service's option files.path. Null: `b64_json`, but `url` where it can be for "
-        "a `dall-e-*` without stream.",
+        description="How finished images come; `url` needs the service's option files.path. Null: `b64_json`, but `url` "
+        "for a `dall-e-*` without stream, where there is that option.",
     )
     output_format: OutputFormat
     output_compression: int | None
