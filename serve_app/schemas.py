@@ -3,14 +3,15 @@
 import json
 from collections.abc import Mapping
 from math import ceil, sqrt
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 SchedulerName = Literal["euler", "euler_a", "dpmpp_2m", "dpmpp_2m_karras", "ddim", "unipc"]
 PredictionType = Literal["epsilon", "v_prediction", "sample"]
 TimestepSpacing = Literal["leading", "trailing", "linspace"]
 OutputFormat = Literal["png", "jpeg", "webp"]
+ResponseFormat = Literal["b64_json", "url"]
 
 SEED_SPAN = 2**32
 """Seeds are taken modulo this number."""
@@ -21,7 +22,19 @@ _LONGEST_SIDES: Mapping[OutputFormat, int] = {"webp": 16383, "jpeg": 65500, "png
 _OTHER_FIELDS = 1024
 """Bytes, more than all fields take that are neither texts nor lists."""
 
-Seed = Annotated[int, Field(ge=0, lt=SEED_SPAN)]
+RANDOM = -1
+"""What stands for a random seed, as in most tools of this field."""
+
+
+def _not_random(seed: Any) -> Any:
+    if seed == RANDOM:
+        raise ValueError(f"{RANDOM}, a random seed, is for `seed` alone: a list names each seed")
+    return seed
+
+
+Seed = Annotated[int, Field(ge=0, lt=SEED_SPAN), BeforeValidator(_not_random)]
+FirstSeed = Annotated[int, Field(ge=RANDOM, lt=SEED_SPAN), AfterValidator(lambda n: None if n == RANDOM else n)]
+"""A seed, or `RANDOM`, which is the same as none."""
 
 
 def can_be_key(text: str) -> bool:
@@ -51,19 +64,38 @@ class FieldError(ValueError):
         self.field = field
 
 
-class GenerateRequest(BaseModel):
+def _whole(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_whole(item) if isinstance(item, float) else item for item in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+class Body(BaseModel):
+    """A JSON object in a request; also one inside another."""
+
+    # Strict: "4" is not a number and true is not 1; a client that sends them has a bug worth hearing of.
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _whole_numbers_are_integers(cls, body: Any) -> Any:
+        """JSON has one kind of number, and languages with one kind write 7 as 7.0: to JSON Schema both are integers."""
+        return {name: _whole(value) for name, value in body.items()} if isinstance(body, dict) else body
+
+
+class GenerateRequest(Body):
     """The body of `POST /generate` and `POST /stream`.
 
     These are the outer bounds; `serve_app.ingress.requests` derives the class with the service's own limits and defaults.
     """
 
-    # Strict: "4" is not a number and true is not 1; a client that sends them has a bug worth hearing of.
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
     prompt: str = Field(min_length=1, max_length=_LONGEST_TEXT, description="What to paint.")
     negative_prompt: str = Field(default="", max_length=_LONGEST_TEXT, description="What to avoid; needs a guidance_scale above 1.")
     num_images: int = Field(default=4, ge=1, description="How many images, each with a seed of its own.")
-    seed: Seed | None = Field(default=None, description="Seed of the first image; image i gets seed + i modulo 2^32. Random where null.")
+    seed: FirstSeed | None = Field(
+        default=None,
+        description="Seed of the first image; image i gets seed + i modulo 2^32. Random where null or -1.",
+    )
     seeds: list[Seed] | None = Field(default=None, min_length=1, description="The distinct seeds to paint, instead of seed and num_images.")
     width: int = Field(default=256, multiple_of=8, description="Width in pixels.")
     height: int = Field(default=256, multiple_of=8, description="Height in pixels.")
@@ -73,6 +105,10 @@ class GenerateRequest(BaseModel):
     output_format: OutputFormat = Field(default="png", description="File format of the images.")
     output_compression: int | None = Field(
         default=None, ge=0, le=100, description="Quality of a JPEG (95 where null) or WebP (90); a PNG is lossless and takes no notice."
+    )
+    response_format: ResponseFormat = Field(
+        default="b64_json",
+        description="How images and the grid come: as base64 text, or at a `url`, which needs the option files.path.",
     )
     preview_every: int = Field(
         default=5, ge=0, le=100, description="A preview after step 1 and after every such step, never after the last; 0: none."
@@ -197,16 +233,21 @@ class Timings(Answer):
     total: float
 
 
-class BatchResult(Answer):
-    """The answer of `POST /generate`."""
+class Result(Answer):
+    """What every answer of `POST /generate` holds besides the images."""
 
     id: str
     created: int = Field(description="Unix time in seconds.")
     parameters: Parameters
-    images: list[Image]
-    grid: Grid | None
     timings: Timings
     warnings: list[str]
+
+
+class BatchResult(Result):
+    """The answer of `POST /generate`."""
+
+    images: list[Image]
+    grid: Grid | None
 
 
 class Cancelled(Answer):

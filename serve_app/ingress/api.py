@@ -12,7 +12,7 @@ from starlette.middleware.cors import CORSMiddleware
 from serve_app import __version__
 from serve_app.config import AppArgs
 from serve_app.ingress import fal, files, native, openai, playground
-from serve_app.ingress.body_limit import BodyLimit
+from serve_app.ingress.bodies import PlainBodies
 from serve_app.ingress.files import Files
 from serve_app.ingress.head import HeadAsGet
 from serve_app.ingress.keys import KeyRing, Keys
@@ -49,7 +49,7 @@ def create_api(service: Service, args: AppArgs) -> FastAPI:
 
     request = request_model(args)
     api.include_router(native.health_router(service))
-    api.include_router(native.router(service, request), **_described(args, native.DIALECT))
+    api.include_router(native.router(service, request, stored), **_described(args, native.DIALECT))
     api.include_router(openai.router(service, request, args, stored), **_described(args, openai.DIALECT))
     api.include_router(fal.router(service, request, args, stored), **_described(args, fal.DIALECT))
     if stored:
@@ -61,7 +61,7 @@ def create_api(service: Service, args: AppArgs) -> FastAPI:
 def _guard(api: FastAPI, args: AppArgs, problems: Problems) -> None:
     """Put what every request must pass before the routes; the last added comes first."""
     api.add_middleware(HeadAsGet)
-    api.add_middleware(BodyLimit, max_bytes=args.limits.max_body_bytes)
+    api.add_middleware(PlainBodies, max_bytes=args.limits.max_body_bytes)
     if args.auth.required:
         api.add_middleware(Keys, ring=KeyRing(args.auth), problems=problems)
     if args.cors.allow_origins:

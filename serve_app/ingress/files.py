@@ -9,6 +9,7 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from pathlib import Path
 from stat import S_ISREG
 from tempfile import TemporaryFile
@@ -18,9 +19,9 @@ from fastapi import APIRouter, Request, Response
 
 from serve_app.background import background
 from serve_app.config import FilesConfig
-from serve_app.errors import NotFound
+from serve_app.errors import InternalError, InvalidRequest, NotFound
 from serve_app.ingress.problems import Dialect
-from serve_app.schemas import OutputFormat, Picture
+from serve_app.schemas import Grid, OutputFormat, Picture
 
 logger = logging.getLogger("ray.serve")
 
@@ -29,7 +30,7 @@ _UNFINISHED = ".part"
 _TIDY_INTERVAL_S = 60.0
 
 
-UrlOf = Callable[[Picture], Awaitable[str]]
+UrlOf = Callable[[Picture | Grid], Awaitable[str]]
 """Keeps a picture and returns its URL."""
 
 
@@ -61,9 +62,16 @@ class Files:
         async with background(keep_tidy()):
             yield
 
-    async def url_of(self, picture: Picture, request: Request) -> str:
-        """Keep a picture and return where it can be fetched: below `base_url`, or the address that the request was sent to."""
-        name = await asyncio.to_thread(self._save, picture)
+    async def url_of(self, picture: Picture | Grid, request: Request) -> str:
+        """Keep a picture and return where it can be fetched. Raises InternalError where it cannot be kept.
+
+        That is below `base_url`, or the address that the request was sent to.
+        """
+        try:
+            name = await asyncio.to_thread(self._save, picture)
+        except OSError as error:
+            logger.exception("an image cannot be written to the folder of files.path, %s", self._folder)
+            raise InternalError() from error
         return f"{(self._config.base_url or str(request.base_url)).rstrip('/')}/files/{name}"
 
     async def read(self, name: str) -> bytes:
@@ -79,7 +87,7 @@ class Files:
             raise FileNotFoundError
         return path.read_bytes()
 
-    def _save(self, picture: Picture) -> str:
+    def _save(self, picture: Picture | Grid) -> str:
         path = self._folder / f"{secrets.token_urlsafe(24)}.{picture.media_type.removeprefix('image/')}"
         unfinished = path.with_name(path.name + _UNFINISHED)
         unfinished.write_bytes(base64.b64decode(picture.b64_json))
@@ -108,6 +116,14 @@ class Files:
 
     def _too_old(self, stat: os.stat_result) -> bool:
         return stat.st_mtime < time.time() - self._config.ttl_s
+
+
+def url_maker(files: Files | None, request: Request) -> UrlOf:
+    """Return what keeps the pictures of a request that asks for URLs. Raises InvalidRequest without files."""
+    if files is None:
+        message = "response_format: url needs the service's option files.path; ask for b64_json"
+        raise InvalidRequest(message, "response_format")
+    return partial(files.url_of, request=request)
 
 
 def router(files: Files, dialect: Dialect) -> APIRouter:

@@ -3,36 +3,53 @@
 from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Annotated, get_args
 
-from fastapi import APIRouter, Depends, Response
+from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 
 from serve_app.ingress import sse
+from serve_app.ingress.files import Files, UrlOf, url_maker
 from serve_app.ingress.pieces import in_pieces
 from serve_app.ingress.problems import Dialect
 from serve_app.ingress.service import Service
+from serve_app.ingress.stored import StoredEvent, StoredResult, stored_events, stored_result
 from serve_app.schemas import BatchResult, Cancelled, ErrorBody, Event, GenerateRequest, Health, ServiceStatus
 
 DIALECT = Dialect(prefix="", model=ErrorBody, body=lambda _, problem: ErrorBody(error=problem))
 
+AnyResult = BatchResult | StoredResult
+Events = AsyncGenerator[Event | StoredEvent]
 
-def router(service: Service, Body: type[GenerateRequest]) -> APIRouter:  # noqa: N803 - a class, made for this service
-    """Return the routes of one service, whose request bodies are `Body`."""
+
+def router(
+    service: Service,
+    Body: type[GenerateRequest],  # noqa: N803 - a class, made for this service
+    files: Files | None,
+) -> APIRouter:
+    """Return the routes of one service, whose request bodies are `Body`; without files there are no URLs."""
     routes = APIRouter()
     errors = DIALECT.responses
+    described = sse.described(*get_args(Event), *get_args(StoredEvent))
 
-    @routes.post("/generate", response_model=BatchResult, responses=errors(413, 422, 429, 500, 503, 504))
-    async def generate(body: Body) -> Response:  # type: ignore[valid-type]  # a class made at run time
+    def url_of(body: GenerateRequest, http: Request) -> UrlOf | None:
+        return url_maker(files, http) if body.response_format == "url" else None
+
+    @routes.post("/generate", response_model=AnyResult, responses=errors(413, 415, 422, 429, 500, 503, 504))
+    async def generate(body: Body, http: Request) -> Response:  # type: ignore[valid-type]  # a class made at run time
         """Paint all images and return them together."""
-        return StreamingResponse(in_pieces(await service.generate(body)), media_type="application/json")
+        keep = url_of(body, http)
+        result = await service.generate(body)
+        answer = await stored_result(result, keep) if keep else result
+        return StreamingResponse(in_pieces(answer), media_type="application/json")
 
-    async def accepted(body: Body) -> AsyncIterator[AsyncGenerator[Event]]:  # type: ignore[valid-type]  # as above
+    async def accepted(body: Body, http: Request) -> AsyncIterator[Events]:  # type: ignore[valid-type]  # as above
         # A dependency, because the route itself is a generator: once it runs, the status is 200.
+        keep = url_of(body, http)
         async with service.stream(body) as events:
-            yield events
+            yield stored_events(events, keep) if keep else events
 
-    @routes.post("/stream", response_class=EventSourceResponse, responses=errors(413, 422, 429, 503) | sse.described(*get_args(Event)))
-    async def stream(events: Annotated[AsyncGenerator[Event], Depends(accepted)]) -> AsyncIterator[ServerSentEvent]:
+    @routes.post("/stream", response_class=EventSourceResponse, responses=errors(413, 415, 422, 429, 503) | described)
+    async def stream(events: Annotated[Events, Depends(accepted)]) -> AsyncIterator[ServerSentEvent]:
         """Paint all images and tell how it goes, as server-sent events."""
         async for event in events:
             yield ServerSentEvent(data=event, event=event.type)

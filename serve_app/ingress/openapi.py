@@ -27,5 +27,8 @@ def _put_right(responses: dict[str, Any]) -> None:
         content = answer.get("content", {})
         if any(str(kind.get("schema", {}).get("$ref")).endswith(f"/{_FASTAPIS_OWN[0]}") for kind in content.values()):
             del responses[status]
-        elif status != "200" and (stream := content.pop(EventSourceResponse.media_type, None)):
+        elif status == "200":
+            for kind in content.values():
+                kind.pop("itemSchema", None)  # OpenAPI 3.2's, where FastAPI's document is of 3.1; see `sse.described`
+        elif stream := content.pop(EventSourceResponse.media_type, None):
             content["application/json"] = stream

@@ -1,7 +1,9 @@
 """Every way a request can be refused, in the words of the API it was sent to."""
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from email.message import Message
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -14,7 +16,13 @@ from starlette.types import Scope
 from serve_app.errors import InternalError, InvalidRequest, ServiceError, TooManyWaiting
 from serve_app.schemas import FieldError, Problem
 
-_HTTP_TYPES = {401: "unauthorized", 404: "not_found", 405: "method_not_allowed", 413: "payload_too_large"}
+_HTTP_TYPES = {
+    401: "unauthorized",
+    404: "not_found",
+    405: "method_not_allowed",
+    413: "payload_too_large",
+    415: "unsupported_media_type",
+}
 _HTTP_MESSAGES = {
     404: "there is no such route; GET /openapi.json lists them",
     405: "this route takes another method; see the Allow header",
@@ -68,7 +76,8 @@ class Problems:
     async def _on_invalid(self, request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, RequestValidationError)
         faults = error.errors()
-        message = "; ".join(_sentence(fault) for fault in faults[:_MOST_FAULTS])
+        content_type = request.headers.get("content-type", "")
+        message = "; ".join(_sentence(fault, content_type) for fault in faults[:_MOST_FAULTS])
         if len(faults) > _MOST_FAULTS:
             message += f"; and {len(faults) - _MOST_FAULTS} more"
         return self.answer(request.scope, InvalidRequest.status, Problem(type=InvalidRequest.type, message=message, param=_param(faults[0])))
@@ -76,7 +85,7 @@ class Problems:
     async def _on_http(self, request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, HTTPException)
         if error.status_code == 400:  # FastAPI's word for bytes that Python's JSON parser chokes on
-            message = "the body is not valid JSON, or holds a number of thousands of digits or lists nested as deep"
+            message = _unread(error.__cause__, request.headers.get("content-type", ""))
             return self.answer(request.scope, InvalidRequest.status, Problem(type=InvalidRequest.type, message=message))
         message = _HTTP_MESSAGES.get(error.status_code, error.detail)
         problem = Problem(type=_HTTP_TYPES.get(error.status_code, "http_error"), message=message)
@@ -100,12 +109,49 @@ def _param(fault: dict[str, Any]) -> str | None:
     return ".".join(map(str, path)) or None
 
 
-def _sentence(fault: dict[str, Any]) -> str:
+def _unread(cause: BaseException | None, content_type: str) -> str:
+    """Return why a body could not be read as JSON at all."""
+    match cause:
+        case UnicodeDecodeError() if cause.encoding.startswith("utf-8"):
+            charset = _charset(content_type)
+            declared = "" if charset in ("utf-8", "utf8") else f", not as {charset}"
+            where = f"from byte {cause.start} on (0x{cause.object[cause.start]:02x})"
+            return f"the body is not UTF-8 {where}; JSON is sent as UTF-8{declared}"
+        case UnicodeDecodeError():
+            return f"the body looks like {cause.encoding} and is not; JSON is sent as UTF-8"
+        case RecursionError():
+            return "the body holds lists or objects nested thousands deep"
+        case ValueError():
+            return "the body holds a number of thousands of digits"
+        case _:
+            return "the body is not valid JSON"
+
+
+def _sentence(fault: dict[str, Any], content_type: str) -> str:
     if fault["type"] == "json_invalid":
         return f"the body is not valid JSON: {fault['ctx']['error']}"
     if _param(fault) is None and fault["type"] in ("missing", "model_attributes_type", "dict_type"):
-        return "the body must be a JSON object, sent with Content-Type: application/json"
+        return f"the body must be a JSON object, sent with Content-Type: application/json{_sent_as(content_type)}"
     if fault["type"] == "extra_forbidden":
         return f"{_param(fault)}: there is no such field"
+    if fault["type"] in ("int_type", "float_type", "finite_number") and _is_beyond_floats(fault["input"]):
+        return f"{_param(fault)}: must be a finite number of ordinary size"
     message = fault["msg"].removeprefix("Value error, ")
     return f"{_param(fault)}: {message}" if _param(fault) else message
+
+
+def _sent_as(content_type: str) -> str:
+    kind = content_type.partition(";")[0].strip().lower()
+    is_json = kind == "application/json" or (kind.startswith("application/") and kind.endswith("+json"))
+    return "" if not kind or is_json else f", not as {kind}"
+
+
+def _charset(content_type: str) -> str:
+    message = Message()
+    message["content-type"] = content_type
+    return message.get_content_charset("utf-8")
+
+
+def _is_beyond_floats(value: Any) -> bool:
+    """Return whether this is a number too large for a float, infinite or none at all."""
+    return isinstance(value, int | float) and not abs(value) <= sys.float_info.max

@@ -3,17 +3,15 @@
 from typing import Annotated, Any
 
 from fastapi.exceptions import RequestValidationError
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
+from pydantic import Field, ValidationError, create_model, model_validator
 
 from serve_app.config import AppArgs, ModelConfig
 from serve_app.errors import InvalidRequest
-from serve_app.schemas import GenerateRequest, Seed
+from serve_app.schemas import Body, GenerateRequest, Seed
 
 
-class ForeignRequest(BaseModel):
+class ForeignRequest(Body):
     """A request body of another API: strict, as the service's own, but a null is the default."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     @model_validator(mode="before")
     @classmethod

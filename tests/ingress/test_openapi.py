@@ -1,15 +1,17 @@
 """The OpenAPI document describes every route, event and error truly."""
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, get_args
 
 import pytest
+from aiopenapi3 import OpenAPI
+from openapi_spec_validator import OpenAPIV31SpecValidator
 from starlette.testclient import TestClient
 
 from serve_app.config import FilesConfig
 from serve_app.fanout.fanout import FanOut
 from serve_app.ingress.api import create_api
+from serve_app.ingress.stored import StoredEvent
 from serve_app.schemas import Event
 from tests.fakes import FakeFleet, Metrics, NoPeers
 from tests.ingress.conftest import ARGS
@@ -31,9 +33,9 @@ ROUTES = {
 }
 
 
-@pytest.fixture
-def document(tmp_path: Path) -> dict[str, Any]:
-    args = ARGS.model_copy(update={"files": FilesConfig(path=str(tmp_path))})
+@pytest.fixture(scope="module")
+def document(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    args = ARGS.model_copy(update={"files": FilesConfig(path=str(tmp_path_factory.mktemp("files")))})
     with TestClient(create_api(FanOut(FakeFleet(), NoPeers(), args, Metrics()), args)) as client:
         answer: dict[str, Any] = client.get("/openapi.json").json()
         return answer
@@ -50,10 +52,17 @@ def references(part: Any) -> Iterator[str]:
 
 
 def events_of(document: dict[str, Any], path: str) -> list[dict[str, Any]]:
-    """Return the frames that a stream is said to have."""
+    """Return the events that a stream is said to have."""
     content = document["paths"][path]["post"]["responses"]["200"]["content"]["text/event-stream"]
-    frames: list[dict[str, Any]] = content["itemSchema"]["oneOf"]
-    return frames
+    events: list[dict[str, Any]] = content["schema"]["anyOf"]
+    return events
+
+
+def test_it_is_a_document_of_its_version(document: dict[str, Any]) -> None:
+    """By the official schema, and by a client that takes no word it does not know."""
+    assert document["openapi"].startswith("3.1.")
+    assert [error.message for error in OpenAPIV31SpecValidator(document).iter_errors()] == []
+    OpenAPI("http://testserver/openapi.json", document)
 
 
 def test_every_route_is_there_with_a_sentence(document: dict[str, Any]) -> None:
@@ -81,28 +90,23 @@ def test_errors_are_described_in_the_words_of_their_api(document: dict[str, Any]
                 assert "422" not in errors, "bad input is a 400 there"
 
 
-def test_every_event_of_a_stream_is_described_under_its_name(document: dict[str, Any]) -> None:
-    names = [frame["properties"]["event"]["const"] for frame in events_of(document, "/stream")]
-    assert names == [event.model_fields["type"].default for event in get_args(Event)]
-    for frame in events_of(document, "/stream"):
-        schema = frame["properties"]["data"]["contentSchema"]
-        assert schema["properties"]["type"]["const"] == frame["properties"]["event"]["const"]
+def test_every_event_of_a_stream_is_described(document: dict[str, Any]) -> None:
+    events = (*get_args(Event), *get_args(StoredEvent))
+    assert [(told["title"], told["properties"]["type"]["const"]) for told in events_of(document, "/stream")] == [
+        (event.__name__, event.model_fields["type"].default) for event in events
+    ]
 
 
 def test_also_those_of_the_other_apis(document: dict[str, Any]) -> None:
     *events, done = events_of(document, "/v1/images/generations")
-    assert done["properties"]["data"] == {"const": "[DONE]"}
-    assert [frame["properties"]["event"]["const"] for frame in events] == [
+    assert done == {"type": "string", "const": "[DONE]"}
+    assert [told["properties"]["type"]["const"] for told in events] == [
         "image_generation.partial_image",
         "image_generation.completed",
         "image_generation.failed",
         "error",
     ]
-    assert [f["properties"]["data"]["contentSchema"]["title"] for f in events_of(document, "/fal-ai/fast-sdxl/stream")] == [
-        "PreviewFrame",
-        "FastSdxlOutput",
-        "FalErrorBody",
-    ]
+    assert [told["title"] for told in events_of(document, "/fal-ai/fast-sdxl/stream")] == ["PreviewFrame", "FastSdxlOutput", "FalErrorBody"]
 
 
 def test_bounds_are_those_of_this_service(document: dict[str, Any]) -> None:
@@ -111,5 +115,9 @@ def test_bounds_are_those_of_this_service(document: dict[str, Any]) -> None:
     assert (schemas["ImagesRequest"]["properties"]["n"]["maximum"], schemas["ImagesRequest"]["properties"]["n"]["default"]) == (9, 1)
     assert "multiples of 8 from 64 to 512" in schemas["ImagesRequest"]["properties"]["size"]["description"]
     assert schemas["FastSdxlInput"]["properties"]["num_inference_steps"]["maximum"] == 50
+    for name in ("GenerateRequest", "ImagesRequest", "FastSdxlInput"):
+        assert schemas[name]["properties"]["seed"]["anyOf"][0] == {"type": "integer", "minimum": -1, "exclusiveMaximum": 2**32}
+    for name in ("GenerateRequest", "ImagesRequest"):
+        assert schemas[name]["properties"]["seeds"]["anyOf"][0]["items"] == {"type": "integer", "minimum": 0, "exclusiveMaximum": 2**32}
     for name in ("GenerateRequest", "ImagesRequest", "FastSdxlInput"):
         assert all(field.get("description") for field in schemas[name]["properties"].values()), name

@@ -1,5 +1,6 @@
 """Every way to be refused, in one shape."""
 
+import gzip
 import json
 from typing import Any
 
@@ -22,7 +23,7 @@ BAD = [
     ({"num_images": 1.5}, "num_images"),
     ({"num_images": "4"}, "num_images"),
     ({"num_images": True}, "num_images"),
-    ({"seed": -1}, "seed"),
+    ({"seed": -2}, "seed"),
     ({"seed": 2**32}, "seed"),
     ({"seed": "7"}, "seed"),
     ({"seeds": []}, "seeds"),
@@ -52,6 +53,8 @@ BAD = [
     ({"preview_steps": [1], "preview_every": 5}, "preview_steps"),
     ({"output_compression": 101}, "output_compression"),
     ({"output_compression": -1}, "output_compression"),
+    ({"response_format": "png"}, "response_format"),
+    ({"response_format": "url"}, "response_format"),
     ({"grid": "yes"}, "grid"),
     ({"steps": 20}, "steps"),
 ]
@@ -68,6 +71,25 @@ def test_bad_input_is_a_422_that_names_the_field(client: TestClient, fleet: Fake
     assert fleet.slots == []
 
 
+ROUTES = {
+    "/generate": 422,
+    "/stream": 422,
+    "/v1/images/generations": 400,
+    "/fal-ai/fast-sdxl": 422,
+    "/fal-ai/fast-sdxl/stream": 422,
+}
+"""All that take a body, and their status of bad input."""
+
+
+def refusal(response: Any) -> tuple[str, str | None]:
+    """Return what an error says, in whichever dialect, and of which field."""
+    body = response.json()
+    if "detail" in body:
+        (item,) = body["detail"]
+        return item["msg"], ".".join(item["loc"][1:]) or None
+    return body["error"]["message"], body["error"]["param"]
+
+
 @pytest.mark.parametrize(
     ("content", "says"),
     [
@@ -76,18 +98,122 @@ def test_bad_input_is_a_422_that_names_the_field(client: TestClient, fleet: Fake
         (b"[]", "JSON object"),
         (b'"a"', "JSON object"),
         (b"null", "JSON object"),
-        (b'{"prompt": "a", "guidance_scale": NaN}', "finite"),
+        (b'{"prompt": "a", "guidance_scale": NaN}', "guidance_scale: must be a finite number"),
         (b'{"prompt": "\\ud800"}', "unicode"),
-        (b"\xff\xfe", ""),
-        (b'{"prompt": "\xff\xfe\x80"}', "not valid JSON"),
+        ('{"prompt":"café"}'.encode("latin-1"), "not UTF-8 from byte 14 on (0xe9); JSON is sent as UTF-8"),
+        (b'{"prompt": "\xff\xfe\x80"}', "not UTF-8 from byte 12 on (0xff)"),
+        (b"\xff\xfe", "not valid JSON"),
+        ('{"prompt":"a"}'.encode("utf-16")[:-1], "looks like utf-16"),
         (b"[" * 9_000, "nested"),
         (b'{"prompt": "a", "seed": ' + b"9" * 5_000 + b"}", "digits"),
     ],
 )
-def test_a_body_that_is_no_request_is_a_422(client: TestClient, content: bytes, says: str) -> None:
-    response = client.post("/generate", content=content, headers={"content-type": "application/json"})
-    assert response.status_code == 422, response.text
-    assert says in response.json()["error"]["message"]
+def test_a_body_that_is_no_request_is_told_why(client: TestClient, fleet: FakeFleet, content: bytes, says: str) -> None:
+    for route, status in ROUTES.items():
+        response = client.post(route, content=content, headers={"content-type": "application/json"})
+        assert response.status_code == status, response.text
+        assert says in refusal(response)[0]
+    assert not fleet.slots
+
+
+def test_a_charset_is_no_help_to_json(client: TestClient) -> None:
+    body = '{"prompt":"café"}'
+    latin, utf8 = (
+        client.post("/generate", content=body.encode(charset), headers={"content-type": f"application/json; charset={charset}"})
+        for charset in ("iso-8859-1", "utf-8")
+    )
+    assert refusal(latin)[0].endswith("JSON is sent as UTF-8, not as iso-8859-1")
+    assert utf8.json()["parameters"]["prompt"] == "café"
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+def test_unicode_of_another_kind_is_read_as_what_it_is(client: TestClient, encoding: str) -> None:
+    response = client.post("/generate", content='{"prompt":"café"}'.encode(encoding), headers={"content-type": "application/json"})
+    assert response.json()["parameters"]["prompt"] == "café"
+
+
+@pytest.mark.parametrize(
+    ("encoding", "content"),
+    [("gzip", gzip.compress(b'{"prompt":"a"}')), ("GZIP, br", b"x"), ("zstd", b'{"prompt":"a"}')],
+)
+def test_a_compressed_body_is_a_415_that_names_the_header(client: TestClient, fleet: FakeFleet, encoding: str, content: bytes) -> None:
+    for route in ROUTES:
+        response = client.post(route, content=content, headers={"content-type": "application/json", "content-encoding": encoding})
+        assert (response.status_code, response.headers["accept-encoding"]) == (415, "identity")
+        assert f"Content-Encoding: {encoding.lower()}" in refusal(response)[0]
+    assert not fleet.slots
+
+
+def test_what_is_not_compressed_may_say_so(client: TestClient) -> None:
+    for encoding in ("identity", "Identity", ""):
+        assert client.post("/generate", json={"prompt": "a"}, headers={"content-encoding": encoding}).status_code == 200
+    assert client.get("/status", headers={"content-encoding": "gzip"}).status_code == 200, "there is no body"
+
+
+INTEGERS = [
+    *((route, path) for route in ("/generate", "/stream") for path in ("seed", "seeds.0", "num_images", "width", "preview_every", "preview_steps.0")),
+    *(("/v1/images/generations", path) for path in ("seed", "seeds.0", "n", "num_inference_steps", "output_compression", "partial_images")),
+    *(("/fal-ai/fast-sdxl", path) for path in ("seed", "num_images", "num_inference_steps", "image_size.width", "image_size.height")),
+]
+
+
+def body_with(path: str, number: str) -> bytes:
+    """Return a body that is right but for one number, written as given."""
+    field, _, inner = path.partition(".")
+    value = {"": "%s", "0": "[%s]", "width": '{"width": %s, "height": 64}', "height": '{"width": 64, "height": %s}'}[inner] % number
+    rest = ', "stream": true' if field == "partial_images" else ""
+    return f'{{"prompt": "a", "{field}": {value}{rest}}}'.encode()
+
+
+@pytest.mark.parametrize(("route", "path"), INTEGERS)
+def test_an_integer_may_be_written_with_a_point(client: TestClient, route: str, path: str) -> None:
+    number = {"width": "64.0", "height": "6.4e1", "seed": "7.0"}.get(path.rpartition(".")[2], "1.0")
+    response = client.post(route, content=body_with(path, number), headers={"content-type": "application/json"})
+    assert response.status_code == 200, response.text
+
+
+NO_INTEGERS = {
+    "7.5": "valid integer",
+    '"7"': "valid integer",
+    "true": "valid integer",
+    "1e20": "",  # too large for the field, in the words of the field
+    "1" + "0" * 400: "",
+    "1e400": "must be a finite number",
+    "-Infinity": "must be a finite number",
+    "NaN": "must be a finite number",
+}
+
+
+@pytest.mark.parametrize(("route", "path"), INTEGERS)
+def test_what_is_no_integer_is_told_so(client: TestClient, fleet: FakeFleet, route: str, path: str) -> None:
+    for number, says in NO_INTEGERS.items():
+        response = client.post(route, content=body_with(path, number), headers={"content-type": "application/json"})
+        message, param = refusal(response)
+        assert (response.status_code, param and param.split(".")[0]) == (ROUTES[route], path.split(".")[0]), number
+        assert says in message
+        assert says or "integer" not in message, "by JSON Schema it is one"
+    assert not fleet.slots
+
+
+@pytest.mark.parametrize(
+    ("route", "count"),
+    [("/generate", "num_images"), ("/v1/images/generations", "n"), ("/fal-ai/fast-sdxl", "num_images")],
+)
+def test_a_seed_of_minus_one_is_a_random_one_which_is_told(client: TestClient, fleet: FakeFleet, route: str, count: str) -> None:
+    told: list[int] = []
+    for seed in ("-1", "-1.0"):
+        body = f'{{"prompt": "a", "seed": {seed}, "{count}": 2}}'
+        answer = client.post(route, content=body, headers={"content-type": "application/json"}).json()
+        told += answer.get("seeds") or [image["seed"] for image in answer.get("images") or answer["data"]]
+    assert told == [slot.seed for slot in fleet.slots]
+    assert len(set(told)) == 4
+    assert all(0 <= seed < 2**32 for seed in told)
+
+
+@pytest.mark.parametrize("route", ["/generate", "/v1/images/generations"])
+def test_in_a_list_of_seeds_it_is_refused_with_a_reason(client: TestClient, route: str) -> None:
+    response = client.post(route, json={"prompt": "a", "seeds": [1, -1]})
+    assert refusal(response) == ("seeds.1: -1, a random seed, is for `seed` alone: a list names each seed", "seeds.1")
 
 
 def test_many_faults_are_counted_and_not_all_told(client: TestClient) -> None:
@@ -96,10 +222,13 @@ def test_many_faults_are_counted_and_not_all_told(client: TestClient) -> None:
     assert message.endswith("and 96 more")
 
 
-def test_json_under_another_content_type_says_what_to_send(client: TestClient) -> None:
-    response = client.post("/generate", content=b'{"prompt": "a"}', headers={"content-type": "application/x-www-form-urlencoded"})
-    assert response.status_code == 422
-    assert "Content-Type: application/json" in response.json()["error"]["message"]
+@pytest.mark.parametrize("content_type", ["application/x-www-form-urlencoded", "multipart/form-data; boundary=x", "text/json", "json", ""])
+def test_json_under_another_content_type_says_what_to_send(client: TestClient, content_type: str) -> None:
+    sent_as = f", not as {content_type.partition(';')[0]}" if content_type else ""
+    for route, status in ROUTES.items():
+        response = client.post(route, content=b'{"prompt": "a"}', headers={"content-type": content_type})
+        assert response.status_code == status
+        assert refusal(response)[0].endswith(f"a JSON object, sent with Content-Type: application/json{sent_as}")
 
 
 @pytest.mark.parametrize("chunked", [False, True])

@@ -66,11 +66,13 @@ def test_other_formats(sdk: OpenAI, output_format: Any, compression: int | None)
 
 
 def test_a_url_leads_to_the_file(app: Running, sdk: OpenAI) -> None:
-    answer = sdk.images.generate(prompt=PROMPT, n=2, size="64x64", response_format="url", extra_body=extra(seed=7))
+    answer = sdk.images.generate(prompt=PROMPT, n=2, size="64x64", model="dall-e-3", extra_body=extra(seed=7))
+    with sdk.images.generate(prompt=PROMPT, n=2, size="64x64", response_format="url", stream=True, extra_body=extra(seed=7)) as stream:
+        events: list[Any] = sorted(stream, key=lambda event: event.image_index)
     own = app.generate(num_images=2, seed=7)["images"]
     assert answer.data
-    assert len({item.url for item in answer.data}) == 2
-    for item, image in zip(answer.data, own, strict=True):
+    assert len({item.url for item in (*answer.data, *events)}) == 4
+    for item, image in zip((*answer.data, *events), (*own, *own), strict=True):
         assert item.b64_json is None
         assert item.url
         response = httpx2.get(item.url)

@@ -5,9 +5,11 @@ from collections.abc import AsyncGenerator, AsyncIterator, Iterable
 from pydantic import BaseModel
 
 from serve_app import schemas as own
+from serve_app.errors import ServiceError
 from serve_app.ingress.fal.errors import body_of
 from serve_app.ingress.fal.schemas import Failure, FastSdxlOutput, File, PreviewFrame
 from serve_app.ingress.files import UrlOf
+from serve_app.ingress.problems import problem_of
 
 
 async def output(
@@ -46,16 +48,20 @@ async def frames(events: AsyncIterator[own.Event], url_of: UrlOf) -> AsyncGenera
                 images[event.index] = own.NoPicture(index=event.index, seed=event.seed, status=event.type, error=event.error)
             case own.CompletedEvent():
                 warnings = [*warnings, *event.warnings]
-                yield await output([images[index] for index in sorted(images)], seed, prompt, event.timings, warnings, url_of)
+                pictures = [images[index] for index in sorted(images)]
+                try:
+                    yield await output(pictures, seed, prompt, event.timings, warnings, url_of)
+                except ServiceError as error:
+                    yield body_of(problem_of(error))
             case own.ErrorEvent():
                 yield body_of(event.error)
 
 
-async def data_uri(picture: own.Picture) -> str:
+async def data_uri(picture: own.Picture | own.Grid) -> str:
     return _data_uri(picture)
 
 
-def _data_uri(file: own.Picture | own.PreviewEvent) -> str:
+def _data_uri(file: own.Picture | own.Grid | own.PreviewEvent) -> str:
     return f"data:{file.media_type};base64,{file.b64_json}"
 
 

@@ -31,7 +31,7 @@ def router(service: Service, request: type[GenerateRequest], args: AppArgs, file
     def url_maker(body: FastSdxlInput, http: Request) -> UrlOf:
         return data_uri if body.sync_mode or files is None else partial(files.url_of, request=http)
 
-    @routes.post("", response_model=FastSdxlOutput, responses=errors(404, 413, 422, 429, 500, 503, 504))
+    @routes.post("", response_model=FastSdxlOutput, responses=errors(404, 413, 415, 422, 429, 500, 503, 504))
     async def run(body: Body, http: Request) -> Response:  # type: ignore[valid-type]  # a class made at run time
         """Paint all images, as fal's clients ask for them with `run`."""
         result = await service.generate(own_request(body, request, args.model))
@@ -45,7 +45,7 @@ def router(service: Service, request: type[GenerateRequest], args: AppArgs, file
 
     described = sse.described(PreviewFrame, FastSdxlOutput, FalErrorBody)
 
-    @routes.post("/stream", response_class=EventSourceResponse, responses=described | errors(404, 413, 422, 429, 503))
+    @routes.post("/stream", response_class=EventSourceResponse, responses=described | errors(404, 413, 415, 422, 429, 503))
     async def stream(told: Annotated[AsyncGenerator[BaseModel], Depends(accepted)]) -> AsyncIterator[ServerSentEvent]:
         """Paint all images and show how they form, as fal's clients ask for it with `stream`."""
         async for frame in told:

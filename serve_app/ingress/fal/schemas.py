@@ -2,10 +2,10 @@
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from serve_app.ingress.requests import ForeignRequest
-from serve_app.schemas import Answer, FieldError
+from serve_app.schemas import Answer, Body, FieldError
 
 SizeName = Literal["square_hd", "square", "portrait_4_3", "portrait_16_9", "landscape_4_3", "landscape_16_9"]
 
@@ -22,9 +22,7 @@ SIZES: dict[SizeName, tuple[int, int]] = {
 _NO_EFFECT = "Accepted, without effect."
 
 
-class Size(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
+class Size(Body):
     width: int
     height: int
 

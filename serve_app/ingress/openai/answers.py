@@ -10,6 +10,7 @@ from serve_app.errors import GenerationFailed
 from serve_app.ingress.files import UrlOf
 from serve_app.ingress.openai.errors import body_of
 from serve_app.ingress.openai.schemas import CompletedEvent, ErrorEvent, FailedEvent, ImageItem, ImagesResponse, PartialImageEvent
+from serve_app.ingress.stored import StoredEvent, StoredImageEvent
 from serve_app.schemas import BatchResult, Event, GenerateRequest, Image, Picture
 
 DONE = "[DONE]"
@@ -37,7 +38,7 @@ async def _item(image: Image, url_of: UrlOf | None) -> ImageItem:
     return ImageItem(b64_json=image.b64_json, image_index=image.index, seed=image.seed)
 
 
-async def frames(events: AsyncIterator[Event], request: GenerateRequest) -> AsyncGenerator[bytes]:
+async def frames(events: AsyncIterator[Event | StoredEvent], request: GenerateRequest) -> AsyncGenerator[bytes]:
     """Yield a stream as it goes over the wire."""
     warnings: list[str] = []
     async for event in events:
@@ -50,7 +51,7 @@ async def frames(events: AsyncIterator[Event], request: GenerateRequest) -> Asyn
     yield format_sse_event(data_str=DONE)
 
 
-def _told(event: Event, request: GenerateRequest, warnings: list[str]) -> ImageEvent | None:
+def _told(event: Event | StoredEvent, request: GenerateRequest, warnings: list[str]) -> ImageEvent | None:
     """Return what is told of an event: nothing of those that OpenAI has no word for."""
     where = {"created_at": int(time.time()), "size": f"{request.width}x{request.height}"}
     match event:
@@ -64,9 +65,9 @@ def _told(event: Event, request: GenerateRequest, warnings: list[str]) -> ImageE
                 partial_image_index=(request.preview_steps or []).index(event.step),
                 **where,
             )
-        case own.ImageEvent():
+        case own.ImageEvent() | StoredImageEvent():
             return CompletedEvent(
-                b64_json=event.b64_json,
+                **({"url": event.url} if isinstance(event, StoredImageEvent) else {"b64_json": event.b64_json}),
                 output_format=request.output_format,
                 image_index=event.index,
                 seed=event.seed,

@@ -7,6 +7,7 @@ from pydantic import Field, create_model
 
 from serve_app.config import ModelConfig
 from serve_app.errors import InvalidRequest
+from serve_app.ingress.openai.names import is_dall_e
 from serve_app.ingress.openai.schemas import ImagesRequest
 from serve_app.ingress.requests import borrowed, sizes, translated
 from serve_app.schemas import GenerateRequest
@@ -37,6 +38,16 @@ def own_request(body: ImagesRequest, request: type[GenerateRequest], model: Mode
         **body.model_dump(include=set(_SAME)),
         **({} if body.seeds else {"num_images": body.n}),
     )
+
+
+def wants_urls(body: ImagesRequest, can_be: bool) -> bool:
+    """Return whether finished images are to come at URLs.
+
+    Where the request does not say, they do if they `can_be`, it is no stream, and the model asked for is known for it.
+    """
+    if body.response_format is not None:
+        return body.response_format == "url"
+    return can_be and not body.stream and body.model is not None and is_dall_e(body.model)
 
 
 def _size(text: str, model: ModelConfig) -> tuple[int, int]:

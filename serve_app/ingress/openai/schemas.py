@@ -5,10 +5,10 @@ What OpenAI does not have, its SDKs let through: `image_index`, `seed`, `step`, 
 
 from typing import Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from serve_app.ingress.requests import ForeignRequest
-from serve_app.schemas import Answer, ErrorDetail, FieldError, OutputFormat, SchedulerName
+from serve_app.schemas import Answer, ErrorDetail, FieldError, OutputFormat, ResponseFormat, SchedulerName
 
 _NO_EFFECT = "Accepted, without effect."
 
@@ -20,11 +20,17 @@ class ImagesRequest(ForeignRequest):
     """
 
     prompt: str
-    model: str | None = Field(default=None, description="The served model's name; any `gpt-image-*` or `dall-e-*` stands for it too.")
+    model: str | None = Field(
+        default=None,
+        description="The served model's name or path; `gpt-image-*`, `chatgpt-image-*` and `dall-e-*` stand for it too, "
+        "also after `openai/`. Empty: the same as none.",
+    )
     n: int
     size: str
-    response_format: Literal["b64_json", "url"] = Field(
-        default="b64_json", description="`url` needs the service's option files.path, and an answer that is not a stream."
+    response_format: ResponseFormat | None = Field(
+        default=None,
+        description="How finished images come; `url` needs the service's option files.path. Null: `b64_json`, but `url` "
+        "for a `dall-e-*` without stream, where there is that option.",
     )
     output_format: OutputFormat
     output_compression: int | None
@@ -43,14 +49,17 @@ class ImagesRequest(ForeignRequest):
     guidance_scale: float
     scheduler: SchedulerName | None
 
+    @field_validator("model")
+    @classmethod
+    def _empty_is_none(cls, model: str | None) -> str | None:
+        return model or None
+
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         if self.background == "transparent":
             raise FieldError("background", "transparent is not supported: the picture would be opaque")
         if self.partial_images and not self.stream:
             raise FieldError("partial_images", "needs stream: true")
-        if self.response_format == "url" and self.stream:
-            raise FieldError("response_format", "url is not supported in a stream, whose events carry the images")
         if self.seeds is not None and "n" in self.model_fields_set and self.n != len(self.seeds):
             raise FieldError("n", "must be the number of seeds where they are given; it may be left out")
         return self
@@ -79,7 +88,6 @@ class ImagesResponse(Answer):
 class _ImageEvent(Answer):
     """What both kinds of picture say of themselves."""
 
-    b64_json: str
     background: Literal["opaque"] = "opaque"
     created_at: int = Field(description="Unix time in seconds.")
     output_format: OutputFormat
@@ -94,13 +102,16 @@ class PartialImageEvent(_ImageEvent):
     """The picture as predicted after `step` of the steps; always a JPEG."""
 
     type: Literal["image_generation.partial_image"] = "image_generation.partial_image"
+    b64_json: str
     partial_image_index: int
 
 
 class CompletedEvent(_ImageEvent):
-    """A finished image; there are as many as images asked for, less those that failed."""
+    """A finished image, in `b64_json` or at `url`; there are as many as images asked for, less those that failed."""
 
     type: Literal["image_generation.completed"] = "image_generation.completed"
+    b64_json: str | None = None
+    url: str | None = None
     warnings: list[str] = Field(description="Of the whole request, as in an answer that is not a stream.")
 
 

@@ -1,0 +1,134 @@
+"""Streams and answers with URLs in place of images, for readers that take no long line."""
+
+import asyncio
+from base64 import b64decode, b64encode
+from collections.abc import AsyncGenerator, Iterator
+from dataclasses import replace
+from pathlib import Path
+from shutil import rmtree
+from typing import Any
+
+import numpy as np
+import pytest
+from starlette.testclient import TestClient
+
+from serve_app.config import FilesConfig, PreviewConfig
+from serve_app.fanout.fanout import FanOut
+from serve_app.imaging import encode_preview
+from serve_app.ingress.api import create_api
+from serve_app.messages import Painted, Slot, SlotEvent
+from serve_app.schemas import PreviewEvent
+from tests.fakes import FakeFleet, Metrics, NoPeers
+from tests.ingress.conftest import ARGS, events_of
+
+LINE = 64 * 2**10
+"""What asyncio's readers take at most of one line, and many others."""
+
+STREAMS = ["/stream", "/v1/images/generations", "/fal-ai/fast-sdxl/stream"]
+
+
+class LargePictures(FakeFleet):
+    """Paints pictures of a megabyte, each of its own."""
+
+    async def paint(self, slot: Slot) -> AsyncGenerator[SlotEvent]:
+        async for event in super().paint(slot):
+            assert isinstance(event, Painted)
+            yield replace(event, b64_json=content(slot.seed))
+
+
+def content(seed: int) -> str:
+    return b64encode(bytes([seed % 256]) * 2**20).decode()
+
+
+@pytest.fixture
+def client(tmp_path: Path) -> Iterator[TestClient]:
+    """A service of large pictures that stores files."""
+    args = ARGS.model_copy(update={"files": FilesConfig(path=str(tmp_path / "files"))})
+    with TestClient(create_api(FanOut(LargePictures(), NoPeers(), args, Metrics()), args), raise_server_exceptions=False) as client:
+        yield client
+
+
+def file_at(client: TestClient, image: dict[str, Any]) -> bytes:
+    response = client.get(image["url"])
+    assert response.headers["content-type"] == image.get("media_type", "image/png")
+    return response.content
+
+
+def test_an_answer_holds_urls_in_place_of_images(client: TestClient) -> None:
+    body = {"prompt": "a", "seed": 7, "num_images": 2, "width": 64, "height": 64, "grid": True}
+    plain, stored = (client.post("/generate", json={**body, "response_format": kind}).json() for kind in ("b64_json", "url"))
+    assert set(stored) == set(plain)
+    assert stored["parameters"] == plain["parameters"]
+    for one, other in zip((*stored["images"], stored["grid"]), (*plain["images"], plain["grid"]), strict=True):
+        assert file_at(client, one) == b64decode(other["b64_json"])
+        assert {**one, "url": ""} == {"url": "", **{key: value for key, value in other.items() if key != "b64_json"}}
+
+
+def test_so_does_a_stream(client: TestClient) -> None:
+    body = {
+        "prompt": "a",
+        "seed": 7,
+        "num_images": 2,
+        "width": 64,
+        "height": 64,
+        "grid": True,
+        "response_format": "url",
+    }
+    events = events_of(client.post("/stream", json=body))
+    images = {event["index"]: event for event in events if event["type"] == "image"}
+    assert {index: file_at(client, event) for index, event in images.items()} == {i: b64decode(content(7 + i)) for i in range(2)}
+    assert images[1].keys() == {"type", "index", "seed", "status", "width", "height", "media_type", "url"}
+    assert [event["type"] for event in events[-2:]] == ["grid", "completed"]
+    assert file_at(client, events[-2]).startswith(b"\x89PNG")
+    assert {event["b64_json"] for event in events if event["type"] == "preview"} == {"preview"}
+
+
+async def read(stream: bytes) -> int:
+    """Read a stream line by line, as asyncio's clients do; return the longest. Raises ValueError where one is too long."""
+    reader = asyncio.StreamReader(limit=LINE)
+    reader.feed_data(stream)
+    reader.feed_eof()
+    return max([len(line) async for line in reader])
+
+
+@pytest.mark.parametrize("route", STREAMS)
+async def test_no_line_is_long_for_a_small_reader(client: TestClient, route: str) -> None:
+    body: dict[str, Any] = {"prompt": "a", "seed": 7} | {
+        "/stream": {"num_images": 4, "grid": True},
+        "/v1/images/generations": {"n": 4, "stream": True, "partial_images": 3},
+        "/fal-ai/fast-sdxl/stream": {"num_images": 4},
+    }[route]
+    large: dict[str, Any] = {"sync_mode": True} if "fal" in route else {"response_format": "b64_json"}
+    small: dict[str, Any] = {} if "fal" in route else {"response_format": "url"}
+    with pytest.raises(ValueError, match="chunk is longer than limit"):
+        await read(client.post(route, json=body | large).content)
+    assert await read(client.post(route, json=body | small).content) < 2**12
+
+
+def test_a_preview_of_256_pixels_fits_into_such_a_line_whatever_it_shows() -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (256, 256, 3), dtype=np.uint8)
+    preview = encode_preview(noise, PreviewConfig().jpeg_quality)
+    event = PreviewEvent(
+        index=15,
+        seed=2**32 - 1,
+        step=998,
+        num_inference_steps=998,
+        width=256,
+        height=256,
+        media_type="image/jpeg",
+        b64_json=preview,
+    )
+    assert len(f"data: {event.model_dump_json()}\n") < LINE
+
+
+@pytest.mark.parametrize("route", [*STREAMS, "/generate", "/fal-ai/fast-sdxl"])
+def test_a_picture_that_cannot_be_stored_is_a_fault_that_is_told(
+    client: TestClient, tmp_path: Path, caplog: pytest.LogCaptureFixture, route: str
+) -> None:
+    rmtree(tmp_path / "files")
+    own = {} if "fal" in route else {"response_format": "url"}
+    response = client.post(route, json={"prompt": "a", **own, **({"stream": True} if "v1" in route else {})})
+    assert response.status_code == (200 if route in STREAMS else 500)
+    assert "the service failed at this request; its log says why" in response.text.strip().splitlines()[-1]
+    assert "cannot be written to the folder of files.path" in caplog.text
+    assert str(tmp_path) not in response.text
