@@ -11,6 +11,7 @@ import pytest
 from typer.main import get_command
 
 from serve_app import __version__
+from serve_app.cli.__main__ import main
 from serve_app.cli.main import _option, app
 from serve_app.schemas import GenerateRequest, OutputFormat, SchedulerName
 from tests.cli.command import run
@@ -21,7 +22,7 @@ COMMANDS: dict[str, Any] = get_command(app).commands  # type: ignore[attr-define
 
 def test_the_console_script_is_the_command() -> None:
     module, _, name = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]["parallel-sdxl"].partition(":")
-    assert getattr(import_module(module), name) is app
+    assert getattr(import_module(module), name) is main
 
 
 def test_the_version() -> None:
