@@ -29,7 +29,7 @@ def run(command: Callable[[], object]) -> NoReturn:
 
 def _stream(stream: TextIO) -> TextIO:
     """Return a standard stream with faults of its own types; as it is, where it is closed or none of the usual kind."""
-    if not (isinstance(stream, TextIOWrapper) and isinstance(getattr(stream.buffer, "raw", None), FileIO)):
+    if not (isinstance(stream, TextIOWrapper) and isinstance(getattr(stream.buffer, "raw", stream.buffer), FileIO)):
         return stream
     # Backslashes, since a prompt may hold what the terminal's encoding has not.
     return TextIOWrapper(
@@ -40,7 +40,7 @@ def _stream(stream: TextIO) -> TextIO:
 class _Output(FileIO):
     """What lies below a standard stream: here, since each library makes something else of an OSError."""
 
-    def write(self, data: "ReadableBuffer", /) -> int | None:
+    def write(self, data: "ReadableBuffer", /) -> int:
         try:
             return super().write(data)
         except OSError as error:
