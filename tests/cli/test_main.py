@@ -60,6 +60,7 @@ def test_every_field_of_a_request_has_an_option() -> None:
         (("generate", "a", "--url", "localhost:8000"), "does not start with http:// or https://"),
         (("generate", "a", "--url", "http://localhost:eight"), "is not a URL"),
         (("generate", "a", "--out", "/dev/null/x"), "cannot write to /dev/null/x"),
+        (("generate", "a", "--out", "/proc"), "cannot write to /proc"),
         (("generate", "a", "--guidance", "nan"), "a setting cannot be sent"),
         (("generate", "a\udcff"), "a setting cannot be sent"),
         (("info", "gone.png"), "does not exist"),

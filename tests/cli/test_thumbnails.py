@@ -6,7 +6,7 @@ from PIL import Image
 from rich.console import Console
 
 from serve_app.cli.thumbnails import Cells, Draw, Thumbnails, draw_of, half_blocks, iterm2, kitty
-from tests.cli.test_service import START
+from tests.cli.server import START
 
 CELLS = Cells(16, 8)
 PICTURE = Image.linear_gradient("L").convert("RGB")
