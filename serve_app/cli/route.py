@@ -162,10 +162,8 @@ def _covers(entry: str, url: httpx2.URL) -> bool:
     try:
         return ip_address(url.host) in ip_network(entry.strip("[]"), strict=False)
     except ValueError:
-        if entry in ("", "*"):
-            return entry == "*"
-        name = entry.removeprefix("*").removeprefix(".")
-        return any(f".{host}".endswith(f".{name}") for host in (url.host, f"{url.host}:{url.port}"))
+        name, host = entry.removeprefix("*").removeprefix("."), url.host.rstrip(".")
+        return entry == "*" or f".{host}".endswith(f".{name}") or f".{host}:{url.port}".endswith(f".{name}")
 
 
 def _unusable(setting: str, url: httpx2.URL, why: str) -> Unusable:

@@ -128,14 +128,15 @@ def test_other_machines_have_others(host: str, ways: pytest.MonkeyPatch) -> None
         ("gpu.example:9", False),
         ("u.example", False),
         ("", False),
-        (",, ,", False),
+        (",, .,*.", False),
         ("[[,:/,10.0.0.0/99", False),
         ("http://gpu.example", False),
     ],
 )
 def test_no_proxy_names_hosts(no_proxy: str, direct: bool, ways: pytest.MonkeyPatch) -> None:
     ways.setenv("NO_PROXY", no_proxy)
-    assert (Route.to(ELSEWHERE).proxy is None) == direct
+    for url in (ELSEWHERE, "http://gpu.example.:8000"):
+        assert (Route.to(url).proxy is None) == direct
 
 
 @pytest.mark.parametrize(

@@ -40,6 +40,11 @@ def test_a_terminal_without_colours_wanted_gets_no_pictures(monkeypatch: pytest.
     assert draw_of(console(), {"TERM": "xterm-kitty"}) is None
 
 
+def test_a_terminal_whose_encoding_has_no_blocks_gets_no_pictures() -> None:
+    latin = Console(file=io.TextIOWrapper(io.BytesIO(), "latin-1"), force_terminal=True, color_system="truecolor")
+    assert draw_of(latin, {}) is None
+
+
 def test_kitty_gets_a_png_in_pieces_that_takes_the_place_of_the_last() -> None:
     noise = Image.effect_noise((256, 256), 50).convert("RGB")
     first, second = (kitty(noise, CELLS, index) for index in (0, 1))
