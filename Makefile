@@ -11,8 +11,9 @@ export RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S := 60
 WAYS := ALL_PROXY HTTP_PROXY HTTPS_PROXY all_proxy http_proxy https_proxy SSL_CERT_FILE SSL_CERT_DIR
 WAYS := $(strip $(foreach name,$(WAYS),$(if $(findstring environment,$(origin $(name))),$(name))))
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
-# That way is taken first. It may lead nowhere (a proxy that is gone, or SOCKS, which pip cannot speak) where none is needed.
-install = $(PIP) $(1)$(if $(WAYS), || { echo 'Installing once more without $(WAYS) ...'; env $(WAYS:%=-u %) $(PIP) $(1); })
+# That way is taken first. It may lead nowhere (a proxy that is gone, SOCKS without its package), and none be needed.
+install = $(PIP) $(1)$(if $(WAYS), || { $(again); env $(WAYS:%=-u %) $(PIP) $(1); })
+again = echo 'Installing once more without $(WAYS) ...'
 
 .PHONY: demo serve test check fix bench clean
 

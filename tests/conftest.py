@@ -17,7 +17,7 @@ from serve_app.models.tiny import build
 from serve_app.replica.checkpoint import Checkpoint, load_checkpoint
 from serve_app.replica.engine import Engine, Silent
 
-# Tests and all that they start talk to this machine alone: what the environment says of the way to others is not theirs.
+# Tests and what they start talk to this machine alone, whatever way to others the environment names.
 for name in list(os.environ):
     if name.lower().endswith("_proxy") or name in ("SSL_CERT_FILE", "SSL_CERT_DIR"):
         del os.environ[name]

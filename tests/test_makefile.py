@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent.parent
 
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
-    """A folder whose `pip` says what it is called with, and fails where ALL_PROXY is set or a file `broken` is there."""
+    """A folder whose `pip` says what it is called with, and fails where ALL_PROXY or a file `broken` is."""
     for name in ("Makefile", "pyproject.toml", "constraints.txt"):
         shutil.copy(ROOT / name, tmp_path)
     python = tmp_path / ".venv" / "bin" / "python"
@@ -23,7 +23,8 @@ def project(tmp_path: Path) -> Path:
 
 
 def install(project: Path, **env: str) -> tuple[int, list[str]]:
-    done = subprocess.run(["make", ".venv/dev"], cwd=project, env={**os.environ, **env}, capture_output=True, timeout=60)
+    environment = {**os.environ, **env}
+    done = subprocess.run(["make", ".venv/dev"], cwd=project, env=environment, capture_output=True, timeout=60)
     return done.returncode, (project / "calls").read_text().splitlines()
 
 

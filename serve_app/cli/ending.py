@@ -32,9 +32,8 @@ def _stream(stream: TextIO) -> TextIO:
     if not (isinstance(stream, TextIOWrapper) and isinstance(getattr(stream.buffer, "raw", stream.buffer), FileIO)):
         return stream
     # Backslashes, since a prompt may hold what the terminal's encoding has not.
-    return TextIOWrapper(
-        BufferedWriter(_Output(stream.fileno(), "w", closefd=False)), stream.encoding, "backslashreplace", line_buffering=stream.line_buffering
-    )
+    output = BufferedWriter(_Output(stream.fileno(), "w", closefd=False))
+    return TextIOWrapper(output, stream.encoding, "backslashreplace", line_buffering=stream.line_buffering)
 
 
 class _Output(FileIO):
@@ -77,7 +76,7 @@ def _code(command: Callable[[], object]) -> int:
 def _unforeseen(error: Exception) -> str:
     if os.environ.get(TRACEBACK_VARIABLE):
         return "".join(traceback.format_exception(error))
-    return f"this was not foreseen: {error!r}. With {TRACEBACK_VARIABLE}=1 the command shows where it happened; please report it."
+    return f"this was not foreseen: {error!r}. {TRACEBACK_VARIABLE}=1 shows where it happened; please report it."
 
 
 def _tell(words: str) -> None:

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 _EXIT_CODES = (
     "Exit codes: 0 all is well; 1 images are missing, or the picture is not the same; 2 the command, a setting or a file cannot be used; "
-    "3 the service is not there, busy, or wants a key; 4 the command itself failed (PARALLEL_SDXL_TRACEBACK=1 shows where); "
-    "130 interrupted; 141 nobody reads the output."
+    "3 the service is not there, busy, or wants a key; 4 the command itself failed (PARALLEL_SDXL_TRACEBACK=1 shows "
+    "where); 130 interrupted; 141 nobody reads the output."
 )
 
 app = typer.Typer(

@@ -94,7 +94,10 @@ def paint(events: Iterator[Event], view: View, keep: Keep) -> Ending:
 
 
 def make_folder(folder: Path) -> None:
-    """Create a folder if it is not there, and try to write to it: before the work whose result it is for. Raises Unusable."""
+    """Create a folder if it is not there, and try to write to it: before the work whose result it is for.
+
+    Raises Unusable.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         TemporaryFile(dir=folder).close()

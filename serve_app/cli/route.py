@@ -53,15 +53,25 @@ class Route:
 
     def client(self, headers: dict[str, str]) -> httpx2.Client:
         """Return a client of the service, which asks the environment for nothing more."""
-        secret_proxy = self.proxy is not None and self.proxy.url.scheme == "https"
         # Without a file of certificates, which an http:// URL does not need.
-        tls = _tls() if secret_proxy or self.url.scheme == "https" else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        proxy = httpx2.Proxy(self.proxy.url, ssl_context=tls if secret_proxy else None) if self.proxy else None
+        tls = _tls() if self._tls_to_proxy or self.url.scheme == "https" else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        proxy = httpx2.Proxy(self.proxy.url, ssl_context=tls if self._tls_to_proxy else None) if self.proxy else None
         try:
-            return httpx2.Client(base_url=self.url, headers=headers, timeout=_TIMEOUT, verify=tls, proxy=proxy, trust_env=False)
+            return httpx2.Client(
+                base_url=self.url,
+                headers=headers,
+                timeout=_TIMEOUT,
+                verify=tls,
+                proxy=proxy,
+                trust_env=False,
+            )
         except ImportError:
             assert self.proxy, "a package is missing for SOCKS alone"
             raise _unusable(self.proxy.setting, self.url, "for SOCKS the package `socksio` must be installed") from None
+
+    @property
+    def _tls_to_proxy(self) -> bool:
+        return self.proxy is not None and self.proxy.url.scheme == "https"
 
     @contextmanager
     def explained(self) -> Iterator[None]:
@@ -74,23 +84,22 @@ class Route:
             raise Unavailable(f"the connection to {self.place} broke off: {error or type(error).__name__}") from None
 
     def _no_connection(self, error: httpx2.TransportError) -> Unavailable:
-        match _tls_fault(error):
+        match None if self._tls_to_proxy else _tls_fault(error):
             case ssl.SSLCertVerificationError() as fault:
                 return Unavailable(
                     f"the certificate of {self.place} is not trusted ({fault.verify_message}); "
                     "if it should be, SSL_CERT_FILE names a file with the certificate of who signed it"
                 )
             case ssl.SSLError() as fault:
-                return Unavailable(f"{self.place} does not speak TLS ({fault.reason}); does its URL start with http://?")
+                return Unavailable(f"{self.place} does not speak TLS ({fault.reason}); is its URL http://?")
+        why = error or "no answer in time"
         if self.proxy:
             return Unavailable(
-                f"the proxy that {self.proxy.setting} names gives no connection to {self.place} ({error}); "
+                f"the proxy that {self.proxy.setting} names gives no connection to {self.place} ({why}); "
                 f"correct or unset it, or add {self.url.host} to NO_PROXY"
             )
-        return Unavailable(
-            f"nothing answers on {self.place} ({error or 'no answer in time'}). "
-            "`make serve` or `serve run configs/local.yaml` starts a service; --url names another."
-        )
+        start = "`make serve` or `serve run configs/local.yaml` starts a service; --url names another."
+        return Unavailable(f"nothing answers on {self.place} ({why}). {start}")
 
 
 def _url(text: str) -> httpx2.URL:
@@ -167,17 +176,17 @@ def _covers(entry: str, url: httpx2.URL) -> bool:
 
 
 def _unusable(setting: str, url: httpx2.URL, why: str) -> Unusable:
-    return Unusable(f"{setting} names no proxy that can be used: {why}; correct or unset it, or add {url.host} to NO_PROXY")
+    what_to_do = f"correct or unset it, or add {url.host} to NO_PROXY"
+    return Unusable(f"{setting} names no proxy that can be used: {why}; {what_to_do}")
 
 
 def _tls() -> ssl.SSLContext:
     try:
         return httpx2.create_ssl_context()
     except OSError as error:
-        settings = [name for name in _CERTIFICATE_VARIABLES if os.environ.get(name)]
-        raise Unusable(
-            f"{' or '.join(settings) or 'the system setting for certificates'} cannot be used: {error.strerror or error}; correct or unset it"
-        ) from None
+        settings = " or ".join(name for name in _CERTIFICATE_VARIABLES if os.environ.get(name))
+        why = error.strerror or error
+        raise Unusable(f"{settings or 'what OpenSSL is set to'} cannot be used: {why}; correct or unset it") from None
 
 
 def _tls_fault(error: BaseException | None) -> ssl.SSLError | None:

@@ -48,7 +48,7 @@ class Service:
             if not can_be_key(self.key):
                 raise Unusable(f"{KEY_VARIABLE} holds characters that no key has")
             if self.route.url.userinfo:
-                raise Unusable(f"a request carries one password or key: leave out that in the URL, or unset {KEY_VARIABLE}")
+                raise Unusable(f"a request has one password or key: leave out the URL's, or unset {KEY_VARIABLE}")
             headers["Authorization"] = f"Bearer {self.key}"
         return self.route.client(headers)
 
@@ -90,8 +90,8 @@ class Service:
 
     def _stranger(self, detail: str = "") -> Unavailable:
         return Unavailable(
-            f"what answers on {self.route.place}{self.route.detour} is no parallel-sdxl service that this version understands, "
-            f"or is still starting{detail}"
+            f"what answers on {self.route.place}{self.route.detour} is no parallel-sdxl service "
+            f"that this version understands, or is still starting{detail}"
         )
 
 

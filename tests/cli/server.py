@@ -50,7 +50,11 @@ ERROR = ErrorEvent(error=Problem(type="internal", message="the service failed at
 
 @contextmanager
 def answering(
-    status: int, body: bytes, media_type: str = "application/json", headers: Mapping[str, str] = EMPTY, tls: ssl.SSLContext | None = None
+    status: int,
+    body: bytes,
+    media_type: str = "application/json",
+    headers: Mapping[str, str] = EMPTY,
+    tls: ssl.SSLContext | None = None,
 ) -> Iterator[tuple[str, list[Message]]]:
     """Run a server that always gives one answer; yields its URL and the heads of the requests it gets."""
     heard: list[Message] = []

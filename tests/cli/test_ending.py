@@ -16,9 +16,9 @@ from tests.cli.server import COMPLETED, IMAGE, START, streaming
 
 def to_descriptor(descriptor: int, *args: object, **env: str) -> subprocess.CompletedProcess[str]:
     """Run a command whose output goes to a descriptor, and close that."""
-    command = [*COMMAND, *map(str, args)]
+    command, environ = [*COMMAND, *map(str, args)], environment(**env)
     try:
-        return subprocess.run(command, stdout=descriptor, stderr=subprocess.PIPE, text=True, env=environment(**env), timeout=100)
+        return subprocess.run(command, stdout=descriptor, stderr=subprocess.PIPE, text=True, env=environ, timeout=100)
     finally:
         os.close(descriptor)
 
@@ -35,8 +35,12 @@ def to_descriptor(descriptor: int, *args: object, **env: str) -> subprocess.Comp
 )
 def test_output_that_cannot_be_written(command: str, env: dict[str, str], picture: Path, tmp_path: Path) -> None:
     with streaming(START, IMAGE, COMPLETED) as (url, _):
-        arguments: dict[str, tuple[object, ...]] = {"info": (picture,), "generate": ("a", "--out", tmp_path, "--url", url)}
-        done = to_descriptor(os.open("/dev/full", os.O_WRONLY), command, *arguments.get(command, ()), **{"PYTHONUNBUFFERED": "", **env})
+        arguments: dict[str, tuple[object, ...]] = {
+            "info": (picture,),
+            "generate": ("a", "--out", tmp_path, "--url", url),
+        }
+        full, environ = os.open("/dev/full", os.O_WRONLY), {"PYTHONUNBUFFERED": "", **env}
+        done = to_descriptor(full, command, *arguments.get(command, ()), **environ)
     assert (done.returncode, done.stderr) == (2, "Error: the output cannot be written: No space left on device\n")
 
 
@@ -59,7 +63,8 @@ def test_output_that_nobody_reads(command: str, picture: Path) -> None:
     ],
 )
 def test_the_code_is_the_same_where_nobody_can_be_told(line: str, code: int, picture: Path) -> None:
-    done = subprocess.run(["sh", "-c", f"{' '.join(COMMAND)} {line}"], cwd=picture.parent, env=environment(PYTHONPATH=os.getcwd()), timeout=100)
+    shell, environ = ["sh", "-c", f"{' '.join(COMMAND)} {line}"], environment(PYTHONPATH=os.getcwd())
+    done = subprocess.run(shell, cwd=picture.parent, env=environ, timeout=100)
     assert done.returncode == code
 
 
@@ -86,6 +91,7 @@ def test_what_was_not_foreseen_is_a_sentence_that_says_where_to_see_more(tmp_pat
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupt_at_any_time_is_no_traceback(how: signal.Signals) -> None:
-    script = f"import os; from serve_app.cli.ending import run; run(lambda: os.kill(os.getpid(), {int(how)}))"
-    done = subprocess.run([sys.executable, "-c", f"import signal; signal.signal(2, signal.default_int_handler); {script}"], capture_output=True)
+    heeded = "import os, signal; signal.signal(2, signal.default_int_handler)"  # as in a shell's foreground
+    script = f"{heeded}; from serve_app.cli.ending import run; run(lambda: os.kill(os.getpid(), {int(how)}))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, timeout=100)
     assert (done.returncode, done.stderr) == (130, b"")
