@@ -56,7 +56,7 @@ class Service:
         self.pid = pid
         self.conditions = conditions
         self.started_s = started_s
-        self._http = httpx2.Client(base_url=url, timeout=_REQUEST_TIMEOUT_S)
+        self._http = httpx2.Client(base_url=url, timeout=_REQUEST_TIMEOUT_S, trust_env=False)
         self._numbers = count(1)
 
     def close(self) -> None:
@@ -154,7 +154,7 @@ def _wait_until_ready(process: "subprocess.Popen[bytes]", port: int, replicas: i
 
 def _ready(port: int) -> int:
     try:
-        health = httpx2.get(f"http://127.0.0.1:{port}/health", timeout=5).json()
+        health = httpx2.get(f"http://127.0.0.1:{port}/health", timeout=5, trust_env=False).json()
     except (httpx2.TransportError, json.JSONDecodeError):
         return 0
     return int(health["replicas"]["ready"])

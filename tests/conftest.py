@@ -1,6 +1,7 @@
 """A tiny real SDXL for all tests: diffusers' own classes, random weights."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -18,6 +19,11 @@ from serve_app.messages import Painted, Slot, SlotEvent
 from serve_app.models.tiny import build
 from serve_app.replica.checkpoint import Checkpoint, load_checkpoint
 from serve_app.replica.engine import Engine, Silent
+
+# Tests and what they start talk to this machine alone, whatever way to others the environment names.
+for name in list(os.environ):
+    if name.lower().endswith("_proxy") or name in ("SSL_CERT_FILE", "SSL_CERT_DIR"):
+        del os.environ[name]
 
 # Those tests look at CUDA graphs, streams and waits, of which a CPU has none.
 collect_ignore = [] if torch.cuda.is_available() else ["gpu"]

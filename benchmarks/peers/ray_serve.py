@@ -61,7 +61,7 @@ class RayServe:
         self.conditions = conditions
         self.started_s = started_s
         self._url = url
-        self._http = httpx2.Client(timeout=_TIMEOUT_S)
+        self._http = httpx2.Client(timeout=_TIMEOUT_S, trust_env=False)
         self._numbers = count(1)
 
     def close(self) -> None:

@@ -1,3 +1,21 @@
-from serve_app.cli.main import app
+"""The command `parallel-sdxl`."""
 
-app(prog_name="parallel-sdxl")
+from typing import NoReturn
+
+from serve_app.cli.ending import run
+
+
+def main() -> NoReturn:
+    """Run the command that the arguments name."""
+    run(_app)
+
+
+def _app() -> None:
+    # Here, so that an interrupt while modules load is no traceback either.
+    from serve_app.cli.main import app
+
+    app(prog_name="parallel-sdxl")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,11 +1,6 @@
 """The commands and their options. What a command does is imported when it runs, so that --help is there at once."""
 
 import os
-import signal
-import sys
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Self
@@ -21,9 +16,9 @@ if TYPE_CHECKING:
 
 _EXIT_CODES = (
     "Exit codes: 0 all is well; 1 images are missing, or the picture is not the same; 2 the command, a setting or a file cannot be used; "
-    "3 the service is not there, busy, or wants a key; 130 interrupted."
+    "3 the service is not there, busy, or wants a key; 4 the command itself failed (PARALLEL_SDXL_TRACEBACK=1 shows "
+    "where); 130 interrupted; 141 nobody reads the output."
 )
-_INTERRUPTED = 130
 
 app = typer.Typer(
     help="Paint with a parallel-sdxl service, and paint its pictures again.",
@@ -31,7 +26,6 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,  # whose tables cut option names off in a narrow terminal
     context_settings={"help_option_names": ["-h", "--help"]},
-    pretty_exceptions_show_locals=False,
 )
 
 # Fields of a request whose option has another name.
@@ -139,14 +133,13 @@ def generate(
         "preview_every": preview_every,
         "grid": several if grid is None else grid,
     }
-    with _explained():
-        from serve_app.cli import generate as command
-        from serve_app.cli.errors import SettingRefused
+    from serve_app.cli import generate as command
+    from serve_app.cli.errors import SettingRefused
 
-        try:
-            command.generate(_service(url), {name: value for name, value in given.items() if value is not None}, out, _console())
-        except SettingRefused as error:
-            raise typer.BadParameter(error.message, param_hint=error.param and _option(error.param)) from None
+    try:
+        command.generate(_service(url), {name: value for name, value in given.items() if value is not None}, out, _console())
+    except SettingRefused as error:
+        raise typer.BadParameter(error.message, param_hint=error.param and _option(error.param)) from None
 
 
 @app.command(epilog=_EXIT_CODES)
@@ -156,51 +149,31 @@ def reproduce(
     url: Url = URL,
 ) -> None:
     """Paint a picture again with the parameters in it, and say whether it is the same, pixel for pixel."""
-    with _explained():
-        from serve_app.cli import reproduce as command
+    from serve_app.cli import reproduce as command
 
-        same = command.reproduce(_service(url), picture, out, _console())
+    same = command.reproduce(_service(url), picture, out, _console())
     raise typer.Exit(0 if same else 1)
 
 
 @app.command(epilog=_EXIT_CODES)
 def info(picture: Picture) -> None:
     """Print the parameters that a picture holds."""
-    with _explained():
-        from serve_app.cli import info as command
+    from serve_app.cli import info as command
 
-        command.info(picture, _console())
+    command.info(picture, _console())
 
 
 def _service(url: str) -> "Service":
+    from serve_app.cli.route import Route
     from serve_app.cli.service import KEY_VARIABLE, Service
 
-    return Service(url, os.environ.get(KEY_VARIABLE, "").strip() or None)
+    return Service(Route.to(url), os.environ.get(KEY_VARIABLE, "").strip() or None)
 
 
-def _console(stderr: bool = False) -> "Console":
+def _console() -> "Console":
     from rich.console import Console
 
-    return Console(stderr=stderr)
-
-
-@contextmanager
-def _explained() -> Iterator[None]:
-    """Turn what can go wrong into a message and an exit code."""
-    from serve_app.cli.errors import CommandError
-
-    # Being ended is being interrupted: what is painted is cancelled, the terminal gets its cursor back.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    warnings.simplefilter("ignore")  # libraries' words to programmers, such as Pillow's on broken files
-    try:
-        yield
-    except CommandError as error:
-        from serve_app.cli.text import say
-
-        say(_console(stderr=True), f"Error: {error}", style="red")
-        raise typer.Exit(error.exit_code) from None
-    except KeyboardInterrupt:
-        sys.exit(_INTERRUPTED)
+    return Console()
 
 
 def _option(field: str) -> str:

@@ -6,6 +6,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
+from tempfile import TemporaryFile
 
 from rich.console import Console
 
@@ -93,9 +94,13 @@ def paint(events: Iterator[Event], view: View, keep: Keep) -> Ending:
 
 
 def make_folder(folder: Path) -> None:
-    """Create a folder if it is not there: before the work whose result it is for."""
+    """Create a folder if it is not there, and try to write to it: before the work whose result it is for.
+
+    Raises Unusable.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        TemporaryFile(dir=folder).close()
     except OSError as error:
         raise Unusable(f"cannot write to {folder}: {error.strerror}") from None
 

@@ -1,7 +1,6 @@
 """A service as its client sees it: events in, errors that say what to do."""
 
 import json
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -11,26 +10,20 @@ import httpx2
 from pydantic import Field, TypeAdapter, ValidationError
 
 from serve_app.cli.errors import SettingRefused, Unavailable, Unusable
+from serve_app.cli.route import Route
 from serve_app.schemas import ErrorBody, Event, Health, Problem, can_be_key
 
 KEY_VARIABLE = "PARALLEL_SDXL_API_KEY"
 
 _EVENT: TypeAdapter[Event] = TypeAdapter(Annotated[Event, Field(discriminator="type")])
-# A stream is never silent for long: it is kept alive every 15 s.
-_TIMEOUT = httpx2.Timeout(60, connect=10)
 
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """The service at `url`. Its methods raise CommandError."""
+    """The service that a route leads to. Its methods raise CommandError."""
 
-    url: str
+    route: Route
     key: str | None = field(repr=False)
-
-    @property
-    def _place(self) -> str:
-        """The URL without a password in it, for messages."""
-        return re.sub(r"//[^/]*@", "//", self.url)
 
     @contextmanager
     def stream(self, body: dict[str, Any]) -> Iterator[Iterator[Event]]:
@@ -54,23 +47,18 @@ class Service:
         if self.key:
             if not can_be_key(self.key):
                 raise Unusable(f"{KEY_VARIABLE} holds characters that no key has")
+            if self.route.url.userinfo:
+                raise Unusable(f"a request has one password or key: leave out the URL's, or unset {KEY_VARIABLE}")
             headers["Authorization"] = f"Bearer {self.key}"
-        return httpx2.Client(base_url=self.url, headers=headers, timeout=_TIMEOUT)
+        return self.route.client(headers)
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
-        try:
-            yield
-        except httpx2.InvalidURL as error:
-            raise Unusable(f"{self._place} is not a URL: {error}") from None
-        except (httpx2.ConnectError, httpx2.ConnectTimeout) as error:
-            raise Unavailable(
-                f"nothing answers on {self._place} ({error}). `make serve` or `serve run configs/local.yaml` starts a service; --url names another."
-            ) from None
-        except (httpx2.SSEError, ValidationError):
-            raise self._stranger() from None
-        except httpx2.TransportError as error:
-            raise Unavailable(f"the connection to {self._place} broke off: {error or type(error).__name__}") from None
+        with self.route.explained():
+            try:
+                yield
+            except (httpx2.DecodingError, httpx2.SSEError, ValidationError):
+                raise self._stranger() from None
 
     def _event(self, data: str) -> Event:
         try:
@@ -94,14 +82,17 @@ class Service:
             case ((httpx2.codes.UNPROCESSABLE_ENTITY | httpx2.codes.REQUEST_ENTITY_TOO_LARGE), Problem()):
                 raise SettingRefused(problem.message, problem.param)
             case httpx2.codes.SERVICE_UNAVAILABLE, Problem():
-                raise Unavailable(f"the service is not ready: {problem.message}; {self._place}/health says when it is")
+                raise Unavailable(f"the service is not ready: {problem.message}; {self.route.place}/health says when it is")
             case _, Problem():
                 raise Unavailable(f"the service answers with {response.status_code}: {problem.message}")
             case _:
                 raise self._stranger(f"; it answers with {response.status_code} {response.reason_phrase}")
 
     def _stranger(self, detail: str = "") -> Unavailable:
-        return Unavailable(f"what answers on {self._place} is no parallel-sdxl service that this version understands, or is still starting{detail}")
+        return Unavailable(
+            f"what answers on {self.route.place}{self.route.detour} is no parallel-sdxl service "
+            f"that this version understands, or is still starting{detail}"
+        )
 
 
 def _json(body: dict[str, Any]) -> bytes:

@@ -41,7 +41,7 @@ def draw_of(console: Console, environ: Mapping[str, str] = os.environ) -> Draw |
             return kitty
         if environ.get("TERM_PROGRAM") in ("iTerm.app", "WezTerm") or environ.get("LC_TERMINAL") == "iTerm2":
             return iterm2
-    return half_blocks if console.color_system == "truecolor" else None
+    return half_blocks if console.color_system == "truecolor" and console.encoding.startswith("utf") else None
 
 
 def kitty(picture: Pillow.Image, cells: Cells, index: int) -> str:

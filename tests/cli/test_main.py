@@ -11,6 +11,7 @@ import pytest
 from typer.main import get_command
 
 from serve_app import __version__
+from serve_app.cli.__main__ import main
 from serve_app.cli.main import _option, app
 from serve_app.schemas import GenerateRequest, OutputFormat, SchedulerName
 from tests.cli.command import run
@@ -21,7 +22,7 @@ COMMANDS: dict[str, Any] = get_command(app).commands  # type: ignore[attr-define
 
 def test_the_console_script_is_the_command() -> None:
     module, _, name = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]["parallel-sdxl"].partition(":")
-    assert getattr(import_module(module), name) is app
+    assert getattr(import_module(module), name) is main
 
 
 def test_the_version() -> None:
@@ -60,6 +61,7 @@ def test_every_field_of_a_request_has_an_option() -> None:
         (("generate", "a", "--url", "localhost:8000"), "does not start with http:// or https://"),
         (("generate", "a", "--url", "http://localhost:eight"), "is not a URL"),
         (("generate", "a", "--out", "/dev/null/x"), "cannot write to /dev/null/x"),
+        (("generate", "a", "--out", "/proc"), "cannot write to /proc"),
         (("generate", "a", "--guidance", "nan"), "a setting cannot be sent"),
         (("generate", "a\udcff"), "a setting cannot be sent"),
         (("info", "gone.png"), "does not exist"),

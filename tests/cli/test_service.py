@@ -1,85 +1,12 @@
 """Answers that a running service gives seldom, from a server that gives nothing else."""
 
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
-from typing import Any
 
 import pytest
 
-from serve_app.schemas import (
-    CompletedEvent,
-    ErrorDetail,
-    ErrorEvent,
-    Event,
-    FailedEvent,
-    ImageEvent,
-    ModelInfo,
-    Parameters,
-    Problem,
-    StartEvent,
-    Timings,
-)
 from tests.cli.command import Terminal, run
-
-START = StartEvent(
-    id="1",
-    seeds=[7, 8],
-    parameters=Parameters(
-        prompt="a",
-        negative_prompt="",
-        width=64,
-        height=64,
-        num_inference_steps=4,
-        guidance_scale=5,
-        scheduler="euler",
-        output_format="png",
-        output_compression=None,
-        model=ModelInfo(name="stub", revision=None, hash="0123456789"),
-    ),
-    warnings=["the prompt is too long"],
-)
-IMAGE = ImageEvent(index=0, seed=7, width=1, height=1, media_type="image/png", b64_json="cGljdHVyZQ==")
-FAILED = FailedEvent(index=1, seed=8, error=ErrorDetail(type="internal", message="the \x1b[2Jsky fell"))
-COMPLETED = CompletedEvent(id="1", timings=Timings(queue=0, encode_prompt=0, denoise=0, decode=0, encode=0, total=0), warnings=["no grid"])
-ERROR = ErrorEvent(error=Problem(type="internal", message="the service failed at this request; its log says why"))
-
-Answer = Callable[..., Any]
-
-
-@contextmanager
-def answering(status: int, body: bytes, media_type: str = "application/json", **headers: str) -> Iterator[tuple[str, list[Any]]]:
-    """Run a server that always gives one answer; yields its URL and the heads of the requests it gets."""
-    heard: list[Any] = []
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            heard.append(self.headers)
-            self.rfile.read(int(self.headers["Content-Length"]))
-            self.send_response(status)
-            for name, value in {"Content-Type": media_type, **headers}.items():
-                self.send_header(name.replace("_", "-"), value)
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, *_: object) -> None: ...
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = Thread(target=server.serve_forever)
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{server.server_port}", heard
-        finally:
-            server.shutdown()
-            thread.join()
-
-
-def streaming(*events: Event, **headers: str) -> Any:
-    frames = "".join(f"event: {event.type}\ndata: {event.model_dump_json()}\n\n" for event in events)
-    return answering(200, frames.encode(), "text/event-stream; charset=utf-8", **headers)
+from tests.cli.server import COMPLETED, ERROR, FAILED, IMAGE, START, answering, streaming
 
 
 def problem(type: str, message: str = "words") -> bytes:
@@ -91,16 +18,17 @@ def problem(type: str, message: str = "words") -> bytes:
     [
         (401, problem("unauthorized"), {}, {}, "the service wants a key: set the environment variable PARALLEL_SDXL_API_KEY"),
         (401, problem("unauthorized"), {}, {"PARALLEL_SDXL_API_KEY": "wrong"}, "does not take the key in PARALLEL_SDXL_API_KEY"),
-        (429, problem("too_many_waiting"), {"Retry_After": "12"}, {}, "the service is busy: try again in 12 s"),
+        (429, problem("too_many_waiting"), {"Retry-After": "12"}, {}, "the service is busy: try again in 12 s"),
         (503, problem("not_ready", "no replica is ready yet"), {}, {}, "the service is not ready: no replica is ready yet"),
         (500, problem("internal", "its log says why"), {}, {}, "answers with 500: its log says why"),
         (502, b"<h1>Bad Gateway</h1>", {}, {}, "502 Bad Gateway"),
         (404, b"Path '/stream' not found", {}, {}, "is no parallel-sdxl service"),
         (200, b"<h1>Welcome</h1>", {}, {}, "is no parallel-sdxl service"),
+        (200, b"no gzip", {"Content-Type": "text/event-stream", "Content-Encoding": "gzip"}, {}, "is no parallel-sdxl service"),
     ],
 )
 def test_a_refusal_says_what_to_do(tmp_path: Path, status: int, body: bytes, headers: dict[str, str], env: dict[str, str], words: str) -> None:
-    with answering(status, body, **headers) as (url, _):
+    with answering(status, body, headers=headers) as (url, _):
         done = run("generate", "a", "--out", tmp_path, "--url", url, **env)
     assert done.returncode == 3
     assert words in done.stderr
@@ -165,7 +93,7 @@ def test_a_request_that_failed_as_a_whole_says_why(tmp_path: Path) -> None:
 
 
 def test_a_stream_that_breaks_off_leaves_what_came(tmp_path: Path) -> None:
-    with streaming(START, IMAGE, Content_Length="1000000") as (url, _):
+    with streaming(START, IMAGE, headers={"Content-Length": "1000000"}) as (url, _):
         done = run("generate", "a", "--out", tmp_path, "--url", url)
     assert done.returncode == 3
     assert f"the connection to {url} broke off" in done.stderr

@@ -6,7 +6,7 @@ from PIL import Image
 from rich.console import Console
 
 from serve_app.cli.thumbnails import Cells, Draw, Thumbnails, draw_of, half_blocks, iterm2, kitty
-from tests.cli.test_service import START
+from tests.cli.server import START
 
 CELLS = Cells(16, 8)
 PICTURE = Image.linear_gradient("L").convert("RGB")
@@ -38,6 +38,11 @@ def test_each_terminal_is_drawn_to_in_its_own_way(environ: dict[str, str], colou
 def test_a_terminal_without_colours_wanted_gets_no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NO_COLOR", "1")
     assert draw_of(console(), {"TERM": "xterm-kitty"}) is None
+
+
+def test_a_terminal_whose_encoding_has_no_blocks_gets_no_pictures() -> None:
+    latin = Console(file=io.TextIOWrapper(io.BytesIO(), "latin-1"), force_terminal=True, color_system="truecolor")
+    assert draw_of(latin, {}) is None
 
 
 def test_kitty_gets_a_png_in_pieces_that_takes_the_place_of_the_last() -> None:

@@ -4,7 +4,7 @@ import pytest
 from rich.console import Console
 
 from serve_app.cli.views import Lines, only_seen_previews
-from tests.cli.test_service import START
+from tests.cli.server import START
 
 
 class Screen(io.StringIO):

@@ -2,8 +2,6 @@
 
 import asyncio
 import base64
-import datetime
-import ipaddress
 import json
 import os
 import ssl
@@ -20,11 +18,8 @@ from urllib.parse import urlsplit
 
 import httpx2
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 
+from tests.certificates import certificate
 from tests.integration.conftest import Running, eventually
 
 ARGUMENTS = {
@@ -35,22 +30,6 @@ ARGUMENTS = {
     "seed": 7,
     "format": "png",
 }
-
-
-def certificate(folder: Path) -> Path:
-    """Write a key and a certificate of its own for 127.0.0.1 to one file, and return that."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "127.0.0.1")])
-    now = datetime.datetime.now(datetime.UTC)
-    built = (
-        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number(), now, now + datetime.timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False)
-        .sign(key, hashes.SHA256())
-    )
-    path = folder / "127.0.0.1.pem"
-    plain = (serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    path.write_bytes(key.private_bytes(*plain) + built.public_bytes(serialization.Encoding.PEM))
-    return path
 
 
 async def relay(context: ssl.SSLContext, backend: tuple[str, int], ready: "Queue[tuple[int, Callable[[], object]]]") -> None:

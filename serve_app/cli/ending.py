@@ -1,0 +1,89 @@
+"""How a command ends, whatever happens: with a documented exit code, and a sentence where there is something to say."""
+
+import os
+import signal
+import sys
+import traceback
+import warnings
+from collections.abc import Callable
+from contextlib import suppress
+from io import BufferedWriter, FileIO, TextIOWrapper
+from typing import TYPE_CHECKING, NoReturn, TextIO
+
+from serve_app.cli.errors import CommandError, Exit, Unread, Unwritten
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
+
+TRACEBACK_VARIABLE = "PARALLEL_SDXL_TRACEBACK"
+
+
+def run(command: Callable[[], object]) -> NoReturn:
+    """Run a command and end the process."""
+    # Being ended is being interrupted: what is painted is cancelled, the terminal gets its cursor back.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    warnings.simplefilter("ignore")  # libraries' words to programmers, such as Pillow's on broken files
+    sys.stdout, sys.stderr = _stream(sys.stdout), _stream(sys.stderr)
+    sys.exit(_outcome(command))
+
+
+def _stream(stream: TextIO) -> TextIO:
+    """Return a standard stream with faults of its own types; as it is, where it is closed or none of the usual kind."""
+    if not (isinstance(stream, TextIOWrapper) and isinstance(getattr(stream.buffer, "raw", stream.buffer), FileIO)):
+        return stream
+    # Backslashes, since a prompt may hold what the terminal's encoding has not.
+    output = BufferedWriter(_Output(stream.fileno(), "w", closefd=False))
+    return TextIOWrapper(output, stream.encoding, "backslashreplace", line_buffering=stream.line_buffering)
+
+
+class _Output(FileIO):
+    """What lies below a standard stream: here, since each library makes something else of an OSError."""
+
+    def write(self, data: "ReadableBuffer", /) -> int:
+        try:
+            return super().write(data)
+        except OSError as error:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.fileno())  # for what is said later, by Python's end too
+            if isinstance(error, BrokenPipeError):
+                raise Unread from None
+            raise Unwritten(f"the output cannot be written: {error.strerror}") from None
+
+
+def _outcome(command: Callable[[], object]) -> int:
+    try:
+        code = _code(command)
+        if sys.stdout:
+            sys.stdout.flush()
+    except KeyboardInterrupt:
+        return Exit.INTERRUPTED
+    except CommandError as error:
+        _tell(str(error))
+        return error.exit_code
+    except Exception as error:
+        _tell(_unforeseen(error))
+        return Exit.UNFORESEEN
+    return code
+
+
+def _code(command: Callable[[], object]) -> int:
+    try:
+        command()
+    except SystemExit as end:  # Typer's way to end, with a number
+        return int(end.code or Exit.OK)
+    return Exit.OK
+
+
+def _unforeseen(error: Exception) -> str:
+    if os.environ.get(TRACEBACK_VARIABLE):
+        return "".join(traceback.format_exception(error))
+    return f"this was not foreseen: {error!r}. {TRACEBACK_VARIABLE}=1 shows where it happened; please report it."
+
+
+def _tell(words: str) -> None:
+    from rich.console import Console
+
+    from serve_app.cli.text import say
+
+    if words:
+        with suppress(CommandError):
+            say(Console(stderr=True), f"Error: {words}", style="red")
