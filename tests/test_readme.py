@@ -14,6 +14,7 @@ from serve_app.schemas import Event
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
+HTTP = (ROOT / "docs" / "http.md").read_text()
 MAKEFILE = (ROOT / "Makefile").read_text()
 REQUEST = request_model(AppArgs())
 
@@ -27,7 +28,7 @@ def test_every_make_command_exists(target: str) -> None:
     assert re.search(rf"^{target}:", MAKEFILE, re.MULTILINE)
 
 
-@pytest.mark.parametrize("path", sorted(set(re.findall(r"(?:configs|docs|serve_app|deploy)[\w/]*\.(?:yaml|py|png)", README))))
+@pytest.mark.parametrize("path", sorted(set(re.findall(r"(?:configs|docs|serve_app|deploy)[\w/]*\.(?:yaml|py|png|md)", README))))
 def test_every_file_exists(path: str) -> None:
     assert (ROOT / path).is_file()
 
@@ -42,7 +43,7 @@ def test_there_is_a_curl_for_every_route() -> None:
 
 
 def test_every_request_field_is_documented_and_no_other() -> None:
-    table = README.split("## Requests")[1].split("Images come as")[0]
+    table = HTTP.split("## Requests")[1].split("Images come as")[0]
     assert set(
         re.findall(r"`(\w+)`(?=[,` |]*.*\|)", "\n".join(line.split("|")[1] + "|" for line in table.splitlines() if line.startswith("| `")))
     ) == set(REQUEST.model_fields)
@@ -50,13 +51,13 @@ def test_every_request_field_is_documented_and_no_other() -> None:
 
 def test_every_event_is_documented() -> None:
     kinds = {get_args(event.model_fields["type"].annotation)[0] for event in get_args(Event)}
-    table = README.split("those of all images interleaved:")[1].split("Every error is")[0]
+    table = HTTP.split("those of all images interleaved:")[1].split("## Errors")[0]
     assert {name for line in table.splitlines() if line.startswith("| `") for name in re.findall(r"`(\w+)`", line.split("|")[1])} == kinds
 
 
 def test_every_error_is_documented() -> None:
     for error in errors.ServiceError.__subclasses__():
-        assert re.search(rf"{error.status} [^,;]*`{error.type}`", README), error
+        assert re.search(rf"{error.status} [^,;]*`{error.type}`", HTTP), error
 
 
 def test_every_config_is_listed() -> None:

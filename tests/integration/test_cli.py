@@ -189,9 +189,19 @@ def test_a_changed_picture_is_reported_with_how_it_differs(app: Running, generat
     image.putpixel((5, 6), (red ^ 128, green, blue))
     done = run("reproduce", saved_again(tmp_path / "seed-7.png", image), "--url", app.url)
     assert done.returncode == 1
-    assert "1 of 4096 pixels differ, PSNR 46.9 dB" in done.stdout
+    assert "not the same (46.9 dB PSNR): 1 of 4096 pixels differ" in done.stdout
     assert "red    at most 128 of 255, 0.0312 on average" in done.stdout
     assert "green  at most 0 of 255, 0.0000 on average" in done.stdout
+
+
+def test_a_picture_that_was_rounded_otherwise_is_the_same_picture(app: Running, generate: Callable[..., None], tmp_path: Path) -> None:
+    generate("a red apple", "-n", 1, "--seed", 7)
+    image = opened(tmp_path / "seed-7.png").convert("RGB")
+    red, green, blue = image.getpixel((5, 6))  # type: ignore[misc]  # three numbers, of RGB
+    image.putpixel((5, 6), (red ^ 2, green, blue))
+    done = run("reproduce", saved_again(tmp_path / "seed-7.png", image), "--url", app.url)
+    assert done.returncode == 1, "what a script that wants the same bits asks for"
+    assert "the same picture, not the same bits (83.1 dB PSNR): 1 of 4096 pixels differ" in done.stdout
 
 
 def test_a_resized_picture_is_not_the_same(app: Running, generate: Callable[..., None], tmp_path: Path) -> None:
