@@ -61,7 +61,9 @@ def read(path: Path) -> list[Result]:
     return [Result.model_validate_json(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def _take(run: Any, measures: tuple[Measure, ...], opened: Any, conditions: Conditions, seconds: float, deadline: float) -> list[Result]:
+def _take(
+    run: Any, measures: tuple[Measure, ...], opened: Any, conditions: Conditions, seconds: float, deadline: float
+) -> list[Result]:
     if time.time() + seconds > deadline:
         return _missing(measures, conditions, "no time left")
     try:
@@ -70,7 +72,15 @@ def _take(run: Any, measures: tuple[Measure, ...], opened: Any, conditions: Cond
         traceback.print_exc()
         return _missing(measures, conditions, _line(error))
     devices = len(conditions.devices)
-    return [Result(name=m.name, devices=devices, samples=tuple(samples[m.name]), missing=None if samples[m.name] else "no samples") for m in measures]
+    return [
+        Result(
+            name=m.name,
+            devices=devices,
+            samples=tuple(samples[m.name]),
+            missing=None if samples[m.name] else "no samples",
+        )
+        for m in measures
+    ]
 
 
 def _missing(measures: Iterable[Measure], conditions: Conditions, why: str) -> list[Result]:

@@ -46,7 +46,9 @@ class EngineBench:
         if self._engine and self._setting == setting:
             return
         self.close()
-        config = self._args.engine.model_copy(update=dict(zip(("max_batch_size", "images_per_call"), setting, strict=True)))
+        config = self._args.engine.model_copy(
+            update=dict(zip(("max_batch_size", "images_per_call"), setting, strict=True))
+        )
         engine = Engine(self._checkpoint, config, self._args.preview, Silent())
         try:
             engine.start([slot]).result()

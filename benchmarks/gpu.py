@@ -38,8 +38,15 @@ def main(arguments: list[str] | None = None) -> None:
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Measure our service and its peers.")
     parser.add_argument("checkpoint", type=Path, nargs="?", help="a diffusers folder; none with --tiny")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="arguments of the service, as in engine.compile=full")
-    parser.add_argument("--only", action="append", metavar="PATTERN", help="only measures whose name matches, such as 'engine.*'; may be repeated")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="arguments of the service, as in engine.compile=full"
+    )
+    parser.add_argument(
+        "--only",
+        action="append",
+        metavar="PATTERN",
+        help="only measures whose name matches, such as 'engine.*'; may be repeated",
+    )
     parser.add_argument("--gpus", type=int, help="how many GPUs to use; all where not given")
     parser.add_argument("--seconds", type=float, default=540, help="when to stop, whatever is not measured by then")
     parser.add_argument("--each", type=float, help="seconds of one series of samples")

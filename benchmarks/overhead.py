@@ -54,7 +54,9 @@ class Client:
         """Return how long a request takes to the last byte of its answer."""
         started = time.perf_counter()
         with closing(http.client.HTTPConnection("127.0.0.1", self._port, timeout=300)) as connection:
-            connection.request("POST", self._prefix + route, json.dumps({**BODY, **body}), {"Content-Type": "application/json"})
+            connection.request(
+                "POST", self._prefix + route, json.dumps({**BODY, **body}), {"Content-Type": "application/json"}
+            )
             response = connection.getresponse()
             answer = response.read()
         if response.status != 200:

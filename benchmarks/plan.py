@@ -79,8 +79,16 @@ ENGINE = Subject(
     trials=(
         _latency("engine", Goal(0.74, 0.60)),
         Trial((Measure("engine.png", "s", "the same with a PNG"),), _png, seconds=15),
-        Trial((Measure("engine.idle", "%", "GPU idle between launches under load, by profiler", Goal(3, 1)),), _idle, seconds=40),
-        Trial((Measure("engine.turns4", "images/s", "4 images in turns, one a UNet call, more waiting"),), _turns, seconds=40),
+        Trial(
+            (Measure("engine.idle", "%", "GPU idle between launches under load, by profiler", Goal(3, 1)),),
+            _idle,
+            seconds=40,
+        ),
+        Trial(
+            (Measure("engine.turns4", "images/s", "4 images in turns, one a UNet call, more waiting"),),
+            _turns,
+            seconds=40,
+        ),
         *(_batch("engine", images) for images in _BATCHES),
     ),
 )
@@ -167,7 +175,11 @@ def _load(name: str) -> Trial:
             **{measure.name: [cores[part]] for part, measure in busy.items()},
         }
 
-    return Trial((Measure(name, "images/s", "4 clients a GPU, 4 images each or one a GPU, again"), *busy.values()), run, seconds=100)
+    return Trial(
+        (Measure(name, "images/s", "4 clients a GPU, 4 images each or one a GPU, again"), *busy.values()),
+        run,
+        seconds=100,
+    )
 
 
 def _service(name: str, devices: int, trials: tuple[Trial, ...]) -> Subject:
@@ -180,7 +192,15 @@ SERVICE = _service(
     "service",
     0,
     (
-        Trial((Measure("service.start", "s", "`serve run` to /health, all replicas, kernels in the cache", Goal(60, 30)),), _start, seconds=1),
+        Trial(
+            (
+                Measure(
+                    "service.start", "s", "`serve run` to /health, all replicas, kernels in the cache", Goal(60, 30)
+                ),
+            ),
+            _start,
+            seconds=1,
+        ),
         Trial(_REQUESTS, _requests, seconds=75),
         _load("service.load"),
     ),
@@ -202,7 +222,9 @@ def _stock(name: str) -> tuple[Trial, ...]:
     def batch(stock: Stock, conditions: Conditions) -> Samples:
         work = conditions.workload
         stock.images(4, work.size, 2, work.guidance)
-        return {f"{name}.batch4": [4 / stock.images(4, work.size, work.steps, work.guidance) for _ in rounds(work.seconds)]}
+        return {
+            f"{name}.batch4": [4 / stock.images(4, work.size, work.steps, work.guidance) for _ in rounds(work.seconds)]
+        }
 
     return (
         Trial((Measure(f"{name}.image", "s", "one image: prompt, UNet, VAE, JPEG"),), image, seconds=20),
@@ -272,7 +294,11 @@ RAY_SERVE = Subject(
     devices=0,
     seconds=_LOAD_S,
     trials=(
-        Trial((Measure("ray.start", "s", "serve.run()"), Measure("ray.all", "s", "a request for every GPU, PNG")), _ray_requests, seconds=20),
+        Trial(
+            (Measure("ray.start", "s", "serve.run()"), Measure("ray.all", "s", "a request for every GPU, PNG")),
+            _ray_requests,
+            seconds=20,
+        ),
         Trial((Measure("ray.load", "images/s", "4 requests a GPU at once, again and again"),), _ray_load, seconds=60),
     ),
 )
@@ -290,15 +316,36 @@ The engine comes before the service, whose start it leaves compiled kernels for.
 """
 
 DERIVED: Sequence[Derived] = (
-    Best(Measure("engine.best", "images/s", "best batch, 1024", Goal(1.60, 1.80)), tuple(f"engine.batch{n}" for n in _BATCHES)),
+    Best(
+        Measure("engine.best", "images/s", "best batch, 1024", Goal(1.60, 1.80)),
+        tuple(f"engine.batch{n}" for n in _BATCHES),
+    ),
     Best(Measure("fp8.best", "images/s", "best batch with fp8", Goal(1.80, 2.10)), ("fp8.batch4", "fp8.batch8")),
     Best(Measure("few.best", "images/s", "best batch, few steps", Goal(8, 10)), ("few.batch1", "few.batch4")),
-    Ratio(Measure("all/engine", "x", "an image on every GPU over HTTP / one on the engine", Goal(1.08, 1.03)), "service.all", "engine.image"),
+    Ratio(
+        Measure("all/engine", "x", "an image on every GPU over HTTP / one on the engine", Goal(1.08, 1.03)),
+        "service.all",
+        "engine.image",
+    ),
     Ratio(Measure("all.png/engine", "x", "the same as PNG", Goal(1.25, 1.15)), "service.all.png", "engine.image"),
-    Ratio(Measure("streamed/unstreamed", "x", "previews every 5 steps / one answer", Goal(1.04, 1.01)), "service.streamed", "service.all"),
+    Ratio(
+        Measure("streamed/unstreamed", "x", "previews every 5 steps / one answer", Goal(1.04, 1.01)),
+        "service.streamed",
+        "service.all",
+    ),
     PerDevice(Measure("load/gpu", "images/s", "the same load, for each GPU", Goal(1.5, 1.7)), "service.load"),
-    Ratio(Measure("scale1to2", "x", "images/s a GPU, 2 GPUs / 1", Goal(0.97, 0.99)), "service2.load", "service1.load", per_device=True),
-    Ratio(Measure("scale1toall", "x", "images/s a GPU, all GPUs / 1", Goal(0.97, 0.99)), "service.load", "service1.load", per_device=True),
+    Ratio(
+        Measure("scale1to2", "x", "images/s a GPU, 2 GPUs / 1", Goal(0.97, 0.99)),
+        "service2.load",
+        "service1.load",
+        per_device=True,
+    ),
+    Ratio(
+        Measure("scale1toall", "x", "images/s a GPU, all GPUs / 1", Goal(0.97, 0.99)),
+        "service.load",
+        "service1.load",
+        per_device=True,
+    ),
     Ratio(Measure("stock/engine", "x", "one image, stock / ours"), "stock.image", "engine.image"),
     Ratio(Measure("fal/service", "x", "an image on every GPU, fal / ours"), "fal.all", "service.all"),
     Ratio(Measure("service/fal.load", "x", "images/s, ours / fal"), "service.load", "fal.load"),

@@ -34,16 +34,31 @@ PROBES: Mapping[str, Callable[[Conditions], Iterator[str]]] = {
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Answer single questions about the UNet and the compiler.")
     parser.add_argument("probes", nargs="+", choices=sorted(PROBES), metavar="NAME", help=", ".join(PROBES))
-    parser.add_argument("--checkpoint", type=Path, default=Path("none"), help="a diffusers folder; `quality` needs none")
-    parser.add_argument("--set", action="append", default=[], metavar="key=value", help="arguments of the service, as in engine.compile=full")
+    parser.add_argument(
+        "--checkpoint", type=Path, default=Path("none"), help="a diffusers folder; `quality` needs none"
+    )
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="key=value",
+        help="arguments of the service, as in engine.compile=full",
+    )
     parser.add_argument("--config", type=Path, default=SDXL_CONFIG, help="the Serve config whose arguments are taken")
     parser.add_argument("--tiny", action="store_true", help="on the CPU, with a tiny model")
     options = parser.parse_args(arguments)
     cpu = not torch.cuda.is_available()
     with tempfile.TemporaryDirectory() as folder:
-        conditions = Conditions(checkpoint=options.checkpoint, devices=(0,), cpu=cpu, config=options.config, overrides=tuple(options.set))
+        conditions = Conditions(
+            checkpoint=options.checkpoint, devices=(0,), cpu=cpu, config=options.config, overrides=tuple(options.set)
+        )
         if options.tiny:
-            changes = {"checkpoint": tiny.build(Path(folder)), "workload": TINY, "cpu": True, "overrides": (*TINY_OVERRIDES, *options.set)}
+            changes = {
+                "checkpoint": tiny.build(Path(folder)),
+                "workload": TINY,
+                "cpu": True,
+                "overrides": (*TINY_OVERRIDES, *options.set),
+            }
             conditions = conditions.model_copy(update=changes)
         for name in options.probes:
             started = time.perf_counter()

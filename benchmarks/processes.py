@@ -45,7 +45,9 @@ def cpu_times(root: int) -> CpuTimes:
 
 def replica_pids(root: int) -> list[int]:
     """Return the processes of the replicas that descend from a process."""
-    return [process.pid for process in psutil.Process(root).children(recursive=True) if _part(_title(process)) == "replicas"]
+    return [
+        process.pid for process in psutil.Process(root).children(recursive=True) if _part(_title(process)) == "replicas"
+    ]
 
 
 def _title(process: psutil.Process) -> str:

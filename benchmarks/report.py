@@ -54,7 +54,9 @@ def table(rows: Sequence[Row]) -> str:
             continue
         goal = row.measure.goal
         wanted = f"{goal.must:6g} {goal.aim:6g}  {row.verdict}" if goal else ""
-        lines.append(f"{name} {row.value:9.3f} {_number(row.low)} {_number(row.high)} {row.samples or '':>4} {row.measure.unit:8} {wanted}".rstrip())
+        lines.append(
+            f"{name} {row.value:9.3f} {_number(row.low)} {_number(row.high)} {row.samples or '':>4} {row.measure.unit:8} {wanted}".rstrip()
+        )
     return "\n".join(lines)
 
 
@@ -106,7 +108,11 @@ def _derive(each: Derived, measured: dict[str, Row]) -> Row | None:
 
 
 def _each(each: PerDevice, of: Row) -> Row:
-    return Row(each.measure, None, missing=f"no {each.of}") if of.value is None else Row(each.measure, of.value / of.devices)
+    return (
+        Row(each.measure, None, missing=f"no {each.of}")
+        if of.value is None
+        else Row(each.measure, of.value / of.devices)
+    )
 
 
 def _ratio(ratio: Ratio, of: Row, to: Row) -> Row:

@@ -24,7 +24,9 @@ class Running:
     process: "subprocess.Popen[bytes]"
 
 
-def run_phases(phases: Sequence[Sequence[Subject]], conditions: Conditions, only: tuple[str, ...], deadline: float, out: Path) -> list[Result]:
+def run_phases(
+    phases: Sequence[Sequence[Subject]], conditions: Conditions, only: tuple[str, ...], deadline: float, out: Path
+) -> list[Result]:
     """Run the phases one after another; return what was measured of each measure asked for, or why it was not."""
     results = []
     for phase in phases:
@@ -33,7 +35,9 @@ def run_phases(phases: Sequence[Sequence[Subject]], conditions: Conditions, only
     return results
 
 
-def _run_phase(subjects: Sequence[Subject], conditions: Conditions, only: tuple[str, ...], deadline: float, out: Path) -> list[Result]:
+def _run_phase(
+    subjects: Sequence[Subject], conditions: Conditions, only: tuple[str, ...], deadline: float, out: Path
+) -> list[Result]:
     free, waiting, running, results = list(conditions.devices), deque(subjects), list[Running](), list[Result]()
     try:
         while waiting or running:
@@ -58,7 +62,14 @@ def _run_phase(subjects: Sequence[Subject], conditions: Conditions, only: tuple[
     return results
 
 
-def _start(subject: Subject, conditions: Conditions, devices: tuple[int, ...], only: tuple[str, ...], deadline: float, out: Path) -> Running:
+def _start(
+    subject: Subject,
+    conditions: Conditions,
+    devices: tuple[int, ...],
+    only: tuple[str, ...],
+    deadline: float,
+    out: Path,
+) -> Running:
     job = Job(
         subject=subject.name,
         conditions=conditions.model_copy(update={"devices": devices}),

@@ -99,7 +99,9 @@ class Service:
         def ask(http: httpx2.Client) -> httpx2.Response:
             return http.post(f"{self.url}/generate", json=self._body(images, **changes))
 
-        answered = keep_asking(clients, seconds, 4, ask, lambda response: _check(response, images), timeout_s=_REQUEST_TIMEOUT_S)
+        answered = keep_asking(
+            clients, seconds, 4, ask, lambda response: _check(response, images), timeout_s=_REQUEST_TIMEOUT_S
+        )
         return [moment for moment in answered for _ in range(images)]
 
     def _body(self, images: int, **changes: Any) -> dict[str, Any]:
@@ -131,7 +133,12 @@ def open_service(conditions: Conditions) -> Iterator[Service]:
         started = time.perf_counter()
         with log.open("w") as file:
             # A virtual machine may show less memory than it will get, and Ray's monitor would end replicas that load.
-            environment = {**os.environ, "RAY_ADDRESS": "local", "RAY_USAGE_STATS_ENABLED": "0", "RAY_memory_monitor_refresh_ms": "0"}
+            environment = {
+                **os.environ,
+                "RAY_ADDRESS": "local",
+                "RAY_USAGE_STATS_ENABLED": "0",
+                "RAY_memory_monitor_refresh_ms": "0",
+            }
             command = [sys.executable, "-m", "ray.serve.scripts", "run", str(config)]
             process = subprocess.Popen(command, stdout=file, stderr=file, env=environment)  # noqa: S603 - our own command
         try:

@@ -28,7 +28,9 @@ def build(args: AppArgs) -> Application:
         # A replica that hangs is replaced after three such timeouts; its slots are painted elsewhere.
         health_check_period_s=5,
         health_check_timeout_s=10,
-        logging_config=LoggingConfig(enable_access_log=False),  # the ingress logs each request; its polls would drown them
+        logging_config=LoggingConfig(
+            enable_access_log=False
+        ),  # the ingress logs each request; its polls would drown them
     ).bind(args)
     ingress = serve.deployment(
         serve.ingress()(Ingress),

@@ -40,7 +40,9 @@ class ModelConfig(Config):
     dtype: Literal["float32", "bfloat16", "float16"] = Field(
         default="float32", description="Precision of the weights; latents are always float32 between steps."
     )
-    name: Text | None = Field(default=None, description="The name that answers and pictures carry; the last part of `path` where null.")
+    name: Text | None = Field(
+        default=None, description="The name that answers and pictures carry; the last part of `path` where null."
+    )
     preview_path: Text | None = Field(
         default=None,
         description="The AutoencoderTiny that decodes previews: a subfolder of the checkpoint, a local folder, a .safetensors file such as "
@@ -53,7 +55,9 @@ class ModelConfig(Config):
         "checkpoint's own, unless a config.json lies beside it), or a hub id. Null: the checkpoint's own, "
         "in bfloat16 where `dtype` is float16 and it overflows there, as SDXL's does.",
     )
-    scheduler: SchedulerName | None = Field(default=None, description="Default scheduler; the checkpoint's own where null.")
+    scheduler: SchedulerName | None = Field(
+        default=None, description="Default scheduler; the checkpoint's own where null."
+    )
     prediction_type: PredictionType | None = Field(
         default=None,
         description="What the UNet predicts. Null: the checkpoint's own, by its scheduler's config or a `v_pred`.",
@@ -69,7 +73,9 @@ class ModelConfig(Config):
         "scheduler's config or a `ztsnr`.",
     )
     num_inference_steps: int = Field(default=20, ge=1, description="Default number of denoising steps.")
-    guidance_scale: float = Field(default=3.0, ge=0, le=30, description="Default guidance scale; at 1 or less no unconditional pass is made.")
+    guidance_scale: float = Field(
+        default=3.0, ge=0, le=30, description="Default guidance scale; at 1 or less no unconditional pass is made."
+    )
     width: Side = Field(default=256, description="Default width in pixels.")
     height: Side = Field(default=256, description="Default height in pixels.")
     min_size: Side = Field(default=64, description="Smallest width or height a request may ask for, in pixels.")
@@ -81,14 +87,18 @@ class ModelConfig(Config):
             raise ValueError(f"model.min_size ({self.min_size}) must not be above model.max_size ({self.max_size})")
         for name, size in (("width", self.width), ("height", self.height)):
             if not self.min_size <= size <= self.max_size:
-                raise ValueError(f"model.{name} ({size}) must lie between model.min_size ({self.min_size}) and model.max_size ({self.max_size})")
+                raise ValueError(
+                    f"model.{name} ({size}) must lie between model.min_size ({self.min_size}) and model.max_size ({self.max_size})"
+                )
         return self
 
 
 class EngineConfig(Config):
     """How one replica turns slots into UNet calls."""
 
-    max_batch_size: int = Field(default=4, ge=1, description="Most images a replica paints at once; the rest wait in order of arrival.")
+    max_batch_size: int = Field(
+        default=4, ge=1, description="Most images a replica paints at once; the rest wait in order of arrival."
+    )
     images_per_call: int = Field(
         default=1,
         ge=1,
@@ -110,9 +120,12 @@ class EngineConfig(Config):
         "else should be able to write to it. Null: torch's own, in the temporary folder.",
     )
     quantization: Quantization = Field(
-        default="none", description="`fp8`: the UNet's large linear layers in 8-bit floats, on GPUs that have them (Hopper, Ada and later)."
+        default="none",
+        description="`fp8`: the UNet's large linear layers in 8-bit floats, on GPUs that have them (Hopper, Ada and later).",
     )
-    prompt_cache_size: int = Field(default=16, ge=1, description="How many encoded prompts a replica keeps; SDXL's take 26 MB each.")
+    prompt_cache_size: int = Field(
+        default=16, ge=1, description="How many encoded prompts a replica keeps; SDXL's take 26 MB each."
+    )
     file_threads: int = Field(default=2, ge=1, description="Threads that encode image files beside the denoising loop.")
 
     @model_validator(mode="after")
@@ -126,8 +139,12 @@ class EngineConfig(Config):
 class PreviewConfig(Config):
     """What bounds the previews of an image, whatever a request asks for and however slowly a client reads."""
 
-    max_size: int = Field(default=512, ge=8, description="Longest side of a preview in pixels; larger latents are pooled before decoding.")
-    min_interval_s: float = Field(default=0.1, ge=0, description="Least time between two previews of one image, in seconds.")
+    max_size: int = Field(
+        default=512, ge=8, description="Longest side of a preview in pixels; larger latents are pooled before decoding."
+    )
+    min_interval_s: float = Field(
+        default=0.1, ge=0, description="Least time between two previews of one image, in seconds."
+    )
     jpeg_quality: int = Field(default=80, ge=1, le=95, description="JPEG quality of previews.")
 
 
@@ -135,24 +152,34 @@ class LimitsConfig(Config):
     """What a request may ask for."""
 
     max_images: int = Field(default=16, ge=1, description="Most images in one request.")
-    max_steps: int = Field(default=100, ge=1, le=998, description="Most denoising steps of an image; schedulers have a thousand, less their offset.")
+    max_steps: int = Field(
+        default=100,
+        ge=1,
+        le=998,
+        description="Most denoising steps of an image; schedulers have a thousand, less their offset.",
+    )
     max_body_bytes: int = Field(default=65536, ge=1024, description="Largest request body in bytes.")
 
 
 class AdmissionConfig(Config):
     """When a request is turned away with 429."""
 
-    max_waiting_images: int = Field(default=64, ge=0, description="Most images that may wait for a replica, for each ingress replica.")
+    max_waiting_images: int = Field(
+        default=64, ge=0, description="Most images that may wait for a replica, for each ingress replica."
+    )
 
 
 class FilesConfig(Config):
     """Where images are kept for answers that hold URLs, and for how long."""
 
     path: AbsolutePath | None = Field(
-        default=None, description="Absolute path of the files' folder, shared by all ingress replicas. Null: no answers with URLs."
+        default=None,
+        description="Absolute path of the files' folder, shared by all ingress replicas. Null: no answers with URLs.",
     )
     ttl_s: float = Field(default=3600.0, ge=1, description="How long a file is kept, in seconds.")
-    max_bytes: int = Field(default=2**30, ge=2**20, description="Most bytes of all files together; the oldest go first.")
+    max_bytes: int = Field(
+        default=2**30, ge=2**20, description="Most bytes of all files together; the oldest go first."
+    )
     base_url: BaseUrl | None = Field(
         default=None,
         description="What URLs begin with, such as https://images.example.com. Null: the address that the request was sent to.",
@@ -163,10 +190,12 @@ class AuthConfig(Config):
     """Who may use the service. Keys are never part of a configuration, which is shown in dashboards and logs."""
 
     keys_env: VariableName | None = Field(
-        default=None, description="Name of an environment variable of the ingress with the API keys, separated by commas or lines."
+        default=None,
+        description="Name of an environment variable of the ingress with the API keys, separated by commas or lines.",
     )
     keys_file: AbsolutePath | None = Field(
-        default=None, description="Absolute path of a file with an API key on each line; it is read again when it changes."
+        default=None,
+        description="Absolute path of a file with an API key on each line; it is read again when it changes.",
     )
 
     @property
@@ -178,7 +207,9 @@ class AuthConfig(Config):
 class CorsConfig(Config):
     """Which other sites' pages may call the service."""
 
-    allow_origins: Origins = Field(default=(), description="Origins such as https://app.example.com, or `*` for any. Empty: none.")
+    allow_origins: Origins = Field(
+        default=(), description="Origins such as https://app.example.com, or `*` for any. Empty: none."
+    )
 
 
 def _lies_in(path: str, folder: str) -> bool:
@@ -189,10 +220,16 @@ class AppArgs(Config):
     """Everything the application builder takes."""
 
     num_replicas: int = Field(default=2, ge=1, description="SDXL replicas, each a single-GPU (or CPU) actor.")
-    num_gpus: Share = Field(default=0, ge=0, le=1, description="GPUs of a replica: 1; 0 to run on the CPU; 0.5: two share one.")
-    num_cpus: Share = Field(default=1, ge=0, description="CPU cores of a replica; on the CPU also its number of torch threads.")
+    num_gpus: Share = Field(
+        default=0, ge=0, le=1, description="GPUs of a replica: 1; 0 to run on the CPU; 0.5: two share one."
+    )
+    num_cpus: Share = Field(
+        default=1, ge=0, description="CPU cores of a replica; on the CPU also its number of torch threads."
+    )
     ingress_replicas: int = Field(default=1, ge=1, description="HTTP ingress replicas.")
-    request_timeout_s: float = Field(default=300.0, gt=0, description="Deadline of a request: what is finished by then is returned.")
+    request_timeout_s: float = Field(
+        default=300.0, gt=0, description="Deadline of a request: what is finished by then is returned."
+    )
     model: ModelConfig = ModelConfig()
     engine: EngineConfig = EngineConfig()
     preview: PreviewConfig = PreviewConfig()
@@ -205,7 +242,9 @@ class AppArgs(Config):
     @property
     def warm_up_sizes(self) -> tuple[tuple[int, int], ...]:
         """Width and height of all sizes to get ready for at the start, the default first."""
-        others = tuple((int(width), int(height)) for width, height in (size.split("x") for size in self.engine.warm_up_sizes))
+        others = tuple(
+            (int(width), int(height)) for width, height in (size.split("x") for size in self.engine.warm_up_sizes)
+        )
         return tuple(dict.fromkeys(((self.model.width, self.model.height), *others)))
 
     @model_validator(mode="after")
@@ -213,16 +252,22 @@ class AppArgs(Config):
         if self.model.num_inference_steps > self.limits.max_steps:
             raise ValueError("model.num_inference_steps must not be above limits.max_steps")
         for width, height in self.warm_up_sizes:
-            if not all(self.model.min_size <= side <= self.model.max_size and side % 8 == 0 for side in (width, height)):
+            if not all(
+                self.model.min_size <= side <= self.model.max_size and side % 8 == 0 for side in (width, height)
+            ):
                 raise ValueError(
                     f"engine.warm_up_sizes: the sides of {width}x{height} must be multiples of 8 "
                     f"between model.min_size ({self.model.min_size}) and model.max_size ({self.model.max_size})"
                 )
         if self.admission.max_waiting_images < self.limits.max_images:
-            raise ValueError("admission.max_waiting_images must be at least limits.max_images, or a full request could never be admitted")
+            raise ValueError(
+                "admission.max_waiting_images must be at least limits.max_images, or a full request could never be admitted"
+            )
         given, needed = self.limits.max_body_bytes, longest_body(self.limits.max_images, self.limits.max_steps)
         if given < needed:
-            raise ValueError(f"limits.max_body_bytes ({given}) must be at least {needed}, or full requests could not be sent")
+            raise ValueError(
+                f"limits.max_body_bytes ({given}) must be at least {needed}, or full requests could not be sent"
+            )
         if self.engine.quantization == "fp8" and self.num_gpus > 0 and self.model.dtype == "float32":
             raise ValueError("engine.quantization: fp8 on a GPU needs model.dtype: bfloat16 or float16")
         return self
@@ -237,5 +282,7 @@ class AppArgs(Config):
         if self.auth.keys_file is not None and _lies_in(self.auth.keys_file, files.path):
             raise ValueError(f"auth.keys_file must not lie in files.path ({files.path}), whose files need no key")
         if files.max_bytes < picture:
-            raise ValueError(f"files.max_bytes ({files.max_bytes}) must be at least {picture}, a picture of model.max_size")
+            raise ValueError(
+                f"files.max_bytes ({files.max_bytes}) must be at least {picture}, a picture of model.max_size"
+            )
         return self

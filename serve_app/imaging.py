@@ -26,7 +26,9 @@ _WEBP_QUALITY = 90
 
 def encode_picture(pixels: Pixels, slot: Slot, model: ModelInfo) -> str:
     """Return a finished picture as a file in base64 text, with all that is needed to paint it again."""
-    return _encode(pixels, slot.output_format, slot.output_compression, parameters_text(slot, model), parameters_json(slot, model))
+    return _encode(
+        pixels, slot.output_format, slot.output_compression, parameters_text(slot, model), parameters_json(slot, model)
+    )
 
 
 def encode_preview(pixels: Pixels, quality: int) -> str:
@@ -50,7 +52,9 @@ def encode_sheet(pixels: Pixels, output_format: OutputFormat, quality: int | Non
     return _encode(pixels, output_format, quality, "", {})
 
 
-def _encode(pixels: Pixels, output_format: OutputFormat, quality: int | None, text: str, parameters: dict[str, object]) -> str:
+def _encode(
+    pixels: Pixels, output_format: OutputFormat, quality: int | None, text: str, parameters: dict[str, object]
+) -> str:
     xmp = xmp_packet(parameters)
     height, width, _ = pixels.shape
     exif = exif_block(text, width, height) if text else b""

@@ -13,9 +13,15 @@ class ReplicaMetrics:
 
     def __init__(self, capacity: int) -> None:
         self._capacity = capacity
-        self._slots = metrics.Counter("psdxl_slots", "Slots that reached a replica, by outcome; one is its warm-up.", tag_keys=("outcome",))
-        self._step = metrics.Histogram("psdxl_step_seconds", "Time of one denoising step of a batch.", boundaries=_SECONDS)
-        self._occupancy = metrics.Gauge("psdxl_batch_occupancy", "Images in the last step's batch, as a part of max_batch_size.")
+        self._slots = metrics.Counter(
+            "psdxl_slots", "Slots that reached a replica, by outcome; one is its warm-up.", tag_keys=("outcome",)
+        )
+        self._step = metrics.Histogram(
+            "psdxl_step_seconds", "Time of one denoising step of a batch.", boundaries=_SECONDS
+        )
+        self._occupancy = metrics.Gauge(
+            "psdxl_batch_occupancy", "Images in the last step's batch, as a part of max_batch_size."
+        )
         self._active = metrics.Gauge("psdxl_images_active", "Images being denoised.")
         self._waiting = metrics.Gauge("psdxl_images_waiting", "Images waiting on the replica.")
         self._preview = metrics.Histogram("psdxl_preview_seconds", "Time to decode one preview.", boundaries=_SECONDS)
@@ -45,12 +51,16 @@ class IngressMetrics:
     """The metrics of one ingress replica; make one, in its constructor."""
 
     def __init__(self) -> None:
-        self._images = metrics.Counter("psdxl_images", "Images by outcome: succeeded, failed or cancelled.", tag_keys=("outcome",))
+        self._images = metrics.Counter(
+            "psdxl_images", "Images by outcome: succeeded, failed or cancelled.", tag_keys=("outcome",)
+        )
         self._waiting = metrics.Gauge("psdxl_line_waiting", "Images that wait because all replicas are taken.")
         self._first_preview = metrics.Histogram(
             "psdxl_first_preview_seconds", "Time from a streamed request to its first preview.", boundaries=_SECONDS
         )
-        self._repainted = metrics.Counter("psdxl_slots_repainted", "Slots painted again because their replica was lost.")
+        self._repainted = metrics.Counter(
+            "psdxl_slots_repainted", "Slots painted again because their replica was lost."
+        )
 
     def first_preview(self, seconds: float) -> None:
         self._first_preview.observe(seconds)

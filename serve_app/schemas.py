@@ -90,31 +90,49 @@ class GenerateRequest(Body):
     """
 
     prompt: str = Field(min_length=1, max_length=_LONGEST_TEXT, description="What to paint.")
-    negative_prompt: str = Field(default="", max_length=_LONGEST_TEXT, description="What to avoid; needs a guidance_scale above 1.")
+    negative_prompt: str = Field(
+        default="", max_length=_LONGEST_TEXT, description="What to avoid; needs a guidance_scale above 1."
+    )
     num_images: int = Field(default=4, ge=1, description="How many images, each with a seed of its own.")
     seed: FirstSeed | None = Field(
         default=None,
         description="Seed of the first image; image i gets seed + i modulo 2^32. Random where null or -1.",
     )
-    seeds: list[Seed] | None = Field(default=None, min_length=1, description="The distinct seeds to paint, instead of seed and num_images.")
+    seeds: list[Seed] | None = Field(
+        default=None, min_length=1, description="The distinct seeds to paint, instead of seed and num_images."
+    )
     width: int = Field(default=256, multiple_of=8, description="Width in pixels.")
     height: int = Field(default=256, multiple_of=8, description="Height in pixels.")
     num_inference_steps: int = Field(default=20, ge=1, description="Denoising steps.")
-    guidance_scale: float = Field(default=5.0, ge=0, le=30, allow_inf_nan=False, description="Classifier-free guidance; 1 or less switches it off.")
+    guidance_scale: float = Field(
+        default=5.0,
+        ge=0,
+        le=30,
+        allow_inf_nan=False,
+        description="Classifier-free guidance; 1 or less switches it off.",
+    )
     scheduler: SchedulerName | None = Field(default=None, description="Null: the model's default.")
     output_format: OutputFormat = Field(default="png", description="File format of the images.")
     output_compression: int | None = Field(
-        default=None, ge=0, le=100, description="Quality of a JPEG (95 where null) or WebP (90); a PNG is lossless and takes no notice."
+        default=None,
+        ge=0,
+        le=100,
+        description="Quality of a JPEG (95 where null) or WebP (90); a PNG is lossless and takes no notice.",
     )
     response_format: ResponseFormat = Field(
         default="b64_json",
         description="How images and the grid come: as base64 text, or at a `url`, which needs the option files.path.",
     )
     preview_every: int = Field(
-        default=5, ge=0, le=100, description="A preview after step 1 and after every such step, never after the last; 0: none."
+        default=5,
+        ge=0,
+        le=100,
+        description="A preview after step 1 and after every such step, never after the last; 0: none.",
     )
     preview_steps: list[Annotated[int, Field(ge=1)]] | None = Field(
-        default=None, max_length=1000, description="Previews after exactly these steps, instead of preview_every; empty: none."
+        default=None,
+        max_length=1000,
+        description="Previews after exactly these steps, instead of preview_every; empty: none.",
     )
     grid: bool = Field(default=False, description="Also return one contact sheet of all images.")
 
@@ -138,7 +156,8 @@ class GenerateRequest(Body):
             raise FieldError("preview_steps", "give either preview_every or preview_steps, not both")
         if max(self.preview_steps, default=0) >= self.num_inference_steps:
             raise FieldError(
-                "preview_steps", f"each must be below num_inference_steps ({self.num_inference_steps}): after the last step comes the image"
+                "preview_steps",
+                f"each must be below num_inference_steps ({self.num_inference_steps}): after the last step comes the image",
             )
         return self
 
@@ -346,7 +365,18 @@ class ErrorEvent(ErrorBody):
     type: Literal["error"] = "error"
 
 
-Event = StartEvent | QueuedEvent | ProgressEvent | PreviewEvent | ImageEvent | FailedEvent | CancelledEvent | GridEvent | CompletedEvent | ErrorEvent
+Event = (
+    StartEvent
+    | QueuedEvent
+    | ProgressEvent
+    | PreviewEvent
+    | ImageEvent
+    | FailedEvent
+    | CancelledEvent
+    | GridEvent
+    | CompletedEvent
+    | ErrorEvent
+)
 
 
 class ReplicaCount(Answer):

@@ -143,7 +143,9 @@ def make_engine(checkpoint: Checkpoint) -> Iterator[MakeEngine]:
     """Start engines that stop with the test: make_engine(max_batch_size=..., preview=PreviewConfig(...), checkpoint=...)."""
     started: list[Engine] = []
 
-    def make(*, preview: PreviewConfig | None = None, checkpoint: Checkpoint = checkpoint, **config: object) -> RunningEngine:
+    def make(
+        *, preview: PreviewConfig | None = None, checkpoint: Checkpoint = checkpoint, **config: object
+    ) -> RunningEngine:
         watch = Watch()
         engine = Engine(checkpoint, EngineConfig(**config), preview or PreviewConfig(min_interval_s=0), watch)
         engine.start()

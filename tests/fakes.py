@@ -37,7 +37,9 @@ class Ref:
 def painted(slot: Slot) -> Painted:
     """A picture of one colour, which is the slot's index."""
     pixels = np.full((slot.height, slot.width, 3), slot.index, dtype=np.uint8)
-    return Painted(slot.width, slot.height, f"image/{slot.output_format}", f"picture{slot.seed}", Work(0, 0, 0, 0), Ref(pixels))
+    return Painted(
+        slot.width, slot.height, f"image/{slot.output_format}", f"picture{slot.seed}", Work(0, 0, 0, 0), Ref(pixels)
+    )
 
 
 async def nothing_special(slot: Slot) -> None: ...

@@ -67,7 +67,13 @@ def save_single_file(pipe: StableDiffusionXLPipeline, file: Path, dtype: torch.d
         "denoiser.": {"sigmas": torch.linspace(0.03, 14.6, 1000)},
     }
     tensors = {prefix + name: tensor for prefix, weights in models.items() for name, tensor in weights.items()}
-    save_file({name: tensor.to(dtype).contiguous() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}, file)
+    save_file(
+        {
+            name: tensor.to(dtype).contiguous() if tensor.is_floating_point() else tensor
+            for name, tensor in tensors.items()
+        },
+        file,
+    )
 
 
 def _renamed(key: str, patterns: Mapping[str, str]) -> str:
@@ -99,7 +105,9 @@ def _unet_blocks(unet: UNet2DConditionModel) -> dict[str, str]:
     for i, block in enumerate(unet.up_blocks):
         places |= {f"up_blocks.{i}.resnets.{j}": f"output_blocks.{i * up + j}.0" for j in range(up)}
         places |= {f"up_blocks.{i}.attentions.{j}": f"output_blocks.{i * up + j}.1" for j in range(up)}
-        places[f"up_blocks.{i}.upsamplers.0.conv"] = f"output_blocks.{i * up + up - 1}.{1 + hasattr(block, 'attentions')}.conv"
+        places[f"up_blocks.{i}.upsamplers.0.conv"] = (
+            f"output_blocks.{i * up + up - 1}.{1 + hasattr(block, 'attentions')}.conv"
+        )
     return places
 
 
@@ -113,7 +121,10 @@ def original_vae(vae: AutoencoderKL) -> Weights:
         return _renamed(key, _VAE)
 
     # The original's attention is made of 1 x 1 convolutions.
-    return {name(key): tensor[:, :, None, None] if ".attentions." in key and tensor.ndim == 2 else tensor for key, tensor in vae.state_dict().items()}
+    return {
+        name(key): tensor[:, :, None, None] if ".attentions." in key and tensor.ndim == 2 else tensor
+        for key, tensor in vae.state_dict().items()
+    }
 
 
 def _clip(encoder: CLIPTextModel) -> Weights:

@@ -45,10 +45,14 @@ def test_every_key_is_known_and_every_value_valid(path: Path) -> None:
     assert list(unknown_keys(config, ServeDeploySchema)) == []
     (application,) = ServeDeploySchema.model_validate(config).applications
     args = AppArgs.model_validate(application.args)
-    assert config["http_options"]["request_timeout_s"] > args.request_timeout_s, "Serve's own timeout would cut answers off"
+    assert config["http_options"]["request_timeout_s"] > args.request_timeout_s, (
+        "Serve's own timeout would cut answers off"
+    )
 
 
-@pytest.mark.parametrize("typo", [{"num_replcas": 1}, {"http_options": {"prot": 1}}, {"applications": [{"rout_prefix": "/"}]}])
+@pytest.mark.parametrize(
+    "typo", [{"num_replcas": 1}, {"http_options": {"prot": 1}}, {"applications": [{"rout_prefix": "/"}]}]
+)
 def test_the_walk_finds_typos(typo: dict[str, Any]) -> None:
     assert len(list(unknown_keys(typo, ServeDeploySchema))) == 1
 

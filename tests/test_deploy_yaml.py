@@ -18,7 +18,9 @@ def service() -> dict[str, Any]:
 
 
 def test_it_serves_the_gpu_config(service: dict[str, Any]) -> None:
-    assert yaml.safe_load(service["spec"]["serveConfigV2"]) == yaml.safe_load((ROOT / "configs" / "sdxl.yaml").read_text())
+    assert yaml.safe_load(service["spec"]["serveConfigV2"]) == yaml.safe_load(
+        (ROOT / "configs" / "sdxl.yaml").read_text()
+    )
 
 
 def test_its_versions_are_those_installed(service: dict[str, Any]) -> None:
@@ -43,7 +45,11 @@ def test_compiled_kernels_outlive_a_pod(service: dict[str, Any]) -> None:
     args = AppArgs.model_validate(yaml.safe_load(service["spec"]["serveConfigV2"])["applications"][0]["args"])
     (workers,) = service["spec"]["rayClusterConfig"]["workerGroupSpecs"]
     pod = workers["template"]["spec"]
-    (mount,) = [m for m in pod["containers"][0]["volumeMounts"] if m["mountPath"] == str(args.engine.compile_cache).replace("~", "/home/ray")]
+    (mount,) = [
+        m
+        for m in pod["containers"][0]["volumeMounts"]
+        if m["mountPath"] == str(args.engine.compile_cache).replace("~", "/home/ray")
+    ]
     (volume,) = [v for v in pod["volumes"] if v["name"] == mount["name"]]
     assert "persistentVolumeClaim" in volume
 

@@ -17,7 +17,10 @@ PIXELS: Pixels = np.random.default_rng(0).integers(0, 256, (64, 48, 3), dtype=np
 
 @pytest.mark.parametrize(("output_format", "usual"), [("jpeg", 95), ("webp", 90)])
 def test_the_quality_is_as_asked_for(output_format: OutputFormat, usual: int) -> None:
-    sizes = [len(encode_picture(PIXELS, make_slot(output_format=output_format, output_compression=q), MODEL)) for q in (0, 1, 50, usual, None, 100)]
+    sizes = [
+        len(encode_picture(PIXELS, make_slot(output_format=output_format, output_compression=q), MODEL))
+        for q in (0, 1, 50, usual, None, 100)
+    ]
     assert sizes[0] <= sizes[1] < sizes[2] < sizes[3] < sizes[5]
     assert abs(sizes[3] - sizes[4]) < 10, "where nothing is asked for; the file also holds what was"
 
@@ -33,7 +36,9 @@ def test_a_preview_is_a_bare_jpeg() -> None:
     assert (image.format, image.size) == ("JPEG", (48, 64))
 
 
-@pytest.mark.parametrize(("count", "shape"), [(1, (1, 1)), (2, (1, 2)), (3, (2, 2)), (4, (2, 2)), (5, (2, 3)), (10, (3, 4)), (16, (4, 4))])
+@pytest.mark.parametrize(
+    ("count", "shape"), [(1, (1, 1)), (2, (1, 2)), (3, (2, 2)), (4, (2, 2)), (5, (2, 3)), (10, (3, 4)), (16, (4, 4))]
+)
 def test_sheets_are_row_major_with_as_many_columns_as_the_root_of_n(count: int, shape: tuple[int, int]) -> None:
     cells = [np.full((4, 6, 3), i, dtype=np.uint8) for i in range(count)]
     sheet = contact_sheet(cells, width=6, height=4)

@@ -98,7 +98,9 @@ def test_every_format_holds_the_request_for_this_one_picture(slot: Slot, output_
 
 
 @pytest.mark.parametrize("output_format", FORMATS)
-def test_what_is_written_is_read_as_the_request_that_paints_the_picture_again(slot: Slot, output_format: OutputFormat) -> None:
+def test_what_is_written_is_read_as_the_request_that_paints_the_picture_again(
+    slot: Slot, output_format: OutputFormat
+) -> None:
     embedded = embedded_parameters(opened(slot, output_format))
     assert embedded
     assert (embedded.model, embedded.version) == (MODEL, __version__)

@@ -14,7 +14,16 @@ LARGE: Pixels = np.random.default_rng(1).integers(0, 256, (1023, 1025, 3), dtype
 
 @pytest.mark.parametrize(
     "pixels",
-    [NOISE, NOISE[:1], NOISE[:, :1], NOISE[:1, :1], NOISE.transpose(1, 0, 2), NOISE[::-1, ::-2], np.zeros((64, 64, 3), np.uint8), LARGE],
+    [
+        NOISE,
+        NOISE[:1],
+        NOISE[:, :1],
+        NOISE[:1, :1],
+        NOISE.transpose(1, 0, 2),
+        NOISE[::-1, ::-2],
+        np.zeros((64, 64, 3), np.uint8),
+        LARGE,
+    ],
     ids=["noise", "a row", "a column", "a pixel", "transposed", "reversed", "black", "in strips"],
 )
 def test_pixels_come_back_untouched(pixels: Pixels) -> None:

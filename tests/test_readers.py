@@ -206,7 +206,9 @@ def test_sd_parsers_takes_each_part_for_what_it_is(files: Files, name: str, outp
     for file in files[name, output_format]:
         sampler = sd_parsed(file.path)
         assert [each.value for each in sampler.prompts] == [as_taken or prompt]
-        assert [each.value for each in sampler.negative_prompts] == ([as_taken or prompt] if file.negative_prompt else [])
+        assert [each.value for each in sampler.negative_prompts] == (
+            [as_taken or prompt] if file.negative_prompt else []
+        )
         assert sampler.parameters == {"cfg_scale": "5", "seed": str(SEED), "steps": "4"}
         assert sampler.model is not None
         assert (sampler.model.name, sampler.model.hash) == ("sdxl", "0123456789")

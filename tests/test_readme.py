@@ -23,12 +23,16 @@ def test_it_is_short() -> None:
     assert len(README.splitlines()) < 200
 
 
-@pytest.mark.parametrize("target", sorted(set(re.findall(r"make (\w+)", README + (ROOT / "CONTRIBUTING.md").read_text()))))
+@pytest.mark.parametrize(
+    "target", sorted(set(re.findall(r"make (\w+)", README + (ROOT / "CONTRIBUTING.md").read_text())))
+)
 def test_every_make_command_exists(target: str) -> None:
     assert re.search(rf"^{target}:", MAKEFILE, re.MULTILINE)
 
 
-@pytest.mark.parametrize("path", sorted(set(re.findall(r"(?:configs|docs|serve_app|deploy)[\w/]*\.(?:yaml|py|png|md)", README))))
+@pytest.mark.parametrize(
+    "path", sorted(set(re.findall(r"(?:configs|docs|serve_app|deploy)[\w/]*\.(?:yaml|py|png|md)", README)))
+)
 def test_every_file_exists(path: str) -> None:
     assert (ROOT / path).is_file()
 
@@ -39,20 +43,33 @@ def test_every_request_is_valid(body: str) -> None:
 
 
 def test_there_is_a_curl_for_every_route() -> None:
-    assert set(re.findall(r"curl (?:-N )?http://127\.0\.0\.1:8000(/\w+)", README)) == {"/generate", "/stream", "/health", "/status"}
+    assert set(re.findall(r"curl (?:-N )?http://127\.0\.0\.1:8000(/\w+)", README)) == {
+        "/generate",
+        "/stream",
+        "/health",
+        "/status",
+    }
 
 
 def test_every_request_field_is_documented_and_no_other() -> None:
     table = HTTP.split("## Requests")[1].split("Images come as")[0]
     assert set(
-        re.findall(r"`(\w+)`(?=[,` |]*.*\|)", "\n".join(line.split("|")[1] + "|" for line in table.splitlines() if line.startswith("| `")))
+        re.findall(
+            r"`(\w+)`(?=[,` |]*.*\|)",
+            "\n".join(line.split("|")[1] + "|" for line in table.splitlines() if line.startswith("| `")),
+        )
     ) == set(REQUEST.model_fields)
 
 
 def test_every_event_is_documented() -> None:
     kinds = {get_args(event.model_fields["type"].annotation)[0] for event in get_args(Event)}
     table = HTTP.split("those of all images interleaved:")[1].split("## Errors")[0]
-    assert {name for line in table.splitlines() if line.startswith("| `") for name in re.findall(r"`(\w+)`", line.split("|")[1])} == kinds
+    assert {
+        name
+        for line in table.splitlines()
+        if line.startswith("| `")
+        for name in re.findall(r"`(\w+)`", line.split("|")[1])
+    } == kinds
 
 
 def test_every_error_is_documented() -> None:

@@ -38,7 +38,9 @@ def palette(device: torch.device) -> torch.Tensor:
     return torch.tensor(list(BACKGROUNDS.values()), device=device, dtype=torch.float32) / 255
 
 
-def paste(pixels: torch.Tensor, ids: torch.Tensor, top: torch.Tensor, left: torch.Tensor, side: int, background: torch.Tensor) -> torch.Tensor:
+def paste(
+    pixels: torch.Tensor, ids: torch.Tensor, top: torch.Tensor, left: torch.Tensor, side: int, background: torch.Tensor
+) -> torch.Tensor:
     """Paste pictures onto flat colours.
 
     `pixels` (pictures, r, r, 4); `ids`, `top`, `left` (batch,), the place in pixels, also outside the window;

@@ -23,7 +23,13 @@ BACKGROUNDS: dict[str, tuple[int, int, int]] = {
 }
 """The word for a background and its colour in sRGB, 0 to 255."""
 
-_OTHER_COLOUR_WORDS = {"gray": "grey", "sky blue": "light blue", "blue": "dark blue", "green": "dark green", "mint": "light green"}
+_OTHER_COLOUR_WORDS = {
+    "gray": "grey",
+    "sky blue": "light blue",
+    "blue": "dark blue",
+    "green": "dark green",
+    "mint": "light green",
+}
 
 # What people type -> the subjects it may stand for.
 ALIASES: dict[str, tuple[str, ...]] = {
@@ -180,7 +186,9 @@ def other_names(subjects: Iterable[str]) -> dict[str, tuple[str, ...]]:
     return {subject: tuple(sorted(found)) for subject, found in names.items()}
 
 
-def caption(subject: str, style: str, background: str, names: dict[str, tuple[str, ...]], odds: CaptionOdds, rng: random.Random) -> str:
+def caption(
+    subject: str, style: str, background: str, names: dict[str, tuple[str, ...]], odds: CaptionOdds, rng: random.Random
+) -> str:
     """Return one wording of a picture: its subject always, style and background as the odds say."""
     name = rng.choice(names[subject]) if subject in names and rng.random() < odds.alias else subject
     thing = f"{rng.choice(_LEADS)} {name}".strip()
@@ -189,7 +197,11 @@ def caption(subject: str, style: str, background: str, names: dict[str, tuple[st
         if rng.random() < 0.25:
             thing = f"{rng.choice(('a ', ''))}{style} {name}"
         else:
-            parts.append(rng.choice((f"{style} style", f"in {style} style", f"in a {style} style", f", {style} style", f", {style}")))
+            parts.append(
+                rng.choice(
+                    (f"{style} style", f"in {style} style", f"in a {style} style", f", {style} style", f", {style}")
+                )
+            )
     if rng.random() < odds.background:
         parts.append(_background_words(background, rng))
     rng.shuffle(parts)

@@ -131,6 +131,8 @@ def stage_arguments(description: str) -> argparse.ArgumentParser:
     """Return the arguments every stage takes."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--config", type=Path, default=DEFAULT_CONFIG)
-    parser.add_argument("--set", dest="changes", action="append", default=[], metavar="KEY=VALUE", help="change one value of the config")
+    parser.add_argument(
+        "--set", dest="changes", action="append", default=[], metavar="KEY=VALUE", help="change one value of the config"
+    )
     parser.add_argument("--out", type=Path, default=Path("out/weights"), help="the folder of weights, read and written")
     return parser

@@ -39,7 +39,9 @@ class Judge:
     def look(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return subject logits, style logits and features of pictures (batch, 3, height, width), -1 to 1."""
         device = next(self.model.parameters()).device
-        return tuple(part.float().cpu() for part in self.model(F.interpolate(images, size=SIDE, mode="area").to(device)))
+        return tuple(
+            part.float().cpu() for part in self.model(F.interpolate(images, size=SIDE, mode="area").to(device))
+        )
 
 
 def load_judge(config: Config, subjects: Sequence[str], weights: Path, device: torch.device) -> Judge:
@@ -110,9 +112,13 @@ def judge_painting(
     for number, subject in enumerate(subjects):
         styles = torch.stack([reference(p) for p in pictures if p.subject == subject])
         if len(styles) == len(STYLES) and seeds > 1:
-            ratios.append(_spread(judge.look(bare[number * seeds : (number + 1) * seeds])[2]) / _spread(judge.look(styles)[2]))
+            ratios.append(
+                _spread(judge.look(bare[number * seeds : (number + 1) * seeds])[2]) / _spread(judge.look(styles)[2])
+            )
     colours = [_COLOURS[i % len(_COLOURS)] for i in range(len(subjects))]
-    on_colours = service.paint([(f"{s} on a {c} background", 1) for s, c in zip(subjects, colours, strict=True)], steps, size)
+    on_colours = service.paint(
+        [(f"{s} on a {c} background", 1) for s, c in zip(subjects, colours, strict=True)], steps, size
+    )
     words = list(STYLES.values())
     drawn = {(p.subject, p.style) for p in pictures}
     wanted = [(s, words[i % len(words)]) for i, s in enumerate(subjects) if (s, words[i % len(words)]) in drawn]
@@ -136,7 +142,9 @@ def judge_autoencoders(checkpoint: Checkpoint, pictures: Sequence[Picture], coun
     held = held_out_subjects([p.subject for p in pictures])
     kept = [p for p in pictures if p.subject in held]
     chosen = kept[:: max(1, len(kept) // count)]
-    images = torch.stack([reference(p, _COLOURS[i % len(_COLOURS)]) for i, p in enumerate(chosen)]).to(checkpoint.device, checkpoint.dtype)
+    images = torch.stack([reference(p, _COLOURS[i % len(_COLOURS)]) for i, p in enumerate(chosen)]).to(
+        checkpoint.device, checkpoint.dtype
+    )
     latents = torch.cat([checkpoint.vae.encode(chunk).latent_dist.mode() for chunk in images.split(8)])
     decoders = {"vae_psnr_db": checkpoint.vae, "tiny_vae_psnr_db": checkpoint.preview_vae}
     return {
@@ -149,7 +157,11 @@ def judge_autoencoders(checkpoint: Checkpoint, pictures: Sequence[Picture], coun
 def main() -> None:
     parser = stage_arguments("measure the shipped folder")
     parser.add_argument("--model", type=Path, required=True, help="the diffusers folder")
-    parser.add_argument("--subjects", type=int, help="about so many of the evaluation list's subjects, evenly taken; all of them by default")
+    parser.add_argument(
+        "--subjects",
+        type=int,
+        help="about so many of the evaluation list's subjects, evenly taken; all of them by default",
+    )
     parser.add_argument("--seeds", type=int, default=4)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--size", type=int, default=256)

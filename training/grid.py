@@ -58,7 +58,9 @@ def main() -> None:
     args = parser.parse_args()
     with open_service(args.model, 4, torch.device("cuda" if torch.cuda.is_available() else "cpu")) as service:
         grid = sheet(service.paint([(prompt, seed) for prompt in PROMPTS for seed in range(SEEDS)], 20, SIZE))
-    grid.resize((round(grid.width * args.scale), round(grid.height * args.scale)), Image.Resampling.LANCZOS).save(args.to, quality=88)
+    grid.resize((round(grid.width * args.scale), round(grid.height * args.scale)), Image.Resampling.LANCZOS).save(
+        args.to, quality=88
+    )
 
 
 if __name__ == "__main__":

@@ -36,7 +36,13 @@ class Latents:
 
 @torch.no_grad()
 def encode_pictures(
-    pictures: Pictures, vae: AutoencoderKL, encoder: CaptionEncoder, config: UnetConfig, canvas: int, rounds: int, seed: int
+    pictures: Pictures,
+    vae: AutoencoderKL,
+    encoder: CaptionEncoder,
+    config: UnetConfig,
+    canvas: int,
+    rounds: int,
+    seed: int,
 ) -> Latents:
     """Encode every picture `rounds` times, each time at another side and place and on another colour."""
     rng = random.Random(seed)
@@ -47,16 +53,24 @@ def encode_pictures(
         for ids in torch.randperm(len(pictures), device=pictures.device).split(batch):
             images, colours, conditions = _compose(pictures, ids, canvas, config.odd_size, rng)
             with precision(pictures.device):
-                latents.append(vae.encode(images.contiguous(memory_format=torch.channels_last)).latent_dist.mode().to(torch.bfloat16))
+                latents.append(
+                    vae.encode(images.contiguous(memory_format=torch.channels_last))
+                    .latent_dist.mode()
+                    .to(torch.bfloat16)
+                )
             for picture, colour in zip(ids.tolist(), colours, strict=True):
                 subject, style = pictures.labels.subjects[picture], pictures.labels.styles[picture]
                 wordings = [caption(subject, style, colour, names, CaptionOdds(), rng) for _ in range(config.wordings)]
                 tokens.append([encoder.encode(text) for text in wordings])
             time_ids.append(conditions)
-    return Latents(torch.cat(latents), torch.tensor(tokens, dtype=torch.int16, device=pictures.device), torch.cat(time_ids))
+    return Latents(
+        torch.cat(latents), torch.tensor(tokens, dtype=torch.int16, device=pictures.device), torch.cat(time_ids)
+    )
 
 
-def _compose(pictures: Pictures, ids: torch.Tensor, canvas: int, odd: float, rng: random.Random) -> tuple[torch.Tensor, list[str], torch.Tensor]:
+def _compose(
+    pictures: Pictures, ids: torch.Tensor, canvas: int, odd: float, rng: random.Random
+) -> tuple[torch.Tensor, list[str], torch.Tensor]:
     """Return images -1 to 1, the colours' words, and the size conditioning of pictures `ids` (one side for the batch)."""
     side = rng.choice(list(pictures.data.sides[canvas]))
     device, batch = pictures.device, len(ids)
@@ -72,7 +86,9 @@ def _compose(pictures: Pictures, ids: torch.Tensor, canvas: int, odd: float, rng
     for power in (1, 2):
         chosen = small == power
         fewer = F.interpolate(images, scale_factor=0.5**power, mode="area")
-        images = torch.where(chosen[:, None, None, None], F.interpolate(fewer, size=(canvas, canvas), mode="bilinear"), images)
+        images = torch.where(
+            chosen[:, None, None, None], F.interpolate(fewer, size=(canvas, canvas), mode="bilinear"), images
+        )
     original = canvas / 2.0**small
     target = torch.full((batch,), float(canvas), device=device)
     return images, names, torch.stack([original, original, corner[0].float(), corner[1].float(), target, target], dim=1)

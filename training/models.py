@@ -43,8 +43,12 @@ class Painter(nn.Module):
 
     def __init__(self, config: Config, vocabulary_size: int) -> None:
         super().__init__()
-        self.text = CLIPTextModel(_text_config(config.text, config.text.layers, vocabulary_size, config.data.max_tokens))
-        self.text_2 = CLIPTextModelWithProjection(_text_config(config.text, config.text.layers_2, vocabulary_size, config.data.max_tokens))
+        self.text = CLIPTextModel(
+            _text_config(config.text, config.text.layers, vocabulary_size, config.data.max_tokens)
+        )
+        self.text_2 = CLIPTextModelWithProjection(
+            _text_config(config.text, config.text.layers_2, vocabulary_size, config.data.max_tokens)
+        )
         self.unet = UNet2DConditionModel(
             sample_size=32,
             in_channels=config.vae.model["latent_channels"],

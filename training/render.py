@@ -37,7 +37,9 @@ def render_all(data: DataConfig, limit: int | None = None) -> None:
     data.pictures.mkdir(parents=True, exist_ok=True)
     sides = sorted({side for group in data.sides.values() for side in group})
     for side in sides:
-        np.lib.format.open_memmap(pixel_file(data.pictures, side), mode="w+", dtype=np.uint8, shape=(len(pictures), side, side, 4)).flush()
+        np.lib.format.open_memmap(
+            pixel_file(data.pictures, side), mode="w+", dtype=np.uint8, shape=(len(pictures), side, side, 4)
+        ).flush()
     with ProcessPoolExecutor(os.cpu_count()) as pool:
         job = partial(_draw_into, folder=data.pictures, sides=sides)
         list(tqdm(pool.map(job, enumerate(pictures), chunksize=16), total=len(pictures), desc="render", mininterval=2))

@@ -39,7 +39,9 @@ class Clock:
 def learning_rate(peak: float, step: int, progress: float, warmup: int, decay_from: float) -> float:
     """Return the rate: up over `warmup` steps, flat, and from `decay_from` of the time straight down to 2 % of the peak."""
     up = min(1.0, (step + 1) / warmup)
-    down = 1.0 if progress < decay_from or decay_from >= 1 else max(0.02, 1 - (progress - decay_from) / (1 - decay_from))
+    down = (
+        1.0 if progress < decay_from or decay_from >= 1 else max(0.02, 1 - (progress - decay_from) / (1 - decay_from))
+    )
     return peak * up * down
 
 
@@ -151,7 +153,9 @@ Loss = Callable[[int], tuple[torch.Tensor, dict[str, torch.Tensor]]]
 class Loop:
     """One stage's training loop. `checkpoint` is called with the averaged weights in `module`."""
 
-    def __init__(self, stage: Stage, name: str, settings: StageConfig, module: nn.Module, checkpoint: Callable[[int], None]) -> None:
+    def __init__(
+        self, stage: Stage, name: str, settings: StageConfig, module: nn.Module, checkpoint: Callable[[int], None]
+    ) -> None:
         self.config, self.clock, self.accelerator = stage.config, stage.clock, stage.accelerator
         self.name, self.settings, self.module, self.checkpoint = name, settings, module, checkpoint
         self.average = Average(module, settings.ema)
@@ -162,7 +166,9 @@ class Loop:
         device, settings = self.accelerator.device, self.settings
         params = [p for p in self.module.parameters() if p.requires_grad]
         fused = device.type == "cuda"
-        optimizer = torch.optim.AdamW(params, lr=settings.lr, betas=(0.9, 0.99), weight_decay=settings.weight_decay, fused=fused)
+        optimizer = torch.optim.AdamW(
+            params, lr=settings.lr, betas=(0.9, 0.99), weight_decay=settings.weight_decay, fused=fused
+        )
         bar = tqdm(desc=self.name, disable=not self.accelerator.is_main_process, mininterval=5, unit="step")
         step, next_checkpoint, over = 0, self.config.checkpoint_minutes, False
         while not over:
@@ -191,8 +197,14 @@ class Loop:
 
     def _shared_progress(self, step: int) -> float:
         if step % 20 == 0 or self.accelerator.num_processes == 1:
-            now = torch.tensor([self.clock.progress() if self.accelerator.is_main_process else 0.0], device=self.accelerator.device)
-            self._progress = float(self.accelerator.reduce(now, reduction="sum")) if self.accelerator.num_processes > 1 else float(now)
+            now = torch.tensor(
+                [self.clock.progress() if self.accelerator.is_main_process else 0.0], device=self.accelerator.device
+            )
+            self._progress = (
+                float(self.accelerator.reduce(now, reduction="sum"))
+                if self.accelerator.num_processes > 1
+                else float(now)
+            )
         return self._progress
 
     def _save(self, step: int) -> None:

@@ -45,13 +45,19 @@ def paint(
     scheduler.set_timesteps(steps, device=device)
     tokens, pooled = (e.repeat(seeds, *[1] * (e.ndim - 1)) for e in painter.encode(ids))
     tokens, pooled = (torch.cat([torch.zeros_like(e), e]) for e in (tokens, pooled))
-    sizes = torch.tensor([[canvas, canvas, 0, 0, canvas, canvas]], device=device, dtype=torch.float32).expand(len(tokens), 6)
+    sizes = torch.tensor([[canvas, canvas, 0, 0, canvas, canvas]], device=device, dtype=torch.float32).expand(
+        len(tokens), 6
+    )
     shape = (captions, painter.unet.config.in_channels, canvas // 8, canvas // 8)
-    starts = [torch.randn(shape, generator=torch.Generator(device).manual_seed(seed), device=device) for seed in range(seeds)]
+    starts = [
+        torch.randn(shape, generator=torch.Generator(device).manual_seed(seed), device=device) for seed in range(seeds)
+    ]
     latents = torch.cat(starts) * scheduler.init_noise_sigma
     for t in scheduler.timesteps:
         scaled = scheduler.scale_model_input(torch.cat([latents] * 2), t)
-        output = painter.unet(scaled, t, tokens, added_cond_kwargs={"text_embeds": pooled, "time_ids": sizes}, return_dict=False)[0]
+        output = painter.unet(
+            scaled, t, tokens, added_cond_kwargs={"text_embeds": pooled, "time_ids": sizes}, return_dict=False
+        )[0]
         without, with_caption = output.chunk(2)
         latents = scheduler.step(without + guidance * (with_caption - without), t, latents, return_dict=False)[0]
     pictures = torch.cat([vae.decode(chunk).sample for chunk in latents.split(16)])

@@ -50,7 +50,11 @@ def main() -> None:
             common += ["--set", f"{key}={value}"]
         for stage, *more in (*_STAGES, ["export", "--to", f"{folder}/model"]):
             print(f"--- {stage} {' '.join(more)}", flush=True)
-            subprocess.run([sys.executable, "-m", f"training.{stage}", *more, *common], check=True, env={**os.environ, "ACCELERATE_USE_CPU": "true"})
+            subprocess.run(
+                [sys.executable, "-m", f"training.{stage}", *more, *common],
+                check=True,
+                env={**os.environ, "ACCELERATE_USE_CPU": "true"},
+            )
         print(f"{len(list(Path(folder, 'model').rglob('*.safetensors')))} weight files written")
 
 

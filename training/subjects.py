@@ -82,7 +82,9 @@ def read_icons(folder: Path, min_styles: int) -> list[Picture]:
 def _read_set(folder: Path, name: str) -> dict[str, Any]:
     archives = sorted(p for p in folder.glob(f"iconify-json-{name}-*.tgz") if re.search(rf"{name}-\d", p.name))
     if not archives:
-        raise FileNotFoundError(f"{folder}: no archive of @iconify-json/{name}; fetch it with: npm pack @iconify-json/{name}")
+        raise FileNotFoundError(
+            f"{folder}: no archive of @iconify-json/{name}; fetch it with: npm pack @iconify-json/{name}"
+        )
     with tarfile.open(archives[-1]) as archive:
         file = archive.extractfile("package/icons.json")
         assert file is not None

@@ -51,18 +51,30 @@ def augmented(pictures: Pictures, batch: int) -> tuple[torch.Tensor, torch.Tenso
     device = pictures.device
     ids = torch.randint(len(pictures), (batch,), device=device)
     side = pictures.data.sides[256][int(torch.randint(len(pictures.data.sides[256]), ()))]
-    flat, free = palette(device)[torch.randint(len(palette(device)), (batch,), device=device)], torch.rand(batch, 3, device=device)
+    flat, free = (
+        palette(device)[torch.randint(len(palette(device)), (batch,), device=device)],
+        torch.rand(batch, 3, device=device),
+    )
     background = torch.where(torch.rand(batch, 1, device=device) < 0.7, flat, free)
     middle = torch.full((batch,), (256 - side) // 2, device=device)
-    images = F.interpolate(paste(pictures.pixels[side], ids, middle, middle, 256, background) * 2 - 1, size=SIDE, mode="area")
+    images = F.interpolate(
+        paste(pictures.pixels[side], ids, middle, middle, 256, background) * 2 - 1, size=SIDE, mode="area"
+    )
     scale, shift = 1 + 0.2 * (torch.rand(batch, device=device) - 0.5), 0.3 * (torch.rand(batch, 2, device=device) - 0.5)
     theta = torch.zeros(batch, 2, 3, device=device)
     theta[:, 0, 0] = theta[:, 1, 1] = scale
     theta[:, :, 2] = shift
-    images = F.grid_sample(images, F.affine_grid(theta, list(images.shape), align_corners=False), padding_mode="border", align_corners=False)
+    images = F.grid_sample(
+        images,
+        F.affine_grid(theta, list(images.shape), align_corners=False),
+        padding_mode="border",
+        align_corners=False,
+    )
     soft = F.interpolate(F.avg_pool2d(images, 2), size=SIDE, mode="bilinear")
     images = torch.where(torch.rand(batch, 1, 1, 1, device=device) < 0.3, soft, images)
-    images = images * (1 + 0.2 * (torch.rand(batch, 1, 1, 1, device=device) - 0.5)) + 0.1 * torch.randn(batch, 3, 1, 1, device=device)
+    images = images * (1 + 0.2 * (torch.rand(batch, 1, 1, 1, device=device) - 0.5)) + 0.1 * torch.randn(
+        batch, 3, 1, 1, device=device
+    )
     return images + 0.05 * torch.rand(batch, 1, 1, 1, device=device) * torch.randn_like(images), ids
 
 
@@ -90,7 +102,9 @@ def main() -> None:
         images, ids = augmented(pictures, config.classifier.batch)
         with precision(device):
             subject, style, _ = forward(images.contiguous(memory_format=torch.channels_last))
-        value = F.cross_entropy(subject.float(), subject_of[ids], label_smoothing=0.05) + 0.3 * F.cross_entropy(style.float(), style_of[ids])
+        value = F.cross_entropy(subject.float(), subject_of[ids], label_smoothing=0.05) + 0.3 * F.cross_entropy(
+            style.float(), style_of[ids]
+        )
         return value, {"top1": (subject.argmax(1) == subject_of[ids]).float().mean()}
 
     @torch.inference_mode()
@@ -105,7 +119,9 @@ def main() -> None:
             right = [best == truth, family_of[best] == family_of[truth], style.argmax(1) == style_of[ids]]
             hits += torch.stack(right).float().mean(1) / 20
         subject_hits, family_hits, style_hits = (round(100 * float(h), 2) for h in hits)
-        stage.accelerator.print(f"classifier step {step}: fresh renderings: subject {subject_hits} %, family {family_hits} %, style {style_hits} %")
+        stage.accelerator.print(
+            f"classifier step {step}: fresh renderings: subject {subject_hits} %, family {family_hits} %, style {style_hits} %"
+        )
 
     Loop(stage, "classifier", config.classifier, model, checkpoint).run(loss)
     stage.accelerator.end_training()

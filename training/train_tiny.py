@@ -42,14 +42,18 @@ def main() -> None:
     seen, held = split_pictures(pictures)
     vae = make_vae(config.vae.model).to(device, memory_format=torch.channels_last).requires_grad_(False).eval()
     stage.load(vae, "vae")
-    tiny = make_tiny(config.tiny.width, config.vae.model["latent_channels"]).to(device, memory_format=torch.channels_last)
+    tiny = make_tiny(config.tiny.width, config.vae.model["latent_channels"]).to(
+        device, memory_format=torch.channels_last
+    )
     stage.resume(tiny, "tiny")
     both = TinyLoss(tiny, vae, config)
     forward = torch.compile(both) if device.type == "cuda" else both
     shown = examples(pictures, held[:: max(1, len(held) // 96)])
 
     def loss(step: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        images = loose_crops(pictures, seen, config.tiny.batch, config.tiny.crop).contiguous(memory_format=torch.channels_last)
+        images = loose_crops(pictures, seen, config.tiny.batch, config.tiny.crop).contiguous(
+            memory_format=torch.channels_last
+        )
         with precision(device):
             value, square = forward(images)
         return value, {"mse": square.detach()}

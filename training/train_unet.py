@@ -47,7 +47,9 @@ def prepare(stage: Stage) -> tuple[dict[int, Latents], CaptionEncoder, int]:
     if accelerator.num_processes >= config.unet.small_every:
         unused = 256 if wants_small(0, config.unet.small_every, accelerator) else 128
         del rounds[unused]
-    stores = {canvas: encode_pictures(pictures, vae, encoder, config.unet, canvas, n, seed) for canvas, n in rounds.items()}
+    stores = {
+        canvas: encode_pictures(pictures, vae, encoder, config.unet, canvas, n, seed) for canvas, n in rounds.items()
+    }
     return stores, encoder, len(tokenizer)
 
 
@@ -55,7 +57,9 @@ def main() -> None:
     stage = start("train the UNet and the text encoders")
     config, accelerator, device = stage.config, stage.accelerator, stage.device
     stores, encoder, vocabulary_size = prepare(stage)
-    accelerator.print(f"encoded {[len(s.latents) for s in stores.values()]} pictures after {stage.clock.seconds():.0f} s")
+    accelerator.print(
+        f"encoded {[len(s.latents) for s in stores.values()]} pictures after {stage.clock.seconds():.0f} s"
+    )
     painter = Painter(config, vocabulary_size).to(device)
     keep_channels_last(painter.unet)
     stage.resume(painter, "unet")
@@ -74,7 +78,9 @@ def main() -> None:
             # Without a caption the pipeline feeds zeros, and so does the training.
             tokens, pooled = tokens * kept[:, None, None], pooled * kept[:, None]
             noisy = noise.add(clean, eps, t).contiguous(memory_format=torch.channels_last)
-            output = unet(noisy, t, tokens, added_cond_kwargs={"text_embeds": pooled, "time_ids": sizes}, return_dict=False)[0]
+            output = unet(
+                noisy, t, tokens, added_cond_kwargs={"text_embeds": pooled, "time_ids": sizes}, return_dict=False
+            )[0]
         return F.mse_loss(output.float(), noise.velocity(clean, eps, t)), {}
 
     def checkpoint(step: int) -> None:
@@ -83,7 +89,9 @@ def main() -> None:
         stage.load(vae, "vae")
         for canvas in (256, 128):
             ids = torch.tensor([encoder.encode(prompt) for prompt in GRID_PROMPTS], device=device)
-            save_grid(paint(painter, vae, ids, config.schedule, canvas, config.grid_seeds), stage.out / f"grid-{canvas}.png")
+            save_grid(
+                paint(painter, vae, ids, config.schedule, canvas, config.grid_seeds), stage.out / f"grid-{canvas}.png"
+            )
         accelerator.print(f"unet step {step}: saved after {stage.clock.seconds():.0f} s")
 
     Loop(stage, "unet", config.unet, painter, checkpoint).run(loss)

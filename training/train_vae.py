@@ -43,14 +43,20 @@ def examples(pictures: Pictures, ids: torch.Tensor, canvas: int = 256) -> torch.
         side = pictures.data.sides[canvas][number % len(pictures.data.sides[canvas])]
         corner = torch.tensor([(canvas - side) // 2], device=pictures.device)
         colour = colours[number % len(colours)][None]
-        shown.append(paste(pictures.pixels[side], torch.tensor([picture], device=pictures.device), corner, corner, canvas, colour))
+        shown.append(
+            paste(
+                pictures.pixels[side], torch.tensor([picture], device=pictures.device), corner, corner, canvas, colour
+            )
+        )
     return torch.cat(shown) * 2 - 1
 
 
 @torch.inference_mode()
 def round_trip_psnr(vae: AutoencoderKL, images: torch.Tensor) -> float:
     """Return the mean PSNR in dB of encoding and decoding, in float32."""
-    return psnr(torch.cat([vae.decode(vae.encode(chunk).latent_dist.mode()).sample for chunk in images.split(16)]), images)
+    return psnr(
+        torch.cat([vae.decode(vae.encode(chunk).latent_dist.mode()).sample for chunk in images.split(16)]), images
+    )
 
 
 @torch.no_grad()
@@ -91,7 +97,11 @@ class VaeLoss(nn.Module):
         output = self.vae.decoder(self.vae.post_quant_conv(latents)).float()
         kl = 0.5 * (mean.square() + log_var.exp() - 1 - log_var).mean()
         square = (output - images).square().mean()
-        loss = (output - images).abs().mean() + self.config.gradient_weight * edge_loss(output, images) + self.config.square_weight * square
+        loss = (
+            (output - images).abs().mean()
+            + self.config.gradient_weight * edge_loss(output, images)
+            + self.config.square_weight * square
+        )
         return loss + self.config.kl_weight * kl, square, kl
 
 
@@ -111,7 +121,9 @@ def main() -> None:
     usual = examples(pictures, seen[:: max(1, len(seen) // 256)])
 
     def loss(step: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        images = loose_crops(pictures, seen, config.vae.batch, config.vae.crop).contiguous(memory_format=torch.channels_last)
+        images = loose_crops(pictures, seen, config.vae.batch, config.vae.crop).contiguous(
+            memory_format=torch.channels_last
+        )
         cells = config.vae.crop // 8
         noise = torch.randn(len(images), config.vae.model["latent_channels"], cells, cells, device=device)
         with precision(device):

@@ -39,7 +39,9 @@ def learn_merges(words: Iterable[str]) -> list[tuple[str, str]]:
     return merges
 
 
-def _count(word: Sequence[str], i: int, counts: Counter[tuple[str, str]], where: dict[tuple[str, str], set[int]], sign: int) -> None:
+def _count(
+    word: Sequence[str], i: int, counts: Counter[tuple[str, str]], where: dict[tuple[str, str], set[int]], sign: int
+) -> None:
     for pair in pairwise(word):
         counts[pair] += sign
         if counts[pair] == 0:
@@ -66,13 +68,17 @@ def save_vocabulary(words: Iterable[str], folder: Path) -> None:
     letters = byte_letters()
     tokens = list(dict.fromkeys([*letters, *(c + _WORD_END for c in letters), *(a + b for a, b in merges), START, END]))
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(tokens)}, ensure_ascii=False), encoding="utf-8")
+    (folder / "vocab.json").write_text(
+        json.dumps({token: i for i, token in enumerate(tokens)}, ensure_ascii=False), encoding="utf-8"
+    )
     (folder / "merges.txt").write_text("#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in merges), encoding="utf-8")
 
 
 def load_tokenizer(folder: Path, max_length: int) -> CLIPTokenizer:
     """Return transformers' CLIP tokenizer over the vocabulary in `folder`; it pads and cuts to `max_length` tokens."""
-    return CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"), pad_token=END, model_max_length=max_length)
+    return CLIPTokenizer(
+        str(folder / "vocab.json"), str(folder / "merges.txt"), pad_token=END, model_max_length=max_length
+    )
 
 
 class CaptionEncoder:

@@ -90,7 +90,11 @@ def open_fal(conditions: Conditions) -> Iterator[Fal]:
     runner = Runner(worker_cls=ParallelWorker, world_size=len(conditions.devices), master_port=free_port())
     started = time.perf_counter()
     work = conditions.workload
-    settings = {"checkpoint": str(conditions.checkpoint), "preview_every": work.preview_every, "guidance": work.guidance}
+    settings = {
+        "checkpoint": str(conditions.checkpoint),
+        "preview_every": work.preview_every,
+        "guidance": work.guidance,
+    }
     loop.run_until_complete(runner.start(timeout=300, **settings))
     try:
         peer = Fal(runner, conditions, loop, time.perf_counter() - started)

@@ -28,23 +28,32 @@ class Runner(DistributedRunner):
 class ParallelWorker(DistributedWorker):
     def setup(self, checkpoint: str, preview_every: int, guidance: float, **_: Any) -> None:
         self._pipe = load_pipeline(Path(checkpoint), str(self.device), torch.float16)
-        self._preview_vae = AutoencoderTiny.from_pretrained(Path(checkpoint, PREVIEW_FOLDER)).to(self.device, self._pipe.unet.dtype)
+        self._preview_vae = AutoencoderTiny.from_pretrained(Path(checkpoint, PREVIEW_FOLDER)).to(
+            self.device, self._pipe.unet.dtype
+        )
         self._preview_every = preview_every
         self._guidance = guidance
 
     def __call__(self, streaming: bool = False, **request: Any) -> dict[str, Any]:
         picture = self._pipe(
-            **request, guidance_scale=self._guidance, output_type="pt", callback_on_step_end=self._preview if streaming else None
+            **request,
+            guidance_scale=self._guidance,
+            output_type="pt",
+            callback_on_step_end=self._preview if streaming else None,
         ).images[0]
         pictures = self._gather(picture)
         torch.cuda.empty_cache()
         return {"image": _grid(pictures)} if pictures else {}
 
-    def _preview(self, pipe: Any, step: int, timestep: Any, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    def _preview(
+        self, pipe: Any, step: int, timestep: Any, tensors: dict[str, torch.Tensor]
+    ) -> dict[str, torch.Tensor]:
         if step % self._preview_every:
             return tensors
         latents = tensors["latents"] / self._preview_vae.config.scaling_factor
-        picture = pipe.image_processor.postprocess(self._preview_vae.decode(latents, return_dict=False)[0], output_type="pt")[0]
+        picture = pipe.image_processor.postprocess(
+            self._preview_vae.decode(latents, return_dict=False)[0], output_type="pt"
+        )[0]
         if pictures := self._gather(picture):
             sheet = _grid(pictures).filter(ImageFilter.GaussianBlur(int(timestep / 1000 * 10)))
             self.add_streaming_result({"image": sheet}, as_text_event=True)

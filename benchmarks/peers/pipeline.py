@@ -11,6 +11,8 @@ def load_pipeline(checkpoint: Path, device: str, half: torch.dtype) -> Any:
     """Return the stock pipeline on `device`, in `half` precision on a GPU and in the files' own on the CPU."""
     variant = "fp16" if any(checkpoint.glob("unet/*.fp16.safetensors")) else None
     dtype = torch.float32 if device == "cpu" else half
-    pipe = StableDiffusionXLPipeline.from_pretrained(checkpoint, dtype=dtype, variant=variant, use_safetensors=True, add_watermarker=False)
+    pipe = StableDiffusionXLPipeline.from_pretrained(
+        checkpoint, dtype=dtype, variant=variant, use_safetensors=True, add_watermarker=False
+    )
     pipe.set_progress_bar_config(disable=True)
     return pipe.to(device)

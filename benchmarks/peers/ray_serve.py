@@ -89,13 +89,20 @@ class RayServe:
 def open_ray_serve(conditions: Conditions) -> Iterator[RayServe]:
     port, work, replicas = free_port(), conditions.workload, len(conditions.devices)
     started = time.perf_counter()
-    ray.init(address="local", num_cpus=2 + replicas, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    ray.init(
+        address="local", num_cpus=2 + replicas, include_dashboard=False, log_to_driver=False, logging_level="ERROR"
+    )
     serve.start(http_options={"host": "127.0.0.1", "port": port})
     try:
         model = serve.deployment(
-            StableDiffusion, num_replicas=replicas, max_ongoing_requests=1, ray_actor_options={"num_gpus": 0 if conditions.cpu else 1}
+            StableDiffusion,
+            num_replicas=replicas,
+            max_ongoing_requests=1,
+            ray_actor_options={"num_gpus": 0 if conditions.cpu else 1},
         ).bind(str(conditions.checkpoint), conditions.device, work.steps, work.guidance)
-        ingress = serve.deployment(serve.ingress()(ApiIngress), name="ApiIngress", max_ongoing_requests=1000).bind(model)
+        ingress = serve.deployment(serve.ingress()(ApiIngress), name="ApiIngress", max_ongoing_requests=1000).bind(
+            model
+        )
         serve.run(ingress, route_prefix="/")
         peer = RayServe(f"http://127.0.0.1:{port}/imagine", conditions, time.perf_counter() - started)
         peer.together(2 * replicas)

@@ -23,7 +23,12 @@ class Stock:
 
     def _call(self, number: int, size: int, steps: int, guidance: float) -> None:
         pictures = self._pipe(
-            self._work.prompt, num_images_per_prompt=number, width=size, height=size, num_inference_steps=steps, guidance_scale=guidance
+            self._work.prompt,
+            num_images_per_prompt=number,
+            width=size,
+            height=size,
+            num_inference_steps=steps,
+            guidance_scale=guidance,
         ).images
         for picture in pictures:
             picture.save(BytesIO(), "JPEG", quality=95)

@@ -31,7 +31,12 @@ class RowwiseFp8Linear(nn.Module):
         rows = value.reshape(-1, value.shape[-1]).float()
         scale = rows.abs().amax(1, keepdim=True).clamp(min=1e-12) / _LARGEST
         product: torch.Tensor = torch._scaled_mm(
-            (rows / scale).to(_FP8), self.weight.t(), scale_a=scale, scale_b=self.weight_scale, out_dtype=value.dtype, use_fast_accum=True
+            (rows / scale).to(_FP8),
+            self.weight.t(),
+            scale_a=scale,
+            scale_b=self.weight_scale,
+            out_dtype=value.dtype,
+            use_fast_accum=True,
         )
         return (product + self.bias if self.bias is not None else product).reshape(*value.shape[:-1], -1)
 
@@ -73,4 +78,10 @@ def _variants(model: ModelConfig, widths: Sequence[int]) -> Iterator[tuple[str, 
 def checkpoint_widths(checkpoint: Checkpoint) -> list[int]:
     """Return the widths of the UNet's transformer levels, narrowest first."""
     config = checkpoint.unet.config
-    return sorted({width for width, kind in zip(config.block_out_channels, config.down_block_types, strict=True) if "CrossAttn" in kind})
+    return sorted(
+        {
+            width
+            for width, kind in zip(config.block_out_channels, config.down_block_types, strict=True)
+            if "CrossAttn" in kind
+        }
+    )

@@ -40,9 +40,12 @@ COMPILED = (
     Setting("compiled", _MM),
     Setting("compiled, cudnn.benchmark", _MM, {"deterministic": False, "benchmark": True}),
     Setting("compiled, coordinate descent", {**_MM, "coordinate_descent_tuning": True}),
-    Setting("compiled, autotuned products", {**_MM, "max_autotune_gemm": True, "max_autotune_gemm_backends": "ATEN,TRITON"}),
     Setting(
-        "compiled, Triton's convolutions", {**_MM, "max_autotune_conv_backends": "TRITON", "max_autotune": True, "max_autotune_gemm_backends": "ATEN"}
+        "compiled, autotuned products", {**_MM, "max_autotune_gemm": True, "max_autotune_gemm_backends": "ATEN,TRITON"}
+    ),
+    Setting(
+        "compiled, Triton's convolutions",
+        {**_MM, "max_autotune_conv_backends": "TRITON", "max_autotune": True, "max_autotune_gemm_backends": "ATEN"},
     ),
     Setting("compiled, cudnn.deterministic", _MM, {"deterministic": True, "benchmark": False}),
 )
@@ -75,7 +78,11 @@ def _probe(conditions: Conditions, settings: Sequence[Setting]) -> Iterator[str]
 
 def _call(checkpoint: Checkpoint, setting: Setting) -> Call:
     call = unet_call(checkpoint)
-    return call if setting.compiler is None else torch.compile(call, fullgraph=True, dynamic=False, options=dict(setting.compiler))
+    return (
+        call
+        if setting.compiler is None
+        else torch.compile(call, fullgraph=True, dynamic=False, options=dict(setting.compiler))
+    )
 
 
 def _answer(call: Call, given: tuple[torch.Tensor, ...]) -> str:
@@ -93,5 +100,9 @@ def _answer(call: Call, given: tuple[torch.Tensor, ...]) -> str:
 
 
 def _ordered(part: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
-    layout = torch.channels_last if part.dim() == 4 and part.is_contiguous(memory_format=torch.channels_last) else torch.contiguous_format
+    layout = (
+        torch.channels_last
+        if part.dim() == 4 and part.is_contiguous(memory_format=torch.channels_last)
+        else torch.contiguous_format
+    )
     return part[order].contiguous(memory_format=layout)

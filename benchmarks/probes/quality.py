@@ -19,7 +19,14 @@ from serve_app.replica.quantize import to_fp8
 from serve_app.replica.trajectory import Trajectory
 from serve_app.replica.unet import as_it_is
 
-_PROMPTS = ("a red apple", "a rocket on a sky blue background", "penguin, flat style", "a slice of pizza", "a blue whale", "a green tree")
+_PROMPTS = (
+    "a red apple",
+    "a rocket on a sky blue background",
+    "penguin, flat style",
+    "a slice of pizza",
+    "a blue whale",
+    "a green tree",
+)
 _SEED = 7
 
 Painted = list[tuple[torch.Tensor, np.ndarray]]
@@ -52,7 +59,18 @@ def _paint(checkpoint: Checkpoint) -> Painted:
     denoiser, decoder = Denoiser(checkpoint, as_it_is(checkpoint.unet)), Decoder(checkpoint, "none")
     painted = []
     for prompt in _PROMPTS:
-        slot = Slot(0, _SEED, prompt, "", model.width, model.height, model.num_inference_steps, model.guidance_scale, checkpoint.scheduler, "png")
+        slot = Slot(
+            0,
+            _SEED,
+            prompt,
+            "",
+            model.width,
+            model.height,
+            model.num_inference_steps,
+            model.guidance_scale,
+            checkpoint.scheduler,
+            "png",
+        )
         trajectory = Trajectory(slot, checkpoint, encoder.conditions(slot))
         while not trajectory.done:
             trajectory.advance(denoiser.predict([trajectory])[0])

@@ -48,7 +48,9 @@ def _bodies(work: Workload) -> Iterator[dict[str, Any]]:
     wide = work.size * 9 // 8
     sizes = cycle([(work.size, work.size), (work.small_size, work.small_size), (work.size, wide), (wide, work.size)])
     steps = cycle([work.steps, work.few_steps, 2 * work.few_steps])
-    for (guidance, scheduler), (width, height), count in zip(product(_GUIDANCE, get_args(SchedulerName)), sizes, steps, strict=False):
+    for (guidance, scheduler), (width, height), count in zip(
+        product(_GUIDANCE, get_args(SchedulerName)), sizes, steps, strict=False
+    ):
         yield {
             "width": width,
             "height": height,

@@ -77,10 +77,16 @@ def probe(conditions: Conditions) -> Iterator[str]:
 def _variants(conditions: Conditions) -> Sequence[_Variant]:
     precisions = _CPU_PRECISIONS if conditions.cpu else _PRECISIONS
     modes = ("none",) if conditions.cpu else ("full", "regional", "none")
-    return [_Variant(mode, precision, (f"engine.compile={mode}", *overrides)) for mode in modes for precision, overrides in precisions.items()]
+    return [
+        _Variant(mode, precision, (f"engine.compile={mode}", *overrides))
+        for mode in modes
+        for precision, overrides in precisions.items()
+    ]
 
 
-def _run(conditions: Conditions, variants: Sequence[_Variant], places: Sequence[int]) -> Mapping[_Variant, Sequence[Mapping[str, str]]]:
+def _run(
+    conditions: Conditions, variants: Sequence[_Variant], places: Sequence[int]
+) -> Mapping[_Variant, Sequence[Mapping[str, str]]]:
     """Start all processes of the variants at the same time and return what each says."""
     with ExitStack() as held:
         folders = [held.enter_context(tempfile.TemporaryDirectory()) for _ in range(_CACHES)]

@@ -48,11 +48,15 @@ def inputs(checkpoint: Checkpoint, rows: int, height: int, width: int, seed: int
 
     tokens = noise(rows, checkpoint.pipe.tokenizer.model_max_length, config.cross_attention_dim)
     return (
-        noise(rows, config.in_channels, height // scale, width // scale).to(memory_format=fast_layout(checkpoint.device)),
+        noise(rows, config.in_channels, height // scale, width // scale).to(
+            memory_format=fast_layout(checkpoint.device)
+        ),
         torch.linspace(900, 100, rows, device=checkpoint.device),
         prompt_context(checkpoint.unet, tokens),
         noise(rows, config.projection_class_embeddings_input_dim - ids),
-        torch.tensor([[height, width, 0, 0, height, width]], device=checkpoint.device, dtype=checkpoint.dtype).repeat(rows, 1),
+        torch.tensor([[height, width, 0, 0, height, width]], device=checkpoint.device, dtype=checkpoint.dtype).repeat(
+            rows, 1
+        ),
     )
 
 

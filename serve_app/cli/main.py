@@ -75,9 +75,15 @@ def _http_url(url: str) -> str:
 # The key has no option: it would stay in the shell's history.
 Url = Annotated[
     str,
-    typer.Option(envvar="PARALLEL_SDXL_URL", callback=_http_url, help="Where the service is; PARALLEL_SDXL_API_KEY holds its key if it wants one."),
+    typer.Option(
+        envvar="PARALLEL_SDXL_URL",
+        callback=_http_url,
+        help="Where the service is; PARALLEL_SDXL_API_KEY holds its key if it wants one.",
+    ),
 ]
-Picture = Annotated[Path, typer.Argument(metavar="PICTURE", exists=True, dir_okay=False, help="A PNG, JPEG or WebP file.")]
+Picture = Annotated[
+    Path, typer.Argument(metavar="PICTURE", exists=True, dir_okay=False, help="A PNG, JPEG or WebP file.")
+]
 URL = "http://127.0.0.1:8000"
 
 
@@ -88,26 +94,46 @@ def _version(wanted: bool) -> None:
 
 
 @app.callback()
-def _main(version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False) -> None: ...
+def _main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None: ...
 
 
 @app.command(epilog=_EXIT_CODES)
 def generate(
     prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="What to paint.")],
-    num_images: Annotated[int | None, typer.Option("--num-images", "-n", help="How many images, each with a seed of its own.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of the first image; each next one is one more. Random if not given.")] = None,
-    seeds: Annotated[Seeds | None, typer.Option(parser=Seeds.parse, metavar="7,8,1234", help="The seeds, instead of --seed and -n.")] = None,
+    num_images: Annotated[
+        int | None, typer.Option("--num-images", "-n", help="How many images, each with a seed of its own.")
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Seed of the first image; each next one is one more. Random if not given.")
+    ] = None,
+    seeds: Annotated[
+        Seeds | None, typer.Option(parser=Seeds.parse, metavar="7,8,1234", help="The seeds, instead of --seed and -n.")
+    ] = None,
     negative_prompt: Annotated[str | None, typer.Option(help="What to avoid.")] = None,
-    size: Annotated[Size | None, typer.Option(parser=Size.parse, metavar="WxH", help="Width and height in pixels.")] = None,
+    size: Annotated[
+        Size | None, typer.Option(parser=Size.parse, metavar="WxH", help="Width and height in pixels.")
+    ] = None,
     steps: Annotated[int | None, typer.Option(help="Denoising steps.")] = None,
     guidance: Annotated[float | None, typer.Option(help="Classifier-free guidance; 1 or less: none.")] = None,
-    scheduler: Annotated[str | None, typer.Option(help="euler, euler_a, dpmpp_2m, dpmpp_2m_karras, ddim or unipc.")] = None,
-    output_format: Annotated[str | None, typer.Option("--format", help="png, jpeg or webp.")] = None,
-    output_compression: Annotated[int | None, typer.Option("--compression", help="Quality of jpeg and webp files, 0 to 100.")] = None,
-    preview_every: Annotated[
-        int | None, typer.Option(help="Show pictures in the terminal, if it can, after step 1 and every such step; 0: never.")
+    scheduler: Annotated[
+        str | None, typer.Option(help="euler, euler_a, dpmpp_2m, dpmpp_2m_karras, ddim or unipc.")
     ] = None,
-    grid: Annotated[bool | None, typer.Option("--grid/--no-grid", help="Write a sheet of all images too; by default if there are several.")] = None,
+    output_format: Annotated[str | None, typer.Option("--format", help="png, jpeg or webp.")] = None,
+    output_compression: Annotated[
+        int | None, typer.Option("--compression", help="Quality of jpeg and webp files, 0 to 100.")
+    ] = None,
+    preview_every: Annotated[
+        int | None,
+        typer.Option(help="Show pictures in the terminal, if it can, after step 1 and every such step; 0: never."),
+    ] = None,
+    grid: Annotated[
+        bool | None,
+        typer.Option("--grid/--no-grid", help="Write a sheet of all images too; by default if there are several."),
+    ] = None,
     out: Annotated[Path, typer.Option(file_okay=False, help="Folder to write to.")] = Path("out"),
     url: Url = URL,
 ) -> None:
@@ -137,7 +163,9 @@ def generate(
     from serve_app.cli.errors import SettingRefused
 
     try:
-        command.generate(_service(url), {name: value for name, value in given.items() if value is not None}, out, _console())
+        command.generate(
+            _service(url), {name: value for name, value in given.items() if value is not None}, out, _console()
+        )
     except SettingRefused as error:
         raise typer.BadParameter(error.message, param_hint=error.param and _option(error.param)) from None
 
@@ -145,7 +173,10 @@ def generate(
 @app.command(epilog=_EXIT_CODES)
 def reproduce(
     picture: Picture,
-    out: Annotated[Path | None, typer.Option(file_okay=False, help="Folder to write the new picture to; by default it is not kept.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(file_okay=False, help="Folder to write the new picture to; by default it is not kept."),
+    ] = None,
     url: Url = URL,
 ) -> None:
     """Paint a picture again with the parameters in it, and say whether it is the same, pixel for pixel."""

@@ -104,5 +104,8 @@ def _verdict(console: Console, picture: Path, before: Pixels, after: Pixels) -> 
     for channel, most, mean in zip(_CHANNELS, off.most, off.mean, strict=True):
         say(console, f"  {channel:<5}  at most {most} of 255, {mean:.4f} on average")
     if close:
-        say(console, "Another kind of GPU, precision or version rounds otherwise. The README's Seeds says what is equal.")
+        say(
+            console,
+            "Another kind of GPU, precision or version rounds otherwise. The README's Seeds says what is equal.",
+        )
     return False

@@ -32,7 +32,13 @@ class Service:
             self._explained(),
             self._client() as http,
             # One event holds a whole picture or the grid of all: no bound but the service's own.
-            http.sse("/stream", method="POST", content=_json(body), headers={"Content-Type": "application/json"}, max_event_size=None) as source,
+            http.sse(
+                "/stream",
+                method="POST",
+                content=_json(body),
+                headers={"Content-Type": "application/json"},
+                max_event_size=None,
+            ) as source,
         ):
             self._check(source.response)
             yield (self._event(message.data) for message in source)
@@ -82,7 +88,9 @@ class Service:
             case ((httpx2.codes.UNPROCESSABLE_ENTITY | httpx2.codes.REQUEST_ENTITY_TOO_LARGE), Problem()):
                 raise SettingRefused(problem.message, problem.param)
             case httpx2.codes.SERVICE_UNAVAILABLE, Problem():
-                raise Unavailable(f"the service is not ready: {problem.message}; {self.route.place}/health says when it is")
+                raise Unavailable(
+                    f"the service is not ready: {problem.message}; {self.route.place}/health says when it is"
+                )
             case _, Problem():
                 raise Unavailable(f"the service answers with {response.status_code}: {problem.message}")
             case _:

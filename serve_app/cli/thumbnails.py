@@ -49,8 +49,13 @@ def kitty(picture: Pillow.Image, cells: Cells, index: int) -> str:
     data = _file(picture, cells, "PNG")
     pieces = [data[i : i + 4096] for i in range(0, len(data), 4096)]
     # Ids are the whole terminal's: ours start at the process's.
-    heads = [f"a=T,f=100,q=2,C=1,i={(os.getpid() << 8) + index + 1},c={cells.columns},r={cells.rows},"] + [""] * (len(pieces) - 1)
-    return "".join(f"\x1b_G{head}m={int(i < len(pieces) - 1)};{piece}\x1b\\" for i, (head, piece) in enumerate(zip(heads, pieces, strict=True)))
+    heads = [f"a=T,f=100,q=2,C=1,i={(os.getpid() << 8) + index + 1},c={cells.columns},r={cells.rows},"] + [""] * (
+        len(pieces) - 1
+    )
+    return "".join(
+        f"\x1b_G{head}m={int(i < len(pieces) - 1)};{piece}\x1b\\"
+        for i, (head, piece) in enumerate(zip(heads, pieces, strict=True))
+    )
 
 
 def iterm2(picture: Pillow.Image, cells: Cells, index: int) -> str:

@@ -55,12 +55,16 @@ class Bars:
             TextColumn("seed {task.fields[seed]}"),
             BarColumn(bar),
             # With room for the ^C that a terminal shows, which would else wrap and shift all lines.
-            _State(Column(max_width=console.width - bar - len(f"seed {SEED_SPAN}  ^C "), no_wrap=True, overflow="ellipsis")),
+            _State(
+                Column(max_width=console.width - bar - len(f"seed {SEED_SPAN}  ^C "), no_wrap=True, overflow="ellipsis")
+            ),
             console=console,
             auto_refresh=False,
         )
         self._steps = start.parameters.num_inference_steps
-        self._tasks = [self._progress.add_task("", seed=seed, state=Text("waiting"), total=self._steps) for seed in start.seeds]
+        self._tasks = [
+            self._progress.add_task("", seed=seed, state=Text("waiting"), total=self._steps) for seed in start.seeds
+        ]
         self._unfinished = set(range(len(start.seeds)))
         self._thumbnails = thumbnails
 
@@ -94,7 +98,9 @@ class Bars:
         self._say(index, why, "red")
 
     def _say(self, index: int, words: str, style: str = "", completed: int | None = None) -> None:
-        self._progress.update(self._tasks[index], completed=completed, state=Text(printable(words), style), refresh=True)
+        self._progress.update(
+            self._tasks[index], completed=completed, state=Text(printable(words), style), refresh=True
+        )
 
 
 class _State(ProgressColumn):

@@ -30,9 +30,13 @@ logger = logging.getLogger("ray.serve")
 Paint = Callable[[Slot], AsyncGenerator[SlotEvent]]
 """Paints one slot: Fleet.paint for the picture alone, or Fleet.watch for previews too."""
 
-_DEADLINE = ErrorDetail(type="deadline_exceeded", message="the request's deadline passed before this image was finished")
+_DEADLINE = ErrorDetail(
+    type="deadline_exceeded", message="the request's deadline passed before this image was finished"
+)
 _CANCELLED = ErrorDetail(type="cancelled", message="the image was cancelled")
-_LOST = ErrorDetail(type="replica_lost", message="the replica died while painting this image, and so did the one that tried again")
+_LOST = ErrorDetail(
+    type="replica_lost", message="the replica died while painting this image, and so did the one that tried again"
+)
 _INTERNAL = ErrorDetail(type="internal", message="the image could not be painted; the service's log says why")
 
 
@@ -46,7 +50,14 @@ class Batch:
         timings: where the picture that came last spent its time, zeros before the first; `total` counts from `started`.
     """
 
-    def __init__(self, slots: Sequence[Slot], line: Line, capacity: Callable[[], int], started: float, on_repaint: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        slots: Sequence[Slot],
+        line: Line,
+        capacity: Callable[[], int],
+        started: float,
+        on_repaint: Callable[[], None],
+    ) -> None:
         self._slots = slots
         self._line = line
         self._capacity = capacity
@@ -84,7 +95,11 @@ class Batch:
     @asynccontextmanager
     async def painting(self, paint: Paint) -> AsyncIterator[None]:
         """Paint all slots for as long as the context is open; leaving it cancels what has not ended."""
-        self._tasks = {slot.index: asyncio.create_task(self._follow(slot, paint)) for slot in self._slots if slot.index not in self.cancelled}
+        self._tasks = {
+            slot.index: asyncio.create_task(self._follow(slot, paint))
+            for slot in self._slots
+            if slot.index not in self.cancelled
+        }
         self._line_moved()
         try:
             yield
@@ -178,20 +193,37 @@ class Batch:
 
     def _on_the_way(self, slot: Slot, event: Progress | Preview) -> Event:
         self._begun.add(slot.index)
-        where = {"index": slot.index, "seed": slot.seed, "step": event.step, "num_inference_steps": slot.num_inference_steps}
+        where = {
+            "index": slot.index,
+            "seed": slot.seed,
+            "step": event.step,
+            "num_inference_steps": slot.num_inference_steps,
+        }
         if isinstance(event, Progress):
             return ProgressEvent(**where)
-        return PreviewEvent(**where, width=event.width, height=event.height, media_type="image/jpeg", b64_json=event.b64_json)
+        return PreviewEvent(
+            **where, width=event.width, height=event.height, media_type="image/jpeg", b64_json=event.b64_json
+        )
 
     def _painted(self, slot: Slot, painted: Painted) -> Event:
         work, total = painted.work, time.monotonic() - self._started
         queue = total - (work.encode_prompt + work.denoise + work.decode + work.encode)
         self.timings = Timings(
-            queue=max(0.0, queue), encode_prompt=work.encode_prompt, denoise=work.denoise, decode=work.decode, encode=work.encode, total=total
+            queue=max(0.0, queue),
+            encode_prompt=work.encode_prompt,
+            denoise=work.denoise,
+            decode=work.decode,
+            encode=work.encode,
+            total=total,
         )
         self.pixels[slot.index] = painted.pixels
         picture = Picture(
-            index=slot.index, seed=slot.seed, width=painted.width, height=painted.height, media_type=painted.media_type, b64_json=painted.b64_json
+            index=slot.index,
+            seed=slot.seed,
+            width=painted.width,
+            height=painted.height,
+            media_type=painted.media_type,
+            b64_json=painted.b64_json,
         )
         self._end(picture)
         return ImageEvent(**dict(picture))

@@ -142,7 +142,9 @@ class FanOut:
         try:
             async with self._painting(plan, batch, self._fleet.watch) as unread:
                 seeds = [slot.seed for slot in plan.slots]
-                yield StartEvent(id=plan.id, seeds=seeds, parameters=plan.parameters, warnings=[*plan.warnings, *await unread])
+                yield StartEvent(
+                    id=plan.id, seeds=seeds, parameters=plan.parameters, warnings=[*plan.warnings, *await unread]
+                )
                 async with aclosing(self._followed(plan, batch)) as events:
                     async for event in self._first_preview_timed(plan, events):
                         yield event
@@ -197,7 +199,9 @@ class FanOut:
         """Put the request's images in line for as long as the context is open. Raises TooManyWaiting."""
         fleet = self._fleet.status
         self._line.admit(len(plan.slots), fleet.capacity, fleet.images_per_second)
-        batch = Batch(plan.slots, self._line, lambda: self._fleet.status.capacity, plan.started, self._metrics.repainted)
+        batch = Batch(
+            plan.slots, self._line, lambda: self._fleet.status.capacity, plan.started, self._metrics.repainted
+        )
         try:
             with batch.in_line(), self._requests.holding(plan.id, batch):
                 self._metrics.waiting(self._line.waiting(fleet.capacity))
@@ -227,7 +231,11 @@ class FanOut:
         """Yield what happens to the images. Raises ServiceError once all have ended without a single picture, unless all were cancelled."""
         async for event in batch.events(plan.deadline):
             yield event
-        failures = [image for image in batch.images.values() if isinstance(image, NoPicture) and image.index not in batch.cancelled]
+        failures = [
+            image
+            for image in batch.images.values()
+            if isinstance(image, NoPicture) and image.index not in batch.cancelled
+        ]
         if not failures or len(failures) + len(batch.cancelled) < len(plan.slots):
             return
         if any(failure.error.type == DeadlineExceeded.type for failure in failures):
@@ -250,7 +258,9 @@ class FanOut:
             return None, []
         cells = await asyncio.gather(*[self._fleet.pixels(batch.pixels.get(slot.index)) for slot in plan.slots])
         lost = [i for i in sorted(batch.pixels) if cells[i] is None]
-        warnings = [f"the grid lacks image {i}: the replica that painted it is gone; the image itself is complete" for i in lost]
+        warnings = [
+            f"the grid lacks image {i}: the replica that painted it is gone; the image itself is complete" for i in lost
+        ]
         return await asyncio.to_thread(_sheet, cells, plan.parameters), warnings
 
     def _replicas(self) -> ReplicaCount:

@@ -159,7 +159,11 @@ class Fleet:
         while now - self._finished[0][0] > _RATE_WINDOW_S:
             self._finished.popleft()
         then, before = self._finished[0]
-        return sum(finished[id_] - before[id_] for id_ in finished.keys() & before.keys()) / (now - then) if now > then else 0.0
+        return (
+            sum(finished[id_] - before[id_] for id_ in finished.keys() & before.keys()) / (now - then)
+            if now > then
+            else 0.0
+        )
 
 
 def _ours(error: Exception) -> Exception:

@@ -30,7 +30,9 @@ class Line:
             raise TooManyWaiting(
                 f"{self.waiting(capacity)} images are waiting, {images} more would exceed the limit of {self._max_waiting}; "
                 "try again later or ask for fewer",
-                retry_after_s=min(_LONGEST_RETRY_S, ceil(excess / images_per_second)) if images_per_second else _UNKNOWN_RETRY_S,
+                retry_after_s=min(_LONGEST_RETRY_S, ceil(excess / images_per_second))
+                if images_per_second
+                else _UNKNOWN_RETRY_S,
             )
 
     def join(self, image: Hashable, on_shift: Callable[[], None]) -> None:

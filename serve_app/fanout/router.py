@@ -77,13 +77,17 @@ class SpreadRouter(FIFOMixin, RequestRouter):
     def _ranked(self, replicas: list[RunningReplica], looking: _Looking) -> list[RunningReplica]:
         call, now = looking.call, time.monotonic()
         self._unsent = {
-            key: c for key, c in self._unsent.items() if now - c.made < _UNSENT_S and c.call is not call and not c.call.future.cancelled()
+            key: c
+            for key, c in self._unsent.items()
+            if now - c.made < _UNSENT_S and c.call is not call and not c.call.future.cancelled()
         }
         load = self._open + Counter(c.replica_id for c in self._unsent.values())
         free = sum(max(0, self._max_open_calls - load[r.replica_id]) for r in replicas)
         if self._looking_before(looking.place) >= free:
             return []
-        siblings = Counter(c.replica_id for c in self._requests.get(_request_id(call), {}).values() if c.call is not call)
+        siblings = Counter(
+            c.replica_id for c in self._requests.get(_request_id(call), {}).values() if c.call is not call
+        )
 
         def rank(replica: RunningReplica) -> tuple[bool, int, int, int, float]:
             id_ = replica.replica_id

@@ -27,5 +27,7 @@ class Ingress:
     # Bound late: Serve would pickle an app given to the decorator by value, with all module globals frozen.
     def __serve_build_asgi_app__(self) -> FastAPI:
         api = create_api(self._service, self._args)
-        api.add_middleware(ErrorAsDisconnect, error=TaskCancelledError)  # with which Serve cancels what asks its proxy for the request
+        api.add_middleware(
+            ErrorAsDisconnect, error=TaskCancelledError
+        )  # with which Serve cancels what asks its proxy for the request
         return api

@@ -130,13 +130,19 @@ def router(files: Files, dialect: Dialect) -> APIRouter:
     """Return the route that hands the files out."""
     routes = APIRouter()
     found: dict[int | str, dict[str, Any]] = {
-        200: {"content": {f"image/{kind}": {"schema": {"type": "string", "format": "binary"}} for kind in get_args(OutputFormat)}}
+        200: {
+            "content": {
+                f"image/{kind}": {"schema": {"type": "string", "format": "binary"}} for kind in get_args(OutputFormat)
+            }
+        }
     }
 
     @routes.get("/files/{name}", response_class=Response, responses={**found, **dialect.responses(404)})
     async def file(name: str) -> Response:
         """Return an image whose URL an answer has given."""
         content = await files.read(name)
-        return Response(content, media_type=f"image/{name.rpartition('.')[2]}", headers={"X-Content-Type-Options": "nosniff"})
+        return Response(
+            content, media_type=f"image/{name.rpartition('.')[2]}", headers={"X-Content-Type-Options": "nosniff"}
+        )
 
     return routes

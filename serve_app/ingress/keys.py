@@ -64,7 +64,9 @@ def _split(text: str, source: str) -> list[bytes]:
     """Return the keys in a text. Raises ValueError where a client could not send one."""
     keys = [key.strip() for key in text.replace(",", "\n").splitlines() if key.strip()]
     if not all(map(can_be_key, keys)):
-        raise ValueError(f"{source} holds a key with a character that no HTTP header carries; use visible ASCII characters")
+        raise ValueError(
+            f"{source} holds a key with a character that no HTTP header carries; use visible ASCII characters"
+        )
     return [key.encode() for key in keys]
 
 

@@ -26,11 +26,17 @@ _HEADERS = {
 
 
 class _Files(StaticFiles):
-    def file_response(self, full_path: str | PathLike[str], stat_result: stat_result, scope: Scope, status_code: int = 200) -> Response:
+    def file_response(
+        self, full_path: str | PathLike[str], stat_result: stat_result, scope: Scope, status_code: int = 200
+    ) -> Response:
         # Of the content, where Starlette takes age and size: in a reproducible build all files are of one age.
         tag = sha256(Path(full_path).read_bytes()).hexdigest()
         response = FileResponse(full_path, status_code, {**_HEADERS, "ETag": f'"{tag}"'}, stat_result=stat_result)
-        return NotModifiedResponse(response.headers) if self.is_not_modified(response.headers, Headers(scope=scope)) else response
+        return (
+            NotModifiedResponse(response.headers)
+            if self.is_not_modified(response.headers, Headers(scope=scope))
+            else response
+        )
 
 
 def install(api: FastAPI) -> None:

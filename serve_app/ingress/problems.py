@@ -60,7 +60,9 @@ class Problems:
         api.add_exception_handler(HTTPException, self._on_http)
         api.add_exception_handler(Exception, self._on_fault)
 
-    def answer(self, scope: Scope, status: int, problem: Problem, headers: Mapping[str, str] | None = None) -> JSONResponse:
+    def answer(
+        self, scope: Scope, status: int, problem: Problem, headers: Mapping[str, str] | None = None
+    ) -> JSONResponse:
         """Return the answer to a request that is refused."""
         path = scope["path"].removeprefix(scope.get("root_path", ""))
         dialect = next(d for d in self._dialects if f"{path}/".startswith(d.prefix))
@@ -80,7 +82,11 @@ class Problems:
         message = "; ".join(_sentence(fault, content_type) for fault in faults[:_MOST_FAULTS])
         if len(faults) > _MOST_FAULTS:
             message += f"; and {len(faults) - _MOST_FAULTS} more"
-        return self.answer(request.scope, InvalidRequest.status, Problem(type=InvalidRequest.type, message=message, param=_param(faults[0])))
+        return self.answer(
+            request.scope,
+            InvalidRequest.status,
+            Problem(type=InvalidRequest.type, message=message, param=_param(faults[0])),
+        )
 
     async def _on_http(self, request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, HTTPException)

@@ -32,7 +32,9 @@ def request_model(args: AppArgs) -> type[GenerateRequest]:
         "seeds": like("seeds", list[Seed] | None, default=None, min_length=1, max_length=limits.max_images),
         "width": like("width", int, default=model.width, **side),
         "height": like("height", int, default=model.height, **side),
-        "num_inference_steps": like("num_inference_steps", int, default=model.num_inference_steps, ge=1, le=limits.max_steps),
+        "num_inference_steps": like(
+            "num_inference_steps", int, default=model.num_inference_steps, ge=1, le=limits.max_steps
+        ),
         "guidance_scale": like("guidance_scale", float, default=model.guidance_scale, ge=0, le=30, allow_inf_nan=False),
     }
     return create_model("GenerateRequest", __base__=GenerateRequest, __doc__=GenerateRequest.__doc__, **fields)
@@ -41,7 +43,13 @@ def request_model(args: AppArgs) -> type[GenerateRequest]:
 def borrowed(request: type[GenerateRequest], name: str, **changes: Any) -> Any:
     """Return a field of a service's requests with its bounds, for the request class of another API; `changes` as `Field` takes them."""
     field = request.model_fields[name]
-    return Annotated[(field.annotation, *field.metadata, Field(**{"default": field.default, "description": field.description} | changes))]
+    return Annotated[
+        (
+            field.annotation,
+            *field.metadata,
+            Field(**{"default": field.default, "description": field.description} | changes),
+        )
+    ]
 
 
 def sizes(model: ModelConfig) -> str:
@@ -60,5 +68,7 @@ def translated(request: type[GenerateRequest], model: ModelConfig, size_param: s
         faults = error.errors()
         if any(fault["loc"][:1] in (("width",), ("height",)) for fault in faults):
             size = f"{fields['width']}x{fields['height']}"
-            raise InvalidRequest(f"{size_param}: {size} is not served; width and height must be {sizes(model)}", size_param) from error
+            raise InvalidRequest(
+                f"{size_param}: {size} is not served; width and height must be {sizes(model)}", size_param
+            ) from error
         raise RequestValidationError([{**fault, "loc": ("body", *fault["loc"])} for fault in faults]) from error

@@ -18,7 +18,9 @@ def described(*events: type[BaseModel], last: str | None = None) -> dict[int | s
     well: they are referred to.
     """
     told = [_schema(event) for event in events] + ([] if last is None else [{"type": "string", "const": last}])
-    description = "Server-sent events. The schema is that of the `data` of one; its `type`, if any, is the event's name."
+    description = (
+        "Server-sent events. The schema is that of the `data` of one; its `type`, if any, is the event's name."
+    )
     return {200: {"description": description, "content": {EventSourceResponse.media_type: {"schema": {"anyOf": told}}}}}
 
 

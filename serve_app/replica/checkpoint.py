@@ -86,7 +86,9 @@ def load_checkpoint(config: ModelConfig, device: torch.device) -> Checkpoint:
         pipe=pipe,
         unet=pipe.unet,
         vae=pipe.vae,
-        preview_vae=preview_vae.to(device, memory_format=fast_layout(device)).eval().requires_grad_(False) if preview_vae else None,
+        preview_vae=preview_vae.to(device, memory_format=fast_layout(device)).eval().requires_grad_(False)
+        if preview_vae
+        else None,
         scheduler=scheduler,
         schedulers=fitting_schedulers(scheduler_config),
         scheduler_config=scheduler_config,
@@ -100,7 +102,9 @@ def _info(sources: Sources, config: ModelConfig) -> ModelInfo:
     return ModelInfo(
         name=config.name or model_name(sources.path, config),
         revision=model_revision(sources.path, config),
-        hash=checkpoint_hash(sources, departures(sources.path, sources.read("scheduler/scheduler_config.json"), config)),
+        hash=checkpoint_hash(
+            sources, departures(sources.path, sources.read("scheduler/scheduler_config.json"), config)
+        ),
     )
 
 

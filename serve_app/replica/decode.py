@@ -31,7 +31,10 @@ class PendingPixels:
         """Return the pixels. Raises SlotFailed where the decoder's output held values that are not numbers."""
         self._copied()
         if not self._finite:
-            raise SlotFailed("not_finite", "the model produced values that are not numbers; try another guidance_scale, scheduler or seed")
+            raise SlotFailed(
+                "not_finite",
+                "the model produced values that are not numbers; try another guidance_scale, scheduler or seed",
+            )
         return self._pixels.numpy()
 
 
@@ -46,7 +49,10 @@ class Scaling:
     def of(cls, vae: AutoencoderKL, device: torch.device, dtype: torch.dtype) -> Self:
         """Return the scaling that a VAE's config says, for latents of this device and type."""
         values = [getattr(vae.config, name, None) for name in ("latents_mean", "latents_std")]
-        mean, std = (torch.tensor(value, device=device, dtype=dtype).view(1, -1, 1, 1) if all(values) else None for value in values)
+        mean, std = (
+            torch.tensor(value, device=device, dtype=dtype).view(1, -1, 1, 1) if all(values) else None
+            for value in values
+        )
         return cls(vae.config.scaling_factor, None if mean is None or std is None else (mean, std))
 
     def undo(self, latents: torch.Tensor) -> torch.Tensor:

@@ -35,7 +35,9 @@ class Denoiser:
         return (
             torch.cat([t.model_input() for t in trajectories]).to(self._dtype, memory_format=self._layout),
             torch.cat([t.timestep.expand(t.rows) for t in trajectories]),
-            trajectories[0].context if len(trajectories) == 1 else torch.cat([t.context for t in trajectories]),  # the largest by far
+            trajectories[0].context
+            if len(trajectories) == 1
+            else torch.cat([t.context for t in trajectories]),  # the largest by far
             torch.cat([t.pooled for t in trajectories]),
             torch.cat([t.time_ids for t in trajectories]),
         )

@@ -38,10 +38,17 @@ class Replica:
         self._reader = PromptReader(self._checkpoint.pipe)
         slots = _warm_up_slots(args, self._checkpoint.scheduler)
         await asyncio.wrap_future(self._engine.start(slots))
-        await asyncio.wrap_future(self._checkpoint.named)  # what is wrong with the weights' files is said here, not by a picture
+        await asyncio.wrap_future(
+            self._checkpoint.named
+        )  # what is wrong with the weights' files is said here, not by a picture
         for slot in slots:
             await self.generate(slot, CallId("warm-up", 0))
-        logger.info("ready: %s loaded in %.1f s, warmed up in %.1f s", self._checkpoint.info.name, loaded - started, time.perf_counter() - loaded)
+        logger.info(
+            "ready: %s loaded in %.1f s, warmed up in %.1f s",
+            self._checkpoint.info.name,
+            loaded - started,
+            time.perf_counter() - loaded,
+        )
 
     def __del__(self) -> None:
         if hasattr(self, "_engine"):

@@ -95,7 +95,9 @@ class Load:
 class Engine:
     """Paints slots. `submit`, `cancel` and `load` may be called from any thread."""
 
-    def __init__(self, checkpoint: Checkpoint, config: EngineConfig, preview: PreviewConfig, observer: Observer) -> None:
+    def __init__(
+        self, checkpoint: Checkpoint, config: EngineConfig, preview: PreviewConfig, observer: Observer
+    ) -> None:
         self._checkpoint = checkpoint
         self._config = config
         self._preview = preview
@@ -107,7 +109,9 @@ class Engine:
         self._run_ahead = RunAhead(checkpoint.device)
         self._prompts = PromptEncoder(checkpoint.pipe, checkpoint.device, config.prompt_cache_size)
         self._files = ThreadPoolExecutor(config.file_threads, thread_name_prefix="files")
-        self._preview_files = ThreadPoolExecutor(1, thread_name_prefix="previews")  # no preview waits for a picture's file
+        self._preview_files = ThreadPoolExecutor(
+            1, thread_name_prefix="previews"
+        )  # no preview waits for a picture's file
         self._torch_threads = torch.get_num_threads()
         self._thread: threading.Thread | None = None
         self._changed = threading.Condition()
@@ -239,7 +243,11 @@ class Engine:
         started = time.perf_counter()
         try:
             predictions = self._denoiser.predict([a.trajectory for a in group])
-            ahead = [a for a, prediction in zip(group, predictions, strict=True) if self._guarded(a, partial(a.trajectory.advance, prediction))]
+            ahead = [
+                a
+                for a, prediction in zip(group, predictions, strict=True)
+                if self._guarded(a, partial(a.trajectory.advance, prediction))
+            ]
             self._run_ahead.step_launched()  # where the device's errors show
         except Exception as error:
             for active in [a for a in group if a in self._active]:
@@ -302,7 +310,9 @@ class Engine:
             b64 = encode_picture(pixels, slot, info)
             encode_s = time.perf_counter() - decoded
             work = Work(active.encode_prompt_s, denoised - active.admitted, decoded - denoised, encode_s)
-            painted = Painted(slot.width, slot.height, f"image/{slot.output_format}", b64, work, pixels if slot.keep_pixels else None)
+            painted = Painted(
+                slot.width, slot.height, f"image/{slot.output_format}", b64, work, pixels if slot.keep_pixels else None
+            )
             self._observer.encoded(encode_s)
         except Exception as error:
             self._fail(active.job, error)
@@ -329,7 +339,9 @@ class Engine:
             case SlotFailed():
                 failure = error
             case torch.OutOfMemoryError():
-                failure = SlotFailed("out_of_memory", "the replica ran out of memory; ask for a smaller size or fewer images at once")
+                failure = SlotFailed(
+                    "out_of_memory", "the replica ran out of memory; ask for a smaller size or fewer images at once"
+                )
             case _:
                 logger.error("slot with seed %d failed", job.slot.seed, exc_info=error)
                 failure = SlotFailed("internal", "the image could not be painted; the service's log says why")

@@ -24,7 +24,9 @@ def check_keys(
             key for key in unexpected if not key.endswith(_HARMLESS_ENDS) and not key.startswith(_HARMLESS_STARTS)
         ],
         "holds weights of other shapes than its config says": misshapen,
-        "holds quantized weights, which are not supported": [key for key in quantized if not key.endswith("position_ids")],
+        "holds quantized weights, which are not supported": [
+            key for key in quantized if not key.endswith("position_ids")
+        ],
     }
     for words, keys in faults.items():
         if keys:

@@ -29,7 +29,9 @@ def load(args: AppArgs) -> Checkpoint:
     checkpoint = load_checkpoint(args.model, prepare_device(args.num_gpus, args.num_cpus))
     check_steps(checkpoint.scheduler_config, args.limits.max_steps)
     if _SIDE % (scale := checkpoint.pipe.vae_scale_factor):
-        raise CheckpointError(f"model.path: its VAE makes {scale} pixels of a latent, but sizes are multiples of {_SIDE}")
+        raise CheckpointError(
+            f"model.path: its VAE makes {scale} pixels of a latent, but sizes are multiples of {_SIDE}"
+        )
     if args.engine.quantization == "fp8" and not to_fp8(checkpoint, args.model):
         raise CheckpointError("engine.quantization: fp8 changes no layer of so small a model; set it to none")
     return checkpoint

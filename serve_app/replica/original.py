@@ -94,7 +94,9 @@ def _read(part: Part, name: PartName | None = None) -> Weights:
     """Return the tensors of a part, under the keys they have there; a VAE's without the prefix."""
     with safe_open(part.files[0], "pt") as content:
         keys = list(content.keys())
-        prefix = next((prefix for prefix in (PREFIXES[name] if name else ()) if any(key.startswith(prefix) for key in keys)), "")
+        prefix = next(
+            (prefix for prefix in (PREFIXES[name] if name else ()) if any(key.startswith(prefix) for key in keys)), ""
+        )
         weights = {key: content.get_tensor(key) for key in keys if key.startswith(prefix)}
     if name == "vae":
         weights = {key.removeprefix(prefix): tensor for key, tensor in weights.items()}

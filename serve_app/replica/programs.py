@@ -90,7 +90,11 @@ class Compiled(AsItIs):
         self._programs: dict[_Shape, Any] = {}
 
     def __call__(self, *inputs: torch.Tensor) -> torch.Tensor:
-        fitting = (program for shape in _shapes(inputs) if (program := self._programs.get(shape)) and self._fits(program, inputs))
+        fitting = (
+            program
+            for shape in _shapes(inputs)
+            if (program := self._programs.get(shape)) and self._fits(program, inputs)
+        )
         return next(fitting, self._function)(self._module, *inputs)
 
     def warm_up(self, *inputs: torch.Tensor) -> None:
@@ -110,10 +114,17 @@ class Compiled(AsItIs):
         with ExitStack() as held:
             try:
                 held.enter_context(FileLock(path.with_suffix(".lock"), timeout=_LONGEST_COMPILATION_S))
-            except (OSError, NotImplementedError):  # some network file systems have no locks; a timeout is an OSError too
+            except (
+                OSError,
+                NotImplementedError,
+            ):  # some network file systems have no locks; a timeout is an OSError too
                 logger.warning("%s cannot be locked; it may be compiled more than once", path, exc_info=True)
             if not (program := _load(path)):
-                logger.info("compiling %s for %s, once for this folder: a large model takes minutes", path, tuple(inputs[0].shape))
+                logger.info(
+                    "compiling %s for %s, once for this folder: a large model takes minutes",
+                    path,
+                    tuple(inputs[0].shape),
+                )
                 program = self._compile(inputs, shape)
                 # Kernels without sums still try block sizes at their first launch. torch notes the fastest in the
                 # same folder, so whoever loads the program times nothing.
@@ -192,7 +203,9 @@ def _keep(program: Any, path: Path) -> None:
         unfinished.chmod(0o644)  # the folder may be shared by the users of several pods
         unfinished.replace(path)
     except Exception:
-        logger.warning("a compiled program could not be kept in %s; the next start compiles it again", path, exc_info=True)
+        logger.warning(
+            "a compiled program could not be kept in %s; the next start compiles it again", path, exc_info=True
+        )
         unfinished.unlink(missing_ok=True)
 
 
@@ -208,7 +221,11 @@ def _surroundings(device: torch.device) -> tuple[object, ...]:
         machine: tuple[object, ...] = (torch.cuda.get_device_name(device), torch.cuda.get_device_capability(device))
     else:
         machine = (torch.backends.cpu.get_cpu_capability(), os.cpu_count(), torch.get_num_threads())
-    settings = sorted((name, value) for name, value in os.environ.items() if name.startswith("TORCHINDUCTOR_") and name != _CACHE_VARIABLE)
+    settings = sorted(
+        (name, value)
+        for name, value in os.environ.items()
+        if name.startswith("TORCHINDUCTOR_") and name != _CACHE_VARIABLE
+    )
     return platform.python_version(), torch.__version__, diffusers.__version__, settings, _code(), machine
 
 

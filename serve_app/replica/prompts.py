@@ -32,10 +32,15 @@ class TextEncoders:
         self._encoders = [encoder for encoder in (pipe.text_encoder, pipe.text_encoder_2) if encoder is not None]
         # transformers makes a mask of its own while it is being recorded, and none else: with one at hand it always does the same.
         length = pipe.tokenizer_2.model_max_length
-        self._mask = None if device.type == "cpu" else torch.ones(1, 1, length, length, dtype=torch.bool, device=device).tril()
+        self._mask = (
+            None if device.type == "cpu" else torch.ones(1, 1, length, length, dtype=torch.bool, device=device).tril()
+        )
 
     def __call__(self, *ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        outputs = [encoder(own, attention_mask=self._mask, output_hidden_states=True) for encoder, own in zip(self._encoders, ids, strict=True)]
+        outputs = [
+            encoder(own, attention_mask=self._mask, output_hidden_states=True)
+            for encoder, own in zip(self._encoders, ids, strict=True)
+        ]
         # SDXL was trained on the last but one layer of each, and on the pooled output of the last.
         return torch.cat([output.hidden_states[-2] for output in outputs], dim=-1), outputs[-1].text_embeds
 
@@ -91,7 +96,13 @@ class PromptEncoder:
     def _ids(self, prompt: str) -> Sequence[torch.Tensor]:
         return [
             to_device(
-                tokenizer(prompt, padding="max_length", max_length=tokenizer.model_max_length, truncation=True, return_tensors="pt").input_ids,
+                tokenizer(
+                    prompt,
+                    padding="max_length",
+                    max_length=tokenizer.model_max_length,
+                    truncation=True,
+                    return_tensors="pt",
+                ).input_ids,
                 self._device,
             )
             for tokenizer in self._tokenizers
@@ -111,6 +122,8 @@ class PromptReader:
 
     def cut_off(self, prompt: str) -> str:
         """Return the end of a prompt that the text encoders do not see, empty if they see all of it."""
-        encoded = self._tokenizer(prompt, add_special_tokens=False, truncation=False, verbose=False, return_offsets_mapping=True)
+        encoded = self._tokenizer(
+            prompt, add_special_tokens=False, truncation=False, verbose=False, return_offsets_mapping=True
+        )
         offsets: list[tuple[int, int]] = encoded.offset_mapping
         return prompt[offsets[self.room][0] :].strip() if len(offsets) > self.room else ""

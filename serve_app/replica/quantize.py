@@ -36,7 +36,9 @@ def to_fp8(checkpoint: Checkpoint, model: ModelConfig, fewest_features: int = _F
     Raises CheckpointError where the GPU has no 8-bit floats.
     """
     if checkpoint.device.type == "cuda" and torch.cuda.get_device_capability(checkpoint.device) < (8, 9):
-        raise CheckpointError("engine.quantization: fp8 needs a GPU of compute capability 8.9 or higher; set it to none")
+        raise CheckpointError(
+            "engine.quantization: fp8 needs a GPU of compute capability 8.9 or higher; set it to none"
+        )
     peaks = _measure(checkpoint, model, fewest_features)
     for name, peak in peaks.items():
         checkpoint.unet.set_submodule(name, Fp8Linear(checkpoint.unet.get_submodule(name), peak))
@@ -48,7 +50,9 @@ def large_linears(unet: nn.Module, fewest_features: int) -> Sequence[tuple[str, 
     return [
         (name, module)
         for name, module in unet.named_modules()
-        if isinstance(module, nn.Linear) and "transformer_blocks" in name and min(module.in_features, module.out_features) >= fewest_features
+        if isinstance(module, nn.Linear)
+        and "transformer_blocks" in name
+        and min(module.in_features, module.out_features) >= fewest_features
     ]
 
 
@@ -90,11 +94,16 @@ def _measure(checkpoint: Checkpoint, model: ModelConfig, fewest_features: int) -
 
         return look
 
-    hooks = [linear.register_forward_pre_hook(watch(name)) for name, linear in large_linears(checkpoint.unet, fewest_features)]
+    hooks = [
+        linear.register_forward_pre_hook(watch(name))
+        for name, linear in large_linears(checkpoint.unet, fewest_features)
+    ]
     encoder = PromptEncoder(checkpoint.pipe, checkpoint.device, len(_PROMPTS) + 2)
     denoiser = Denoiser(checkpoint, as_it_is(checkpoint.unet))  # a recording would not call the hooks
     for seed, prompt in enumerate(_PROMPTS):
-        slot = Slot(seed, seed, prompt, "", model.width, model.height, _STEPS, model.guidance_scale, checkpoint.scheduler, "png")
+        slot = Slot(
+            seed, seed, prompt, "", model.width, model.height, _STEPS, model.guidance_scale, checkpoint.scheduler, "png"
+        )
         trajectory = Trajectory(slot, checkpoint, encoder.conditions(slot))
         while not trajectory.done:
             trajectory.advance(denoiser.predict([trajectory])[0])

@@ -64,7 +64,10 @@ class _Recorded(Generic[Output]):
         """Record a call. `torch.cuda.graph` would also wait for the device and give its free memory back, which holds up other slots."""
         # Recordings are replayed one after another, so they share their inputs of one shape, and their memory.
         kept = [self._inputs.setdefault((place, part.shape), part.clone()) for place, part in enumerate(inputs)]
-        pool = next((recording.graph.pool() for recording in self._recordings.values()), None) or torch.cuda.graph_pool_handle()
+        pool = (
+            next((recording.graph.pool() for recording in self._recordings.values()), None)
+            or torch.cuda.graph_pool_handle()
+        )
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.stream(self._stream):
             # Other threads allocate memory meanwhile, for previews and files.

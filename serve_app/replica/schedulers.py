@@ -19,7 +19,10 @@ from serve_app.schemas import SchedulerName
 _RECIPES: Mapping[SchedulerName, tuple[type[SchedulerMixin], Mapping[str, Any]]] = {
     "euler": (EulerDiscreteScheduler, {}),
     "euler_a": (EulerAncestralDiscreteScheduler, {}),
-    "dpmpp_2m": (DPMSolverMultistepScheduler, {"algorithm_type": "dpmsolver++", "solver_order": 2, "use_karras_sigmas": False}),
+    "dpmpp_2m": (
+        DPMSolverMultistepScheduler,
+        {"algorithm_type": "dpmsolver++", "solver_order": 2, "use_karras_sigmas": False},
+    ),
     "dpmpp_2m_karras": (
         DPMSolverMultistepScheduler,
         {

@@ -80,13 +80,22 @@ def find_sources(config: ModelConfig) -> Sources:
         check_header(path, header, other_vae=config.vae_path is not None)
     root, setting = (path, "path") if header is None else (_configs(config, header), "config_path")
     if not (root / "model_index.json").is_file():
-        raise CheckpointError(f"model.{setting}: {root} is no diffusers folder, it has no model_index.json{_advice(root)}")
+        raise CheckpointError(
+            f"model.{setting}: {root} is no diffusers folder, it has no model_index.json{_advice(root)}"
+        )
     index = read_json(setting, root / "model_index.json")
-    names = [name for name in PART_NAMES if index.get(name) not in (None, [None, None]) and not (name == "vae" and config.vae_path)]
+    names = [
+        name
+        for name in PART_NAMES
+        if index.get(name) not in (None, [None, None]) and not (name == "vae" and config.vae_path)
+    ]
     if header is None:
         parts = _folder_parts(root, names, config.variant)
     else:
-        parts = {name: Part("path", root / name, read_json(setting, root / name / "config.json"), [path], single=True) for name in names}
+        parts = {
+            name: Part("path", root / name, read_json(setting, root / name / "config.json"), [path], single=True)
+            for name in names
+        }
     if config.vae_path:
         vae = _named_part("vae_path", config.vae_path, root)
         # diffusers would take a VAE on its own for that of Stable Diffusion 1, whose latents have another scale.
@@ -102,7 +111,9 @@ def local_path(config: ModelConfig) -> Path:
     if path.exists():
         return path
     if not is_hub_id(config.path):
-        raise CheckpointError(f"model.path: there is no file or folder {config.path}, and a hub id has the form owner/name")
+        raise CheckpointError(
+            f"model.path: there is no file or folder {config.path}, and a hub id has the form owner/name"
+        )
     return fetch_checkpoint(config.path, config.revision, config.variant)
 
 
@@ -110,7 +121,9 @@ def model_name(path: Path, config: ModelConfig) -> str:
     """Return the name of a checkpoint that has none in its settings."""
     if path.is_file():
         return path.stem
-    return path.name if config.path == EMBEDDED else Path(config.path).name  # a hub id lies in a folder named by its commit
+    return (
+        path.name if config.path == EMBEDDED else Path(config.path).name
+    )  # a hub id lies in a folder named by its commit
 
 
 def model_revision(path: Path, config: ModelConfig) -> str | None:
@@ -150,7 +163,9 @@ def _configs(config: ModelConfig, header: Header) -> Path:
 def _folder_parts(root: Path, names: Sequence[PartName], variant: str | None) -> dict[PartName, Part]:
     parts = {name: _folder_part("path", root / name, variant) for name in names}
     if variant and not any(part.variant for part in parts.values()):
-        raise CheckpointError(f"model.variant: {root} has no weights of the variant {variant}; leave it out, or name another")
+        raise CheckpointError(
+            f"model.variant: {root} has no weights of the variant {variant}; leave it out, or name another"
+        )
     return parts
 
 
@@ -168,7 +183,12 @@ def _weight_files(setting: str, folder: Path, variant: str | None) -> Sequence[P
     middle = f".{variant}" if variant else ""
     shards = "model.safetensors.index" + middle + ".json"
     # diffusers looks for the index first, transformers for the whole.
-    for name in (f"diffusion_pytorch_{shards}", f"diffusion_pytorch_model{middle}.safetensors", f"model{middle}.safetensors", shards):
+    for name in (
+        f"diffusion_pytorch_{shards}",
+        f"diffusion_pytorch_model{middle}.safetensors",
+        f"model{middle}.safetensors",
+        shards,
+    ):
         file = folder / name
         if file.is_file():
             if file.suffix == ".safetensors":
@@ -184,7 +204,11 @@ def _weight_files(setting: str, folder: Path, variant: str | None) -> Sequence[P
 def _no_weights(folder: Path) -> str:
     found = sorted(folder.glob("*.safetensors"))
     # diffusion_pytorch_model.fp16.safetensors, model.fp16-00001-of-00002.safetensors
-    variants = [match[1] for file in found if (match := re.fullmatch(r"(?:diffusion_pytorch_)?model\.(\w+)(?:-\d+-of-\d+)?\.safetensors", file.name))]
+    variants = [
+        match[1]
+        for file in found
+        if (match := re.fullmatch(r"(?:diffusion_pytorch_)?model\.(\w+)(?:-\d+-of-\d+)?\.safetensors", file.name))
+    ]
     if variants:
         return f"has only weights of the variant {variants[0]}; set model.variant: {variants[0]}"
     if any(file.suffix in _PICKLES for file in folder.iterdir()):

@@ -79,7 +79,9 @@ def check_tokenizer(sources: Sources, name: str, tokenizer: CLIPTokenizer) -> No
     config = CLIPTextConfig.from_dict(sources.parts[TOKENIZERS[name]].config)
     fault = partial(sources.fault, name=name)
     if len(tokenizer) != config.vocab_size:
-        raise fault(f"has {len(tokenizer)} tokens, its text encoder {config.vocab_size}; tokenizer.json or vocab.json is missing or another model's")
+        raise fault(
+            f"has {len(tokenizer)} tokens, its text encoder {config.vocab_size}; tokenizer.json or vocab.json is missing or another model's"
+        )
     # It takes for the end of a prompt what the config says; 2 means the highest number, as the first CLIPs had it.
     if name == "tokenizer_2" and config.eos_token_id not in (2, tokenizer.eos_token_id):
         raise fault(f"ends prompts with token {tokenizer.eos_token_id}, its text encoder with {config.eos_token_id}")
@@ -104,7 +106,8 @@ def _check_unet(sources: Sources) -> None:
     first, second = (sources.parts[name].config for name in ("text_encoder", "text_encoder_2"))
     wanted = {
         "cross_attention_dim": first.get("hidden_size", 512) + second.get("hidden_size", 512),
-        "projection_class_embeddings_input_dim": second.get("projection_dim", 512) + 6 * (config.get("addition_time_embed_dim") or 0),
+        "projection_class_embeddings_input_dim": second.get("projection_dim", 512)
+        + 6 * (config.get("addition_time_embed_dim") or 0),
     }
     for key, width in wanted.items():
         if isinstance(config.get(key), int) and config[key] != width:
@@ -116,4 +119,6 @@ def _check_latents(sources: Sources) -> None:
     channels = sources.parts["unet"].config.get("in_channels", 4)
     for part in sources.models:
         if part.config.get("latent_channels", 4) != channels:
-            raise part.fault(f"decodes latents of {part.config.get('latent_channels')} channels, the UNet's have {channels}")
+            raise part.fault(
+                f"decodes latents of {part.config.get('latent_channels')} channels, the UNet's have {channels}"
+            )

@@ -72,7 +72,9 @@ class Trajectory:
 
     def advance(self, prediction: torch.Tensor) -> None:
         """Take one step with the UNet's prediction, (rows, channels, height, width)."""
-        prediction = prediction.to(torch.float32, copy=True)  # a scheduler may keep it, the UNet's next call overwrites it
+        prediction = prediction.to(
+            torch.float32, copy=True
+        )  # a scheduler may keep it, the UNet's next call overwrites it
         if self.rows == 2:
             unconditional, conditional = prediction.chunk(2)
             prediction = unconditional + self._guidance_scale * (conditional - unconditional)

@@ -54,8 +54,15 @@ class _CompiledBlocks(AsItIs):
 
 
 def _predict(
-    unet: UNet2DConditionModel, sample: torch.Tensor, timestep: torch.Tensor, context: torch.Tensor, pooled: torch.Tensor, time_ids: torch.Tensor
+    unet: UNet2DConditionModel,
+    sample: torch.Tensor,
+    timestep: torch.Tensor,
+    context: torch.Tensor,
+    pooled: torch.Tensor,
+    time_ids: torch.Tensor,
 ) -> torch.Tensor:
     added = {"text_embeds": pooled, "time_ids": time_ids}
-    prediction: torch.Tensor = unet(sample, timestep, encoder_hidden_states=context, added_cond_kwargs=added, return_dict=False)[0]
+    prediction: torch.Tensor = unet(
+        sample, timestep, encoder_hidden_states=context, added_cond_kwargs=added, return_dict=False
+    )[0]
     return prediction

@@ -16,7 +16,12 @@ from serve_app.replica.sources import Part, Sources
 from serve_app.replica.supported import check_tokenizer
 
 _SINGLE = {"text_encoder": load_text_encoder, "text_encoder_2": load_text_encoder_2, "unet": load_unet, "vae": load_vae}
-_FOLDER = {"text_encoder": CLIPTextModel, "text_encoder_2": CLIPTextModelWithProjection, "unet": UNet2DConditionModel, "vae": AutoencoderKL}
+_FOLDER = {
+    "text_encoder": CLIPTextModel,
+    "text_encoder_2": CLIPTextModelWithProjection,
+    "unet": UNet2DConditionModel,
+    "vae": AutoencoderKL,
+}
 
 
 def load_part(name: PartName, part: Part, dtype: torch.dtype) -> Any:

@@ -30,7 +30,9 @@ def test_clients_ask_until_the_slowest_has_enough_answers() -> None:
     assert slow == 2
     assert fast > 10
     assert finished == sorted(finished)
-    assert len(finished) in {slow + fast - 1, slow + fast}, "all but an answer that came after the slowest client's last"
+    assert len(finished) in {slow + fast - 1, slow + fast}, (
+        "all but an answer that came after the slowest client's last"
+    )
 
 
 def test_an_error_ends_all_clients() -> None:

@@ -15,7 +15,9 @@ def test_the_service_differs_from_its_config_only_in_the_machine_and_what_is_ask
     theirs = Conditions(checkpoint=Path("/weights"), devices=(0, 1), config=SDXL_CONFIG).args()
     assert theirs.num_replicas == 2
     assert theirs.model.path == "/weights"
-    assert ours == AppArgs.model_validate({**theirs.model_dump(), "num_cpus": 4, "engine": {**theirs.engine.model_dump(), "compile": "full"}})
+    assert ours == AppArgs.model_validate(
+        {**theirs.model_dump(), "num_cpus": 4, "engine": {**theirs.engine.model_dump(), "compile": "full"}}
+    )
     assert GIVEN.config.read_text() == before
 
 

@@ -21,20 +21,31 @@ IN_PROCESS = (ENGINE, ENGINE_512, ENGINE_FEW, ENGINE_FP8, STOCK, STOCK_BF16)
 def conditions(tiny_path: Path) -> Conditions:
     torch.set_num_threads(1)
     return Conditions(
-        checkpoint=tiny_path, devices=(0,), cpu=True, overrides=TINY_OVERRIDES, workload=TINY.model_copy(update={"seconds": 0.0, "steps": 2})
+        checkpoint=tiny_path,
+        devices=(0,),
+        cpu=True,
+        overrides=TINY_OVERRIDES,
+        workload=TINY.model_copy(update={"seconds": 0.0, "steps": 2}),
     )
 
 
 def job(subject: Subject, conditions: Conditions, folder: Path, seconds: float = 1e6) -> Job:
     return Job(
-        subject=subject.name, conditions=conditions, only=(), deadline=time.time() + seconds, cores=(0,), results=folder / f"{subject.name}.jsonl"
+        subject=subject.name,
+        conditions=conditions,
+        only=(),
+        deadline=time.time() + seconds,
+        cores=(0,),
+        results=folder / f"{subject.name}.jsonl",
     )
 
 
 @pytest.mark.parametrize("subject", IN_PROCESS, ids=lambda subject: subject.name)
 def test_every_measure_has_samples(subject: Subject, conditions: Conditions, tmp_path: Path) -> None:
     # 512 pixels are many for a test.
-    small = tuple("model." + side + "=64" for side in ("width", "height")) if subject is ENGINE_512 else subject.overrides
+    small = (
+        tuple("model." + side + "=64" for side in ("width", "height")) if subject is ENGINE_512 else subject.overrides
+    )
     given = job(subject, conditions, tmp_path)
     run(Subject(subject.name, subject.open, subject.devices, subject.seconds, subject.trials, small), given)
     results = {result.name: result for result in read(given.results)}

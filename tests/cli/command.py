@@ -15,19 +15,27 @@ from dataclasses import dataclass, field
 from typing import Self
 
 COMMAND = (sys.executable, "-m", "serve_app.cli")
-_OF_THE_TERMINAL = re.compile(r"COLORTERM|KITTY_\w+|LC_TERMINAL|NO_COLOR|FORCE_COLOR|TERM|TERM_PROGRAM|TMUX|COLUMNS|LINES|PARALLEL_SDXL_\w+")
+_OF_THE_TERMINAL = re.compile(
+    r"COLORTERM|KITTY_\w+|LC_TERMINAL|NO_COLOR|FORCE_COLOR|TERM|TERM_PROGRAM|TMUX|COLUMNS|LINES|PARALLEL_SDXL_\w+"
+)
 
 _SEQUENCE = re.compile(r"\x1b(\[[\d;?]*[A-Za-z]|[78])")
 
 
 def environment(**changes: str) -> dict[str, str]:
     """Return this process's environment without what it says of its terminal and of services."""
-    return {name: value for name, value in os.environ.items() if not _OF_THE_TERMINAL.fullmatch(name)} | {"TERM": "xterm-256color"} | changes
+    return (
+        {name: value for name, value in os.environ.items() if not _OF_THE_TERMINAL.fullmatch(name)}
+        | {"TERM": "xterm-256color"}
+        | changes
+    )
 
 
 def run(*args: object, **env: str) -> subprocess.CompletedProcess[str]:
     """Run a command whose output goes to pipes."""
-    return subprocess.run([*COMMAND, *map(str, args)], capture_output=True, text=True, env=environment(**env), timeout=100)
+    return subprocess.run(
+        [*COMMAND, *map(str, args)], capture_output=True, text=True, env=environment(**env), timeout=100
+    )
 
 
 @dataclass
@@ -45,7 +53,9 @@ class Terminal:
         fcntl.ioctl(stdio, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
         # Where the suite runs in a shell's background it ignores Ctrl-C, and so would what it starts.
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        process = subprocess.Popen([*COMMAND, *map(str, args)], stdin=stdio, stdout=stdio, stderr=stdio, env=environment(**env))
+        process = subprocess.Popen(
+            [*COMMAND, *map(str, args)], stdin=stdio, stdout=stdio, stderr=stdio, env=environment(**env)
+        )
         os.close(stdio)
         try:
             yield cls(process, screen)

@@ -61,7 +61,11 @@ def test_a_service_elsewhere_is_reached_through_the_proxy(way: str, tmp_path: Pa
 @pytest.mark.parametrize(
     ("env", "code", "words"),
     [
-        ({"HTTP_PROXY": "http://127.0.0.1:9"}, 3, "the proxy that HTTP_PROXY names gives no connection to http://gpu.e"),
+        (
+            {"HTTP_PROXY": "http://127.0.0.1:9"},
+            3,
+            "the proxy that HTTP_PROXY names gives no connection to http://gpu.e",
+        ),
         ({"all_proxy": "socks://me:password@127.0.0.1:1080/"}, 2, "all_proxy names no proxy that can be used: proxies"),
     ],
 )
@@ -116,7 +120,9 @@ def test_this_machine_has_many_names(host: str, ways: pytest.MonkeyPatch) -> Non
     assert Route.to(f"https://{host}").proxy is None
 
 
-@pytest.mark.parametrize("host", ["10.0.0.1", "localhost.example", "127.0.0.1.example", "[2001:db8::1]", "127.0.0.1@gpu.example"])
+@pytest.mark.parametrize(
+    "host", ["10.0.0.1", "localhost.example", "127.0.0.1.example", "[2001:db8::1]", "127.0.0.1@gpu.example"]
+)
 def test_other_machines_have_others(host: str, ways: pytest.MonkeyPatch) -> None:
     proxy = Route.to(f"http://{host}").proxy
     assert proxy

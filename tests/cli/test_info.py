@@ -30,7 +30,10 @@ def test_a_picture_of_another_ui(tmp_path: Path) -> None:
     text.add_text("parameters", "a cat\nNegative prompt: dull\nSteps: 20, \x1b]0;owned\x07Seed: 1")
     Image.new("RGB", (8, 8)).save(tmp_path / "theirs.png", pnginfo=text)
     done = run("info", tmp_path / "theirs.png")
-    assert (done.returncode, done.stdout) == (0, "a cat\nNegative prompt: dull\nSteps: 20, \ufffd]0;owned\ufffdSeed: 1\n")
+    assert (done.returncode, done.stdout) == (
+        0,
+        "a cat\nNegative prompt: dull\nSteps: 20, \ufffd]0;owned\ufffdSeed: 1\n",
+    )
     assert "holds no parameters" in run("reproduce", tmp_path / "theirs.png").stderr
 
 

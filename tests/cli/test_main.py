@@ -21,7 +21,9 @@ COMMANDS: dict[str, Any] = get_command(app).commands  # type: ignore[attr-define
 
 
 def test_the_console_script_is_the_command() -> None:
-    module, _, name = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]["parallel-sdxl"].partition(":")
+    module, _, name = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"][
+        "parallel-sdxl"
+    ].partition(":")
     assert getattr(import_module(module), name) is main
 
 
@@ -67,7 +69,9 @@ def test_every_field_of_a_request_has_an_option() -> None:
         (("info", "gone.png"), "does not exist"),
     ],
 )
-def test_wrong_use_says_what_is_wrong(arguments: tuple[str, ...], words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wrong_use_says_what_is_wrong(
+    arguments: tuple[str, ...], words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     done = run(*arguments)
     assert done.returncode == 2
@@ -78,17 +82,23 @@ def test_help_waits_for_nothing() -> None:
     """What takes time to import is imported when a command runs."""
     slow = {"httpx2", "pydantic", "numpy", "PIL", "ray", "torch", "diffusers", "fastapi", "serve_app.schemas"}
     script = f"import sys, serve_app.cli.main; print(*(set(sys.modules) & {slow}))"
-    assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.split() == []
+    assert (
+        subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.split() == []
+    )
 
 
 def test_no_command_needs_ray_or_torch() -> None:
     heavy = {"ray", "torch", "diffusers", "fastapi"}
     script = f"import sys, serve_app.cli.generate, serve_app.cli.reproduce, serve_app.cli.info; print(*(set(sys.modules) & {heavy}))"
-    assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.split() == []
+    assert (
+        subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.split() == []
+    )
 
 
 def test_the_commands_of_the_readme_exist() -> None:
     for line in re.findall(r"parallel-sdxl ((?:generate|reproduce|info)\b.*)", (ROOT / "README.md").read_text()):
         command, *arguments = shlex.split(line.split("`")[0], comments=True)
-        options = {option for parameter in COMMANDS[command].params for option in (*parameter.opts, *parameter.secondary_opts)}
+        options = {
+            option for parameter in COMMANDS[command].params for option in (*parameter.opts, *parameter.secondary_opts)
+        }
         assert {argument for argument in arguments if argument.startswith("-")} <= options, line

@@ -11,7 +11,13 @@ GRID = GridEvent(width=1, height=1, media_type="image/webp", b64_json="")
 
 def test_a_name_that_is_taken_gets_a_number_and_the_same_file_keeps_its_name(tmp_path: Path) -> None:
     contents = [b"one", b"two", b"one", b"three", b"two"]
-    assert [save(tmp_path, "grid", GRID, data).name for data in contents] == ["grid.webp", "grid-2.webp", "grid.webp", "grid-3.webp", "grid-2.webp"]
+    assert [save(tmp_path, "grid", GRID, data).name for data in contents] == [
+        "grid.webp",
+        "grid-2.webp",
+        "grid.webp",
+        "grid-3.webp",
+        "grid-2.webp",
+    ]
     assert sorted(path.read_bytes() for path in tmp_path.iterdir()) == [b"one", b"three", b"two"]
 
 

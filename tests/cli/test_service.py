@@ -16,18 +16,44 @@ def problem(type: str, message: str = "words") -> bytes:
 @pytest.mark.parametrize(
     ("status", "body", "headers", "env", "words"),
     [
-        (401, problem("unauthorized"), {}, {}, "the service wants a key: set the environment variable PARALLEL_SDXL_API_KEY"),
-        (401, problem("unauthorized"), {}, {"PARALLEL_SDXL_API_KEY": "wrong"}, "does not take the key in PARALLEL_SDXL_API_KEY"),
+        (
+            401,
+            problem("unauthorized"),
+            {},
+            {},
+            "the service wants a key: set the environment variable PARALLEL_SDXL_API_KEY",
+        ),
+        (
+            401,
+            problem("unauthorized"),
+            {},
+            {"PARALLEL_SDXL_API_KEY": "wrong"},
+            "does not take the key in PARALLEL_SDXL_API_KEY",
+        ),
         (429, problem("too_many_waiting"), {"Retry-After": "12"}, {}, "the service is busy: try again in 12 s"),
-        (503, problem("not_ready", "no replica is ready yet"), {}, {}, "the service is not ready: no replica is ready yet"),
+        (
+            503,
+            problem("not_ready", "no replica is ready yet"),
+            {},
+            {},
+            "the service is not ready: no replica is ready yet",
+        ),
         (500, problem("internal", "its log says why"), {}, {}, "answers with 500: its log says why"),
         (502, b"<h1>Bad Gateway</h1>", {}, {}, "502 Bad Gateway"),
         (404, b"Path '/stream' not found", {}, {}, "is no parallel-sdxl service"),
         (200, b"<h1>Welcome</h1>", {}, {}, "is no parallel-sdxl service"),
-        (200, b"no gzip", {"Content-Type": "text/event-stream", "Content-Encoding": "gzip"}, {}, "is no parallel-sdxl service"),
+        (
+            200,
+            b"no gzip",
+            {"Content-Type": "text/event-stream", "Content-Encoding": "gzip"},
+            {},
+            "is no parallel-sdxl service",
+        ),
     ],
 )
-def test_a_refusal_says_what_to_do(tmp_path: Path, status: int, body: bytes, headers: dict[str, str], env: dict[str, str], words: str) -> None:
+def test_a_refusal_says_what_to_do(
+    tmp_path: Path, status: int, body: bytes, headers: dict[str, str], env: dict[str, str], words: str
+) -> None:
     with answering(status, body, headers=headers) as (url, _):
         done = run("generate", "a", "--out", tmp_path, "--url", url, **env)
     assert done.returncode == 3
@@ -56,7 +82,11 @@ def test_blanks_around_a_key_do_no_harm(tmp_path: Path) -> None:
 
 def test_a_password_in_the_url_is_not_shown(tmp_path: Path) -> None:
     done = run("generate", "a", "--out", tmp_path, "--url", "http://me:password@127.0.0.1:9")
-    assert (done.returncode, "nothing answers on http://127.0.0.1:9" in done.stderr, "password" in done.stderr) == (3, True, False)
+    assert (done.returncode, "nothing answers on http://127.0.0.1:9" in done.stderr, "password" in done.stderr) == (
+        3,
+        True,
+        False,
+    )
 
 
 @pytest.mark.parametrize("command", ["generate", "reproduce"])
@@ -80,7 +110,10 @@ def test_an_image_that_failed_is_told_of_and_the_others_are_kept(tmp_path: Path)
 
 
 def test_a_failed_image_says_why_beside_its_bar(tmp_path: Path) -> None:
-    with streaming(START, FAILED, COMPLETED) as (url, _), Terminal.running("generate", "a", "--out", tmp_path, "--url", url) as terminal:
+    with (
+        streaming(START, FAILED, COMPLETED) as (url, _),
+        Terminal.running("generate", "a", "--out", tmp_path, "--url", url) as terminal,
+    ):
         assert terminal.finish() == 1
     assert "failed: the \ufffd[2Jsky fell" in terminal.text
     assert "not finished" in terminal.text, "the other one never ended"

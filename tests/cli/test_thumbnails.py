@@ -31,7 +31,9 @@ def console(colours: str | None = "truecolor", width: int = 80, height: int = 24
         ({"TERM": "xterm-kitty"}, None, None),
     ],
 )
-def test_each_terminal_is_drawn_to_in_its_own_way(environ: dict[str, str], colours: str | None, draw: Draw | None) -> None:
+def test_each_terminal_is_drawn_to_in_its_own_way(
+    environ: dict[str, str], colours: str | None, draw: Draw | None
+) -> None:
     assert draw_of(console(colours), environ) is draw
 
 
@@ -54,7 +56,15 @@ def test_kitty_gets_a_png_in_pieces_that_takes_the_place_of_the_last() -> None:
     assert all(len(piece) <= 4096 for piece in data)
     assert [head[-3:] for head in heads[1:-1]] == ["m=1"] * (len(pieces) - 2)
     keys = dict(pair.split("=") for pair in heads[0].split(","))
-    assert {key: keys[key] for key in "afqCcrm"} == {"a": "T", "f": "100", "q": "2", "C": "1", "c": "16", "r": "8", "m": "1"}
+    assert {key: keys[key] for key in "afqCcrm"} == {
+        "a": "T",
+        "f": "100",
+        "q": "2",
+        "C": "1",
+        "c": "16",
+        "r": "8",
+        "m": "1",
+    }
     assert heads[-1] == "m=0"
     assert Image.open(io.BytesIO(b64decode("".join(data)))).format == "PNG"
     assert kitty(noise, CELLS, 0) == first
@@ -75,9 +85,12 @@ def test_half_blocks_hold_two_pixels_each() -> None:
 
 
 @pytest.mark.parametrize(
-    ("width", "height", "images", "rows"), [(80, 24, 2, 8), (80, 24, 8, 6), (50, 30, 10, 4), (80, 24, 16, None), (80, 8, 2, 4), (7, 24, 1, None)]
+    ("width", "height", "images", "rows"),
+    [(80, 24, 2, 8), (80, 24, 8, 6), (50, 30, 10, 4), (80, 24, 16, None), (80, 8, 2, 4), (7, 24, 1, None)],
 )
-def test_thumbnails_are_as_large_as_there_is_room_above_the_bars(width: int, height: int, images: int, rows: int | None) -> None:
+def test_thumbnails_are_as_large_as_there_is_room_above_the_bars(
+    width: int, height: int, images: int, rows: int | None
+) -> None:
     start = START.model_copy(update={"seeds": list(range(images))})
     screen = console(width=width, height=height)
     thumbnails = Thumbnails.above(screen, start)

@@ -82,7 +82,9 @@ async def test_no_image_waits_for_another() -> None:
         (ZeroDivisionError("secret"), FailedEvent, "internal"),
     ],
 )
-async def test_a_failing_slot_beside_good_ones(error: Exception, kind: type[FailedEvent] | type[CancelledEvent], type_: str) -> None:
+async def test_a_failing_slot_beside_good_ones(
+    error: Exception, kind: type[FailedEvent] | type[CancelledEvent], type_: str
+) -> None:
     async def paint(slot: Slot) -> AsyncGenerator[SlotEvent]:
         if slot.index == 1:
             raise error
@@ -175,7 +177,10 @@ async def test_at_the_deadline_the_rest_has_failed_and_is_cancelled() -> None:
     batch = batch_of(3)
     events = await events_of(batch, paint, seconds=0.2)
     assert [e.index for e in events if isinstance(e, ImageEvent)] == [0]
-    assert [(e.index, e.error.type) for e in events if isinstance(e, FailedEvent)] == [(1, "deadline_exceeded"), (2, "deadline_exceeded")]
+    assert [(e.index, e.error.type) for e in events if isinstance(e, FailedEvent)] == [
+        (1, "deadline_exceeded"),
+        (2, "deadline_exceeded"),
+    ]
     assert sorted(closed) == [0, 1, 2]
 
 
@@ -212,7 +217,10 @@ async def test_waiting_slots_are_told_their_place_whenever_it_changes() -> None:
     batch = batch_of(3, Line(100), capacity=1)
     with batch.in_line():
         async with followed(batch, paint) as events:
-            assert [await anext(events), await anext(events)] == [QueuedEvent(index=1, position=1), QueuedEvent(index=2, position=2)]
+            assert [await anext(events), await anext(events)] == [
+                QueuedEvent(index=1, position=1),
+                QueuedEvent(index=2, position=2),
+            ]
             turn[0].set()
             assert isinstance(await anext(events), ImageEvent)
             assert await anext(events) == QueuedEvent(index=2, position=1)

@@ -68,7 +68,9 @@ async def test_no_picture_is_lost_with_what_could_not_be_said_of_its_prompt(capl
 async def test_looking_at_a_prompt_ends_with_its_request() -> None:
     service = fan_out()
     before = asyncio.all_tasks()
-    async with service.stream(REQUEST.model_copy(update={"num_images": 1})) as stream:  # never looked at: it waits for two slots
+    async with service.stream(
+        REQUEST.model_copy(update={"num_images": 1})
+    ) as stream:  # never looked at: it waits for two slots
         first = asyncio.create_task(anext(stream))
         await asyncio.sleep(0.01)
         first.cancel()

@@ -4,7 +4,9 @@ from serve_app.fanout.plan import preview_steps_of, seeds_of, slots_of
 from serve_app.schemas import GenerateRequest
 
 
-@pytest.mark.parametrize(("seed", "images", "expected"), [(0, 3, [0, 1, 2]), (2**32 - 2, 4, [2**32 - 2, 2**32 - 1, 0, 1]), (7, 1, [7])])
+@pytest.mark.parametrize(
+    ("seed", "images", "expected"), [(0, 3, [0, 1, 2]), (2**32 - 2, 4, [2**32 - 2, 2**32 - 1, 0, 1]), (7, 1, [7])]
+)
 def test_seeds_count_up_from_the_first_and_wrap(seed: int, images: int, expected: list[int]) -> None:
     assert seeds_of(GenerateRequest(prompt="a", seed=seed, num_images=images)) == expected
 
@@ -37,14 +39,29 @@ def test_slots_carry_everything_a_picture_depends_on() -> None:
     assert (first.index, first.seed, second.index, second.seed) == (0, 5, 1, 6)
     assert (first.prompt, first.negative_prompt, first.width, first.height) == ("a", "b", 64, 72)
     assert (first.num_inference_steps, first.guidance_scale, first.scheduler) == (3, 2.5, "ddim")
-    assert (first.output_format, first.output_compression, first.preview_steps, first.keep_pixels) == ("webp", 80, frozenset({1, 2}), True)
+    assert (first.output_format, first.output_compression, first.preview_steps, first.keep_pixels) == (
+        "webp",
+        80,
+        frozenset({1, 2}),
+        True,
+    )
 
 
 @pytest.mark.parametrize(
     ("every", "steps", "expected"),
-    [(5, 20, {1, 5, 10, 15}), (1, 4, {1, 2, 3}), (0, 4, set()), (100, 4, {1}), (2, 4, {1, 2}), (5, 1, set()), (4, 4, {1})],
+    [
+        (5, 20, {1, 5, 10, 15}),
+        (1, 4, {1, 2, 3}),
+        (0, 4, set()),
+        (100, 4, {1}),
+        (2, 4, {1, 2}),
+        (5, 1, set()),
+        (4, 4, {1}),
+    ],
 )
-def test_previews_come_after_the_first_and_every_so_many_steps_but_never_the_last(every: int, steps: int, expected: set[int]) -> None:
+def test_previews_come_after_the_first_and_every_so_many_steps_but_never_the_last(
+    every: int, steps: int, expected: set[int]
+) -> None:
     assert preview_steps_of(GenerateRequest(prompt="a", num_inference_steps=steps, preview_every=every)) == expected
 
 

@@ -54,7 +54,10 @@ def main(folder: str) -> None:
     torch.manual_seed(0)
     device = torch.device("cuda", 0)
     module = Skip().to(device, torch.bfloat16)
-    below, kept = (torch.randn(2, channels, 64, 64).to(device, torch.bfloat16, memory_format=torch.channels_last) for channels in (1280, 640))
+    below, kept = (
+        torch.randn(2, channels, 64, 64).to(device, torch.bfloat16, memory_format=torch.channels_last)
+        for channels in (1280, 640)
+    )
     bias = torch.randn(2, 1280).to(device, torch.bfloat16)
     program = Compiled(run, module)
     with timed_kernels() as timed:

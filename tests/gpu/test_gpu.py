@@ -84,7 +84,13 @@ def test_a_recording_gives_what_the_unet_gives_warmed_up_or_not(painter: Checkpo
     begin = Begin(painter)
     plain, replayed = Denoiser(painter, as_it_is(painter.unet)), Denoiser(painter, make_program(painter.unet, "none"))
     replayed.warm_up([begin(), begin()])
-    groups: list[list[dict[str, object]]] = [[{}], [{"seed": 1}], [{"seed": 2}, {"seed": 3}], [{"width": 128}], [{"guidance_scale": 0}]]
+    groups: list[list[dict[str, object]]] = [
+        [{}],
+        [{"seed": 1}],
+        [{"seed": 2}, {"seed": 3}],
+        [{"width": 128}],
+        [{"guidance_scale": 0}],
+    ]
     for group in groups:
         for _ in range(3):
             trajectories = [begin(**changes) for changes in group]
@@ -105,7 +111,9 @@ def test_recorded_text_encoders_give_what_they_give_as_they_are(painter: Checkpo
 
 @torch.inference_mode()
 @pytest.mark.parametrize("scheduler", ["euler", "dpmpp_2m", "dpmpp_2m_karras", "ddim"])
-def test_nothing_waits_for_the_device_between_a_slot_and_its_picture(painter: Checkpoint, scheduler: SchedulerName) -> None:
+def test_nothing_waits_for_the_device_between_a_slot_and_its_picture(
+    painter: Checkpoint, scheduler: SchedulerName
+) -> None:
     begin = Begin(painter)
     begin.encoder.warm_up()
     denoiser, decoder = Denoiser(painter, make_program(painter.unet, "none")), Decoder(painter, "none")
@@ -227,7 +235,9 @@ def test_an_image_has_the_same_bits_alone_and_in_a_crowd(painter: Checkpoint, mo
 
 @torch.inference_mode()
 @pytest.mark.parametrize("mode", ["regional", "full"])
-def test_a_recording_is_made_of_what_was_compiled(painter: Checkpoint, mode: Compile, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_recording_is_made_of_what_was_compiled(
+    painter: Checkpoint, mode: Compile, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A guard that its inputs do not meet would record the UNet as it is, in silence."""
     begin = Begin(painter)
     fail_where_nothing_fits(monkeypatch)

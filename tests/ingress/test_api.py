@@ -29,7 +29,15 @@ def test_generate_returns_all_images_in_order(client: TestClient) -> None:
     answer = response.json()
     assert set(answer) == {"id", "created", "parameters", "images", "grid", "timings", "warnings"}
     assert answer["images"] == [
-        {"index": i, "seed": 7 + i, "status": "succeeded", "width": 256, "height": 256, "media_type": "image/png", "b64_json": f"picture{7 + i}"}
+        {
+            "index": i,
+            "seed": 7 + i,
+            "status": "succeeded",
+            "width": 256,
+            "height": 256,
+            "media_type": "image/png",
+            "b64_json": f"picture{7 + i}",
+        }
         for i in range(3)
     ]
     assert answer["parameters"] == {
@@ -61,7 +69,9 @@ def test_four_images_where_nothing_is_said(client: TestClient) -> None:
 
 @pytest.mark.parametrize(("count", "columns", "rows"), [(1, 1, 1), (2, 2, 1), (3, 2, 2), (5, 3, 2), (9, 3, 3)])
 def test_the_grid_holds_the_pictures_untouched(client: TestClient, count: int, columns: int, rows: int) -> None:
-    grid = client.post("/generate", json={"prompt": "a", "num_images": count, "width": 64, "height": 72, "grid": True}).json()["grid"]
+    grid = client.post(
+        "/generate", json={"prompt": "a", "num_images": count, "width": 64, "height": 72, "grid": True}
+    ).json()["grid"]
     assert (grid["width"], grid["height"], grid["media_type"]) == (64 * columns, 72 * rows, "image/png")
     pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(grid["b64_json"]))))
     for index in range(columns * rows):
@@ -76,14 +86,23 @@ def test_a_failed_cell_is_grey(client: TestClient, fleet: FakeFleet) -> None:
             raise SlotFailed("out_of_memory", "no room")
 
     fleet.before = second_fails
-    answer = client.post("/generate", json={"prompt": "a", "seed": 0, "num_images": 2, "width": 64, "height": 64, "grid": True}).json()
-    assert answer["images"][1] == {"index": 1, "seed": 1, "status": "failed", "error": {"type": "out_of_memory", "message": "no room"}}
+    answer = client.post(
+        "/generate", json={"prompt": "a", "seed": 0, "num_images": 2, "width": 64, "height": 64, "grid": True}
+    ).json()
+    assert answer["images"][1] == {
+        "index": 1,
+        "seed": 1,
+        "status": "failed",
+        "error": {"type": "out_of_memory", "message": "no room"},
+    }
     pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(answer["grid"]["b64_json"]))))
     assert (pixels[:, :64] == 0).all()
     assert (pixels[:, 64:] == 128).all()
 
 
-def test_pixels_that_were_lost_leave_a_grey_cell_and_a_warning(client: TestClient, fleet: FakeFleet, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pixels_that_were_lost_leave_a_grey_cell_and_a_warning(
+    client: TestClient, fleet: FakeFleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
     kept = fleet.pixels
 
     async def first_lost(ref: Any) -> Any:
@@ -114,7 +133,9 @@ def test_images_are_counted_by_outcome(client: TestClient, fleet: FakeFleet, met
     assert metrics.most_waiting == 2
 
 
-async def test_a_stream_nobody_reads_gives_its_places_back_and_counts_as_cancelled(fleet: FakeFleet, metrics: Metrics) -> None:
+async def test_a_stream_nobody_reads_gives_its_places_back_and_counts_as_cancelled(
+    fleet: FakeFleet, metrics: Metrics
+) -> None:
     service = FanOut(fleet, NoPeers(), ARGS, metrics)
     async with service.stream(GenerateRequest(prompt="a", num_images=3)):
         assert service._line.waiting(0) == 3
@@ -129,14 +150,18 @@ def test_all_failed_is_a_500(client: TestClient, fleet: FakeFleet) -> None:
     fleet.before = fail
     response = client.post("/generate", json={"prompt": "a"})
     assert response.status_code == 500
-    assert response.json() == {"error": {"type": "generation_failed", "message": "all images failed: no room", "param": None}}
+    assert response.json() == {
+        "error": {"type": "generation_failed", "message": "all images failed: no room", "param": None}
+    }
     events = events_of(client.post("/stream", json={"prompt": "a", "num_images": 2}))
     assert [e["type"] for e in events if e["type"] in ("failed", "completed", "error")] == ["failed", "failed", "error"]
     assert events[-1] == {"type": "error", **response.json()}
 
 
 def test_stream_tells_the_whole_story(client: TestClient, metrics: Metrics) -> None:
-    response = client.post("/stream", json={"prompt": "a cat", "seed": 7, "num_images": 2, "grid": True, "preview_steps": [1]})
+    response = client.post(
+        "/stream", json={"prompt": "a cat", "seed": 7, "num_images": 2, "grid": True, "preview_steps": [1]}
+    )
     assert response.headers["content-type"].startswith("text/event-stream")
     events = events_of(response)
     start, end = events[0], events[-1]
@@ -193,7 +218,9 @@ def test_busy_service_tells_the_place_in_line(client: TestClient, fleet: FakeFle
         ({"prompt": "a cat (like this) :)"}, None),
     ],
 )
-def test_warnings_say_what_a_person_should_know(client: TestClient, change: dict[str, Any], warning: str | None) -> None:
+def test_warnings_say_what_a_person_should_know(
+    client: TestClient, change: dict[str, Any], warning: str | None
+) -> None:
     body = {"prompt": "a", "num_images": 1, **change}
     start = events_of(client.post("/stream", json=body))[0]
     assert start["warnings"] == client.post("/generate", json=body).json()["warnings"]
@@ -204,7 +231,10 @@ def test_warnings_say_what_a_person_should_know(client: TestClient, change: dict
 
 def test_a_prompt_that_is_cut_off_is_a_warning(client: TestClient, fleet: FakeFleet) -> None:
     fleet.unseen = "and a dog"
-    assert "it does not see: and a dog" in client.post("/generate", json={"prompt": "a cat and a dog"}).json()["warnings"][0]
+    assert (
+        "it does not see: and a dog"
+        in client.post("/generate", json={"prompt": "a cat and a dog"}).json()["warnings"][0]
+    )
 
 
 @pytest.mark.parametrize(
@@ -289,7 +319,10 @@ def test_the_deadline_with_something_finished_returns_that(fleet: FakeFleet) -> 
 
 def test_health_says_whether_images_can_be_painted(client: TestClient, fleet: FakeFleet) -> None:
     response = client.get("/health")
-    assert (response.status_code, response.json()) == (200, {"status": "ready", "replicas": {"ready": 2, "target": 2}, "version": __version__})
+    assert (response.status_code, response.json()) == (
+        200,
+        {"status": "ready", "replicas": {"ready": 2, "target": 2}, "version": __version__},
+    )
     fleet.status = FleetStatus()
     response = client.get("/health")
     assert (response.status_code, response.json()["status"]) == (503, "starting")
@@ -307,10 +340,16 @@ def test_status_says_how_busy_the_fleet_is(client: TestClient) -> None:
 def test_openapi_shows_the_limits_that_hold(client: TestClient) -> None:
     document = client.get("/openapi.json").json()
     fields = document["components"]["schemas"]["GenerateRequest"]["properties"]
-    assert (fields["num_images"]["maximum"], fields["num_inference_steps"]["maximum"], fields["width"]["maximum"]) == (9, 50, 512)
+    assert (fields["num_images"]["maximum"], fields["num_inference_steps"]["maximum"], fields["width"]["maximum"]) == (
+        9,
+        50,
+        512,
+    )
     assert all(field["description"] for field in fields.values())
     assert {"413", "422", "429", "503"} <= set(document["paths"]["/stream"]["post"]["responses"])
-    assert document["paths"]["/generate"]["post"]["responses"]["422"]["content"]["application/json"]["schema"]["$ref"].endswith("/ErrorBody")
+    assert document["paths"]["/generate"]["post"]["responses"]["422"]["content"]["application/json"]["schema"][
+        "$ref"
+    ].endswith("/ErrorBody")
 
 
 @pytest.mark.parametrize("path", ["/", "/health", "/status", "/playground/main.js", "/generate"])

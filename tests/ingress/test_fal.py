@@ -23,7 +23,9 @@ URL = "/fal-ai/fast-sdxl"
 @pytest.fixture
 def large(fleet: FakeFleet, tmp_path: Path) -> Iterator[TestClient]:
     """A service of large pictures that stores files."""
-    args = ARGS.model_copy(update={"model": ModelConfig(width=1024, height=1024, max_size=1024), "files": FilesConfig(path=str(tmp_path))})
+    args = ARGS.model_copy(
+        update={"model": ModelConfig(width=1024, height=1024, max_size=1024), "files": FilesConfig(path=str(tmp_path))}
+    )
     with TestClient(create_api(FanOut(fleet, NoPeers(), args, Metrics()), args)) as client:
         yield client
 
@@ -42,16 +44,27 @@ def data_uri(index: int, seed: int) -> dict[str, Any]:
 def test_the_output_has_fals_fields(client: TestClient) -> None:
     answer = client.post(URL, json={"prompt": "a cat", "num_images": 2, "seed": 7}).json()
     timings = answer.pop("timings")
-    assert answer == {"images": [data_uri(i, 7 + i) for i in range(2)], "seed": 7, "seeds": [7, 8], "prompt": "a cat", "failures": [], "warnings": []}
+    assert answer == {
+        "images": [data_uri(i, 7 + i) for i in range(2)],
+        "seed": 7,
+        "seeds": [7, 8],
+        "prompt": "a cat",
+        "failures": [],
+        "warnings": [],
+    }
     assert {"inference", "total"} <= set(timings)
     assert all(isinstance(seconds, float) for seconds in timings.values())
 
 
 def test_where_nothing_is_said_the_models_defaults_hold(client: TestClient, fleet: FakeFleet) -> None:
-    nulls = dict.fromkeys(("image_size", "num_inference_steps", "guidance_scale", "seed", "format", "loras", "request_id"))
+    nulls = dict.fromkeys(
+        ("image_size", "num_inference_steps", "guidance_scale", "seed", "format", "loras", "request_id")
+    )
     for body in ({"prompt": "a"}, {"prompt": "a", **nulls}):
         assert client.post(URL, json=body).status_code == 200
-    assert {(s.width, s.height, s.num_inference_steps, s.guidance_scale, s.output_format) for s in fleet.slots} == {(256, 256, 20, 3.0, "jpeg")}
+    assert {(s.width, s.height, s.num_inference_steps, s.guidance_scale, s.output_format) for s in fleet.slots} == {
+        (256, 256, 20, 3.0, "jpeg")
+    }
     assert len(fleet.slots) == 2
 
 
@@ -101,7 +114,11 @@ def test_what_changes_nothing_is_accepted(client: TestClient, body: dict[str, An
         ({"expand_prompt": True}, "expand_prompt", "not supported"),
         ({"loras": [{"path": "x"}]}, "loras", "not supported"),
         ({"embeddings": [{"path": "x"}]}, "embeddings", "not supported"),
-        ({"image_size": "square_hd"}, "image_size", "1024x1024 is not served; width and height must be multiples of 8 from 64 to 512"),
+        (
+            {"image_size": "square_hd"},
+            "image_size",
+            "1024x1024 is not served; width and height must be multiples of 8 from 64 to 512",
+        ),
         ({"image_size": {"width": 100, "height": 64}}, "image_size", "multiples of 8"),
         ({"image_size": "huge"}, "image_size", "square_hd"),
         ({"image_size": 512}, "image_size", ""),
@@ -177,7 +194,9 @@ def test_a_failed_image_is_missing_and_said_to_be(client: TestClient, fleet: Fak
 
 @pytest.mark.parametrize("route", ["", "/stream"])
 def test_what_a_person_should_know_is_said(client: TestClient, route: str) -> None:
-    response = client.post(URL + route, json={"prompt": "a (red:1.4) cat", "negative_prompt": "[dull]", "guidance_scale": 1})
+    response = client.post(
+        URL + route, json={"prompt": "a (red:1.4) cat", "negative_prompt": "[dull]", "guidance_scale": 1}
+    )
     answer = frames_of(response)[-1] if route else response.json()
     assert answer["warnings"] == [
         "negative_prompt has no effect: guidance_scale is 1 or less",
@@ -195,8 +214,17 @@ def test_all_failed_is_a_500_and_the_last_frame_of_a_stream(client: TestClient, 
 
 def test_a_stream_shows_previews_and_then_the_output(client: TestClient) -> None:
     *previews, last = frames_of(client.post(f"{URL}/stream", json={"prompt": "a cat", "num_images": 2, "seed": 7}))
-    assert [(p["image_index"], p["seed"], p["step"]) for p in previews if p["image_index"] == 1] == [(1, 8, step) for step in (1, 5, 10, 15)]
+    assert [(p["image_index"], p["seed"], p["step"]) for p in previews if p["image_index"] == 1] == [
+        (1, 8, step) for step in (1, 5, 10, 15)
+    ]
     assert previews[0]["images"] == [
-        {"url": "data:image/jpeg;base64,preview", "width": 8, "height": 8, "content_type": "image/jpeg", "file_name": None, "file_size": 3}
+        {
+            "url": "data:image/jpeg;base64,preview",
+            "width": 8,
+            "height": 8,
+            "content_type": "image/jpeg",
+            "file_name": None,
+            "file_size": 3,
+        }
     ]
     assert (last["images"], last["seeds"], last["prompt"]) == ([data_uri(i, 7 + i) for i in range(2)], [7, 8], "a cat")

@@ -19,12 +19,23 @@ from serve_app.ingress.files import Files
 from serve_app.schemas import Picture
 from tests.fakes import FakeFleet, Metrics, NoPeers
 
-REQUEST = Request({"type": "http", "scheme": "http", "server": ("host", 80), "path": "/v1/images/generations", "root_path": "", "headers": []})
+REQUEST = Request(
+    {
+        "type": "http",
+        "scheme": "http",
+        "server": ("host", 80),
+        "path": "/v1/images/generations",
+        "root_path": "",
+        "headers": [],
+    }
+)
 MEGABYTE = 2**20
 
 
 def picture(content: bytes = b"picture", media_type: str = "image/png") -> Picture:
-    return Picture(index=0, seed=0, width=8, height=8, media_type=media_type, b64_json=base64.b64encode(content).decode())
+    return Picture(
+        index=0, seed=0, width=8, height=8, media_type=media_type, b64_json=base64.b64encode(content).decode()
+    )
 
 
 def age(folder: Path, name: str, seconds: float) -> None:
@@ -42,13 +53,19 @@ async def test_what_is_saved_is_found_under_an_unguessable_name(tmp_path: Path) 
     names = [await saved(files, b"%d" % i) for i in range(20)]
     assert len(set(names)) == 20
     assert all(len(name) == 36 for name in names)
-    assert [await elsewhere.read(name) for name in names] == [b"%d" % i for i in range(20)], "whichever process is asked"
+    assert [await elsewhere.read(name) for name in names] == [b"%d" % i for i in range(20)], (
+        "whichever process is asked"
+    )
     assert sorted(os.listdir(tmp_path / "new" / "folder")) == sorted(names), "no unfinished file is left"
 
 
 @pytest.mark.parametrize(
     ("base_url", "expected"),
-    [(None, "http://host/files/"), ("https://images.example.com", "https://images.example.com/files/"), ("https://a.b/c/", "https://a.b/c/files/")],
+    [
+        (None, "http://host/files/"),
+        ("https://images.example.com", "https://images.example.com/files/"),
+        ("https://a.b/c/", "https://a.b/c/files/"),
+    ],
 )
 async def test_urls_begin_as_configured(tmp_path: Path, base_url: str | None, expected: str) -> None:
     url = await Files(tmp_path, FilesConfig(base_url=base_url)).url_of(picture(), REQUEST)
@@ -106,12 +123,26 @@ def test_a_file_is_sent_as_what_it_is(serve: Callable[..., TestClient], tmp_path
         name = f"{'a' * 32}.{output_format}"
         (tmp_path / "files" / name).write_bytes(b"picture")
         response = client.get(f"/files/{name}")
-    assert (response.status_code, response.content, response.headers["content-type"]) == (200, b"picture", f"image/{output_format}")
+    assert (response.status_code, response.content, response.headers["content-type"]) == (
+        200,
+        b"picture",
+        f"image/{output_format}",
+    )
     assert response.headers["x-content-type-options"] == "nosniff"
 
 
 @pytest.mark.parametrize(
-    "name", ["..%2Fsecret.png", "../secret.png", "%2e%2e/secret.png", "secret.png", "a" * 32 + ".png%00", "a" * 32, "", "a" * 32 + ".png"]
+    "name",
+    [
+        "..%2Fsecret.png",
+        "../secret.png",
+        "%2e%2e/secret.png",
+        "secret.png",
+        "a" * 32 + ".png%00",
+        "a" * 32,
+        "",
+        "a" * 32 + ".png",
+    ],
 )
 def test_nothing_else_can_be_fetched(serve: Callable[..., TestClient], tmp_path: Path, name: str) -> None:
     (tmp_path / "secret.png").write_bytes(b"secret")

@@ -40,21 +40,41 @@ def test_a_valid_key_opens(locked: TestClient, authorization: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "authorization", ["", "Bearer", "Bearer ", "Bearer four", "Bearer on", "Bearer onee", "Basic one", "one", "Bearer one, two", "Bearer \xe9"]
+    "authorization",
+    [
+        "",
+        "Bearer",
+        "Bearer ",
+        "Bearer four",
+        "Bearer on",
+        "Bearer onee",
+        "Basic one",
+        "one",
+        "Bearer one, two",
+        "Bearer \xe9",
+    ],
 )
 def test_any_other_is_a_401(locked: TestClient, fleet: FakeFleet, authorization: str) -> None:
     response = locked.post("/generate", content=b"{", headers={b"Authorization": authorization.encode("latin-1")})
     assert response.status_code == 401
     assert response.headers["www-authenticate"] == "Bearer"
     assert response.json() == {
-        "error": {"type": "unauthorized", "message": "a valid API key is needed, sent as Authorization: Bearer KEY", "param": None}
+        "error": {
+            "type": "unauthorized",
+            "message": "a valid API key is needed, sent as Authorization: Bearer KEY",
+            "param": None,
+        }
     }
     assert not fleet.slots
 
 
 def test_every_api_words_it_its_own_way(locked: TestClient) -> None:
     openai = locked.post("/v1/images/generations", json={"prompt": "a"})
-    assert (openai.status_code, openai.json()["error"]["code"], openai.json()["error"]["type"]) == (401, "invalid_api_key", "invalid_request_error")
+    assert (openai.status_code, openai.json()["error"]["code"], openai.json()["error"]["type"]) == (
+        401,
+        "invalid_api_key",
+        "invalid_request_error",
+    )
     fal = locked.post("/fal-ai/fast-sdxl", json={"prompt": "a"})
     assert (fal.status_code, fal.json()["detail"][0]["type"]) == (401, "unauthorized")
 
@@ -76,22 +96,35 @@ def test_all_is_closed_but_what_is_meant_to_be_open(locked: TestClient) -> None:
 
 
 def test_a_page_elsewhere_may_call_if_it_is_named(locked: TestClient) -> None:
-    asks = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization, content-type, x-stainless-lang"}
+    asks = {
+        "Access-Control-Request-Method": "POST",
+        "Access-Control-Request-Headers": "authorization, content-type, x-stainless-lang",
+    }
     leave = locked.options("/generate", headers={"Origin": "https://app.example.com", **asks})
     assert leave.status_code == 200
     assert leave.headers["access-control-allow-origin"] == "https://app.example.com"
     assert "authorization" in leave.headers["access-control-allow-headers"].lower()
     assert locked.options("/generate", headers={"Origin": "https://evil.example.com", **asks}).status_code == 400
     for key, status in (("one", 200), ("none", 401)):
-        response = locked.post("/generate", json=BODY, headers={"Origin": "https://app.example.com", "Authorization": f"Bearer {key}"})
-        assert (response.status_code, response.headers["access-control-allow-origin"]) == (status, "https://app.example.com")
+        response = locked.post(
+            "/generate", json=BODY, headers={"Origin": "https://app.example.com", "Authorization": f"Bearer {key}"}
+        )
+        assert (response.status_code, response.headers["access-control-allow-origin"]) == (
+            status,
+            "https://app.example.com",
+        )
         assert response.headers["access-control-expose-headers"] == "Retry-After"
 
 
 def test_otherwise_no_page_may(client: TestClient) -> None:
     response = client.post("/generate", json=BODY, headers={"Origin": "https://app.example.com"})
     assert "access-control-allow-origin" not in response.headers
-    assert client.options("/generate", headers={"Origin": "https://app.example.com", "Access-Control-Request-Method": "POST"}).status_code == 405
+    assert (
+        client.options(
+            "/generate", headers={"Origin": "https://app.example.com", "Access-Control-Request-Method": "POST"}
+        ).status_code
+        == 405
+    )
 
 
 @pytest.mark.parametrize(
@@ -99,7 +132,11 @@ def test_otherwise_no_page_may(client: TestClient) -> None:
     [
         ({"keys_env": "SERVICE_KEYS"}, {}, "SERVICE_KEYS is not set"),
         ({"keys_env": "SERVICE_KEYS"}, {"SERVICE_KEYS": " ,\n"}, "SERVICE_KEYS is not set or holds no key"),
-        ({"keys_env": "SERVICE_KEYS"}, {"SERVICE_KEYS": "\u043a\u043b\u044e\u0447"}, "SERVICE_KEYS holds a key with a character"),
+        (
+            {"keys_env": "SERVICE_KEYS"},
+            {"SERVICE_KEYS": "\u043a\u043b\u044e\u0447"},
+            "SERVICE_KEYS holds a key with a character",
+        ),
         ({"keys_env": "SERVICE_KEYS"}, {"SERVICE_KEYS": "two words"}, "SERVICE_KEYS holds a key with a character"),
         ({"keys_file": "missing"}, {}, "there is no file"),
         ({"keys_file": "spoilt"}, {}, "spoilt cannot be read"),
@@ -107,7 +144,9 @@ def test_otherwise_no_page_may(client: TestClient) -> None:
         ({"keys_file": "empty", "keys_env": "SERVICE_KEYS"}, {"SERVICE_KEYS": "one"}, "holds no key"),
     ],
 )
-def test_keys_that_are_configured_but_missing_keep_it_from_starting(tmp_path: Path, auth: dict[str, str], environ: dict[str, str], says: str) -> None:
+def test_keys_that_are_configured_but_missing_keep_it_from_starting(
+    tmp_path: Path, auth: dict[str, str], environ: dict[str, str], says: str
+) -> None:
     (tmp_path / "empty").write_text("\n")
     (tmp_path / "spoilt").write_bytes(b"one\n\xff\xfe\n")
     if "keys_file" in auth:
@@ -138,5 +177,7 @@ def test_openapi_says_where_a_key_is_needed(locked: TestClient, client: TestClie
     document = locked.get("/openapi.json", headers={"Authorization": "Bearer one"}).json()
     for path, operations in document["paths"].items():
         for operation in operations.values():
-            assert bool(operation.get("security")) == ("401" in operation["responses"]) == (path not in {"/", "/health"}), path
+            assert (
+                bool(operation.get("security")) == ("401" in operation["responses"]) == (path not in {"/", "/health"})
+            ), path
     assert "securitySchemes" not in client.get("/openapi.json").json()["components"]

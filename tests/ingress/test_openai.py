@@ -53,7 +53,10 @@ def test_an_answer_has_openais_fields_and_ours(client: TestClient) -> None:
         "quality": "auto",
         "size": "256x256",
         "warnings": [],
-        "data": [{"b64_json": f"picture{7 + i}", "url": None, "image_index": i, "seed": 7 + i, "failure": None} for i in range(2)],
+        "data": [
+            {"b64_json": f"picture{7 + i}", "url": None, "image_index": i, "seed": 7 + i, "failure": None}
+            for i in range(2)
+        ],
     }
 
 
@@ -64,7 +67,13 @@ def test_what_is_asked_for_is_what_is_painted(sdk: OpenAI, fleet: FakeFleet) -> 
         size="128x64",
         output_format="webp",
         output_compression=80,
-        extra_body={"seeds": [5, 9], "negative_prompt": "dull", "num_inference_steps": 12, "guidance_scale": 4.5, "scheduler": "ddim"},
+        extra_body={
+            "seeds": [5, 9],
+            "negative_prompt": "dull",
+            "num_inference_steps": 12,
+            "guidance_scale": 4.5,
+            "scheduler": "ddim",
+        },
     )
     (slot, other) = fleet.slots
     assert (slot.seed, other.seed, slot.prompt, slot.negative_prompt) == (5, 9, "a cat", "dull")
@@ -73,10 +82,26 @@ def test_what_is_asked_for_is_what_is_painted(sdk: OpenAI, fleet: FakeFleet) -> 
 
 
 def test_where_nothing_is_said_it_is_one_image_by_the_models_defaults(client: TestClient, fleet: FakeFleet) -> None:
-    nulls = dict.fromkeys(("n", "size", "model", "quality", "background", "response_format", "stream", "partial_images", "user", "seed", "style"))
+    nulls = dict.fromkeys(
+        (
+            "n",
+            "size",
+            "model",
+            "quality",
+            "background",
+            "response_format",
+            "stream",
+            "partial_images",
+            "user",
+            "seed",
+            "style",
+        )
+    )
     for body in ({"prompt": "a"}, {"prompt": "a", "size": "auto"}, {"prompt": "a", **nulls}):
         assert client.post(URL, json=body).status_code == 200
-    assert {(s.width, s.height, s.num_inference_steps, s.guidance_scale, s.output_format) for s in fleet.slots} == {(256, 256, 20, 3.0, "png")}
+    assert {(s.width, s.height, s.num_inference_steps, s.guidance_scale, s.output_format) for s in fleet.slots} == {
+        (256, 256, 20, 3.0, "png")
+    }
     assert len(fleet.slots) == 3
 
 
@@ -106,7 +131,11 @@ def test_what_has_no_effect_is_accepted(client: TestClient, body: dict[str, Any]
         ({"n": 0}, "n", "greater than or equal to 1"),
         ({"n": 10}, "n", "less than or equal to 9"),
         ({"n": "2"}, "n", "integer"),
-        ({"size": "1024x1024"}, "size", "1024x1024 is not served; width and height must be multiples of 8 from 64 to 512"),
+        (
+            {"size": "1024x1024"},
+            "size",
+            "1024x1024 is not served; width and height must be multiples of 8 from 64 to 512",
+        ),
         ({"size": "100x100"}, "size", "multiples of 8"),
         ({"size": "big"}, "size", "auto or WIDTHxHEIGHT"),
         ({"size": "٢٥٦x256"}, "size", "auto or WIDTHxHEIGHT"),
@@ -129,7 +158,9 @@ def test_what_has_no_effect_is_accepted(client: TestClient, body: dict[str, Any]
     ],
     ids=str,
 )
-def test_bad_input_is_a_400_in_openais_words(sdk: OpenAI, client: TestClient, fleet: FakeFleet, body: dict[str, Any], param: str, says: str) -> None:
+def test_bad_input_is_a_400_in_openais_words(
+    sdk: OpenAI, client: TestClient, fleet: FakeFleet, body: dict[str, Any], param: str, says: str
+) -> None:
     response = client.post(URL, json={"prompt": "a", **body})
     error = response.json()["error"]
     assert (response.status_code, set(error)) == (400, {"message", "type", "param", "code"})
@@ -157,7 +188,9 @@ def serve(fleet: FakeFleet, tmp_path: Path) -> Iterator[Callable[..., OpenAI]]:
     with ExitStack() as open_clients:
 
         def make(*, path: str = "embedded", files: bool = False) -> OpenAI:
-            args = ARGS.model_copy(update={"model": ModelConfig(path=path), "files": FilesConfig(path=str(tmp_path) if files else None)})
+            args = ARGS.model_copy(
+                update={"model": ModelConfig(path=path), "files": FilesConfig(path=str(tmp_path) if files else None)}
+            )
             http = open_clients.enter_context(TestClient(create_api(FanOut(fleet, NoPeers(), args, Metrics()), args)))
             return OpenAI(api_key="none", base_url="http://testserver/v1", http_client=http, max_retries=0)
 
@@ -245,7 +278,9 @@ def test_the_served_model_is_listed(sdk: OpenAI) -> None:
     ],
     ids=str,
 )
-def test_dall_e_answers_with_urls_where_it_can(serve: Callable[..., OpenAI], files: bool, body: dict[str, Any], at_url: bool) -> None:
+def test_dall_e_answers_with_urls_where_it_can(
+    serve: Callable[..., OpenAI], files: bool, body: dict[str, Any], at_url: bool
+) -> None:
     sdk = serve(files=files)
     answer = sdk.images.generate(prompt="a", n=2, extra_body={"seed": 7, **body})
     assert answer.data
@@ -257,7 +292,9 @@ def test_dall_e_answers_with_urls_where_it_can(serve: Callable[..., OpenAI], fil
 
 def test_a_stream_has_urls_if_they_are_asked_for(serve: Callable[..., OpenAI]) -> None:
     sdk, more = serve(files=True), {"seed": 7, "num_inference_steps": 2}
-    with sdk.images.generate(prompt="a", n=2, model="dall-e-3", stream=True, partial_images=1, response_format="url", extra_body=more) as stream:
+    with sdk.images.generate(
+        prompt="a", n=2, model="dall-e-3", stream=True, partial_images=1, response_format="url", extra_body=more
+    ) as stream:
         events = [event.to_dict() for event in stream]
     with sdk.images.generate(prompt="a", model="dall-e-3", stream=True, extra_body=more) as stream:
         (by_default,) = stream
@@ -271,12 +308,23 @@ def test_a_stream_has_urls_if_they_are_asked_for(serve: Callable[..., OpenAI]) -
 
 @pytest.mark.parametrize(
     ("method", "path", "status", "code"),
-    [("GET", "/v1/nope", 404, "not_found"), ("GET", URL, 405, "method_not_allowed"), ("POST", URL, 413, "payload_too_large")],
+    [
+        ("GET", "/v1/nope", 404, "not_found"),
+        ("GET", URL, 405, "method_not_allowed"),
+        ("POST", URL, 413, "payload_too_large"),
+    ],
 )
-def test_every_error_below_v1_is_in_openais_words(client: TestClient, method: str, path: str, status: int, code: str) -> None:
+def test_every_error_below_v1_is_in_openais_words(
+    client: TestClient, method: str, path: str, status: int, code: str
+) -> None:
     response = client.request(method, path, json={"prompt": "a" * 70_000})
     error = response.json()["error"]
-    assert (response.status_code, error["type"], error["code"], error["param"]) == (status, "invalid_request_error", code, None)
+    assert (response.status_code, error["type"], error["code"], error["param"]) == (
+        status,
+        "invalid_request_error",
+        code,
+        None,
+    )
 
 
 def test_a_full_line_is_a_429_with_retry_after(client: TestClient, fleet: FakeFleet) -> None:
@@ -296,7 +344,11 @@ def test_a_full_line_is_a_429_with_retry_after(client: TestClient, fleet: FakeFl
 def test_without_a_replica_it_is_a_503(client: TestClient, fleet: FakeFleet, route: str) -> None:
     fleet.status = FleetStatus()
     response = client.post(route, json={"prompt": "a"}) if route == URL else client.get(route)
-    assert (response.status_code, response.json()["error"]["type"], response.json()["error"]["code"]) == (503, "server_error", "not_ready")
+    assert (response.status_code, response.json()["error"]["type"], response.json()["error"]["code"]) == (
+        503,
+        "server_error",
+        "not_ready",
+    )
 
 
 async def second_fails(slot: Slot) -> None:
@@ -325,11 +377,23 @@ def test_a_failed_image_is_in_its_place(sdk: OpenAI, fleet: FakeFleet) -> None:
 def test_all_failed_is_a_500(client: TestClient, fleet: FakeFleet) -> None:
     fleet.before = all_fail
     response = client.post(URL, json={"prompt": "a"})
-    assert (response.status_code, response.json()["error"]["type"], response.json()["error"]["code"]) == (500, "server_error", "generation_failed")
+    assert (response.status_code, response.json()["error"]["type"], response.json()["error"]["code"]) == (
+        500,
+        "server_error",
+        "generation_failed",
+    )
 
 
 def test_a_stream_has_openais_events_and_says_whose_they_are(client: TestClient) -> None:
-    body = {"prompt": "a", "n": 2, "seed": 7, "stream": True, "partial_images": 1, "num_inference_steps": 2, "output_format": "webp"}
+    body = {
+        "prompt": "a",
+        "n": 2,
+        "seed": 7,
+        "stream": True,
+        "partial_images": 1,
+        "num_inference_steps": 2,
+        "output_format": "webp",
+    }
     events = frames_of(client.post(URL, json=body))
     for index in range(2):
         partial, completed = (event for event in events if event["image_index"] == index)
@@ -359,7 +423,9 @@ def test_a_stream_says_what_a_person_should_know(client: TestClient) -> None:
     body = {"prompt": "a cat BREAK a dog", "n": 2}
     answer = client.post(URL, json=body).json()
     assert "BREAK" in answer["warnings"][0]
-    assert [event["warnings"] for event in frames_of(client.post(URL, json={**body, "stream": True}))] == [answer["warnings"]] * 2
+    assert [event["warnings"] for event in frames_of(client.post(URL, json={**body, "stream": True}))] == [
+        answer["warnings"]
+    ] * 2
 
 
 def test_a_failed_image_does_not_end_the_stream(sdk: OpenAI, fleet: FakeFleet) -> None:
@@ -368,12 +434,20 @@ def test_a_failed_image_does_not_end_the_stream(sdk: OpenAI, fleet: FakeFleet) -
         events = [event.to_dict() for event in stream]
     assert [e["image_index"] for e in events if e["type"] == "image_generation.completed"] == [0, 2]
     assert [e for e in events if e["type"] == "image_generation.failed"] == [
-        {"type": "image_generation.failed", "image_index": 1, "seed": 1, "failure": {"type": "out_of_memory", "message": "no room"}}
+        {
+            "type": "image_generation.failed",
+            "image_index": 1,
+            "seed": 1,
+            "failure": {"type": "out_of_memory", "message": "no room"},
+        }
     ]
 
 
 async def test_a_request_whose_images_are_all_cancelled_is_done(fleet: FakeFleet) -> None:
-    service, request = FanOut(fleet, NoPeers(), ARGS, Metrics()), GenerateRequest(prompt="a", num_images=2, preview_steps=[])
+    service, request = (
+        FanOut(fleet, NoPeers(), ARGS, Metrics()),
+        GenerateRequest(prompt="a", num_images=2, preview_steps=[]),
+    )
 
     async def cancelled(events: AsyncIterator[Event]) -> AsyncIterator[Event]:
         async for event in events:
@@ -390,23 +464,38 @@ async def test_a_request_whose_images_are_all_cancelled_is_done(fleet: FakeFleet
 def test_a_stream_without_a_picture_ends_in_an_error(sdk: OpenAI, fleet: FakeFleet) -> None:
     fleet.before = all_fail
     kinds: list[str] = []
-    with pytest.raises(APIError, match="all images failed: no room"), sdk.images.generate(prompt="a", n=2, stream=True) as stream:
+    with (
+        pytest.raises(APIError, match="all images failed: no room"),
+        sdk.images.generate(prompt="a", n=2, stream=True) as stream,
+    ):
         kinds.extend(event.type for event in stream)
     assert kinds == ["image_generation.failed"] * 2
 
 
 @pytest.mark.parametrize(
     ("steps", "partial_images", "expected"),
-    [(20, 3, {5, 10, 15}), (20, 1, {10}), (30, 2, {10, 20}), (20, 0, set()), (2, 3, {1}), (1, 3, set()), (5, 3, {1, 2, 4})],
+    [
+        (20, 3, {5, 10, 15}),
+        (20, 1, {10}),
+        (30, 2, {10, 20}),
+        (20, 0, set()),
+        (2, 3, {1}),
+        (1, 3, set()),
+        (5, 3, {1, 2, 4}),
+    ],
 )
-def test_partial_images_are_spread_over_the_steps(client: TestClient, fleet: FakeFleet, steps: int, partial_images: int, expected: set[int]) -> None:
+def test_partial_images_are_spread_over_the_steps(
+    client: TestClient, fleet: FakeFleet, steps: int, partial_images: int, expected: set[int]
+) -> None:
     fleet.status = FleetStatus((REPLICA,))
 
     async def fail(slot: Slot) -> None:
         raise SlotFailed("stop", "the slot is all that counts")
 
     fleet.before = fail
-    client.post(URL, json={"prompt": "a", "stream": True, "partial_images": partial_images, "num_inference_steps": steps})
+    client.post(
+        URL, json={"prompt": "a", "stream": True, "partial_images": partial_images, "num_inference_steps": steps}
+    )
     assert {slot.preview_steps for slot in fleet.slots} == {frozenset(expected)}
 
 

@@ -67,7 +67,9 @@ def test_it_is_a_document_of_its_version(document: dict[str, Any]) -> None:
 
 def test_every_route_is_there_with_a_sentence(document: dict[str, Any]) -> None:
     assert {(path, method) for path, operations in document["paths"].items() for method in operations} == ROUTES
-    assert all(operation["description"] for operations in document["paths"].values() for operation in operations.values())
+    assert all(
+        operation["description"] for operations in document["paths"].values() for operation in operations.values()
+    )
 
 
 def test_nothing_refers_to_what_is_not_there(document: dict[str, Any]) -> None:
@@ -80,7 +82,9 @@ def test_nothing_refers_to_what_is_not_there(document: dict[str, Any]) -> None:
 
 def test_errors_are_described_in_the_words_of_their_api(document: dict[str, Any]) -> None:
     for path, operations in document["paths"].items():
-        body = {"v1": "OpenAIErrorBody", "fal-ai": "FalErrorBody", "health": "Health"}.get(path.split("/")[1], "ErrorBody")
+        body = {"v1": "OpenAIErrorBody", "fal-ai": "FalErrorBody", "health": "Health"}.get(
+            path.split("/")[1], "ErrorBody"
+        )
         for operation in operations.values():
             errors = {status: answer for status, answer in operation["responses"].items() if status != "200"}
             for status, answer in errors.items():
@@ -106,18 +110,33 @@ def test_also_those_of_the_other_apis(document: dict[str, Any]) -> None:
         "image_generation.failed",
         "error",
     ]
-    assert [told["title"] for told in events_of(document, "/fal-ai/fast-sdxl/stream")] == ["PreviewFrame", "FastSdxlOutput", "FalErrorBody"]
+    assert [told["title"] for told in events_of(document, "/fal-ai/fast-sdxl/stream")] == [
+        "PreviewFrame",
+        "FastSdxlOutput",
+        "FalErrorBody",
+    ]
 
 
 def test_bounds_are_those_of_this_service(document: dict[str, Any]) -> None:
     schemas = document["components"]["schemas"]
     assert schemas["GenerateRequest"]["properties"]["num_images"]["maximum"] == 9
-    assert (schemas["ImagesRequest"]["properties"]["n"]["maximum"], schemas["ImagesRequest"]["properties"]["n"]["default"]) == (9, 1)
+    assert (
+        schemas["ImagesRequest"]["properties"]["n"]["maximum"],
+        schemas["ImagesRequest"]["properties"]["n"]["default"],
+    ) == (9, 1)
     assert "multiples of 8 from 64 to 512" in schemas["ImagesRequest"]["properties"]["size"]["description"]
     assert schemas["FastSdxlInput"]["properties"]["num_inference_steps"]["maximum"] == 50
     for name in ("GenerateRequest", "ImagesRequest", "FastSdxlInput"):
-        assert schemas[name]["properties"]["seed"]["anyOf"][0] == {"type": "integer", "minimum": -1, "exclusiveMaximum": 2**32}
+        assert schemas[name]["properties"]["seed"]["anyOf"][0] == {
+            "type": "integer",
+            "minimum": -1,
+            "exclusiveMaximum": 2**32,
+        }
     for name in ("GenerateRequest", "ImagesRequest"):
-        assert schemas[name]["properties"]["seeds"]["anyOf"][0]["items"] == {"type": "integer", "minimum": 0, "exclusiveMaximum": 2**32}
+        assert schemas[name]["properties"]["seeds"]["anyOf"][0]["items"] == {
+            "type": "integer",
+            "minimum": 0,
+            "exclusiveMaximum": 2**32,
+        }
     for name in ("GenerateRequest", "ImagesRequest", "FastSdxlInput"):
         assert all(field.get("description") for field in schemas[name]["properties"].values()), name

@@ -17,7 +17,9 @@ ADDRESSES = ["/", *(f"/playground/{name}" for name in FILES)]
 
 
 @pytest.mark.parametrize("address", ADDRESSES)
-def test_every_file_comes_with_a_strict_policy_and_is_asked_for_again_each_time(client: TestClient, address: str) -> None:
+def test_every_file_comes_with_a_strict_policy_and_is_asked_for_again_each_time(
+    client: TestClient, address: str
+) -> None:
     response = client.get(address)
     assert response.status_code == 200
     policy = dict(part.split(" ", 1) for part in response.headers["content-security-policy"].split("; "))
@@ -63,7 +65,9 @@ def test_nothing_is_inline_and_nothing_comes_from_elsewhere(name: str) -> None:
         assert not re.search(r"<style|<script>| style=| on[a-z]+=", text)
 
 
-@pytest.mark.parametrize("address", ["/playground/", "/playground/nothing.js", "/playground/../config.py", "/playground/%2e%2e/config.py"])
+@pytest.mark.parametrize(
+    "address", ["/playground/", "/playground/nothing.js", "/playground/../config.py", "/playground/%2e%2e/config.py"]
+)
 def test_there_is_nothing_else(client: TestClient, address: str) -> None:
     response = client.get(address)
     assert (response.status_code, response.json()["error"]["type"]) == (404, "not_found")

@@ -16,7 +16,9 @@ from tests.ingress.conftest import ARGS
 def below(monkeypatch: pytest.MonkeyPatch) -> Iterator[TestClient]:
     monkeypatch.setenv("SERVICE_KEYS", "one")
     args = ARGS.model_copy(update={"auth": AuthConfig(keys_env="SERVICE_KEYS")})
-    with TestClient(create_api(FanOut(FakeFleet(), NoPeers(), args, Metrics()), args), root_path="/deep/x", follow_redirects=False) as client:
+    with TestClient(
+        create_api(FanOut(FakeFleet(), NoPeers(), args, Metrics()), args), root_path="/deep/x", follow_redirects=False
+    ) as client:
         yield client
 
 
@@ -29,7 +31,9 @@ def test_the_bare_prefix_leads_to_the_page_whose_addresses_are_relative(below: T
 
 
 def test_the_openapi_document_says_where_its_paths_begin(below: TestClient, client: TestClient) -> None:
-    assert below.get("/deep/x/openapi.json", headers={"Authorization": "Bearer one"}).json()["servers"] == [{"url": "/deep/x"}]
+    assert below.get("/deep/x/openapi.json", headers={"Authorization": "Bearer one"}).json()["servers"] == [
+        {"url": "/deep/x"}
+    ]
     assert "servers" not in client.get("/openapi.json").json()
 
 

@@ -62,7 +62,9 @@ BAD = [
 
 @pytest.mark.parametrize("route", ["/generate", "/stream"])
 @pytest.mark.parametrize(("change", "param"), BAD, ids=lambda value: json.dumps(value)[:40])
-def test_bad_input_is_a_422_that_names_the_field(client: TestClient, fleet: FakeFleet, route: str, change: dict[str, Any], param: str) -> None:
+def test_bad_input_is_a_422_that_names_the_field(
+    client: TestClient, fleet: FakeFleet, route: str, change: dict[str, Any], param: str
+) -> None:
     response = client.post(route, json={"prompt": "a", **change} if change else {})
     assert response.status_code == 422
     error = response.json()["error"]
@@ -119,7 +121,9 @@ def test_a_body_that_is_no_request_is_told_why(client: TestClient, fleet: FakeFl
 def test_a_charset_is_no_help_to_json(client: TestClient) -> None:
     body = '{"prompt":"café"}'
     latin, utf8 = (
-        client.post("/generate", content=body.encode(charset), headers={"content-type": f"application/json; charset={charset}"})
+        client.post(
+            "/generate", content=body.encode(charset), headers={"content-type": f"application/json; charset={charset}"}
+        )
         for charset in ("iso-8859-1", "utf-8")
     )
     assert refusal(latin)[0].endswith("JSON is sent as UTF-8, not as iso-8859-1")
@@ -128,7 +132,9 @@ def test_a_charset_is_no_help_to_json(client: TestClient) -> None:
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32"])
 def test_unicode_of_another_kind_is_read_as_what_it_is(client: TestClient, encoding: str) -> None:
-    response = client.post("/generate", content='{"prompt":"café"}'.encode(encoding), headers={"content-type": "application/json"})
+    response = client.post(
+        "/generate", content='{"prompt":"café"}'.encode(encoding), headers={"content-type": "application/json"}
+    )
     assert response.json()["parameters"]["prompt"] == "café"
 
 
@@ -136,9 +142,13 @@ def test_unicode_of_another_kind_is_read_as_what_it_is(client: TestClient, encod
     ("encoding", "content"),
     [("gzip", gzip.compress(b'{"prompt":"a"}')), ("GZIP, br", b"x"), ("zstd", b'{"prompt":"a"}')],
 )
-def test_a_compressed_body_is_a_415_that_names_the_header(client: TestClient, fleet: FakeFleet, encoding: str, content: bytes) -> None:
+def test_a_compressed_body_is_a_415_that_names_the_header(
+    client: TestClient, fleet: FakeFleet, encoding: str, content: bytes
+) -> None:
     for route in ROUTES:
-        response = client.post(route, content=content, headers={"content-type": "application/json", "content-encoding": encoding})
+        response = client.post(
+            route, content=content, headers={"content-type": "application/json", "content-encoding": encoding}
+        )
         assert (response.status_code, response.headers["accept-encoding"]) == (415, "identity")
         assert f"Content-Encoding: {encoding.lower()}" in refusal(response)[0]
     assert not fleet.slots
@@ -151,16 +161,28 @@ def test_what_is_not_compressed_may_say_so(client: TestClient) -> None:
 
 
 INTEGERS = [
-    *((route, path) for route in ("/generate", "/stream") for path in ("seed", "seeds.0", "num_images", "width", "preview_every", "preview_steps.0")),
-    *(("/v1/images/generations", path) for path in ("seed", "seeds.0", "n", "num_inference_steps", "output_compression", "partial_images")),
-    *(("/fal-ai/fast-sdxl", path) for path in ("seed", "num_images", "num_inference_steps", "image_size.width", "image_size.height")),
+    *(
+        (route, path)
+        for route in ("/generate", "/stream")
+        for path in ("seed", "seeds.0", "num_images", "width", "preview_every", "preview_steps.0")
+    ),
+    *(
+        ("/v1/images/generations", path)
+        for path in ("seed", "seeds.0", "n", "num_inference_steps", "output_compression", "partial_images")
+    ),
+    *(
+        ("/fal-ai/fast-sdxl", path)
+        for path in ("seed", "num_images", "num_inference_steps", "image_size.width", "image_size.height")
+    ),
 ]
 
 
 def body_with(path: str, number: str) -> bytes:
     """Return a body that is right but for one number, written as given."""
     field, _, inner = path.partition(".")
-    value = {"": "%s", "0": "[%s]", "width": '{"width": %s, "height": 64}', "height": '{"width": 64, "height": %s}'}[inner] % number
+    value = {"": "%s", "0": "[%s]", "width": '{"width": %s, "height": 64}', "height": '{"width": 64, "height": %s}'}[
+        inner
+    ] % number
     rest = ', "stream": true' if field == "partial_images" else ""
     return f'{{"prompt": "a", "{field}": {value}{rest}}}'.encode()
 
@@ -199,7 +221,9 @@ def test_what_is_no_integer_is_told_so(client: TestClient, fleet: FakeFleet, rou
     ("route", "count"),
     [("/generate", "num_images"), ("/v1/images/generations", "n"), ("/fal-ai/fast-sdxl", "num_images")],
 )
-def test_a_seed_of_minus_one_is_a_random_one_which_is_told(client: TestClient, fleet: FakeFleet, route: str, count: str) -> None:
+def test_a_seed_of_minus_one_is_a_random_one_which_is_told(
+    client: TestClient, fleet: FakeFleet, route: str, count: str
+) -> None:
     told: list[int] = []
     for seed in ("-1", "-1.0"):
         body = f'{{"prompt": "a", "seed": {seed}, "{count}": 2}}'
@@ -222,7 +246,9 @@ def test_many_faults_are_counted_and_not_all_told(client: TestClient) -> None:
     assert message.endswith("and 96 more")
 
 
-@pytest.mark.parametrize("content_type", ["application/x-www-form-urlencoded", "multipart/form-data; boundary=x", "text/json", "json", ""])
+@pytest.mark.parametrize(
+    "content_type", ["application/x-www-form-urlencoded", "multipart/form-data; boundary=x", "text/json", "json", ""]
+)
 def test_json_under_another_content_type_says_what_to_send(client: TestClient, content_type: str) -> None:
     sent_as = f", not as {content_type.partition(';')[0]}" if content_type else ""
     for route, status in ROUTES.items():
@@ -241,15 +267,22 @@ def test_too_large_a_body_is_a_413(client: TestClient, chunked: bool) -> None:
     assert "60000 bytes" in response.json()["error"]["message"]
 
 
-@pytest.mark.parametrize(("method", "path", "status", "type_"), [("GET", "/nope", 404, "not_found"), ("GET", "/generate", 405, "method_not_allowed")])
-def test_wrong_routes_and_methods_answer_in_the_same_shape(client: TestClient, method: str, path: str, status: int, type_: str) -> None:
+@pytest.mark.parametrize(
+    ("method", "path", "status", "type_"),
+    [("GET", "/nope", 404, "not_found"), ("GET", "/generate", 405, "method_not_allowed")],
+)
+def test_wrong_routes_and_methods_answer_in_the_same_shape(
+    client: TestClient, method: str, path: str, status: int, type_: str
+) -> None:
     response = client.request(method, path)
     assert response.status_code == status
     assert set(response.json()["error"]) == {"type", "message", "param"}
     assert response.json()["error"]["type"] == type_
 
 
-def test_a_fault_of_ours_keeps_its_details_to_itself(client: TestClient, fleet: FakeFleet, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_fault_of_ours_keeps_its_details_to_itself(
+    client: TestClient, fleet: FakeFleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def broken(ref: object) -> None:
         raise ZeroDivisionError("/secret/path")
 

@@ -44,7 +44,9 @@ def content(seed: int) -> str:
 def client(tmp_path: Path) -> Iterator[TestClient]:
     """A service of large pictures that stores files."""
     args = ARGS.model_copy(update={"files": FilesConfig(path=str(tmp_path / "files"))})
-    with TestClient(create_api(FanOut(LargePictures(), NoPeers(), args, Metrics()), args), raise_server_exceptions=False) as client:
+    with TestClient(
+        create_api(FanOut(LargePictures(), NoPeers(), args, Metrics()), args), raise_server_exceptions=False
+    ) as client:
         yield client
 
 
@@ -56,7 +58,9 @@ def file_at(client: TestClient, image: dict[str, Any]) -> bytes:
 
 def test_an_answer_holds_urls_in_place_of_images(client: TestClient) -> None:
     body = {"prompt": "a", "seed": 7, "num_images": 2, "width": 64, "height": 64, "grid": True}
-    plain, stored = (client.post("/generate", json={**body, "response_format": kind}).json() for kind in ("b64_json", "url"))
+    plain, stored = (
+        client.post("/generate", json={**body, "response_format": kind}).json() for kind in ("b64_json", "url")
+    )
     assert set(stored) == set(plain)
     assert stored["parameters"] == plain["parameters"]
     for one, other in zip((*stored["images"], stored["grid"]), (*plain["images"], plain["grid"]), strict=True):
@@ -76,7 +80,9 @@ def test_so_does_a_stream(client: TestClient) -> None:
     }
     events = events_of(client.post("/stream", json=body))
     images = {event["index"]: event for event in events if event["type"] == "image"}
-    assert {index: file_at(client, event) for index, event in images.items()} == {i: b64decode(content(7 + i)) for i in range(2)}
+    assert {index: file_at(client, event) for index, event in images.items()} == {
+        i: b64decode(content(7 + i)) for i in range(2)
+    }
     assert images[1].keys() == {"type", "index", "seed", "status", "width", "height", "media_type", "url"}
     assert [event["type"] for event in events[-2:]] == ["grid", "completed"]
     assert file_at(client, events[-2]).startswith(b"\x89PNG")

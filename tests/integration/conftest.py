@@ -16,7 +16,16 @@ from ray.serve import RunTarget
 
 from benchmarks.ports import free_port
 from serve_app.app import build
-from serve_app.config import AdmissionConfig, AppArgs, AuthConfig, EngineConfig, FilesConfig, LimitsConfig, ModelConfig, PreviewConfig
+from serve_app.config import (
+    AdmissionConfig,
+    AppArgs,
+    AuthConfig,
+    EngineConfig,
+    FilesConfig,
+    LimitsConfig,
+    ModelConfig,
+    PreviewConfig,
+)
 from serve_app.messages import ReplicaStatus
 
 APP = "test"
@@ -69,7 +78,9 @@ class Running:
 
     def replicas(self) -> list[ReplicaStatus]:
         """Ask every replica itself."""
-        answers: list[ReplicaStatus] = serve.get_deployment_handle("Replica", APP).broadcast("status").results(timeout_s=10)
+        answers: list[ReplicaStatus] = (
+            serve.get_deployment_handle("Replica", APP).broadcast("status").results(timeout_s=10)
+        )
         return answers
 
     def idle(self) -> bool:

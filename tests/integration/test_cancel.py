@@ -54,7 +54,9 @@ async def test_a_client_that_hangs_up_on_generate_frees_the_replicas(app: Runnin
 
 async def test_other_requests_go_on(app: Running) -> None:
     async with httpx2.AsyncClient(base_url=app.url, timeout=60) as client:
-        stays = asyncio.create_task(client.post("/generate", json={**LONG, "num_inference_steps": 100, "num_images": 2}))
+        stays = asyncio.create_task(
+            client.post("/generate", json={**LONG, "num_inference_steps": 100, "num_images": 2})
+        )
         async with client.stream("POST", "/stream", json={**LONG, "num_images": 4}) as leaves:
             async for event in frames(leaves):
                 if event["type"] == "preview":
@@ -83,7 +85,10 @@ async def test_storms_of_clients_that_leave_at_any_moment_leave_no_trace(app: Ru
     body = {**LONG, "num_images": 12}
 
     def both_are_taken() -> bool:
-        with app.http.stream("POST", "/stream", json=body) as first, app.http.stream("POST", "/stream", json=body) as second:
+        with (
+            app.http.stream("POST", "/stream", json=body) as first,
+            app.http.stream("POST", "/stream", json=body) as second,
+        ):
             return (first.status_code, second.status_code) == (200, 200)
 
     await asyncio.to_thread(eventually, both_are_taken, 10)
@@ -119,7 +124,9 @@ class Lossy:
 
 
 @pytest.mark.parametrize("paint", [Fleet.paint, Fleet.watch])
-async def test_replicas_stop_even_if_a_cancellation_is_lost(app: Running, paint: Callable[[Fleet, Slot], AsyncGenerator[SlotEvent]]) -> None:
+async def test_replicas_stop_even_if_a_cancellation_is_lost(
+    app: Running, paint: Callable[[Fleet, Slot], AsyncGenerator[SlotEvent]]
+) -> None:
     fleet = Fleet(Lossy(serve.get_deployment_handle("Replica", APP)))
     slot = make_slot(width=256, height=256, num_inference_steps=998)
 
@@ -143,7 +150,10 @@ async def test_replicas_stop_even_if_a_cancellation_is_lost(app: Running, paint:
 
 async def test_one_image_is_cancelled_by_id_and_the_others_go_on(app: Running) -> None:
     body = {**LONG, "num_inference_steps": 100, "num_images": 3, "grid": True}
-    async with httpx2.AsyncClient(base_url=app.url, timeout=60) as client, client.stream("POST", "/stream", json=body) as response:
+    async with (
+        httpx2.AsyncClient(base_url=app.url, timeout=60) as client,
+        client.stream("POST", "/stream", json=body) as response,
+    ):
         stream = frames(response)
         url = f"/generations/{await start_of(stream)}/images/1"
         answers = [await client.delete(url) for _ in range(2)]
@@ -159,7 +169,10 @@ async def test_one_image_is_cancelled_by_id_and_the_others_go_on(app: Running) -
 async def test_all_images_are_cancelled_by_id_and_the_replicas_are_free(app: Running) -> None:
     """Twelve: eight are being painted, four wait for a replica."""
     body = {**LONG, "num_images": 12}
-    async with httpx2.AsyncClient(base_url=app.url, timeout=60) as client, client.stream("POST", "/stream", json=body) as response:
+    async with (
+        httpx2.AsyncClient(base_url=app.url, timeout=60) as client,
+        client.stream("POST", "/stream", json=body) as response,
+    ):
         stream = frames(response)
         id_ = await start_of(stream)
         await asyncio.to_thread(eventually, lambda: sum(r.active for r in app.replicas()) == 8)

@@ -40,7 +40,18 @@ def generate(app: Running, tmp_path: Path) -> Callable[..., None]:
 
 
 def test_images_are_named_by_seed_and_are_those_of_the_service(app: Running, tmp_path: Path) -> None:
-    done = run("generate", "a red apple", "-n", 3, "--seed", 7, *SMALL, "--out", tmp_path / "new" / "folder", PARALLEL_SDXL_URL=app.url)
+    done = run(
+        "generate",
+        "a red apple",
+        "-n",
+        3,
+        "--seed",
+        7,
+        *SMALL,
+        "--out",
+        tmp_path / "new" / "folder",
+        PARALLEL_SDXL_URL=app.url,
+    )
     assert done.returncode == 0, done.stderr
     out = tmp_path / "new" / "folder"
     assert names(out) == ["grid.png", "seed-7.png", "seed-8.png", "seed-9.png"]
@@ -50,13 +61,29 @@ def test_images_are_named_by_seed_and_are_those_of_the_service(app: Running, tmp
 
 
 def test_output_that_is_no_terminal_is_plain_lines(app: Running, tmp_path: Path) -> None:
-    done = run("generate", "a red apple", "-n", 2, "--seed", 7, *SMALL, "--out", tmp_path, "--url", app.url, FORCE_COLOR="1", COLORTERM="truecolor")
+    done = run(
+        "generate",
+        "a red apple",
+        "-n",
+        2,
+        "--seed",
+        7,
+        *SMALL,
+        "--out",
+        tmp_path,
+        "--url",
+        app.url,
+        FORCE_COLOR="1",
+        COLORTERM="truecolor",
+    )
     lines = done.stdout.splitlines()
     assert "tiny: 2 images of 64x64, 4 steps of euler, guidance 5" in lines[0]
     for seed in (7, 8):
         assert [line for line in lines if line.endswith(f"seed {seed}  done: seed-{seed}.png")]
     assert "2 of 2 images and grid.png" in lines[-1]
-    assert not any(control in done.stdout for control in ("\x1b[1A", "\x1b[2K", "\r", "▀")), "nothing is moved or erased"
+    assert not any(control in done.stdout for control in ("\x1b[1A", "\x1b[2K", "\r", "▀")), (
+        "nothing is moved or erased"
+    )
 
 
 def test_every_option_reaches_the_service(app: Running, tmp_path: Path) -> None:
@@ -110,7 +137,9 @@ def test_no_picture_overwrites_another(generate: Callable[..., None], tmp_path: 
         (("--format", "gif"), "--format: output_format: "),
     ],
 )
-def test_a_setting_that_the_service_refuses_is_named_by_its_option(app: Running, tmp_path: Path, options: tuple[object, ...], named: str) -> None:
+def test_a_setting_that_the_service_refuses_is_named_by_its_option(
+    app: Running, tmp_path: Path, options: tuple[object, ...], named: str
+) -> None:
     done = run("generate", "a red apple", *options, "--out", tmp_path, "--url", app.url)
     assert done.returncode == 2
     assert named in done.stderr
@@ -118,8 +147,25 @@ def test_a_setting_that_the_service_refuses_is_named_by_its_option(app: Running,
 
 
 @pytest.mark.parametrize(("columns", "lines"), [(80, 24), (50, 40)])
-def test_a_terminal_shows_bars_and_the_pictures_as_they_form(app: Running, tmp_path: Path, columns: int, lines: int) -> None:
-    command = ("generate", "a red apple", "-n", 2, "--seed", 7, "--size", "64x64", "--steps", 60, "--preview-every", 1, "--out", tmp_path)
+def test_a_terminal_shows_bars_and_the_pictures_as_they_form(
+    app: Running, tmp_path: Path, columns: int, lines: int
+) -> None:
+    command = (
+        "generate",
+        "a red apple",
+        "-n",
+        2,
+        "--seed",
+        7,
+        "--size",
+        "64x64",
+        "--steps",
+        60,
+        "--preview-every",
+        1,
+        "--out",
+        tmp_path,
+    )
     with Terminal.running(*command, "--url", app.url, columns=columns, lines=lines, COLORTERM="truecolor") as terminal:
         assert terminal.finish() == 0, terminal.text
     assert "/60" in terminal.text
@@ -131,7 +177,9 @@ def test_a_terminal_shows_bars_and_the_pictures_as_they_form(app: Running, tmp_p
 
 
 def test_a_terminal_without_true_colour_shows_bars_alone(app: Running, tmp_path: Path) -> None:
-    with Terminal.running("generate", "a red apple", "-n", 1, *LONG[:2], "--steps", 60, "--out", tmp_path, "--url", app.url) as terminal:
+    with Terminal.running(
+        "generate", "a red apple", "-n", 1, *LONG[:2], "--steps", 60, "--out", tmp_path, "--url", app.url
+    ) as terminal:
         assert terminal.finish() == 0, terminal.text
     assert "/60" in terminal.text
     assert "▀" not in terminal.text
@@ -140,7 +188,21 @@ def test_a_terminal_without_true_colour_shows_bars_alone(app: Running, tmp_path:
 def test_ctrl_c_cancels_on_the_service_and_leaves_what_is_finished(app: Running, tmp_path: Path) -> None:
     """Eight of sixteen images are painted at once: when the first are finished, the others have all their steps to go."""
     cancelled = app.metric("ray_psdxl_images_total", outcome="cancelled")
-    command = ("generate", "a red apple", "-n", 16, "--size", "64x64", "--steps", 150, "--no-grid", "--out", tmp_path, "--url", app.url)
+    command = (
+        "generate",
+        "a red apple",
+        "-n",
+        16,
+        "--size",
+        "64x64",
+        "--steps",
+        150,
+        "--no-grid",
+        "--out",
+        tmp_path,
+        "--url",
+        app.url,
+    )
     with Terminal.running(*command, lines=40) as terminal:
         terminal.read_until("done: seed-")
         terminal.process.send_signal(signal.SIGINT)
@@ -157,7 +219,9 @@ def test_ctrl_c_cancels_on_the_service_and_leaves_what_is_finished(app: Running,
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
 def test_being_ended_without_a_terminal_cancels_too(app: Running, tmp_path: Path, how: signal.Signals) -> None:
-    with Terminal.running("generate", "a red apple", "-n", 2, *LONG, "--out", tmp_path, "--url", app.url, TERM="dumb") as terminal:
+    with Terminal.running(
+        "generate", "a red apple", "-n", 2, *LONG, "--out", tmp_path, "--url", app.url, TERM="dumb"
+    ) as terminal:
         terminal.read_until("step 1/998")
         terminal.process.send_signal(how)
         assert terminal.finish() == 130, terminal.text
@@ -165,8 +229,22 @@ def test_being_ended_without_a_terminal_cancels_too(app: Running, tmp_path: Path
 
 
 @pytest.mark.parametrize("output_format", ["png", "jpeg", "webp"])
-def test_a_picture_is_reproduced_exactly(app: Running, generate: Callable[..., None], tmp_path: Path, output_format: str) -> None:
-    generate("a red apple", "-n", 1, "--seed", 7, "--format", output_format, "--negative-prompt", "dull", "--scheduler", "euler_a")
+def test_a_picture_is_reproduced_exactly(
+    app: Running, generate: Callable[..., None], tmp_path: Path, output_format: str
+) -> None:
+    generate(
+        "a red apple",
+        "-n",
+        1,
+        "--seed",
+        7,
+        "--format",
+        output_format,
+        "--negative-prompt",
+        "dull",
+        "--scheduler",
+        "euler_a",
+    )
     picture = tmp_path / f"seed-7.{output_format}"
     done = run("reproduce", picture, "--out", tmp_path / "again", "--url", app.url)
     assert (done.returncode, done.stderr) == (0, "")
@@ -182,7 +260,9 @@ def saved_again(picture: Path, pixels: Image.Image, xmp: bytes | None = None) ->
     return changed
 
 
-def test_a_changed_picture_is_reported_with_how_it_differs(app: Running, generate: Callable[..., None], tmp_path: Path) -> None:
+def test_a_changed_picture_is_reported_with_how_it_differs(
+    app: Running, generate: Callable[..., None], tmp_path: Path
+) -> None:
     generate("a red apple", "-n", 1, "--seed", 7)
     image = opened(tmp_path / "seed-7.png").convert("RGB")
     red, green, blue = image.getpixel((5, 6))  # type: ignore[misc]  # three numbers, of RGB
@@ -194,7 +274,9 @@ def test_a_changed_picture_is_reported_with_how_it_differs(app: Running, generat
     assert "green  at most 0 of 255, 0.0000 on average" in done.stdout
 
 
-def test_a_picture_that_was_rounded_otherwise_is_the_same_picture(app: Running, generate: Callable[..., None], tmp_path: Path) -> None:
+def test_a_picture_that_was_rounded_otherwise_is_the_same_picture(
+    app: Running, generate: Callable[..., None], tmp_path: Path
+) -> None:
     generate("a red apple", "-n", 1, "--seed", 7)
     image = opened(tmp_path / "seed-7.png").convert("RGB")
     red, green, blue = image.getpixel((5, 6))  # type: ignore[misc]  # three numbers, of RGB
@@ -207,7 +289,10 @@ def test_a_picture_that_was_rounded_otherwise_is_the_same_picture(app: Running, 
 def test_a_resized_picture_is_not_the_same(app: Running, generate: Callable[..., None], tmp_path: Path) -> None:
     generate("a red apple", "-n", 1, "--seed", 7)
     done = run("reproduce", saved_again(tmp_path / "seed-7.png", Image.new("RGB", (32, 16))), "--url", app.url)
-    assert (done.returncode, done.stdout.splitlines()[-1].endswith(" is 32x16 now, and was painted as 64x64")) == (1, True)
+    assert (done.returncode, done.stdout.splitlines()[-1].endswith(" is 32x16 now, and was painted as 64x64")) == (
+        1,
+        True,
+    )
 
 
 def test_another_model_or_version_is_told_of_first(app: Running, generate: Callable[..., None], tmp_path: Path) -> None:
@@ -220,12 +305,21 @@ def test_another_model_or_version_is_told_of_first(app: Running, generate: Calla
     packet = f'<a xmlns:psdxl="urn:parallel-sdxl:1" psdxl:parameters={quoteattr(json.dumps(theirs))}/>'
     done = run("reproduce", saved_again(tmp_path / "seed-7.png", image, packet.encode()), "--url", app.url)
     assert done.returncode == 0, "the pixels are the same all the same"
-    assert done.stdout.startswith(f"note: another model painted it: other (abcdefabcd); the service has tiny ({embedded.model.hash})\n")
+    assert done.stdout.startswith(
+        f"note: another model painted it: other (abcdefabcd); the service has tiny ({embedded.model.hash})\n"
+    )
     assert "note: another version painted it: 0.0.9" in done.stdout.splitlines()[1]
 
 
 def test_a_picture_beyond_the_limits_of_the_service_is_refused(app: Running, tmp_path: Path) -> None:
-    parameters = {"prompt": "a", "seed": 1, "width": 1024, "height": 1024, "model": {"name": "m", "revision": None, "hash": "1"}, "version": "1"}
+    parameters = {
+        "prompt": "a",
+        "seed": 1,
+        "width": 1024,
+        "height": 1024,
+        "model": {"name": "m", "revision": None, "hash": "1"},
+        "version": "1",
+    }
     packet = f'<a xmlns:psdxl="urn:parallel-sdxl:1" psdxl:parameters={quoteattr(json.dumps(parameters))}/>'
     file = io.BytesIO()
     Image.new("RGB", (8, 8)).save(file, "WEBP", xmp=packet.encode())

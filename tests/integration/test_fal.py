@@ -32,7 +32,9 @@ ARGUMENTS = {
 }
 
 
-async def relay(context: ssl.SSLContext, backend: tuple[str, int], ready: "Queue[tuple[int, Callable[[], object]]]") -> None:
+async def relay(
+    context: ssl.SSLContext, backend: tuple[str, int], ready: "Queue[tuple[int, Callable[[], object]]]"
+) -> None:
     """Take TLS and pass it on in plain; put its port and what stops it into `ready`."""
     stopped, loop = asyncio.Event(), asyncio.get_running_loop()
 
@@ -61,7 +63,13 @@ class Tls:
 
     def fal(self, script: str) -> subprocess.Popen[str]:
         """Run a script of one who uses the client; it reads its host when it is imported."""
-        env = {**os.environ, "FAL_RUN_HOST": self.host, "FAL_KEY": "none", "SSL_CERT_FILE": str(self.certificate), "ARGUMENTS": json.dumps(ARGUMENTS)}
+        env = {
+            **os.environ,
+            "FAL_RUN_HOST": self.host,
+            "FAL_KEY": "none",
+            "SSL_CERT_FILE": str(self.certificate),
+            "ARGUMENTS": json.dumps(ARGUMENTS),
+        }
         head = "import fal_client, json, os, sys\narguments = json.loads(os.environ['ARGUMENTS'])\n"
         return subprocess.Popen([sys.executable, "-c", head + script], env=env, stdout=subprocess.PIPE, text=True)
 
@@ -72,7 +80,9 @@ def tls(service: Running, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(path)
     where, ready = urlsplit(service.url), Queue[tuple[int, Callable[[], object]]]()
-    thread = threading.Thread(target=lambda: asyncio.run(relay(context, (str(where.hostname), int(where.port or 0)), ready)))
+    thread = threading.Thread(
+        target=lambda: asyncio.run(relay(context, (str(where.hostname), int(where.port or 0)), ready))
+    )
     thread.start()
     port, stop = ready.get(timeout=10)
     yield Tls(f"127.0.0.1:{port}", path)
@@ -92,7 +102,12 @@ def test_run_paints_the_pictures_of_generate(app: Running, tls: Tls) -> None:
     assert (output["seed"], output["seeds"], output["prompt"]) == (7, [7, 8], "a red apple")
     for image, picture in zip(output["images"], own, strict=True):
         file = base64.b64decode(picture["b64_json"])
-        assert (image["width"], image["height"], image["content_type"], image["file_size"]) == (64, 64, "image/png", len(file))
+        assert (image["width"], image["height"], image["content_type"], image["file_size"]) == (
+            64,
+            64,
+            "image/png",
+            len(file),
+        )
         assert httpx2.get(f"{app.url}/files/{image['file_name']}").content == file
 
 
@@ -102,7 +117,9 @@ def test_stream_shows_how_they_form(tls: Tls, app: Running) -> None:
     own = app.generate(num_images=2, seed=7, num_inference_steps=40)["images"]
     assert {preview["image_index"] for preview in previews} == {0, 1}
     assert all(preview["images"][0]["url"].startswith("data:image/jpeg;base64,") for preview in previews)
-    assert [image["url"] for image in last["images"]] == [f"data:image/png;base64,{picture['b64_json']}" for picture in own]
+    assert [image["url"] for image in last["images"]] == [
+        f"data:image/png;base64,{picture['b64_json']}" for picture in own
+    ]
 
 
 def test_a_refusal_reaches_its_user(tls: Tls) -> None:

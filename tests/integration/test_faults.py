@@ -25,21 +25,30 @@ def replica_actors() -> list[ray.actor.ActorHandle]:
 
 @pytest.mark.parametrize("route", ["generate", "stream"])
 def test_a_replica_that_dies_takes_no_image_with_it(app: Running, route: str) -> None:
-    whole = {image["seed"]: image["b64_json"] for image in app.generate(num_images=2, seed=70, num_inference_steps=300)["images"]}
+    whole = {
+        image["seed"]: image["b64_json"]
+        for image in app.generate(num_images=2, seed=70, num_inference_steps=300)["images"]
+    }
     answers: list[object] = []
-    request = threading.Thread(target=lambda: answers.append(getattr(app, route)(num_images=2, seed=70, num_inference_steps=300)))
+    request = threading.Thread(
+        target=lambda: answers.append(getattr(app, route)(num_images=2, seed=70, num_inference_steps=300))
+    )
     request.start()
     eventually(lambda: [r.active for r in app.replicas()] == [1, 1])
     ray.kill(replica_actors()[0])
     request.join(timeout=60)
     (answer,) = answers
     images = answer["images"] if isinstance(answer, dict) else [e for e in answer if e["type"] == "image"]  # type: ignore[attr-defined]
-    assert {image["seed"]: image["b64_json"] for image in images} == whole, "the same pictures as if nothing had happened"
+    assert {image["seed"]: image["b64_json"] for image in images} == whole, (
+        "the same pictures as if nothing had happened"
+    )
     eventually(lambda: app.http.get("/health").json()["replicas"]["ready"] == REPLICAS)
 
 
 def test_a_replica_that_hangs_does_not_take_the_service_along(app: Running) -> None:
-    hung = next(p for p in psutil.process_iter(["cmdline"]) if "ServeReplica:test:Replica" in " ".join(p.info["cmdline"] or ()))
+    hung = next(
+        p for p in psutil.process_iter(["cmdline"]) if "ServeReplica:test:Replica" in " ".join(p.info["cmdline"] or ())
+    )
     hung.suspend()
     try:
         assert ready_throughout(app.http, seconds=3 * TIMEOUT_S)
@@ -48,7 +57,9 @@ def test_a_replica_that_hangs_does_not_take_the_service_along(app: Running) -> N
     assert len(app.generate(num_images=4)["images"]) == 4
 
 
-def test_health_answers_from_the_start_and_requests_are_refused_until_a_replica_is_ready(cluster: Cluster, tiny_path: Path) -> None:
+def test_health_answers_from_the_start_and_requests_are_refused_until_a_replica_is_ready(
+    cluster: Cluster, tiny_path: Path
+) -> None:
     target = RunTarget(build(tiny_args(tiny_path, num_replicas=1)), name="late", route_prefix="/late")
     serve.run_many([target], wait_for_applications_running=False)
     try:
@@ -68,7 +79,10 @@ def test_health_answers_from_the_start_and_requests_are_refused_until_a_replica_
 def test_too_many_images_are_turned_away_and_room_is_made_again(app: Running) -> None:
     """Eight are painted at once and sixteen may wait."""
     bodies = [{"prompt": "a", **SMALL, "num_images": 12, "num_inference_steps": 400}] * 2
-    with app.http.stream("POST", "/stream", json=bodies[0]) as first, app.http.stream("POST", "/stream", json=bodies[1]) as second:
+    with (
+        app.http.stream("POST", "/stream", json=bodies[0]) as first,
+        app.http.stream("POST", "/stream", json=bodies[1]) as second,
+    ):
         assert (first.status_code, second.status_code) == (200, 200)
         refused = app.http.post("/generate", json={"prompt": "a", **SMALL, "num_images": 1})
         assert (refused.status_code, refused.json()["error"]["type"]) == (429, "too_many_waiting")
@@ -85,10 +99,21 @@ def test_several_ingress_replicas_share_the_fleet(cluster: Cluster, tiny_path: P
         with httpx2.Client(base_url=f"{cluster.url}/shared", timeout=60) as http:
             eventually(lambda: ready_throughout(http, seconds=1.5 * POLL_INTERVAL_S))
             with ThreadPoolExecutor(8) as pool:
-                answers = list(pool.map(lambda _: http.post("/generate", json={"prompt": "a", **SMALL, "num_images": 4, "seed": 3}).json(), range(8)))
-        assert all("images" in answer for answer in answers), [answer["error"] for answer in answers if "error" in answer]
+                answers = list(
+                    pool.map(
+                        lambda _: http.post(
+                            "/generate", json={"prompt": "a", **SMALL, "num_images": 4, "seed": 3}
+                        ).json(),
+                        range(8),
+                    )
+                )
+        assert all("images" in answer for answer in answers), [
+            answer["error"] for answer in answers if "error" in answer
+        ]
         assert all(image["status"] == "succeeded" for answer in answers for image in answer["images"])
-        assert len({image["b64_json"] for answer in answers for image in answer["images"]}) == 4, "whoever took the request"
+        assert len({image["b64_json"] for answer in answers for image in answer["images"]}) == 4, (
+            "whoever took the request"
+        )
         replicas = serve.get_deployment_handle("Replica", "shared").broadcast("status").results(timeout_s=10)
         assert sum(r.finished for r in replicas) == 8 * 4 + REPLICAS, "and a warm-up each"
         assert min(r.finished for r in replicas) >= 8, "both have had their part"

@@ -28,7 +28,12 @@ def test_the_pictures_are_those_of_diffusers(app: Running, stock: StableDiffusio
     answer = app.generate(num_images=2, seed=11)
     for image in answer["images"]:
         expected = stock(
-            "a red apple", width=64, height=64, num_inference_steps=4, guidance_scale=5.0, generator=torch.Generator("cpu").manual_seed(image["seed"])
+            "a red apple",
+            width=64,
+            height=64,
+            num_inference_steps=4,
+            guidance_scale=5.0,
+            generator=torch.Generator("cpu").manual_seed(image["seed"]),
         ).images[0]
         assert np.abs(picture(image["b64_json"]).astype(int) - np.asarray(expected).astype(int)).max() <= 1
 

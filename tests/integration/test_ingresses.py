@@ -22,7 +22,9 @@ LONG = {"prompt": "a red apple", **SMALL, "num_inference_steps": 998, "num_image
 @pytest.fixture(scope="module")
 def url(cluster: Cluster, tiny_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     url, files = f"{cluster.url}/two", FilesConfig(path=str(tmp_path_factory.mktemp("files")))
-    serve.run_many([RunTarget(build(tiny_args(tiny_path, ingress_replicas=2, files=files)), name="two", route_prefix="/two")])
+    serve.run_many(
+        [RunTarget(build(tiny_args(tiny_path, ingress_replicas=2, files=files)), name="two", route_prefix="/two")]
+    )
     with httpx2.Client(base_url=url, timeout=60) as http:
         eventually(lambda: ready_throughout(http, seconds=1.5 * POLL_INTERVAL_S))
     yield url
@@ -45,7 +47,9 @@ async def test_a_file_is_found_by_all_of_them(url: str) -> None:
     body = {"prompt": "a", "size": "64x64", "num_inference_steps": 1, "seed": 3}
     async with httpx2.AsyncClient(base_url=url, timeout=60) as client:
         (picture,) = (await client.post("/v1/images/generations", json=body)).json()["data"]
-        answers = await asyncio.gather(*[client.post("/v1/images/generations", json={**body, "response_format": "url"}) for _ in range(TRIES)])
+        answers = await asyncio.gather(
+            *[client.post("/v1/images/generations", json={**body, "response_format": "url"}) for _ in range(TRIES)]
+        )
         for answer in answers:
             (item,) = answer.json()["data"]
             assert item["url"].startswith(f"{url}/files/")

@@ -24,7 +24,10 @@ def test_the_sdk_gets_in_with_a_key_and_not_without(url: str) -> None:
     with OpenAI(api_key="secret", base_url=f"{url}/v1", max_retries=0, timeout=60) as sdk:
         assert [card.id for card in sdk.models.list()] == ["tiny"]
         assert sdk.images.generate(prompt="a", size="64x64", extra_body={"num_inference_steps": 1}).data
-    with OpenAI(api_key="guess", base_url=f"{url}/v1", max_retries=0, timeout=60) as sdk, pytest.raises(AuthenticationError) as raised:
+    with (
+        OpenAI(api_key="guess", base_url=f"{url}/v1", max_retries=0, timeout=60) as sdk,
+        pytest.raises(AuthenticationError) as raised,
+    ):
         sdk.images.generate(prompt="a")
     assert raised.value.code == "invalid_api_key"
 
@@ -41,7 +44,14 @@ def test_below_a_prefix_the_same_is_open(url: str) -> None:
 def test_a_service_whose_keys_are_missing_does_not_start(cluster: Cluster, tiny_path: Path) -> None:
     args = tiny_args(tiny_path, num_replicas=1, auth=AuthConfig(keys_file="/no/such/keys"))
     try:
-        serve.run_many([RunTarget(build(args), name="keyless", route_prefix="/keyless")], wait_for_applications_running=False)
-        eventually(lambda: "there is no file /no/such/keys" in serve.status().applications["keyless"].deployments["Ingress"].message)
+        serve.run_many(
+            [RunTarget(build(args), name="keyless", route_prefix="/keyless")], wait_for_applications_running=False
+        )
+        eventually(
+            lambda: (
+                "there is no file /no/such/keys"
+                in serve.status().applications["keyless"].deployments["Ingress"].message
+            )
+        )
     finally:
         serve.delete("keyless")

@@ -23,7 +23,9 @@ def test_images_are_counted_by_outcome(app: Running) -> None:
 @pytest.mark.parametrize("name", REPLICA_METRICS)
 def test_replica_metrics_are_exported(app: Running, name: str) -> None:
     app.stream(num_images=2)
-    eventually(lambda: any(line.startswith(name + "{") and 'deployment="Replica"' in line for line in app.metrics_page()))
+    eventually(
+        lambda: any(line.startswith(name + "{") and 'deployment="Replica"' in line for line in app.metrics_page())
+    )
 
 
 def test_the_time_to_the_first_preview_is_measured(app: Running) -> None:

@@ -58,7 +58,12 @@ async def test_the_async_sdk_gets_the_same(async_sdk: AsyncOpenAI) -> None:
 @pytest.mark.parametrize(("output_format", "compression"), [("jpeg", 30), ("webp", None)])
 def test_other_formats(sdk: OpenAI, output_format: Any, compression: int | None) -> None:
     answer = sdk.images.generate(
-        prompt=PROMPT, size="64x64", output_format=output_format, output_compression=compression, user="me", extra_body=extra()
+        prompt=PROMPT,
+        size="64x64",
+        output_format=output_format,
+        output_compression=compression,
+        user="me",
+        extra_body=extra(),
     )
     (file,) = seeds_and_files(answer).values()
     assert file
@@ -67,7 +72,9 @@ def test_other_formats(sdk: OpenAI, output_format: Any, compression: int | None)
 
 def test_a_url_leads_to_the_file(app: Running, sdk: OpenAI) -> None:
     answer = sdk.images.generate(prompt=PROMPT, n=2, size="64x64", model="dall-e-3", extra_body=extra(seed=7))
-    with sdk.images.generate(prompt=PROMPT, n=2, size="64x64", response_format="url", stream=True, extra_body=extra(seed=7)) as stream:
+    with sdk.images.generate(
+        prompt=PROMPT, n=2, size="64x64", response_format="url", stream=True, extra_body=extra(seed=7)
+    ) as stream:
         events: list[Any] = sorted(stream, key=lambda event: event.image_index)
     own = app.generate(num_images=2, seed=7)["images"]
     assert answer.data
@@ -84,7 +91,9 @@ def test_a_stream_forms_every_picture_in_order(app: Running, sdk: OpenAI) -> Non
     """A hundred steps, so that the previews' least distance drops none."""
     steps, partial_images = 100, 3
     body = extra(seed=7, num_inference_steps=steps)
-    with sdk.images.generate(prompt=PROMPT, n=3, size="64x64", stream=True, partial_images=partial_images, extra_body=body) as stream:
+    with sdk.images.generate(
+        prompt=PROMPT, n=3, size="64x64", stream=True, partial_images=partial_images, extra_body=body
+    ) as stream:
         events = list(stream)
     own = app.generate(num_images=3, seed=7, num_inference_steps=steps)["images"]
     assert len(events) == 3 * (partial_images + 1)
@@ -113,7 +122,9 @@ def test_closing_a_stream_early_frees_the_replicas(app: Running, sdk: OpenAI) ->
 
 
 async def test_a_client_that_hangs_up_frees_the_replicas(app: Running, async_sdk: AsyncOpenAI) -> None:
-    request = asyncio.create_task(async_sdk.images.generate(prompt=PROMPT, n=4, size="64x64", extra_body=extra(num_inference_steps=998)))
+    request = asyncio.create_task(
+        async_sdk.images.generate(prompt=PROMPT, n=4, size="64x64", extra_body=extra(num_inference_steps=998))
+    )
     await asyncio.to_thread(eventually, lambda: sum(r.active for r in app.replicas()) == 4)
     request.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -138,7 +149,11 @@ def test_another_model_is_not_found(sdk: OpenAI) -> None:
 def test_a_full_service_is_a_rate_limit(app: Running, sdk: OpenAI) -> None:
     """Eight are painted at once and sixteen may wait."""
     body = {"prompt": PROMPT, **SMALL, "num_images": 12, "num_inference_steps": 998}
-    with app.http.stream("POST", "/stream", json=body), app.http.stream("POST", "/stream", json=body), pytest.raises(RateLimitError) as raised:
+    with (
+        app.http.stream("POST", "/stream", json=body),
+        app.http.stream("POST", "/stream", json=body),
+        pytest.raises(RateLimitError) as raised,
+    ):
         sdk.images.generate(prompt=PROMPT, size="64x64")
     assert (raised.value.code, raised.value.type) == ("rate_limit_exceeded", "rate_limit_error")
     assert int(raised.value.response.headers["retry-after"]) >= 1

@@ -121,7 +121,13 @@ class Painter:
 @contextmanager
 def calling(name: str, env: dict[str, str]) -> Iterator[DeploymentHandle]:
     options: dict[str, Any] = {"ray_actor_options": {"num_cpus": 0, "runtime_env": {"env_vars": env}}}
-    painters = serve.deployment(Painter, num_replicas=REPLICAS, max_ongoing_requests=MAX_OPEN + 1, request_router_config=spread(MAX_OPEN), **options)
+    painters = serve.deployment(
+        Painter,
+        num_replicas=REPLICAS,
+        max_ongoing_requests=MAX_OPEN + 1,
+        request_router_config=spread(MAX_OPEN),
+        **options,
+    )
     yield serve.run(serve.deployment(Caller, **options).bind(painters.bind()), name=name, route_prefix=None)
     serve.delete(name)
 

@@ -47,7 +47,9 @@ def test_images_of_one_request_are_interleaved(app: Running) -> None:
 
 
 def test_the_stream_starts_before_the_first_step_is_done(app: Running) -> None:
-    with app.http.stream("POST", "/stream", json={"prompt": "a", **SMALL, "num_images": 1, "num_inference_steps": 500}) as response:
+    with app.http.stream(
+        "POST", "/stream", json={"prompt": "a", **SMALL, "num_images": 1, "num_inference_steps": 500}
+    ) as response:
         first = next(line for line in response.iter_lines() if line.startswith("data: "))
         assert json.loads(first.removeprefix("data: "))["type"] == "start"
 

@@ -64,7 +64,14 @@ def folder(pipe: StableDiffusionXLPipeline, tmp_path_factory: pytest.TempPathFac
 @pytest.fixture(scope="session")
 def configs(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder without any weights, so that all of them must come from the file."""
-    return Path(shutil.copytree(folder, tmp_path_factory.mktemp("configs"), dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.safetensors")))
+    return Path(
+        shutil.copytree(
+            folder,
+            tmp_path_factory.mktemp("configs"),
+            dirs_exist_ok=True,
+            ignore=shutil.ignore_patterns("*.safetensors"),
+        )
+    )
 
 
 @pytest.fixture(scope="session")

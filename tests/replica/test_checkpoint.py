@@ -86,17 +86,27 @@ def safe_vae(copy: Path) -> Path:
     return copy / "safe_vae"
 
 
-def test_another_vae_takes_the_place_of_the_checkpoints_own(tiny_path: Path, copy: Path, safe_vae: Path, make_engine: MakeEngine) -> None:
+def test_another_vae_takes_the_place_of_the_checkpoints_own(
+    tiny_path: Path, copy: Path, safe_vae: Path, make_engine: MakeEngine
+) -> None:
     own = load_checkpoint(ModelConfig(path=str(tiny_path)), CPU)
-    others = [load_checkpoint(ModelConfig(path=str(path), vae_path=name), CPU) for path, name in ((copy, "safe_vae"), (tiny_path, str(safe_vae)))]
+    others = [
+        load_checkpoint(ModelConfig(path=str(path), vae_path=name), CPU)
+        for path, name in ((copy, "safe_vae"), (tiny_path, str(safe_vae)))
+    ]
     assert {other.info.hash for other in others} == {hash_of(tiny_path, vae_path=str(safe_vae))}
     assert own.info.hash not in {other.info.hash for other in others}, "it paints other pictures"
-    dark, bright = (make_engine(checkpoint=c).paint(make_slot(keep_pixels=True))[0].pixels.mean() for c in (own, others[0]))
+    dark, bright = (
+        make_engine(checkpoint=c).paint(make_slot(keep_pixels=True))[0].pixels.mean() for c in (own, others[0])
+    )
     assert bright > dark + 20
 
 
 def test_a_vae_that_is_safe_in_float16_runs_in_it(copy: Path, safe_vae: Path) -> None:
-    assert load_checkpoint(ModelConfig(path=str(copy), dtype="float16", vae_path="safe_vae"), CPU).vae.dtype == torch.float16
+    assert (
+        load_checkpoint(ModelConfig(path=str(copy), dtype="float16", vae_path="safe_vae"), CPU).vae.dtype
+        == torch.float16
+    )
 
 
 @pytest.mark.parametrize("setting", ["vae_path", "preview_path"])

@@ -22,8 +22,12 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # the com
 
 def whole(numbers: int, hint: ReductionHint = ReductionHint.INNER, cooperative: bool = False) -> bool:
     """Would a row of so many numbers be held as a whole?"""
-    features: Any = SimpleNamespace(get_reduction_hint=lambda: hint, reduction_numel=Integer(numbers), numel=Integer(1_000_000))
-    known: Any = SimpleNamespace(statically_known_leq=lambda one, other: one <= other, optimization_hint=lambda size, **_: int(size))
+    features: Any = SimpleNamespace(
+        get_reduction_hint=lambda: hint, reduction_numel=Integer(numbers), numel=Integer(1_000_000)
+    )
+    known: Any = SimpleNamespace(
+        statically_known_leq=lambda one, other: one <= other, optimization_hint=lambda size, **_: int(size)
+    )
     graph: Any = SimpleNamespace(sizevars=known)
     with V.set_graph_handler(graph):
         return bool(V.choices.should_use_persistent_reduction(features, cooperative))

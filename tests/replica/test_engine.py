@@ -66,7 +66,12 @@ def gate(monkeypatch: pytest.MonkeyPatch) -> Gate:
 def test_picture_is_the_stock_pipelines(stock: StableDiffusionXLPipeline, make_engine: MakeEngine) -> None:
     (painted,) = make_engine().paint(make_slot(keep_pixels=True))
     expected = stock(
-        "a red apple", width=64, height=64, num_inference_steps=4, guidance_scale=5.0, generator=torch.Generator("cpu").manual_seed(7)
+        "a red apple",
+        width=64,
+        height=64,
+        num_inference_steps=4,
+        guidance_scale=5.0,
+        generator=torch.Generator("cpu").manual_seed(7),
     ).images[0]
     assert np.abs(pixels(painted).astype(int) - np.asarray(expected).astype(int)).max() <= 1
 
@@ -142,7 +147,9 @@ def test_sizes_take_turns(make_engine: MakeEngine, gate: Gate) -> None:
 
 
 @pytest.mark.parametrize("steps_before", [0, 1, 3])
-def test_a_cancelled_slot_frees_the_engine_within_one_step(make_engine: MakeEngine, gate: Gate, steps_before: int) -> None:
+def test_a_cancelled_slot_frees_the_engine_within_one_step(
+    make_engine: MakeEngine, gate: Gate, steps_before: int
+) -> None:
     running = make_engine(max_batch_size=2)
     cancelled, stays = Collector(), Collector()
     job = running.engine.submit(make_slot(num_inference_steps=50), cancelled.post)
@@ -180,7 +187,9 @@ def poisoned(monkeypatch: pytest.MonkeyPatch, poison: Callable[[PromptEmbedding]
     monkeypatch.setattr(PromptEncoder, "encode", poisoning)
 
 
-def test_a_slot_that_turns_to_nan_leaves_its_neighbours_alone(make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_slot_that_turns_to_nan_leaves_its_neighbours_alone(
+    make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
     poisoned(monkeypatch, lambda e: PromptEmbedding(e.context * float("nan"), e.pooled))
     running = make_engine(max_batch_size=2, images_per_call=2)
     bad, good = running.submit_together(make_slot(prompt="poison"), make_slot(keep_pixels=True))
@@ -207,7 +216,9 @@ def test_a_slot_that_cannot_be_prepared_fails_alone(
     assert isinstance(good.result(), Painted)
 
 
-def test_running_out_of_memory_fails_the_batch_and_no_more(make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_running_out_of_memory_fails_the_batch_and_no_more(
+    make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
     predict = Denoiser.predict
 
     def hungry(denoiser: Denoiser, trajectories: Any) -> Any:
@@ -268,7 +279,10 @@ def test_a_preview_that_cannot_be_encoded_costs_no_picture(
 def test_a_picture_is_counted_by_the_time_it_is_there(make_engine: MakeEngine) -> None:
     running, counted = make_engine(), Queue[int]()
     for number in range(1, 4):
-        running.engine.submit(make_slot(), lambda event: counted.put(running.engine.load().finished) if isinstance(event, Painted) else None)
+        running.engine.submit(
+            make_slot(),
+            lambda event: counted.put(running.engine.load().finished) if isinstance(event, Painted) else None,
+        )
         assert counted.get(timeout=60) == number
     assert running.watch.outcomes == ["succeeded"] * 3
 
@@ -286,7 +300,9 @@ def test_one_prompt_is_encoded_once_for_all_its_seeds(make_engine: MakeEngine, m
     assert encoded == ["a red apple", "dull"]
 
 
-@pytest.mark.parametrize(("wanted", "expected"), [({1, 3}, [1, 3]), ({2}, [2]), (set(), []), ({1, 2, 3, 4, 9}, [1, 2, 3])])
+@pytest.mark.parametrize(
+    ("wanted", "expected"), [({1, 3}, [1, 3]), ({2}, [2]), (set(), []), ({1, 2, 3, 4, 9}, [1, 2, 3])]
+)
 def test_previews_come_after_the_steps_they_are_wanted_of_but_never_the_last(
     make_engine: MakeEngine, gate: Gate, wanted: set[int], expected: list[int]
 ) -> None:

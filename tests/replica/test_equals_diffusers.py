@@ -136,7 +136,9 @@ def assert_same(ours: torch.Tensor, stock: torch.Tensor) -> None:
     assert difference(ours, stock) <= 1e-5, f"relative difference {difference(ours, stock):.2e}"
 
 
-@pytest.mark.parametrize("slot", SLOTS, ids=lambda s: f"{s.scheduler}-{s.guidance_scale:g}-{s.width}x{s.height}-{s.num_inference_steps}")
+@pytest.mark.parametrize(
+    "slot", SLOTS, ids=lambda s: f"{s.scheduler}-{s.guidance_scale:g}-{s.width}x{s.height}-{s.num_inference_steps}"
+)
 def test_alone(slot: Slot, expected: Callable[[Slot], torch.Tensor], make_engine: MakeEngine, latents: Latents) -> None:
     make_engine(max_batch_size=1).paint(slot)
     assert_same(latents.seen[0], expected(slot))

@@ -70,7 +70,10 @@ def test_parts_without_a_variant_count_too(copy: Path, part: str) -> None:
 
 def test_settings_that_override_the_checkpoint_count(tiny_path: Path, file: Path, configs: Path) -> None:
     for path, settings in ((tiny_path, {}), (file, {"config_path": str(configs)})):
-        hashes = {hash_of(path, overrides, **settings) for overrides in ({}, {"prediction_type": "v_prediction"}, {"timestep_spacing": "trailing"})}
+        hashes = {
+            hash_of(path, overrides, **settings)
+            for overrides in ({}, {"prediction_type": "v_prediction"}, {"timestep_spacing": "trailing"})
+        }
         assert len(hashes) == 3
 
 

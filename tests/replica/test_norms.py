@@ -32,7 +32,9 @@ def test_equals_torchs_own(shape: tuple[int, ...], mean: float) -> None:
 
 
 @torch.inference_mode()
-@pytest.mark.parametrize("value", [torch.full((1, 64, 16, 16), 3.3), 1e-3 * torch.randn(1, 64, 16, 16), torch.zeros(2, 64, 4, 4)])
+@pytest.mark.parametrize(
+    "value", [torch.full((1, 64, 16, 16), 3.3), 1e-3 * torch.randn(1, 64, 16, 16), torch.zeros(2, 64, 4, 4)]
+)
 def test_what_hardly_varies(value: torch.Tensor) -> None:
     theirs, ours = pair(32, 64)
     torch.testing.assert_close(ours(value), theirs(value), atol=1e-2, rtol=1e-3)
@@ -42,7 +44,9 @@ def test_what_hardly_varies(value: torch.Tensor) -> None:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_is_rounded_once_and_keeps_its_layout(dtype: torch.dtype) -> None:
     theirs, ours = pair(4, 16)
-    value = (1000 + 300 * torch.randn(2, 16, 8, 8)).to(dtype, memory_format=torch.channels_last)  # its squares overflow float16
+    value = (1000 + 300 * torch.randn(2, 16, 8, 8)).to(
+        dtype, memory_format=torch.channels_last
+    )  # its squares overflow float16
     exact = theirs(value.float())
     theirs.to(dtype), ours.to(dtype)
     normed = ours(value)

@@ -75,7 +75,9 @@ def test_a_tiny_vae_gets_the_latents_it_has_learned(
     checkpoint: Checkpoint, statistics: tuple[tuple[float, ...], ...] | None, factor: float, shift: float
 ) -> None:
     assert checkpoint.preview_vae is not None
-    tiny = AutoencoderTiny.from_config({**checkpoint.preview_vae.config, "scaling_factor": factor, "shift_factor": shift})
+    tiny = AutoencoderTiny.from_config(
+        {**checkpoint.preview_vae.config, "scaling_factor": factor, "shift_factor": shift}
+    )
     tiny.load_state_dict(checkpoint.preview_vae.state_dict(), strict=False)
     changes = {"latents_mean": statistics[0], "latents_std": statistics[1], "scaling_factor": 0.5} if statistics else {}
     vae = AutoencoderKL.from_config({**checkpoint.vae.config, **changes})

@@ -31,7 +31,9 @@ from tests.conftest import SDXL_BLOCKS, make_slot
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # the compiler's own imports give them
-    pytest.mark.filterwarnings("ignore:Dynamo detected a call to a `functools.lru_cache`"),  # diffusers asks for torch's version
+    pytest.mark.filterwarnings(
+        "ignore:Dynamo detected a call to a `functools.lru_cache`"
+    ),  # diffusers asks for torch's version
     pytest.mark.timeout(600),
 ]
 
@@ -137,12 +139,23 @@ def test_every_size_has_a_program_of_its_own(fresh: Checkpoint, monkeypatch: pyt
 @torch.inference_mode()
 def test_blocks_of_one_width_share_their_compilations(fresh: Checkpoint) -> None:
     """SDXL has 70 blocks of two widths, here arranged as it has them; a single row is compiled for by itself."""
-    arranged = {**SDXL_BLOCKS, "block_out_channels": (32, 32, 64), "transformer_layers_per_block": (1, 2, 10), "attention_head_dim": (2, 2, 4)}
+    arranged = {
+        **SDXL_BLOCKS,
+        "block_out_channels": (32, 32, 64),
+        "transformer_layers_per_block": (1, 2, 10),
+        "attention_head_dim": (2, 2, 4),
+    }
     unet = UNet2DConditionModel.from_config({**fresh.unet.config, **arranged}).eval().requires_grad_(False)
     prepare(unet)
     assert len(list(blocks(unet))) == 70
     tokens = torch.randn(2, 77, unet.config.cross_attention_dim)
-    inputs = (torch.randn(2, 4, 16, 16), torch.full((2,), 500.0), prompt_context(unet, tokens), torch.randn(2, 32), torch.zeros(2, 6))
+    inputs = (
+        torch.randn(2, 4, 16, 16),
+        torch.full((2,), 500.0),
+        prompt_context(unet, tokens),
+        torch.randn(2, 32),
+        torch.zeros(2, 6),
+    )
     plain = as_it_is(unet)(*inputs)
     program = make_program(unet, "regional")
     program.warm_up(*inputs)
@@ -155,7 +168,9 @@ def test_what_was_not_warmed_up_works_and_compiles_nothing(fresh: Checkpoint, ch
     denoiser, decoder = Denoiser(fresh, make_program(fresh.unet, "full")), Decoder(fresh, "full")
     for slot in (make_slot(width=128), make_slot(guidance_scale=0)):
         ours = denoiser.predict([trajectory(fresh, slot)])[0]
-        torch.testing.assert_close(ours, Denoiser(checkpoint, as_it_is(checkpoint.unet)).predict([trajectory(checkpoint, slot)])[0])
+        torch.testing.assert_close(
+            ours, Denoiser(checkpoint, as_it_is(checkpoint.unet)).predict([trajectory(checkpoint, slot)])[0]
+        )
     assert decoder.decode(torch.zeros(1, 4, 8, 8)).wait().shape == (64, 64, 3)
     assert compilations() == 0
 
@@ -191,7 +206,9 @@ def test_starts_share_what_one_has_compiled(tiny_path: Path, tmp_path: Path) -> 
 
 
 @torch.inference_mode()
-def test_a_kept_program_that_cannot_be_read_is_compiled_again(fresh: Checkpoint, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_kept_program_that_cannot_be_read_is_compiled_again(
+    fresh: Checkpoint, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     latents = torch.zeros(1, 4, 8, 8)
     small_program(fresh).warm_up(latents)
     (kept,) = tmp_path.glob("parallel-sdxl/*.bin")
@@ -216,7 +233,9 @@ def test_where_the_number_of_rows_matters_it_has_a_program_of_its_own(
     assert checkpoint.preview_vae is not None
     for rows in (3, 15, 16, 17):  # nobody asked for the last: as it is
         latents = torch.randn(rows, 4, 8, 8, generator=torch.Generator().manual_seed(rows))
-        torch.testing.assert_close(program(latents), checkpoint.preview_vae.decode(latents).sample, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(
+            program(latents), checkpoint.preview_vae.decode(latents).sample, atol=1e-4, rtol=1e-4
+        )
     fail_where_nothing_fits(monkeypatch)
     for rows in (3, 15, 16):
         program(torch.zeros(rows, 4, 8, 8))
@@ -263,13 +282,21 @@ def test_a_program_is_kept_for_what_it_depends_on(fresh: Checkpoint, tiny_path: 
 
 
 @torch.inference_mode()
-def test_compiled_decoders_equal_those_as_they_are(fresh: Checkpoint, checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compiled_decoders_equal_those_as_they_are(
+    fresh: Checkpoint, checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """For latents of any layout: a scheduler's may be laid out like the UNet's output, the first ones are not."""
     assert fresh.preview_vae is not None
     assert checkpoint.preview_vae is not None
     latents = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
-    compiled: tuple[Decoder | PreviewDecoder, ...] = (Decoder(fresh, "full"), PreviewDecoder(fresh, fresh.preview_vae, 64, "full"))
-    plain: tuple[Decoder | PreviewDecoder, ...] = (Decoder(checkpoint, "none"), PreviewDecoder(checkpoint, checkpoint.preview_vae, 64, "none"))
+    compiled: tuple[Decoder | PreviewDecoder, ...] = (
+        Decoder(fresh, "full"),
+        PreviewDecoder(fresh, fresh.preview_vae, 64, "full"),
+    )
+    plain: tuple[Decoder | PreviewDecoder, ...] = (
+        Decoder(checkpoint, "none"),
+        PreviewDecoder(checkpoint, checkpoint.preview_vae, 64, "none"),
+    )
     for decoder in compiled:
         decoder.warm_up(latents)
     assert compilations() == 2

@@ -17,7 +17,9 @@ def encoder(checkpoint: Checkpoint) -> PromptEncoder:
 @pytest.mark.parametrize("prompt", ["", "a red apple", "word " * 40])
 def test_an_embedding_is_the_stock_pipelines(encoder: PromptEncoder, checkpoint: Checkpoint, prompt: str) -> None:
     with torch.inference_mode():
-        tokens, _, pooled, _ = checkpoint.pipe.encode_prompt(prompt, device=checkpoint.device, do_classifier_free_guidance=False)
+        tokens, _, pooled, _ = checkpoint.pipe.encode_prompt(
+            prompt, device=checkpoint.device, do_classifier_free_guidance=False
+        )
         embedding = encoder.encode(prompt)
         assert torch.equal(embedding.context, prompt_context(checkpoint.unet, tokens))
         assert torch.equal(embedding.pooled, pooled)
@@ -49,7 +51,14 @@ def test_the_cache_forgets_the_prompt_unused_for_longest(encoder: PromptEncoder)
 
 
 @pytest.mark.parametrize(
-    ("prompt", "unseen"), [("", ""), ("a" * 75, ""), ("a" * 76, "a"), ("word " * 18 + "end", ""), ("Word " * 18 + "ends Word 苹果", "s Word 苹果")]
+    ("prompt", "unseen"),
+    [
+        ("", ""),
+        ("a" * 75, ""),
+        ("a" * 76, "a"),
+        ("word " * 18 + "end", ""),
+        ("Word " * 18 + "ends Word 苹果", "s Word 苹果"),
+    ],
 )
 def test_says_what_the_model_does_not_see(checkpoint: Checkpoint, prompt: str, unseen: str) -> None:
     # The tiny vocabulary has a token for each letter.

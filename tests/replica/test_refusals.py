@@ -70,15 +70,30 @@ def shards(folder: Path) -> None:
 
 
 FOLDERS: dict[str, tuple[Callable[[Path], object], str]] = {
-    "inpainting": (lambda f: edit(f / "unet/config.json", in_channels=9), "model.path: {f}/unet is an inpainting model"),
-    "refiner": (lambda f: edit(f / "model_index.json", text_encoder=[None, None]), "model.path: {f} has no first text encoder, as SDXL's refiner"),
+    "inpainting": (
+        lambda f: edit(f / "unet/config.json", in_channels=9),
+        "model.path: {f}/unet is an inpainting model",
+    ),
+    "refiner": (
+        lambda f: edit(f / "model_index.json", text_encoder=[None, None]),
+        "model.path: {f} has no first text encoder, as SDXL's refiner",
+    ),
     "another kind": (
         lambda f: edit(f / "model_index.json", _class_name="StableDiffusion3Pipeline"),
         "model.path: {f} is a StableDiffusion3Pipeline; only whole SDXL text-to-image checkpoints are supported",
     ),
-    "not SDXL's UNet": (lambda f: edit(f / "unet/config.json", addition_embed_type=None), "model.path: {f}/unet is no SDXL UNet"),
-    "edits pictures": (lambda f: edit(f / "unet/config.json", in_channels=8), "model.path: {f}/unet takes 8 channels and returns 4"),
-    "quantized": (lambda f: edit(f / "unet/config.json", quantization_config={"quant_method": "x"}), "model.path: {f}/unet is quantized"),
+    "not SDXL's UNet": (
+        lambda f: edit(f / "unet/config.json", addition_embed_type=None),
+        "model.path: {f}/unet is no SDXL UNet",
+    ),
+    "edits pictures": (
+        lambda f: edit(f / "unet/config.json", in_channels=8),
+        "model.path: {f}/unet takes 8 channels and returns 4",
+    ),
+    "quantized": (
+        lambda f: edit(f / "unet/config.json", quantization_config={"quant_method": "x"}),
+        "model.path: {f}/unet is quantized",
+    ),
     "another text encoder": (
         lambda f: edit(f / "text_encoder_2/config.json", hidden_size=64),
         "model.path: {f}/unet does not fit its text encoders: cross_attention_dim is 64, theirs make 96",
@@ -91,23 +106,44 @@ FOLDERS: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda f: edit(f / PREVIEW_FOLDER / "config.json", latent_channels=16),
         "model.path: {f}/preview_vae decodes latents of 16 channels",
     ),
-    "no VAE": (lambda f: edit(f / "model_index.json", vae=[None, None]), "model.path: {f} has no VAE; name one in model.vae_path"),
+    "no VAE": (
+        lambda f: edit(f / "model_index.json", vae=[None, None]),
+        "model.path: {f} has no VAE; name one in model.vae_path",
+    ),
     "no such text encoder": (
         lambda f: edit(f / "model_index.json", text_encoder_2=["transformers", "T5EncoderModel"]),
         "model.path: {f}/text_encoder_2 is T5EncoderModel; CLIPTextModelWithProjection is supported",
     ),
-    "no index": (lambda f: (f / "model_index.json").unlink(), "model.path: {f} is no diffusers folder, it has no model_index.json"),
-    "broken index": (lambda f: (f / "model_index.json").write_text("<html>"), "model.path: {f}/model_index.json is missing or no JSON"),
-    "no config": (lambda f: (f / "unet/config.json").unlink(), "model.path: {f}/unet/config.json is missing or no JSON"),
-    "pickled": (lambda f: (f / UNET).rename((f / UNET).with_suffix(".bin")), "model.path: {f}/unet has only pickled weights"),
+    "no index": (
+        lambda f: (f / "model_index.json").unlink(),
+        "model.path: {f} is no diffusers folder, it has no model_index.json",
+    ),
+    "broken index": (
+        lambda f: (f / "model_index.json").write_text("<html>"),
+        "model.path: {f}/model_index.json is missing or no JSON",
+    ),
+    "no config": (
+        lambda f: (f / "unet/config.json").unlink(),
+        "model.path: {f}/unet/config.json is missing or no JSON",
+    ),
+    "pickled": (
+        lambda f: (f / UNET).rename((f / UNET).with_suffix(".bin")),
+        "model.path: {f}/unet has only pickled weights",
+    ),
     "a variant alone": (
         lambda f: (f / UNET).rename((f / UNET).with_suffix(".fp16.safetensors")),
         "model.path: {f}/unet has only weights of the variant fp16; set model.variant: fp16",
     ),
     "no weights": (lambda f: (f / UNET).unlink(), "model.path: {f}/unet has no weights"),
     "a shard missing": (shards, "model.path: {f}/unet lacks two.safetensors"),
-    "cut off": (lambda f: (f / UNET).write_bytes((f / UNET).read_bytes()[:-1]), f"model.path: {{f}}/{UNET} is no whole .safetensors file"),
-    "git-lfs": (lambda f: (f / UNET).write_text("version https://git-lfs.github.com/spec/v1\n"), f"model.path: {{f}}/{UNET} is a git-lfs pointer"),
+    "cut off": (
+        lambda f: (f / UNET).write_bytes((f / UNET).read_bytes()[:-1]),
+        f"model.path: {{f}}/{UNET} is no whole .safetensors file",
+    ),
+    "git-lfs": (
+        lambda f: (f / UNET).write_text("version https://git-lfs.github.com/spec/v1\n"),
+        f"model.path: {{f}}/{UNET} is a git-lfs pointer",
+    ),
     "a web page": (lambda f: (f / UNET).write_text("<!DOCTYPE html>"), f"model.path: {{f}}/{UNET} is a web page"),
     "8-bit integers": (
         lambda f: change(f / UNET, lambda w: w.update({"conv_in.weight": w["conv_in.weight"].to(torch.int8)})),
@@ -134,7 +170,9 @@ PARTS = ("text_encoder", "text_encoder_2", "unet", "vae")
 @pytest.mark.parametrize("fault", ["lacks weights", "no place for", "other shapes"])
 def test_a_part_that_is_not_what_its_config_says_is_refused(copy: Path, part: str, fault: str) -> None:
     weights_file = next((copy / part).glob("*.safetensors"))
-    key = next(key for key in sorted(load_file(weights_file)) if key.endswith("weight") and not key.startswith("encoder.conv"))
+    key = next(
+        key for key in sorted(load_file(weights_file)) if key.endswith("weight") and not key.startswith("encoder.conv")
+    )
     if part == PREVIEW_FOLDER:
         key = "decoder.layers.0.weight"
 
@@ -169,7 +207,10 @@ def test_what_pictures_do_not_depend_on_may_be_there_or_not(copy: Path) -> None:
     ("lost", "message"),
     [
         ("tokenizer.json", " tokens, its text encoder 514; tokenizer.json or vocab.json is missing"),
-        ("tokenizer_config.json", " does not cut prompts to the 77 tokens of its text encoder; tokenizer_config.json is missing"),
+        (
+            "tokenizer_config.json",
+            " does not cut prompts to the 77 tokens of its text encoder; tokenizer_config.json is missing",
+        ),
     ],
 )
 def test_a_tokenizer_that_is_not_its_encoders_is_refused(copy: Path, name: str, lost: str, message: str) -> None:
@@ -231,7 +272,9 @@ def spoiled(file: Path, tmp_path: Path) -> Callable[[Callable[[Weights], object]
 
 
 @pytest.mark.parametrize("case", FILES)
-def test_a_file_that_is_no_whole_sdxl_is_refused_before_its_weights_are_read(spoiled: Any, configs: Path, case: str) -> None:
+def test_a_file_that_is_no_whole_sdxl_is_refused_before_its_weights_are_read(
+    spoiled: Any, configs: Path, case: str
+) -> None:
     act, message = FILES[case]
     path = spoiled(act)
     refused = early_refusal(path, config_path=str(configs))
@@ -243,7 +286,10 @@ def test_a_file_that_is_no_whole_sdxl_is_refused_before_its_weights_are_read(spo
 def test_a_pickle_is_refused_by_any_name(file: Path, configs: Path, tmp_path: Path, name: str) -> None:
     torch.save({"state_dict": load_file(file)}, tmp_path / name)
     refused = early_refusal(tmp_path / name, config_path=str(configs))
-    assert refused == f"model.path: {tmp_path / name} holds pickled weights, which are never loaded; convert it to .safetensors"
+    assert (
+        refused
+        == f"model.path: {tmp_path / name} holds pickled weights, which are never loaded; convert it to .safetensors"
+    )
 
 
 LAYERS = {
@@ -257,7 +303,9 @@ LAYERS = {
 
 @pytest.mark.parametrize("layer", LAYERS.values(), ids=LAYERS)
 @pytest.mark.parametrize("fault", ["lacks", "no place for", "other shapes", "quantized"])
-def test_a_file_that_is_not_what_its_configs_say_is_refused(spoiled: Any, configs: Path, layer: str, fault: str) -> None:
+def test_a_file_that_is_not_what_its_configs_say_is_refused(
+    spoiled: Any, configs: Path, layer: str, fault: str
+) -> None:
     def spoil(weights: Weights) -> None:
         match fault:
             case "lacks":
@@ -318,7 +366,9 @@ def test_a_hub_id_that_cannot_be_fetched_is_refused(tiny_path: Path, file: Path)
     for settings in ({"path": "nobody/nothing"}, {"path": tiny_path, "vae_path": "nobody/nothing"}):
         setting = [*settings][-1]
         refused = refusal(**settings)
-        assert refused.startswith(f"model.{setting}: nobody/nothing is neither here nor could it be fetched from the hub")
+        assert refused.startswith(
+            f"model.{setting}: nobody/nothing is neither here nor could it be fetched from the hub"
+        )
         assert refused.endswith(advice)
     assert refusal(file, config_path="no/such/hub/id").startswith("model.config_path: no/such/hub/id is no folder here")
     refused = refusal(file)

@@ -28,14 +28,21 @@ def is_layer(key: str, tensor: torch.Tensor) -> bool:
 
 def scaled(weights: Weights) -> tuple[Weights, Weights]:
     """Return the weights with their layers as scaled 8-bit floats, and what those stand for."""
-    stored: Weights = {"scaled_fp8": torch.empty(2, dtype=FP8), "model.diffusion_model.scaled_fp8": torch.empty(0, dtype=FP8)}
+    stored: Weights = {
+        "scaled_fp8": torch.empty(2, dtype=FP8),
+        "model.diffusion_model.scaled_fp8": torch.empty(0, dtype=FP8),
+    }
     meant: Weights = {}
     for key, tensor in weights.items():
         if not is_layer(key, tensor):
             stored[key] = meant[key] = tensor
             continue
         layer, scale = key.removesuffix(".weight"), tensor.abs().max() / 448
-        stored |= {key: (tensor / scale).to(FP8), f"{layer}.scale_weight": scale, f"{layer}.scale_input": torch.ones(())}
+        stored |= {
+            key: (tensor / scale).to(FP8),
+            f"{layer}.scale_weight": scale,
+            f"{layer}.scale_input": torch.ones(()),
+        }
         meant[key] = stored[key].float() * scale
     return stored, meant
 
@@ -55,10 +62,16 @@ def test_a_scaled_file_is_the_model_it_stands_for(file: Path, configs: Path, tmp
 
 
 @pytest.mark.parametrize("spelling", [("scale_weight", "scale_input"), ("weight_scale", "input_scale")])
-@pytest.mark.parametrize("scale", [torch.tensor(0.5), torch.tensor([0.5]), torch.tensor([2.0, 0.5]), torch.tensor([[2.0], [0.5]])])
+@pytest.mark.parametrize(
+    "scale", [torch.tensor(0.5), torch.tensor([0.5]), torch.tensor([2.0, 0.5]), torch.tensor([[2.0], [0.5]])]
+)
 def test_weights_are_multiplied_by_their_scales(spelling: tuple[str, str], scale: torch.Tensor) -> None:
     weight = torch.tensor([[1.0, 2.0, 4.0], [-1.0, -2.0, -4.0]])
-    extras = {f"layer.{spelling[0]}": scale, f"layer.{spelling[1]}": torch.tensor(9.0), "layer.comfy_quant": quant("float8_e4m3fn")}
+    extras = {
+        f"layer.{spelling[0]}": scale,
+        f"layer.{spelling[1]}": torch.tensor(9.0),
+        "layer.comfy_quant": quant("float8_e4m3fn"),
+    }
     plain = {"layer.bias": torch.ones(2), "other.weight": torch.ones(2)}
     read = unscaled(PART, {"layer.weight": weight.to(FP8), **extras, **plain})
     assert read.keys() == {"layer.weight", *plain}
@@ -73,10 +86,16 @@ def quant(words: str) -> torch.Tensor:
 @pytest.mark.parametrize(
     ("weights", "message"),
     [
-        ({"layer.comfy_quant": quant("nvfp4")}, "holds weights quantized as nvfp4; float8_e4m3fn, float8_e5m2 are supported"),
+        (
+            {"layer.comfy_quant": quant("nvfp4")},
+            "holds weights quantized as nvfp4; float8_e4m3fn, float8_e5m2 are supported",
+        ),
         ({"layer.comfy_quant": torch.zeros(3, dtype=torch.uint8)}, "holds weights quantized as an unknown format"),
         ({"layer.weight_scale": torch.ones(4, 4)}, "scales layer.weight by (4, 4) numbers"),
-        ({"layer.weight_scale": torch.ones(()), "layer.weight": torch.ones(4, 4, dtype=torch.int8)}, "scales layer.weight, which are no floats"),
+        (
+            {"layer.weight_scale": torch.ones(()), "layer.weight": torch.ones(4, 4, dtype=torch.int8)},
+            "scales layer.weight, which are no floats",
+        ),
         ({"nothing.scale_weight": torch.ones(())}, "holds nothing.scale_weight, a scale of weights that it lacks"),
     ],
 )
@@ -94,7 +113,9 @@ def test_scales_in_a_folder_are_refused(copy: Path) -> None:
         load_checkpoint(ModelConfig(path=str(copy)), CPU)
 
 
-def test_8_bit_floats_without_scales_are_read_as_they_are(pipe: StableDiffusionXLPipeline, configs: Path, tmp_path: Path) -> None:
+def test_8_bit_floats_without_scales_are_read_as_they_are(
+    pipe: StableDiffusionXLPipeline, configs: Path, tmp_path: Path
+) -> None:
     file = tmp_path / "fp8.safetensors"
     save_single_file(pipe, file, FP8)
     loaded = load_checkpoint(ModelConfig(path=str(file), config_path=str(configs)), CPU)

@@ -39,7 +39,11 @@ def assert_same_weights(ours: Checkpoint, theirs: Checkpoint) -> None:
         expected = getattr(theirs.pipe, name).state_dict()
         loaded = getattr(ours.pipe, name).state_dict()
         assert loaded.keys() == expected.keys()
-        wrong = [key for key, tensor in expected.items() if loaded[key].dtype != tensor.dtype or not torch.equal(loaded[key], tensor)]
+        wrong = [
+            key
+            for key, tensor in expected.items()
+            if loaded[key].dtype != tensor.dtype or not torch.equal(loaded[key], tensor)
+        ]
         assert not wrong, f"{name}: {wrong}"
 
 
@@ -66,7 +70,9 @@ def test_it_is_known_by_the_files_own_name_and_hash(file: Path, configs: Path) -
 
 
 def test_another_vae_makes_it_another_hash(file: Path, configs: Path, folder: Path) -> None:
-    info = load_checkpoint(ModelConfig(path=str(file), config_path=str(configs), vae_path=str(folder / "vae")), CPU).info
+    info = load_checkpoint(
+        ModelConfig(path=str(file), config_path=str(configs), vae_path=str(folder / "vae")), CPU
+    ).info
     assert info.hash != hashlib.sha256(file.read_bytes()).hexdigest()[:10]
 
 

@@ -24,7 +24,9 @@ def vae_weights(vae: AutoencoderKL, layout: str) -> Weights:
         case "original":
             return {**original_vae(vae), "loss.logvar": torch.ones(())}
         case _:
-            return {f"first_stage_model.{key}": tensor for key, tensor in original_vae(vae).items()} | {"unet": torch.ones(1)}
+            return {f"first_stage_model.{key}": tensor for key, tensor in original_vae(vae).items()} | {
+                "unet": torch.ones(1)
+            }
 
 
 @pytest.mark.parametrize("layout", ["diffusers", "original", "in a whole checkpoint"])
@@ -36,7 +38,9 @@ def test_a_vae_in_one_file_takes_the_place_of_the_checkpoints_own(tiny_path: Pat
     save_file({key: tensor.contiguous() for key, tensor in vae_weights(stock, layout).items()}, file)
     own, other = (load_checkpoint(ModelConfig(path=str(tiny_path), vae_path=path), CPU) for path in (None, str(file)))
     assert other.vae.state_dict().keys() == stock.state_dict().keys()
-    assert not [key for key, tensor in stock.state_dict().items() if not torch.equal(other.vae.state_dict()[key], tensor)]
+    assert not [
+        key for key, tensor in stock.state_dict().items() if not torch.equal(other.vae.state_dict()[key], tensor)
+    ]
     # diffusers would take a VAE on its own for that of Stable Diffusion 1, whose latents have another scale.
     assert other.vae.config.scaling_factor == own.vae.config.scaling_factor == 0.13025
     assert other.info.hash != own.info.hash
@@ -57,7 +61,9 @@ def tiny_weights(vae: AutoencoderTiny, layout: str) -> Weights:
     if layout == "diffusers":
         return weights
     # In the author's layout a layer without weights comes first, it bounds the latents.
-    decoder = {key.removeprefix("decoder.layers."): tensor for key, tensor in weights.items() if key.startswith("decoder.")}
+    decoder = {
+        key.removeprefix("decoder.layers."): tensor for key, tensor in weights.items() if key.startswith("decoder.")
+    }
     return {f"{layout}{int(key.split('.')[0]) + 1}.{key.split('.', 1)[1]}": tensor for key, tensor in decoder.items()}
 
 

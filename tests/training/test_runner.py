@@ -10,7 +10,10 @@ from training.runner import Average, keep_channels_last, learning_rate, load_wei
 
 
 def test_learning_rate_rises_stays_and_falls() -> None:
-    rates = [learning_rate(1.0, step, progress, 10, 0.5) for step, progress in [(0, 0), (9, 0.1), (50, 0.4), (90, 0.75), (100, 1.0)]]
+    rates = [
+        learning_rate(1.0, step, progress, 10, 0.5)
+        for step, progress in [(0, 0), (9, 0.1), (50, 0.4), (90, 0.75), (100, 1.0)]
+    ]
     assert rates == pytest.approx([0.1, 1, 1, 0.5, 0.02])
     assert learning_rate(1.0, 100, 1.0, 10, 1.0) == 1
 

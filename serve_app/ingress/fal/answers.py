@@ -28,7 +28,11 @@ async def output(
         seed=seed,
         seeds=[picture.seed for picture in pictures],
         prompt=prompt,
-        failures=[Failure(image_index=image.index, seed=image.seed, **dict(image.error)) for image in images if not isinstance(image, own.Picture)],
+        failures=[
+            Failure(image_index=image.index, seed=image.seed, **dict(image.error))
+            for image in images
+            if not isinstance(image, own.Picture)
+        ],
         warnings=warnings,
     )
 
@@ -45,7 +49,9 @@ async def frames(events: AsyncIterator[own.Event], url_of: UrlOf) -> AsyncGenera
             case own.ImageEvent():
                 images[event.index] = event
             case own.FailedEvent() | own.CancelledEvent():
-                images[event.index] = own.NoPicture(index=event.index, seed=event.seed, status=event.type, error=event.error)
+                images[event.index] = own.NoPicture(
+                    index=event.index, seed=event.seed, status=event.type, error=event.error
+                )
             case own.CompletedEvent():
                 warnings = [*warnings, *event.warnings]
                 pictures = [images[index] for index in sorted(images)]

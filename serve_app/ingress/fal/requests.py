@@ -19,7 +19,10 @@ def fast_sdxl_input(request: type[GenerateRequest], model: ModelConfig) -> type[
         "num_images": borrowed(request, "num_images", default=1),
         "image_size": (
             FastSdxlInput.model_fields["image_size"].annotation,
-            Field(default=None, description=f"A name or a size; width and height must be {sizes(model)}. Null: {model.width}x{model.height}."),
+            Field(
+                default=None,
+                description=f"A name or a size; width and height must be {sizes(model)}. Null: {model.width}x{model.height}.",
+            ),
         ),
     }
     return create_model("FastSdxlInput", __base__=FastSdxlInput, __doc__=FastSdxlInput.__doc__, **fields)

@@ -45,7 +45,9 @@ def router(service: Service, request: type[GenerateRequest], args: AppArgs, file
 
     described = sse.described(PreviewFrame, FastSdxlOutput, FalErrorBody)
 
-    @routes.post("/stream", response_class=EventSourceResponse, responses=described | errors(404, 413, 415, 422, 429, 503))
+    @routes.post(
+        "/stream", response_class=EventSourceResponse, responses=described | errors(404, 413, 415, 422, 429, 503)
+    )
     async def stream(told: Annotated[AsyncGenerator[BaseModel], Depends(accepted)]) -> AsyncIterator[ServerSentEvent]:
         """Paint all images and show how they form, as fal's clients ask for it with `stream`."""
         async for frame in told:

@@ -39,13 +39,18 @@ class FastSdxlInput(ForeignRequest):
 
     prompt: str
     negative_prompt: str
-    image_size: Annotated[Annotated[SizeName, Tag("name")] | Annotated[Size, Tag("size")], Discriminator(_name_or_size)] | None
+    image_size: (
+        Annotated[Annotated[SizeName, Tag("name")] | Annotated[Size, Tag("size")], Discriminator(_name_or_size)] | None
+    )
     num_inference_steps: int
     guidance_scale: float
     num_images: int
     seed: int | None
     format: Literal["jpeg", "png"] = Field(default="jpeg", description="File format of the images.")
-    sync_mode: bool = Field(default=False, description="Give images as data URIs, as is done in any case without the service's option files.path.")
+    sync_mode: bool = Field(
+        default=False,
+        description="Give images as data URIs, as is done in any case without the service's option files.path.",
+    )
     request_id: str | None = Field(default=None, description=_NO_EFFECT)
     enable_safety_checker: bool = Field(default=False, description="There is none: true is refused.")
     safety_checker_version: Literal["v1", "v2"] | None = Field(default=None, description=_NO_EFFECT)

@@ -9,7 +9,14 @@ from serve_app import schemas as own
 from serve_app.errors import GenerationFailed
 from serve_app.ingress.files import UrlOf
 from serve_app.ingress.openai.errors import body_of
-from serve_app.ingress.openai.schemas import CompletedEvent, ErrorEvent, FailedEvent, ImageItem, ImagesResponse, PartialImageEvent
+from serve_app.ingress.openai.schemas import (
+    CompletedEvent,
+    ErrorEvent,
+    FailedEvent,
+    ImageItem,
+    ImagesResponse,
+    PartialImageEvent,
+)
 from serve_app.ingress.stored import StoredEvent, StoredImageEvent
 from serve_app.schemas import BatchResult, Event, GenerateRequest, Image, Picture
 

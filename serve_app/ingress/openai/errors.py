@@ -7,13 +7,19 @@ from serve_app.ingress.problems import Dialect
 from serve_app.schemas import Problem
 
 # Codes that OpenAI's clients know by another name than the service's own.
-_CODES = {"unauthorized": "invalid_api_key", "too_many_waiting": "rate_limit_exceeded", "invalid_request": "invalid_value"}
+_CODES = {
+    "unauthorized": "invalid_api_key",
+    "too_many_waiting": "rate_limit_exceeded",
+    "invalid_request": "invalid_value",
+}
 
 
 def body_of(status: int, problem: Problem) -> OpenAIErrorBody:
     """Return the body that tells of a problem."""
     code = _CODES.get(problem.type, problem.type)
-    return OpenAIErrorBody(error=OpenAIError(message=problem.message, type=_type(status), param=problem.param, code=code))
+    return OpenAIErrorBody(
+        error=OpenAIError(message=problem.message, type=_type(status), param=problem.param, code=code)
+    )
 
 
 def _type(status: int) -> Literal["invalid_request_error", "rate_limit_error", "server_error"]:

@@ -12,7 +12,17 @@ from serve_app.ingress.openai.schemas import ImagesRequest
 from serve_app.ingress.requests import borrowed, sizes, translated
 from serve_app.schemas import GenerateRequest
 
-_SAME = ("prompt", "output_format", "output_compression", "seed", "seeds", "negative_prompt", "num_inference_steps", "guidance_scale", "scheduler")
+_SAME = (
+    "prompt",
+    "output_format",
+    "output_compression",
+    "seed",
+    "seeds",
+    "negative_prompt",
+    "num_inference_steps",
+    "guidance_scale",
+    "scheduler",
+)
 """Fields that both APIs have."""
 
 
@@ -20,7 +30,12 @@ def images_request(request: type[GenerateRequest], model: ModelConfig) -> type[I
     """Return the class to validate bodies with, with the bounds and defaults of a service's own requests."""
     fields: dict[str, Any] = {name: borrowed(request, name) for name in _SAME} | {
         "n": borrowed(request, "num_images", default=1),
-        "size": (str, Field(default="auto", description=f"`WIDTHxHEIGHT`, {sizes(model)}; or `auto`: {model.width}x{model.height}.")),
+        "size": (
+            str,
+            Field(
+                default="auto", description=f"`WIDTHxHEIGHT`, {sizes(model)}; or `auto`: {model.width}x{model.height}."
+            ),
+        ),
     }
     return create_model("ImagesRequest", __base__=ImagesRequest, __doc__=ImagesRequest.__doc__, **fields)
 

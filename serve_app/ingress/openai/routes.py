@@ -58,7 +58,11 @@ def router(service: Service, request: type[GenerateRequest], args: AppArgs, file
             raise ModelNotFound(f'the model "{model}" is not served here; "{name}" is', "model")
         return ModelCard(id=model)
 
-    @routes.post("/images/generations", response_model=ImagesResponse, responses=described | errors(400, 404, 413, 415, 429, 500, 503, 504))
+    @routes.post(
+        "/images/generations",
+        response_model=ImagesResponse,
+        responses=described | errors(400, 404, 413, 415, 429, 500, 503, 504),
+    )
     async def generate(answer: Annotated[Response, Depends(painted)]) -> Response:
         """Paint n images, as OpenAI's SDKs ask for them."""
         return answer

@@ -35,9 +35,15 @@ class ImagesRequest(ForeignRequest):
     output_format: OutputFormat
     output_compression: int | None
     stream: bool = Field(default=False, description="Answer with server-sent events.")
-    partial_images: int = Field(default=0, ge=0, le=3, description="Previews of each image, spread evenly over its steps; needs stream.")
-    background: Literal["auto", "opaque", "transparent"] = Field(default="auto", description="Pictures are opaque: `transparent` is refused.")
-    quality: Literal["auto", "low", "medium", "high", "xhigh", "max", "standard", "hd"] = Field(default="auto", description=_NO_EFFECT)
+    partial_images: int = Field(
+        default=0, ge=0, le=3, description="Previews of each image, spread evenly over its steps; needs stream."
+    )
+    background: Literal["auto", "opaque", "transparent"] = Field(
+        default="auto", description="Pictures are opaque: `transparent` is refused."
+    )
+    quality: Literal["auto", "low", "medium", "high", "xhigh", "max", "standard", "hd"] = Field(
+        default="auto", description=_NO_EFFECT
+    )
     style: Literal["vivid", "natural"] | None = Field(default=None, description=_NO_EFFECT)
     moderation: Literal["auto", "low"] = Field(default="auto", description=_NO_EFFECT)
     user: str | None = Field(default=None, description=_NO_EFFECT)

@@ -28,7 +28,9 @@ def browser() -> Iterator[Browser]:
     if found is None:
         (pytest.fail if "CI" in os.environ else pytest.skip)(_NONE)
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])  # as root, Chromium has no sandbox
+        browser = playwright.chromium.launch(
+            executable_path=found, args=["--no-sandbox"]
+        )  # as root, Chromium has no sandbox
         yield browser
         browser.close()
 
@@ -40,9 +42,17 @@ class Playground:
         self.page = page
         self.url = url
         self.faults: list[str] = []
-        page.on("console", lambda message: self.faults.append(message.text) if message.type in ("error", "warning") else None)
+        page.on(
+            "console",
+            lambda message: self.faults.append(message.text) if message.type in ("error", "warning") else None,
+        )
         page.on("pageerror", lambda error: self.faults.append(str(error)))
-        page.on("request", lambda request: None if request.url.startswith((url, "data:", "blob:")) else self.faults.append(request.url))
+        page.on(
+            "request",
+            lambda request: (
+                None if request.url.startswith((url, "data:", "blob:")) else self.faults.append(request.url)
+            ),
+        )
 
     def open(self, fragment: str = "") -> None:
         self.page.goto(self.url + "/" + fragment)
@@ -89,7 +99,9 @@ def open_playground(service: Running, browser: Browser) -> Iterator[OpenPlaygrou
     eventually(lambda: in_flight(service) == 0)
 
     def open_one(fragment: str = "", url: str = service.url, **profile: Any) -> Playground:
-        context = browser.new_context(**{"viewport": {"width": 1280, "height": 900}, "reduced_motion": "reduce", **profile})
+        context = browser.new_context(
+            **{"viewport": {"width": 1280, "height": 900}, "reduced_motion": "reduce", **profile}
+        )
         context.set_default_timeout(_PATIENCE_MS)
         opened.append(Playground(context.new_page(), url))
         opened[-1].open(fragment)

@@ -22,7 +22,12 @@ def changed_events(route: Route, change: Any) -> None:
 def fail_seed(seed: int) -> Any:
     def change(event: dict[str, Any]) -> dict[str, Any]:
         if event["type"] == "image" and event["seed"] == seed:
-            return {"type": "failed", "index": event["index"], "seed": seed, "error": {"type": "out_of_memory", "message": "no room for it"}}
+            return {
+                "type": "failed",
+                "index": event["index"],
+                "seed": seed,
+                "error": {"type": "out_of_memory", "message": "no room for it"},
+            }
         return event
 
     return change

@@ -14,7 +14,9 @@ def test_a_shared_link_fills_in_the_same_settings(playground: Playground, open_p
     playground.page.context.grant_permissions(["clipboard-read", "clipboard-write"])
     playground.page.get_by_label("Scheduler").select_option("dpmpp_2m_karras")
     playground.page.get_by_label("Format").select_option("jpeg")
-    playground.fill(prompt="50% of a & b = #1", negative_prompt="a “blue” one", images=3, seed=4294967295, steps=9, guidance=2.5)
+    playground.fill(
+        prompt="50% of a & b = #1", negative_prompt="a “blue” one", images=3, seed=4294967295, steps=9, guidance=2.5
+    )
     playground.fill(width_in_pixels=72, height_in_pixels=96)
     playground.page.get_by_role("button", name="Copy a link to these settings").click()
     link = playground.page.evaluate("navigator.clipboard.readText()")
@@ -32,7 +34,9 @@ def test_bounds_and_defaults_are_the_services_own(playground: Playground) -> Non
     expect(playground.page.get_by_label("Images", exact=True)).to_have_attribute("max", "16")
     playground.generate(steps=999, width_in_pixels=65)
     expect(playground.page.get_by_label("Steps")).to_have_attribute("aria-invalid", "true")
-    expect(playground.page.get_by_label("Steps")).to_have_accessible_description("Value must be less than or equal to 998.")
+    expect(playground.page.get_by_label("Steps")).to_have_accessible_description(
+        "Value must be less than or equal to 998."
+    )
     width = playground.page.get_by_label("Width in pixels")
     expect(width).to_be_focused()
     expect(width).to_have_accessible_description(re.compile(r"^Width: a multiple of 8, from \d+ to \d+\.$"))
@@ -49,7 +53,9 @@ def test_guidance_takes_any_decimal(playground: Playground) -> None:
 def test_a_prompt_of_a_link_that_is_too_long_is_refused_before_it_is_sent(open_playground: OpenPlayground) -> None:
     page = open_playground("#prompt=" + 2001 * "a").page
     page.get_by_role("button", name="Generate").click()
-    expect(page.get_by_label("Prompt", exact=True)).to_have_accessible_description("Prompt: at most 2000 characters, and this has 2001.")
+    expect(page.get_by_label("Prompt", exact=True)).to_have_accessible_description(
+        "Prompt: at most 2000 characters, and this has 2001."
+    )
     assert page.locator(".run").count() == 0
 
 

@@ -37,7 +37,9 @@ def test_a_prompt_becomes_pictures_that_sharpen_before_they_are_done(playground:
     sources = playground.page.evaluate("window.sources")
     assert set(sources) == {f"Seed {seed}" for seed in range(7, 11)}
     for addresses in sources.values():
-        *previews, final = [address for address, before in zip(addresses, [None, *addresses], strict=False) if address != before]
+        *previews, final = [
+            address for address, before in zip(addresses, [None, *addresses], strict=False) if address != before
+        ]
         assert len(set(previews)) >= 2
         assert all(preview.startswith("data:image/jpeg") for preview in previews)
         assert final.startswith("blob:")
@@ -76,7 +78,9 @@ def test_closing_the_page_frees_the_replicas(playground: Playground, service: Ru
     eventually(lambda: in_flight(service) == 0, seconds=5)
 
 
-def test_only_one_tile_is_painted_again_and_its_seed_gives_the_same_picture(playground: Playground, tmp_path: Path) -> None:
+def test_only_one_tile_is_painted_again_and_its_seed_gives_the_same_picture(
+    playground: Playground, tmp_path: Path
+) -> None:
     playground.generate(images=2)
     playground.wait_for(2, "done")
     before = download(playground, playground.tile(8), tmp_path).read_bytes()

@@ -108,7 +108,9 @@ def test_what_the_service_refuses_is_said_beside_the_field(playground: Playgroun
 
 
 def test_a_busy_service_tells_the_place_in_line(playground: Playground, service: Running) -> None:
-    with service.http.stream("POST", "/stream", json={"prompt": "a", **SMALL, "num_images": 8, "num_inference_steps": 998}) as others:
+    with service.http.stream(
+        "POST", "/stream", json={"prompt": "a", **SMALL, "num_images": 8, "num_inference_steps": 998}
+    ) as others:
         eventually(lambda: in_flight(service) == 8)
         playground.generate(images=2)
         playground.wait_for(2, "queued")
