@@ -123,7 +123,8 @@ class EngineBench:
     def _fresh(self, slot: Slot) -> Slot:
         """The next seed and a prompt of its own, as from another user: nothing comes from a cache."""
         self._seed += 1
-        return replace(slot, seed=self._seed, prompt=f"{slot.prompt}, {self._seed}")
+        recipe = slot.recipe.model_copy(update={"prompt": f"{slot.recipe.prompt}, {self._seed}"})
+        return replace(slot, seed=self._seed, recipe=recipe)
 
 
 @contextmanager

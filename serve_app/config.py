@@ -10,7 +10,8 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from serve_app.models import EMBEDDED
-from serve_app.schemas import PredictionType, SchedulerName, TimestepSpacing, longest_body
+from serve_app.recipe import SchedulerName
+from serve_app.schemas import PredictionType, TimestepSpacing, longest_body
 from serve_app.values import AbsolutePath, BaseUrl, Origins, Share, Text, VariableName
 
 Compile = Literal["none", "regional", "full"]

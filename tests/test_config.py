@@ -7,7 +7,8 @@ from pydantic import BaseModel, ValidationError
 
 from serve_app.config import AppArgs
 from serve_app.ingress.requests import request_model
-from serve_app.schemas import SEED_SPAN, longest_body
+from serve_app.recipe import SEED_SPAN
+from serve_app.schemas import longest_body
 
 MANY_WAIT = {"admission": {"max_waiting_images": 3000}}
 

@@ -26,7 +26,8 @@ from sd_prompt_reader.image_data_reader import ImageDataReader
 from serve_app.exif import user_comment
 from serve_app.imaging import Pixels, encode_picture, encode_preview, encode_sheet
 from serve_app.metadata import embedded_parameters, parameters_text
-from serve_app.schemas import ModelInfo, OutputFormat
+from serve_app.recipe import OutputFormat
+from serve_app.schemas import ModelInfo
 from tests.conftest import make_slot
 
 FORMATS: list[OutputFormat] = ["png", "jpeg", "webp"]

@@ -197,7 +197,7 @@ class Batch:
             "index": slot.index,
             "seed": slot.seed,
             "step": event.step,
-            "num_inference_steps": slot.num_inference_steps,
+            "num_inference_steps": slot.recipe.num_inference_steps,
         }
         if isinstance(event, Progress):
             return ProgressEvent(**where)

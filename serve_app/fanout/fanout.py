@@ -22,6 +22,7 @@ from serve_app.fanout.running import Running
 from serve_app.imaging import Pixels, contact_sheet, encode_sheet
 from serve_app.messages import ReplicaStatus, Slot
 from serve_app.metrics import IngressMetrics
+from serve_app.recipe import SchedulerName
 from serve_app.schemas import (
     BatchResult,
     Cancelled,
@@ -38,7 +39,6 @@ from serve_app.schemas import (
     PreviewEvent,
     Problem,
     ReplicaCount,
-    SchedulerName,
     ServiceStatus,
     StartEvent,
     Timings,
@@ -49,8 +49,6 @@ logger = logging.getLogger("ray.serve")
 _FEW_STEPS = 8
 _UNSPACED: tuple[SchedulerName, ...] = ("dpmpp_2m_karras",)
 """Their timesteps follow from the noise levels, whatever the spacing."""
-
-_ECHOED = set(Parameters.model_fields) - {"model", "scheduler"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,32 +160,32 @@ class FanOut:
         started = time.monotonic()
         replica = self._fleet.replica
         slots = slots_of(request, seeds_of(request), replica.scheduler)
-        scheduler = slots[0].scheduler
-        if scheduler not in replica.schedulers:
+        recipe, output = slots[0].recipe, slots[0].output
+        if recipe.scheduler not in replica.schedulers:
             advice = f"choose one of {', '.join(replica.schedulers)}"
-            raise InvalidRequest(f"scheduler: {scheduler} cannot sample the served model; {advice}", "scheduler")
+            raise InvalidRequest(f"scheduler: {recipe.scheduler} cannot sample the served model; {advice}", "scheduler")
         return _Plan(
             id=str(uuid.uuid4()),
             started=started,
             deadline=started + self._args.request_timeout_s,
             wants_grid=request.grid,
-            parameters=Parameters(model=replica.model, **request.model_dump(include=_ECHOED), scheduler=scheduler),
+            parameters=Parameters(**dict(recipe), **dict(output), model=replica.model),
             slots=slots,
             warnings=self._warnings(request, slots[0], replica),
         )
 
     def _warnings(self, request: GenerateRequest, slot: Slot, replica: ReplicaStatus) -> list[str]:
         warnings = []
-        if request.negative_prompt and request.guidance_scale <= 1:
+        if request.negative_prompt and not request.guided:
             warnings.append("negative_prompt has no effect: guidance_scale is 1 or less")
         if request.output_compression is not None and request.output_format == "png":
             warnings.append("output_compression has no effect: a PNG is lossless")
         if slot.preview_steps and not replica.has_previews:
             warnings.append("no previews: the model has no preview decoder")
-        leading = replica.model.timestep_spacing == "leading" and slot.scheduler not in _UNSPACED
-        if leading and slot.num_inference_steps <= _FEW_STEPS:
+        leading = replica.model.timestep_spacing == "leading" and slot.recipe.scheduler not in _UNSPACED
+        if leading and slot.recipe.num_inference_steps <= _FEW_STEPS:
             warnings.append(
-                f"num_inference_steps: {slot.num_inference_steps} are few for leading timesteps; a distilled model "
+                f"num_inference_steps: {slot.recipe.num_inference_steps} are few for leading timesteps; a distilled model "
                 "(Turbo, Lightning, Hyper) needs model.timestep_spacing: trailing, any other more steps"
             )
         prompts = {"prompt": request.prompt, "negative_prompt": request.negative_prompt}

@@ -21,7 +21,8 @@ from serve_app.background import background
 from serve_app.config import FilesConfig
 from serve_app.errors import InternalError, InvalidRequest, NotFound
 from serve_app.ingress.problems import Dialect
-from serve_app.schemas import Grid, OutputFormat, Picture
+from serve_app.recipe import OutputFormat
+from serve_app.schemas import Grid, Picture
 
 logger = logging.getLogger("ray.serve")
 

@@ -7,7 +7,8 @@ from pydantic import Field, ValidationError, create_model, model_validator
 
 from serve_app.config import AppArgs, ModelConfig
 from serve_app.errors import InvalidRequest
-from serve_app.schemas import Body, GenerateRequest, Seed
+from serve_app.recipe import Body, Seed
+from serve_app.schemas import GenerateRequest
 
 
 class ForeignRequest(Body):

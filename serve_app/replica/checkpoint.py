@@ -12,6 +12,7 @@ from transformers.utils import logging as transformers_logging
 
 from serve_app.config import ModelConfig
 from serve_app.errors import first_line
+from serve_app.recipe import SchedulerName
 from serve_app.replica.attention import prepare
 from serve_app.replica.device import fast_layout
 from serve_app.replica.hashing import checkpoint_hash
@@ -27,7 +28,7 @@ from serve_app.replica.sampling import (
 from serve_app.replica.sources import TOKENIZERS, Sources, find_sources, model_name, model_revision
 from serve_app.replica.supported import check_configs, check_files
 from serve_app.replica.weights import load_part, load_preview_vae, load_tokenizer
-from serve_app.schemas import ModelInfo, SchedulerName
+from serve_app.schemas import ModelInfo
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 

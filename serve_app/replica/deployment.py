@@ -14,7 +14,7 @@ from ray import serve
 from serve_app.config import AppArgs
 from serve_app.messages import CallId, OpenCalls, Painted, ReplicaStatus, Slot, SlotEvent
 from serve_app.metrics import ReplicaMetrics
-from serve_app.schemas import SchedulerName
+from serve_app.recipe import Output, Recipe, SchedulerName
 
 logger = logging.getLogger("ray.serve")
 
@@ -119,14 +119,15 @@ def _warm_up_slots(args: AppArgs, scheduler: SchedulerName) -> list[Slot]:
         Slot(
             index=0,
             seed=0,
-            prompt="warm-up",
-            negative_prompt="",
-            width=width,
-            height=height,
-            num_inference_steps=2,
-            guidance_scale=args.model.guidance_scale,
-            scheduler=scheduler,
-            output_format="png",
+            recipe=Recipe(
+                prompt="warm-up",
+                width=width,
+                height=height,
+                num_inference_steps=2,
+                guidance_scale=args.model.guidance_scale,
+                scheduler=scheduler,
+            ),
+            output=Output(),
             preview_steps=frozenset({1}),
         )
         for width, height in args.warm_up_sizes

@@ -80,7 +80,7 @@ class Active:
 
     @property
     def shape(self) -> tuple[int, int]:
-        return self.job.slot.height, self.job.slot.width
+        return self.job.slot.recipe.height, self.job.slot.recipe.width
 
 
 @dataclass(frozen=True)
@@ -222,9 +222,9 @@ class Engine:
 
     def _begin(self, job: Job) -> Active:
         slot, started = job.slot, time.perf_counter()
-        conditions = self._prompts.conditions(slot)
+        conditions = self._prompts.conditions(slot.recipe)
         encoded = time.perf_counter()
-        trajectory = Trajectory(slot, self._checkpoint, conditions)
+        trajectory = Trajectory(slot.recipe, slot.seed, self._checkpoint, conditions)
         preview_steps = slot.preview_steps if self._previews else frozenset[int]()
         pace = PreviewPace(preview_steps, self._preview.min_interval_s)
         return Active(job, trajectory, pace, encode_prompt_s=encoded - started, admitted=encoded)
@@ -305,13 +305,14 @@ class Engine:
         slot = active.job.slot
         try:
             pixels = pending.wait()
+            height, width, _ = pixels.shape
             info = self._checkpoint.info
             decoded = time.perf_counter()
             b64 = encode_picture(pixels, slot, info)
             encode_s = time.perf_counter() - decoded
             work = Work(active.encode_prompt_s, denoised - active.admitted, decoded - denoised, encode_s)
             painted = Painted(
-                slot.width, slot.height, f"image/{slot.output_format}", b64, work, pixels if slot.keep_pixels else None
+                width, height, f"image/{slot.output.output_format}", b64, work, pixels if slot.keep_pixels else None
             )
             self._observer.encoded(encode_s)
         except Exception as error:

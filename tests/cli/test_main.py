@@ -13,7 +13,8 @@ from typer.main import get_command
 from serve_app import __version__
 from serve_app.cli.__main__ import main
 from serve_app.cli.main import _option, app
-from serve_app.schemas import GenerateRequest, OutputFormat, SchedulerName
+from serve_app.recipe import OutputFormat, SchedulerName
+from serve_app.schemas import GenerateRequest
 from tests.cli.command import run
 
 ROOT = Path(__file__).parent.parent.parent

@@ -53,7 +53,7 @@ def fresh(tiny_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> I
 
 def trajectory(checkpoint: Checkpoint, slot: Slot) -> Trajectory:
     encoder = PromptEncoder(checkpoint.pipe, checkpoint.device, 4)
-    return Trajectory(slot, checkpoint, encoder.conditions(slot))
+    return Trajectory(slot.recipe, slot.seed, checkpoint, encoder.conditions(slot.recipe))
 
 
 def small_program(checkpoint: Checkpoint) -> Program[torch.Tensor]:

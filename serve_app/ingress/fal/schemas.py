@@ -5,7 +5,8 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from serve_app.ingress.requests import ForeignRequest
-from serve_app.schemas import Answer, Body, FieldError
+from serve_app.recipe import Body
+from serve_app.schemas import Answer, FieldError
 
 SizeName = Literal["square_hd", "square", "portrait_4_3", "portrait_16_9", "landscape_4_3", "landscape_16_9"]
 

@@ -8,7 +8,8 @@ from typing import Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from serve_app.ingress.requests import ForeignRequest
-from serve_app.schemas import Answer, ErrorDetail, FieldError, OutputFormat, ResponseFormat, SchedulerName
+from serve_app.recipe import OutputFormat, SchedulerName
+from serve_app.schemas import Answer, ErrorDetail, FieldError, ResponseFormat
 
 _NO_EFFECT = "Accepted, without effect."
 
