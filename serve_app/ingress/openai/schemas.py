@@ -8,7 +8,7 @@ from typing import Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from serve_app.ingress.requests import ForeignRequest
-from serve_app.recipe import OutputFormat, SchedulerName
+from serve_app.recipe import OutputFormat
 from serve_app.schemas import Answer, ErrorDetail, FieldError, ResponseFormat
 
 _NO_EFFECT = "Accepted, without effect."
@@ -17,7 +17,8 @@ _NO_EFFECT = "Accepted, without effect."
 class ImagesRequest(ForeignRequest):
     """The body of `POST /v1/images/generations`. A null is the default.
 
-    `serve_app.ingress.openai.requests` derives the class whose fields without a default here are those of `GenerateRequest`.
+    `serve_app.ingress.openai.requests` derives the class that has the recipe's settings as well, and whose fields without
+    a default here are those of `GenerateRequest`.
     """
 
     prompt: str
@@ -33,8 +34,6 @@ class ImagesRequest(ForeignRequest):
         description="How finished images come; `url` needs the service's option files.path. Null: `b64_json`, but `url` "
         "for a `dall-e-*` without stream, where there is that option.",
     )
-    output_format: OutputFormat
-    output_compression: int | None
     stream: bool = Field(default=False, description="Answer with server-sent events.")
     partial_images: int = Field(
         default=0, ge=0, le=3, description="Previews of each image, spread evenly over its steps; needs stream."
@@ -49,12 +48,8 @@ class ImagesRequest(ForeignRequest):
     moderation: Literal["auto", "low"] = Field(default="auto", description=_NO_EFFECT)
     user: str | None = Field(default=None, description=_NO_EFFECT)
     safety_identifier: str | None = Field(default=None, description=_NO_EFFECT)
-    seed: int | None
     seeds: list[int] | None
-    negative_prompt: str
     num_inference_steps: int
-    guidance_scale: float
-    scheduler: SchedulerName | None
 
     @field_validator("model")
     @classmethod
