@@ -77,6 +77,7 @@ class ModelConfig(Config):
     guidance_scale: float = Field(
         default=3.0, ge=0, le=30, description="Default guidance scale; at 1 or less no unconditional pass is made."
     )
+    guidance_rescale: float = Field(default=0.0, ge=0, le=1, description="Default guidance rescale.")
     width: Side = Field(default=256, description="Default width in pixels.")
     height: Side = Field(default=256, description="Default height in pixels.")
     min_size: Side = Field(default=64, description="Smallest width or height a request may ask for, in pixels.")

@@ -76,6 +76,7 @@ def parameters_text(slot: Slot, model: ModelInfo) -> str:
         "Steps": recipe.num_inference_steps,
         "Sampler": _SAMPLERS[recipe.scheduler],
         "CFG scale": f"{recipe.guidance_scale:.10g}",
+        **({"CFG rescale": f"{recipe.guidance_rescale:.10g}"} if recipe.guidance_rescale else {}),
         "Seed": slot.seed,
         "Size": f"{recipe.width}x{recipe.height}",
         "Model hash": model.hash,

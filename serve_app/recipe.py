@@ -66,6 +66,13 @@ class Recipe(Body):
         allow_inf_nan=False,
         description="Classifier-free guidance; 1 or less switches it off.",
     )
+    guidance_rescale: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        allow_inf_nan=False,
+        description="How far guidance is scaled back to the contrast without it: 0 not at all, 0.7 for v-prediction models.",
+    )
     scheduler: SchedulerName | None = Field(default=None, description="Null: the model's default.")
 
     @property

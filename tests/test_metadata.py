@@ -28,7 +28,7 @@ TRAINED_MEDIA = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithm
 FORMATS: list[OutputFormat] = ["png", "jpeg", "webp"]
 XMP = '<a xmlns:psdxl="urn:parallel-sdxl:1" psdxl:parameters="%s"/>'
 TEXT = (
-    'a <red> "apple" & 苹果 🍎\nNegative prompt: dull\nSteps: 4, Sampler: DPM++ 2M Karras, CFG scale: 5.5, Seed: 4294967295, Size: 48x64, '
+    'a <red> "apple" & 苹果 🍎\nNegative prompt: dull\nSteps: 4, Sampler: DPM++ 2M Karras, CFG scale: 5.5, CFG rescale: 0.7, Seed: 4294967295, Size: 48x64, '
     f"Model hash: 0123456789, Model: sdxl, Version: parallel-sdxl {__version__}"
 )
 
@@ -43,6 +43,7 @@ def slot() -> Slot:
         height=64,
         scheduler="dpmpp_2m_karras",
         guidance_scale=5.5,
+        guidance_rescale=0.7,
     )
 
 
@@ -90,6 +91,7 @@ def test_every_format_holds_the_request_for_this_one_picture(slot: Slot, output_
         "height": 64,
         "num_inference_steps": 4,
         "guidance_scale": 5.5,
+        "guidance_rescale": 0.7,
         "scheduler": "dpmpp_2m_karras",
         "output_format": output_format,
         "output_compression": None,

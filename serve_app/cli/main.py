@@ -119,6 +119,9 @@ def generate(
     ] = None,
     steps: Annotated[int | None, typer.Option(help="Denoising steps.")] = None,
     guidance: Annotated[float | None, typer.Option(help="Classifier-free guidance; 1 or less: none.")] = None,
+    guidance_rescale: Annotated[
+        float | None, typer.Option(help="How far guidance is scaled back, 0 to 1; 0.7 for v-prediction models.")
+    ] = None,
     scheduler: Annotated[
         str | None, typer.Option(help="euler, euler_a, dpmpp_2m, dpmpp_2m_karras, ddim or unipc.")
     ] = None,
@@ -153,6 +156,7 @@ def generate(
         "height": size.height if size else None,
         "num_inference_steps": steps,
         "guidance_scale": guidance,
+        "guidance_rescale": guidance_rescale,
         "scheduler": scheduler,
         "output_format": output_format,
         "output_compression": output_compression,

@@ -178,6 +178,8 @@ class FanOut:
         warnings = []
         if request.negative_prompt and not request.guided:
             warnings.append("negative_prompt has no effect: guidance_scale is 1 or less")
+        if "guidance_rescale" in request.model_fields_set and request.guidance_rescale and not request.guided:
+            warnings.append("guidance_rescale has no effect: guidance_scale is 1 or less")
         if request.output_compression is not None and request.output_format == "png":
             warnings.append("output_compression has no effect: a PNG is lossless")
         if slot.preview_steps and not replica.has_previews:

@@ -4,6 +4,7 @@ import inspect
 from collections.abc import Sequence
 
 import torch
+from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import rescale_noise_cfg
 
 from serve_app.recipe import Recipe
 from serve_app.replica.checkpoint import Checkpoint
@@ -28,7 +29,7 @@ class Trajectory:
         self, recipe: Recipe, seed: int, checkpoint: Checkpoint, conditions: Sequence[PromptEmbedding]
     ) -> None:
         device = checkpoint.device
-        self._guidance_scale = recipe.guidance_scale
+        self._guidance_scale, self._guidance_rescale = recipe.guidance_scale, recipe.guidance_rescale
         self._scheduler = make_scheduler(recipe.scheduler or checkpoint.scheduler, checkpoint.scheduler_config)
         set_steps(self._scheduler, recipe.num_inference_steps)
         self._timesteps: torch.Tensor = self._scheduler.timesteps
@@ -80,6 +81,8 @@ class Trajectory:
         if self.rows == 2:
             unconditional, conditional = prediction.chunk(2)
             prediction = unconditional + self._guidance_scale * (conditional - unconditional)
+            if self._guidance_rescale:
+                prediction = rescale_noise_cfg(prediction, conditional, self._guidance_rescale)
         output = self._scheduler.step(prediction, self._timesteps[self.step], self.latents, **self._step_noise)
         self.latents = output.prev_sample
         self.clean = predicted_clean(self._scheduler, output)

@@ -72,10 +72,12 @@ def test_what_is_asked_for_is_what_is_painted(sdk: OpenAI, fleet: FakeFleet) -> 
             "negative_prompt": "dull",
             "num_inference_steps": 12,
             "guidance_scale": 4.5,
+            "guidance_rescale": 0.7,
             "scheduler": "ddim",
         },
     )
     (slot, other) = fleet.slots
+    assert slot.recipe.guidance_rescale == 0.7
     assert (slot.seed, other.seed, slot.recipe.prompt, slot.recipe.negative_prompt) == (5, 9, "a cat", "dull")
     assert (slot.recipe.width, slot.recipe.height, slot.output.output_format, slot.output.output_compression) == (
         128,

@@ -75,6 +75,7 @@ def a_slot(index: int, scheduler: SchedulerName, canvas: tuple[float, tuple[int,
         height=size[1],
         num_inference_steps=steps,
         guidance_scale=guidance,
+        guidance_rescale=0.7 if index // 4 % 2 else 0.0,
         scheduler=scheduler,
     )
 
@@ -93,6 +94,7 @@ def stock_latents(pipe: StableDiffusionXLPipeline, slot: Slot) -> torch.Tensor:
             height=slot.recipe.height,
             num_inference_steps=slot.recipe.num_inference_steps,
             guidance_scale=slot.recipe.guidance_scale,
+            guidance_rescale=slot.recipe.guidance_rescale,
             generator=torch.Generator("cpu").manual_seed(slot.seed),
             output_type="latent",
         ).images
