@@ -35,7 +35,8 @@ _SEPARATORS = re.compile(r"[,:\x7f-\x9f\u2028\u2029]")
 _XMP = (
     '<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>'
     '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
-    '<rdf:Description rdf:about="" xmlns:Iptc4xmpExt="http://iptc.org/std/Iptc4xmpExt/2008-02-29/" xmlns:psdxl="urn:parallel-sdxl:1"'
+    '<rdf:Description rdf:about="" xmlns:Iptc4xmpExt="http://iptc.org/std/Iptc4xmpExt/2008-02-29/"'
+    ' xmlns:psdxl="urn:parallel-sdxl:1"'
     ' Iptc4xmpExt:DigitalSourceType="http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"'
     " psdxl:parameters={parameters}/></rdf:RDF></x:xmpmeta>"
     '<?xpacket end="w"?>'
@@ -70,8 +71,9 @@ def parameters_text(slot: Slot, model: ModelInfo) -> str:
     if slot.negative_prompt:
         lines.append(f"Negative prompt: {_shielded(slot.negative_prompt)}")
     lines.append(
-        f"Steps: {slot.num_inference_steps}, Sampler: {_SAMPLERS[slot.scheduler]}, CFG scale: {slot.guidance_scale:.10g}, Seed: {slot.seed}, "
-        f"Size: {slot.width}x{slot.height}, Model hash: {model.hash}, Model: {_quoted(model.name)}, Version: parallel-sdxl {__version__}"
+        f"Steps: {slot.num_inference_steps}, Sampler: {_SAMPLERS[slot.scheduler]}, "
+        f"CFG scale: {slot.guidance_scale:.10g}, Seed: {slot.seed}, Size: {slot.width}x{slot.height}, "
+        f"Model hash: {model.hash}, Model: {_quoted(model.name)}, Version: parallel-sdxl {__version__}"
     )
     return "\n".join(lines)
 
@@ -124,7 +126,7 @@ def embedded_parameters(image: Pillow.Image) -> Embedded | None:
 
 
 def parameters_chunk(image: Pillow.Image) -> str | None:
-    """Return the text that popular UIs put into an open picture: a PNG's `parameters` chunk, else the EXIF user comment."""
+    """Return the text that popular UIs put into a picture: a PNG's `parameters` chunk, else the EXIF user comment."""
     if text := image.info.get("parameters"):
         return str(text)
     return user_comment(image) or None
@@ -133,7 +135,8 @@ def parameters_chunk(image: Pillow.Image) -> str | None:
 def _shielded(prompt: str) -> str:
     """Return a prompt that no reader takes for another part of the text.
 
-    There is no way to quote a prompt. To CLIP's tokens a space before a colon makes no difference, nor a kind of line break.
+    There is no way to quote a prompt. To CLIP's tokens neither a space before a colon nor the kind of line break makes
+    a difference.
     """
     return _PARTS.sub(r"\1 :", _CONTROLS.sub("\ufffd", _LINE_BREAKS.sub("\n", prompt)))
 

@@ -86,7 +86,7 @@ class Body(BaseModel):
 class GenerateRequest(Body):
     """The body of `POST /generate` and `POST /stream`.
 
-    These are the outer bounds; `serve_app.ingress.requests` derives the class with the service's own limits and defaults.
+    These are the outer bounds; `serve_app.ingress.requests` derives a class with the service's limits and defaults.
     """
 
     prompt: str = Field(min_length=1, max_length=_LONGEST_TEXT, description="What to paint.")
@@ -157,7 +157,8 @@ class GenerateRequest(Body):
         if max(self.preview_steps, default=0) >= self.num_inference_steps:
             raise FieldError(
                 "preview_steps",
-                f"each must be below num_inference_steps ({self.num_inference_steps}): after the last step comes the image",
+                f"each must be below num_inference_steps ({self.num_inference_steps}): "
+                "after the last step comes the image",
             )
         return self
 
@@ -339,7 +340,7 @@ class GridEvent(Grid):
 
 
 class CompletedEvent(Answer):
-    """Last event of a stream with at least one image, or whose images were all cancelled; `warnings` are those that came after the start."""
+    """Last event of a stream with an image, or with all cancelled; `warnings` holds those since the start event."""
 
     type: Literal["completed"] = "completed"
     id: str

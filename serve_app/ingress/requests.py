@@ -41,7 +41,10 @@ def request_model(args: AppArgs) -> type[GenerateRequest]:
 
 
 def borrowed(request: type[GenerateRequest], name: str, **changes: Any) -> Any:
-    """Return a field of a service's requests with its bounds, for the request class of another API; `changes` as `Field` takes them."""
+    """Return a field of a service's requests with its bounds, for the request class of another API.
+
+    `changes` are as `Field` takes them.
+    """
     field = request.model_fields[name]
     return Annotated[
         (

@@ -16,7 +16,10 @@ from serve_app.replica.recordings import recorded
 
 @dataclass(frozen=True, slots=True)
 class PromptEmbedding:
-    """`context` (1, sequence length, as `attention.prompt_context` says) and `pooled` (1, projection width), in the text encoders' dtype."""
+    """A prompt as the UNet takes it, in the text encoders' dtype.
+
+    `context` is (1, sequence length, as `attention.prompt_context` says), `pooled` (1, projection width).
+    """
 
     context: torch.Tensor
     pooled: torch.Tensor
@@ -30,7 +33,7 @@ class TextEncoders:
 
     def __init__(self, pipe: StableDiffusionXLPipeline, device: torch.device) -> None:
         self._encoders = [encoder for encoder in (pipe.text_encoder, pipe.text_encoder_2) if encoder is not None]
-        # transformers makes a mask of its own while it is being recorded, and none else: with one at hand it always does the same.
+        # transformers makes a mask of its own only while it is being recorded; given one, it always does the same.
         length = pipe.tokenizer_2.model_max_length
         self._mask = (
             None if device.type == "cpu" else torch.ones(1, 1, length, length, dtype=torch.bool, device=device).tril()
@@ -60,7 +63,7 @@ class PromptEncoder:
         self._cache: OrderedDict[str | None, PromptEmbedding] = OrderedDict()
 
     def conditions(self, slot: Slot) -> Sequence[PromptEmbedding]:
-        """Return what a slot is painted by: with guidance the unconditional embedding and the prompt's, else the prompt's alone."""
+        """Return what a slot is painted by: the prompt's embedding, after the unconditional one with guidance."""
         prompt = self.encode(slot.prompt)
         return [self.encode_negative(slot.negative_prompt), prompt] if slot.guidance_scale > 1 else [prompt]
 
@@ -69,7 +72,7 @@ class PromptEncoder:
         return self._cached(prompt)
 
     def encode_negative(self, negative_prompt: str) -> PromptEmbedding:
-        """Return the unconditional embedding; an empty prompt means none, which is all zeros if the checkpoint says so."""
+        """Return the unconditional embedding; for an empty prompt it is all zeros if the checkpoint says so."""
         if not negative_prompt and self._pipe.config.force_zeros_for_empty_prompt:
             return self._cached(None)
         return self._cached(negative_prompt)

@@ -16,21 +16,21 @@ _NO_EFFECT = "Accepted, without effect."
 class ImagesRequest(ForeignRequest):
     """The body of `POST /v1/images/generations`. A null is the default.
 
-    `serve_app.ingress.openai.requests` derives the class whose fields without a default here are those of `GenerateRequest`.
+    `serve_app.ingress.openai.requests` derives the class: fields without a default here become `GenerateRequest`'s.
     """
 
     prompt: str
     model: str | None = Field(
         default=None,
-        description="The served model's name or path; `gpt-image-*`, `chatgpt-image-*` and `dall-e-*` stand for it too, "
-        "also after `openai/`. Empty: the same as none.",
+        description="The served model's name or path; `gpt-image-*`, `chatgpt-image-*` and `dall-e-*` stand for it "
+        "too, also after `openai/`. Empty: the same as none.",
     )
     n: int
     size: str
     response_format: ResponseFormat | None = Field(
         default=None,
-        description="How finished images come; `url` needs the service's option files.path. Null: `b64_json`, but `url` "
-        "for a `dall-e-*` without stream, where there is that option.",
+        description="How finished images come; `url` needs the service's option files.path. Null: `b64_json`, but "
+        "`url` for a `dall-e-*` without stream, where there is that option.",
     )
     output_format: OutputFormat
     output_compression: int | None
