@@ -54,7 +54,7 @@ class Conditions(Frozen):
         return "cpu" if self.cpu else "cuda"
 
     def document(self) -> dict[str, Any]:
-        """Return the Serve config, changed only in what the machine and `overrides` (`a.b=value`, the values as YAML) say."""
+        """Return the Serve config, changed only by the machine and `overrides` (`a.b=value`, the values as YAML)."""
         document: dict[str, Any] = yaml.safe_load(self.config.read_text())
         args = document["applications"][0]["args"]
         machine = {"num_replicas": len(self.devices), "model.path": str(self.checkpoint), "model.preview_path": None}

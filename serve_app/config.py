@@ -30,13 +30,15 @@ class ModelConfig(Config):
 
     path: Text = Field(
         default=EMBEDDED,
-        description="A local diffusers folder, a single .safetensors file, a hub id, or `embedded`: the model that comes with the package.",
+        description="A local diffusers folder, a single .safetensors file, a hub id, or `embedded`: the model that "
+        "comes with the package.",
     )
     revision: Text | None = Field(default=None, description="Branch, tag or commit of a hub id.")
     variant: Text | None = Field(default=None, description="Variant of the weight files, such as `fp16`.")
     config_path: Text | None = Field(
         default=None,
-        description="For a single file: the diffusers folder or hub id with its configs and tokenizers. Null: what diffusers takes the file for.",
+        description="For a single file: the diffusers folder or hub id with its configs and tokenizers. Null: what "
+        "diffusers takes the file for.",
     )
     dtype: Literal["float32", "bfloat16", "float16"] = Field(
         default="float32", description="Precision of the weights; latents are always float32 between steps."
@@ -46,15 +48,15 @@ class ModelConfig(Config):
     )
     preview_path: Text | None = Field(
         default=None,
-        description="The AutoencoderTiny that decodes previews: a subfolder of the checkpoint, a local folder, a .safetensors file such as "
-        "`taesdxl_decoder.safetensors`, or a hub id. "
+        description="The AutoencoderTiny that decodes previews: a subfolder of the checkpoint, a local folder, "
+        "a .safetensors file such as `taesdxl_decoder.safetensors`, or a hub id. "
         "Null: the subfolder `preview_vae` if there is one, else no previews.",
     )
     vae_path: Text | None = Field(
         default=None,
-        description="The AutoencoderKL that decodes pictures: a subfolder of the checkpoint, a local folder, a .safetensors file (its config is the "
-        "checkpoint's own, unless a config.json lies beside it), or a hub id. Null: the checkpoint's own, "
-        "in bfloat16 where `dtype` is float16 and it overflows there, as SDXL's does.",
+        description="The AutoencoderKL that decodes pictures: a subfolder of the checkpoint, a local folder, "
+        "a .safetensors file (its config is the checkpoint's own, unless a config.json lies beside it), or a hub id. "
+        "Null: the checkpoint's own, in bfloat16 where `dtype` is float16 and it overflows there, as SDXL's does.",
     )
     scheduler: SchedulerName | None = Field(
         default=None, description="Default scheduler; the checkpoint's own where null."
@@ -90,7 +92,8 @@ class ModelConfig(Config):
         for name, size in (("width", self.width), ("height", self.height)):
             if not self.min_size <= size <= self.max_size:
                 raise ValueError(
-                    f"model.{name} ({size}) must lie between model.min_size ({self.min_size}) and model.max_size ({self.max_size})"
+                    f"model.{name} ({size}) must lie between model.min_size ({self.min_size}) "
+                    f"and model.max_size ({self.max_size})"
                 )
         return self
 
@@ -104,13 +107,14 @@ class EngineConfig(Config):
     images_per_call: int = Field(
         default=1,
         ge=1,
-        description="Most images that share a UNet call. 1: what else is painted never changes a bit of an image, since kernels round "
-        "differently at another number of rows. More is faster where one image does not fill the GPU.",
+        description="Most images that share a UNet call. 1: what else is painted never changes a bit of an "
+        "image, since kernels round differently at another number of rows. More is faster where one image does not "
+        "fill the GPU.",
     )
     compile: Compile = Field(
         default="none",
-        description="`full`: the UNet and the VAEs compiled for the sizes warmed up, two minutes each at a first start; others run as with "
-        "`none`. `regional`: the UNet's transformer blocks alone, seconds, any size.",
+        description="`full`: the UNet and the VAEs compiled for the sizes warmed up, two minutes each at a first "
+        "start; others run as with `none`. `regional`: the UNet's transformer blocks alone, seconds, any size.",
     )
     warm_up_sizes: tuple[Size, ...] = Field(
         default=(),
@@ -118,12 +122,13 @@ class EngineConfig(Config):
     )
     compile_cache: Text | None = Field(
         default=None,
-        description="Folder of compiled programs, which other replicas and later starts load; `~` is the home folder. As trusted as code: nobody "
-        "else should be able to write to it. Null: torch's own, in the temporary folder.",
+        description="Folder of compiled programs, which other replicas and later starts load; `~` is the home folder. "
+        "As trusted as code: nobody else should be able to write to it. Null: torch's own, in the temporary folder.",
     )
     quantization: Quantization = Field(
         default="none",
-        description="`fp8`: the UNet's large linear layers in 8-bit floats, on GPUs that have them (Hopper, Ada and later).",
+        description="`fp8`: the UNet's large linear layers in 8-bit floats, "
+        "on GPUs that have them (Hopper, Ada and later).",
     )
     prompt_cache_size: int = Field(
         default=16, ge=1, description="How many encoded prompts a replica keeps; SDXL's take 26 MB each."
@@ -184,7 +189,8 @@ class FilesConfig(Config):
     )
     base_url: BaseUrl | None = Field(
         default=None,
-        description="What URLs begin with, such as https://images.example.com. Null: the address that the request was sent to.",
+        description="What URLs begin with, such as https://images.example.com. "
+        "Null: the address that the request was sent to.",
     )
 
 
@@ -263,7 +269,8 @@ class AppArgs(Config):
                 )
         if self.admission.max_waiting_images < self.limits.max_images:
             raise ValueError(
-                "admission.max_waiting_images must be at least limits.max_images, or a full request could never be admitted"
+                "admission.max_waiting_images must be at least limits.max_images, "
+                "or a full request could never be admitted"
             )
         given, needed = self.limits.max_body_bytes, longest_body(self.limits.max_images, self.limits.max_steps)
         if given < needed:

@@ -84,7 +84,10 @@ class Work:
 
 @dataclass(frozen=True, slots=True)
 class Painted:
-    """A finished image: the file as base64 text, and a reference to its pixels (uint8 RGB, height x width x 3) if asked for."""
+    """A finished image: the file as base64 text, and a reference to its pixels if asked for.
+
+    Pixels are uint8 RGB, height x width x 3.
+    """
 
     width: int
     height: int

@@ -36,7 +36,8 @@ _SEPARATORS = re.compile(r"[,:\x7f-\x9f\u2028\u2029]")
 _XMP = (
     '<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>'
     '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
-    '<rdf:Description rdf:about="" xmlns:Iptc4xmpExt="http://iptc.org/std/Iptc4xmpExt/2008-02-29/" xmlns:psdxl="urn:parallel-sdxl:1"'
+    '<rdf:Description rdf:about="" xmlns:Iptc4xmpExt="http://iptc.org/std/Iptc4xmpExt/2008-02-29/"'
+    ' xmlns:psdxl="urn:parallel-sdxl:1"'
     ' Iptc4xmpExt:DigitalSourceType="http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"'
     " psdxl:parameters={parameters}/></rdf:RDF></x:xmpmeta>"
     '<?xpacket end="w"?>'
@@ -128,7 +129,7 @@ def embedded_parameters(image: Pillow.Image) -> Embedded | None:
 
 
 def parameters_chunk(image: Pillow.Image) -> str | None:
-    """Return the text that popular UIs put into an open picture: a PNG's `parameters` chunk, else the EXIF user comment."""
+    """Return the text that popular UIs put into a picture: a PNG's `parameters` chunk, else the EXIF user comment."""
     if text := image.info.get("parameters"):
         return str(text)
     return user_comment(image) or None
@@ -137,7 +138,8 @@ def parameters_chunk(image: Pillow.Image) -> str | None:
 def _shielded(prompt: str) -> str:
     """Return a prompt that no reader takes for another part of the text.
 
-    There is no way to quote a prompt. To CLIP's tokens a space before a colon makes no difference, nor a kind of line break.
+    There is no way to quote a prompt. To CLIP's tokens neither a space before a colon nor the kind of line break makes
+    a difference.
     """
     return _PARTS.sub(r"\1 :", _CONTROLS.sub("\ufffd", _LINE_BREAKS.sub("\n", prompt)))
 

@@ -71,7 +71,7 @@ class Recipe(Body):
         ge=0,
         le=1,
         allow_inf_nan=False,
-        description="How far guidance is scaled back to the contrast without it: 0 not at all, 0.7 for v-prediction models.",
+        description="How far guidance is scaled back to the contrast without it; 0.7 suits v-prediction models.",
     )
     scheduler: SchedulerName | None = Field(default=None, description="Null: the model's default.")
 

@@ -50,7 +50,7 @@ class FieldError(ValueError):
 class GenerateRequest(Output, Recipe):
     """The body of `POST /generate` and `POST /stream`.
 
-    These are the outer bounds; `serve_app.ingress.requests` derives the class with the service's own limits and defaults.
+    These are the outer bounds; `serve_app.ingress.requests` derives a class with the service's limits and defaults.
     """
 
     num_images: int = Field(default=4, ge=1, description="How many images, each with a seed of its own.")
@@ -99,7 +99,8 @@ class GenerateRequest(Output, Recipe):
         if max(self.preview_steps, default=0) >= self.num_inference_steps:
             raise FieldError(
                 "preview_steps",
-                f"each must be below num_inference_steps ({self.num_inference_steps}): after the last step comes the image",
+                f"each must be below num_inference_steps ({self.num_inference_steps}): "
+                "after the last step comes the image",
             )
         return self
 
@@ -286,7 +287,7 @@ class GridEvent(Grid):
 
 
 class CompletedEvent(Answer):
-    """Last event of a stream with at least one image, or whose images were all cancelled; `warnings` are those that came after the start."""
+    """Last event of a stream with an image, or with all cancelled; `warnings` holds those since the start event."""
 
     type: Literal["completed"] = "completed"
     id: str

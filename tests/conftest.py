@@ -129,7 +129,10 @@ MakeEngine = Callable[..., RunningEngine]
 
 @pytest.fixture
 def make_engine(checkpoint: Checkpoint) -> Iterator[MakeEngine]:
-    """Start engines that stop with the test: make_engine(max_batch_size=..., preview=PreviewConfig(...), checkpoint=...)."""
+    """Start engines that stop with the test.
+
+    make_engine(max_batch_size=..., preview=PreviewConfig(...), checkpoint=...).
+    """
     started: list[Engine] = []
 
     def make(

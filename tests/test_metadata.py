@@ -28,7 +28,8 @@ TRAINED_MEDIA = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithm
 FORMATS: list[OutputFormat] = ["png", "jpeg", "webp"]
 XMP = '<a xmlns:psdxl="urn:parallel-sdxl:1" psdxl:parameters="%s"/>'
 TEXT = (
-    'a <red> "apple" & 苹果 🍎\nNegative prompt: dull\nSteps: 4, Sampler: DPM++ 2M Karras, CFG scale: 5.5, CFG rescale: 0.7, Seed: 4294967295, Size: 48x64, '
+    'a <red> "apple" & 苹果 🍎\nNegative prompt: dull\n'
+    "Steps: 4, Sampler: DPM++ 2M Karras, CFG scale: 5.5, CFG rescale: 0.7, Seed: 4294967295, Size: 48x64, "
     f"Model hash: 0123456789, Model: sdxl, Version: parallel-sdxl {__version__}"
 )
 

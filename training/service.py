@@ -62,7 +62,7 @@ class Service:
 
 @contextmanager
 def open_service(folder: Path, batch: int, device: torch.device) -> Iterator[Service]:
-    """Load a diffusers folder as a replica does, and stop its engine at the end; `batch` pictures are painted at once."""
+    """Load a diffusers folder as a replica does, and stop its engine at the end; it paints `batch` pictures at once."""
     checkpoint = load_checkpoint(ModelConfig(path=str(folder)), device)
     engine = Engine(checkpoint, EngineConfig(max_batch_size=batch), PreviewConfig(), Silent())
     engine.start()

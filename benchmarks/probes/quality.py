@@ -1,4 +1,4 @@
-"""How far pictures in 8-bit floats are from bfloat16, with the embedded model's trained weights; runs on the CPU too."""
+"""How far 8-bit floats take pictures from bfloat16, with the embedded model's weights; runs on the CPU too."""
 
 from collections.abc import Iterator
 from statistics import mean
@@ -76,7 +76,10 @@ def _paint(checkpoint: Checkpoint) -> Painted:
 def _distance(ours: Painted, theirs: Painted) -> str:
     cosines = [cosine(a, b) for (a, _), (b, _) in zip(ours, theirs, strict=True)]
     ratios = [_psnr(a, b) for (_, a), (_, b) in zip(ours, theirs, strict=True)]
-    return f"latent cosine {mean(cosines):.5f} (least {min(cosines):.5f}), image PSNR {mean(ratios):.1f} dB (least {min(ratios):.1f})"
+    return (
+        f"latent cosine {mean(cosines):.5f} (least {min(cosines):.5f}), "
+        f"image PSNR {mean(ratios):.1f} dB (least {min(ratios):.1f})"
+    )
 
 
 def _psnr(one: np.ndarray, other: np.ndarray) -> float:

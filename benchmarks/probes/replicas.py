@@ -1,4 +1,4 @@
-"""Whether a picture depends on the replica that took it, on the crowd, or on a replica that died: over HTTP, on all GPUs."""
+"""Whether a picture depends on its replica, on the crowd, or on a replica's death: over HTTP, on all GPUs."""
 
 import os
 import signal

@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from serve_app.cli.service import Service
 
 _EXIT_CODES = (
-    "Exit codes: 0 all is well; 1 images are missing, or the picture is not the same; 2 the command, a setting or a file cannot be used; "
-    "3 the service is not there, busy, or wants a key; 4 the command itself failed (PARALLEL_SDXL_TRACEBACK=1 shows "
-    "where); 130 interrupted; 141 nobody reads the output."
+    "Exit codes: 0 all is well; 1 images are missing, or the picture is not the same; 2 the command, a setting or a "
+    "file cannot be used; 3 the service is not there, busy, or wants a key; 4 the command itself failed "
+    "(PARALLEL_SDXL_TRACEBACK=1 shows where); 130 interrupted; 141 nobody reads the output."
 )
 
 app = typer.Typer(
@@ -142,8 +142,9 @@ def generate(
 ) -> None:
     """Paint images of a prompt and write them to files.
 
-    What is not given is the service's choice; `info` tells it of a picture. Files are named by seed (seed-7.png) and grid.png; a name that another
-    picture has gets a number (seed-7-2.png): nothing is overwritten. Ctrl-C cancels what is unfinished on the service too; finished images stay.
+    What is not given is the service's choice; `info` tells it of a picture. Files are named by seed (seed-7.png) and
+    grid.png; a name that another picture has gets a number (seed-7-2.png): nothing is overwritten. Ctrl-C cancels what
+    is unfinished on the service too; finished images stay.
     """
     several = num_images != 1 and (seeds is None or len(seeds.seeds) > 1)
     given = {

@@ -119,21 +119,27 @@ class FanOut:
 
     @asynccontextmanager
     async def stream(self, request: GenerateRequest) -> AsyncIterator[AsyncGenerator[Event]]:
-        """Open a request and give its events. Whatever refuses it raises ServiceError on the way in; leaving cancels the rest."""
+        """Open a request and give its events; leaving cancels the rest.
+
+        Whatever refuses it raises ServiceError on the way in.
+        """
         plan = self._plan(request)
         with self._admitted(plan) as batch:
             async with aclosing(self._events(plan, batch)) as events:
                 yield events
 
     async def cancel(self, id: str, index: int | None = None) -> Cancelled:
-        """Cancel one image of a request, or with None all that have not ended, whichever ingress replica holds it. Raises NotFound, NotReady."""
+        """Cancel one image of a request, or with None all that have not ended.
+
+        Any ingress replica may hold the request. Raises NotFound, NotReady.
+        """
         cancelled = self.cancel_here(id, index) or await self._peers.cancel(id, index)
         if not cancelled:
             raise NotFound("there is nothing to cancel by this name: it is unknown or has finished")
         return Cancelled(id=id, cancelled=cancelled)
 
     def cancel_here(self, id: str, index: int | None) -> list[int]:
-        """Cancel as `cancel` does if this ingress replica holds the request; return what is cancelled, empty where there is nothing."""
+        """Cancel as `cancel` does, if this ingress replica holds the request; return what is cancelled, if anything."""
         return self._requests.cancel(id, index)
 
     async def _events(self, plan: _Plan, batch: Batch) -> AsyncGenerator[Event]:
@@ -214,7 +220,10 @@ class FanOut:
 
     @asynccontextmanager
     async def _painting(self, plan: _Plan, batch: Batch, paint: Paint) -> AsyncIterator[Awaitable[list[str]]]:
-        """Paint for as long as the context is open, and find out meanwhile what the model does not read of the prompts: warnings to await."""
+        """Paint for as long as the context is open; give warnings of what the model does not read, to await.
+
+        They are found out while it paints.
+        """
         async with background(self._unread(plan.parameters)) as unread, batch.painting(paint):
             yield unread
 
@@ -228,7 +237,10 @@ class FanOut:
         return [f"{name} is longer than the model can read; it does not see: {end}" for name, end in unseen if end]
 
     async def _followed(self, plan: _Plan, batch: Batch) -> AsyncGenerator[Event]:
-        """Yield what happens to the images. Raises ServiceError once all have ended without a single picture, unless all were cancelled."""
+        """Yield what happens to the images.
+
+        Raises ServiceError once all have ended without a single picture, unless all were cancelled.
+        """
         async for event in batch.events(plan.deadline):
             yield event
         failures = [
@@ -240,7 +252,8 @@ class FanOut:
             return
         if any(failure.error.type == DeadlineExceeded.type for failure in failures):
             raise DeadlineExceeded(
-                f"no image was finished within {self._args.request_timeout_s:g} s; ask for fewer or smaller images, or fewer steps"
+                f"no image was finished within {self._args.request_timeout_s:g} s; "
+                "ask for fewer or smaller images, or fewer steps"
             )
         raise GenerationFailed(f"all images failed: {failures[0].error.message}")
 

@@ -17,7 +17,7 @@ def seeds_of(request: GenerateRequest) -> list[int]:
 
 
 def preview_steps_of(request: GenerateRequest) -> frozenset[int]:
-    """Return the steps after which previews are wanted: those listed, or the first and every so many; never the last."""
+    """Return the steps to preview after: those listed, or the first and every so many; never the last."""
     if request.preview_steps is not None:
         return frozenset(request.preview_steps)
     if not request.preview_every:

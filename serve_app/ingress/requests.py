@@ -11,7 +11,7 @@ from serve_app.recipe import Body, Recipe
 from serve_app.schemas import GenerateRequest
 
 _SERVED_DEFAULTS = Recipe.model_fields.keys() & ModelConfig.model_fields.keys() - {"scheduler"}
-"""Settings whose default is the served model's; the scheduler's may be the checkpoint's own, which is not known here."""
+"""Settings whose default is the served model's. The scheduler's may be the checkpoint's own, not known here."""
 
 
 class ForeignRequest(Body):
@@ -43,7 +43,10 @@ def request_model(args: AppArgs) -> type[GenerateRequest]:
 
 
 def borrowed(request: type[GenerateRequest], name: str, **changes: Any) -> Any:
-    """Return a field of a service's requests with its bounds, for the request class of another API; `changes` as `Field` takes them."""
+    """Return a field of a service's requests with its bounds, for the request class of another API.
+
+    `changes` are as `Field` takes them.
+    """
     field = request.model_fields[name]
     return Annotated[
         (

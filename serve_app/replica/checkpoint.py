@@ -135,8 +135,8 @@ def _load_pipeline(sources: Sources, dtype: torch.dtype) -> StableDiffusionXLPip
 def _place(pipe: StableDiffusionXLPipeline, device: torch.device) -> None:
     """Move a pipeline to its device, and into the layout that is fast there.
 
-    On the CPU its weights are still mapped from their file, at whatever alignment they have there, and kernels round
-    by alignment: copied, they give the same bits from any file.
+    On the CPU its weights are still mapped from their file. CPU kernels round differently by memory alignment, and mmap
+    gives arbitrary alignment: copied, the weights give the same bits from any file.
     """
     pipe.to(device)
     layout = fast_layout(device)

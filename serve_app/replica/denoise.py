@@ -19,16 +19,19 @@ class Denoiser:
         self._program = program
 
     def predict(self, trajectories: Sequence[Trajectory]) -> Sequence[torch.Tensor]:
-        """Return the UNet's prediction for the next step of every trajectory, (its rows, channels, h, w) each, until the next call.
+        """Return the UNet's prediction for the next step of every trajectory, (its rows, channels, h, w) each.
 
-        All trajectories must have one latent shape.
+        It is valid until the next call. All trajectories must have one latent shape.
         """
         rows = [t.rows for t in trajectories]
         prediction = self._program(*self._inputs(trajectories))
         return torch.split(prediction, rows)
 
     def warm_up(self, trajectories: Sequence[Trajectory]) -> None:
-        """Get ready for batches like this one: compile, record, load kernels, as `engine.compile` and the device ask for."""
+        """Get ready for batches like this one.
+
+        Compile, record and load kernels, as `engine.compile` and the device ask for.
+        """
         self._program.warm_up(*self._inputs(trajectories))
 
     def _inputs(self, trajectories: Sequence[Trajectory]) -> tuple[torch.Tensor, ...]:

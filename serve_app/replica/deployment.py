@@ -86,7 +86,10 @@ class Replica:
         return self._reader.cut_off(prompt)
 
     async def poll(self, open_calls: OpenCalls) -> ReplicaStatus:
-        """Say how busy this replica is, and stop what the caller waits for no more: its cancellation was lost, or is on the way."""
+        """Say how busy this replica is, and stop what the caller waits for no more.
+
+        Its cancellation was lost, or is on the way.
+        """
         for task, id in self._calls.items():
             if open_calls.has_given_up(id):
                 task.cancel()

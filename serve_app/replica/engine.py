@@ -123,7 +123,10 @@ class Engine:
         self._broken: Exception | None = None
 
     def start(self, warm_up: Sequence[Slot] = ()) -> Future[None]:
-        """Start the loop. It is ready when the future is: for UNet calls of 1 to `images_per_call` slots like each of `warm_up`."""
+        """Start the loop; the future is done when the engine is ready.
+
+        It is then ready for UNet calls of 1 to `images_per_call` slots like each of `warm_up`.
+        """
         ready: Future[None] = Future()
         self._thread = threading.Thread(target=self._run, args=(warm_up, ready), name="engine", daemon=True)
         self._thread.start()
@@ -148,7 +151,7 @@ class Engine:
             files.shutdown(cancel_futures=True)
 
     def check(self) -> None:
-        """Raise RuntimeError where nothing can be painted any more: the loop has died, or the device has failed for good."""
+        """Raise RuntimeError where nothing can be painted: the loop has died, or the device has failed for good."""
         if not (self._thread and self._thread.is_alive()):
             raise RuntimeError("the engine's thread has ended")
         if self._broken is not None:

@@ -57,7 +57,10 @@ def large_linears(unet: nn.Module, fewest_features: int) -> Sequence[tuple[str, 
 
 
 class Fp8Linear(nn.Module):
-    """A linear layer whose weight and input are 8-bit floats, each with one scale; sums, bias and output stay as they were."""
+    """A linear layer whose weight and input are 8-bit floats, each with one scale.
+
+    Sums, bias and output stay as they were.
+    """
 
     def __init__(self, linear: nn.Linear, peak: torch.Tensor) -> None:
         super().__init__()

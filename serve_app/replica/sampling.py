@@ -27,7 +27,7 @@ def config_changes(path: Path, model: ModelConfig) -> dict[str, Any]:
 
 
 def departures(path: Path, own: Mapping[str, Any], model: ModelConfig) -> dict[str, Any]:
-    """Return the settings that differ from what a checkpoint says itself, in its scheduler config `own` or its markers."""
+    """Return the settings that differ from the checkpoint's own, in its scheduler config `own` or its markers."""
     says = {**own, **_markers(path)}
     return {name: value for name, value in _settings(model).items() if says.get(name) != value}
 

@@ -90,7 +90,10 @@ def test_help_waits_for_nothing() -> None:
 
 def test_no_command_needs_ray_or_torch() -> None:
     heavy = {"ray", "torch", "diffusers", "fastapi"}
-    script = f"import sys, serve_app.cli.generate, serve_app.cli.reproduce, serve_app.cli.info; print(*(set(sys.modules) & {heavy}))"
+    script = (
+        "import sys, serve_app.cli.generate, serve_app.cli.reproduce, serve_app.cli.info; "
+        f"print(*(set(sys.modules) & {heavy}))"
+    )
     assert (
         subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.split() == []
     )

@@ -140,7 +140,10 @@ def caller(cluster: Cluster) -> Iterator[DeploymentHandle]:
 
 @pytest.fixture(scope="module")
 def forgetful(cluster: Cluster) -> Iterator[DeploymentHandle]:
-    """A caller that has forgotten the replicas' queue lengths by the next call, as any has after ten seconds: it must ask for them."""
+    """A caller that forgets the replicas' queue lengths before its next call, and must ask for them.
+
+    Any caller does so after ten seconds.
+    """
     with calling("forgetful", {"RAY_SERVE_QUEUE_LENGTH_CACHE_TIMEOUT_S": "0.001"}) as handle:
         yield handle
 

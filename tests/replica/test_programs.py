@@ -259,7 +259,10 @@ def test_a_folder_without_locks_keeps_programs_all_the_same(
 
 @torch.inference_mode()
 def test_a_program_is_kept_for_what_it_depends_on(fresh: Checkpoint, tiny_path: Path, tmp_path: Path) -> None:
-    """Other weights of the same architecture use it again; another precision or, on the CPU, number of threads does not."""
+    """Other weights of the same architecture use it again.
+
+    Another precision does not, nor, on the CPU, another number of threads.
+    """
     latents = torch.linspace(-2, 2, 256).view(1, 4, 8, 8)
     other = load_checkpoint(ModelConfig(path=str(tiny_path)), torch.device("cpu"))
     assert other.preview_vae is not None

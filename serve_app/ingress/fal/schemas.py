@@ -35,7 +35,7 @@ def _name_or_size(size: Any) -> str:
 class FastSdxlInput(ForeignRequest):
     """The body of `POST /fal-ai/fast-sdxl`. The served model's defaults take the place of fal's; a null is the default.
 
-    `serve_app.ingress.fal.requests` derives the class whose fields without a default here are those of `GenerateRequest`.
+    `serve_app.ingress.fal.requests` derives the class: fields without a default here become `GenerateRequest`'s.
     """
 
     prompt: str

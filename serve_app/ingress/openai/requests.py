@@ -65,6 +65,6 @@ def _size(text: str, model: ModelConfig) -> tuple[int, int]:
 
 
 def _spread(partial_images: int, steps: int) -> list[int]:
-    """Return the steps after which partial images are due, evenly spread; fewer where there are too few steps before the last."""
+    """Return the steps after which partial images are due, evenly spread; fewer where steps are too few."""
     due = {round(steps * k / (partial_images + 1)) for k in range(1, partial_images + 1)}
     return sorted(step for step in due if 0 < step < steps)

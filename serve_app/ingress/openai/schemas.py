@@ -17,22 +17,22 @@ _NO_EFFECT = "Accepted, without effect."
 class ImagesRequest(ForeignRequest):
     """The body of `POST /v1/images/generations`. A null is the default.
 
-    `serve_app.ingress.openai.requests` derives the class that has the recipe's settings as well, and whose fields without
-    a default here are those of `GenerateRequest`.
+    `serve_app.ingress.openai.requests` derives the class: it has the recipe's settings too, and fields without a
+    default here become `GenerateRequest`'s.
     """
 
     prompt: str
     model: str | None = Field(
         default=None,
-        description="The served model's name or path; `gpt-image-*`, `chatgpt-image-*` and `dall-e-*` stand for it too, "
-        "also after `openai/`. Empty: the same as none.",
+        description="The served model's name or path; `gpt-image-*`, `chatgpt-image-*` and `dall-e-*` stand for it "
+        "too, also after `openai/`. Empty: the same as none.",
     )
     n: int
     size: str
     response_format: ResponseFormat | None = Field(
         default=None,
-        description="How finished images come; `url` needs the service's option files.path. Null: `b64_json`, but `url` "
-        "for a `dall-e-*` without stream, where there is that option.",
+        description="How finished images come; `url` needs the service's option files.path. Null: `b64_json`, but "
+        "`url` for a `dall-e-*` without stream, where there is that option.",
     )
     stream: bool = Field(default=False, description="Answer with server-sent events.")
     partial_images: int = Field(
