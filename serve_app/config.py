@@ -232,11 +232,14 @@ class AppArgs(Config):
         default=0, ge=0, le=1, description="GPUs of a replica: 1; 0 to run on the CPU; 0.5: two share one."
     )
     num_cpus: Share = Field(
-        default=1, ge=0, description="CPU cores of a replica; on the CPU also its number of torch threads."
+        default=1,
+        ge=0,
+        allow_inf_nan=False,
+        description="CPU cores of a replica; on the CPU also its number of torch threads.",
     )
     ingress_replicas: int = Field(default=1, ge=1, description="HTTP ingress replicas.")
     request_timeout_s: float = Field(
-        default=300.0, gt=0, description="Deadline of a request: what is finished by then is returned."
+        default=300.0, ge=1, description="Deadline of a request: what is finished by then is returned."
     )
     model: ModelConfig = ModelConfig()
     engine: EngineConfig = EngineConfig()

@@ -151,4 +151,4 @@ def _quoted(value: str) -> str:
     """
     if value.isprintable() and value == value.strip() and not set(value) & set(',:"'):
         return value
-    return json.dumps(value, ensure_ascii=False).replace(",", r"\u002c").replace(":", r"\u003a")
+    return _SEPARATORS.sub(lambda found: f"\\u{ord(found[0]):04x}", json.dumps(value, ensure_ascii=False))

@@ -220,6 +220,7 @@ def test_sd_parsers_takes_each_part_for_what_it_is(files: Files, name: str, outp
 def test_no_models_name_is_taken_for_anything_else(tmp_path: Path, name: str, output_format: OutputFormat) -> None:
     file = Written(tmp_path / f"picture.{output_format}", output_format, "a cat", name=name)
     last = file.text.split("\n")[-1]
+    assert last == file.text.splitlines()[-1], "nothing in it is taken for the end of a line"
     quoted = re.findall(r'\bModel: ("(?:\\.|[^"\\])*"|[^,]*)(?:, |$)', last)
     assert [unquoted(each) for each in quoted] == [name]
     assert re.findall(r"\bSeed: (\d+)", file.text) == [str(SEED)]

@@ -72,6 +72,13 @@ def _http_url(url: str) -> str:
     return url
 
 
+def _text(words: str | None) -> str | None:
+    """Refuse what is no text: Python passes bytes of another encoding on as lone surrogates."""
+    if words and not words.isascii() and any("\ud800" <= c <= "\udfff" for c in words):
+        raise typer.BadParameter("it is not UTF-8; set the terminal's encoding to it")
+    return words
+
+
 # The key has no option: it would stay in the shell's history.
 Url = Annotated[
     str,
@@ -103,7 +110,7 @@ def _main(
 
 @app.command(epilog=_EXIT_CODES)
 def generate(
-    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="What to paint.")],
+    prompt: Annotated[str, typer.Argument(metavar="PROMPT", callback=_text, help="What to paint.")],
     num_images: Annotated[
         int | None, typer.Option("--num-images", "-n", help="How many images, each with a seed of its own.")
     ] = None,
@@ -113,7 +120,7 @@ def generate(
     seeds: Annotated[
         Seeds | None, typer.Option(parser=Seeds.parse, metavar="7,8,1234", help="The seeds, instead of --seed and -n.")
     ] = None,
-    negative_prompt: Annotated[str | None, typer.Option(help="What to avoid.")] = None,
+    negative_prompt: Annotated[str | None, typer.Option(callback=_text, help="What to avoid.")] = None,
     size: Annotated[
         Size | None, typer.Option(parser=Size.parse, metavar="WxH", help="Width and height in pixels.")
     ] = None,

@@ -193,8 +193,8 @@ class FanOut:
         leading = replica.model.timestep_spacing == "leading" and slot.recipe.scheduler not in _UNSPACED
         if leading and slot.recipe.num_inference_steps <= _FEW_STEPS:
             warnings.append(
-                f"num_inference_steps: {slot.recipe.num_inference_steps} are few for leading timesteps; a distilled model "
-                "(Turbo, Lightning, Hyper) needs model.timestep_spacing: trailing, any other more steps"
+                f"num_inference_steps: {slot.recipe.num_inference_steps} is few for leading timesteps; a distilled "
+                "model (Turbo, Lightning, Hyper) needs model.timestep_spacing: trailing, any other more steps"
             )
         prompts = {"prompt": request.prompt, "negative_prompt": request.negative_prompt}
         warnings += filter(None, (syntax_warning(field, prompt) for field, prompt in prompts.items()))

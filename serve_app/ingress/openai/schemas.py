@@ -54,7 +54,7 @@ class ImagesRequest(ForeignRequest):
     @field_validator("model")
     @classmethod
     def _empty_is_none(cls, model: str | None) -> str | None:
-        return model or None
+        return (model or "").strip() or None
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
