@@ -60,7 +60,7 @@ def test_every_field_of_a_request_has_an_option() -> None:
     [
         (("generate",), "PROMPT"),
         (("generate", "a", "--size", "256"), "'256' is not WxH"),
-        (("generate", "caf\udce9"), "PROMPT: it is not UTF-8"),
+        (("generate", "caf\udce9"), "'PROMPT': it is not UTF-8"),
         (("generate", "a", "--negative-prompt", "caf\udce9"), "'--negative-prompt': it is not UTF-8"),
         (("generate", "a", "--seeds", "1;2"), "'1;2' is not a list of seeds"),
         (("generate", "a", "--url", "localhost:8000"), "does not start with http:// or https://"),
