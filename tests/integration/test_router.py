@@ -144,7 +144,10 @@ def forgetful(cluster: Cluster) -> Iterator[DeploymentHandle]:
 
     Any caller does so after ten seconds.
     """
-    with calling("forgetful", {"RAY_SERVE_QUEUE_LENGTH_CACHE_TIMEOUT_S": "0.001"}) as handle:
+    patience = {
+        f"RAY_SERVE_{limit}QUEUE_LENGTH_RESPONSE_DEADLINE_S": "5" for limit in ("", "MAX_")
+    }  # on a busy machine
+    with calling("forgetful", {"RAY_SERVE_QUEUE_LENGTH_CACHE_TIMEOUT_S": "0.001", **patience}) as handle:
         yield handle
 
 
