@@ -1,6 +1,6 @@
 """Continuous batching: which jobs take part in the next UNet calls.
 
-Decisions only. The engine asks what to do next and says what happened; there are no threads, no clock and no torch here.
+Decisions only: the engine asks what to do next and says what happened. No threads, no clock and no torch here.
 """
 
 from collections import OrderedDict, deque
@@ -11,7 +11,7 @@ from typing import Generic, TypeVar
 
 
 class State(Enum):
-    """Where a job is. Every job ends once, in one of the last three."""
+    """Where a job is. Every job ends once, in one of the last three; see `_NEXT`."""
 
     WAITING = "waiting"
     """For a place in the batch."""
@@ -22,6 +22,10 @@ class State(Enum):
     FINISHED = "finished"
     FAILED = "failed"
     CANCELLED = "cancelled"
+
+    @property
+    def ended(self) -> bool:
+        return not _NEXT[self]
 
 
 _NEXT: Mapping[State, frozenset[State]] = {
@@ -35,7 +39,7 @@ _NEXT: Mapping[State, frozenset[State]] = {
 
 
 class IllegalTransition(Exception):
-    """A report that does not fit a job's state."""
+    """A job cannot go from its state to the one it is marked with."""
 
 
 Payload = TypeVar("Payload")
@@ -63,10 +67,10 @@ class Load:
 class StepScheduler(Generic[Payload]):
     """Decides which jobs are admitted to the batch, and which of them take the next step together.
 
-    Jobs are admitted in the order of their arrival, up to `max_batch_size`. Those that a UNet call can take together form
-    a group. Groups take turns; in its turn a group takes one step, in calls of at most `images_per_call` jobs.
+    Jobs are admitted in the order of their arrival, up to `max_batch_size`. Jobs that can share a UNet call form a
+    group. Groups take turns; in its turn a group takes one step, in calls of at most `images_per_call` jobs.
 
-    Between two steps call `drop_cancelled`, then `admit` until it returns None, then `next_calls`. Report what becomes of
+    Between two steps call `drop_cancelled`, then `admit` until it returns None, then `next_calls`; mark what becomes of
     each job. Not thread-safe: callers hold a lock.
     """
 
@@ -127,17 +131,17 @@ class StepScheduler(Generic[Payload]):
         most = self._images_per_call
         return [jobs[first : first + most] for first in range(0, len(jobs), most)]
 
-    def denoised(self, job: Job[Payload]) -> None:
-        """Report that an active job has done its last step: it leaves the batch. Raises IllegalTransition."""
+    def mark_denoised(self, job: Job[Payload]) -> None:
+        """Take an active job that has done its last step out of the batch. Raises IllegalTransition."""
         self._move(job, State.DENOISED)
 
-    def finished(self, job: Job[Payload]) -> None:
-        """Report that a denoised job's file is made. Raises IllegalTransition."""
+    def mark_finished(self, job: Job[Payload]) -> None:
+        """End a denoised job whose file is made. Raises IllegalTransition."""
         self._move(job, State.FINISHED)
         self._finished += 1
 
-    def failed(self, job: Job[Payload]) -> None:
-        """Report that an active or denoised job has failed. Raises IllegalTransition."""
+    def mark_failed(self, job: Job[Payload]) -> None:
+        """End an active or denoised job that has failed. Raises IllegalTransition."""
         self._move(job, State.FAILED)
 
     @property

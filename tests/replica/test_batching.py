@@ -99,7 +99,7 @@ class Play:
 
     def make_file(self, number: int = 0) -> None:
         for job in self._one(self.of(State.DENOISED), number):
-            self.scheduler.failed(job) if job.payload.doomed else self.scheduler.finished(job)
+            self.scheduler.mark_failed(job) if job.payload.doomed else self.scheduler.mark_finished(job)
 
     def go_on(self, _: int = 0) -> None:
         next(self._loop)
@@ -117,7 +117,7 @@ class Play:
                 self.admitted.append(job.payload.number)
                 yield
                 if job.payload.doomed:
-                    self.scheduler.failed(job)
+                    self.scheduler.mark_failed(job)
             self.full_when_admitted.append(self.scheduler.load)
             batch, calls = self.of(State.ACTIVE), self.scheduler.next_calls()
             if calls:
@@ -133,9 +133,9 @@ class Play:
             job.payload.taken += 1
             if job.payload.doomed or broken:
                 job.payload.doomed = True
-                self.scheduler.failed(job)
+                self.scheduler.mark_failed(job)
             elif job.payload.taken == job.payload.steps and not job.cancel_requested:
-                self.scheduler.denoised(job)
+                self.scheduler.mark_denoised(job)
 
     def _look(self) -> None:
         self.loads.append(self.scheduler.load)
@@ -240,7 +240,7 @@ def test_a_scheduler_without_jobs_sleeps(play: Play) -> None:
     assert play.idle_rounds > idle
 
 
-REPORTS: Mapping[str, set[State]] = {
+MARKS: Mapping[str, set[State]] = {
     "denoised": {State.ACTIVE},
     "finished": {State.DENOISED},
     "failed": {State.ACTIVE, State.DENOISED},
@@ -254,24 +254,24 @@ def job_in(state: State, scheduler: StepScheduler[None]) -> Job[None]:
     elif state is not State.WAITING:
         scheduler.admit()
         before = {State.DENOISED: ["denoised"], State.FINISHED: ["denoised", "finished"], State.FAILED: ["failed"]}
-        for report in before.get(state, []):
-            getattr(scheduler, report)(job)
+        for mark in before.get(state, []):
+            getattr(scheduler, f"mark_{mark}")(job)
     assert job.state is state
     return job
 
 
 @pytest.mark.parametrize("state", State)
-@pytest.mark.parametrize("report", REPORTS)
-def test_a_report_that_does_not_fit_a_jobs_state_is_refused_and_changes_nothing(report: str, state: State) -> None:
+@pytest.mark.parametrize("mark", MARKS)
+def test_a_mark_that_does_not_fit_a_jobs_state_is_refused_and_changes_nothing(mark: str, state: State) -> None:
     scheduler = StepScheduler[None](max_batch_size=1, images_per_call=1)
     job = job_in(state, scheduler)
     load = scheduler.load
-    if state in REPORTS[report]:
-        getattr(scheduler, report)(job)
-        assert job.state is State(report)
+    if state in MARKS[mark]:
+        getattr(scheduler, f"mark_{mark}")(job)
+        assert job.state is State(mark)
     else:
-        with pytest.raises(IllegalTransition, match=f"a job that is {state.value} cannot become {report}"):
-            getattr(scheduler, report)(job)
+        with pytest.raises(IllegalTransition, match=f"a job that is {state.value} cannot become {mark}"):
+            getattr(scheduler, f"mark_{mark}")(job)
         assert (job.state, scheduler.load) == (state, load)
 
 
