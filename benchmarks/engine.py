@@ -14,8 +14,9 @@ from benchmarks.idle import idle_fraction
 from benchmarks.measures import rates
 from serve_app.errors import SlotFailed
 from serve_app.messages import Painted, Slot, SlotEvent
-from serve_app.replica.engine import Engine, Job, Silent
+from serve_app.replica.engine import Engine, SlotJob
 from serve_app.replica.loading import load
+from serve_app.replica.observer import Silent
 
 _PATIENCE_S = 10
 """After so long without an event, look whether the engine still lives."""
@@ -107,7 +108,7 @@ class EngineBench:
         events: Queue[SlotEvent | SlotFailed] = Queue()
         finished: list[float] = []
         least, end = 2 * self._images + 2 * self._window + 1, time.perf_counter() + seconds
-        jobs: list[Job] = []
+        jobs: list[SlotJob] = []
         while len(finished) < least or time.perf_counter() < end:
             while len(jobs) - len(finished) < 2 * self._images:
                 jobs.append(self._engine.submit(self._fresh(slot), events.put))

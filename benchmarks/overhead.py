@@ -27,7 +27,8 @@ from serve_app.errors import SlotFailed
 from serve_app.messages import Painted, Slot, SlotEvent
 from serve_app.recipe import Output, Recipe
 from serve_app.replica.checkpoint import load_checkpoint, quiet_progress_bars
-from serve_app.replica.engine import Engine, Silent
+from serve_app.replica.engine import Engine
+from serve_app.replica.observer import Silent
 
 ROUNDS = 11
 LOCAL = Path(__file__).parent.parent / "configs" / "local.yaml"

@@ -18,7 +18,8 @@ from serve_app.errors import SlotFailed
 from serve_app.messages import Painted, Slot, SlotEvent
 from serve_app.models.tiny import build
 from serve_app.replica.checkpoint import Checkpoint, load_checkpoint
-from serve_app.replica.engine import Engine, Silent
+from serve_app.replica.engine import Engine
+from serve_app.replica.observer import Silent
 
 # Tests and what they start talk to this machine alone, whatever way to others the environment names.
 for name in list(os.environ):

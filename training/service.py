@@ -18,7 +18,8 @@ from serve_app.errors import SlotFailed
 from serve_app.messages import Painted, Slot, SlotEvent
 from serve_app.recipe import Output, Recipe
 from serve_app.replica.checkpoint import Checkpoint, load_checkpoint
-from serve_app.replica.engine import Engine, Silent
+from serve_app.replica.engine import Engine
+from serve_app.replica.observer import Silent
 
 GUIDANCE = 3.0
 

@@ -23,6 +23,8 @@ from serve_app.messages import Slot
 from serve_app.recipe import SchedulerName
 from serve_app.replica.checkpoint import load_checkpoint
 from serve_app.replica.decode import Decoder
+from serve_app.replica.engine import SlotJob
+from serve_app.replica.model_runner import Running
 from tests.conftest import BETAS, ZERO_SNR, MakeEngine, WithScheduler, make_slot
 
 LEADING, TRAILING = {**BETAS, "timestep_spacing": "leading"}, {**BETAS, "timestep_spacing": "trailing"}
@@ -155,13 +157,13 @@ def test_in_a_mixed_batch(
 ) -> None:
     running = make_engine(max_batch_size=8, images_per_call=8)
     order: list[int] = []
-    finish = running.engine._finish
+    decode = running.engine._decode
 
-    def recording(active: Any) -> None:
-        order.append(active.job.slot.index)
-        finish(active)
+    def recording(job: SlotJob, running: Running) -> None:
+        order.append(job.payload.slot.index)
+        decode(job, running)
 
-    monkeypatch.setattr(running.engine, "_finish", recording)
+    monkeypatch.setattr(running.engine, "_decode", recording)
     running.paint(*SLOTS)
     assert max(running.watch.batches) > 2, "slots must have shared UNet calls"
     assert sorted(order) == list(range(len(SLOTS)))
