@@ -9,7 +9,6 @@ from serve_app.fanout.fanout import FanOut
 from serve_app.fanout.fleet import Fleet
 from serve_app.fanout.peers import Peers
 from serve_app.ingress.api import create_api
-from serve_app.ingress.disconnect import ErrorAsDisconnect
 from serve_app.metrics import IngressMetrics
 
 
@@ -26,8 +25,5 @@ class Ingress:
 
     # Bound late: Serve would pickle an app given to the decorator by value, with all module globals frozen.
     def __serve_build_asgi_app__(self) -> FastAPI:
-        api = create_api(self._service, self._args)
-        api.add_middleware(
-            ErrorAsDisconnect, error=TaskCancelledError
-        )  # with which Serve cancels what asks its proxy for the request
-        return api
+        # Once the client has gone, Serve cancels with this error what asks its proxy for the request.
+        return create_api(self._service, self._args, disconnect=TaskCancelledError)

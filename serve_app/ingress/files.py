@@ -1,4 +1,4 @@
-"""Images as files for a while, for answers that hold a URL in place of the image."""
+"""Images as files for a while."""
 
 import asyncio
 import base64
@@ -7,20 +7,16 @@ import os
 import re
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
-from functools import partial
 from pathlib import Path
 from stat import S_ISREG
 from tempfile import TemporaryFile
-from typing import Any, get_args
-
-from fastapi import APIRouter, Request, Response
+from typing import get_args
 
 from serve_app.background import background
 from serve_app.config import FilesConfig
-from serve_app.errors import InternalError, InvalidRequest, NotFound
-from serve_app.ingress.problems import Dialect
+from serve_app.errors import InternalError, NotFound
 from serve_app.recipe import OutputFormat
 from serve_app.schemas import Grid, Picture
 
@@ -31,10 +27,6 @@ _UNFINISHED = ".part"
 _TIDY_INTERVAL_S = 60.0
 
 
-UrlOf = Callable[[Picture | Grid], Awaitable[str]]
-"""Keeps a picture and returns its URL."""
-
-
 class Files:
     """A folder of images. It may be shared by several processes, which know no more of it than what lies there.
 
@@ -43,6 +35,7 @@ class Files:
     """
 
     def __init__(self, folder: Path, config: FilesConfig) -> None:
+        self.base_url = config.base_url
         self._folder = folder
         self._config = config
         try:
@@ -63,20 +56,16 @@ class Files:
         async with background(keep_tidy()):
             yield
 
-    async def url_of(self, picture: Picture | Grid, request: Request) -> str:
-        """Keep a picture and return where it can be fetched. Raises InternalError where it cannot be kept.
-
-        That is below `base_url`, or the address that the request was sent to.
-        """
+    async def keep(self, picture: Picture | Grid) -> str:
+        """Write a picture to a new file and return its name. Raises InternalError where that cannot be done."""
         try:
-            name = await asyncio.to_thread(self._save, picture)
+            return await asyncio.to_thread(self._save, picture)
         except OSError as error:
             logger.exception("an image cannot be written to the folder of files.path, %s", self._folder)
             raise InternalError() from error
-        return f"{(self._config.base_url or str(request.base_url)).rstrip('/')}/files/{name}"
 
     async def read(self, name: str) -> bytes:
-        """Return a file that `url_of` has made. Raises NotFound."""
+        """Return a file that `keep` has written. Raises NotFound."""
         if _NAME.fullmatch(name):
             with suppress(FileNotFoundError):
                 return await asyncio.to_thread(self._read, self._folder / name)
@@ -117,33 +106,3 @@ class Files:
 
     def _too_old(self, stat: os.stat_result) -> bool:
         return stat.st_mtime < time.time() - self._config.ttl_s
-
-
-def url_maker(files: Files | None, request: Request) -> UrlOf:
-    """Return what keeps the pictures of a request that asks for URLs. Raises InvalidRequest without files."""
-    if files is None:
-        message = "response_format: url needs the service's option files.path; ask for b64_json"
-        raise InvalidRequest(message, "response_format")
-    return partial(files.url_of, request=request)
-
-
-def router(files: Files, dialect: Dialect) -> APIRouter:
-    """Return the route that hands the files out."""
-    routes = APIRouter()
-    found: dict[int | str, dict[str, Any]] = {
-        200: {
-            "content": {
-                f"image/{kind}": {"schema": {"type": "string", "format": "binary"}} for kind in get_args(OutputFormat)
-            }
-        }
-    }
-
-    @routes.get("/files/{name}", response_class=Response, responses={**found, **dialect.responses(404)})
-    async def file(name: str) -> Response:
-        """Return an image whose URL an answer has given."""
-        content = await files.read(name)
-        return Response(
-            content, media_type=f"image/{name.rpartition('.')[2]}", headers={"X-Content-Type-Options": "nosniff"}
-        )
-
-    return routes

@@ -8,7 +8,8 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 
 from serve_app.ingress import sse
-from serve_app.ingress.files import Files, UrlOf, url_maker
+from serve_app.ingress.file_urls import UrlOf, url_maker
+from serve_app.ingress.files import Files
 from serve_app.ingress.pieces import in_pieces
 from serve_app.ingress.problems import Dialect
 from serve_app.ingress.service import Service

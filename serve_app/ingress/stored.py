@@ -4,7 +4,7 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any, Literal
 
 from serve_app.errors import ServiceError
-from serve_app.ingress.files import UrlOf
+from serve_app.ingress.file_urls import UrlOf
 from serve_app.ingress.problems import problem_of
 from serve_app.schemas import (
     Answer,

@@ -15,6 +15,7 @@ from serve_app.config import AppArgs, FilesConfig
 from serve_app.errors import NotFound
 from serve_app.fanout.fanout import FanOut
 from serve_app.ingress.api import create_api
+from serve_app.ingress.file_urls import url_maker
 from serve_app.ingress.files import Files
 from serve_app.schemas import Picture
 from tests.fakes import FakeFleet, Metrics, NoPeers
@@ -45,7 +46,7 @@ def age(folder: Path, name: str, seconds: float) -> None:
 
 async def saved(files: Files, content: bytes = b"picture") -> str:
     """Return the name of a new file."""
-    return (await files.url_of(picture(content), REQUEST)).rpartition("/")[2]
+    return await files.keep(picture(content))
 
 
 async def test_what_is_saved_is_found_under_an_unguessable_name(tmp_path: Path) -> None:
@@ -68,7 +69,7 @@ async def test_what_is_saved_is_found_under_an_unguessable_name(tmp_path: Path) 
     ],
 )
 async def test_urls_begin_as_configured(tmp_path: Path, base_url: str | None, expected: str) -> None:
-    url = await Files(tmp_path, FilesConfig(base_url=base_url)).url_of(picture(), REQUEST)
+    url = await url_maker(Files(tmp_path, FilesConfig(base_url=base_url)), REQUEST)(picture())
     assert url.startswith(expected)
 
 

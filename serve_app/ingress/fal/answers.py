@@ -8,7 +8,7 @@ from serve_app import schemas as own
 from serve_app.errors import ServiceError
 from serve_app.ingress.fal.errors import body_of
 from serve_app.ingress.fal.schemas import Failure, FastSdxlOutput, File, PreviewFrame
-from serve_app.ingress.files import UrlOf
+from serve_app.ingress.file_urls import UrlOf
 from serve_app.ingress.problems import problem_of
 
 

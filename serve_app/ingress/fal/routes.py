@@ -1,7 +1,6 @@
 """The routes of fal-ai/fast-sdxl."""
 
 from collections.abc import AsyncGenerator, AsyncIterator
-from functools import partial
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Request, Response
@@ -16,7 +15,8 @@ from serve_app.ingress.fal.answers import data_uri, frames, output
 from serve_app.ingress.fal.errors import DIALECT
 from serve_app.ingress.fal.requests import fast_sdxl_input, own_request
 from serve_app.ingress.fal.schemas import FalErrorBody, FastSdxlInput, FastSdxlOutput, PreviewFrame
-from serve_app.ingress.files import Files, UrlOf
+from serve_app.ingress.file_urls import UrlOf, url_maker
+from serve_app.ingress.files import Files
 from serve_app.ingress.pieces import in_pieces
 from serve_app.ingress.service import Service
 from serve_app.schemas import GenerateRequest
@@ -28,20 +28,20 @@ def router(service: Service, request: type[GenerateRequest], args: AppArgs, file
     errors = DIALECT.responses
     Body = fast_sdxl_input(request, args.model)  # noqa: N806 - a class, made for this service
 
-    def files_of(body: FastSdxlInput, http: Request) -> UrlOf:
-        return data_uri if body.sync_mode or files is None else partial(files.url_of, request=http)
+    def url_of(body: FastSdxlInput, http: Request) -> UrlOf:
+        return data_uri if body.sync_mode or files is None else url_maker(files, http)
 
     @routes.post("", response_model=FastSdxlOutput, responses=errors(404, 413, 415, 422, 429, 500, 503, 504))
     async def run(body: Body, http: Request) -> Response:  # type: ignore[valid-type]  # a class made at run time
         """Paint all images, as fal's clients ask for them with `run`."""
         result = await service.generate(own_request(body, request, args.model))
         seed, prompt = result.images[0].seed, result.parameters.prompt
-        answer = await output(result.images, seed, prompt, result.timings, result.warnings, files_of(body, http))
+        answer = await output(result.images, seed, prompt, result.timings, result.warnings, url_of(body, http))
         return StreamingResponse(in_pieces(answer), media_type="application/json")
 
     async def accepted(body: Body, http: Request) -> AsyncIterator[AsyncGenerator[BaseModel]]:  # type: ignore[valid-type]  # as above
         async with service.stream(own_request(body, request, args.model)) as events:
-            yield frames(events, files_of(body, http))
+            yield frames(events, url_of(body, http))
 
     described = sse.described(PreviewFrame, FastSdxlOutput, FalErrorBody)
 

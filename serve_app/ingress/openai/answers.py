@@ -7,7 +7,7 @@ from fastapi.sse import format_sse_event
 
 from serve_app import schemas as own
 from serve_app.errors import GenerationFailed
-from serve_app.ingress.files import UrlOf
+from serve_app.ingress.file_urls import UrlOf
 from serve_app.ingress.openai.errors import body_of
 from serve_app.ingress.openai.schemas import (
     CompletedEvent,

@@ -9,7 +9,8 @@ from fastapi.responses import StreamingResponse
 from serve_app.config import AppArgs
 from serve_app.errors import ModelNotFound
 from serve_app.ingress import sse
-from serve_app.ingress.files import Files, url_maker
+from serve_app.ingress.file_urls import url_maker
+from serve_app.ingress.files import Files
 from serve_app.ingress.openai.answers import DONE, frames, images_response
 from serve_app.ingress.openai.errors import DIALECT
 from serve_app.ingress.openai.names import stands_for

@@ -1,0 +1,42 @@
+"""What every request passes before the routes."""
+
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+
+from serve_app.config import AppArgs, AuthConfig, CorsConfig
+from serve_app.ingress.bodies import PlainBodies
+from serve_app.ingress.disconnect import ErrorAsDisconnect, Errors
+from serve_app.ingress.head import HeadAsGet
+from serve_app.ingress.keys import KeyRing, Keys
+from serve_app.ingress.prefix import PrefixAsFolder
+from serve_app.ingress.problems import Problems
+
+
+def middleware(args: AppArgs, problems: Problems, disconnect: Errors) -> list[Middleware]:
+    """Return the middleware of one service, outermost first. Raises ValueError where its API keys are missing."""
+    return [
+        Middleware(ErrorAsDisconnect, errors=disconnect),
+        Middleware(PrefixAsFolder),
+        *_cors(args.cors),  # before the keys: a browser asks for leave without one
+        *_keys(args.auth, problems),
+        Middleware(PlainBodies, max_bytes=args.limits.max_body_bytes),
+        Middleware(HeadAsGet),
+    ]
+
+
+def _cors(cors: CorsConfig) -> list[Middleware]:
+    if not cors.allow_origins:
+        return []
+    return [
+        Middleware(
+            CORSMiddleware,
+            allow_origins=cors.allow_origins,
+            allow_methods=["GET", "POST", "DELETE"],
+            allow_headers=["*"],
+            expose_headers=["Retry-After"],
+        )
+    ]
+
+
+def _keys(auth: AuthConfig, problems: Problems) -> list[Middleware]:
+    return [Middleware(Keys, ring=KeyRing(auth), problems=problems)] if auth.required else []
