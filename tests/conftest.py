@@ -29,6 +29,8 @@ for name in list(os.environ):
 # Those tests look at CUDA graphs, streams and waits, of which a CPU has none.
 collect_ignore = [] if torch.cuda.is_available() else ["gpu"]
 
+INTEGRATION = Path(__file__).parent / "integration"
+
 SDXL_BLOCKS = {
     "layers_per_block": 2,
     "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
@@ -40,6 +42,13 @@ BETAS: dict[str, Any] = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedul
 ZERO_SNR = {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True}
 
 WithScheduler = Callable[[SchedulerMixin], Path]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let one process run all that needs the cluster, however many run the rest."""
+    for item in items:
+        if item.path.is_relative_to(INTEGRATION):
+            item.add_marker(pytest.mark.xdist_group("cluster"))
 
 
 @pytest.fixture(scope="session")
