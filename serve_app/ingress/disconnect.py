@@ -2,7 +2,6 @@
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-
 Errors = type[Exception] | tuple[type[Exception], ...]
 """What an `except` takes."""
 
