@@ -14,8 +14,9 @@ from benchmarks.idle import idle_fraction
 from benchmarks.measures import rates
 from serve_app.errors import SlotFailed
 from serve_app.messages import Painted, Slot, SlotEvent
-from serve_app.replica.engine import Engine, Job, Silent
+from serve_app.replica.engine import Engine, SlotJob
 from serve_app.replica.loading import load
+from serve_app.replica.observer import Silent
 
 _PATIENCE_S = 10
 """After so long without an event, look whether the engine still lives."""
@@ -38,9 +39,9 @@ class EngineBench:
             self._engine = None
 
     def prepare(self, at_once: int, slot: Slot, images_per_call: int | None = None) -> None:
-        """Start an engine that paints so many of such slots at once, all in one UNet call where not said otherwise, and paint with it once.
+        """Start an engine that paints `at_once` such slots at once, and paint with it once.
 
-        It is warmed up as a replica would be.
+        All share one UNet call, unless `images_per_call` says otherwise. The engine is warmed up as a replica would be.
         """
         setting = at_once, images_per_call or at_once
         if self._engine and self._setting == setting:
@@ -80,7 +81,7 @@ class EngineBench:
     def idle(self, slot: Slot, seconds: float) -> float:
         """Return how much of the time under load the GPU had nothing to do, in percent: from one launch to the next.
 
-        A recording is one launch: what lies between its kernels is the GPU's own, and larger than usual while it is traced.
+        A recording is one launch: gaps between its kernels are the GPU's own, and larger than usual while it is traced.
         """
         if self._checkpoint.device.type != "cuda":
             raise RuntimeError("needs a GPU")
@@ -107,7 +108,7 @@ class EngineBench:
         events: Queue[SlotEvent | SlotFailed] = Queue()
         finished: list[float] = []
         least, end = 2 * self._images + 2 * self._window + 1, time.perf_counter() + seconds
-        jobs: list[Job] = []
+        jobs: list[SlotJob] = []
         while len(finished) < least or time.perf_counter() < end:
             while len(jobs) - len(finished) < 2 * self._images:
                 jobs.append(self._engine.submit(self._fresh(slot), events.put))
@@ -123,7 +124,8 @@ class EngineBench:
     def _fresh(self, slot: Slot) -> Slot:
         """The next seed and a prompt of its own, as from another user: nothing comes from a cache."""
         self._seed += 1
-        return replace(slot, seed=self._seed, prompt=f"{slot.prompt}, {self._seed}")
+        recipe = slot.recipe.model_copy(update={"prompt": f"{slot.recipe.prompt}, {self._seed}"})
+        return replace(slot, seed=self._seed, recipe=recipe)
 
 
 @contextmanager

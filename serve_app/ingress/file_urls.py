@@ -8,7 +8,8 @@ from fastapi import APIRouter, Request, Response
 from serve_app.errors import InvalidRequest
 from serve_app.ingress.files import Files
 from serve_app.ingress.problems import Dialect
-from serve_app.schemas import Grid, OutputFormat, Picture
+from serve_app.recipe import OutputFormat
+from serve_app.schemas import Grid, Picture
 
 UrlOf = Callable[[Picture | Grid], Awaitable[str]]
 """Keeps a picture and returns its URL."""

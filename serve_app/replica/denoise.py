@@ -1,13 +1,28 @@
 """One UNet call for many slots, whatever their prompts, steps, schedulers and guidance."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Self
 
 import torch
 
+from serve_app.recipe import Recipe
 from serve_app.replica.checkpoint import Checkpoint
 from serve_app.replica.device import fast_layout
 from serve_app.replica.programs import Program
 from serve_app.replica.trajectory import Trajectory
+
+
+@dataclass(frozen=True, slots=True)
+class CallGroup:
+    """All that slots must agree in to share a UNet call: the size, in pixels."""
+
+    height: int
+    width: int
+
+    @classmethod
+    def of(cls, recipe: Recipe) -> Self:
+        return cls(recipe.height, recipe.width)
 
 
 class Denoiser:
@@ -19,16 +34,16 @@ class Denoiser:
         self._program = program
 
     def predict(self, trajectories: Sequence[Trajectory]) -> Sequence[torch.Tensor]:
-        """Return the UNet's prediction for the next step of every trajectory, (its rows, channels, h, w) each, until the next call.
+        """Return the UNet's prediction for the next step of every trajectory, (its rows, channels, h, w) each.
 
-        All trajectories must have one latent shape.
+        They are valid until the next call. All slots must be of one `CallGroup`.
         """
         rows = [t.rows for t in trajectories]
         prediction = self._program(*self._inputs(trajectories))
         return torch.split(prediction, rows)
 
     def warm_up(self, trajectories: Sequence[Trajectory]) -> None:
-        """Get ready for batches like this one: compile, record, load kernels, as `engine.compile` and the device ask for."""
+        """Get ready for such calls: compile, record, load kernels, as `engine.compile` and the device ask for."""
         self._program.warm_up(*self._inputs(trajectories))
 
     def _inputs(self, trajectories: Sequence[Trajectory]) -> tuple[torch.Tensor, ...]:

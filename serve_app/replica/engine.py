@@ -1,33 +1,32 @@
-"""Step-level continuous batching: one loop over denoising steps, shared by all slots of a replica.
+"""The engine of a replica: it carries out what the step scheduler decides.
 
-The loop has a thread of its own and is alone in touching the model. Slots join and leave between two steps; a slot
-that fails or is cancelled takes no other with it.
+The loop has a thread of its own and is alone in running the models. Slots join and leave between two steps; a slot that
+fails or is cancelled takes no other with it.
 """
 
 import logging
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
 
 import torch
 
 from serve_app.config import EngineConfig, PreviewConfig
 from serve_app.errors import SlotFailed
-from serve_app.imaging import encode_picture, encode_preview
 from serve_app.messages import Painted, Preview, Progress, Slot, SlotEvent, Work
+from serve_app.replica.batching import Job, Load, State, StepScheduler
 from serve_app.replica.checkpoint import Checkpoint
-from serve_app.replica.decode import Decoder, PendingPixels
-from serve_app.replica.denoise import Denoiser
+from serve_app.replica.denoise import CallGroup
 from serve_app.replica.device import RunAhead
-from serve_app.replica.previews import PreviewDecoder, PreviewPace
-from serve_app.replica.prompts import PromptEncoder
-from serve_app.replica.trajectory import Trajectory
-from serve_app.replica.unet import make_program
+from serve_app.replica.failures import slot_failure
+from serve_app.replica.model_runner import ModelRunner, Running
+from serve_app.replica.observer import Observer
+from serve_app.replica.output_processor import OutputProcessor
+from serve_app.replica.previews import PreviewPace
 
 logger = logging.getLogger("ray.serve")
 
@@ -38,58 +37,15 @@ Post = Callable[[SlotEvent | SlotFailed], None]
 """Takes a slot's events, from any thread; Painted or SlotFailed is the last. A cancelled slot just goes quiet."""
 
 
-class Observer(Protocol):
-    """Is told what the engine does; called on the engine's threads."""
-
-    def step(self, seconds: float, images: int) -> None: ...
-    def preview(self, seconds: float) -> None: ...
-    def encoded(self, seconds: float) -> None: ...
-    def ended(self, outcome: str) -> None: ...
-    def load(self, active: int, waiting: int) -> None: ...
-
-
-class Silent:
-    """An observer that does not listen, for engines outside the service."""
-
-    def step(self, seconds: float, images: int) -> None: ...
-    def preview(self, seconds: float) -> None: ...
-    def encoded(self, seconds: float) -> None: ...
-    def ended(self, outcome: str) -> None: ...
-    def load(self, active: int, waiting: int) -> None: ...
-
-
-@dataclass(eq=False)
-class Job:
-    """A slot on this replica, from submission to its last event."""
+@dataclass(frozen=True, slots=True)
+class Submission:
+    """A slot, and where its events go."""
 
     slot: Slot
     post: Post
-    cancelled: bool = False
 
 
-@dataclass(eq=False)
-class Active:
-    """A job that has been admitted to the batch."""
-
-    job: Job
-    trajectory: Trajectory
-    pace: PreviewPace
-    encode_prompt_s: float
-    admitted: float
-    last_progress: float = float("-inf")
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        return self.job.slot.height, self.job.slot.width
-
-
-@dataclass(frozen=True)
-class Load:
-    """How busy the engine is, in images; `finished` counts since the start."""
-
-    active: int
-    waiting: int
-    finished: int
+SlotJob = Job[Submission]
 
 
 class Engine:
@@ -98,44 +54,28 @@ class Engine:
     def __init__(
         self, checkpoint: Checkpoint, config: EngineConfig, preview: PreviewConfig, observer: Observer
     ) -> None:
-        self._checkpoint = checkpoint
         self._config = config
-        self._preview = preview
         self._observer = observer
-        self._denoiser = Denoiser(checkpoint, make_program(checkpoint.unet, config.compile))
-        self._decoder = Decoder(checkpoint, config.compile)
-        tiny = checkpoint.preview_vae
-        self._previews = PreviewDecoder(checkpoint, tiny, preview.max_size, config.compile) if tiny else None
+        self._models = ModelRunner(checkpoint, config, preview)
         self._run_ahead = RunAhead(checkpoint.device)
-        self._prompts = PromptEncoder(checkpoint.pipe, checkpoint.device, config.prompt_cache_size)
-        self._files = ThreadPoolExecutor(config.file_threads, thread_name_prefix="files")
-        self._preview_files = ThreadPoolExecutor(
-            1, thread_name_prefix="previews"
-        )  # no preview waits for a picture's file
+        self._outputs = OutputProcessor(checkpoint, config.file_threads, preview.jpeg_quality, observer)
         self._torch_threads = torch.get_num_threads()
         self._thread: threading.Thread | None = None
-        self._changed = threading.Condition()
+        self._changed = threading.Condition()  # guards the next two
+        self._scheduler = StepScheduler[Submission](config.max_batch_size, config.images_per_call)
         self._stopping = False
-        self._waiting: deque[Job] = deque()
-        self._active: list[Active] = []
-        self._turns: deque[tuple[int, int]] = deque()
-        self._finished = 0
+        self._running: dict[SlotJob, Running] = {}
         self._broken: Exception | None = None
 
     def start(self, warm_up: Sequence[Slot] = ()) -> Future[None]:
-        """Start the loop. It is ready when the future is: for UNet calls of 1 to `images_per_call` slots like each of `warm_up`."""
+        """Start the loop; it is ready when the future is done.
+
+        Ready for UNet calls of 1 to `images_per_call` slots like each of `warm_up`.
+        """
         ready: Future[None] = Future()
         self._thread = threading.Thread(target=self._run, args=(warm_up, ready), name="engine", daemon=True)
         self._thread.start()
         return ready
-
-    def _warm_up(self, slot: Slot) -> None:
-        for images in range(1, min(self._config.images_per_call, self._config.max_batch_size) + 1):
-            batch = [self._begin(Job(slot, lambda _: None)).trajectory for _ in range(images)]
-            self._denoiser.warm_up(batch)
-        self._decoder.warm_up(batch[0].latents)
-        if self._previews:
-            self._previews.warm_up(batch[0].clean)
 
     def stop(self) -> None:
         """Stop after the current step. Slots that are not finished stay without an answer."""
@@ -144,36 +84,32 @@ class Engine:
             self._changed.notify()
         if self._thread:
             self._thread.join()
-        for files in (self._files, self._preview_files):
-            files.shutdown(cancel_futures=True)
+        self._outputs.stop()
 
     def check(self) -> None:
-        """Raise RuntimeError where nothing can be painted any more: the loop has died, or the device has failed for good."""
+        """Raise RuntimeError where nothing can be painted any more: the loop or the device has failed for good."""
         if not (self._thread and self._thread.is_alive()):
             raise RuntimeError("the engine's thread has ended")
         if self._broken is not None:
             raise RuntimeError("the device has failed") from self._broken
 
-    def submit(self, slot: Slot, post: Post) -> Job:
+    def submit(self, slot: Slot, post: Post) -> SlotJob:
         """Put a slot in line; its events go to `post`."""
-        job = Job(slot, post)
         with self._changed:
-            self._waiting.append(job)
+            job = self._scheduler.submit(Submission(slot, post), CallGroup.of(slot.recipe))
             self._changed.notify()
         return job
 
-    def cancel(self, job: Job) -> None:
+    def cancel(self, job: SlotJob) -> None:
         """Drop a job: at once while it waits, at the next step boundary while it is being painted."""
         with self._changed:
-            job.cancelled = True
-            if job in self._waiting:
-                self._waiting.remove(job)
+            if self._scheduler.cancel(job):
                 self._observer.ended("cancelled")
             self._changed.notify()
 
     def load(self) -> Load:
         with self._changed:
-            return Load(active=len(self._active), waiting=len(self._waiting), finished=self._finished)
+            return self._scheduler.load
 
     @torch.inference_mode()
     def _run(self, warm_up: Sequence[Slot], ready: Future[None]) -> None:
@@ -181,9 +117,7 @@ class Engine:
         torch.set_num_threads(self._torch_threads)
         try:
             # On this thread: what is compiled holds for the thread's settings, and is compiled again under others.
-            self._prompts.warm_up()
-            for slot in warm_up:
-                self._warm_up(slot)
+            self._models.warm_up(warm_up, min(self._config.images_per_call, self._config.max_batch_size))
         except Exception as error:
             ready.set_exception(error)
             return
@@ -192,158 +126,116 @@ class Engine:
             self._drop_cancelled()
             self._admit()
             self._step()
-            self._observer.load(len(self._active), len(self._waiting))
+            load = self.load()
+            self._observer.load(load.active, load.waiting)
 
     def _wait_for_work(self) -> bool:
         with self._changed:
-            self._changed.wait_for(lambda: self._stopping or self._waiting or self._active)
+            self._changed.wait_for(lambda: self._stopping or not self._scheduler.idle)
             return not self._stopping
 
     def _drop_cancelled(self) -> None:
-        for active in [a for a in self._active if a.job.cancelled]:
-            self._leave(active)
+        with self._changed:
+            dropped = self._scheduler.drop_cancelled()
+        for job in dropped:
+            del self._running[job]
             self._observer.ended("cancelled")
 
     def _admit(self) -> None:
-        while len(self._active) < self._config.max_batch_size:
-            with self._changed:
-                if not self._waiting:
-                    return
-                job = self._waiting.popleft()
-            try:
-                active = self._begin(job)
-            except Exception as error:
-                self._fail(job, error)
-                continue
-            with self._changed:
-                self._active.append(active)
-            if active.shape not in self._turns:
-                self._turns.append(active.shape)
+        while job := self._next_admitted():
+            with self._failing([job]):
+                self._running[job] = self._models.begin(job.payload.slot)
 
-    def _begin(self, job: Job) -> Active:
-        slot, started = job.slot, time.perf_counter()
-        conditions = self._prompts.conditions(slot)
-        encoded = time.perf_counter()
-        trajectory = Trajectory(slot, self._checkpoint, conditions)
-        preview_steps = slot.preview_steps if self._previews else frozenset[int]()
-        pace = PreviewPace(preview_steps, self._preview.min_interval_s)
-        return Active(job, trajectory, pace, encode_prompt_s=encoded - started, admitted=encoded)
+    def _next_admitted(self) -> SlotJob | None:
+        with self._changed:
+            return self._scheduler.admit()
 
     def _step(self) -> None:
-        """Advance all slots of one size by one step; sizes take turns."""
-        if not self._turns:
-            return
-        self._turns.rotate(-1)
-        group, most = [a for a in self._active if a.shape == self._turns[-1]], self._config.images_per_call
-        for first in range(0, len(group), most):
-            self._advance(group[first : first + most])
+        with self._changed:
+            calls = self._scheduler.next_calls()
+        for jobs in calls:
+            with self._failing(jobs):
+                self._advance(jobs)
+            for job in jobs:
+                if job.state is State.ACTIVE:
+                    with self._failing([job]):
+                        self._after_step(job)
 
-    def _advance(self, group: Sequence[Active]) -> None:
-        """Advance slots of one size by one step, in one UNet call."""
+    def _advance(self, jobs: Sequence[SlotJob]) -> None:
+        """Advance jobs of one group by one step, in one UNet call."""
         started = time.perf_counter()
-        try:
-            predictions = self._denoiser.predict([a.trajectory for a in group])
-            ahead = [
-                a
-                for a, prediction in zip(group, predictions, strict=True)
-                if self._guarded(a, partial(a.trajectory.advance, prediction))
-            ]
-            self._run_ahead.step_launched()  # where the device's errors show
-        except Exception as error:
-            for active in [a for a in group if a in self._active]:
-                self._leave(active)
-                self._fail(active.job, error)
-            return
-        self._observer.step(time.perf_counter() - started, len(group))
-        for active in ahead:
-            self._guarded(active, partial(self._after_step, active))
+        trajectories = [self._running[job].trajectory for job in jobs]
+        predictions = self._models.denoiser.predict(trajectories)
+        for job, trajectory, prediction in zip(jobs, trajectories, predictions, strict=True):
+            with self._failing([job]):
+                trajectory.advance(prediction)
+        self._run_ahead.step_launched()  # where the device's errors show
+        self._observer.step(time.perf_counter() - started, len(jobs))
 
-    def _guarded(self, active: Active, act: Callable[[], None]) -> bool:
-        """Do something with one slot; where that fails, it takes no other slot with it. Return whether it went well."""
-        try:
-            act()
-        except Exception as error:
-            self._leave(active)
-            self._fail(active.job, error)
-            return False
-        return True
-
-    def _after_step(self, active: Active) -> None:
-        if active.trajectory.done:
-            if not active.job.cancelled:
-                self._finish(active)
+    def _after_step(self, job: SlotJob) -> None:
+        running = self._running[job]
+        trajectory = running.trajectory
+        if trajectory.done:
+            if not job.cancel_requested:
+                self._decode(job, running)
             return
-        now, trajectory = time.perf_counter(), active.trajectory
-        if now - active.last_progress >= PROGRESS_INTERVAL_S:
-            active.last_progress = now
-            active.job.post(Progress(trajectory.step))
-        active.pace.step_done(trajectory.step, trajectory.clean)
-        if self._previews and (wanted := active.pace.take(now)):
+        now = time.perf_counter()
+        if now - running.last_progress >= PROGRESS_INTERVAL_S:
+            running.last_progress = now
+            job.payload.post(Progress(trajectory.step))
+        running.pace.step_done(trajectory.step, trajectory.clean)
+        if self._models.previews and (wanted := running.pace.take(now)):
             step, clean = wanted
-            self._preview_files.submit(self._send_preview, active, step, self._previews.decode(clean), now)
+            pending = self._models.previews.decode(clean)
+            self._outputs.preview(step, pending, now, partial(self._deliver_preview, job, running.pace))
 
-    def _send_preview(self, active: Active, step: int, pending: PendingPixels, started: float) -> None:
-        try:
-            pixels = pending.wait()
-            self._observer.preview(time.perf_counter() - started)
-            height, width, _ = pixels.shape
-            active.job.post(Preview(step, width, height, encode_preview(pixels, self._preview.jpeg_quality)))
-        except SlotFailed:
-            pass  # not finite: the picture itself will say so
-        except Exception as error:
-            self._notice(error)
-            logger.exception("a preview of seed %d could not be encoded", active.job.slot.seed)
-        active.pace.busy = False
-
-    def _finish(self, active: Active) -> None:
+    def _decode(self, job: SlotJob, running: Running) -> None:
         denoised = time.perf_counter()
-        pending = self._decoder.decode(active.trajectory.latents)
-        self._leave(active)
-        self._files.submit(self._send_painted, active, pending, denoised)
+        pending = self._models.decoder.decode(running.trajectory.latents)
+        with self._changed:
+            self._scheduler.mark_denoised(job)
+        del self._running[job]
+        work = Work(running.encode_prompt_s, denoised - running.began, decode=0, encode=0)
+        self._outputs.image(job.payload.slot, pending, denoised, work, partial(self._deliver, job))
 
-    def _send_painted(self, active: Active, pending: PendingPixels, denoised: float) -> None:
-        slot = active.job.slot
-        try:
-            pixels = pending.wait()
-            info = self._checkpoint.info
-            decoded = time.perf_counter()
-            b64 = encode_picture(pixels, slot, info)
-            encode_s = time.perf_counter() - decoded
-            work = Work(active.encode_prompt_s, denoised - active.admitted, decoded - denoised, encode_s)
-            painted = Painted(
-                slot.width, slot.height, f"image/{slot.output_format}", b64, work, pixels if slot.keep_pixels else None
-            )
-            self._observer.encoded(encode_s)
-        except Exception as error:
-            self._fail(active.job, error)
+    def _deliver(self, job: SlotJob, outcome: Painted | Exception) -> None:
+        if isinstance(outcome, Exception):
+            self._fail(job, outcome)
             return
         self._observer.ended("succeeded")
         with self._changed:
-            self._finished += 1
-        active.job.post(painted)  # last: whoever has the picture finds it counted
+            self._scheduler.mark_finished(job)
+        job.payload.post(outcome)  # last: whoever has the picture finds it counted
 
-    def _leave(self, active: Active) -> None:
+    def _deliver_preview(self, job: SlotJob, pace: PreviewPace, outcome: Preview | Exception) -> None:
+        match outcome:
+            case Preview():
+                job.payload.post(outcome)
+            case SlotFailed():
+                pass  # not finite: the picture itself will say so
+            case _:
+                self._note_device_error(outcome)
+                logger.error("a preview of seed %d could not be encoded", job.payload.slot.seed, exc_info=outcome)
+        pace.busy = False
+
+    @contextmanager
+    def _failing(self, jobs: Sequence[SlotJob]) -> Iterator[None]:
+        """Let an error fail those of `jobs` that have not ended, and no other job."""
+        try:
+            yield
+        except Exception as error:
+            for job in jobs:
+                if not job.state.ended:
+                    self._fail(job, error)
+
+    def _fail(self, job: SlotJob, error: Exception) -> None:
+        self._note_device_error(error)
         with self._changed:
-            if active in self._active:
-                self._active.remove(active)
-        if all(a.shape != active.shape for a in self._active) and active.shape in self._turns:
-            self._turns.remove(active.shape)
+            self._scheduler.mark_failed(job)
+        self._running.pop(job, None)  # a job has none before it begins, nor after its last step
+        self._observer.ended("failed")
+        job.payload.post(slot_failure(error, job.payload.slot))
 
-    def _notice(self, error: Exception) -> None:
+    def _note_device_error(self, error: Exception) -> None:
         if isinstance(error, torch.AcceleratorError):
             self._broken = error  # after such an error every later call on the device fails too
-
-    def _fail(self, job: Job, error: Exception) -> None:
-        self._notice(error)
-        match error:
-            case SlotFailed():
-                failure = error
-            case torch.OutOfMemoryError():
-                failure = SlotFailed(
-                    "out_of_memory", "the replica ran out of memory; ask for a smaller size or fewer images at once"
-                )
-            case _:
-                logger.error("slot with seed %d failed", job.slot.seed, exc_info=error)
-                failure = SlotFailed("internal", "the image could not be painted; the service's log says why")
-        self._observer.ended("failed")
-        job.post(failure)

@@ -28,9 +28,9 @@ class _Recording(Generic[Output]):
 
 
 class _Recorded(Generic[Output]):
-    """A program on the GPU, recorded as a CUDA graph for each shape at its second call: one launch instead of two thousand.
+    """A program on the GPU, recorded as a CUDA graph for each shape at its second call.
 
-    An output is valid until the next call.
+    It is then one launch instead of two thousand. An output is valid until the next call.
     """
 
     def __init__(self, program: Program[Output]) -> None:
@@ -61,7 +61,10 @@ class _Recorded(Generic[Output]):
             self(*inputs)
 
     def _record(self, inputs: Sequence[torch.Tensor]) -> None:
-        """Record a call. `torch.cuda.graph` would also wait for the device and give its free memory back, which holds up other slots."""
+        """Record a call.
+
+        `torch.cuda.graph` would also wait for the device and give its free memory back, which holds up other slots.
+        """
         # Recordings are replayed one after another, so they share their inputs of one shape, and their memory.
         kept = [self._inputs.setdefault((place, part.shape), part.clone()) for place, part in enumerate(inputs)]
         pool = (

@@ -4,8 +4,9 @@ import inspect
 from collections.abc import Sequence
 
 import torch
+from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import rescale_noise_cfg
 
-from serve_app.messages import Slot
+from serve_app.recipe import Recipe
 from serve_app.replica.checkpoint import Checkpoint
 from serve_app.replica.device import to_device
 from serve_app.replica.prompts import PromptEmbedding
@@ -24,25 +25,27 @@ class Trajectory:
         step: how many steps are done, 0..len(timesteps).
     """
 
-    def __init__(self, slot: Slot, checkpoint: Checkpoint, conditions: Sequence[PromptEmbedding]) -> None:
+    def __init__(
+        self, recipe: Recipe, seed: int, checkpoint: Checkpoint, conditions: Sequence[PromptEmbedding]
+    ) -> None:
         device = checkpoint.device
-        self._guidance_scale = slot.guidance_scale
-        self._scheduler = make_scheduler(slot.scheduler, checkpoint.scheduler_config)
-        set_steps(self._scheduler, slot.num_inference_steps)
+        self._guidance_scale, self._guidance_rescale = recipe.guidance_scale, recipe.guidance_rescale
+        self._scheduler = make_scheduler(recipe.scheduler or checkpoint.scheduler, checkpoint.scheduler_config)
+        set_steps(self._scheduler, recipe.num_inference_steps)
         self._timesteps: torch.Tensor = self._scheduler.timesteps
         self._unet_timesteps = to_device(self._timesteps.float(), device)
-        generator = torch.Generator("cpu").manual_seed(slot.seed)
+        generator = torch.Generator("cpu").manual_seed(seed)
         takes_generator = "generator" in inspect.signature(self._scheduler.step).parameters
         self._step_noise = {"generator": generator} if takes_generator else {}
 
         scale = checkpoint.pipe.vae_scale_factor
-        shape = (1, checkpoint.unet.config.in_channels, slot.height // scale, slot.width // scale)
+        shape = (1, checkpoint.unet.config.in_channels, recipe.height // scale, recipe.width // scale)
         noise = torch.randn(shape, generator=generator, dtype=torch.float32)
         self.latents = to_device(noise, device) * self._scheduler.init_noise_sigma
         self.clean = self.latents
         self.step = 0
 
-        size = torch.tensor([[slot.height, slot.width, 0, 0, slot.height, slot.width]], dtype=checkpoint.dtype)
+        size = torch.tensor([[recipe.height, recipe.width, 0, 0, recipe.height, recipe.width]], dtype=checkpoint.dtype)
         self.context = torch.cat([c.context for c in conditions])
         self.pooled = torch.cat([c.pooled for c in conditions])
         self.time_ids = to_device(size.repeat(len(conditions), 1), device)
@@ -78,6 +81,8 @@ class Trajectory:
         if self.rows == 2:
             unconditional, conditional = prediction.chunk(2)
             prediction = unconditional + self._guidance_scale * (conditional - unconditional)
+            if self._guidance_rescale:
+                prediction = rescale_noise_cfg(prediction, conditional, self._guidance_rescale)
         output = self._scheduler.step(prediction, self._timesteps[self.step], self.latents, **self._step_noise)
         self.latents = output.prev_sample
         self.clean = predicted_clean(self._scheduler, output)

@@ -14,7 +14,8 @@ _MOST_COMPILATIONS = 64
 def make_program(unet: UNet2DConditionModel, mode: Compile) -> Program[torch.Tensor]:
     """Return the UNet as `engine.compile` asks for.
 
-    It takes sample (rows, channels, h, w), timestep (rows,), context, pooled and time_ids (rows first) and returns the prediction.
+    It takes sample (rows, channels, h, w), timestep (rows,), context, pooled and time_ids (rows first) and returns the
+    prediction.
     """
     match mode:
         case "none":
@@ -32,7 +33,10 @@ def as_it_is(unet: UNet2DConditionModel) -> AsItIs:
 
 
 class _CompiledBlocks(AsItIs):
-    """The blocks that SDXL has 70 of, compiled once for any size; a single row is a case of its own for the compiler."""
+    """The blocks that SDXL has 70 of, compiled once for any size.
+
+    A single row is a case of its own for the compiler.
+    """
 
     def __init__(self, unet: UNet2DConditionModel) -> None:
         super().__init__(_predict, unet)

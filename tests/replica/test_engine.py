@@ -13,7 +13,8 @@ from serve_app.errors import SlotFailed
 from serve_app.messages import Painted, Preview, Progress
 from serve_app.replica.checkpoint import Checkpoint
 from serve_app.replica.denoise import Denoiser
-from serve_app.replica.engine import Engine, Silent
+from serve_app.replica.engine import Engine
+from serve_app.replica.observer import Silent
 from serve_app.replica.prompts import PromptEmbedding, PromptEncoder
 from tests.conftest import Collector, MakeEngine, make_slot
 
@@ -131,7 +132,7 @@ def test_slots_beyond_the_batch_wait_in_order(make_engine: MakeEngine, gate: Gat
     for collector in collectors:
         collector.result()
     painted = [group[0].context[1:] for group in gate.groups]
-    expected = [running.engine._prompts.encode(prompt).context for prompt in prompts for _ in range(2)]
+    expected = [running.engine._models.prompts.encode(prompt).context for prompt in prompts for _ in range(2)]
     assert len(painted) == 6
     assert all(torch.equal(a, b) for a, b in zip(painted, expected, strict=True)), "in order, and each until it is done"
     assert (running.engine.load().active, running.engine.load().waiting) == (0, 0)
@@ -244,7 +245,7 @@ def test_running_out_of_memory_fails_the_batch_and_no_more(
         "decode.Decoder.decode",
         "decode.PendingPixels.wait",
         "previews.PreviewDecoder.decode",
-        "engine.Trajectory",
+        "model_runner.Trajectory",
         "prompts.PromptEncoder.encode",
     ],
 )
@@ -271,7 +272,7 @@ def test_a_preview_that_cannot_be_encoded_costs_no_picture(
     def broken(*_: Any) -> Any:
         raise OSError("no encoder")
 
-    monkeypatch.setattr("serve_app.replica.engine.encode_preview", broken)
+    monkeypatch.setattr("serve_app.replica.output_processor.encode_preview", broken)
     assert isinstance(make_engine().submit(make_slot(preview_steps=frozenset({1}))).result(), Painted)
     assert "no encoder" in caplog.text
 

@@ -1,0 +1,24 @@
+"""What a client is told of an error on a replica."""
+
+import logging
+
+import torch
+
+from serve_app.errors import SlotFailed
+from serve_app.messages import Slot
+
+logger = logging.getLogger("ray.serve")
+
+
+def slot_failure(error: Exception, slot: Slot) -> SlotFailed:
+    """Return what a client is told of an error that has ended a slot; the log tells the rest."""
+    match error:
+        case SlotFailed():
+            return error
+        case torch.OutOfMemoryError():
+            return SlotFailed(
+                "out_of_memory", "the replica ran out of memory; ask for a smaller size or fewer images at once"
+            )
+        case _:
+            logger.error("slot with seed %d failed", slot.seed, exc_info=error)
+            return SlotFailed("internal", "the image could not be painted; the service's log says why")

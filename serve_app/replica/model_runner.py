@@ -1,0 +1,59 @@
+"""The models of a checkpoint, ready to run: text encoders, UNet, VAE and the VAE of the previews."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from serve_app.config import EngineConfig, PreviewConfig
+from serve_app.messages import Slot
+from serve_app.replica.checkpoint import Checkpoint
+from serve_app.replica.decode import Decoder
+from serve_app.replica.denoise import Denoiser
+from serve_app.replica.previews import PreviewDecoder, PreviewPace
+from serve_app.replica.prompts import PromptEncoder
+from serve_app.replica.trajectory import Trajectory
+from serve_app.replica.unet import make_program
+
+
+@dataclass(eq=False, slots=True)
+class Running:
+    """What an active slot keeps from step to step. Its first step may be taken since `began` (seconds)."""
+
+    trajectory: Trajectory
+    pace: PreviewPace
+    encode_prompt_s: float
+    began: float
+    last_progress: float = float("-inf")
+
+
+class ModelRunner:
+    """Runs a checkpoint's models, on one thread. `previews` is None where the checkpoint has none."""
+
+    def __init__(self, checkpoint: Checkpoint, config: EngineConfig, preview: PreviewConfig) -> None:
+        self._checkpoint = checkpoint
+        self._min_interval_s = preview.min_interval_s
+        self.prompts = PromptEncoder(checkpoint.pipe, checkpoint.device, config.prompt_cache_size)
+        self.denoiser = Denoiser(checkpoint, make_program(checkpoint.unet, config.compile))
+        self.decoder = Decoder(checkpoint, config.compile)
+        tiny = checkpoint.preview_vae
+        self.previews = PreviewDecoder(checkpoint, tiny, preview.max_size, config.compile) if tiny else None
+
+    def warm_up(self, slots: Sequence[Slot], most_images: int) -> None:
+        """Get ready for slots like these, in UNet calls of 1 to `most_images` of one of them."""
+        self.prompts.warm_up()
+        for slot in slots:
+            trajectories = [self.begin(slot).trajectory for _ in range(most_images)]
+            for images in range(1, most_images + 1):
+                self.denoiser.warm_up(trajectories[:images])
+            self.decoder.warm_up(trajectories[0].latents)
+            if self.previews:
+                self.previews.warm_up(trajectories[0].clean)
+
+    def begin(self, slot: Slot) -> Running:
+        """Encode a slot's prompts and draw its noise."""
+        started = time.perf_counter()
+        embeddings = self.prompts.conditions(slot.recipe)
+        encoded = time.perf_counter()
+        trajectory = Trajectory(slot.recipe, slot.seed, self._checkpoint, embeddings)
+        pace = PreviewPace(slot.preview_steps if self.previews else frozenset(), self._min_interval_s)
+        return Running(trajectory, pace, encode_prompt_s=encoded - started, began=encoded)

@@ -1,0 +1,80 @@
+"""From decoded pixels to files and previews, on threads of their own: denoising does not wait for encoders."""
+
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import TypeVar
+
+from serve_app.imaging import encode_picture, encode_preview
+from serve_app.messages import Painted, Preview, Slot, Work
+from serve_app.replica.checkpoint import Checkpoint
+from serve_app.replica.decode import PendingPixels
+from serve_app.replica.observer import Observer
+
+Made = TypeVar("Made", Painted, Preview)
+
+
+class OutputProcessor:
+    """Makes files and previews. Calls `done` with each, or with the error, on one of its threads."""
+
+    def __init__(self, checkpoint: Checkpoint, file_threads: int, jpeg_quality: int, observer: Observer) -> None:
+        self._checkpoint = checkpoint
+        self._jpeg_quality = jpeg_quality
+        self._observer = observer
+        self._files = ThreadPoolExecutor(file_threads, thread_name_prefix="files")
+        self._previews = ThreadPoolExecutor(1, thread_name_prefix="previews")  # apart: they do not wait for files
+
+    def stop(self) -> None:
+        """Finish what has been begun, and drop the rest."""
+        for threads in (self._files, self._previews):
+            threads.shutdown(cancel_futures=True)
+
+    def image(
+        self,
+        slot: Slot,
+        pending: PendingPixels,
+        denoised: float,
+        work: Work,
+        done: Callable[[Painted | Exception], None],
+    ) -> None:
+        """Make the file of a slot's image; its decoding began at `denoised`, `work` has the times before that."""
+        self._files.submit(_report, done, lambda: self._image(slot, pending, denoised, work))
+
+    def preview(
+        self, step: int, pending: PendingPixels, started: float, done: Callable[[Preview | Exception], None]
+    ) -> None:
+        """Make a preview of the picture after `step` steps, the decoding of which began at `started`."""
+        self._previews.submit(_report, done, lambda: self._preview(step, pending, started))
+
+    def _image(self, slot: Slot, pending: PendingPixels, denoised: float, work: Work) -> Painted:
+        pixels = pending.wait()
+        height, width, _ = pixels.shape
+        info = self._checkpoint.info
+        decoded = time.perf_counter()
+        b64 = encode_picture(pixels, slot, info)
+        encode_s = time.perf_counter() - decoded
+        self._observer.encoded(encode_s)
+        return Painted(
+            width,
+            height,
+            f"image/{slot.output.output_format}",
+            b64,
+            replace(work, decode=decoded - denoised, encode=encode_s),
+            pixels if slot.keep_pixels else None,
+        )
+
+    def _preview(self, step: int, pending: PendingPixels, started: float) -> Preview:
+        pixels = pending.wait()
+        self._observer.preview(time.perf_counter() - started)
+        height, width, _ = pixels.shape
+        return Preview(step, width, height, encode_preview(pixels, self._jpeg_quality))
+
+
+def _report(done: Callable[[Made | Exception], None], make: Callable[[], Made]) -> None:
+    try:
+        made = make()
+    except Exception as error:
+        done(error)
+    else:
+        done(made)

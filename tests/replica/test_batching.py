@@ -1,0 +1,287 @@
+"""The step scheduler by itself, under thousands of random schedules. Their clock is the number of steps taken."""
+
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from serve_app.replica.batching import IllegalTransition, Job, Load, State, StepScheduler
+
+ENDS = {State.FINISHED, State.FAILED, State.CANCELLED}
+PATIENCE = 1000
+"""After so many points of the loop every schedule has ended."""
+
+ACTIONS = ("submit", "go_on", "make_file", "cancel", "go_on", "submit", "go_on", "doom", "go_on", "break_call", "go_on")
+"""What a byte of a script stands for, by its rest; the quotient says which job is meant, or what is asked for."""
+
+
+@dataclass(eq=False)
+class Image:
+    """What is asked for, and what happened to it."""
+
+    number: int
+    steps: int
+    taken: int = 0
+    doomed: bool = False
+    cancelled_in: State | None = None
+    turns_before_cancel: int = 0
+    states: list[State] = field(default_factory=list)
+
+
+ImageJob = Job[Image]
+
+
+@dataclass(frozen=True)
+class Turn:
+    """The UNet calls of one step, and all jobs in the batch when they were chosen."""
+
+    calls: Sequence[Sequence[ImageJob]]
+    batch: Sequence[ImageJob]
+
+    @property
+    def group(self) -> Hashable:
+        return self.calls[0][0].group
+
+
+class Play:
+    """An engine without models that plays a script. Its loop stops wherever another thread may come between."""
+
+    def __init__(self, max_batch_size: int, images_per_call: int, script: bytes) -> None:
+        self.max_batch_size, self.images_per_call = max_batch_size, images_per_call
+        self.scheduler = StepScheduler[Image](max_batch_size, images_per_call)
+        self.jobs: list[ImageJob] = []
+        self.admitted: list[int] = []
+        self.turns: list[Turn] = []
+        self.loads: list[Load] = []
+        self.full_when_admitted: list[Load] = []
+        self.idle_rounds = 0
+        self._broken = False
+        self._loop = self._rounds()
+        for byte in script:
+            number, action = divmod(byte, len(ACTIONS))
+            getattr(self, ACTIONS[action])(number)
+            self._look()
+        for _ in range(PATIENCE):
+            if not self.unfinished:
+                break
+            for drain in (self.go_on, self.make_file):
+                drain()
+                self._look()
+
+    @property
+    def unfinished(self) -> list[ImageJob]:
+        return self.of(*set(State) - ENDS)
+
+    def of(self, *states: State) -> list[ImageJob]:
+        return [job for job in self.jobs if job.state in states]
+
+    def submit(self, number: int) -> None:
+        group, steps = divmod(number, 6)
+        self.jobs.append(self.scheduler.submit(Image(len(self.jobs), 1 + steps), group))
+
+    def cancel(self, number: int) -> None:
+        for job in self._one(self.jobs, number):
+            if job.payload.cancelled_in is None:
+                job.payload.cancelled_in, job.payload.turns_before_cancel = job.state, len(self.turns)
+            was, ended = job.state, self.scheduler.cancel(job)
+            assert ended == (was is State.WAITING)
+
+    def doom(self, number: int) -> None:
+        """Let the next that is done for a job fail: its preparation, a step or its file."""
+        for job in self._one(self.unfinished, number):
+            job.payload.doomed = True
+
+    def break_call(self, _: int) -> None:
+        """Let the next UNet call fail."""
+        self._broken = True
+
+    def make_file(self, number: int = 0) -> None:
+        for job in self._one(self.of(State.DENOISED), number):
+            self.scheduler.mark_failed(job) if job.payload.doomed else self.scheduler.mark_finished(job)
+
+    def go_on(self, _: int = 0) -> None:
+        next(self._loop)
+
+    def _rounds(self) -> Iterator[None]:
+        while True:
+            if self.scheduler.idle:
+                self.idle_rounds += 1
+                yield
+                continue
+            done = len(self.scheduler.drop_cancelled())
+            yield
+            while job := self.scheduler.admit():
+                done += 1
+                self.admitted.append(job.payload.number)
+                yield
+                if job.payload.doomed:
+                    self.scheduler.mark_failed(job)
+            self.full_when_admitted.append(self.scheduler.load)
+            batch, calls = self.of(State.ACTIVE), self.scheduler.next_calls()
+            if calls:
+                self.turns.append(Turn(calls, batch))
+            for call in calls:
+                yield
+                self._step(call)
+            assert done or calls or self.scheduler.idle, "the loop would spin"
+
+    def _step(self, call: Sequence[ImageJob]) -> None:
+        broken, self._broken = self._broken, False
+        for job in call:
+            job.payload.taken += 1
+            if job.payload.doomed or broken:
+                job.payload.doomed = True
+                self.scheduler.mark_failed(job)
+            elif job.payload.taken == job.payload.steps and not job.cancel_requested:
+                self.scheduler.mark_denoised(job)
+
+    def _look(self) -> None:
+        self.loads.append(self.scheduler.load)
+        for job in self.jobs:
+            if job.payload.states[-1:] != [job.state]:
+                job.payload.states.append(job.state)
+        assert self.scheduler.idle == (not self.of(State.WAITING, State.ACTIVE))
+
+    @staticmethod
+    def _one(jobs: Sequence[ImageJob], number: int) -> Sequence[ImageJob]:
+        return [jobs[number % len(jobs)]] if jobs else []
+
+
+plays = st.builds(
+    Play,
+    max_batch_size=st.integers(1, 6),
+    images_per_call=st.integers(1, 3),
+    script=st.binary(min_size=20, max_size=80),
+)
+
+
+def schedules(test: Callable[[Play], None]) -> Callable[[], None]:
+    """Run a test with hundreds of random schedules, the same ones each time."""
+    return settings(max_examples=300, derandomize=True, database=None, deadline=None)(given(plays)(test))
+
+
+@schedules
+def test_jobs_are_admitted_in_the_order_of_their_arrival(play: Play) -> None:
+    assert play.admitted == sorted(play.admitted)
+    left = {job.payload.number for job in play.jobs} - set(play.admitted)
+    assert all(play.jobs[number].payload.cancelled_in is State.WAITING for number in left)
+
+
+@schedules
+def test_the_batch_is_never_larger_than_its_bound_and_no_place_in_it_stays_empty(play: Play) -> None:
+    assert all(load.active <= play.max_batch_size for load in play.loads)
+    assert all(load.active == play.max_batch_size or not load.waiting for load in play.full_when_admitted)
+
+
+@schedules
+def test_in_its_turn_every_job_of_a_group_takes_one_step_in_full_calls(play: Play) -> None:
+    for turn in play.turns:
+        assert [job for call in turn.calls for job in call] == [job for job in turn.batch if job.group == turn.group]
+        *full, last = map(len, turn.calls)
+        assert all(size == play.images_per_call for size in full)
+        assert 0 < last <= play.images_per_call
+
+
+@schedules
+def test_no_job_waits_for_more_than_one_turn_of_each_other_group(play: Play) -> None:
+    waited: dict[ImageJob, list[Hashable]] = {}
+    for turn in play.turns:
+        waited = {job: waited.get(job, []) for job in turn.batch}
+        for job, groups in waited.items():
+            assert turn.group not in groups
+            if job.group == turn.group:
+                groups.clear()
+            else:
+                groups.append(turn.group)
+
+
+@schedules
+def test_a_cancelled_job_ends_before_the_next_step_but_for_one_that_is_denoised(play: Play) -> None:
+    for job in play.jobs:
+        image = job.payload
+        match image.cancelled_in:
+            case State.WAITING:
+                assert image.states == [State.WAITING, State.CANCELLED]
+            case State.ACTIVE:
+                assert job.state is State.CANCELLED or (image.doomed and job.state is State.FAILED)
+                # The first of these may have been chosen when it was cancelled: while others were admitted.
+                assert not any(
+                    job in call for turn in play.turns[image.turns_before_cancel + 1 :] for call in turn.calls
+                )
+            case _:
+                assert job.state is not State.CANCELLED
+
+
+@schedules
+def test_a_failure_takes_no_other_job_with_it(play: Play) -> None:
+    for job in play.jobs:
+        image = job.payload
+        if not image.doomed and image.cancelled_in not in (State.WAITING, State.ACTIVE):
+            assert job.state is State.FINISHED
+            assert image.taken == image.steps
+
+
+@schedules
+def test_no_job_is_lost_and_each_ends_once(play: Play) -> None:
+    for job in play.jobs:
+        assert [state for state in job.payload.states if state in ENDS] == job.payload.states[-1:]
+    assert play.scheduler.load == Load(active=0, waiting=0, finished=len(play.of(State.FINISHED)))
+
+
+@schedules
+def test_a_scheduler_without_jobs_sleeps(play: Play) -> None:
+    assert play.scheduler.idle
+    assert (play.scheduler.drop_cancelled(), play.scheduler.admit(), play.scheduler.next_calls()) == ([], None, [])
+    idle = play.idle_rounds
+    next(play._loop)
+    next(play._loop)
+    assert play.idle_rounds > idle
+
+
+MARKS: Mapping[str, set[State]] = {
+    "denoised": {State.ACTIVE},
+    "finished": {State.DENOISED},
+    "failed": {State.ACTIVE, State.DENOISED},
+}
+
+
+def job_in(state: State, scheduler: StepScheduler[None]) -> Job[None]:
+    job = scheduler.submit(None, group="a")
+    if state is State.CANCELLED:
+        scheduler.cancel(job)
+    elif state is not State.WAITING:
+        scheduler.admit()
+        before = {State.DENOISED: ["denoised"], State.FINISHED: ["denoised", "finished"], State.FAILED: ["failed"]}
+        for mark in before.get(state, []):
+            getattr(scheduler, f"mark_{mark}")(job)
+    assert job.state is state
+    return job
+
+
+@pytest.mark.parametrize("state", State)
+@pytest.mark.parametrize("mark", MARKS)
+def test_a_mark_that_does_not_fit_a_jobs_state_is_refused_and_changes_nothing(mark: str, state: State) -> None:
+    scheduler = StepScheduler[None](max_batch_size=1, images_per_call=1)
+    job = job_in(state, scheduler)
+    load = scheduler.load
+    if state in MARKS[mark]:
+        getattr(scheduler, f"mark_{mark}")(job)
+        assert job.state is State(mark)
+    else:
+        with pytest.raises(IllegalTransition, match=f"a job that is {state.value} cannot become {mark}"):
+            getattr(scheduler, f"mark_{mark}")(job)
+        assert (job.state, scheduler.load) == (state, load)
+
+
+@pytest.mark.parametrize("state", State)
+def test_cancelling_twice_or_too_late_changes_nothing(state: State) -> None:
+    scheduler = StepScheduler[None](max_batch_size=1, images_per_call=1)
+    job = job_in(state, scheduler)
+    assert scheduler.cancel(job) == (state is State.WAITING)
+    ended = State.CANCELLED if state in (State.WAITING, State.ACTIVE) else state
+    assert list(scheduler.drop_cancelled()) == ([job] if state is State.ACTIVE else [])
+    assert job.state is ended
+    assert not scheduler.cancel(job)
+    assert job.state is ended
