@@ -12,12 +12,12 @@ ROOT = Path(__file__).parent.parent
 
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
-    """A folder whose `pip` says what it is called with, and fails where ALL_PROXY or a file `broken` is."""
+    """A folder whose Python notes its arguments; a file `broken`, ALL_PROXY or PYTHONDONTWRITEBYTECODE makes it fail."""
     for name in ("Makefile", "pyproject.toml", "constraints.txt"):
         shutil.copy(ROOT / name, tmp_path)
     python = tmp_path / ".venv" / "bin" / "python"
     python.parent.mkdir(parents=True)
-    python.write_text('#!/bin/sh\necho "$@" >> calls\n[ ! -e broken ] && [ -z "$ALL_PROXY" ]\n')
+    python.write_text('#!/bin/sh\necho "$@" >> calls\n[ ! -e broken ] && [ -z "$ALL_PROXY$PYTHONDONTWRITEBYTECODE" ]\n')
     python.chmod(0o755)
     return tmp_path
 
@@ -33,8 +33,8 @@ def test_a_proxy_that_cannot_be_used_does_not_keep_from_an_index_that_needs_none
     assert code == 0
     assert calls[0::2] == calls[1::2], "each once more"
     assert [call.split("constraints.txt ")[1] for call in calls[0::2]] == [
-        "-e .",
         "pip>=25.1",
+        "-e .",
         "--group dev",
         "--no-deps sd-prompt-reader",
     ]
@@ -43,6 +43,14 @@ def test_a_proxy_that_cannot_be_used_does_not_keep_from_an_index_that_needs_none
 def test_installing_goes_the_way_that_the_environment_names_and_once(project: Path) -> None:
     code, calls = install(project, HTTPS_PROXY="http://proxy.example")
     assert (code, len(calls)) == (0, 4)
+
+
+def test_modules_are_compiled_by_their_first_import_even_where_the_environment_forbids_to_keep_that(
+    project: Path,
+) -> None:
+    code, calls = install(project, PYTHONDONTWRITEBYTECODE="1")
+    assert code == 0
+    assert all("--no-compile" in call for call in calls)
 
 
 def test_an_installation_that_fails_fails(project: Path) -> None:

@@ -5,7 +5,12 @@ import pytest
 from starlette.responses import StreamingResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from serve_app.config import AppArgs
+from serve_app.fanout.fanout import FanOut
+from serve_app.ingress.api import create_api
 from serve_app.ingress.disconnect import ErrorAsDisconnect
+from serve_app.messages import Slot
+from tests.fakes import FakeFleet, Metrics, NoPeers
 
 SCOPE = {"type": "http", "asgi": {"spec_version": "2.3"}}
 
@@ -66,3 +71,30 @@ async def test_a_client_that_has_gone_stays_gone() -> None:
 
     await run(ErrorAsDisconnect(app, Gone), Gone())
     assert heard == [{"type": "http.disconnect"}] * 2
+
+
+async def test_the_service_ends_what_it_paints_for_a_client_whose_leaving_is_told_by_an_error() -> None:
+    painting = asyncio.Event()
+
+    async def forever(_: Slot) -> None:
+        painting.set()
+        await asyncio.Event().wait()
+
+    fleet, args, body = FakeFleet(before=forever), AppArgs(), b'{"prompt": "a", "num_images": 1}'
+    api = create_api(FanOut(fleet, NoPeers(), args, Metrics()), args, disconnect=Gone)
+    headers = [(b"content-type", b"application/json")]
+    scope = {**SCOPE, "method": "POST", "path": "/stream", "query_string": b"", "headers": headers}
+
+    messages = iter([{"type": "http.request", "body": body}])
+
+    async def receive() -> Message:
+        for message in messages:
+            return message
+        await painting.wait()
+        raise Gone
+
+    async def send(_: Message) -> None: ...
+
+    async with asyncio.timeout(5):
+        await api(scope, receive, send)
+    assert (len(fleet.slots), fleet.open) == (1, set())

@@ -39,7 +39,7 @@ def test_closed_streams_are_no_errors_in_the_log(app: Running) -> None:
             next(line for line in response.iter_lines() if line.startswith("event: progress"))
         eventually(app.idle, seconds=5)
     logs = Path(ray._private.worker._global_node.get_logs_dir_path())
-    assert [log.name for log in logs.glob("worker-*.err") if "TaskCancelledError" in log.read_text()] == []
+    assert [log.name for log in logs.glob("worker-*.err") if "exceptions.TaskCancelledError" in log.read_text()] == []
 
 
 async def test_a_client_that_hangs_up_on_generate_frees_the_replicas(app: Running) -> None:
