@@ -71,7 +71,7 @@ def _paint(checkpoint: Checkpoint) -> Painted:
             checkpoint.scheduler,
             "png",
         )
-        trajectory = Trajectory(slot, checkpoint, encoder.conditions(slot))
+        trajectory = Trajectory.of(slot, checkpoint, encoder.conditions(slot))
         while not trajectory.done:
             trajectory.advance(denoiser.predict([trajectory])[0])
         painted.append((trajectory.latents.cpu(), decoder.decode(trajectory.latents).wait()))

@@ -104,7 +104,7 @@ def _measure(checkpoint: Checkpoint, model: ModelConfig, fewest_features: int) -
         slot = Slot(
             seed, seed, prompt, "", model.width, model.height, _STEPS, model.guidance_scale, checkpoint.scheduler, "png"
         )
-        trajectory = Trajectory(slot, checkpoint, encoder.conditions(slot))
+        trajectory = Trajectory.of(slot, checkpoint, encoder.conditions(slot))
         while not trajectory.done:
             trajectory.advance(denoiser.predict([trajectory])[0])
     for hook in hooks:

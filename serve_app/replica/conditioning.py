@@ -1,0 +1,41 @@
+"""What the UNet is given besides latents and timestep: prompts and size."""
+
+from collections.abc import Sequence
+from typing import NamedTuple, Self
+
+import torch
+
+from serve_app.messages import Slot
+from serve_app.replica.checkpoint import Checkpoint
+from serve_app.replica.device import to_device
+from serve_app.replica.prompts import PromptEmbedding
+
+
+class Conditioning(NamedTuple):
+    """The UNet's inputs that stay the same at all steps, rows first: with guidance the unconditional, then the prompt's.
+
+    `context` is (rows, length, `attention.prompt_context`), `pooled` (rows, projection width), `time_ids` (rows, 6).
+    """
+
+    context: torch.Tensor
+    pooled: torch.Tensor
+    time_ids: torch.Tensor
+
+    @classmethod
+    def of(cls, slot: Slot, checkpoint: Checkpoint, embeddings: Sequence[PromptEmbedding]) -> Self:
+        """Return what a slot is painted by, a row for each of `embeddings`."""
+        size = torch.tensor([[slot.height, slot.width, 0, 0, slot.height, slot.width]], dtype=checkpoint.dtype)
+        return cls(
+            context=torch.cat([e.context for e in embeddings]),
+            pooled=torch.cat([e.pooled for e in embeddings]),
+            time_ids=to_device(size.repeat(len(embeddings), 1), checkpoint.device),
+        )
+
+    @classmethod
+    def joined(cls, parts: Sequence[Self]) -> Self:
+        """Return the rows of all parts, for one UNet call. A single part is returned as it is: a context is large."""
+        return parts[0] if len(parts) == 1 else cls(*map(torch.cat, zip(*parts, strict=True)))
+
+    @property
+    def rows(self) -> int:
+        return len(self.context)
