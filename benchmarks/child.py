@@ -1,4 +1,7 @@
-"""The process of one subject: `python -m benchmarks.child JOB.json`. What crashes, hangs or cannot be imported takes nothing else with it."""
+"""The process of one subject: `python -m benchmarks.child JOB.json`.
+
+What crashes, hangs or cannot be imported takes nothing else with it.
+"""
 
 import os
 import signal

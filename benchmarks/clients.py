@@ -17,9 +17,9 @@ def keep_asking(
     *,
     timeout_s: float,
 ) -> list[float]:
-    """Let clients ask for `seconds` and until each has `least` answers; return when each answer was there, in order, while all of them asked.
+    """Let clients ask for `seconds` and until each has `least` answers; return when each answer came, in order.
 
-    What `ask` or `check` raises ends them all, and is raised here.
+    Answers count for as long as all clients ask. What `ask` or `check` raises ends them all, and is raised here.
     """
     failed = threading.Event()
     answered: list[list[float]] = [[] for _ in range(clients)]

@@ -54,7 +54,7 @@ class Conditions(Frozen):
         return "cpu" if self.cpu else "cuda"
 
     def document(self) -> dict[str, Any]:
-        """Return the Serve config, changed only in what the machine and `overrides` (`a.b=value`, the values as YAML) say."""
+        """Return the Serve config, changed only by the machine and `overrides` (`a.b=value`, the values as YAML)."""
         document: dict[str, Any] = yaml.safe_load(self.config.read_text())
         args = document["applications"][0]["args"]
         machine = {"num_replicas": len(self.devices), "model.path": str(self.checkpoint), "model.preview_path": None}
@@ -69,11 +69,10 @@ class Conditions(Frozen):
 
     def slot(self, **changes: object) -> Slot:
         """Return an image of the workload, for an engine."""
-        fields: dict[str, object] = {
+        fields = {
             "index": 0,
             "seed": 0,
             "prompt": self.workload.prompt,
-            "negative_prompt": "",
             "width": self.workload.size,
             "height": self.workload.size,
             "num_inference_steps": self.workload.steps,
@@ -81,7 +80,7 @@ class Conditions(Frozen):
             "scheduler": "euler",
             "output_format": "jpeg",
         }
-        return Slot(**{**fields, **changes})  # type: ignore[arg-type]  # changes of any field
+        return Slot.of({**fields, **changes})
 
 
 TINY = Workload(

@@ -39,9 +39,9 @@ class EngineBench:
             self._engine = None
 
     def prepare(self, at_once: int, slot: Slot, images_per_call: int | None = None) -> None:
-        """Start an engine that paints so many of such slots at once, all in one UNet call where not said otherwise, and paint with it once.
+        """Start an engine that paints `at_once` such slots at once, and paint with it once.
 
-        It is warmed up as a replica would be.
+        All share one UNet call, unless `images_per_call` says otherwise. The engine is warmed up as a replica would be.
         """
         setting = at_once, images_per_call or at_once
         if self._engine and self._setting == setting:
@@ -81,7 +81,7 @@ class EngineBench:
     def idle(self, slot: Slot, seconds: float) -> float:
         """Return how much of the time under load the GPU had nothing to do, in percent: from one launch to the next.
 
-        A recording is one launch: what lies between its kernels is the GPU's own, and larger than usual while it is traced.
+        A recording is one launch: gaps between its kernels are the GPU's own, and larger than usual while it is traced.
         """
         if self._checkpoint.device.type != "cuda":
             raise RuntimeError("needs a GPU")
@@ -124,7 +124,8 @@ class EngineBench:
     def _fresh(self, slot: Slot) -> Slot:
         """The next seed and a prompt of its own, as from another user: nothing comes from a cache."""
         self._seed += 1
-        return replace(slot, seed=self._seed, prompt=f"{slot.prompt}, {self._seed}")
+        recipe = slot.recipe.model_copy(update={"prompt": f"{slot.recipe.prompt}, {self._seed}"})
+        return replace(slot, seed=self._seed, recipe=recipe)
 
 
 @contextmanager

@@ -1,8 +1,8 @@
-"""`python -m benchmarks.gpu CHECKPOINT`: our service and its peers on the same weights, machine and run, as one table and as JSON.
+"""`python -m benchmarks.gpu CHECKPOINT`: compare our service with its peers, as one table and as JSON.
 
-The checkpoint is a diffusers folder, such as `python -m benchmarks.make_checkpoint` writes. The service runs as
-`configs/sdxl.yaml` says; `key=value` changes its arguments. With `--tiny` everything runs on the CPU with a tiny model, to
-try the plan itself.
+All run on the same weights and machine, in one run. The checkpoint is a diffusers folder, such as `python -m
+benchmarks.make_checkpoint` writes. The service runs as `configs/sdxl.yaml` says; `key=value` changes its arguments.
+With `--tiny` everything runs on the CPU with a tiny model, to try the plan itself.
 """
 
 import argparse

@@ -1,8 +1,9 @@
-"""`python -m benchmarks.make_checkpoint FOLDER`: SDXL base 1.0 in its full size with random weights, as a diffusers folder.
+"""`python -m benchmarks.make_checkpoint FOLDER`: write SDXL base 1.0 with random weights, as a diffusers folder.
 
-Speed does not depend on what a model has learned, so where no model hub can be reached this stands in for one. The
-architecture is data in `benchmarks/sdxl/`; the weights are the libraries' own initialisation, with which activations stay
-finite. Files are named and typed as the hub's `fp16` variant, the one that `configs/sdxl.yaml` asks for.
+It has the full size. Speed does not depend on what a model has learned, so where no model hub can be reached this
+stands in for one. The architecture is data in `benchmarks/sdxl/`; the weights are the libraries' own initialisation,
+which keeps activations finite. Files are named and typed as the hub's `fp16` variant, the one that
+`configs/sdxl.yaml` asks for.
 """
 
 import argparse

@@ -41,7 +41,7 @@ class Measure:
 
 @dataclass(frozen=True)
 class Trial:
-    """Takes the samples of some measures together, because they are compared with each other or fall out of one another.
+    """Takes samples of several measures together, because they are compared, or one run gives them all.
 
     `seconds` is how long it takes at most on the machine it is meant for; where less time is left it is not begun.
     """
@@ -68,7 +68,10 @@ class Subject:
 
 @dataclass(frozen=True)
 class Ratio:
-    """A row that divides the median of one measure by that of another, each first by its number of devices where `per_device`."""
+    """A row that divides the median of one measure by that of another.
+
+    With `per_device`, each is first divided by its number of devices.
+    """
 
     measure: Measure
     of: str
@@ -122,7 +125,8 @@ def timed(act: Callable[[], object]) -> float:
 def rate(finished: Sequence[float], warm_up: int) -> list[float]:
     """Return completions a second by least squares, the first `warm_up` left out; nothing where too few are left.
 
-    `finished` are times in order. Answers come in bunches: what lies between a first and a last one would depend on where those are cut.
+    `finished` are times in order. Answers come in bunches, so a rate from the first and the last answer alone would
+    depend on where the bunches are cut.
     """
     steady = finished[warm_up:]
     return [linear_regression(steady, range(len(steady))).slope] if len(set(steady)) > 1 else []

@@ -25,6 +25,7 @@ from serve_app.app import build
 from serve_app.config import AppArgs
 from serve_app.errors import SlotFailed
 from serve_app.messages import Painted, Slot, SlotEvent
+from serve_app.recipe import Output, Recipe
 from serve_app.replica.checkpoint import load_checkpoint, quiet_progress_bars
 from serve_app.replica.engine import Engine
 from serve_app.replica.observer import Silent
@@ -138,18 +139,15 @@ def _engine(args: AppArgs) -> Iterator[Callable[[], float]]:
     checkpoint = load_checkpoint(args.model, torch.device("cpu"))
     engine = Engine(checkpoint, args.engine, args.preview, Silent())
     engine.start()
-    slot = Slot(
-        index=0,
-        seed=7,
+    recipe = Recipe(
         prompt=str(BODY["prompt"]),
-        negative_prompt="",
         width=args.model.width,
         height=args.model.height,
         num_inference_steps=args.model.num_inference_steps,
         guidance_scale=args.model.guidance_scale,
         scheduler=checkpoint.scheduler,
-        output_format="png",
     )
+    slot = Slot(0, 7, recipe, Output())
 
     def seconds() -> float:
         events: Queue[SlotEvent | SlotFailed] = Queue()

@@ -310,9 +310,10 @@ PHASES: tuple[tuple[Subject, ...], ...] = (
     (FAL,),
     (RAY_SERVE,),
 )
-"""Subjects of one phase run side by side, each on GPUs and cores of its own, as many as there are GPUs for; phases run one after another.
+"""The subjects, phase by phase: phases run one after another.
 
-The engine comes before the service, whose start it leaves compiled kernels for.
+Subjects of one phase run side by side, each on GPUs and cores of its own, as many as there are GPUs for. The engine
+comes before the service, and leaves compiled kernels that make the service start faster.
 """
 
 DERIVED: Sequence[Derived] = (

@@ -4,7 +4,10 @@ import random
 import socket
 
 _PORTS = range(20_000, 32_000)
-"""Above those Ray chooses from, and below those that Linux, by default, gives to the near ends of connections: one would take the port meanwhile."""
+"""Above the ports that Ray chooses from, and below those that Linux, by default, gives to the near ends of connections.
+
+A connection could otherwise take the port before its server starts.
+"""
 
 
 def free_port() -> int:

@@ -1,10 +1,10 @@
 """`python -m benchmarks.probe NAME [NAME ...] --checkpoint FOLDER`: single findings, as lines of text.
 
-sizes: a compiled UNet for each size, or one for all. places, compilers: the speed of settings, and whether an image has the
-same bits at any place of a batch; as it is, and compiled.
-start: where the time of a start goes. fp8: which layers, which scales. quality: fp8's distance from bfloat16 on trained weights.
-seeds: whether all processes of this machine give the same bits; fails where two differ. replicas: the same
-over HTTP, alone, in a crowd and with a replica killed.
+sizes: a compiled UNet for each size, or one for all. places, compilers: the speed of settings, and whether an image
+has the same bits at any place of a batch; as it is, and compiled.
+start: where the time of a start goes. fp8: which layers, which scales. quality: fp8's distance from bfloat16 on
+trained weights. seeds: whether all processes of this machine give the same bits; fails where two differ. replicas:
+the same over HTTP, alone, in a crowd and with a replica killed.
 """
 
 import argparse

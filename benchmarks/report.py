@@ -55,7 +55,10 @@ def table(rows: Sequence[Row]) -> str:
         goal = row.measure.goal
         wanted = f"{goal.must:6g} {goal.aim:6g}  {row.verdict}" if goal else ""
         lines.append(
-            f"{name} {row.value:9.3f} {_number(row.low)} {_number(row.high)} {row.samples or '':>4} {row.measure.unit:8} {wanted}".rstrip()
+            (
+                f"{name} {row.value:9.3f} {_number(row.low)} {_number(row.high)} {row.samples or '':>4} "
+                f"{row.measure.unit:8} {wanted}"
+            ).rstrip()
         )
     return "\n".join(lines)
 

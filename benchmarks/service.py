@@ -29,7 +29,7 @@ _REQUEST_TIMEOUT_S = 300.0
 
 @dataclass(frozen=True)
 class Answered:
-    """Seconds: until the answer was there, in what of them its last image was painted, and in what of those its file was written."""
+    """Seconds until the answer came; of those, painting its last image; of those, writing that image's file."""
 
     total: float
     painted: float
@@ -94,7 +94,7 @@ class Service:
         return Streamed(preview, tuple(finished), total)
 
     def load(self, clients: int, images: int, seconds: float, **changes: Any) -> list[float]:
-        """Let clients ask again and again for `seconds`, and until each has four answers; return when each image's answer was there, in order."""
+        """Let clients ask for `seconds`, and until each has four answers; return when each image came, in order."""
 
         def ask(http: httpx2.Client) -> httpx2.Response:
             return http.post(f"{self.url}/generate", json=self._body(images, **changes))

@@ -21,7 +21,7 @@ def build(args: AppArgs) -> Application:
         Replica,
         num_replicas=args.num_replicas,
         ray_actor_options={"num_cpus": args.num_cpus, "num_gpus": args.num_gpus},
-        # The router bounds the slots; the room above is for status and prompt calls, which would else wait behind images.
+        # The router bounds the slots. The rest is room for status and prompt calls, which must not wait behind images.
         max_ongoing_requests=args.ingress_replicas * slots + _CONTROL_CALLS,
         request_router_config=spread(slots),
         graceful_shutdown_timeout_s=shutdown_s,

@@ -10,7 +10,8 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from serve_app.models import EMBEDDED
-from serve_app.schemas import PredictionType, SchedulerName, TimestepSpacing, longest_body
+from serve_app.recipe import SchedulerName
+from serve_app.schemas import PredictionType, TimestepSpacing, longest_body
 from serve_app.values import AbsolutePath, BaseUrl, Origins, Share, Text, VariableName
 
 Compile = Literal["none", "regional", "full"]
@@ -29,13 +30,15 @@ class ModelConfig(Config):
 
     path: Text = Field(
         default=EMBEDDED,
-        description="A local diffusers folder, a single .safetensors file, a hub id, or `embedded`: the model that comes with the package.",
+        description="A local diffusers folder, a single .safetensors file, a hub id, or `embedded`: the model that "
+        "comes with the package.",
     )
     revision: Text | None = Field(default=None, description="Branch, tag or commit of a hub id.")
     variant: Text | None = Field(default=None, description="Variant of the weight files, such as `fp16`.")
     config_path: Text | None = Field(
         default=None,
-        description="For a single file: the diffusers folder or hub id with its configs and tokenizers. Null: what diffusers takes the file for.",
+        description="For a single file: the diffusers folder or hub id with its configs and tokenizers. Null: what "
+        "diffusers takes the file for.",
     )
     dtype: Literal["float32", "bfloat16", "float16"] = Field(
         default="float32", description="Precision of the weights; latents are always float32 between steps."
@@ -45,15 +48,15 @@ class ModelConfig(Config):
     )
     preview_path: Text | None = Field(
         default=None,
-        description="The AutoencoderTiny that decodes previews: a subfolder of the checkpoint, a local folder, a .safetensors file such as "
-        "`taesdxl_decoder.safetensors`, or a hub id. "
+        description="The AutoencoderTiny that decodes previews: a subfolder of the checkpoint, a local folder, "
+        "a .safetensors file such as `taesdxl_decoder.safetensors`, or a hub id. "
         "Null: the subfolder `preview_vae` if there is one, else no previews.",
     )
     vae_path: Text | None = Field(
         default=None,
-        description="The AutoencoderKL that decodes pictures: a subfolder of the checkpoint, a local folder, a .safetensors file (its config is the "
-        "checkpoint's own, unless a config.json lies beside it), or a hub id. Null: the checkpoint's own, "
-        "in bfloat16 where `dtype` is float16 and it overflows there, as SDXL's does.",
+        description="The AutoencoderKL that decodes pictures: a subfolder of the checkpoint, a local folder, "
+        "a .safetensors file (its config is the checkpoint's own, unless a config.json lies beside it), or a hub id. "
+        "Null: the checkpoint's own, in bfloat16 where `dtype` is float16 and it overflows there, as SDXL's does.",
     )
     scheduler: SchedulerName | None = Field(
         default=None, description="Default scheduler; the checkpoint's own where null."
@@ -76,6 +79,7 @@ class ModelConfig(Config):
     guidance_scale: float = Field(
         default=3.0, ge=0, le=30, description="Default guidance scale; at 1 or less no unconditional pass is made."
     )
+    guidance_rescale: float = Field(default=0.0, ge=0, le=1, description="Default guidance rescale.")
     width: Side = Field(default=256, description="Default width in pixels.")
     height: Side = Field(default=256, description="Default height in pixels.")
     min_size: Side = Field(default=64, description="Smallest width or height a request may ask for, in pixels.")
@@ -88,7 +92,8 @@ class ModelConfig(Config):
         for name, size in (("width", self.width), ("height", self.height)):
             if not self.min_size <= size <= self.max_size:
                 raise ValueError(
-                    f"model.{name} ({size}) must lie between model.min_size ({self.min_size}) and model.max_size ({self.max_size})"
+                    f"model.{name} ({size}) must lie between model.min_size ({self.min_size}) "
+                    f"and model.max_size ({self.max_size})"
                 )
         return self
 
@@ -102,13 +107,14 @@ class EngineConfig(Config):
     images_per_call: int = Field(
         default=1,
         ge=1,
-        description="Most images that share a UNet call. 1: what else is painted never changes a bit of an image, since kernels round "
-        "differently at another number of rows. More is faster where one image does not fill the GPU.",
+        description="Most images that share a UNet call. 1: what else is painted never changes a bit of an "
+        "image, since kernels round differently at another number of rows. More is faster where one image does not "
+        "fill the GPU.",
     )
     compile: Compile = Field(
         default="none",
-        description="`full`: the UNet and the VAEs compiled for the sizes warmed up, two minutes each at a first start; others run as with "
-        "`none`. `regional`: the UNet's transformer blocks alone, seconds, any size.",
+        description="`full`: the UNet and the VAEs compiled for the sizes warmed up, two minutes each at a first "
+        "start; others run as with `none`. `regional`: the UNet's transformer blocks alone, seconds, any size.",
     )
     warm_up_sizes: tuple[Size, ...] = Field(
         default=(),
@@ -116,12 +122,13 @@ class EngineConfig(Config):
     )
     compile_cache: Text | None = Field(
         default=None,
-        description="Folder of compiled programs, which other replicas and later starts load; `~` is the home folder. As trusted as code: nobody "
-        "else should be able to write to it. Null: torch's own, in the temporary folder.",
+        description="Folder of compiled programs, which other replicas and later starts load; `~` is the home folder. "
+        "As trusted as code: nobody else should be able to write to it. Null: torch's own, in the temporary folder.",
     )
     quantization: Quantization = Field(
         default="none",
-        description="`fp8`: the UNet's large linear layers in 8-bit floats, on GPUs that have them (Hopper, Ada and later).",
+        description="`fp8`: the UNet's large linear layers in 8-bit floats, "
+        "on GPUs that have them (Hopper, Ada and later).",
     )
     prompt_cache_size: int = Field(
         default=16, ge=1, description="How many encoded prompts a replica keeps; SDXL's take 26 MB each."
@@ -182,7 +189,8 @@ class FilesConfig(Config):
     )
     base_url: BaseUrl | None = Field(
         default=None,
-        description="What URLs begin with, such as https://images.example.com. Null: the address that the request was sent to.",
+        description="What URLs begin with, such as https://images.example.com. "
+        "Null: the address that the request was sent to.",
     )
 
 
@@ -224,11 +232,14 @@ class AppArgs(Config):
         default=0, ge=0, le=1, description="GPUs of a replica: 1; 0 to run on the CPU; 0.5: two share one."
     )
     num_cpus: Share = Field(
-        default=1, ge=0, description="CPU cores of a replica; on the CPU also its number of torch threads."
+        default=1,
+        ge=0,
+        allow_inf_nan=False,
+        description="CPU cores of a replica; on the CPU also its number of torch threads.",
     )
     ingress_replicas: int = Field(default=1, ge=1, description="HTTP ingress replicas.")
     request_timeout_s: float = Field(
-        default=300.0, gt=0, description="Deadline of a request: what is finished by then is returned."
+        default=300.0, ge=1, description="Deadline of a request: what is finished by then is returned."
     )
     model: ModelConfig = ModelConfig()
     engine: EngineConfig = EngineConfig()
@@ -261,7 +272,8 @@ class AppArgs(Config):
                 )
         if self.admission.max_waiting_images < self.limits.max_images:
             raise ValueError(
-                "admission.max_waiting_images must be at least limits.max_images, or a full request could never be admitted"
+                "admission.max_waiting_images must be at least limits.max_images, "
+                "or a full request could never be admitted"
             )
         given, needed = self.limits.max_body_bytes, longest_body(self.limits.max_images, self.limits.max_steps)
         if given < needed:

@@ -43,7 +43,7 @@ def _service() -> Iterator[None]:
     with log.open("w") as file:
         serve = Path(sys.executable).with_name("serve")
         # A session of its own: Ctrl-C must reach this program alone, which then stops the service in order.
-        process = subprocess.Popen(
+        process = subprocess.Popen(  # noqa: S603 - our own command
             [serve, "run", "configs/local.yaml"], stdout=file, stderr=file, start_new_session=True
         )
         try:

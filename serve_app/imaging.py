@@ -14,7 +14,8 @@ from serve_app import png
 from serve_app.exif import exif_block
 from serve_app.messages import Slot
 from serve_app.metadata import parameters_json, parameters_text, xmp_packet
-from serve_app.schemas import ModelInfo, OutputFormat, sheet_cells
+from serve_app.recipe import OutputFormat
+from serve_app.schemas import ModelInfo, sheet_cells
 
 Pixels = NDArray[np.uint8]
 """RGB, (height, width, 3)."""
@@ -27,7 +28,11 @@ _WEBP_QUALITY = 90
 def encode_picture(pixels: Pixels, slot: Slot, model: ModelInfo) -> str:
     """Return a finished picture as a file in base64 text, with all that is needed to paint it again."""
     return _encode(
-        pixels, slot.output_format, slot.output_compression, parameters_text(slot, model), parameters_json(slot, model)
+        pixels,
+        slot.output.output_format,
+        slot.output.output_compression,
+        parameters_text(slot, model),
+        parameters_json(slot, model),
     )
 
 

@@ -1,14 +1,18 @@
 """What crosses between the ingress and a replica: plain frozen data, so that neither side knows the other."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
-from serve_app.schemas import ModelInfo, OutputFormat, SchedulerName
+from serve_app.recipe import Output, Recipe, SchedulerName
+from serve_app.schemas import ModelInfo
+
+_PARTS = {*Recipe.model_fields, *Output.model_fields}
 
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """One image to paint. The picture depends on these fields alone.
+    """One image to generate. The picture depends on the seed and the recipe alone.
 
     `index` is its place in the request; previews are wanted after the steps in `preview_steps`. With `keep_pixels` the
     replica also leaves the decoded pixels in the object store, for a contact sheet.
@@ -16,17 +20,18 @@ class Slot:
 
     index: int
     seed: int
-    prompt: str
-    negative_prompt: str
-    width: int
-    height: int
-    num_inference_steps: int
-    guidance_scale: float
-    scheduler: SchedulerName
-    output_format: OutputFormat
-    output_compression: int | None = None
+    recipe: Recipe
+    output: Output
     preview_steps: frozenset[int] = frozenset()
     keep_pixels: bool = False
+
+    @classmethod
+    def of(cls, fields: Mapping[str, Any]) -> Self:
+        """Return a slot of fields that are its own, its recipe's or its output's. Raises ValidationError."""
+        own = {name: value for name, value in fields.items() if name not in _PARTS}
+        recipe = {name: value for name, value in fields.items() if name in Recipe.model_fields}
+        output = {name: value for name, value in fields.items() if name in Output.model_fields}
+        return cls(**own, recipe=Recipe.model_validate(recipe), output=Output.model_validate(output))
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +84,10 @@ class Work:
 
 @dataclass(frozen=True, slots=True)
 class Painted:
-    """A finished image: the file as base64 text, and a reference to its pixels (uint8 RGB, height x width x 3) if asked for."""
+    """A finished image: the file as base64 text, and a reference to its pixels if asked for.
+
+    Pixels are uint8 RGB, height x width x 3.
+    """
 
     width: int
     height: int

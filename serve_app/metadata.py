@@ -2,7 +2,7 @@
 
 import json
 import re
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from xml.etree import ElementTree
 from xml.sax.saxutils import quoteattr
 
@@ -12,7 +12,8 @@ from pydantic import BaseModel, ConfigDict
 from serve_app import __version__
 from serve_app.exif import user_comment
 from serve_app.messages import Slot
-from serve_app.schemas import GenerateRequest, ModelInfo, SchedulerName
+from serve_app.recipe import Output, Recipe, SchedulerName
+from serve_app.schemas import GenerateRequest, ModelInfo
 
 # The names that popular UIs read in a picture's parameters.
 _SAMPLERS: dict[SchedulerName, str] = {
@@ -35,7 +36,8 @@ _SEPARATORS = re.compile(r"[,:\x7f-\x9f\u2028\u2029]")
 _XMP = (
     '<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>'
     '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
-    '<rdf:Description rdf:about="" xmlns:Iptc4xmpExt="http://iptc.org/std/Iptc4xmpExt/2008-02-29/" xmlns:psdxl="urn:parallel-sdxl:1"'
+    '<rdf:Description rdf:about="" xmlns:Iptc4xmpExt="http://iptc.org/std/Iptc4xmpExt/2008-02-29/"'
+    ' xmlns:psdxl="urn:parallel-sdxl:1"'
     ' Iptc4xmpExt:DigitalSourceType="http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"'
     " psdxl:parameters={parameters}/></rdf:RDF></x:xmpmeta>"
     '<?xpacket end="w"?>'
@@ -43,7 +45,7 @@ _XMP = (
 _XMP_NAMESPACE = "urn:parallel-sdxl:1"
 _XMP_PARAMETERS = f"{{{_XMP_NAMESPACE}}}parameters"
 _NO_PARAMETERS = json.dumps({})
-_SLOT_FIELDS = {field.name for field in fields(Slot)} & set(GenerateRequest.model_fields) - {"preview_steps"}
+_WRITTEN_FIELDS = {"seed", *Recipe.model_fields, *Output.model_fields}
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,29 +68,32 @@ class _Written(BaseModel):
 
 def parameters_text(slot: Slot, model: ModelInfo) -> str:
     """Return the parameters in the form that popular UIs read from a PNG's `parameters` chunk."""
-    lines = [_shielded(slot.prompt)]
-    if slot.negative_prompt:
-        lines.append(f"Negative prompt: {_shielded(slot.negative_prompt)}")
-    lines.append(
-        f"Steps: {slot.num_inference_steps}, Sampler: {_SAMPLERS[slot.scheduler]}, CFG scale: {slot.guidance_scale:.10g}, Seed: {slot.seed}, "
-        f"Size: {slot.width}x{slot.height}, Model hash: {model.hash}, Model: {_quoted(model.name)}, Version: parallel-sdxl {__version__}"
-    )
+    recipe = slot.recipe
+    assert recipe.scheduler is not None, "the plan has chosen one"
+    lines = [_shielded(recipe.prompt)]
+    if recipe.negative_prompt:
+        lines.append(f"Negative prompt: {_shielded(recipe.negative_prompt)}")
+    values = {
+        "Steps": recipe.num_inference_steps,
+        "Sampler": _SAMPLERS[recipe.scheduler],
+        "CFG scale": f"{recipe.guidance_scale:.10g}",
+        **({"CFG rescale": f"{recipe.guidance_rescale:.10g}"} if recipe.guidance_rescale else {}),
+        "Seed": slot.seed,
+        "Size": f"{recipe.width}x{recipe.height}",
+        "Model hash": model.hash,
+        "Model": _quoted(model.name),
+        "Version": f"parallel-sdxl {__version__}",
+    }
+    lines.append(", ".join(f"{name}: {value}" for name, value in values.items()))
     return "\n".join(lines)
 
 
 def parameters_json(slot: Slot, model: ModelInfo) -> dict[str, object]:
-    """Return the parameters for programs: a request for this one picture, and what painted it."""
+    """Return the parameters for programs: a request for this one picture, and what generated it."""
     return {
-        "prompt": slot.prompt,
-        "negative_prompt": slot.negative_prompt,
+        **slot.recipe.model_dump(),
         "seed": slot.seed,
-        "width": slot.width,
-        "height": slot.height,
-        "num_inference_steps": slot.num_inference_steps,
-        "guidance_scale": slot.guidance_scale,
-        "scheduler": slot.scheduler,
-        "output_format": slot.output_format,
-        "output_compression": slot.output_compression,
+        **slot.output.model_dump(),
         "model": model.model_dump(),
         "version": __version__,
     }
@@ -118,13 +123,13 @@ def embedded_parameters(image: Pillow.Image) -> Embedded | None:
         return None
     written = _Written.model_validate_json(text)
     request = written.model_extra or {}
-    if "seed" not in request or not set(request) <= _SLOT_FIELDS:
+    if "seed" not in request or not set(request) <= _WRITTEN_FIELDS:
         raise ValueError("it names no single picture")
     return Embedded(GenerateRequest.model_validate({**request, "num_images": 1}), written.model, written.version)
 
 
 def parameters_chunk(image: Pillow.Image) -> str | None:
-    """Return the text that popular UIs put into an open picture: a PNG's `parameters` chunk, else the EXIF user comment."""
+    """Return the text that popular UIs put into a picture: a PNG's `parameters` chunk, else the EXIF user comment."""
     if text := image.info.get("parameters"):
         return str(text)
     return user_comment(image) or None
@@ -133,7 +138,8 @@ def parameters_chunk(image: Pillow.Image) -> str | None:
 def _shielded(prompt: str) -> str:
     """Return a prompt that no reader takes for another part of the text.
 
-    There is no way to quote a prompt. To CLIP's tokens a space before a colon makes no difference, nor a kind of line break.
+    There is no way to quote a prompt. To CLIP's tokens neither a space before a colon nor the kind of line break makes
+    a difference.
     """
     return _PARTS.sub(r"\1 :", _CONTROLS.sub("\ufffd", _LINE_BREAKS.sub("\n", prompt)))
 
@@ -145,4 +151,4 @@ def _quoted(value: str) -> str:
     """
     if value.isprintable() and value == value.strip() and not set(value) & set(',:"'):
         return value
-    return json.dumps(value, ensure_ascii=False).replace(",", r"\u002c").replace(":", r"\u003a")
+    return _SEPARATORS.sub(lambda found: f"\\u{ord(found[0]):04x}", json.dumps(value, ensure_ascii=False))

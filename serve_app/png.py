@@ -1,7 +1,8 @@
-"""A PNG writer for finished pictures, three times as fast as Pillow's, which spends most of its time on choosing a filter for each row.
+"""A PNG writer for finished pictures, three times as fast as Pillow's.
 
-One filter for all rows (up: each row less the one above) and run lengths make files a tenth larger on pictures, a third on
-smooth gradients. Strips of rows are compressed side by side. W3C PNG (Third Edition), sections 5, 9 and 10; RFC 1950.
+Pillow spends most of its time on choosing a filter for each row. One filter for all rows (up: each row less the one
+above) and run lengths make files a tenth larger on pictures, a third on smooth gradients. Strips of rows are
+compressed side by side. W3C PNG (Third Edition), sections 5, 9 and 10; RFC 1950.
 """
 
 import struct
@@ -25,7 +26,10 @@ _THREADS = 4
 
 
 def encode(pixels: NDArray[np.uint8], chunks: Iterable[tuple[bytes, bytes]] = ()) -> bytes:
-    """Return RGB pixels, (height, width, 3), as a file; `chunks` are the types and contents of others, before the picture's."""
+    """Return RGB pixels, (height, width, 3), as a file.
+
+    `chunks` are the types and contents of other chunks, to go before the picture's.
+    """
     height, width, _ = pixels.shape
     header = _HEADER.pack(width, height, _EIGHT_BITS, _RGB, 0, 0, 0)
     parts = [(b"IHDR", header), *chunks, (b"IDAT", _compressed(pixels.reshape(height, 3 * width))), (b"IEND", b"")]
@@ -43,7 +47,7 @@ def _compressed(rows: NDArray[np.uint8]) -> bytes:
 
 
 def _deflated(strip: NDArray[np.uint8]) -> bytes:
-    """Return a strip as blocks that end with a whole byte and refer to nothing before them, so that others may follow."""
+    """Return a strip as blocks that end with a whole byte and refer to nothing before them: others may follow."""
     compressor = zlib.compressobj(level=1, wbits=-zlib.MAX_WBITS, strategy=zlib.Z_RLE)
     return compressor.compress(strip.data) + compressor.flush(zlib.Z_FULL_FLUSH)
 

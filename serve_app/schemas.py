@@ -5,36 +5,19 @@ from collections.abc import Mapping
 from math import ceil, sqrt
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-SchedulerName = Literal["euler", "euler_a", "dpmpp_2m", "dpmpp_2m_karras", "ddim", "unipc"]
+from serve_app.recipe import LONGEST_TEXT, SEED_SPAN, FirstSeed, Output, OutputFormat, Recipe, SchedulerName, Seed
+
 PredictionType = Literal["epsilon", "v_prediction", "sample"]
 TimestepSpacing = Literal["leading", "trailing", "linspace"]
-OutputFormat = Literal["png", "jpeg", "webp"]
 ResponseFormat = Literal["b64_json", "url"]
 
-SEED_SPAN = 2**32
-"""Seeds are taken modulo this number."""
-
-_LONGEST_TEXT = 2000
 _LONGEST_SIDES: Mapping[OutputFormat, int] = {"webp": 16383, "jpeg": 65500, "png": 2**31 - 1}
 """What the file formats hold, in pixels."""
+_BOUNDS = {"default", "minimum", "maximum", "multipleOf", "minLength", "maxLength"}
 _OTHER_FIELDS = 1024
 """Bytes, more than all fields take that are neither texts nor lists."""
-
-RANDOM = -1
-"""What stands for a random seed, as in most tools of this field."""
-
-
-def _not_random(seed: Any) -> Any:
-    if seed == RANDOM:
-        raise ValueError(f"{RANDOM}, a random seed, is for `seed` alone: a list names each seed")
-    return seed
-
-
-Seed = Annotated[int, Field(ge=0, lt=SEED_SPAN), BeforeValidator(_not_random)]
-FirstSeed = Annotated[int, Field(ge=RANDOM, lt=SEED_SPAN), AfterValidator(lambda n: None if n == RANDOM else n)]
-"""A seed, or `RANDOM`, which is the same as none."""
 
 
 def can_be_key(text: str) -> bool:
@@ -44,7 +27,7 @@ def can_be_key(text: str) -> bool:
 
 def longest_body(max_images: int, max_steps: int) -> int:
     """Return how many bytes the longest request has that these limits allow."""
-    text = "\U0001f34e" * _LONGEST_TEXT  # twelve bytes each, where a client escapes all but ASCII, as Python's do
+    text = "\U0001f34e" * LONGEST_TEXT  # twelve bytes each, where a client escapes all but ASCII, as Python's do
     seeds, steps = [SEED_SPAN - 1] * max_images, list(range(1, max_steps))
     fields = {"prompt": text, "negative_prompt": text, "seeds": seeds, "preview_steps": steps}
     return len(json.dumps(fields)) + _OTHER_FIELDS
@@ -64,35 +47,12 @@ class FieldError(ValueError):
         self.field = field
 
 
-def _whole(value: Any) -> Any:
-    if isinstance(value, list):
-        return [_whole(item) if isinstance(item, float) else item for item in value]
-    return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
-class Body(BaseModel):
-    """A JSON object in a request; also one inside another."""
-
-    # Strict: "4" is not a number and true is not 1; a client that sends them has a bug worth hearing of.
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _whole_numbers_are_integers(cls, body: Any) -> Any:
-        """JSON has one kind of number, and languages with one kind write 7 as 7.0: to JSON Schema both are integers."""
-        return {name: _whole(value) for name, value in body.items()} if isinstance(body, dict) else body
-
-
-class GenerateRequest(Body):
+class GenerateRequest(Output, Recipe):
     """The body of `POST /generate` and `POST /stream`.
 
-    These are the outer bounds; `serve_app.ingress.requests` derives the class with the service's own limits and defaults.
+    These are the outer bounds; `serve_app.ingress.requests` derives a class with the service's limits and defaults.
     """
 
-    prompt: str = Field(min_length=1, max_length=_LONGEST_TEXT, description="What to paint.")
-    negative_prompt: str = Field(
-        default="", max_length=_LONGEST_TEXT, description="What to avoid; needs a guidance_scale above 1."
-    )
     num_images: int = Field(default=4, ge=1, description="How many images, each with a seed of its own.")
     seed: FirstSeed | None = Field(
         default=None,
@@ -100,24 +60,6 @@ class GenerateRequest(Body):
     )
     seeds: list[Seed] | None = Field(
         default=None, min_length=1, description="The distinct seeds to paint, instead of seed and num_images."
-    )
-    width: int = Field(default=256, multiple_of=8, description="Width in pixels.")
-    height: int = Field(default=256, multiple_of=8, description="Height in pixels.")
-    num_inference_steps: int = Field(default=20, ge=1, description="Denoising steps.")
-    guidance_scale: float = Field(
-        default=5.0,
-        ge=0,
-        le=30,
-        allow_inf_nan=False,
-        description="Classifier-free guidance; 1 or less switches it off.",
-    )
-    scheduler: SchedulerName | None = Field(default=None, description="Null: the model's default.")
-    output_format: OutputFormat = Field(default="png", description="File format of the images.")
-    output_compression: int | None = Field(
-        default=None,
-        ge=0,
-        le=100,
-        description="Quality of a JPEG (95 where null) or WebP (90); a PNG is lossless and takes no notice.",
     )
     response_format: ResponseFormat = Field(
         default="b64_json",
@@ -157,7 +99,8 @@ class GenerateRequest(Body):
         if max(self.preview_steps, default=0) >= self.num_inference_steps:
             raise FieldError(
                 "preview_steps",
-                f"each must be below num_inference_steps ({self.num_inference_steps}): after the last step comes the image",
+                f"each must be below num_inference_steps ({self.num_inference_steps}): "
+                "after the last step comes the image",
             )
         return self
 
@@ -188,18 +131,23 @@ class ModelInfo(Answer):
     rescale_betas_zero_snr: bool | None = Field(default=None, description="Whether the last timestep is all noise.")
 
 
-class Parameters(Answer):
-    """Every setting that took effect; with a seed, enough to paint an image again."""
+def _without_bounds(schema: dict[str, Any]) -> None:
+    """Take out of an answer's schema what concerns requests alone."""
+    for field in schema["properties"].values():
+        for kind in (field, *field.get("anyOf", ())):
+            for bound in _BOUNDS & kind.keys():
+                del kind[bound]
 
-    prompt: str
-    negative_prompt: str
-    width: int
-    height: int
-    num_inference_steps: int
-    guidance_scale: float
+
+class Parameters(Output, Recipe):
+    """Every setting that took effect; with a seed, enough to generate an image again."""
+
+    # Of a newer service there may be more.
+    model_config = ConfigDict(
+        extra="ignore", json_schema_extra=_without_bounds, json_schema_serialization_defaults_required=True
+    )
+
     scheduler: SchedulerName
-    output_format: OutputFormat
-    output_compression: int | None
     model: ModelInfo
 
 
@@ -339,7 +287,7 @@ class GridEvent(Grid):
 
 
 class CompletedEvent(Answer):
-    """Last event of a stream with at least one image, or whose images were all cancelled; `warnings` are those that came after the start."""
+    """Last event of a stream with an image, or with all cancelled; `warnings` holds those since the start event."""
 
     type: Literal["completed"] = "completed"
     id: str

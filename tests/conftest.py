@@ -62,20 +62,9 @@ def checkpoint(tiny_path: Path) -> Checkpoint:
 
 
 def make_slot(**changes: object) -> Slot:
-    """Return a small, quick slot."""
-    fields: dict[str, object] = {
-        "index": 0,
-        "seed": 7,
-        "prompt": "a red apple",
-        "negative_prompt": "",
-        "width": 64,
-        "height": 64,
-        "num_inference_steps": 4,
-        "guidance_scale": 5.0,
-        "scheduler": "euler",
-        "output_format": "png",
-    }
-    return Slot(**{**fields, **changes})  # type: ignore[arg-type]  # changes of any field
+    """Return a small, quick slot; changes are fields of a slot, its recipe or its output."""
+    small = {"prompt": "a red apple", "width": 64, "height": 64, "num_inference_steps": 4, "scheduler": "euler"}
+    return Slot.of({"index": 0, "seed": 7, **small, **changes})
 
 
 @dataclass
@@ -141,7 +130,10 @@ MakeEngine = Callable[..., RunningEngine]
 
 @pytest.fixture
 def make_engine(checkpoint: Checkpoint) -> Iterator[MakeEngine]:
-    """Start engines that stop with the test: make_engine(max_batch_size=..., preview=PreviewConfig(...), checkpoint=...)."""
+    """Start engines that stop with the test.
+
+    make_engine(max_batch_size=..., preview=PreviewConfig(...), checkpoint=...).
+    """
     started: list[Engine] = []
 
     def make(

@@ -10,7 +10,8 @@ from serve_app.fanout.fleet import Fleet, FleetStatus
 from serve_app.fanout.peers import Peers
 from serve_app.messages import Painted, Preview, Progress, ReplicaStatus, Slot, SlotEvent, Work
 from serve_app.metrics import IngressMetrics
-from serve_app.schemas import ModelInfo, SchedulerName
+from serve_app.recipe import SchedulerName
+from serve_app.schemas import ModelInfo
 
 SCHEDULERS: tuple[SchedulerName, ...] = get_args(SchedulerName)
 REPLICA = ReplicaStatus(
@@ -36,9 +37,14 @@ class Ref:
 
 def painted(slot: Slot) -> Painted:
     """A picture of one colour, which is the slot's index."""
-    pixels = np.full((slot.height, slot.width, 3), slot.index, dtype=np.uint8)
+    pixels = np.full((slot.recipe.height, slot.recipe.width, 3), slot.index, dtype=np.uint8)
     return Painted(
-        slot.width, slot.height, f"image/{slot.output_format}", f"picture{slot.seed}", Work(0, 0, 0, 0), Ref(pixels)
+        slot.recipe.width,
+        slot.recipe.height,
+        f"image/{slot.output.output_format}",
+        f"picture{slot.seed}",
+        Work(0, 0, 0, 0),
+        Ref(pixels),
     )
 
 

@@ -1,4 +1,4 @@
-"""Writes an SDXL pipeline as one `.safetensors` file in the layout of the original code, as most fine-tunes are shipped."""
+"""Writes an SDXL pipeline as one `.safetensors` file in the original code's layout, as most fine-tunes are shipped."""
 
 import re
 from collections.abc import Mapping
@@ -58,7 +58,7 @@ _OPEN_CLIP = {
 
 
 def save_single_file(pipe: StableDiffusionXLPipeline, file: Path, dtype: torch.dtype = torch.float32) -> None:
-    """Write the four models of `pipe` to `file`, with the tensors of the original code that diffusers has no place for."""
+    """Write the four models of `pipe` to `file`, with the original's tensors that diffusers has no place for."""
     models = {
         "model.diffusion_model.": _unet(pipe.unet),
         "first_stage_model.": original_vae(pipe.vae),
@@ -94,7 +94,10 @@ def _unet(unet: UNet2DConditionModel) -> Weights:
 
 
 def _unet_blocks(unet: UNet2DConditionModel) -> dict[str, str]:
-    """Return where the original's flat lists hold each layer. A downsampler is an entry of its own, an upsampler shares the last of its block."""
+    """Return where the original's flat lists hold each layer.
+
+    A downsampler is an entry of its own, an upsampler shares the last of its block.
+    """
     places: dict[str, str] = {}
     down, up = unet.config.layers_per_block, unet.config.layers_per_block + 1
     for i in range(len(unet.down_blocks)):

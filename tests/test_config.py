@@ -7,7 +7,8 @@ from pydantic import BaseModel, ValidationError
 
 from serve_app.config import AppArgs
 from serve_app.ingress.requests import request_model
-from serve_app.schemas import SEED_SPAN, longest_body
+from serve_app.recipe import SEED_SPAN
+from serve_app.schemas import longest_body
 
 MANY_WAIT = {"admission": {"max_waiting_images": 3000}}
 
@@ -50,7 +51,9 @@ def test_command_line_values_are_strings_and_are_converted() -> None:
         ({"num_gpus": 2}, "num_gpus.*less than or equal to 1"),
         ({"num_gpus": 1 / 3}, "num_gpus.*at most 4 decimal places.*0.3333"),
         ({"num_cpus": 0.00001}, "num_cpus.*at most 4 decimal places"),
-        ({"request_timeout_s": math.nan}, "request_timeout_s.*greater than 0"),
+        ({"num_cpus": math.inf}, "num_cpus.*finite"),
+        ({"request_timeout_s": math.nan}, "request_timeout_s.*greater than or equal to 1"),
+        ({"request_timeout_s": 0.5}, "request_timeout_s.*greater than or equal to 1"),
         ({"model": {"path": ""}}, "model.path.*must hold text"),
         ({"model": {"path": "embedded "}}, "model.path.*without spaces around it"),
         ({"model": {"revision": ""}}, "model.revision.*leave it out for the default"),

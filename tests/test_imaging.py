@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 
 from serve_app.imaging import Pixels, contact_sheet, encode_picture, encode_preview
-from serve_app.schemas import ModelInfo, OutputFormat
+from serve_app.recipe import OutputFormat
+from serve_app.schemas import ModelInfo
 from tests.conftest import make_slot
 
 MODEL = ModelInfo(name="sdxl", revision="abc123", hash="0123456789")

@@ -32,12 +32,17 @@ def test_a_proxy_that_cannot_be_used_does_not_keep_from_an_index_that_needs_none
     code, calls = install(project, ALL_PROXY="socks5://127.0.0.1:9")
     assert code == 0
     assert calls[0::2] == calls[1::2], "each once more"
-    assert [call.split("constraints.txt ")[1] for call in calls[0::2]] == ["-e .", "pip>=25.1", "--group dev"]
+    assert [call.split("constraints.txt ")[1] for call in calls[0::2]] == [
+        "-e .",
+        "pip>=25.1",
+        "--group dev",
+        "--no-deps sd-prompt-reader",
+    ]
 
 
 def test_installing_goes_the_way_that_the_environment_names_and_once(project: Path) -> None:
     code, calls = install(project, HTTPS_PROXY="http://proxy.example")
-    assert (code, len(calls)) == (0, 3)
+    assert (code, len(calls)) == (0, 4)
 
 
 def test_an_installation_that_fails_fails(project: Path) -> None:

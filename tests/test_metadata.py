@@ -16,7 +16,8 @@ from serve_app.fanout.plan import seeds_of, slots_of
 from serve_app.imaging import Pixels, encode_picture, encode_sheet
 from serve_app.messages import Slot
 from serve_app.metadata import embedded_parameters, parameters_chunk
-from serve_app.schemas import ModelInfo, OutputFormat
+from serve_app.recipe import Output, OutputFormat
+from serve_app.schemas import ModelInfo
 from tests.conftest import make_slot
 
 SAMPLED: dict[str, Any] = {"prediction_type": "v_prediction", "timestep_spacing": None, "rescale_betas_zero_snr": True}
@@ -27,7 +28,8 @@ TRAINED_MEDIA = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithm
 FORMATS: list[OutputFormat] = ["png", "jpeg", "webp"]
 XMP = '<a xmlns:psdxl="urn:parallel-sdxl:1" psdxl:parameters="%s"/>'
 TEXT = (
-    'a <red> "apple" & 苹果 🍎\nNegative prompt: dull\nSteps: 4, Sampler: DPM++ 2M Karras, CFG scale: 5.5, Seed: 4294967295, Size: 48x64, '
+    'a <red> "apple" & 苹果 🍎\nNegative prompt: dull\n'
+    "Steps: 4, Sampler: DPM++ 2M Karras, CFG scale: 5.5, CFG rescale: 0.7, Seed: 4294967295, Size: 48x64, "
     f"Model hash: 0123456789, Model: sdxl, Version: parallel-sdxl {__version__}"
 )
 
@@ -42,11 +44,12 @@ def slot() -> Slot:
         height=64,
         scheduler="dpmpp_2m_karras",
         guidance_scale=5.5,
+        guidance_rescale=0.7,
     )
 
 
 def opened(slot: Slot, output_format: OutputFormat) -> Image.Image:
-    slot = make_slot(**{name: getattr(slot, name) for name in Slot.__slots__} | {"output_format": output_format})
+    slot = replace(slot, output=Output(output_format=output_format))
     return Image.open(io.BytesIO(base64.b64decode(encode_picture(PIXELS, slot, MODEL))))
 
 
@@ -82,13 +85,14 @@ def test_every_format_says_that_a_model_made_it(slot: Slot, output_format: Outpu
 @pytest.mark.parametrize("output_format", FORMATS)
 def test_every_format_holds_the_request_for_this_one_picture(slot: Slot, output_format: OutputFormat) -> None:
     assert json.loads(xmp_of(opened(slot, output_format))["{urn:parallel-sdxl:1}parameters"]) == {
-        "prompt": slot.prompt,
+        "prompt": slot.recipe.prompt,
         "negative_prompt": "dull",
         "seed": 2**32 - 1,
         "width": 48,
         "height": 64,
         "num_inference_steps": 4,
         "guidance_scale": 5.5,
+        "guidance_rescale": 0.7,
         "scheduler": "dpmpp_2m_karras",
         "output_format": output_format,
         "output_compression": None,
@@ -105,7 +109,7 @@ def test_what_is_written_is_read_as_the_request_that_paints_the_picture_again(
     assert embedded
     assert (embedded.model, embedded.version) == (MODEL, __version__)
     (again,) = slots_of(embedded.request, seeds_of(embedded.request), "euler")
-    assert again == replace(slot, output_format=output_format, preview_steps=again.preview_steps)
+    assert again == replace(slot, output=Output(output_format=output_format), preview_steps=again.preview_steps)
 
 
 @pytest.mark.parametrize("output_format", FORMATS)

@@ -26,7 +26,8 @@ from sd_prompt_reader.image_data_reader import ImageDataReader
 from serve_app.exif import user_comment
 from serve_app.imaging import Pixels, encode_picture, encode_preview, encode_sheet
 from serve_app.metadata import embedded_parameters, parameters_text
-from serve_app.schemas import ModelInfo, OutputFormat
+from serve_app.recipe import OutputFormat
+from serve_app.schemas import ModelInfo
 from tests.conftest import make_slot
 
 FORMATS: list[OutputFormat] = ["png", "jpeg", "webp"]
@@ -219,6 +220,7 @@ def test_sd_parsers_takes_each_part_for_what_it_is(files: Files, name: str, outp
 def test_no_models_name_is_taken_for_anything_else(tmp_path: Path, name: str, output_format: OutputFormat) -> None:
     file = Written(tmp_path / f"picture.{output_format}", output_format, "a cat", name=name)
     last = file.text.split("\n")[-1]
+    assert last == file.text.splitlines()[-1], "nothing in it is taken for the end of a line"
     quoted = re.findall(r'\bModel: ("(?:\\.|[^"\\])*"|[^,]*)(?:, |$)', last)
     assert [unquoted(each) for each in quoted] == [name]
     assert re.findall(r"\bSeed: (\d+)", file.text) == [str(SEED)]

@@ -57,7 +57,10 @@ def paste(
 
 
 def place(batch: int, canvas: int, side: int, jitter: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return random (top, left) in pixels for pictures of `side` on a canvas: the middle, moved by whole cells, never over the edge."""
+    """Return random (top, left) in pixels for pictures of `side` on a canvas.
+
+    They lie in the middle, moved by whole cells, never over the edge.
+    """
     middle = (canvas - side) // 2
     reach = min(jitter, middle // CELL)
     moved = torch.randint(-reach, reach + 1, (2, batch), device=device) * CELL + middle
@@ -65,7 +68,10 @@ def place(batch: int, canvas: int, side: int, jitter: int, device: torch.device)
 
 
 def loose_crops(pictures: Pictures, allowed: torch.Tensor, batch: int, crop: int) -> torch.Tensor:
-    """Return random windows for the autoencoders, (batch, 3, crop, crop), -1 to 1: any place, any colour, both canvases' sides."""
+    """Return random windows for the autoencoders, (batch, 3, crop, crop), -1 to 1.
+
+    They show any place and any colour, on sides of both canvases.
+    """
     device = pictures.device
     sides = list(pictures.pixels)
     colours = palette(device)

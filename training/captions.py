@@ -161,8 +161,9 @@ _LEADS = (
     "image of a",
 )
 _FILLERS = (
-    "beautiful highly detailed 4k photo realistic masterpiece best quality amazing pretty nice big little lovely modern clean colorful digital "
-    "art illustration sharp focus cinematic lighting vector centered minimal trending professional render portrait of with and in by at"
+    "beautiful highly detailed 4k photo realistic masterpiece best quality amazing pretty nice big little lovely "
+    "modern clean colorful digital art illustration sharp focus cinematic lighting vector centered minimal trending "
+    "professional render portrait of with and in by at"
 ).split()
 
 

@@ -67,7 +67,11 @@ def share(hits: Sequence[bool]) -> float:
 
 
 def top_hits(judge: Judge, images: torch.Tensor, subjects: Sequence[str]) -> tuple[list[bool], list[bool], list[bool]]:
-    """Return for each picture whether the judge's first is the asked subject, is of its family, and whether one of its first five is."""
+    """Return three answers for each picture, by what the judge takes it for.
+
+    They are whether its first guess is the asked subject, whether that is of the subject's family, and whether one of
+    its first five is.
+    """
     best = torch.cat([judge.look(chunk)[0] for chunk in images.split(64)]).topk(5).indices.tolist()
     family = dict(zip(judge.names, judge.families, strict=True))
     found = [[judge.families[i] == family[s] for i in five] for five, s in zip(best, subjects, strict=True)]
@@ -76,7 +80,10 @@ def top_hits(judge: Judge, images: torch.Tensor, subjects: Sequence[str]) -> tup
 
 
 def border_colour(image: torch.Tensor) -> str:
-    """Return the word of the background nearest to the mean colour of a picture's border; `image` (3, height, width), -1 to 1."""
+    """Return the word of the background nearest to the mean colour of a picture's border.
+
+    `image` is (3, height, width), -1 to 1.
+    """
     inner = torch.ones(image.shape[1:], dtype=torch.bool)
     inner[_BORDER:-_BORDER, _BORDER:-_BORDER] = False
     mean = (image[:, inner].mean(1) + 1) * 127.5

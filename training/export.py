@@ -56,7 +56,7 @@ def export(config: Config, weights: Path, folder: Path) -> int:
 
 
 def _keep_clip_format(vocabulary: Path, tokenizer: Path) -> None:
-    # transformers writes its own single file; SDXL's checkpoints carry these two, and both would be the vocabulary twice.
+    # transformers writes one file of its own; SDXL's checkpoints carry these two. Both would be the vocabulary twice.
     for name in ("vocab.json", "merges.txt"):
         shutil.copy(vocabulary / name, tokenizer / name)
     (tokenizer / "tokenizer.json").unlink(missing_ok=True)

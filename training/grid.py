@@ -43,7 +43,7 @@ COLUMNS = 12
 
 
 def sheet(pictures: torch.Tensor) -> Image.Image:
-    """Return (prompts * seeds, 3, size, size), -1 to 1, as one picture: a prompt is a column, its seeds below each other."""
+    """Return (prompts * seeds, 3, size, size), -1 to 1, as one picture: a prompt's seeds make a column."""
     prompts, size = len(pictures) // SEEDS, pictures.shape[-1]
     cells = pictures.view(prompts // COLUMNS, COLUMNS, SEEDS, 3, size, size)
     pixels = cells.permute(0, 2, 4, 1, 5, 3).reshape(-1, COLUMNS * size, 3)

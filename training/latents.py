@@ -1,4 +1,4 @@
-"""Encoded pictures with their captions, made ahead and kept on the device: what the UNet stage draws its batches from."""
+"""Encoded pictures with their captions, made ahead and kept on the device. The UNet stage samples them."""
 
 import random
 from dataclasses import dataclass
@@ -19,8 +19,11 @@ _WHITE_SHARE = 0.3
 
 @dataclass(frozen=True, slots=True)
 class Latents:
-    """Encoded pictures of one canvas: `latents` (n, channels, cells, cells) bfloat16, `tokens` (n, wordings, length) int16,
-    `time_ids` (n, 6): original height and width, top and left of the crop, target height and width, in pixels."""
+    """Encoded pictures of one canvas.
+
+    `latents` (n, channels, cells, cells) bfloat16, `tokens` (n, wordings, length) int16, `time_ids` (n, 6): original
+    height and width, top and left of the crop, target height and width, in pixels.
+    """
 
     latents: torch.Tensor
     tokens: torch.Tensor
@@ -71,7 +74,7 @@ def encode_pictures(
 def _compose(
     pictures: Pictures, ids: torch.Tensor, canvas: int, odd: float, rng: random.Random
 ) -> tuple[torch.Tensor, list[str], torch.Tensor]:
-    """Return images -1 to 1, the colours' words, and the size conditioning of pictures `ids` (one side for the batch)."""
+    """Return images, -1 to 1, colour words and size conditioning of pictures `ids` (one side for the batch)."""
     side = rng.choice(list(pictures.data.sides[canvas]))
     device, batch = pictures.device, len(ids)
     names = ["white" if rng.random() < _WHITE_SHARE else rng.choice(_COLOURS) for _ in range(batch)]

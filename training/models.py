@@ -64,7 +64,10 @@ class Painter(nn.Module):
         )
 
     def encode(self, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return what SDXL's pipeline feeds the UNet for token ids (batch, length): (batch, length, width) and (batch, width)."""
+        """Return what SDXL's pipeline feeds the UNet for token ids (batch, length).
+
+        That is (batch, length, width) and (batch, width).
+        """
         first = self.text(ids, output_hidden_states=True)
         second = self.text_2(ids, output_hidden_states=True)
         return torch.cat([first.hidden_states[-2], second.hidden_states[-2]], dim=-1), second.text_embeds

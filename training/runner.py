@@ -37,7 +37,7 @@ class Clock:
 
 
 def learning_rate(peak: float, step: int, progress: float, warmup: int, decay_from: float) -> float:
-    """Return the rate: up over `warmup` steps, flat, and from `decay_from` of the time straight down to 2 % of the peak."""
+    """Return the rate: up over `warmup` steps, flat, then from `decay_from` of the time linearly to 2 % of the peak."""
     up = min(1.0, (step + 1) / warmup)
     down = (
         1.0 if progress < decay_from or decay_from >= 1 else max(0.02, 1 - (progress - decay_from) / (1 - decay_from))
@@ -69,7 +69,10 @@ class Average:
 
 
 def sum_gradients(parameters: Iterable[nn.Parameter], accelerator: Accelerator) -> None:
-    """Average the gradients over all devices in one transfer: a wrapper around the module would get in the compiler's way."""
+    """Average the gradients over all devices in one transfer.
+
+    A wrapper around the module would get in the compiler's way.
+    """
     if accelerator.num_processes == 1:
         return
     grads = [p.grad for p in parameters if p.grad is not None]
@@ -93,8 +96,8 @@ class _KeepLayout(torch.autograd.Function):
 def keep_channels_last(module: nn.Module) -> None:
     """Put `module` in channels-last layout, its gradients too.
 
-    Group norms hand back gradients in the other layout, and every convolution would turn its own around in a kernel apart:
-    a seventh of the step. Here the compiler sees the change of layout and makes it part of the kernel before.
+    Group norms hand back gradients in the other layout, and every convolution would convert its own in a separate
+    kernel: a seventh of the step. Here the compiler sees the change of layout and makes it part of the kernel before.
     """
     module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
     for part in module.modules():
@@ -104,7 +107,7 @@ def keep_channels_last(module: nn.Module) -> None:
 
 @dataclass(frozen=True)
 class Stage:
-    """What a training stage has from its start: its settings, its clock, its devices, and the folder of weights `out`."""
+    """What a training stage has from its start: its settings, clock and devices, and the folder of weights `out`."""
 
     config: Config
     out: Path

@@ -39,7 +39,10 @@ def paint(
     steps: int = 20,
     guidance: float = 3.0,
 ) -> list[torch.Tensor]:
-    """Paint each caption of `ids` (captions, length) for `seeds` seeds; return (captions, 3, canvas, canvas) for each seed, -1 to 1."""
+    """Paint each caption of `ids` (captions, length) for `seeds` seeds.
+
+    Return (captions, 3, canvas, canvas) for each seed, -1 to 1.
+    """
     device, captions = ids.device, len(ids)
     scheduler = EulerDiscreteScheduler(**schedule)
     scheduler.set_timesteps(steps, device=device)

@@ -16,11 +16,23 @@ from tqdm import tqdm
 from serve_app.config import EngineConfig, ModelConfig, PreviewConfig
 from serve_app.errors import SlotFailed
 from serve_app.messages import Painted, Slot, SlotEvent
+from serve_app.recipe import Output, Recipe
 from serve_app.replica.checkpoint import Checkpoint, load_checkpoint
 from serve_app.replica.engine import Engine
 from serve_app.replica.observer import Silent
 
 GUIDANCE = 3.0
+
+
+def _recipe(prompt: str, size: int, steps: int) -> Recipe:
+    return Recipe(
+        prompt=prompt,
+        width=size,
+        height=size,
+        num_inference_steps=steps,
+        guidance_scale=GUIDANCE,
+        scheduler="euler",
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +46,7 @@ class Service:
         """Paint (prompt, seed) pairs; return (pictures, 3, size, size), -1 to 1, in their order."""
         events: queue.Queue[tuple[int, SlotEvent | SlotFailed]] = queue.Queue()
         for number, (prompt, seed) in enumerate(asked):
-            slot = Slot(number, seed, prompt, "", size, size, steps, GUIDANCE, "euler", "png")
+            slot = Slot(number, seed, _recipe(prompt, size, steps), Output())
             self.engine.submit(slot, lambda event, number=number: events.put((number, event)))  # type: ignore[misc]  # a lambda's default
         painted = torch.zeros(len(asked), 3, size, size)
         with tqdm(total=len(asked), desc="paint", mininterval=5) as bar:
@@ -51,7 +63,7 @@ class Service:
 
 @contextmanager
 def open_service(folder: Path, batch: int, device: torch.device) -> Iterator[Service]:
-    """Load a diffusers folder as a replica does, and stop its engine at the end; `batch` pictures are painted at once."""
+    """Load a diffusers folder as a replica does, and stop its engine at the end; it paints `batch` pictures at once."""
     checkpoint = load_checkpoint(ModelConfig(path=str(folder)), device)
     engine = Engine(checkpoint, EngineConfig(max_batch_size=batch), PreviewConfig(), Silent())
     engine.start()

@@ -19,14 +19,16 @@ _LEFT_OUT = re.compile(
 )
 # Letters, or a sign on a coloured square: a picture of a button rather than of a thing.
 _SIGNS = frozenset(
-    "registered copyright trade-mark information libra aries taurus gemini cancer leo virgo scorpio sagittarius capricorn aquarius pisces "
-    "ophiuchus water-closet mens-room womens-room baby-symbol restroom currency-exchange wavy-dash curly-loop double-curly-loop plus minus "
-    "divide multiply infinity double-exclamation-mark exclamation-question-mark medical-symbol recycling-symbol "
-    "part-alternation-mark japanese-post-office-symbol elevator passport-control customs baggage-claim left-luggage cinema antenna-bars "
-    "vibration-mode mobile-phone-off input-symbols place-of-worship atom-symbol om wheel-of-dharma yin-yang latin-cross orthodox-cross "
-    "star-of-david star-and-crescent peace-symbol menorah khanda dotted-six-pointed-star no-entry prohibited no-smoking no-littering "
-    "no-bicycles no-pedestrians non-potable-water no-mobile-phones no-one-under-eighteen radioactive biohazard female male transgender "
-    "eight-spoked-asterisk sparkle eight-pointed-star diamond-with-a-dot litter-in-bin-sign potable-water wireless fleur-de-lis".split()
+    "registered copyright trade-mark information libra aries taurus gemini cancer leo virgo scorpio sagittarius "
+    "capricorn aquarius pisces ophiuchus water-closet mens-room womens-room baby-symbol restroom currency-exchange "
+    "wavy-dash curly-loop double-curly-loop plus minus divide multiply infinity double-exclamation-mark "
+    "exclamation-question-mark medical-symbol recycling-symbol part-alternation-mark japanese-post-office-symbol "
+    "elevator passport-control customs baggage-claim left-luggage cinema antenna-bars vibration-mode mobile-phone-off "
+    "input-symbols place-of-worship atom-symbol om wheel-of-dharma yin-yang latin-cross orthodox-cross star-of-david "
+    "star-and-crescent peace-symbol menorah khanda dotted-six-pointed-star no-entry prohibited no-smoking no-littering "
+    "no-bicycles no-pedestrians non-potable-water no-mobile-phones no-one-under-eighteen radioactive biohazard female "
+    "male transgender eight-spoked-asterisk sparkle eight-pointed-star diamond-with-a-dot litter-in-bin-sign "
+    "potable-water wireless fleur-de-lis".split()
 )
 # The same thing under two names in different sets.
 _RENAMED = {
@@ -95,7 +97,10 @@ def _read_set(folder: Path, name: str) -> dict[str, Any]:
 def _svg(icons: dict[str, Any], icon: dict[str, Any]) -> str:
     box = [icon.get(k, icons.get(k, d)) for k, d in (("left", 0), ("top", 0), ("width", 16), ("height", 16))]
     view = " ".join(map(str, box))
-    return f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" viewBox="{view}">{icon["body"]}</svg>'
+    return (
+        '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
+        f'viewBox="{view}">{icon["body"]}</svg>'
+    )
 
 
 def evaluation_subjects(subjects: list[str]) -> list[str]:
@@ -118,7 +123,10 @@ _MOODS = re.compile(
 
 
 def family(subject: str) -> str:
-    """Return the family of near-twins that counts as one class: the gender variants of a person, the moods of the round face."""
+    """Return the family of near-twins that counts as one class.
+
+    Such are the gender variants of a person, and the moods of the round face.
+    """
     if _MOODS.match(subject) and "cat" not in subject.split():
         return "smiley"
     words = [_PEOPLE.get(w, w) for w in subject.split()]

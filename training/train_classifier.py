@@ -1,4 +1,6 @@
-"""Stage 5: the judge. It names subjects and styles, learnt from augmented renderings alone, never from painted pictures.
+"""Stage 5: the judge, which names subjects and styles.
+
+It has learnt from augmented renderings alone, never from painted pictures.
 
 accelerate launch -m training.train_classifier
 """
@@ -28,7 +30,10 @@ class _Block(nn.Module):
 
 
 class Classifier(nn.Module):
-    """A small residual network: pictures (batch, 3, 128, 128), -1 to 1, to subject logits, style logits and features (batch, 8 width)."""
+    """A small residual network for pictures (batch, 3, 128, 128), -1 to 1.
+
+    It returns subject logits, style logits and features (batch, 8 width).
+    """
 
     def __init__(self, width: int, subjects: int) -> None:
         super().__init__()
@@ -47,7 +52,10 @@ class Classifier(nn.Module):
 
 
 def augmented(pictures: Pictures, batch: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return random renderings (batch, 3, 128, 128), -1 to 1, moved, scaled, blurred and tinted a little, and which picture each is."""
+    """Return random renderings (batch, 3, 128, 128), -1 to 1, and which picture each is.
+
+    They are moved, scaled, blurred and tinted a little.
+    """
     device = pictures.device
     ids = torch.randint(len(pictures), (batch,), device=device)
     side = pictures.data.sides[256][int(torch.randint(len(pictures.data.sides[256]), ()))]
@@ -120,7 +128,8 @@ def main() -> None:
             hits += torch.stack(right).float().mean(1) / 20
         subject_hits, family_hits, style_hits = (round(100 * float(h), 2) for h in hits)
         stage.accelerator.print(
-            f"classifier step {step}: fresh renderings: subject {subject_hits} %, family {family_hits} %, style {style_hits} %"
+            f"classifier step {step}: fresh renderings: subject {subject_hits} %, family {family_hits} %, "
+            f"style {style_hits} %"
         )
 
     Loop(stage, "classifier", config.classifier, model, checkpoint).run(loss)

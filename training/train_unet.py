@@ -16,7 +16,10 @@ from training.vocabulary import CaptionEncoder, load_tokenizer
 
 
 def draw_timesteps(batch: int, noise: Noise) -> torch.Tensor:
-    """Return random timesteps (batch,): half evenly spread, half where pictures take shape, around sigma 0.9 of signal 1."""
+    """Return random timesteps (batch,): half evenly spread, half where pictures take shape.
+
+    The latter are around sigma 0.9 of signal 1.
+    """
     device = noise.sigma.device
     even = torch.randint(1000, (batch,), device=device)
     wanted = (torch.randn(batch, device=device) * 1.2 - 0.1).exp()

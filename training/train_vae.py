@@ -61,9 +61,10 @@ def round_trip_psnr(vae: AutoencoderKL, images: torch.Tensor) -> float:
 
 @torch.no_grad()
 def standardised(vae: AutoencoderKL, images: torch.Tensor) -> AutoencoderKL:
-    """Return a copy whose latents have mean 0 and deviation 1 in every channel over `images`, and decode to the same pictures.
+    """Return a copy whose latents have mean 0 and deviation 1 in every channel over `images`.
 
-    The change goes into the two 1x1 convolutions around the latents, so that a scaling factor of 1 is all a pipeline needs.
+    It decodes to the same pictures. The change goes into the two 1x1 convolutions around the latents, so that a scaling
+    factor of 1 is all a pipeline needs.
     """
     vae = copy.deepcopy(vae)
     latents = torch.cat([vae.encode(chunk).latent_dist.mode() for chunk in images.split(16)])

@@ -42,7 +42,7 @@ class Fal:
         return self._loop.run_until_complete(self._stream())
 
     def load(self, clients: int, seconds: float) -> list[float]:
-        """Let clients call again and again for `seconds`, each at least twice; return when each image was there, in order."""
+        """Let clients call for `seconds`, each at least twice; return when each image came, in order."""
         return self._loop.run_until_complete(self._load(clients, seconds))
 
     async def _invoke(self) -> None:

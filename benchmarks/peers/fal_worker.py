@@ -1,7 +1,7 @@
 """The worker of the peer `fal.distributed`: one stock pipeline on every GPU, pictures gathered on the first.
 
-Written after the description of fal's parallel-SDXL demo: the preview and its frequency, the grid, the normalisation, the
-collectives and the emptied cache are that demo's.
+Written after the description of fal's parallel-SDXL demo, from which it has the preview and its frequency, the grid,
+the normalisation, the collectives and the emptied cache.
 """
 
 from math import floor, sqrt

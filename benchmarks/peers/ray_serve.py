@@ -1,7 +1,8 @@
-"""Peer: Ray Serve's documented Stable Diffusion pattern: an ingress, one deployment, one pipeline call per request, a PNG back.
+"""Peer: Ray Serve's documented Stable Diffusion pattern.
 
-Kinder than the documentation where that could not run, or not at its best: a replica on every GPU from the start rather than
-none, and one request at a time in a replica, since two calls at once would share the pipeline's scheduler.
+It has an ingress and one deployment, makes one pipeline call per request, and sends a PNG back. Kinder than the
+documentation where that could not run, or not at its best: a replica on every GPU from the start rather than none,
+and one request at a time in a replica, since two calls at once would share the pipeline's scheduler.
 """
 
 import time
@@ -76,7 +77,7 @@ class RayServe:
         return time.perf_counter() - started
 
     def load(self, clients: int, seconds: float) -> list[float]:
-        """Let clients ask again and again for `seconds`, and until each has two answers; return when each answer was there, in order."""
+        """Let clients ask for `seconds`, and until each has two answers; return when each answer came, in order."""
         return keep_asking(clients, seconds, 2, self._imagine, httpx2.Response.raise_for_status, timeout_s=_TIMEOUT_S)
 
     def _imagine(self, http: httpx2.Client) -> httpx2.Response:

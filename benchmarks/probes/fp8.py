@@ -1,4 +1,4 @@
-"""Which linear layers to put into 8-bit floats, with which scales: the time of a step, and how far it is from bfloat16."""
+"""Which linear layers to put into 8-bit floats, with which scales: a step's time, and its distance from bfloat16."""
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial

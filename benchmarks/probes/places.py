@@ -71,7 +71,10 @@ def _probe(conditions: Conditions, settings: Sequence[Setting]) -> Iterator[str]
                 with setting.active():
                     call = _call(checkpoint, setting)
                     alone = milliseconds(call, one)
-                    yield f"{setting.name}: {_answer(call, four)}, {alone:.1f} ms for one image, {time.perf_counter() - started:.0f} s in all"
+                    yield (
+                        f"{setting.name}: {_answer(call, four)}, {alone:.1f} ms for one image, "
+                        f"{time.perf_counter() - started:.0f} s in all"
+                    )
             except Exception as error:
                 yield f"{setting.name}: {type(error).__name__}: {str(error).splitlines()[0][:160]}"
 

@@ -1,4 +1,4 @@
-"""How far pictures in 8-bit floats are from bfloat16, with the embedded model's trained weights; runs on the CPU too."""
+"""How far 8-bit floats take pictures from bfloat16, with the embedded model's weights; runs on the CPU too."""
 
 from collections.abc import Iterator
 from statistics import mean
@@ -10,7 +10,7 @@ from benchmarks.conditions import Conditions
 from benchmarks.probes.fp8 import checkpoint_widths, to_rowwise
 from benchmarks.probes.unet import cosine
 from serve_app.config import ModelConfig
-from serve_app.messages import Slot
+from serve_app.recipe import Recipe
 from serve_app.replica.checkpoint import Checkpoint, load_checkpoint, quiet_progress_bars
 from serve_app.replica.decode import Decoder
 from serve_app.replica.denoise import Denoiser
@@ -59,19 +59,14 @@ def _paint(checkpoint: Checkpoint) -> Painted:
     denoiser, decoder = Denoiser(checkpoint, as_it_is(checkpoint.unet)), Decoder(checkpoint, "none")
     painted = []
     for prompt in _PROMPTS:
-        slot = Slot(
-            0,
-            _SEED,
-            prompt,
-            "",
-            model.width,
-            model.height,
-            model.num_inference_steps,
-            model.guidance_scale,
-            checkpoint.scheduler,
-            "png",
+        recipe = Recipe(
+            prompt=prompt,
+            width=model.width,
+            height=model.height,
+            num_inference_steps=model.num_inference_steps,
+            guidance_scale=model.guidance_scale,
         )
-        trajectory = Trajectory.of(slot, checkpoint, encoder.conditions(slot))
+        trajectory = Trajectory.of(recipe, _SEED, checkpoint, encoder.conditions(recipe))
         while not trajectory.done:
             trajectory.advance(denoiser.predict([trajectory])[0])
         painted.append((trajectory.latents.cpu(), decoder.decode(trajectory.latents).wait()))
@@ -81,7 +76,10 @@ def _paint(checkpoint: Checkpoint) -> Painted:
 def _distance(ours: Painted, theirs: Painted) -> str:
     cosines = [cosine(a, b) for (a, _), (b, _) in zip(ours, theirs, strict=True)]
     ratios = [_psnr(a, b) for (_, a), (_, b) in zip(ours, theirs, strict=True)]
-    return f"latent cosine {mean(cosines):.5f} (least {min(cosines):.5f}), image PSNR {mean(ratios):.1f} dB (least {min(ratios):.1f})"
+    return (
+        f"latent cosine {mean(cosines):.5f} (least {min(cosines):.5f}), "
+        f"image PSNR {mean(ratios):.1f} dB (least {min(ratios):.1f})"
+    )
 
 
 def _psnr(one: np.ndarray, other: np.ndarray) -> float:

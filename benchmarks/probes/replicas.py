@@ -1,4 +1,4 @@
-"""Whether a picture depends on the replica that took it, on the crowd, or on a replica that died: over HTTP, on all GPUs."""
+"""Whether a picture depends on its replica, on the crowd, or on a replica's death: over HTTP, on all GPUs."""
 
 import os
 import signal
@@ -14,7 +14,7 @@ from benchmarks.conditions import Conditions, Workload
 from benchmarks.probes.seeds import Differ, digest
 from benchmarks.processes import replica_pids
 from benchmarks.service import Service, open_service
-from serve_app.schemas import SchedulerName
+from serve_app.recipe import SchedulerName
 
 _IMAGES = 32
 _GUIDANCE = (5.0, 0.0, 7.5)

@@ -23,7 +23,10 @@ def probe(conditions: Conditions) -> Iterator[str]:
                     yield f"{name}: {_try(checkpoint, call, rows, height, width)}"
         eager = unet_call(checkpoint)
         for height, width in sizes:
-            yield f"as it is: rows 2, {width}x{height}: {milliseconds(eager, inputs(checkpoint, 2, height, width)):.1f} ms"
+            yield (
+                f"as it is: rows 2, {width}x{height}: "
+                f"{milliseconds(eager, inputs(checkpoint, 2, height, width)):.1f} ms"
+            )
 
 
 def _sizes(side: int) -> list[tuple[int, int]]:

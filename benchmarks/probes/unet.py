@@ -59,7 +59,10 @@ def inputs(checkpoint: Checkpoint, rows: int, height: int, width: int, seed: int
 
 
 def milliseconds(call: Call, given: Sequence[torch.Tensor]) -> float:
-    """Return the median time of a call, once warm; on a GPU that of a recording of its kernels, as the engine replays it."""
+    """Return the median time of a call, once warm.
+
+    On a GPU it is that of a recording of the call's kernels, as the engine replays it.
+    """
     call(*given), call(*given)
     if given[0].device.type == "cpu":
         return median(_cpu_milliseconds(lambda: call(*given)) for _ in range(3))

@@ -15,7 +15,10 @@ from serve_app.metadata import Embedded, embedded_parameters, parameters_chunk
 
 
 def info(picture: Path, console: Console) -> None:
-    """Print the parameters that a picture holds: ours, else the text of another UI. Raises Unusable where it holds none."""
+    """Print the parameters that a picture holds: ours, else another UI's text.
+
+    Raises Unusable where it holds none.
+    """
     image = opened(picture)
     if embedded := read(picture, image):
         for name, value in lines(embedded):
@@ -55,7 +58,10 @@ def opened(picture: Path) -> Pillow.Image:
 
 
 def read(picture: Path, image: Pillow.Image) -> Embedded | None:
-    """Return the parameters of ours that an open picture holds. Raises Unusable where this version does not understand them."""
+    """Return the parameters of ours that an open picture holds.
+
+    Raises Unusable where this version does not understand them.
+    """
     try:
         return embedded_parameters(image)
     except ValidationError as error:
@@ -72,5 +78,6 @@ def _not_ours(picture: Path, why: str) -> Unusable:
 def holds_none(picture: Path) -> Unusable:
     """Return the error of a picture without parameters of ours."""
     return Unusable(
-        f"{picture} holds no parameters: it was not painted by parallel-sdxl, is a grid, or has been saved again by a program that drops them"
+        f"{picture} holds no parameters: it was not painted by parallel-sdxl, is a grid, "
+        "or has been saved again by a program that drops them"
     )

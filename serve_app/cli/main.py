@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from serve_app.cli.service import Service
 
 _EXIT_CODES = (
-    "Exit codes: 0 all is well; 1 images are missing, or the picture is not the same; 2 the command, a setting or a file cannot be used; "
-    "3 the service is not there, busy, or wants a key; 4 the command itself failed (PARALLEL_SDXL_TRACEBACK=1 shows "
-    "where); 130 interrupted; 141 nobody reads the output."
+    "Exit codes: 0 all is well; 1 images are missing, or the picture is not the same; 2 the command, a setting or a "
+    "file cannot be used; 3 the service is not there, busy, or wants a key; 4 the command itself failed "
+    "(PARALLEL_SDXL_TRACEBACK=1 shows where); 130 interrupted; 141 nobody reads the output."
 )
 
 app = typer.Typer(
@@ -72,6 +72,13 @@ def _http_url(url: str) -> str:
     return url
 
 
+def _text(words: str | None) -> str | None:
+    """Refuse what is no text: Python passes bytes of another encoding on as lone surrogates."""
+    if words and not words.isascii() and any("\ud800" <= c <= "\udfff" for c in words):
+        raise typer.BadParameter("it is not UTF-8; set the terminal's encoding to it")
+    return words
+
+
 # The key has no option: it would stay in the shell's history.
 Url = Annotated[
     str,
@@ -103,7 +110,7 @@ def _main(
 
 @app.command(epilog=_EXIT_CODES)
 def generate(
-    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="What to paint.")],
+    prompt: Annotated[str, typer.Argument(metavar="PROMPT", callback=_text, help="What to paint.")],
     num_images: Annotated[
         int | None, typer.Option("--num-images", "-n", help="How many images, each with a seed of its own.")
     ] = None,
@@ -113,12 +120,15 @@ def generate(
     seeds: Annotated[
         Seeds | None, typer.Option(parser=Seeds.parse, metavar="7,8,1234", help="The seeds, instead of --seed and -n.")
     ] = None,
-    negative_prompt: Annotated[str | None, typer.Option(help="What to avoid.")] = None,
+    negative_prompt: Annotated[str | None, typer.Option(callback=_text, help="What to avoid.")] = None,
     size: Annotated[
         Size | None, typer.Option(parser=Size.parse, metavar="WxH", help="Width and height in pixels.")
     ] = None,
     steps: Annotated[int | None, typer.Option(help="Denoising steps.")] = None,
     guidance: Annotated[float | None, typer.Option(help="Classifier-free guidance; 1 or less: none.")] = None,
+    guidance_rescale: Annotated[
+        float | None, typer.Option(help="How far guidance is scaled back, 0 to 1; 0.7 for v-prediction models.")
+    ] = None,
     scheduler: Annotated[
         str | None, typer.Option(help="euler, euler_a, dpmpp_2m, dpmpp_2m_karras, ddim or unipc.")
     ] = None,
@@ -139,8 +149,9 @@ def generate(
 ) -> None:
     """Paint images of a prompt and write them to files.
 
-    What is not given is the service's choice; `info` tells it of a picture. Files are named by seed (seed-7.png) and grid.png; a name that another
-    picture has gets a number (seed-7-2.png): nothing is overwritten. Ctrl-C cancels what is unfinished on the service too; finished images stay.
+    What is not given is the service's choice; `info` tells it of a picture. Files are named by seed (seed-7.png) and
+    grid.png; a name that another picture has gets a number (seed-7-2.png): nothing is overwritten. Ctrl-C cancels what
+    is unfinished on the service too; finished images stay.
     """
     several = num_images != 1 and (seeds is None or len(seeds.seeds) > 1)
     given = {
@@ -153,6 +164,7 @@ def generate(
         "height": size.height if size else None,
         "num_inference_steps": steps,
         "guidance_scale": guidance,
+        "guidance_rescale": guidance_rescale,
         "scheduler": scheduler,
         "output_format": output_format,
         "output_compression": output_compression,

@@ -106,9 +106,10 @@ def make_folder(folder: Path) -> None:
 
 
 def save(folder: Path, stem: str, event: ImageEvent | GridEvent, data: bytes) -> Path:
-    """Write a file and return its path: `stem` and a number if another file has the name, the old one if it is the same.
+    """Write a file and return its path.
 
-    Raises Unusable where it cannot be written.
+    Its name is `stem`, and a number if another file has that name; a file with the same content stays as it is. Raises
+    Unusable where it cannot be written.
     """
     suffix = event.media_type.removeprefix("image/")
     names = (f"{stem}.{suffix}" if number == 1 else f"{stem}-{number}.{suffix}" for number in count(1))

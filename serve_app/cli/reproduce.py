@@ -20,13 +20,19 @@ from serve_app.metadata import Embedded
 from serve_app.schemas import GridEvent, ImageEvent, ModelInfo
 
 _SAME_PICTURE_DB = 50.0
-"""Rounding stays above it: 51 dB for SDXL in bfloat16 with several images a UNet call, 60 dB in float32 (README, Seeds)."""
+"""Rounding stays above it: 51 dB for SDXL in bfloat16 with several images a UNet call, 60 dB in float32.
+
+See README, Seeds.
+"""
 _CHANNELS = ("red", "green", "blue")
 
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """How two pictures of one size differ: in how many pixels, and for each channel, of 255 levels, at most and on average."""
+    """How two pictures of one size differ: in how many pixels, and at most and on average for each channel.
+
+    A channel has 255 levels.
+    """
 
     pixels: int
     most: tuple[int, ...]

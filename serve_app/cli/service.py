@@ -27,7 +27,10 @@ class Service:
 
     @contextmanager
     def stream(self, body: dict[str, Any]) -> Iterator[Iterator[Event]]:
-        """Send a request and give its events. Leaving closes the connection, by which the service cancels what is unfinished."""
+        """Send a request and give its events.
+
+        Leaving closes the connection, by which the service cancels what is unfinished.
+        """
         with (
             self._explained(),
             self._client() as http,

@@ -61,7 +61,10 @@ def kitty(picture: Pillow.Image, cells: Cells, index: int) -> str:
 def iterm2(picture: Pillow.Image, cells: Cells, index: int) -> str:
     """https://iterm2.com/documentation-images.html"""
     data = _file(picture, cells, "JPEG")
-    return f"\x1b]1337;File=inline=1;width={cells.columns};height={cells.rows};preserveAspectRatio=0;doNotMoveCursor=1:{data}\x07"
+    return (
+        f"\x1b]1337;File=inline=1;width={cells.columns};height={cells.rows};"
+        f"preserveAspectRatio=0;doNotMoveCursor=1:{data}\x07"
+    )
 
 
 def half_blocks(picture: Pillow.Image, cells: Cells, index: int) -> str:
@@ -95,7 +98,7 @@ class Thumbnails:
 
     @classmethod
     def above(cls, console: Console, start: StartEvent) -> Self | None:
-        """Return the largest thumbnails that fit above one bar an image, None if there is no room or no way to draw any."""
+        """Return the largest thumbnails that fit above one bar an image; None without room or a way to draw."""
         draw, aspect = draw_of(console), start.parameters.width / start.parameters.height
         if draw is None:
             return None

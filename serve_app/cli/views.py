@@ -10,7 +10,8 @@ from rich.text import Text
 
 from serve_app.cli.text import printable, say
 from serve_app.cli.thumbnails import Thumbnails, draw_of
-from serve_app.schemas import SEED_SPAN, StartEvent
+from serve_app.recipe import SEED_SPAN
+from serve_app.schemas import StartEvent
 
 _WIDE = 70
 

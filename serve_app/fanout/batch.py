@@ -109,7 +109,10 @@ class Batch:
             await asyncio.gather(*self._tasks.values(), return_exceptions=True)
 
     async def events(self, deadline: float) -> AsyncGenerator[Event]:
-        """Yield what happens to the slots while they are painted, until each has ended or the deadline (monotonic) has passed."""
+        """Yield what happens to the slots while they are painted.
+
+        It ends when each has ended, or when the deadline (monotonic) has passed.
+        """
         while len(self.images) < len(self._slots):
             try:
                 item = await self._next(deadline)
@@ -147,7 +150,8 @@ class Batch:
         except SlotCancelled:
             self._ends(slot, "cancelled", _CANCELLED)
         except asyncio.CancelledError:
-            # Ours, and all is said or nobody listens any more; or Serve's, for a call that was still waiting for a replica.
+            # Our own cancellation: all is said, or nobody listens any more. Or Serve's, of a call that still waited
+            # for a replica.
             self._ends(slot, "cancelled", _CANCELLED)
             raise
         except ReplicaLost:
@@ -178,7 +182,7 @@ class Batch:
             yield QueuedEvent(index=slot.index, position=position)
 
     def _told(self, slot: Slot, news: SlotEvent | NoPicture) -> Iterator[Event]:
-        """Yield the news of a slot: none once it has ended, and of a cancelled one that alone, whatever has overtaken it."""
+        """Yield the news of a slot: none once it has ended, and only the cancellation of a cancelled one."""
         if slot.index in self.images:
             return
         if slot.index in self.cancelled:
@@ -197,7 +201,7 @@ class Batch:
             "index": slot.index,
             "seed": slot.seed,
             "step": event.step,
-            "num_inference_steps": slot.num_inference_steps,
+            "num_inference_steps": slot.recipe.num_inference_steps,
         }
         if isinstance(event, Progress):
             return ProgressEvent(**where)

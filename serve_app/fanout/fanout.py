@@ -22,6 +22,7 @@ from serve_app.fanout.running import Running
 from serve_app.imaging import Pixels, contact_sheet, encode_sheet
 from serve_app.messages import ReplicaStatus, Slot
 from serve_app.metrics import IngressMetrics
+from serve_app.recipe import SchedulerName
 from serve_app.schemas import (
     BatchResult,
     Cancelled,
@@ -38,7 +39,6 @@ from serve_app.schemas import (
     PreviewEvent,
     Problem,
     ReplicaCount,
-    SchedulerName,
     ServiceStatus,
     StartEvent,
     Timings,
@@ -49,8 +49,6 @@ logger = logging.getLogger("ray.serve")
 _FEW_STEPS = 8
 _UNSPACED: tuple[SchedulerName, ...] = ("dpmpp_2m_karras",)
 """Their timesteps follow from the noise levels, whatever the spacing."""
-
-_ECHOED = set(Parameters.model_fields) - {"model", "scheduler"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,21 +119,27 @@ class FanOut:
 
     @asynccontextmanager
     async def stream(self, request: GenerateRequest) -> AsyncIterator[AsyncGenerator[Event]]:
-        """Open a request and give its events. Whatever refuses it raises ServiceError on the way in; leaving cancels the rest."""
+        """Open a request and give its events; leaving cancels the rest.
+
+        Whatever refuses it raises ServiceError on the way in.
+        """
         plan = self._plan(request)
         with self._admitted(plan) as batch:
             async with aclosing(self._events(plan, batch)) as events:
                 yield events
 
     async def cancel(self, id: str, index: int | None = None) -> Cancelled:
-        """Cancel one image of a request, or with None all that have not ended, whichever ingress replica holds it. Raises NotFound, NotReady."""
+        """Cancel one image of a request, or with None all that have not ended.
+
+        Any ingress replica may hold the request. Raises NotFound, NotReady.
+        """
         cancelled = self.cancel_here(id, index) or await self._peers.cancel(id, index)
         if not cancelled:
             raise NotFound("there is nothing to cancel by this name: it is unknown or has finished")
         return Cancelled(id=id, cancelled=cancelled)
 
     def cancel_here(self, id: str, index: int | None) -> list[int]:
-        """Cancel as `cancel` does if this ingress replica holds the request; return what is cancelled, empty where there is nothing."""
+        """Cancel as `cancel` does, if this ingress replica holds the request; return what is cancelled, if anything."""
         return self._requests.cancel(id, index)
 
     async def _events(self, plan: _Plan, batch: Batch) -> AsyncGenerator[Event]:
@@ -162,33 +166,35 @@ class FanOut:
         started = time.monotonic()
         replica = self._fleet.replica
         slots = slots_of(request, seeds_of(request), replica.scheduler)
-        scheduler = slots[0].scheduler
-        if scheduler not in replica.schedulers:
+        recipe, output = slots[0].recipe, slots[0].output
+        if recipe.scheduler not in replica.schedulers:
             advice = f"choose one of {', '.join(replica.schedulers)}"
-            raise InvalidRequest(f"scheduler: {scheduler} cannot sample the served model; {advice}", "scheduler")
+            raise InvalidRequest(f"scheduler: {recipe.scheduler} cannot sample the served model; {advice}", "scheduler")
         return _Plan(
             id=str(uuid.uuid4()),
             started=started,
             deadline=started + self._args.request_timeout_s,
             wants_grid=request.grid,
-            parameters=Parameters(model=replica.model, **request.model_dump(include=_ECHOED), scheduler=scheduler),
+            parameters=Parameters(**dict(recipe), **dict(output), model=replica.model),
             slots=slots,
             warnings=self._warnings(request, slots[0], replica),
         )
 
     def _warnings(self, request: GenerateRequest, slot: Slot, replica: ReplicaStatus) -> list[str]:
         warnings = []
-        if request.negative_prompt and request.guidance_scale <= 1:
+        if request.negative_prompt and not request.guided:
             warnings.append("negative_prompt has no effect: guidance_scale is 1 or less")
+        if "guidance_rescale" in request.model_fields_set and request.guidance_rescale and not request.guided:
+            warnings.append("guidance_rescale has no effect: guidance_scale is 1 or less")
         if request.output_compression is not None and request.output_format == "png":
             warnings.append("output_compression has no effect: a PNG is lossless")
         if slot.preview_steps and not replica.has_previews:
             warnings.append("no previews: the model has no preview decoder")
-        leading = replica.model.timestep_spacing == "leading" and slot.scheduler not in _UNSPACED
-        if leading and slot.num_inference_steps <= _FEW_STEPS:
+        leading = replica.model.timestep_spacing == "leading" and slot.recipe.scheduler not in _UNSPACED
+        if leading and slot.recipe.num_inference_steps <= _FEW_STEPS:
             warnings.append(
-                f"num_inference_steps: {slot.num_inference_steps} are few for leading timesteps; a distilled model "
-                "(Turbo, Lightning, Hyper) needs model.timestep_spacing: trailing, any other more steps"
+                f"num_inference_steps: {slot.recipe.num_inference_steps} is few for leading timesteps; a distilled "
+                "model (Turbo, Lightning, Hyper) needs model.timestep_spacing: trailing, any other more steps"
             )
         prompts = {"prompt": request.prompt, "negative_prompt": request.negative_prompt}
         warnings += filter(None, (syntax_warning(field, prompt) for field, prompt in prompts.items()))
@@ -214,7 +220,10 @@ class FanOut:
 
     @asynccontextmanager
     async def _painting(self, plan: _Plan, batch: Batch, paint: Paint) -> AsyncIterator[Awaitable[list[str]]]:
-        """Paint for as long as the context is open, and find out meanwhile what the model does not read of the prompts: warnings to await."""
+        """Paint for as long as the context is open; give warnings of what the model does not read, to await.
+
+        They are found out while it paints.
+        """
         async with background(self._unread(plan.parameters)) as unread, batch.painting(paint):
             yield unread
 
@@ -228,7 +237,10 @@ class FanOut:
         return [f"{name} is longer than the model can read; it does not see: {end}" for name, end in unseen if end]
 
     async def _followed(self, plan: _Plan, batch: Batch) -> AsyncGenerator[Event]:
-        """Yield what happens to the images. Raises ServiceError once all have ended without a single picture, unless all were cancelled."""
+        """Yield what happens to the images.
+
+        Raises ServiceError once all have ended without a single picture, unless all were cancelled.
+        """
         async for event in batch.events(plan.deadline):
             yield event
         failures = [
@@ -240,7 +252,8 @@ class FanOut:
             return
         if any(failure.error.type == DeadlineExceeded.type for failure in failures):
             raise DeadlineExceeded(
-                f"no image was finished within {self._args.request_timeout_s:g} s; ask for fewer or smaller images, or fewer steps"
+                f"no image was finished within {self._args.request_timeout_s:g} s; "
+                "ask for fewer or smaller images, or fewer steps"
             )
         raise GenerationFailed(f"all images failed: {failures[0].error.message}")
 

@@ -25,7 +25,10 @@ POLL_INTERVAL_S = 1.0
 """How often the replicas are told which calls are still waited for, and asked for their status."""
 
 _STARTING_POLL_INTERVAL_S = 0.1
-"""How often while none is ready: Serve calls the application running before the ingress knows, and requests may follow at once."""
+"""How often while none is ready.
+
+Serve calls the application running before the ingress knows, and requests may follow at once.
+"""
 
 _PIXELS_TIMEOUT_S = 10.0
 _RATE_WINDOW_S = 60.0
@@ -109,7 +112,10 @@ class Fleet:
 
     @contextmanager
     def _calling(self, method: Any, slot: Slot) -> Iterator[Any]:
-        """Call a replica's method with a slot, wait for its response for as long as the context is open, and raise its errors as ours."""
+        """Call a replica's method with a slot and give its response; leaving cancels it.
+
+        Errors of the replica are raised as ours.
+        """
         with self._calls.new() as id_:
             response = method.remote(slot, id_)
             try:
@@ -132,7 +138,10 @@ class Fleet:
             return None
 
     async def cut_off(self, prompt: str) -> str:
-        """Return the end of a prompt that the text encoders do not see; empty if they see it all or no replica answers."""
+        """Return the end of a prompt that the text encoders do not see.
+
+        It is empty if they see it all or no replica answers.
+        """
         room = min((replica.prompt_tokens for replica in self.status.replicas), default=0)
         if len(prompt.encode()) * _LONGEST_LOWER_CASE <= room:
             return ""  # a token has at least a byte
@@ -148,7 +157,8 @@ class Fleet:
         except DeploymentUnavailableError:
             return FleetStatus()
         except TimeoutError:
-            # One replica hangs, and Serve tells nothing of the others. Its health check will end it; until then they are as they were.
+            # One replica hangs, and Serve says nothing of the others. Its health check will end it; until then keep the
+            # last status.
             return self.status
         self._finished.append((time.monotonic(), {r.id: r.finished for r in replicas}))
         return FleetStatus(replicas, self._rate())

@@ -28,8 +28,8 @@ class Line:
         excess = len(self._order) + images - capacity - self._max_waiting
         if excess > 0:
             raise TooManyWaiting(
-                f"{self.waiting(capacity)} images are waiting, {images} more would exceed the limit of {self._max_waiting}; "
-                "try again later or ask for fewer",
+                f"{self.waiting(capacity)} images are waiting, {images} more would exceed the limit of "
+                f"{self._max_waiting}; try again later or ask for fewer",
                 retry_after_s=min(_LONGEST_RETRY_S, ceil(excess / images_per_second))
                 if images_per_second
                 else _UNKNOWN_RETRY_S,

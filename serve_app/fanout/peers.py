@@ -13,7 +13,10 @@ class Peers:
     """Calls every replica of the deployment that this process is a replica of."""
 
     async def cancel(self, id: str, index: int | None) -> list[int]:
-        """Return what the replica that holds the request says, empty where none does. Raises NotReady where one does not answer."""
+        """Return what the replica that holds the request says, empty where none does.
+
+        Raises NotReady where one does not answer.
+        """
         own = serve.get_replica_context()
         # In a thread, because it asks Serve's controller and waits.
         handle = await asyncio.to_thread(serve.get_deployment_handle, own.deployment, own.app_name)

@@ -4,7 +4,8 @@ import secrets
 from collections.abc import Sequence
 
 from serve_app.messages import Slot
-from serve_app.schemas import SEED_SPAN, GenerateRequest, SchedulerName
+from serve_app.recipe import SEED_SPAN, Output, Recipe, SchedulerName
+from serve_app.schemas import GenerateRequest
 
 
 def seeds_of(request: GenerateRequest) -> list[int]:
@@ -16,7 +17,7 @@ def seeds_of(request: GenerateRequest) -> list[int]:
 
 
 def preview_steps_of(request: GenerateRequest) -> frozenset[int]:
-    """Return the steps after which previews are wanted: those listed, or the first and every so many; never the last."""
+    """Return the steps to preview after: those listed, or the first and every so many; never the last."""
     if request.preview_steps is not None:
         return frozenset(request.preview_steps)
     if not request.preview_every:
@@ -27,22 +28,8 @@ def preview_steps_of(request: GenerateRequest) -> frozenset[int]:
 
 def slots_of(request: GenerateRequest, seeds: Sequence[int], default_scheduler: SchedulerName) -> list[Slot]:
     """Return the slots of a request, one for each seed."""
-    preview_steps = preview_steps_of(request)
+    recipe = Recipe.of(request).model_copy(update={"scheduler": request.scheduler or default_scheduler})
+    output, preview_steps = Output.of(request), preview_steps_of(request)
     return [
-        Slot(
-            index=index,
-            seed=seed,
-            prompt=request.prompt,
-            negative_prompt=request.negative_prompt,
-            width=request.width,
-            height=request.height,
-            num_inference_steps=request.num_inference_steps,
-            guidance_scale=request.guidance_scale,
-            scheduler=request.scheduler or default_scheduler,
-            output_format=request.output_format,
-            output_compression=request.output_compression,
-            preview_steps=preview_steps,
-            keep_pixels=request.grid,
-        )
-        for index, seed in enumerate(seeds)
+        Slot(index, seed, recipe, output, preview_steps, keep_pixels=request.grid) for index, seed in enumerate(seeds)
     ]

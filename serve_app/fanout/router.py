@@ -19,7 +19,10 @@ from ray.serve.request_router import FIFOMixin, PendingRequest, ReplicaID, Reque
 
 _REMEMBERED_REQUESTS = 256
 _UNSENT_S = 1.0
-"""How long a choice may go unsent. Only a call cancelled at that very moment needs it; every other is sent or given up."""
+"""How long a choice may go unsent.
+
+Only a call cancelled at that very moment needs it; every other is sent or given up.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,10 +44,10 @@ class _Choice:
 
 # FIFOMixin, because the calls of one fan-out share a request id: matched by id, only one of them would be fulfilled.
 class SpreadRouter(FIFOMixin, RequestRouter):
-    """Prefers replicas with room in their batch; among them the one with the fewest calls of the same request, then of all.
+    """Prefers replicas with room in their batch, then with the fewest calls of the same request, then of all.
 
-    A replica with `max_open_calls` gets none. This bound is the router's and not `max_ongoing_requests`, because at that
-    a replica takes no calls at all, be they for its status or its health.
+    A replica with `max_open_calls` gets none. This bound is the router's and not `max_ongoing_requests`, because at
+    that a replica takes no calls at all, be they for its status or its health.
 
     A request's own calls come before the load, because the load is late: a call counts until some time after its result
     has arrived, and by it four images on four replicas that have just become idle would not go one to each.
@@ -116,22 +119,24 @@ class SpreadRouter(FIFOMixin, RequestRouter):
         self._last_chosen[replica_id] = choice.made
 
     def _get_pending_request_matching_metadata(self, request_metadata: Any = None) -> PendingRequest | None:
-        # Each routing task fulfils the call it chose for. Handing its replica to the oldest call instead, as Serve does, would
-        # send the task on to its next replica, and two calls of a fan-out to one. `_looking_before` keeps their order.
+        # Each routing task fulfils the call it chose for. Handing its replica to the oldest call instead, as Serve
+        # does, would send the task on to its next replica, and two calls of a fan-out to one. `_looking_before` keeps
+        # their order.
         looking = self._routed_by.get(_current_task())
         return looking.call if looking is not None and not looking.call.future.done() else None
 
     def _fulfill_next_pending_request(self, replica: RunningReplica, request_metadata: Any = None) -> None:
         if call := self._get_pending_request_matching_metadata():
             self._choose(call, replica.replica_id)  # not its first choice if that was full
-        # Serve cancels a request's calls from another thread, also between a look at a call and its fulfilment. That is no error to be logged.
+        # Serve cancels a request's calls from another thread, also between a look at a call and its fulfilment. That is
+        # no error to log.
         with suppress(asyncio.InvalidStateError):
             super()._fulfill_next_pending_request(replica, request_metadata)
 
     def on_send_request(self, replica_id: ReplicaID) -> None:
         super().on_send_request(replica_id)
         self._open[replica_id] += 1
-        # The newest of those it may have been: one that is never sent must grow old, and not be handed on from call to call.
+        # The newest it may have been: a choice that is never sent must grow old, not be handed on from call to call.
         sent = [(c.made, key) for key, c in self._unsent.items() if c.replica_id == replica_id and c.call.future.done()]
         if sent:
             del self._unsent[max(sent)[1]]
@@ -159,7 +164,7 @@ def _current_task() -> asyncio.Task[Any]:
 
 
 def spread(max_open_calls: int) -> RequestRouterConfig:
-    """Return how a handle routes to replicas of which each takes so many of its calls at a time; more wait in the router."""
+    """Return how a handle routes: each replica takes so many of its calls at a time; more wait in the router."""
     return RequestRouterConfig(
         request_router_class=SpreadRouter,
         request_router_kwargs={"max_open_calls": max_open_calls},

@@ -30,9 +30,10 @@ class Running:
                 self._ended.popitem(last=False)
 
     def cancel(self, id: str, index: int | None) -> list[int]:
-        """Cancel one image of a request, or with None all that have not ended. Return those of them that are cancelled, now or before.
+        """Cancel one image of a request, or with None all that have not ended; return the cancelled ones.
 
-        Empty where there is nothing to cancel: the request is not here or has finished, the image has ended or never was.
+        Those cancelled before are among them. Empty where there is nothing to cancel: the request is not here or has
+        finished, the image has ended or never was.
         """
         batch = self._batches.get(id)
         if batch is not None:

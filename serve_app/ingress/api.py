@@ -1,4 +1,4 @@
-"""The HTTP app, put together from the APIs it speaks, over any service that can answer them. Knows neither Ray nor torch."""
+"""The HTTP app: its APIs put together, over any service that can answer them. Knows neither Ray nor torch."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, nullcontext
@@ -40,7 +40,8 @@ def create_api(service: Service, args: AppArgs) -> FastAPI:
         version=__version__,
         lifespan=lifespan,
         redirect_slashes=False,
-        docs_url=None,  # FastAPI's pages load their scripts from a CDN, to which a service of one's own must send nobody
+        # FastAPI's pages load their scripts from a CDN, to which a self-hosted service must send nobody.
+        docs_url=None,
         redoc_url=None,
     )
     problems = Problems(openai.DIALECT, fal.DIALECT, native.DIALECT)

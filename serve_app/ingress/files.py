@@ -21,7 +21,8 @@ from serve_app.background import background
 from serve_app.config import FilesConfig
 from serve_app.errors import InternalError, InvalidRequest, NotFound
 from serve_app.ingress.problems import Dialect
-from serve_app.schemas import Grid, OutputFormat, Picture
+from serve_app.recipe import OutputFormat
+from serve_app.schemas import Grid, Picture
 
 logger = logging.getLogger("ray.serve")
 
@@ -96,7 +97,7 @@ class Files:
         return path.name
 
     def _tidy(self) -> None:
-        """Let go of what is too old or too much. A folder that cannot be tidied is no reason not to hand out a picture."""
+        """Remove what is too old or too much. If that fails, pictures are handed out all the same."""
         try:
             total = 0
             for stat, path in sorted(self._kept(), key=lambda kept: kept[0].st_mtime_ns, reverse=True):

@@ -18,9 +18,10 @@ _SCHEMES = {"bearer", "key"}  # OpenAI's and the service's own clients; fal's
 
 
 class KeyRing:
-    """The keys that are valid now: those of an environment variable and those of a file, which is read again when it changes.
+    """The keys that are valid now: those of an environment variable and those of a file.
 
-    Raises ValueError where either is configured and has none: the service must not start open, nor with keys nobody has.
+    The file is read again when it changes. Raises ValueError where either is configured and has none: the service must
+    not start open, nor with keys nobody has.
     """
 
     def __init__(self, auth: AuthConfig, environ: Mapping[str, str] = os.environ) -> None:
@@ -40,7 +41,7 @@ class KeyRing:
         return found
 
     def _from_file(self) -> list[bytes]:
-        """Return the file's keys; none where it cannot be read, so that nobody gets in by a file that went away or was spoilt."""
+        """Return the file's keys; none where it cannot be read: a lost or spoilt file must let nobody in."""
         try:
             return self._load(self._file) if self._file else []
         except ValueError:
@@ -71,7 +72,10 @@ def _split(text: str, source: str) -> list[bytes]:
 
 
 class Keys:
-    """Refuse requests without a valid key with 401, but for the page, the health and stored files, whose names are secrets themselves."""
+    """Refuse requests without a valid key with 401.
+
+    The page, the health and stored files need none; a stored file's name is a secret itself.
+    """
 
     def __init__(self, app: ASGIApp, ring: KeyRing, problems: Problems) -> None:
         self._app = app

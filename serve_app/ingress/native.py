@@ -56,7 +56,7 @@ def router(
 
     @routes.delete("/generations/{id}", responses=errors(404, 503))
     async def cancel(id: str) -> Cancelled:
-        """Cancel all images of a running request that have not ended; repeatable. The id is in the stream's start event."""
+        """Cancel all unfinished images of a running request; repeatable. The id is in the stream's start event."""
         return await service.cancel(id)
 
     @routes.delete("/generations/{id}/images/{index}", responses=errors(404, 422, 503))

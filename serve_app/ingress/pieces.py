@@ -7,7 +7,7 @@ from pydantic_core import to_json
 
 
 async def in_pieces(answer: BaseModel) -> AsyncIterator[bytes]:
-    """Yield an answer as JSON, one list item at a time, so that the event loop is never held up by all of it at once."""
+    """Yield an answer as JSON, one list item at a time, so that it never holds up the event loop for long."""
     text = b"{"
     for field in type(answer).model_fields:
         value = getattr(answer, field)

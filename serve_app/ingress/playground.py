@@ -1,4 +1,4 @@
-"""The page at `/` and its static files: plain HTML, CSS and JavaScript modules, as they lie in `serve_app/playground/`."""
+"""The page at `/` and its static files: plain HTML, CSS and JavaScript modules from `serve_app/playground/`."""
 
 from hashlib import sha256
 from os import PathLike, stat_result
@@ -12,7 +12,8 @@ from starlette.types import Scope
 
 _FOLDER = Path(__file__).parent.parent / "playground"
 
-# Nothing inline and nothing from elsewhere: a prompt or an error message that holds markup stays text, and no picture leaves the service.
+# Nothing inline and nothing from elsewhere: a prompt or an error message that holds markup stays text, and no picture
+# leaves the service.
 _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -21,7 +22,8 @@ _HEADERS = {
     "Content-Security-Policy": _POLICY,
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
-    "Cache-Control": "no-cache",  # asked for again each time and answered by 304: a new version is never mixed with an old one
+    # Asked for again each time and answered by 304: a new version is never mixed with an old one.
+    "Cache-Control": "no-cache",
 }
 
 

@@ -49,7 +49,10 @@ class Dialect:
 
 
 class Problems:
-    """Answers every error of an app in the dialect of its path; the first whose prefix fits, so the one without a prefix comes last."""
+    """Answers every error of an app in the dialect of its path.
+
+    The first dialect whose prefix fits is taken, so the one without a prefix comes last.
+    """
 
     def __init__(self, *dialects: Dialect) -> None:
         self._dialects = dialects

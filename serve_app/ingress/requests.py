@@ -7,7 +7,11 @@ from pydantic import Field, ValidationError, create_model, model_validator
 
 from serve_app.config import AppArgs, ModelConfig
 from serve_app.errors import InvalidRequest
-from serve_app.schemas import Body, GenerateRequest, Seed
+from serve_app.recipe import Body, Recipe
+from serve_app.schemas import GenerateRequest
+
+_SERVED_DEFAULTS = Recipe.model_fields.keys() & ModelConfig.model_fields.keys() - {"scheduler"}
+"""Settings whose default is the served model's. The scheduler's may be the checkpoint's own, not known here."""
 
 
 class ForeignRequest(Body):
@@ -22,26 +26,27 @@ class ForeignRequest(Body):
 def request_model(args: AppArgs) -> type[GenerateRequest]:
     """Return the class to validate bodies with, so that OpenAPI shows the very numbers that bad input is refused by."""
     limits, model = args.limits, args.model
-
-    def like(name: str, annotation: Any, **changes: Any) -> tuple[Any, Any]:
-        return annotation, Field(description=GenerateRequest.model_fields[name].description, **changes)
-
-    side: dict[str, Any] = {"ge": model.min_size, "le": model.max_size, "multiple_of": 8}
+    side = {"ge": model.min_size, "le": model.max_size}
+    bounds: dict[str, dict[str, Any]] = {
+        "num_images": {"le": limits.max_images, "default": min(4, limits.max_images)},
+        "seeds": {"max_length": limits.max_images},
+        "width": side,
+        "height": side,
+        "num_inference_steps": {"le": limits.max_steps},
+    }
+    defaults = {name: {"default": getattr(model, name)} for name in _SERVED_DEFAULTS}
     fields: dict[str, Any] = {
-        "num_images": like("num_images", int, default=min(4, limits.max_images), ge=1, le=limits.max_images),
-        "seeds": like("seeds", list[Seed] | None, default=None, min_length=1, max_length=limits.max_images),
-        "width": like("width", int, default=model.width, **side),
-        "height": like("height", int, default=model.height, **side),
-        "num_inference_steps": like(
-            "num_inference_steps", int, default=model.num_inference_steps, ge=1, le=limits.max_steps
-        ),
-        "guidance_scale": like("guidance_scale", float, default=model.guidance_scale, ge=0, le=30, allow_inf_nan=False),
+        name: borrowed(GenerateRequest, name, **bounds.get(name, {}), **defaults.get(name, {}))
+        for name in bounds.keys() | defaults.keys()
     }
     return create_model("GenerateRequest", __base__=GenerateRequest, __doc__=GenerateRequest.__doc__, **fields)
 
 
 def borrowed(request: type[GenerateRequest], name: str, **changes: Any) -> Any:
-    """Return a field of a service's requests with its bounds, for the request class of another API; `changes` as `Field` takes them."""
+    """Return a field of a service's requests with its bounds, for the request class of another API.
+
+    `changes` are as `Field` takes them.
+    """
     field = request.model_fields[name]
     return Annotated[
         (

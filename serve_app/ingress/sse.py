@@ -1,4 +1,7 @@
-"""Server-sent events, where FastAPI's own are not enough: how they are described, and a stream from a route that may also answer otherwise."""
+"""Server-sent events, where FastAPI's own are not enough.
+
+They are described here, and streamed from routes that may also answer otherwise.
+"""
 
 import asyncio
 from collections.abc import AsyncGenerator
@@ -31,7 +34,7 @@ def _schema(event: type[BaseModel]) -> dict[str, Any]:
 
 
 def streamed(frames: AsyncGenerator[bytes]) -> EventSourceResponse:
-    """Return an answer of such frames, as FastAPI makes it of a route that is a generator: with pings while none come."""
+    """Return an answer of such frames, with pings while none come, as FastAPI makes it of a generator route."""
     return EventSourceResponse(_with_pings(frames), headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
 
 

@@ -26,7 +26,7 @@ _TEXT_WIDTH = 32
 
 
 def build(parent: Path) -> Path:
-    """Return `parent/tiny-random-sdxl-1`, made first if it is not there. Safe to call from several processes at once."""
+    """Return `parent/tiny-random-sdxl-1`; make it first if it is not there. Several processes may call this at once."""
     folder = parent / _NAME
     if folder.is_dir():
         return folder

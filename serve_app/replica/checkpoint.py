@@ -12,6 +12,7 @@ from transformers.utils import logging as transformers_logging
 
 from serve_app.config import ModelConfig
 from serve_app.errors import first_line
+from serve_app.recipe import SchedulerName
 from serve_app.replica.attention import prepare
 from serve_app.replica.device import fast_layout
 from serve_app.replica.hashing import checkpoint_hash
@@ -27,7 +28,7 @@ from serve_app.replica.sampling import (
 from serve_app.replica.sources import TOKENIZERS, Sources, find_sources, model_name, model_revision
 from serve_app.replica.supported import check_configs, check_files
 from serve_app.replica.weights import load_part, load_preview_vae, load_tokenizer
-from serve_app.schemas import ModelInfo, SchedulerName
+from serve_app.schemas import ModelInfo
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -134,8 +135,8 @@ def _load_pipeline(sources: Sources, dtype: torch.dtype) -> StableDiffusionXLPip
 def _place(pipe: StableDiffusionXLPipeline, device: torch.device) -> None:
     """Move a pipeline to its device, and into the layout that is fast there.
 
-    On the CPU its weights are still mapped from their file, at whatever alignment they have there, and kernels round
-    by alignment: copied, they give the same bits from any file.
+    On the CPU its weights are still mapped from their file. CPU kernels round differently by memory alignment, and mmap
+    gives arbitrary alignment: copied, the weights give the same bits from any file.
     """
     pipe.to(device)
     layout = fast_layout(device)

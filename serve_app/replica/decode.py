@@ -40,7 +40,7 @@ class PendingPixels:
 
 @dataclass(frozen=True, slots=True)
 class Scaling:
-    """How a VAE's latents are scaled for the denoising, and where it has statistics, normalised by them, (1, channels, 1, 1)."""
+    """How a VAE's latents are scaled for the denoising, and normalised where it has statistics, (1, channels, 1, 1)."""
 
     factor: float
     statistics: tuple[torch.Tensor, torch.Tensor] | None
@@ -74,7 +74,7 @@ class Decoder:
         self._scaling = Scaling.of(self._vae, checkpoint.device, self._vae.dtype)
 
     def decode(self, latents: torch.Tensor) -> PendingPixels:
-        """Return the picture of one slot's final latents, (1, channels, h, w), as the stock pipeline would decode it."""
+        """Return the picture of one slot's final latents, (1, channels, h, w), as the stock pipeline decodes it."""
         return PendingPixels(self._program(self._unscaled(latents)))
 
     def warm_up(self, latents: torch.Tensor) -> None:

@@ -6,7 +6,7 @@ from typing import Self
 
 import torch
 
-from serve_app.messages import Slot
+from serve_app.recipe import Recipe
 from serve_app.replica.checkpoint import Checkpoint
 from serve_app.replica.conditioning import Conditioning
 from serve_app.replica.device import fast_layout
@@ -17,14 +17,14 @@ from serve_app.replica.unet import UNetInputs
 
 @dataclass(frozen=True, slots=True)
 class CallGroup:
-    """All that slots must agree in to share a UNet call: the size, in pixels."""
+    """All that recipes must agree in to share a UNet call: the size, in pixels."""
 
     height: int
     width: int
 
     @classmethod
-    def of(cls, slot: Slot) -> Self:
-        return cls(slot.height, slot.width)
+    def of(cls, recipe: Recipe) -> Self:
+        return cls(recipe.height, recipe.width)
 
 
 class Denoiser:

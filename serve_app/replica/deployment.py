@@ -14,7 +14,7 @@ from ray import serve
 from serve_app.config import AppArgs
 from serve_app.messages import CallId, OpenCalls, Painted, ReplicaStatus, Slot, SlotEvent
 from serve_app.metrics import ReplicaMetrics
-from serve_app.schemas import SchedulerName
+from serve_app.recipe import Output, Recipe, SchedulerName
 
 logger = logging.getLogger("ray.serve")
 
@@ -86,7 +86,10 @@ class Replica:
         return self._reader.cut_off(prompt)
 
     async def poll(self, open_calls: OpenCalls) -> ReplicaStatus:
-        """Say how busy this replica is, and stop what the caller waits for no more: its cancellation was lost, or is on the way."""
+        """Say how busy this replica is, and stop what the caller waits for no more.
+
+        Its cancellation was lost, or is on the way.
+        """
         for task, id in self._calls.items():
             if open_calls.has_given_up(id):
                 task.cancel()
@@ -119,14 +122,15 @@ def _warm_up_slots(args: AppArgs, scheduler: SchedulerName) -> list[Slot]:
         Slot(
             index=0,
             seed=0,
-            prompt="warm-up",
-            negative_prompt="",
-            width=width,
-            height=height,
-            num_inference_steps=2,
-            guidance_scale=args.model.guidance_scale,
-            scheduler=scheduler,
-            output_format="png",
+            recipe=Recipe(
+                prompt="warm-up",
+                width=width,
+                height=height,
+                num_inference_steps=2,
+                guidance_scale=args.model.guidance_scale,
+                scheduler=scheduler,
+            ),
+            output=Output(),
             preview_steps=frozenset({1}),
         )
         for width, height in args.warm_up_sizes

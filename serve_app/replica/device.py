@@ -33,9 +33,9 @@ def to_device(value: torch.Tensor, device: torch.device) -> torch.Tensor:
 
 
 class RunAhead:
-    """Keeps the processor one step ahead of the GPU, which then never waits for it, and no further, so that slots can join and leave.
+    """Keeps the processor one step ahead of the GPU, which then never waits for it.
 
-    On the CPU there is nothing to wait for.
+    It is no further ahead, so that slots can join and leave. On the CPU there is nothing to wait for.
     """
 
     def __init__(self, device: torch.device) -> None:

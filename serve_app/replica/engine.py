@@ -96,7 +96,7 @@ class Engine:
     def submit(self, slot: Slot, post: Post) -> SlotJob:
         """Put a slot in line; its events go to `post`."""
         with self._changed:
-            job = self._scheduler.submit(Submission(slot, post), CallGroup.of(slot))
+            job = self._scheduler.submit(Submission(slot, post), CallGroup.of(slot.recipe))
             self._changed.notify()
         return job
 

@@ -46,5 +46,6 @@ def _fetched(setting: str, name: str, download: Callable[[], str]) -> Path:
     # Whatever is wrong with the network, the id, the rights or the disk: the hub's client has a type for each.
     except (OSError, ValueError, HfHubHTTPError, HFValidationError, httpx.HTTPError) as error:
         raise CheckpointError(
-            f"model.{setting}: {name} is neither here nor could it be fetched from the hub ({first_line(error)}); offline, name a local folder"
+            f"model.{setting}: {name} is neither here nor could it be fetched from the hub "
+            f"({first_line(error)}); offline, name a local folder"
         ) from error

@@ -49,15 +49,16 @@ class OutputProcessor:
 
     def _image(self, slot: Slot, pending: PendingPixels, denoised: float, work: Work) -> Painted:
         pixels = pending.wait()
+        height, width, _ = pixels.shape
         info = self._checkpoint.info
         decoded = time.perf_counter()
         b64 = encode_picture(pixels, slot, info)
         encode_s = time.perf_counter() - decoded
         self._observer.encoded(encode_s)
         return Painted(
-            slot.width,
-            slot.height,
-            f"image/{slot.output_format}",
+            width,
+            height,
+            f"image/{slot.output.output_format}",
             b64,
             replace(work, decode=decoded - denoised, encode=encode_s),
             pixels if slot.keep_pixels else None,

@@ -58,7 +58,10 @@ class PreviewDecoder:
         self._stream = torch.cuda.Stream() if checkpoint.device.type == "cuda" else None
 
     def decode(self, clean: torch.Tensor) -> PendingPixels:
-        """Return the predicted picture of a clean latent, (1, channels, h, w), in its own shape, at most `max_size` pixels long."""
+        """Return the predicted picture of a clean latent, (1, channels, h, w).
+
+        It has the latent's shape, and is at most `max_size` pixels long.
+        """
         if self._stream is None:
             return self._decode(clean)
         self._stream.wait_stream(torch.cuda.current_stream())
@@ -78,7 +81,10 @@ class PreviewDecoder:
         return PendingPixels(image[..., :height, :width])
 
     def _learned(self, clean: torch.Tensor) -> torch.Tensor:
-        """Return a clean latent as tiny VAEs have learned them: as it is in denoising, but for what SDXL does not do."""
+        """Return a clean latent as tiny VAEs have learned them.
+
+        That is as in denoising, but for what SDXL does not do.
+        """
         if self._scaling.statistics:
             clean = self._scaling.undo(clean) * _SDXL_FACTOR
         learned: torch.Tensor = clean / self._tiny_factor + self._tiny_shift
@@ -86,7 +92,7 @@ class PreviewDecoder:
 
     def _pooled(self, clean: torch.Tensor) -> torch.Tensor:
         clean = self._learned(clean)
-        # In squares of one size; what the last ones add is cut off the picture. Sides would else be stretched to multiples.
+        # Pool in squares of one size, and cut off what the last ones add: sides would otherwise be stretched.
         pooled = avg_pool2d(clean, self._factor(clean), ceil_mode=True)
         return pooled.to(self._dtype).contiguous(memory_format=self._layout)
 

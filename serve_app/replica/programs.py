@@ -1,7 +1,8 @@
-"""How a model runs: its own code, or compiled ahead of time for the shapes that are warmed up, and kept in a folder for later starts.
+"""How a model runs: its own code, or compiled ahead of time for the shapes that are warmed up.
 
-`torch.compile` alone keeps kernels, but traces the model anew at each start, which for SDXL's UNet takes longer than all
-else. Here the whole program is kept: it is compiled once on a machine, and every other replica and start loads it.
+`torch.compile` alone keeps kernels, but traces the model anew at each start, which for SDXL's UNet takes longer than
+all else. Here the whole program is kept in a folder: it is compiled once on a machine, and every other replica and
+later start loads it.
 """
 
 import hashlib
@@ -22,7 +23,10 @@ from torch import nn
 logger = logging.getLogger("ray.serve")
 
 _MOST_STATIC_ROWS = 2
-"""One image has a row or, with guidance, two: its program knows their number, which is faster. Larger numbers share one."""
+"""Up to so many rows, each number has a program that knows it, which is faster; larger numbers share one.
+
+An image has one row or, with guidance, two.
+"""
 
 _CACHE_VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
 _LONGEST_COMPILATION_S = 900.0
@@ -31,9 +35,9 @@ _LONGEST_COMPILATION_S = 900.0
 BY_RULE: Mapping[str, bool] = {"deterministic": True}
 """The option of torch's compiler that chooses by rule whatever can change a bit.
 
-By default it gives a reduction several block sizes, and each process keeps the one that was fastest at its first launch.
-A block size decides the order of a sum: four H100s with one kept program painted three pictures of a seed. As a setting
-of the process it has no effect: tracing calls `torch.use_deterministic_algorithms`, which resets it.
+By default it gives a reduction several block sizes, and each process keeps the one that was fastest at its first
+launch. A block size decides the order of a sum: four H100s with one kept program painted three pictures of a seed. As
+a setting of the process it has no effect: tracing calls `torch.use_deterministic_algorithms`, which resets it.
 """
 
 Function = Callable[..., torch.Tensor]
@@ -51,13 +55,13 @@ class Program(Protocol[Output_co]):
     def __call__(self, *inputs: torch.Tensor) -> Output_co: ...
 
     def warm_up(self, *inputs: torch.Tensor) -> None:
-        """Get ready for inputs of this shape, however long it takes; a call alone never does what would hold up other slots."""
+        """Get ready for inputs of these shapes, however long it takes; a call alone must not hold up other slots."""
 
 
 def use_compile_cache(folder: str) -> None:
-    """Make the compiler of this process keep its results in `folder`, where `~` is the home folder, and look there first.
+    """Make this process's compiler keep its results in `folder`, and look there first; `~` is the home folder.
 
-    Raises ValueError where there is no such folder and none can be made. One that is only read is of use as well.
+    Raises ValueError where there is no such folder and none can be made. A read-only folder is of use as well.
     """
     try:
         path = Path(folder).expanduser()
@@ -85,7 +89,10 @@ class Compiled(AsItIs):
     """A model's code compiled. What was not warmed up runs as it is: a compilation would hold up every slot."""
 
     def __init__(self, function: Function, module: nn.Module, options: Mapping[str, Any] | None = None) -> None:
-        """Take a function that is defined at the top of its file, one of diffusers' models, and options of torch's compiler."""
+        """Take a function, one of diffusers' models, and options of torch's compiler.
+
+        The function must be defined at the top level of its file.
+        """
         super().__init__(function, module)
         self._options = dict(options or {})
         self._programs: dict[_Shapes, Any] = {}
@@ -98,7 +105,7 @@ class Compiled(AsItIs):
         return super().__call__(*inputs)
 
     def warm_up(self, *inputs: torch.Tensor) -> None:
-        """Load the program for inputs of this shape, or compile it; where another process is at it, wait for that one's."""
+        """Load the program for inputs of these shapes, or compile it; wait where another process is compiling it."""
         for shapes in _choices(inputs):
             if shapes not in self._programs:
                 path = self._path(inputs, shapes)

@@ -8,7 +8,7 @@ from torch import nn
 
 from serve_app.config import ModelConfig
 from serve_app.errors import CheckpointError
-from serve_app.messages import Slot
+from serve_app.recipe import Recipe
 from serve_app.replica.checkpoint import Checkpoint
 from serve_app.replica.denoise import Denoiser
 from serve_app.replica.prompts import PromptEncoder
@@ -57,7 +57,10 @@ def large_linears(unet: nn.Module, fewest_features: int) -> Sequence[tuple[str, 
 
 
 class Fp8Linear(nn.Module):
-    """A linear layer whose weight and input are 8-bit floats, each with one scale; sums, bias and output stay as they were."""
+    """A linear layer whose weight and input are 8-bit floats, each with one scale.
+
+    Sums, bias and output stay as they were.
+    """
 
     def __init__(self, linear: nn.Linear, peak: torch.Tensor) -> None:
         super().__init__()
@@ -101,10 +104,14 @@ def _measure(checkpoint: Checkpoint, model: ModelConfig, fewest_features: int) -
     encoder = PromptEncoder(checkpoint.pipe, checkpoint.device, len(_PROMPTS) + 2)
     denoiser = Denoiser(checkpoint, as_it_is(checkpoint.unet))  # a recording would not call the hooks
     for seed, prompt in enumerate(_PROMPTS):
-        slot = Slot(
-            seed, seed, prompt, "", model.width, model.height, _STEPS, model.guidance_scale, checkpoint.scheduler, "png"
+        recipe = Recipe(
+            prompt=prompt,
+            width=model.width,
+            height=model.height,
+            num_inference_steps=_STEPS,
+            guidance_scale=model.guidance_scale,
         )
-        trajectory = Trajectory.of(slot, checkpoint, encoder.conditions(slot))
+        trajectory = Trajectory.of(recipe, seed, checkpoint, encoder.conditions(recipe))
         while not trajectory.done:
             trajectory.advance(denoiser.predict([trajectory])[0])
     for hook in hooks:

@@ -68,7 +68,10 @@ class _Recorded(Generic[Output]):
             self(*inputs)
 
     def _record(self, inputs: Sequence[torch.Tensor]) -> None:
-        """Record a call. `torch.cuda.graph` would also wait for the device and give its free memory back, which holds up other slots."""
+        """Record a call.
+
+        `torch.cuda.graph` would also wait for the device and give its free memory back, which holds up other slots.
+        """
         # Recordings are replayed one after another, so they share their inputs of one shape, and their memory.
         kept = [self._inputs.setdefault((place, part.shape), part.clone()) for place, part in enumerate(inputs)]
         pool = (

@@ -9,9 +9,10 @@ from diffusers.schedulers import KarrasDiffusionSchedulers
 
 from serve_app.config import ModelConfig
 from serve_app.errors import CheckpointError
+from serve_app.recipe import SchedulerName
 from serve_app.replica.markers import read_markers
 from serve_app.replica.schedulers import SCHEDULER_NAMES, most_steps, scheduler_name
-from serve_app.schemas import PredictionType, SchedulerName, TimestepSpacing
+from serve_app.schemas import PredictionType, TimestepSpacing
 
 SETTINGS = ("prediction_type", "timestep_spacing", "rescale_betas_zero_snr")
 """What `model` may set in the place of the checkpoint's own scheduler config, by the same names."""
@@ -26,7 +27,7 @@ def config_changes(path: Path, model: ModelConfig) -> dict[str, Any]:
 
 
 def departures(path: Path, own: Mapping[str, Any], model: ModelConfig) -> dict[str, Any]:
-    """Return the settings that differ from what a checkpoint says itself, in its scheduler config `own` or its markers."""
+    """Return the settings that differ from the checkpoint's own, in its scheduler config `own` or its markers."""
     says = {**own, **_markers(path)}
     return {name: value for name, value in _settings(model).items() if says.get(name) != value}
 

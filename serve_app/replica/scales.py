@@ -1,4 +1,4 @@
-"""Scaled 8-bit floats: files whose weights are to be multiplied by scales that lie beside them, as ComfyUI writes them."""
+"""Scaled 8-bit floats: files with weights to multiply by the scales beside them, as ComfyUI writes them."""
 
 import json
 
@@ -7,7 +7,7 @@ import torch
 from serve_app.replica.sources import Part
 
 _SCALES = (".scale_weight", ".weight_scale")
-# The scales of what goes into a layer are of use only to a product of 8-bit floats; a marker says no more than the scales.
+# Scales of a layer's input are of use only to a product of 8-bit floats; a marker says no more than the scales.
 _IGNORED = (".scale_input", ".input_scale", "scaled_fp8")
 _FORMAT = ".comfy_quant"
 _FORMATS = ("float8_e4m3fn", "float8_e5m2")

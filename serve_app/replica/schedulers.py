@@ -13,7 +13,7 @@ from diffusers import (
     UniPCMultistepScheduler,
 )
 
-from serve_app.schemas import SchedulerName
+from serve_app.recipe import SchedulerName
 
 # The checkpoint's own flags stay, except those that make the difference between two names.
 _RECIPES: Mapping[SchedulerName, tuple[type[SchedulerMixin], Mapping[str, Any]]] = {

@@ -179,7 +179,7 @@ def _folder_part(setting: str, folder: Path, variant: str | None = None) -> Part
 
 
 def _weight_files(setting: str, folder: Path, variant: str | None) -> Sequence[Path]:
-    """Return the files of a model's weights in the order in which the libraries look for them; none where there are none."""
+    """Return the files of a model's weights, in the order in which the libraries look for them; maybe none."""
     middle = f".{variant}" if variant else ""
     shards = "model.safetensors.index" + middle + ".json"
     # diffusers looks for the index first, transformers for the whole.
@@ -217,7 +217,10 @@ def _no_weights(folder: Path) -> str:
 
 
 def _named_part(setting: str, name: str, root: Path) -> Part:
-    """Return a model that a setting of its own names: a subfolder of the checkpoint, a local folder or file, or a hub id."""
+    """Return a model that has a setting of its own.
+
+    The setting names a subfolder of the checkpoint, a local folder or file, or a hub id.
+    """
     for place in (root / name, Path(name).expanduser()):
         if place.is_dir():
             return _folder_part(setting, place)
@@ -226,7 +229,8 @@ def _named_part(setting: str, name: str, root: Path) -> Part:
             return Part(setting, place.parent, config, [place], single=True)
     if not is_hub_id(name):
         raise CheckpointError(
-            f"model.{setting}: {name} is neither a subfolder of the checkpoint, nor a folder or file here, nor a hub id (owner/name)"
+            f"model.{setting}: {name} is neither a subfolder of the checkpoint, nor a folder or file here, "
+            "nor a hub id (owner/name)"
         )
     return _folder_part(setting, fetch_part(setting, name))
 

@@ -30,7 +30,7 @@ _UNET: Mapping[str, tuple[Any, str]] = {
 
 
 def check_configs(sources: Sources) -> None:
-    """Raise CheckpointError where the configs are not those of an SDXL text-to-image checkpoint, or do not fit each other."""
+    """Raise CheckpointError where the configs are not SDXL text-to-image's, or do not fit each other."""
     index = sources.read("model_index.json")
     kind = str(index.get("_class_name"))
     if not kind.startswith("StableDiffusionXL"):
@@ -64,7 +64,7 @@ def _check_class(found: object, allowed: Sequence[str], fault: Callable[[str], C
 
 
 def check_files(sources: Sources) -> None:
-    """Raise CheckpointError where a file of weights is damaged, is no `.safetensors` file, or holds quantized weights."""
+    """Raise CheckpointError where a file of weights is damaged, quantized, or no `.safetensors` file."""
     for part in sources.models:
         for file in part.files:
             if file == sources.path:
@@ -80,7 +80,8 @@ def check_tokenizer(sources: Sources, name: str, tokenizer: CLIPTokenizer) -> No
     fault = partial(sources.fault, name=name)
     if len(tokenizer) != config.vocab_size:
         raise fault(
-            f"has {len(tokenizer)} tokens, its text encoder {config.vocab_size}; tokenizer.json or vocab.json is missing or another model's"
+            f"has {len(tokenizer)} tokens, its text encoder {config.vocab_size}; "
+            "tokenizer.json or vocab.json is missing or another model's"
         )
     # It takes for the end of a prompt what the config says; 2 means the highest number, as the first CLIPs had it.
     if name == "tokenizer_2" and config.eos_token_id not in (2, tokenizer.eos_token_id):

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 import torch
+from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import rescale_noise_cfg
 
-from serve_app.messages import Slot
+from serve_app.recipe import Recipe
 from serve_app.replica.checkpoint import Checkpoint
 from serve_app.replica.conditioning import Conditioning
 from serve_app.replica.device import to_device
@@ -26,6 +27,20 @@ class Start:
     step: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class Guidance:
+    """How the two rows of a guided prediction become one, as diffusers does it."""
+
+    scale: float
+    rescale: float = 0.0
+
+    def __call__(self, prediction: torch.Tensor) -> torch.Tensor:
+        """Return the one prediction of two rows, unconditional first."""
+        unconditional, conditional = prediction.chunk(2)
+        guided = unconditional + self.scale * (conditional - unconditional)
+        return rescale_noise_cfg(guided, conditional, self.rescale) if self.rescale else guided
+
+
 class Trajectory:
     """The denoising state of one slot, its own alone: a picture cannot depend on its neighbours in a batch.
 
@@ -40,7 +55,7 @@ class Trajectory:
         self,
         start: Start,
         conditioning: Conditioning,
-        guidance_scale: float,
+        guidance: Guidance,
         scheduler: Any,
         generator: torch.Generator,
     ) -> None:
@@ -48,7 +63,7 @@ class Trajectory:
         self.conditioning = conditioning
         self.latents = self.clean = start.latents
         self.step = start.step
-        self._guidance_scale = guidance_scale
+        self._guidance = guidance
         self._scheduler = scheduler
         if hasattr(scheduler, "set_begin_index"):
             scheduler.set_begin_index(start.step)
@@ -58,14 +73,15 @@ class Trajectory:
         self._step_noise = {"generator": generator} if takes_generator else {}
 
     @classmethod
-    def of(cls, slot: Slot, checkpoint: Checkpoint, embeddings: Sequence[PromptEmbedding]) -> Self:
-        """Return a slot's trajectory. All its noise comes from one CPU generator with the slot's seed, in float32."""
-        scheduler = make_scheduler(slot.scheduler, checkpoint.scheduler_config)
-        set_steps(scheduler, slot.num_inference_steps)
-        generator = torch.Generator("cpu").manual_seed(slot.seed)
-        start = _noise(slot, checkpoint, scheduler, generator)
-        conditioning = Conditioning.of(slot, checkpoint, embeddings)
-        return cls(start, conditioning, slot.guidance_scale, scheduler, generator)
+    def of(cls, recipe: Recipe, seed: int, checkpoint: Checkpoint, embeddings: Sequence[PromptEmbedding]) -> Self:
+        """Return a recipe's trajectory. All its noise comes from one CPU generator with this seed, in float32."""
+        scheduler = make_scheduler(recipe.scheduler or checkpoint.scheduler, checkpoint.scheduler_config)
+        set_steps(scheduler, recipe.num_inference_steps)
+        generator = torch.Generator("cpu").manual_seed(seed)
+        start = _noise(recipe, checkpoint, scheduler, generator)
+        conditioning = Conditioning.of(recipe, checkpoint, embeddings)
+        guidance = Guidance(recipe.guidance_scale, recipe.guidance_rescale)
+        return cls(start, conditioning, guidance, scheduler, generator)
 
     @property
     def rows(self) -> int:
@@ -88,21 +104,19 @@ class Trajectory:
 
     def advance(self, prediction: torch.Tensor) -> None:
         """Take one step with the UNet's prediction, (rows, channels, height, width)."""
-        prediction = prediction.to(
-            torch.float32, copy=True
-        )  # a scheduler may keep it, the UNet's next call overwrites it
+        # A copy: a scheduler may keep it, and the UNet's next call overwrites it.
+        prediction = prediction.to(torch.float32, copy=True)
         if self.rows == 2:
-            unconditional, conditional = prediction.chunk(2)
-            prediction = unconditional + self._guidance_scale * (conditional - unconditional)
+            prediction = self._guidance(prediction)
         output = self._scheduler.step(prediction, self._timesteps[self.step], self.latents, **self._step_noise)
         self.latents = output.prev_sample
         self.clean = predicted_clean(self._scheduler, output)
         self.step += 1
 
 
-def _noise(slot: Slot, checkpoint: Checkpoint, scheduler: Any, generator: torch.Generator) -> Start:
+def _noise(recipe: Recipe, checkpoint: Checkpoint, scheduler: Any, generator: torch.Generator) -> Start:
     """Return the start of a picture made from its prompt alone."""
     scale = checkpoint.pipe.vae_scale_factor
-    shape = (1, checkpoint.unet.config.in_channels, slot.height // scale, slot.width // scale)
+    shape = (1, checkpoint.unet.config.in_channels, recipe.height // scale, recipe.width // scale)
     noise = torch.randn(shape, generator=generator, dtype=torch.float32)
     return Start(to_device(noise, checkpoint.device) * scheduler.init_noise_sigma)

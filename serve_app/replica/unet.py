@@ -44,7 +44,10 @@ def as_it_is(unet: UNet2DConditionModel) -> AsItIs:
 
 
 class _CompiledBlocks(AsItIs):
-    """The blocks that SDXL has 70 of, compiled once for any size; a single row is a case of its own for the compiler."""
+    """The blocks that SDXL has 70 of, compiled once for any size.
+
+    A single row is a case of its own for the compiler.
+    """
 
     def __init__(self, unet: UNet2DConditionModel) -> None:
         super().__init__(_predict, unet)

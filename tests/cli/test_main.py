@@ -13,7 +13,8 @@ from typer.main import get_command
 from serve_app import __version__
 from serve_app.cli.__main__ import main
 from serve_app.cli.main import _option, app
-from serve_app.schemas import GenerateRequest, OutputFormat, SchedulerName
+from serve_app.recipe import OutputFormat, SchedulerName
+from serve_app.schemas import GenerateRequest
 from tests.cli.command import run
 
 ROOT = Path(__file__).parent.parent.parent
@@ -59,13 +60,14 @@ def test_every_field_of_a_request_has_an_option() -> None:
     [
         (("generate",), "PROMPT"),
         (("generate", "a", "--size", "256"), "'256' is not WxH"),
+        (("generate", "caf\udce9"), "'PROMPT': it is not UTF-8"),
+        (("generate", "a", "--negative-prompt", "caf\udce9"), "'--negative-prompt': it is not UTF-8"),
         (("generate", "a", "--seeds", "1;2"), "'1;2' is not a list of seeds"),
         (("generate", "a", "--url", "localhost:8000"), "does not start with http:// or https://"),
         (("generate", "a", "--url", "http://localhost:eight"), "is not a URL"),
         (("generate", "a", "--out", "/dev/null/x"), "cannot write to /dev/null/x"),
         (("generate", "a", "--out", "/proc"), "cannot write to /proc"),
         (("generate", "a", "--guidance", "nan"), "a setting cannot be sent"),
-        (("generate", "a\udcff"), "a setting cannot be sent"),
         (("info", "gone.png"), "does not exist"),
     ],
 )
@@ -89,7 +91,10 @@ def test_help_waits_for_nothing() -> None:
 
 def test_no_command_needs_ray_or_torch() -> None:
     heavy = {"ray", "torch", "diffusers", "fastapi"}
-    script = f"import sys, serve_app.cli.generate, serve_app.cli.reproduce, serve_app.cli.info; print(*(set(sys.modules) & {heavy}))"
+    script = (
+        "import sys, serve_app.cli.generate, serve_app.cli.reproduce, serve_app.cli.info; "
+        f"print(*(set(sys.modules) & {heavy}))"
+    )
     assert (
         subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.split() == []
     )

@@ -18,7 +18,10 @@ from tests.fakes import REPLICA
 
 @dataclass
 class Handle:
-    """Broadcasts as Serve does, to a replica that becomes ready after the first `unready` polls. Its calls are never answered."""
+    """Broadcasts as Serve does, to a replica that becomes ready after the first `unready` polls.
+
+    Its calls are never answered.
+    """
 
     unready: int = 0
     on_answer: Callable[[], Any] = lambda: None

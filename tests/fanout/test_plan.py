@@ -37,9 +37,14 @@ def test_slots_carry_everything_a_picture_depends_on() -> None:
     )
     first, second = slots_of(request, [5, 6], "ddim")
     assert (first.index, first.seed, second.index, second.seed) == (0, 5, 1, 6)
-    assert (first.prompt, first.negative_prompt, first.width, first.height) == ("a", "b", 64, 72)
-    assert (first.num_inference_steps, first.guidance_scale, first.scheduler) == (3, 2.5, "ddim")
-    assert (first.output_format, first.output_compression, first.preview_steps, first.keep_pixels) == (
+    assert (first.recipe.prompt, first.recipe.negative_prompt, first.recipe.width, first.recipe.height) == (
+        "a",
+        "b",
+        64,
+        72,
+    )
+    assert (first.recipe.num_inference_steps, first.recipe.guidance_scale, first.recipe.scheduler) == (3, 2.5, "ddim")
+    assert (first.output.output_format, first.output.output_compression, first.preview_steps, first.keep_pixels) == (
         "webp",
         80,
         frozenset({1, 2}),
@@ -72,4 +77,4 @@ def test_listed_preview_steps_are_taken_as_they_are() -> None:
 
 def test_a_named_scheduler_wins_over_the_models() -> None:
     request = GenerateRequest(prompt="a", scheduler="unipc")
-    assert slots_of(request, [1], "ddim")[0].scheduler == "unipc"
+    assert slots_of(request, [1], "ddim")[0].recipe.scheduler == "unipc"

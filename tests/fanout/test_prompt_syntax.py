@@ -6,10 +6,10 @@ from serve_app.fanout.prompt_syntax import found_in, syntax_warning
 @pytest.mark.parametrize(
     "syntax",
     [
-        "(red:1.4)", "(red apple: 1.4 )", "(red:.5)", "(red:-1)", "(red:2)", "(16:1.3)", "((red))", "(((a red, apple)))",
-        "(red)1.4", "(red)++", "(embedding:name:1.2)", "[x]", "[a red apple]", "[x|y]", "[a:b:10]", "[a:10]", "[:a:0.5]",
-        "<lora:name:0.8>", "<lyco:my name:1>", "<hypernet:name>", "embedding:name", "{red|blue}", "__colours__",
-        "BREAK", "ADDCOL",
+        "(red:1.4)", "(red apple: 1.4 )", "(red:.5)", "(red:-1)", "(red:2)", "(16:1.3)", "((red))",
+        "(((a red, apple)))", "(red)1.4", "(red)++", "(embedding:name:1.2)", "[x]", "[a red apple]", "[x|y]",
+        "[a:b:10]", "[a:10]", "[:a:0.5]", "<lora:name:0.8>", "<lyco:my name:1>", "<hypernet:name>", "embedding:name",
+        "{red|blue}", "__colours__", "BREAK", "ADDCOL",
     ],
 )  # fmt: skip
 def test_what_other_tools_act_on_is_found(syntax: str) -> None:
@@ -21,10 +21,11 @@ def test_what_other_tools_act_on_is_found(syntax: str) -> None:
 @pytest.mark.parametrize(
     "words",
     [
-        "(like this)", "(see (this))", "a (red) (apple)", "f(x)", "(1990)-style", "(a)-(b)", "(C++)", "[1]", "[2020-2021]", "[]", "()",
-        "(())", "((1))", ":)", ":(", ":] [:", "a :) b (:", "(hello :)", "(so cute :3)", "<3", "a <b> c", "<https://a.b/c>",
-        "(16:9)", "(at 10:30)", "1:1.5", "embedding: a story", "embeddings", "{x}", "a__b", "____", "_x_", "break the ice",
-        "CATS AND DOGS", r"\(red:1.4\)", r"\[x\]", r"\(\(x\)\)", r"\<lora:x:1>", r"(red:1.4\)", "",
+        "(like this)", "(see (this))", "a (red) (apple)", "f(x)", "(1990)-style", "(a)-(b)", "(C++)", "[1]",
+        "[2020-2021]", "[]", "()", "(())", "((1))", ":)", ":(", ":] [:", "a :) b (:", "(hello :)", "(so cute :3)",
+        "<3", "a <b> c", "<https://a.b/c>", "(16:9)", "(at 10:30)", "1:1.5", "embedding: a story", "embeddings", "{x}",
+        "a__b", "____", "_x_", "break the ice", "CATS AND DOGS", r"\(red:1.4\)", r"\[x\]", r"\(\(x\)\)", r"\<lora:x:1>",
+        r"(red:1.4\)", "",
     ],
 )  # fmt: skip
 def test_words_are_words(words: str) -> None:

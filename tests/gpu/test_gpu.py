@@ -21,6 +21,7 @@ from torch.nn import functional as F  # noqa: N812, the usual name
 
 from serve_app.config import Compile, EngineConfig, ModelConfig, PreviewConfig
 from serve_app.messages import Painted, Preview, Slot
+from serve_app.recipe import SchedulerName
 from serve_app.replica.checkpoint import Checkpoint, load_checkpoint
 from serve_app.replica.decode import Decoder
 from serve_app.replica.denoise import Denoiser
@@ -33,7 +34,6 @@ from serve_app.replica.quantize import to_fp8
 from serve_app.replica.recordings import recorded
 from serve_app.replica.trajectory import Trajectory
 from serve_app.replica.unet import as_it_is, make_program
-from serve_app.schemas import SchedulerName
 from tests.conftest import Collector, Watch, make_slot
 from tests.replica.test_norms import group_norms
 from tests.replica.test_programs import fail_where_nothing_fits, weighted
@@ -66,7 +66,7 @@ class Begin:
 
     def __call__(self, **changes: object) -> Trajectory:
         slot = make_slot(**changes)
-        return Trajectory.of(slot, self._checkpoint, self.encoder.conditions(slot))
+        return Trajectory.of(slot.recipe, slot.seed, self._checkpoint, self.encoder.conditions(slot.recipe))
 
 
 @contextmanager

@@ -47,6 +47,7 @@ def test_generate_returns_all_images_in_order(client: TestClient) -> None:
         "height": 256,
         "num_inference_steps": 20,
         "guidance_scale": 3.0,
+        "guidance_rescale": 0.0,
         "scheduler": "euler",
         "output_format": "png",
         "output_compression": None,
@@ -210,6 +211,8 @@ def test_busy_service_tells_the_place_in_line(client: TestClient, fleet: FakeFle
     [
         ({"guidance_scale": 1, "negative_prompt": "dull"}, "negative_prompt has no effect"),
         ({"guidance_scale": 1}, None),
+        ({"guidance_scale": 1, "guidance_rescale": 0.7}, "guidance_rescale has no effect"),
+        ({"guidance_rescale": 0.7}, None),
         ({"negative_prompt": "dull"}, None),
         ({"output_compression": 50}, "output_compression has no effect"),
         ({"output_compression": 50, "output_format": "webp"}, None),

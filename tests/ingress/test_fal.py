@@ -62,9 +62,10 @@ def test_where_nothing_is_said_the_models_defaults_hold(client: TestClient, flee
     )
     for body in ({"prompt": "a"}, {"prompt": "a", **nulls}):
         assert client.post(URL, json=body).status_code == 200
-    assert {(s.width, s.height, s.num_inference_steps, s.guidance_scale, s.output_format) for s in fleet.slots} == {
-        (256, 256, 20, 3.0, "jpeg")
-    }
+    assert {
+        (s.recipe.width, s.recipe.height, s.recipe.num_inference_steps, s.recipe.guidance_scale, s.output.output_format)
+        for s in fleet.slots
+    } == {(256, 256, 20, 3.0, "jpeg")}
     assert len(fleet.slots) == 2
 
 
@@ -84,7 +85,7 @@ def test_where_nothing_is_said_the_models_defaults_hold(client: TestClient, flee
 )
 def test_sizes_have_names(large: TestClient, fleet: FakeFleet, size: Any, expected: tuple[int, int]) -> None:
     assert large.post(URL, json={"prompt": "a", "image_size": size, "sync_mode": True}).status_code == 200
-    assert (fleet.slots[0].width, fleet.slots[0].height) == expected
+    assert (fleet.slots[0].recipe.width, fleet.slots[0].recipe.height) == expected
 
 
 @pytest.mark.parametrize(

@@ -72,13 +72,20 @@ def test_what_is_asked_for_is_what_is_painted(sdk: OpenAI, fleet: FakeFleet) -> 
             "negative_prompt": "dull",
             "num_inference_steps": 12,
             "guidance_scale": 4.5,
+            "guidance_rescale": 0.7,
             "scheduler": "ddim",
         },
     )
     (slot, other) = fleet.slots
-    assert (slot.seed, other.seed, slot.prompt, slot.negative_prompt) == (5, 9, "a cat", "dull")
-    assert (slot.width, slot.height, slot.output_format, slot.output_compression) == (128, 64, "webp", 80)
-    assert (slot.num_inference_steps, slot.guidance_scale, slot.scheduler) == (12, 4.5, "ddim")
+    assert slot.recipe.guidance_rescale == 0.7
+    assert (slot.seed, other.seed, slot.recipe.prompt, slot.recipe.negative_prompt) == (5, 9, "a cat", "dull")
+    assert (slot.recipe.width, slot.recipe.height, slot.output.output_format, slot.output.output_compression) == (
+        128,
+        64,
+        "webp",
+        80,
+    )
+    assert (slot.recipe.num_inference_steps, slot.recipe.guidance_scale, slot.recipe.scheduler) == (12, 4.5, "ddim")
 
 
 def test_where_nothing_is_said_it_is_one_image_by_the_models_defaults(client: TestClient, fleet: FakeFleet) -> None:
@@ -99,9 +106,10 @@ def test_where_nothing_is_said_it_is_one_image_by_the_models_defaults(client: Te
     )
     for body in ({"prompt": "a"}, {"prompt": "a", "size": "auto"}, {"prompt": "a", **nulls}):
         assert client.post(URL, json=body).status_code == 200
-    assert {(s.width, s.height, s.num_inference_steps, s.guidance_scale, s.output_format) for s in fleet.slots} == {
-        (256, 256, 20, 3.0, "png")
-    }
+    assert {
+        (s.recipe.width, s.recipe.height, s.recipe.num_inference_steps, s.recipe.guidance_scale, s.output.output_format)
+        for s in fleet.slots
+    } == {(256, 256, 20, 3.0, "png")}
     assert len(fleet.slots) == 3
 
 
@@ -220,7 +228,8 @@ def test_the_model_has_many_names(serve: Callable[..., OpenAI], name: str) -> No
 
 
 def test_no_name_is_none(sdk: OpenAI, client: TestClient) -> None:
-    assert sdk.images.generate(prompt="a", model="").data
+    for none in ("", " "):
+        assert sdk.images.generate(prompt="a", model=none).data
     assert 'the model "" is not served here' in client.get("/v1/models/").json()["error"]["message"]
 
 

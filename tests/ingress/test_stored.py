@@ -90,7 +90,10 @@ def test_so_does_a_stream(client: TestClient) -> None:
 
 
 async def read(stream: bytes) -> int:
-    """Read a stream line by line, as asyncio's clients do; return the longest. Raises ValueError where one is too long."""
+    """Read a stream line by line, as asyncio's clients do; return the longest.
+
+    Raises ValueError where one is too long.
+    """
     reader = asyncio.StreamReader(limit=LINE)
     reader.feed_data(stream)
     reader.feed_eof()

@@ -95,7 +95,7 @@ async def test_storms_of_clients_that_leave_at_any_moment_leave_no_trace(app: Ru
 
 
 class Lossy:
-    """A handle, or what is called through it, of which every cancellation gets lost, as now and then one of Serve's does."""
+    """A handle, or what is called through it, that loses every cancellation, as Serve now and then does."""
 
     def __init__(self, real: Any) -> None:
         self._real = real

@@ -186,7 +186,7 @@ def test_a_terminal_without_true_colour_shows_bars_alone(app: Running, tmp_path:
 
 
 def test_ctrl_c_cancels_on_the_service_and_leaves_what_is_finished(app: Running, tmp_path: Path) -> None:
-    """Eight of sixteen images are painted at once: when the first are finished, the others have all their steps to go."""
+    """Eight of sixteen images are painted at once: when the first are finished, the others have not begun."""
     cancelled = app.metric("ray_psdxl_images_total", outcome="cancelled")
     command = (
         "generate",

@@ -112,7 +112,10 @@ def test_run_paints_the_pictures_of_generate(app: Running, tls: Tls) -> None:
 
 
 def test_stream_shows_how_they_form(tls: Tls, app: Running) -> None:
-    script = "arguments |= {'sync_mode': True, 'num_inference_steps': 40}\nprint(json.dumps(list(fal_client.stream('fal-ai/fast-sdxl', arguments))))"
+    script = (
+        "arguments |= {'sync_mode': True, 'num_inference_steps': 40}\n"
+        "print(json.dumps(list(fal_client.stream('fal-ai/fast-sdxl', arguments))))"
+    )
     *previews, last = answer(tls.fal(script))
     own = app.generate(num_images=2, seed=7, num_inference_steps=40)["images"]
     assert {preview["image_index"] for preview in previews} == {0, 1}
@@ -135,7 +138,8 @@ except fal_client.FalClientHTTPError as error:
 
 def test_closing_a_stream_early_frees_the_replicas(app: Running, tls: Tls) -> None:
     process = tls.fal(
-        "next(fal_client.stream('fal-ai/fast-sdxl', arguments | {'num_inference_steps': 998}))\nprint('seen', flush=True)\nsys.stdin.read()"
+        "next(fal_client.stream('fal-ai/fast-sdxl', arguments | {'num_inference_steps': 998}))\n"
+        "print('seen', flush=True)\nsys.stdin.read()"
     )
     assert process.stdout
     assert process.stdout.readline() == "seen\n"

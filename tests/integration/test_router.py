@@ -140,8 +140,14 @@ def caller(cluster: Cluster) -> Iterator[DeploymentHandle]:
 
 @pytest.fixture(scope="module")
 def forgetful(cluster: Cluster) -> Iterator[DeploymentHandle]:
-    """A caller that has forgotten the replicas' queue lengths by the next call, as any has after ten seconds: it must ask for them."""
-    with calling("forgetful", {"RAY_SERVE_QUEUE_LENGTH_CACHE_TIMEOUT_S": "0.001"}) as handle:
+    """A caller that forgets the replicas' queue lengths before its next call, and must ask for them.
+
+    Any caller does so after ten seconds.
+    """
+    patience = {
+        f"RAY_SERVE_{limit}QUEUE_LENGTH_RESPONSE_DEADLINE_S": "5" for limit in ("", "MAX_")
+    }  # on a busy machine
+    with calling("forgetful", {"RAY_SERVE_QUEUE_LENGTH_CACHE_TIMEOUT_S": "0.001", **patience}) as handle:
         yield handle
 
 

@@ -79,7 +79,10 @@ def raw_stream(app: Running, **body: object) -> socket.socket:
     content = json.dumps({"prompt": "a red apple", **SMALL, **body}).encode()
     client = socket.create_connection((where.hostname, where.port))
     client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-    head = f"POST /stream HTTP/1.1\r\nHost: {where.netloc}\r\nContent-Type: application/json\r\nContent-Length: {len(content)}\r\n\r\n"
+    head = (
+        f"POST /stream HTTP/1.1\r\nHost: {where.netloc}\r\nContent-Type: application/json\r\n"
+        f"Content-Length: {len(content)}\r\n\r\n"
+    )
     client.sendall(head.encode() + content)
     return client
 

@@ -1,4 +1,4 @@
-"""Checkpoints to load: the tiny one to change at will, and one with SDXL's arrangement of blocks, as folder and as file."""
+"""Checkpoints to load: the tiny one to change at will, and one with SDXL's blocks, as folder and as file."""
 
 import shutil
 from pathlib import Path
@@ -22,7 +22,10 @@ def copy(tiny_path: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def pipe(tiny_path: Path) -> StableDiffusionXLPipeline:
-    """The tiny model with SDXL's own arrangement of blocks. The text encoders' widths differ: by them diffusers tells the two apart."""
+    """The tiny model with SDXL's own arrangement of blocks.
+
+    The text encoders' widths differ, because diffusers tells the two apart by them.
+    """
     pipe = StableDiffusionXLPipeline.from_pretrained(tiny_path, add_watermarker=False)
     width = 2 * pipe.text_encoder.config.hidden_size
     text = {**pipe.text_encoder_2.config.to_dict(), "hidden_size": width, "projection_dim": width}

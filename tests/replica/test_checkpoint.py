@@ -129,7 +129,10 @@ def test_a_variants_weights_are_its_own(copy: Path) -> None:
 @pytest.mark.parametrize("part", ["unet", "text_encoder"])
 @pytest.mark.parametrize("variant", [None, "fp16"])
 def test_the_files_that_are_hashed_are_those_that_are_loaded(copy: Path, part: PartName, variant: str | None) -> None:
-    """diffusers takes shards where there is a whole file too, transformers the whole; parts without the variant have none."""
+    """Of shards and a whole file, diffusers takes the shards, transformers the whole.
+
+    Parts without the variant have none.
+    """
     folder = copy / part
     model = (UNet2DConditionModel if part == "unet" else CLIPTextModel).from_pretrained(folder)
     with torch.no_grad():

@@ -20,11 +20,11 @@ from diffusers import (
 
 from serve_app.config import ModelConfig
 from serve_app.messages import Slot
+from serve_app.recipe import SchedulerName
 from serve_app.replica.checkpoint import load_checkpoint
 from serve_app.replica.decode import Decoder
 from serve_app.replica.engine import SlotJob
 from serve_app.replica.model_runner import Running
-from serve_app.schemas import SchedulerName
 from tests.conftest import BETAS, ZERO_SNR, MakeEngine, WithScheduler, make_slot
 
 LEADING, TRAILING = {**BETAS, "timestep_spacing": "leading"}, {**BETAS, "timestep_spacing": "trailing"}
@@ -77,6 +77,7 @@ def a_slot(index: int, scheduler: SchedulerName, canvas: tuple[float, tuple[int,
         height=size[1],
         num_inference_steps=steps,
         guidance_scale=guidance,
+        guidance_rescale=0.7 if index // 4 % 2 else 0.0,
         scheduler=scheduler,
     )
 
@@ -87,14 +88,15 @@ SLOTS = [a_slot(i, *combination) for i, combination in enumerate(COMBINATIONS)]
 def stock_latents(pipe: StableDiffusionXLPipeline, slot: Slot) -> torch.Tensor:
     own = pipe.scheduler
     try:
-        pipe.scheduler = STOCK[slot.scheduler](own.config)
+        pipe.scheduler = STOCK[slot.recipe.scheduler or "euler"](own.config)
         latents: torch.Tensor = pipe(
-            prompt=slot.prompt,
-            negative_prompt=slot.negative_prompt or None,
-            width=slot.width,
-            height=slot.height,
-            num_inference_steps=slot.num_inference_steps,
-            guidance_scale=slot.guidance_scale,
+            prompt=slot.recipe.prompt,
+            negative_prompt=slot.recipe.negative_prompt or None,
+            width=slot.recipe.width,
+            height=slot.recipe.height,
+            num_inference_steps=slot.recipe.num_inference_steps,
+            guidance_scale=slot.recipe.guidance_scale,
+            guidance_rescale=slot.recipe.guidance_rescale,
             generator=torch.Generator("cpu").manual_seed(slot.seed),
             output_type="latent",
         ).images
@@ -139,7 +141,11 @@ def assert_same(ours: torch.Tensor, stock: torch.Tensor) -> None:
 
 
 @pytest.mark.parametrize(
-    "slot", SLOTS, ids=lambda s: f"{s.scheduler}-{s.guidance_scale:g}-{s.width}x{s.height}-{s.num_inference_steps}"
+    "slot",
+    SLOTS,
+    ids=lambda s: (
+        f"{s.recipe.scheduler}-{s.recipe.guidance_scale:g}-{s.recipe.width}x{s.recipe.height}-{s.recipe.num_inference_steps}"
+    ),
 )
 def test_alone(slot: Slot, expected: Callable[[Slot], torch.Tensor], make_engine: MakeEngine, latents: Latents) -> None:
     make_engine(max_batch_size=1).paint(slot)
@@ -183,5 +189,9 @@ def test_every_scheduler_on_every_kind_of_checkpoint(
     slots = [a_slot(0, name, (0.0, (64, 64)), steps) for name in checkpoint.schedulers for steps in kind.steps]
     make_engine(checkpoint=checkpoint, max_batch_size=1).paint(*slots)
     off = [difference(final, stock_latents(stock, slot)) for slot, final in zip(slots, latents.seen, strict=True)]
-    wrong = [(s.scheduler, s.num_inference_steps, far) for s, far in zip(slots, off, strict=True) if not far <= 1e-5]
+    wrong = [
+        (s.recipe.scheduler, s.recipe.num_inference_steps, far)
+        for s, far in zip(slots, off, strict=True)
+        if not far <= 1e-5
+    ]
     assert wrong == []

@@ -93,7 +93,10 @@ def test_a_tiny_vae_gets_the_latents_it_has_learned(
 
 
 def test_what_lies_at_an_edge_is_not_moved_in_a_preview(checkpoint: Checkpoint) -> None:
-    """Sides that are no multiple of what is pooled are cut, not stretched: what they share with a longer picture is the same."""
+    """Sides that are no multiple of what is pooled are cut, not stretched.
+
+    What they share with a longer picture is the same.
+    """
     assert checkpoint.preview_vae is not None
     decoder = PreviewDecoder(checkpoint, checkpoint.preview_vae, 128, "none")
     clean = torch.randn(1, 4, 24, 64, generator=torch.Generator().manual_seed(0))

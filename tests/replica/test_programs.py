@@ -3,6 +3,7 @@
 import inspect
 import logging
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -40,11 +41,25 @@ pytestmark = [
 ]
 
 
+@pytest.fixture(scope="module")
+def kernels(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What torch keeps of single kernels: the same ones come up in many tests, and compiling them takes longest."""
+    return tmp_path_factory.mktemp("kernels")
+
+
 @pytest.fixture
-def fresh(tiny_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Checkpoint]:
-    """A checkpoint of its own, since compiling changes it, and a compiler that knows nothing yet."""
+def kept(kernels: Path) -> Path:
+    """Where programs are kept, empty at the start of a test."""
+    folder = kernels / "parallel-sdxl"
+    shutil.rmtree(folder, ignore_errors=True)
+    return folder
+
+
+@pytest.fixture
+def fresh(tiny_path: Path, kernels: Path, kept: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Checkpoint]:
+    """A checkpoint of its own, since compiling changes it, and no program yet."""
     monkeypatch.setitem(os.environ, "TORCHINDUCTOR_CACHE_DIR", "")
-    use_compile_cache(str(tmp_path))
+    use_compile_cache(str(kernels))
     torch._dynamo.reset()
     counters.clear()
     torch.set_num_threads(1)
@@ -55,7 +70,7 @@ def fresh(tiny_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> I
 
 def trajectory(checkpoint: Checkpoint, slot: Slot) -> Trajectory:
     encoder = PromptEncoder(checkpoint.pipe, checkpoint.device, 4)
-    return Trajectory.of(slot, checkpoint, encoder.conditions(slot))
+    return Trajectory.of(slot.recipe, slot.seed, checkpoint, encoder.conditions(slot.recipe))
 
 
 def small_program(checkpoint: Checkpoint) -> Program[torch.Tensor]:
@@ -224,9 +239,9 @@ with torch.inference_mode():
 """
 
 
-def test_starts_share_what_one_has_compiled(tiny_path: Path, tmp_path: Path) -> None:
+def test_starts_share_what_one_has_compiled(tiny_path: Path, kernels: Path, kept: Path) -> None:
     """Two at the same time, as the replicas of a machine, and one later: one compiles, all paint the same."""
-    command = [sys.executable, "-c", _START, str(tmp_path), str(tiny_path)]
+    command = [sys.executable, "-c", _START, str(kernels), str(tiny_path)]
     together = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
     answers = [process.communicate(timeout=300)[0].split() for process in together]
     answers.append(subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=300, check=True).stdout.split())
@@ -237,18 +252,18 @@ def test_starts_share_what_one_has_compiled(tiny_path: Path, tmp_path: Path) -> 
 
 @torch.inference_mode()
 def test_a_kept_program_that_cannot_be_read_is_compiled_again(
-    fresh: Checkpoint, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    fresh: Checkpoint, kept: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     latents = torch.zeros(1, 4, 8, 8)
     small_program(fresh).warm_up(latents)
-    (kept,) = tmp_path.glob("parallel-sdxl/*.bin")
-    whole = kept.read_bytes()
-    kept.write_bytes(whole[:1000])
+    (file,) = kept.glob("*.bin")
+    whole = file.read_bytes()
+    file.write_bytes(whole[:1000])
     with caplog.at_level(logging.WARNING, "ray.serve"):
         small_program(fresh).warm_up(latents)
-    assert str(kept) in caplog.text
-    assert len(kept.read_bytes()) > 1000
-    assert {file.suffix for file in kept.parent.iterdir()} == {".bin", ".lock"}
+    assert str(file) in caplog.text
+    assert len(file.read_bytes()) > 1000
+    assert {each.suffix for each in kept.iterdir()} == {".bin", ".lock"}
     assert compilations() == 2
 
 
@@ -275,7 +290,7 @@ def test_where_the_number_of_rows_matters_it_has_a_program_of_its_own(
 
 @torch.inference_mode()
 def test_a_folder_without_locks_keeps_programs_all_the_same(
-    fresh: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    fresh: Checkpoint, kept: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def no_locks(*_: object, **__: object) -> None:
         raise OSError("no locks available")
@@ -284,12 +299,15 @@ def test_a_folder_without_locks_keeps_programs_all_the_same(
     with caplog.at_level(logging.WARNING, "ray.serve"):
         small_program(fresh).warm_up(torch.zeros(1, 4, 8, 8))
     assert "cannot be locked" in caplog.text
-    assert len(list(tmp_path.glob("parallel-sdxl/*.bin"))) == 1
+    assert len(list(kept.glob("*.bin"))) == 1
 
 
 @torch.inference_mode()
-def test_a_program_is_kept_for_what_it_depends_on(fresh: Checkpoint, tiny_path: Path, tmp_path: Path) -> None:
-    """Other weights of the same architecture use it again; another precision or, on the CPU, number of threads does not."""
+def test_a_program_is_kept_for_what_it_depends_on(fresh: Checkpoint, tiny_path: Path, kept: Path) -> None:
+    """Other weights of the same architecture use it again.
+
+    Another precision does not, nor, on the CPU, another number of threads.
+    """
     latents = torch.linspace(-2, 2, 256).view(1, 4, 8, 8)
     other = load_checkpoint(ModelConfig(path=str(tiny_path)), torch.device("cpu"))
     assert other.preview_vae is not None
@@ -308,7 +326,7 @@ def test_a_program_is_kept_for_what_it_depends_on(fresh: Checkpoint, tiny_path: 
     small_program(fresh).warm_up(latents)
     torch.set_num_threads(1)
     assert compilations() == 3
-    assert len(list(tmp_path.glob("parallel-sdxl/*.bin"))) == 3
+    assert len(list(kept.glob("*.bin"))) == 3
 
 
 @torch.inference_mode()

@@ -17,12 +17,12 @@ from diffusers import (
 
 from serve_app.config import AppArgs, LimitsConfig, ModelConfig
 from serve_app.errors import CheckpointError
+from serve_app.recipe import SchedulerName
 from serve_app.replica.checkpoint import Checkpoint, load_checkpoint
 from serve_app.replica.loading import load
 from serve_app.replica.markers import marked
 from serve_app.replica.sampling import config_changes, default_scheduler, effective_config, fitting_schedulers
 from serve_app.replica.schedulers import SCHEDULER_NAMES, make_scheduler
-from serve_app.schemas import SchedulerName
 from tests.conftest import BETAS, ZERO_SNR, WithScheduler
 
 

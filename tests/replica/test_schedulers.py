@@ -7,6 +7,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler, LCMScheduler
 
+from serve_app.recipe import SchedulerName
 from serve_app.replica.schedulers import (
     SCHEDULER_NAMES,
     make_scheduler,
@@ -15,7 +16,7 @@ from serve_app.replica.schedulers import (
     scheduler_name,
     set_steps,
 )
-from serve_app.schemas import PredictionType, SchedulerName, TimestepSpacing
+from serve_app.schemas import PredictionType, TimestepSpacing
 from tests.conftest import BETAS, ZERO_SNR
 
 CONFIG = dict(EulerDiscreteScheduler(**BETAS).config)

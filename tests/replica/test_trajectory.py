@@ -1,14 +1,14 @@
 import pytest
 import torch
 
+from serve_app.recipe import SchedulerName
 from serve_app.replica.checkpoint import Checkpoint
 from serve_app.replica.conditioning import Conditioning
 from serve_app.replica.denoise import Denoiser
 from serve_app.replica.prompts import PromptEncoder
 from serve_app.replica.schedulers import make_scheduler, set_steps
-from serve_app.replica.trajectory import Start, Trajectory
+from serve_app.replica.trajectory import Guidance, Start, Trajectory
 from serve_app.replica.unet import as_it_is
-from serve_app.schemas import SchedulerName
 from tests.conftest import make_slot
 
 STEPS = 4
@@ -18,10 +18,10 @@ STEPS = 4
 @torch.inference_mode()
 def test_a_trajectory_can_begin_at_any_step(name: SchedulerName, checkpoint: Checkpoint) -> None:
     """From where another is at that step it goes the same way."""
-    slot = make_slot(scheduler=name, num_inference_steps=STEPS)
-    embeddings = PromptEncoder(checkpoint.pipe, checkpoint.device, 4).conditions(slot)
+    recipe = make_slot(scheduler=name, num_inference_steps=STEPS).recipe
+    embeddings = PromptEncoder(checkpoint.pipe, checkpoint.device, 4).conditions(recipe)
     denoiser = Denoiser(checkpoint, as_it_is(checkpoint.unet))
-    whole = Trajectory.of(slot, checkpoint, embeddings)
+    whole = Trajectory.of(recipe, 7, checkpoint, embeddings)
     passed = [whole.latents]
     while not whole.done:
         whole.advance(denoiser.predict([whole])[0])
@@ -30,7 +30,7 @@ def test_a_trajectory_can_begin_at_any_step(name: SchedulerName, checkpoint: Che
         scheduler = make_scheduler(name, checkpoint.scheduler_config)
         set_steps(scheduler, STEPS)
         start = Start(passed[first], first)
-        later = Trajectory(start, whole.conditioning, slot.guidance_scale, scheduler, torch.Generator())
+        later = Trajectory(start, whole.conditioning, Guidance(recipe.guidance_scale), scheduler, torch.Generator())
         assert torch.equal(later.clean, start.latents)
         for expected in passed[first + 1 :]:
             assert not later.done
@@ -40,12 +40,12 @@ def test_a_trajectory_can_begin_at_any_step(name: SchedulerName, checkpoint: Che
 
 
 @pytest.mark.parametrize(("guidance_scale", "rows"), [(5.0, 2), (0.0, 1)])
-def test_a_slots_conditioning_has_a_row_for_each_of_its_embeddings(
+def test_a_conditioning_has_a_row_for_each_of_its_embeddings(
     guidance_scale: float, rows: int, checkpoint: Checkpoint
 ) -> None:
     encoder = PromptEncoder(checkpoint.pipe, checkpoint.device, 4)
-    slot = make_slot(guidance_scale=guidance_scale, width=128)
-    conditioning = Conditioning.of(slot, checkpoint, encoder.conditions(slot))
+    recipe = make_slot(guidance_scale=guidance_scale, width=128).recipe
+    conditioning = Conditioning.of(recipe, checkpoint, encoder.conditions(recipe))
     assert [len(part) for part in conditioning] == [rows] * 3
     assert torch.equal(conditioning.context[-1:], encoder.encode("a red apple").context), "the prompt's comes last"
     assert conditioning.time_ids.tolist() == [[64, 128, 0, 0, 64, 128]] * rows

@@ -14,14 +14,18 @@ _SAME = ("prompt", "negative_prompt", "num_inference_steps", "guidance_scale", "
 
 
 def fast_sdxl_input(request: type[GenerateRequest], model: ModelConfig) -> type[FastSdxlInput]:
-    """Return the class to validate bodies with, with the bounds and defaults of a service's own requests; of images it is one."""
+    """Return the class to validate bodies with.
+
+    Its bounds and defaults are those of a service's own requests, but for the number of images: the default is one.
+    """
     fields: dict[str, Any] = {name: borrowed(request, name) for name in _SAME} | {
         "num_images": borrowed(request, "num_images", default=1),
         "image_size": (
             FastSdxlInput.model_fields["image_size"].annotation,
             Field(
                 default=None,
-                description=f"A name or a size; width and height must be {sizes(model)}. Null: {model.width}x{model.height}.",
+                description=f"A name or a size; width and height must be {sizes(model)}. "
+                f"Null: {model.width}x{model.height}.",
             ),
         ),
     }

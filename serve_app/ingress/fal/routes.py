@@ -28,7 +28,7 @@ def router(service: Service, request: type[GenerateRequest], args: AppArgs, file
     errors = DIALECT.responses
     Body = fast_sdxl_input(request, args.model)  # noqa: N806 - a class, made for this service
 
-    def url_maker(body: FastSdxlInput, http: Request) -> UrlOf:
+    def files_of(body: FastSdxlInput, http: Request) -> UrlOf:
         return data_uri if body.sync_mode or files is None else partial(files.url_of, request=http)
 
     @routes.post("", response_model=FastSdxlOutput, responses=errors(404, 413, 415, 422, 429, 500, 503, 504))
@@ -36,12 +36,12 @@ def router(service: Service, request: type[GenerateRequest], args: AppArgs, file
         """Paint all images, as fal's clients ask for them with `run`."""
         result = await service.generate(own_request(body, request, args.model))
         seed, prompt = result.images[0].seed, result.parameters.prompt
-        answer = await output(result.images, seed, prompt, result.timings, result.warnings, url_maker(body, http))
+        answer = await output(result.images, seed, prompt, result.timings, result.warnings, files_of(body, http))
         return StreamingResponse(in_pieces(answer), media_type="application/json")
 
     async def accepted(body: Body, http: Request) -> AsyncIterator[AsyncGenerator[BaseModel]]:  # type: ignore[valid-type]  # as above
         async with service.stream(own_request(body, request, args.model)) as events:
-            yield frames(events, url_maker(body, http))
+            yield frames(events, files_of(body, http))
 
     described = sse.described(PreviewFrame, FastSdxlOutput, FalErrorBody)
 

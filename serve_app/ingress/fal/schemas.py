@@ -5,7 +5,8 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from serve_app.ingress.requests import ForeignRequest
-from serve_app.schemas import Answer, Body, FieldError
+from serve_app.recipe import Body
+from serve_app.schemas import Answer, FieldError
 
 SizeName = Literal["square_hd", "square", "portrait_4_3", "portrait_16_9", "landscape_4_3", "landscape_16_9"]
 
@@ -34,7 +35,7 @@ def _name_or_size(size: Any) -> str:
 class FastSdxlInput(ForeignRequest):
     """The body of `POST /fal-ai/fast-sdxl`. The served model's defaults take the place of fal's; a null is the default.
 
-    `serve_app.ingress.fal.requests` derives the class whose fields without a default here are those of `GenerateRequest`.
+    `serve_app.ingress.fal.requests` derives the class: fields without a default here become `GenerateRequest`'s.
     """
 
     prompt: str

@@ -26,7 +26,7 @@ ImageEvent = PartialImageEvent | CompletedEvent | FailedEvent | ErrorEvent
 
 
 async def images_response(result: BatchResult, url_of: UrlOf | None) -> ImagesResponse:
-    """Return the answer to a request that is not a stream, with URLs or, without `url_of`, with the images themselves."""
+    """Return the answer to a request that is not a stream, with URLs or, without `url_of`, with the images."""
     parameters = result.parameters
     return ImagesResponse(
         created=result.created,

@@ -10,19 +10,10 @@ from serve_app.errors import InvalidRequest
 from serve_app.ingress.openai.names import is_dall_e
 from serve_app.ingress.openai.schemas import ImagesRequest
 from serve_app.ingress.requests import borrowed, sizes, translated
+from serve_app.recipe import Output, Recipe
 from serve_app.schemas import GenerateRequest
 
-_SAME = (
-    "prompt",
-    "output_format",
-    "output_compression",
-    "seed",
-    "seeds",
-    "negative_prompt",
-    "num_inference_steps",
-    "guidance_scale",
-    "scheduler",
-)
+_SAME = {*Recipe.model_fields, *Output.model_fields, "seed", "seeds"} - {"width", "height"}
 """Fields that both APIs have."""
 
 
@@ -50,7 +41,7 @@ def own_request(body: ImagesRequest, request: type[GenerateRequest], model: Mode
         width=width,
         height=height,
         preview_steps=_spread(body.partial_images, body.num_inference_steps),
-        **body.model_dump(include=set(_SAME)),
+        **body.model_dump(include=_SAME),
         **({} if body.seeds else {"num_images": body.n}),
     )
 
@@ -74,6 +65,6 @@ def _size(text: str, model: ModelConfig) -> tuple[int, int]:
 
 
 def _spread(partial_images: int, steps: int) -> list[int]:
-    """Return the steps after which partial images are due, evenly spread; fewer where there are too few steps before the last."""
+    """Return the steps after which partial images are due, evenly spread; fewer where steps are too few."""
     due = {round(steps * k / (partial_images + 1)) for k in range(1, partial_images + 1)}
     return sorted(step for step in due if 0 < step < steps)

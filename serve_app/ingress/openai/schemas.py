@@ -8,7 +8,8 @@ from typing import Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from serve_app.ingress.requests import ForeignRequest
-from serve_app.schemas import Answer, ErrorDetail, FieldError, OutputFormat, ResponseFormat, SchedulerName
+from serve_app.recipe import OutputFormat
+from serve_app.schemas import Answer, ErrorDetail, FieldError, ResponseFormat
 
 _NO_EFFECT = "Accepted, without effect."
 
@@ -16,24 +17,23 @@ _NO_EFFECT = "Accepted, without effect."
 class ImagesRequest(ForeignRequest):
     """The body of `POST /v1/images/generations`. A null is the default.
 
-    `serve_app.ingress.openai.requests` derives the class whose fields without a default here are those of `GenerateRequest`.
+    `serve_app.ingress.openai.requests` derives the class: it has the recipe's settings too, and fields without a
+    default here become `GenerateRequest`'s.
     """
 
     prompt: str
     model: str | None = Field(
         default=None,
-        description="The served model's name or path; `gpt-image-*`, `chatgpt-image-*` and `dall-e-*` stand for it too, "
-        "also after `openai/`. Empty: the same as none.",
+        description="The served model's name or path; `gpt-image-*`, `chatgpt-image-*` and `dall-e-*` stand for it "
+        "too, also after `openai/`. Empty: the same as none.",
     )
     n: int
     size: str
     response_format: ResponseFormat | None = Field(
         default=None,
-        description="How finished images come; `url` needs the service's option files.path. Null: `b64_json`, but `url` "
-        "for a `dall-e-*` without stream, where there is that option.",
+        description="How finished images come; `url` needs the service's option files.path. Null: `b64_json`, but "
+        "`url` for a `dall-e-*` without stream, where there is that option.",
     )
-    output_format: OutputFormat
-    output_compression: int | None
     stream: bool = Field(default=False, description="Answer with server-sent events.")
     partial_images: int = Field(
         default=0, ge=0, le=3, description="Previews of each image, spread evenly over its steps; needs stream."
@@ -48,17 +48,13 @@ class ImagesRequest(ForeignRequest):
     moderation: Literal["auto", "low"] = Field(default="auto", description=_NO_EFFECT)
     user: str | None = Field(default=None, description=_NO_EFFECT)
     safety_identifier: str | None = Field(default=None, description=_NO_EFFECT)
-    seed: int | None
     seeds: list[int] | None
-    negative_prompt: str
     num_inference_steps: int
-    guidance_scale: float
-    scheduler: SchedulerName | None
 
     @field_validator("model")
     @classmethod
     def _empty_is_none(cls, model: str | None) -> str | None:
-        return model or None
+        return (model or "").strip() or None
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:

@@ -84,7 +84,10 @@ class Playground:
 
 
 def in_flight(service: Running) -> int:
-    """Return how many images are on the service, painted or waiting. Over HTTP: Serve's handles take Playwright's loop for one of theirs."""
+    """Return how many images are on the service, painted or waiting.
+
+    It asks over HTTP, because Serve's handles take Playwright's loop for one of theirs.
+    """
     status = service.http.get("/status").json()
     return int(status["images_in_flight"] + status["images_waiting"])
 
@@ -94,7 +97,10 @@ OpenPlayground = Callable[..., Playground]
 
 @pytest.fixture
 def open_playground(service: Running, browser: Browser) -> Iterator[OpenPlayground]:
-    """Open the page in a browser profile of its own: open_playground(fragment, color_scheme="dark", ...). Faults fail the test."""
+    """Open the page in a browser profile of its own. Faults fail the test.
+
+    open_playground(fragment, color_scheme="dark", ...)
+    """
     opened: list[Playground] = []
     eventually(lambda: in_flight(service) == 0)
 

@@ -157,7 +157,9 @@ def test_the_history_is_bounded(playground: Playground) -> None:
         canvas.getContext("2d");
         const blob = await canvas.convertToBlob();
         for (let i = 0; i < 30; i++) {
-            await keep({ id: `run ${i}`, settings: { prompt: `prompt ${i}` }, model: "tiny", images: [{ seed: i, blob }] });
+            await keep({
+                id: `run ${i}`, settings: { prompt: `prompt ${i}` }, model: "tiny", images: [{ seed: i, blob }]
+            });
         }
     }""")
     playground.page.reload()

@@ -65,7 +65,7 @@ def test_a_service_that_cannot_be_reached_is_said_and_tried_again(playground: Pl
 
 def test_refused_runs_do_not_push_out_finished_ones(playground: Playground) -> None:
     page = playground.page
-    playground.generate(images=1, steps=4)
+    playground.generate(images=1, steps=9)  # fewer would bring a notice of their own
     playground.wait_for(1, "done")
     page.route("**/stream", lambda route: route.abort())
     notices = page.locator(".run .notice p:visible")

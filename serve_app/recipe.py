@@ -1,0 +1,93 @@
+"""What a picture depends on: each setting once, with its bounds, its default and its meaning."""
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+SchedulerName = Literal["euler", "euler_a", "dpmpp_2m", "dpmpp_2m_karras", "ddim", "unipc"]
+OutputFormat = Literal["png", "jpeg", "webp"]
+
+SEED_SPAN = 2**32
+"""Seeds are taken modulo this number."""
+LONGEST_TEXT = 2000
+RANDOM = -1
+"""What stands for a random seed, as in most tools of this field."""
+
+
+def _not_random(seed: Any) -> Any:
+    if seed == RANDOM:
+        raise ValueError(f"{RANDOM}, a random seed, is for `seed` alone: a list names each seed")
+    return seed
+
+
+Seed = Annotated[int, Field(ge=0, lt=SEED_SPAN), BeforeValidator(_not_random)]
+FirstSeed = Annotated[int, Field(ge=RANDOM, lt=SEED_SPAN), AfterValidator(lambda n: None if n == RANDOM else n)]
+"""A seed, or `RANDOM`, which is the same as none."""
+
+
+def _whole(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_whole(item) if isinstance(item, float) else item for item in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+class Body(BaseModel):
+    """A JSON object in a request; also one inside another."""
+
+    # Strict: "4" is not a number and true is not 1; a client that sends them has a bug worth hearing of.
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _whole_numbers_are_integers(cls, body: Any) -> Any:
+        """JSON has one kind of number, and languages with one kind write 7 as 7.0: to JSON Schema both are integers."""
+        return {name: _whole(value) for name, value in body.items()} if isinstance(body, dict) else body
+
+    @classmethod
+    def of(cls, whole: BaseModel) -> Self:
+        """Return the part of a validated object that this class is."""
+        return cls.model_validate({name: getattr(whole, name) for name in cls.model_fields})
+
+
+class Recipe(Body):
+    """All that a picture depends on besides its seed and the model."""
+
+    prompt: str = Field(min_length=1, max_length=LONGEST_TEXT, description="What to generate.")
+    negative_prompt: str = Field(
+        default="", max_length=LONGEST_TEXT, description="What to avoid; needs a guidance_scale above 1."
+    )
+    width: int = Field(default=256, multiple_of=8, description="Width in pixels.")
+    height: int = Field(default=256, multiple_of=8, description="Height in pixels.")
+    num_inference_steps: int = Field(default=20, ge=1, description="Denoising steps.")
+    guidance_scale: float = Field(
+        default=5.0,
+        ge=0,
+        le=30,
+        allow_inf_nan=False,
+        description="Classifier-free guidance; 1 or less switches it off.",
+    )
+    guidance_rescale: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        allow_inf_nan=False,
+        description="How far guidance is scaled back to the contrast without it; 0.7 suits v-prediction models.",
+    )
+    scheduler: SchedulerName | None = Field(default=None, description="Null: the model's default.")
+
+    @property
+    def guided(self) -> bool:
+        """Whether the negative prompt is looked at, at the price of a second row in each UNet call."""
+        return self.guidance_scale > 1
+
+
+class Output(Body):
+    """How a finished picture is written."""
+
+    output_format: OutputFormat = Field(default="png", description="File format of the images.")
+    output_compression: int | None = Field(
+        default=None,
+        ge=0,
+        le=100,
+        description="Quality of a JPEG (95 where null) or WebP (90); a PNG is lossless and takes no notice.",
+    )
