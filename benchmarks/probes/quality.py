@@ -66,7 +66,7 @@ def _paint(checkpoint: Checkpoint) -> Painted:
             num_inference_steps=model.num_inference_steps,
             guidance_scale=model.guidance_scale,
         )
-        trajectory = Trajectory(recipe, _SEED, checkpoint, encoder.conditions(recipe))
+        trajectory = Trajectory.of(recipe, _SEED, checkpoint, encoder.conditions(recipe))
         while not trajectory.done:
             trajectory.advance(denoiser.predict([trajectory])[0])
         painted.append((trajectory.latents.cpu(), decoder.decode(trajectory.latents).wait()))

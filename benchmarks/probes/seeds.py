@@ -126,8 +126,8 @@ def digests(conditions: Conditions) -> Mapping[str, str]:
     found: dict[str, str] = {}
     for name, guidance in _GUIDANCE.items():
         slot = conditions.slot(seed=7, guidance_scale=guidance)
-        denoiser.warm_up([Trajectory(slot.recipe, slot.seed, checkpoint, encoder.conditions(slot.recipe))])
-        trajectory = Trajectory(slot.recipe, slot.seed, checkpoint, encoder.conditions(slot.recipe))
+        denoiser.warm_up([Trajectory.of(slot.recipe, slot.seed, checkpoint, encoder.conditions(slot.recipe))])
+        trajectory = Trajectory.of(slot.recipe, slot.seed, checkpoint, encoder.conditions(slot.recipe))
         decoder.warm_up(trajectory.latents)
         while not trajectory.done:
             trajectory.advance(denoiser.predict([trajectory])[0])

@@ -9,7 +9,7 @@ import torch
 from serve_app.replica.attention import prompt_context
 from serve_app.replica.checkpoint import Checkpoint
 from serve_app.replica.device import fast_layout
-from serve_app.replica.unet import as_it_is
+from serve_app.replica.unet import UNetInputs, as_it_is
 
 Call = Callable[..., torch.Tensor]
 """A UNet call as in `programs.Program`."""
@@ -37,7 +37,7 @@ def compiled_call(checkpoint: Checkpoint, any_size: bool = False) -> Call:
     return call
 
 
-def inputs(checkpoint: Checkpoint, rows: int, height: int, width: int, seed: int = 0) -> tuple[torch.Tensor, ...]:
+def inputs(checkpoint: Checkpoint, rows: int, height: int, width: int, seed: int = 0) -> UNetInputs:
     """Return random inputs for rows of one size in pixels, no two rows the same."""
     generator = torch.Generator("cpu").manual_seed(seed)
     config, scale = checkpoint.unet.config, checkpoint.pipe.vae_scale_factor
@@ -47,16 +47,14 @@ def inputs(checkpoint: Checkpoint, rows: int, height: int, width: int, seed: int
         return torch.randn(shape, generator=generator).to(checkpoint.device, checkpoint.dtype)
 
     tokens = noise(rows, checkpoint.pipe.tokenizer.model_max_length, config.cross_attention_dim)
-    return (
-        noise(rows, config.in_channels, height // scale, width // scale).to(
-            memory_format=fast_layout(checkpoint.device)
-        ),
-        torch.linspace(900, 100, rows, device=checkpoint.device),
-        prompt_context(checkpoint.unet, tokens),
-        noise(rows, config.projection_class_embeddings_input_dim - ids),
-        torch.tensor([[height, width, 0, 0, height, width]], device=checkpoint.device, dtype=checkpoint.dtype).repeat(
-            rows, 1
-        ),
+    sample = noise(rows, config.in_channels, height // scale, width // scale)
+    size = torch.tensor([[height, width, 0, 0, height, width]], device=checkpoint.device, dtype=checkpoint.dtype)
+    return UNetInputs(
+        sample=sample.to(memory_format=fast_layout(checkpoint.device)),
+        timestep=torch.linspace(900, 100, rows, device=checkpoint.device),
+        context=prompt_context(checkpoint.unet, tokens),
+        pooled=noise(rows, config.projection_class_embeddings_input_dim - ids),
+        time_ids=size.repeat(rows, 1),
     )
 
 

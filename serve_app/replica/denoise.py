@@ -8,14 +8,16 @@ import torch
 
 from serve_app.recipe import Recipe
 from serve_app.replica.checkpoint import Checkpoint
+from serve_app.replica.conditioning import Conditioning
 from serve_app.replica.device import fast_layout
 from serve_app.replica.programs import Program
 from serve_app.replica.trajectory import Trajectory
+from serve_app.replica.unet import UNetInputs
 
 
 @dataclass(frozen=True, slots=True)
 class CallGroup:
-    """All that slots must agree in to share a UNet call: the size, in pixels."""
+    """All that recipes must agree in to share a UNet call: the size, in pixels."""
 
     height: int
     width: int
@@ -46,13 +48,10 @@ class Denoiser:
         """Get ready for such calls: compile, record, load kernels, as `engine.compile` and the device ask for."""
         self._program.warm_up(*self._inputs(trajectories))
 
-    def _inputs(self, trajectories: Sequence[Trajectory]) -> tuple[torch.Tensor, ...]:
-        return (
-            torch.cat([t.model_input() for t in trajectories]).to(self._dtype, memory_format=self._layout),
-            torch.cat([t.timestep.expand(t.rows) for t in trajectories]),
-            trajectories[0].context
-            if len(trajectories) == 1
-            else torch.cat([t.context for t in trajectories]),  # the largest by far
-            torch.cat([t.pooled for t in trajectories]),
-            torch.cat([t.time_ids for t in trajectories]),
+    def _inputs(self, trajectories: Sequence[Trajectory]) -> UNetInputs:
+        sample = torch.cat([t.model_input() for t in trajectories])
+        return UNetInputs(
+            sample=sample.to(self._dtype, memory_format=self._layout),
+            timestep=torch.cat([t.timestep.expand(t.rows) for t in trajectories]),
+            **Conditioning.joined([t.conditioning for t in trajectories])._asdict(),
         )

@@ -54,6 +54,6 @@ class ModelRunner:
         started = time.perf_counter()
         embeddings = self.prompts.conditions(slot.recipe)
         encoded = time.perf_counter()
-        trajectory = Trajectory(slot.recipe, slot.seed, self._checkpoint, embeddings)
+        trajectory = Trajectory.of(slot.recipe, slot.seed, self._checkpoint, embeddings)
         pace = PreviewPace(slot.preview_steps if self.previews else frozenset(), self._min_interval_s)
         return Running(trajectory, pace, encode_prompt_s=encoded - started, began=encoded)

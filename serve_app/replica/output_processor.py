@@ -38,7 +38,7 @@ class OutputProcessor:
         work: Work,
         done: Callable[[Painted | Exception], None],
     ) -> None:
-        """Make the file of a slot's image; its decoding began at `denoised`, `work` has the times before that."""
+        """Make a slot's file. Its decoding began at `denoised`; `work` has the times of all before that."""
         self._files.submit(_report, done, lambda: self._image(slot, pending, denoised, work))
 
     def preview(

@@ -43,7 +43,8 @@ a setting of the process it has no effect: tracing calls `torch.use_deterministi
 Function = Callable[..., torch.Tensor]
 """Takes a model and tensors whose first dimension are rows."""
 
-_Shape = tuple[int | None, ...]
+_Shapes = tuple[tuple[int | None, ...], ...]
+"""The shapes of all inputs. Where any number of rows will do, the first number of each is None."""
 
 Output_co = TypeVar("Output_co", covariant=True)
 
@@ -54,7 +55,7 @@ class Program(Protocol[Output_co]):
     def __call__(self, *inputs: torch.Tensor) -> Output_co: ...
 
     def warm_up(self, *inputs: torch.Tensor) -> None:
-        """Get ready for inputs of this shape, however long it takes; a call alone must not hold up other slots."""
+        """Get ready for inputs of these shapes, however long it takes; a call alone must not hold up other slots."""
 
 
 def use_compile_cache(folder: str) -> None:
@@ -94,29 +95,28 @@ class Compiled(AsItIs):
         """
         super().__init__(function, module)
         self._options = dict(options or {})
-        self._programs: dict[_Shape, Any] = {}
+        self._programs: dict[_Shapes, Any] = {}
 
     def __call__(self, *inputs: torch.Tensor) -> torch.Tensor:
-        fitting = (
-            program
-            for shape in _shapes(inputs)
-            if (program := self._programs.get(shape)) and self._fits(program, inputs)
-        )
-        return next(fitting, self._function)(self._module, *inputs)
+        for shapes in _choices(inputs):
+            if (program := self._programs.get(shapes)) and self._fits(program, inputs):
+                output: torch.Tensor = program(self._module, *inputs)
+                return output
+        return super().__call__(*inputs)
 
     def warm_up(self, *inputs: torch.Tensor) -> None:
-        """Load the program for inputs of this shape, or compile it; wait where another process is compiling it."""
-        for shape in _shapes(inputs):
-            if shape not in self._programs:
-                path = self._path(inputs, shape)
-                self._programs[shape] = _load(path) or self._compile_once(inputs, shape, path)
-            if self._fits(self._programs[shape], inputs):
+        """Load the program for inputs of these shapes, or compile it; wait where another process is compiling it."""
+        for shapes in _choices(inputs):
+            if shapes not in self._programs:
+                path = self._path(inputs, shapes)
+                self._programs[shapes] = _load(path) or self._compile_once(inputs, shapes, path)
+            if self._fits(self._programs[shapes], inputs):
                 return
 
     def _fits(self, program: Any, inputs: tuple[torch.Tensor, ...]) -> bool:
         return bool(program.guard_check(self._module, *inputs))
 
-    def _compile_once(self, inputs: tuple[torch.Tensor, ...], shape: _Shape, path: Path) -> Any:
+    def _compile_once(self, inputs: tuple[torch.Tensor, ...], shapes: _Shapes, path: Path) -> Any:
         path.parent.mkdir(parents=True, exist_ok=True)
         with ExitStack() as held:
             try:
@@ -132,19 +132,19 @@ class Compiled(AsItIs):
                     path,
                     tuple(inputs[0].shape),
                 )
-                program = self._compile(inputs, shape)
+                program = self._compile(inputs, shapes)
                 # Kernels without sums still try block sizes at their first launch. torch notes the fastest in the
                 # same folder, so whoever loads the program times nothing.
                 program(self._module, *inputs)
                 _keep(program, path)
             return program
 
-    def _compile(self, inputs: tuple[torch.Tensor, ...], shape: _Shape) -> Any:
+    def _compile(self, inputs: tuple[torch.Tensor, ...], shapes: _Shapes) -> Any:
         from serve_app.replica.choices import our_choices  # imports the compiler, which only a compilation needs
 
         given = [part.detach() for part in inputs]  # what is marked here shall not be marked for another program
         for part in given:
-            if shape[0] is None:
+            if _any_rows(shapes):
                 torch._dynamo.mark_static(part, list(range(1, part.dim())))
                 torch._dynamo.mark_dynamic(part, 0)
             else:
@@ -155,7 +155,7 @@ class Compiled(AsItIs):
             compiler: Any = torch.compile(self._function, fullgraph=True, options=options)
             return compiler.aot_compile(((self._module, *given), {}))
 
-    def _path(self, inputs: tuple[torch.Tensor, ...], shape: _Shape) -> Path:
+    def _path(self, inputs: tuple[torch.Tensor, ...], shapes: _Shapes) -> Path:
         """Return where the program is kept: a name of all that it depends on."""
         config = cast("Mapping[str, Any]", self._module.config)
         tensors = [*self._module.named_parameters(), *self._module.named_buffers()]
@@ -166,20 +166,26 @@ class Compiled(AsItIs):
             self._module,
             {key: value for key, value in config.items() if not key.startswith("_")},  # the others are paths
             [(name, *_layout(tensor)) for name, tensor in tensors],
-            [_layout(part[:1] if shape[0] is None else part) for part in inputs],
-            shape,
+            [_layout(part[:1] if _any_rows(shapes) else part) for part in inputs],
+            shapes,
         )
         digest = hashlib.sha256("\n".join(map(str, parts)).encode()).hexdigest()
         return _folder() / f"{self._function.__qualname__}-{digest[:32]}.bin"
 
 
-def _shapes(inputs: tuple[torch.Tensor, ...]) -> Sequence[_Shape]:
-    """Return what a program for these inputs may be made for, the first choice first.
+def _choices(inputs: tuple[torch.Tensor, ...]) -> Sequence[_Shapes]:
+    """Return the shapes that a program for these inputs may be made for, the first choice first.
 
     Of many rows: any number of them, or, where the compiler has found that their number matters, this one.
     """
-    rows, *others = inputs[0].shape
-    return [(rows, *others)] if rows <= _MOST_STATIC_ROWS else [(None, *others), (rows, *others)]
+    exact = tuple(tuple(part.shape) for part in inputs)
+    if len(inputs[0]) <= _MOST_STATIC_ROWS:
+        return [exact]
+    return [tuple((None, *others) for _, *others in exact), exact]
+
+
+def _any_rows(shapes: _Shapes) -> bool:
+    return shapes[0][0] is None
 
 
 def _of_shapes(guards: Sequence[Any]) -> list[bool]:

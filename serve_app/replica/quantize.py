@@ -111,7 +111,7 @@ def _measure(checkpoint: Checkpoint, model: ModelConfig, fewest_features: int) -
             num_inference_steps=_STEPS,
             guidance_scale=model.guidance_scale,
         )
-        trajectory = Trajectory(recipe, seed, checkpoint, encoder.conditions(recipe))
+        trajectory = Trajectory.of(recipe, seed, checkpoint, encoder.conditions(recipe))
         while not trajectory.done:
             trajectory.advance(denoiser.predict([trajectory])[0])
     for hook in hooks:

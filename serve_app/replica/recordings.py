@@ -12,12 +12,19 @@ from serve_app.replica.programs import Program
 
 _MOST_RECORDINGS = 32
 
+_Shapes = tuple[torch.Size, ...]
+"""The shapes of all inputs."""
+
 Output = TypeVar("Output")
 
 
 def recorded(program: Program[Output], device: torch.device) -> Program[Output]:
     """Return the program as a GPU replays it; on the CPU it stays what it is."""
     return _Recorded(program) if device.type == "cuda" else program
+
+
+def _shapes(inputs: Sequence[torch.Tensor]) -> _Shapes:
+    return tuple(part.shape for part in inputs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,28 +35,28 @@ class _Recording(Generic[Output]):
 
 
 class _Recorded(Generic[Output]):
-    """A program on the GPU, recorded as a CUDA graph for each shape at its second call.
+    """A program on the GPU, recorded as a CUDA graph at its second call with inputs of the same shapes.
 
-    It is then one launch instead of two thousand. An output is valid until the next call.
+    A replay is one launch instead of two thousand. An output is valid until the next call.
     """
 
     def __init__(self, program: Program[Output]) -> None:
         self._program = program
-        self._seen: set[torch.Size] = set()
-        self._recordings: OrderedDict[torch.Size, _Recording[Output]] = OrderedDict()
+        self._seen: set[_Shapes] = set()
+        self._recordings: OrderedDict[_Shapes, _Recording[Output]] = OrderedDict()
         self._inputs: WeakValueDictionary[tuple[int, torch.Size], torch.Tensor] = WeakValueDictionary()
         self._stream = torch.cuda.Stream()
 
     def __call__(self, *inputs: torch.Tensor) -> Output:
-        shape = inputs[0].shape
-        if shape not in self._seen:
+        shapes = _shapes(inputs)
+        if shapes not in self._seen:
             # The first call loads kernels, which cannot be recorded.
-            self._seen.add(shape)
+            self._seen.add(shapes)
             return self._program(*inputs)
-        if shape not in self._recordings:
+        if shapes not in self._recordings:
             self._record(inputs)
-        self._recordings.move_to_end(shape)
-        recording = self._recordings[shape]
+        self._recordings.move_to_end(shapes)
+        recording = self._recordings[shapes]
         for kept, given in zip(recording.inputs, inputs, strict=True):
             kept.copy_(given)
         recording.graph.replay()
@@ -79,6 +86,6 @@ class _Recorded(Generic[Output]):
                 output = self._program(*kept)
             finally:
                 graph.capture_end()
-        self._recordings[inputs[0].shape] = _Recording(graph, kept, output)
+        self._recordings[_shapes(inputs)] = _Recording(graph, kept, output)
         if len(self._recordings) > _MOST_RECORDINGS:
             self._recordings.popitem(last=False)

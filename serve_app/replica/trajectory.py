@@ -1,67 +1,96 @@
-"""The way of one slot through latent space: its noise, its scheduler and its place among the steps."""
+"""The way of one slot through latent space: where it starts, its scheduler and its place among the steps."""
 
 import inspect
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Self
 
 import torch
 from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import rescale_noise_cfg
 
 from serve_app.recipe import Recipe
 from serve_app.replica.checkpoint import Checkpoint
+from serve_app.replica.conditioning import Conditioning
 from serve_app.replica.device import to_device
 from serve_app.replica.prompts import PromptEmbedding
 from serve_app.replica.schedulers import make_scheduler, predicted_clean, set_steps
 
 
-class Trajectory:
-    """The denoising state of one slot.
+@dataclass(frozen=True, slots=True)
+class Start:
+    """Where a trajectory begins: before step `step`, 0 being the first of the schedule.
 
-    Everything random comes from one CPU generator seeded with the slot's seed, in float32, and everything that has
-    state belongs to this slot, so the picture cannot depend on the neighbours in a batch.
+    `latents` are float32 (1, latent channels, height / 8, width / 8), on the device, with that step's noise.
+    """
+
+    latents: torch.Tensor
+    step: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Guidance:
+    """How the two rows of a guided prediction become one, as diffusers does it."""
+
+    scale: float
+    rescale: float = 0.0
+
+    def __call__(self, prediction: torch.Tensor) -> torch.Tensor:
+        """Return the one prediction of two rows, unconditional first."""
+        unconditional, conditional = prediction.chunk(2)
+        guided = unconditional + self.scale * (conditional - unconditional)
+        return rescale_noise_cfg(guided, conditional, self.rescale) if self.rescale else guided
+
+
+class Trajectory:
+    """The denoising state of one slot, its own alone: a picture cannot depend on its neighbours in a batch.
 
     Attributes:
+        conditioning: what the UNet is given besides latents and timestep.
         latents: float32 (1, latent channels, height / 8, width / 8), between steps.
-        clean: the predicted clean latent (x0) of the last step; before the first, the noise.
-        step: how many steps are done, 0..len(timesteps).
+        clean: the predicted clean latent (x0) of the last step; before the first, the latents of the start.
+        step: how many steps of the schedule are done, from the start's to all of them.
     """
 
     def __init__(
-        self, recipe: Recipe, seed: int, checkpoint: Checkpoint, conditions: Sequence[PromptEmbedding]
+        self,
+        start: Start,
+        conditioning: Conditioning,
+        guidance: Guidance,
+        scheduler: Any,
+        generator: torch.Generator,
     ) -> None:
-        device = checkpoint.device
-        self._guidance_scale, self._guidance_rescale = recipe.guidance_scale, recipe.guidance_rescale
-        self._scheduler = make_scheduler(recipe.scheduler or checkpoint.scheduler, checkpoint.scheduler_config)
-        set_steps(self._scheduler, recipe.num_inference_steps)
-        self._timesteps: torch.Tensor = self._scheduler.timesteps
-        self._unet_timesteps = to_device(self._timesteps.float(), device)
-        generator = torch.Generator("cpu").manual_seed(seed)
-        takes_generator = "generator" in inspect.signature(self._scheduler.step).parameters
+        """Take a scheduler whose steps are set, and the CPU generator for the noise of its steps, both of this slot."""
+        self.conditioning = conditioning
+        self.latents = self.clean = start.latents
+        self.step = start.step
+        self._guidance = guidance
+        self._scheduler = scheduler
+        if hasattr(scheduler, "set_begin_index"):
+            scheduler.set_begin_index(start.step)
+        self._timesteps: torch.Tensor = scheduler.timesteps
+        self._unet_timesteps = to_device(self._timesteps.float(), start.latents.device)
+        takes_generator = "generator" in inspect.signature(scheduler.step).parameters
         self._step_noise = {"generator": generator} if takes_generator else {}
 
-        scale = checkpoint.pipe.vae_scale_factor
-        shape = (1, checkpoint.unet.config.in_channels, recipe.height // scale, recipe.width // scale)
-        noise = torch.randn(shape, generator=generator, dtype=torch.float32)
-        self.latents = to_device(noise, device) * self._scheduler.init_noise_sigma
-        self.clean = self.latents
-        self.step = 0
-
-        size = torch.tensor([[recipe.height, recipe.width, 0, 0, recipe.height, recipe.width]], dtype=checkpoint.dtype)
-        self.context = torch.cat([c.context for c in conditions])
-        self.pooled = torch.cat([c.pooled for c in conditions])
-        self.time_ids = to_device(size.repeat(len(conditions), 1), device)
+    @classmethod
+    def of(cls, recipe: Recipe, seed: int, checkpoint: Checkpoint, embeddings: Sequence[PromptEmbedding]) -> Self:
+        """Return a recipe's trajectory. All its noise comes from one CPU generator with this seed, in float32."""
+        scheduler = make_scheduler(recipe.scheduler or checkpoint.scheduler, checkpoint.scheduler_config)
+        set_steps(scheduler, recipe.num_inference_steps)
+        generator = torch.Generator("cpu").manual_seed(seed)
+        start = _noise(recipe, checkpoint, scheduler, generator)
+        conditioning = Conditioning.of(recipe, checkpoint, embeddings)
+        guidance = Guidance(recipe.guidance_scale, recipe.guidance_rescale)
+        return cls(start, conditioning, guidance, scheduler, generator)
 
     @property
     def rows(self) -> int:
         """How many rows of a UNet batch this slot takes: 2 with guidance (unconditional first), else 1."""
-        return len(self.context)
-
-    @property
-    def total_steps(self) -> int:
-        return len(self._timesteps)
+        return self.conditioning.rows
 
     @property
     def done(self) -> bool:
-        return self.step == self.total_steps
+        return self.step == len(self._timesteps)
 
     @property
     def timestep(self) -> torch.Tensor:
@@ -75,15 +104,19 @@ class Trajectory:
 
     def advance(self, prediction: torch.Tensor) -> None:
         """Take one step with the UNet's prediction, (rows, channels, height, width)."""
-        prediction = prediction.to(
-            torch.float32, copy=True
-        )  # a scheduler may keep it, the UNet's next call overwrites it
+        # A copy: a scheduler may keep it, and the UNet's next call overwrites it.
+        prediction = prediction.to(torch.float32, copy=True)
         if self.rows == 2:
-            unconditional, conditional = prediction.chunk(2)
-            prediction = unconditional + self._guidance_scale * (conditional - unconditional)
-            if self._guidance_rescale:
-                prediction = rescale_noise_cfg(prediction, conditional, self._guidance_rescale)
+            prediction = self._guidance(prediction)
         output = self._scheduler.step(prediction, self._timesteps[self.step], self.latents, **self._step_noise)
         self.latents = output.prev_sample
         self.clean = predicted_clean(self._scheduler, output)
         self.step += 1
+
+
+def _noise(recipe: Recipe, checkpoint: Checkpoint, scheduler: Any, generator: torch.Generator) -> Start:
+    """Return the start of a picture made from its prompt alone."""
+    scale = checkpoint.pipe.vae_scale_factor
+    shape = (1, checkpoint.unet.config.in_channels, recipe.height // scale, recipe.width // scale)
+    noise = torch.randn(shape, generator=generator, dtype=torch.float32)
+    return Start(to_device(noise, checkpoint.device) * scheduler.init_noise_sigma)

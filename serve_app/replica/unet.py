@@ -1,5 +1,7 @@
 """The UNet as a program: as it is, its blocks compiled, or all of it."""
 
+from typing import NamedTuple
+
 import torch
 from diffusers import UNet2DConditionModel
 
@@ -11,12 +13,21 @@ from serve_app.replica.recordings import recorded
 _MOST_COMPILATIONS = 64
 
 
-def make_program(unet: UNet2DConditionModel, mode: Compile) -> Program[torch.Tensor]:
-    """Return the UNet as `engine.compile` asks for.
+class UNetInputs(NamedTuple):
+    """What the UNet's program takes, in this order, all with rows first.
 
-    It takes sample (rows, channels, h, w), timestep (rows,), context, pooled and time_ids (rows first) and returns the
-    prediction.
+    `sample` is (rows, channels, h, w), `timestep` (rows,); for the others see `conditioning.Conditioning`.
     """
+
+    sample: torch.Tensor
+    timestep: torch.Tensor
+    context: torch.Tensor
+    pooled: torch.Tensor
+    time_ids: torch.Tensor
+
+
+def make_program(unet: UNet2DConditionModel, mode: Compile) -> Program[torch.Tensor]:
+    """Return the UNet as `engine.compile` asks for. It takes `UNetInputs` and returns the prediction."""
     match mode:
         case "none":
             program = as_it_is(unet)
@@ -65,6 +76,7 @@ def _predict(
     pooled: torch.Tensor,
     time_ids: torch.Tensor,
 ) -> torch.Tensor:
+    """Take the fields of `UNetInputs`, one by one: a compiled program's inputs are tensors."""
     added = {"text_embeds": pooled, "time_ids": time_ids}
     prediction: torch.Tensor = unet(
         sample, timestep, encoder_hidden_states=context, added_cond_kwargs=added, return_dict=False

@@ -28,14 +28,15 @@ from serve_app.replica.denoise import Denoiser
 from serve_app.replica.engine import Engine
 from serve_app.replica.norms import ChannelsLastGroupNorm
 from serve_app.replica.previews import PreviewDecoder
-from serve_app.replica.programs import Compiled
+from serve_app.replica.programs import AsItIs, Compiled
 from serve_app.replica.prompts import PromptEncoder, TextEncoders
 from serve_app.replica.quantize import to_fp8
+from serve_app.replica.recordings import recorded
 from serve_app.replica.trajectory import Trajectory
 from serve_app.replica.unet import as_it_is, make_program
 from tests.conftest import Collector, Watch, make_slot
 from tests.replica.test_norms import group_norms
-from tests.replica.test_programs import fail_where_nothing_fits
+from tests.replica.test_programs import fail_where_nothing_fits, weighted
 
 GPU = torch.device("cuda", 0)
 
@@ -65,7 +66,7 @@ class Begin:
 
     def __call__(self, **changes: object) -> Trajectory:
         slot = make_slot(**changes)
-        return Trajectory(slot.recipe, slot.seed, self._checkpoint, self.encoder.conditions(slot.recipe))
+        return Trajectory.of(slot.recipe, slot.seed, self._checkpoint, self.encoder.conditions(slot.recipe))
 
 
 @contextmanager
@@ -97,6 +98,15 @@ def test_a_recording_gives_what_the_unet_gives_warmed_up_or_not(painter: Checkpo
             expected = [prediction.clone() for prediction in plain.predict(trajectories)]
             for ours, theirs in zip(replayed.predict(trajectories), expected, strict=True):
                 assert torch.equal(ours, theirs)
+
+
+@torch.inference_mode()
+def test_a_recording_serves_inputs_of_its_own_shapes_alone() -> None:
+    program, sample = recorded(AsItIs(weighted, nn.Identity()), GPU), torch.ones(2, 8, device=GPU)
+    for _ in range(3):
+        for length in (77, 154):
+            context = torch.full((2, length), float(length), device=GPU)
+            torch.testing.assert_close(program(sample, context), sample * length)
 
 
 @torch.inference_mode()

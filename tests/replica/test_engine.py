@@ -131,7 +131,7 @@ def test_slots_beyond_the_batch_wait_in_order(make_engine: MakeEngine, gate: Gat
     gate.open()
     for collector in collectors:
         collector.result()
-    painted = [group[0].context[1:] for group in gate.groups]
+    painted = [group[0].conditioning.context[1:] for group in gate.groups]
     expected = [running.engine._models.prompts.encode(prompt).context for prompt in prompts for _ in range(2)]
     assert len(painted) == 6
     assert all(torch.equal(a, b) for a, b in zip(painted, expected, strict=True)), "in order, and each until it is done"
@@ -245,7 +245,7 @@ def test_running_out_of_memory_fails_the_batch_and_no_more(
         "decode.Decoder.decode",
         "decode.PendingPixels.wait",
         "previews.PreviewDecoder.decode",
-        "model_runner.Trajectory",
+        "trajectory.Trajectory.of",
         "prompts.PromptEncoder.encode",
     ],
 )

@@ -1,5 +1,6 @@
 """Compiled models on the CPU; recordings of CUDA graphs need a GPU."""
 
+import inspect
 import logging
 import os
 import shutil
@@ -18,16 +19,17 @@ from torch._inductor.graph import GraphLowering
 
 from serve_app.config import Compile, ModelConfig
 from serve_app.messages import Slot
-from serve_app.replica import programs
+from serve_app.replica import programs, unet
 from serve_app.replica.attention import blocks, prepare, prompt_context
 from serve_app.replica.checkpoint import Checkpoint, load_checkpoint
+from serve_app.replica.conditioning import Conditioning
 from serve_app.replica.decode import Decoder, decoder_program
 from serve_app.replica.denoise import Denoiser
 from serve_app.replica.previews import PreviewDecoder
 from serve_app.replica.programs import Program, use_compile_cache
 from serve_app.replica.prompts import PromptEncoder
 from serve_app.replica.trajectory import Trajectory
-from serve_app.replica.unet import as_it_is, make_program
+from serve_app.replica.unet import UNetInputs, as_it_is, make_program
 from tests.conftest import SDXL_BLOCKS, make_slot
 
 pytestmark = [
@@ -68,7 +70,7 @@ def fresh(tiny_path: Path, kernels: Path, kept: Path, monkeypatch: pytest.Monkey
 
 def trajectory(checkpoint: Checkpoint, slot: Slot) -> Trajectory:
     encoder = PromptEncoder(checkpoint.pipe, checkpoint.device, 4)
-    return Trajectory(slot.recipe, slot.seed, checkpoint, encoder.conditions(slot.recipe))
+    return Trajectory.of(slot.recipe, slot.seed, checkpoint, encoder.conditions(slot.recipe))
 
 
 def small_program(checkpoint: Checkpoint) -> Program[torch.Tensor]:
@@ -188,6 +190,34 @@ def test_what_was_not_warmed_up_works_and_compiles_nothing(fresh: Checkpoint, ch
         )
     assert decoder.decode(torch.zeros(1, 4, 8, 8)).wait().shape == (64, 64, 3)
     assert compilations() == 0
+
+
+def weighted(_: Any, sample: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
+    """What a UNet is to a program: a function whose inputs do not all have the sample's shape."""
+    return sample * context.mean(dim=1, keepdim=True)
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+@torch.inference_mode()
+def test_inputs_beyond_the_first_have_shapes_of_their_own(
+    rows: int, fresh: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As prompts of two lengths have: what is compiled for one must not keep the other from being compiled."""
+    assert fresh.preview_vae is not None
+    program = programs.Compiled(weighted, fresh.preview_vae)
+    fail_where_nothing_fits(monkeypatch)
+    sample = torch.ones(rows, 8)
+    for length in (77, 154, 77):
+        program.warm_up(sample, torch.ones(rows, length))
+        assert torch.equal(program(sample, torch.ones(rows, length)), sample)
+    assert compilations() == 2
+    with pytest.raises(AssertionError, match="nothing compiled fits"):
+        program(sample, torch.ones(rows, 231))
+
+
+def test_a_compiled_unet_takes_its_named_inputs_in_their_order() -> None:
+    assert UNetInputs._fields == tuple(inspect.signature(unet._predict).parameters)[1:]
+    assert UNetInputs._fields[-len(Conditioning._fields) :] == Conditioning._fields
 
 
 _START = """

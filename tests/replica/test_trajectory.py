@@ -1,0 +1,59 @@
+import pytest
+import torch
+
+from serve_app.recipe import SchedulerName
+from serve_app.replica.checkpoint import Checkpoint
+from serve_app.replica.conditioning import Conditioning
+from serve_app.replica.denoise import Denoiser
+from serve_app.replica.prompts import PromptEncoder
+from serve_app.replica.schedulers import make_scheduler, set_steps
+from serve_app.replica.trajectory import Guidance, Start, Trajectory
+from serve_app.replica.unet import as_it_is
+from tests.conftest import make_slot
+
+STEPS = 4
+
+
+@pytest.mark.parametrize("name", ["euler", "ddim"])  # the others look back at earlier steps, or draw noise at each
+@torch.inference_mode()
+def test_a_trajectory_can_begin_at_any_step(name: SchedulerName, checkpoint: Checkpoint) -> None:
+    """From where another is at that step it goes the same way."""
+    recipe = make_slot(scheduler=name, num_inference_steps=STEPS).recipe
+    embeddings = PromptEncoder(checkpoint.pipe, checkpoint.device, 4).conditions(recipe)
+    denoiser = Denoiser(checkpoint, as_it_is(checkpoint.unet))
+    whole = Trajectory.of(recipe, 7, checkpoint, embeddings)
+    passed = [whole.latents]
+    while not whole.done:
+        whole.advance(denoiser.predict([whole])[0])
+        passed.append(whole.latents)
+    for first in range(STEPS):
+        scheduler = make_scheduler(name, checkpoint.scheduler_config)
+        set_steps(scheduler, STEPS)
+        start = Start(passed[first], first)
+        later = Trajectory(start, whole.conditioning, Guidance(recipe.guidance_scale), scheduler, torch.Generator())
+        assert torch.equal(later.clean, start.latents)
+        for expected in passed[first + 1 :]:
+            assert not later.done
+            later.advance(denoiser.predict([later])[0])
+            assert torch.equal(later.latents, expected)
+        assert later.done
+
+
+@pytest.mark.parametrize(("guidance_scale", "rows"), [(5.0, 2), (0.0, 1)])
+def test_a_conditioning_has_a_row_for_each_of_its_embeddings(
+    guidance_scale: float, rows: int, checkpoint: Checkpoint
+) -> None:
+    encoder = PromptEncoder(checkpoint.pipe, checkpoint.device, 4)
+    recipe = make_slot(guidance_scale=guidance_scale, width=128).recipe
+    conditioning = Conditioning.of(recipe, checkpoint, encoder.conditions(recipe))
+    assert [len(part) for part in conditioning] == [rows] * 3
+    assert torch.equal(conditioning.context[-1:], encoder.encode("a red apple").context), "the prompt's comes last"
+    assert conditioning.time_ids.tolist() == [[64, 128, 0, 0, 64, 128]] * rows
+
+
+def test_slots_that_share_a_call_keep_their_rows_in_order() -> None:
+    first, second = (Conditioning(*(torch.full((rows, 3), rows + part) for part in range(3))) for rows in (1, 2))
+    assert Conditioning.joined([first]) is first
+    joined = Conditioning.joined([first, second])
+    for name in Conditioning._fields:
+        assert torch.equal(getattr(joined, name), torch.cat([getattr(first, name), getattr(second, name)]))
