@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent.parent
 
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
-    """A folder whose Python notes its arguments; a file `broken`, ALL_PROXY or PYTHONDONTWRITEBYTECODE makes it fail."""
+    """A folder whose Python notes its arguments and fails at a file `broken`, ALL_PROXY or PYTHONDONTWRITEBYTECODE."""
     for name in ("Makefile", "pyproject.toml", "constraints.txt"):
         shutil.copy(ROOT / name, tmp_path)
     python = tmp_path / ".venv" / "bin" / "python"
