@@ -359,6 +359,7 @@ def test_a_pickle_is_refused_by_any_name(file: Path, configs: Path, tmp_path: Pa
         # The first byte is the lowest of the header's length, and any.
         *[(bytes([first, 2, 4, 0, 0, 0, 0, 0]) + b'{"a', "is no whole .safetensors file") for first in b"\x80<P\nG"],
         (b"PK\x03\x04\0\0\0\0{", "is no whole .safetensors file"),
+        (b"\n<\4\0\0\0\0\0{", "is no whole .safetensors file"),
         (b"\x80\x81", "is no whole .safetensors file"),
         (b"", "is no whole .safetensors file"),
     ],
