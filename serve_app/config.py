@@ -97,6 +97,15 @@ class ModelConfig(Config):
                 )
         return self
 
+    @model_validator(mode="after")
+    def _noise_can_be_predicted(self) -> Self:
+        if self.prediction_type == "epsilon" and self.rescale_betas_zero_snr:
+            raise ValueError(
+                "model.rescale_betas_zero_snr: true cannot go with model.prediction_type: epsilon; "
+                "where nothing but noise is left, a model that predicts noise says nothing"
+            )
+        return self
+
 
 class EngineConfig(Config):
     """How one replica turns slots into UNet calls."""

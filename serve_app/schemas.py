@@ -123,7 +123,10 @@ class ModelInfo(Answer):
 
     name: str
     revision: str | None = Field(description="Commit or tag of a hub checkpoint.")
-    hash: str = Field(description="First 10 hex digits of a SHA-256 over the weight files.")
+    hash: str = Field(
+        description="First 10 hex digits of a SHA-256 over the weights, configs and settings that pictures depend on; "
+        "of a single file with diffusers' usual configs, the file's own."
+    )
     prediction_type: PredictionType | None = Field(default=None, description="What the UNet predicts.")
     timestep_spacing: TimestepSpacing | None = Field(
         default=None, description="How the steps lie among the timesteps. Null, as below: the scheduler's default."

@@ -3,31 +3,40 @@
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, AutoencoderTiny, StableDiffusionXLPipeline, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    AutoencoderTiny,
+    SchedulerMixin,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
 from diffusers.utils import logging as diffusers_logging
 from transformers.utils import logging as transformers_logging
 
 from serve_app.config import ModelConfig
-from serve_app.errors import first_line
+from serve_app.errors import CheckpointError
 from serve_app.recipe import SchedulerName
 from serve_app.replica.attention import prepare
 from serve_app.replica.device import fast_layout
 from serve_app.replica.hashing import checkpoint_hash
 from serve_app.replica.norms import use_channels_last_norms
+from serve_app.replica.refusals import refused
 from serve_app.replica.sampling import (
-    SETTINGS,
-    config_changes,
+    check_usable,
     default_scheduler,
     departures,
     effective_config,
     fitting_schedulers,
+    model_settings,
+    said,
 )
 from serve_app.replica.sources import TOKENIZERS, Sources, find_sources, model_name, model_revision
 from serve_app.replica.supported import check_configs, check_files
-from serve_app.replica.weights import load_part, load_preview_vae, load_tokenizer
+from serve_app.replica.weights import load_part, load_preview_vae, load_scheduler, load_tokenizer
 from serve_app.schemas import ModelInfo
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -55,7 +64,7 @@ class Checkpoint:
     @property
     def info(self) -> ModelInfo:
         """What pictures say of the model; waits for the hash of the weights, which takes longer than loading them."""
-        return self.named.result().model_copy(update={name: self.scheduler_config.get(name) for name in SETTINGS})
+        return self.named.result().model_copy(update=said(self.scheduler_config))
 
 
 def load_checkpoint(config: ModelConfig, device: torch.device) -> Checkpoint:
@@ -65,16 +74,15 @@ def load_checkpoint(config: ModelConfig, device: torch.device) -> Checkpoint:
     is not whole: all of that before the weights are read, as far as configs and headers tell.
     """
     dtype = _DTYPES[config.dtype]
-    sources = find_sources(config)
-    changes = config_changes(sources.path, config)
-    check_configs(sources)
-    check_files(sources)
+    sources = find_supported(config)
+    own = load_scheduler(sources)
+    scheduler_config = effective_config(own, model_settings(config), sources.markers)
+    scheduler = default_scheduler(own, scheduler_config, config.scheduler)
+    check_usable(scheduler_config, partial(sources.fault, name="scheduler"))
     beside = ThreadPoolExecutor(1, thread_name_prefix="hash")
     named = beside.submit(_info, sources, config)
     beside.shutdown(wait=False)
-    pipe = _load_pipeline(sources, dtype)
-    scheduler_config = effective_config(pipe.scheduler, changes)
-    scheduler = default_scheduler(pipe.scheduler, scheduler_config, config.scheduler)
+    pipe = _load_pipeline(sources, own, dtype)
     _place(pipe, device)
     pipe.unet.eval().requires_grad_(False)
     prepare(pipe.unet)
@@ -99,12 +107,24 @@ def load_checkpoint(config: ModelConfig, device: torch.device) -> Checkpoint:
     )
 
 
+def find_supported(config: ModelConfig) -> Sources:
+    """Return where everything lies that `config` names, once configs and headers say that it can be served.
+
+    Raises CheckpointError.
+    """
+    with refused(lambda words: CheckpointError(f"model.path: {config.path} {words}"), "has files that cannot be read"):
+        sources = find_sources(config)
+        check_configs(sources)
+        check_files(sources)
+    return sources
+
+
 def _info(sources: Sources, config: ModelConfig) -> ModelInfo:
     return ModelInfo(
         name=config.name or model_name(sources.path, config),
         revision=model_revision(sources.path, config),
         hash=checkpoint_hash(
-            sources, departures(sources.path, sources.read("scheduler/scheduler_config.json"), config)
+            sources, departures({**sources.scheduler_config, **sources.markers}, model_settings(config))
         ),
     )
 
@@ -115,21 +135,20 @@ def quiet_progress_bars() -> None:
     transformers_logging.disable_progress_bar()
 
 
-def _load_pipeline(sources: Sources, dtype: torch.dtype) -> StableDiffusionXLPipeline:
+def _load_pipeline(sources: Sources, scheduler: SchedulerMixin, dtype: torch.dtype) -> StableDiffusionXLPipeline:
     tokenizers = {name: load_tokenizer(sources, name) for name in TOKENIZERS}  # first: they are read in no time
     models = {name: load_part(name, part, dtype) for name, part in sources.parts.items()}
-    try:
+    with refused(sources.fault, "cannot be put together"):
         return StableDiffusionXLPipeline.from_pretrained(
             sources.root,
             **tokenizers,
             **models,
+            scheduler=scheduler,
             image_encoder=None,
             feature_extractor=None,
             # The watermark library is an extra of diffusers that would change pixels when it happens to be installed.
             add_watermarker=False,
         )
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise sources.fault(f"has a scheduler that cannot be loaded ({first_line(error)})") from error
 
 
 def _place(pipe: StableDiffusionXLPipeline, device: torch.device) -> None:

@@ -7,68 +7,43 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import diffusers
-
 from serve_app.replica.sources import TOKENIZERS, Sources, read_json
 
 _HASH_DIGITS = 10
 # What libraries note of themselves in a config. The type is that of the files; the weights say it better.
 _NOTES = ("architectures", "dtype", "name_or_path", "torch_dtype", "transformers_version")
-_SDXL_SCHEDULER = {
-    "beta_start": 0.00085,
-    "beta_end": 0.012,
-    "beta_schedule": "scaled_linear",
-    "timestep_spacing": "leading",
-    "steps_offset": 1,
-    "clip_sample": False,
-    "set_alpha_to_one": False,
-    "skip_prk_steps": True,
-}
 
 
 def checkpoint_hash(sources: Sources, overrides: Mapping[str, Any]) -> str:
     """Return the first 10 hex digits of a SHA-256.
 
-    For a single file it is the file's own, as other tools show it, while nothing takes the place of what is in it and
-    it is sampled as SDXL is. Else it is over the files that are loaded and all else that pictures depend on:
-    `overrides` are the scheduler's settings in which this service departs from what the checkpoint says.
+    For a single file it is the file's own, as other tools show it, while no setting says what pictures depend on: the
+    configs are diffusers' usual ones, and nothing takes the place of what is in the file. Else it is over the files
+    that are loaded and all else that pictures depend on: `overrides` are the scheduler's settings in which this service
+    departs from what the checkpoint says.
     """
     digests = {file: _sha256(file) for part in sources.parts.values() for file in part.files}
-    depends = _folder_depends(sources) if sources.header is None else _file_depends(sources)
+    depends = {} if sources.usual else _root_depends(sources)
     if sources.parts["vae"].setting == "vae_path":
         depends["vae"] = _meaning(sources.parts["vae"].config)
     if overrides:
         depends["overrides"] = dict(overrides)
-    if sources.header is not None and not depends:
+    if not depends:
         return digests[sources.path][:_HASH_DIGITS]
     whole = json.dumps([list(digests.values()), depends], sort_keys=True)
     return hashlib.sha256(whole.encode()).hexdigest()[:_HASH_DIGITS]
 
 
-def _folder_depends(sources: Sources) -> dict[str, Any]:
+def _root_depends(sources: Sources) -> dict[str, Any]:
+    """Return what the configs and tokenizers say."""
     return {
         **{name: _meaning(part.config) for name, part in sources.parts.items()},
         **{name: _tokenizer_files(sources, name) for name in TOKENIZERS},
-        "scheduler": _meaning(_scheduler_config(sources)),
-        "force_zeros_for_empty_prompt": _forces_zeros(sources),
+        "scheduler": _meaning(sources.scheduler_config),
+        "force_zeros_for_empty_prompt": bool(
+            sources.read("model_index.json").get("force_zeros_for_empty_prompt", True)
+        ),
     }
-
-
-def _file_depends(sources: Sources) -> dict[str, Any]:
-    """Return in what the configs beside a single file are not SDXL's own."""
-    config = _scheduler_config(sources)
-    scheduler = getattr(diffusers, str(config.get("_class_name")), None)
-    usual = {**(scheduler().config if scheduler else {}), **_SDXL_SCHEDULER}
-    depends = {f"scheduler.{key}": value for key, value in _meaning(config).items() if usual.get(key) != value}
-    return depends if _forces_zeros(sources) else {**depends, "force_zeros_for_empty_prompt": False}
-
-
-def _scheduler_config(sources: Sources) -> dict[str, Any]:
-    return sources.read("scheduler/scheduler_config.json")
-
-
-def _forces_zeros(sources: Sources) -> bool:
-    return bool(sources.read("model_index.json").get("force_zeros_for_empty_prompt", True))
 
 
 def _tokenizer_files(sources: Sources, name: str) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """The headers of `.safetensors` files: what is in a file, before gigabytes of it are read."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,12 +9,15 @@ from safetensors import SafetensorError, safe_open
 
 from serve_app.errors import CheckpointError
 
-_OTHERS = {
-    b"version https://git-lfs": "is a git-lfs pointer, not the file it stands for; fetch that with `git lfs pull`",
-    b"PK\x03\x04": "holds pickled weights, which are never loaded; convert it to .safetensors",
-    b"\x80": "holds pickled weights, which are never loaded; convert it to .safetensors",
-    b"GGUF": "is a GGUF file; only .safetensors files are supported",
-    b"<": "is a web page, not weights; download it again",
+_DAMAGED = "is no whole .safetensors file; it may be damaged or cut off, download it again"
+_PICKLED = "holds pickled weights, which are never loaded; convert it to .safetensors"
+# How files begin. The first: the length of a header in 8 bytes, of which any may be first, and the header's brace.
+_KINDS = {
+    rb".{4}\0{4}\{": _DAMAGED,
+    rb"version https://git-lfs": "is a git-lfs pointer, not the file it stands for; fetch that with `git lfs pull`",
+    rb"PK\x03\x04|\x80[\x02-\x05]": _PICKLED,
+    rb"GGUF": "is a GGUF file; only .safetensors files are supported",
+    rb"\s*<": "is a web page, not weights; download it again",
 }
 
 
@@ -45,10 +49,7 @@ def read_header(setting: str, file: Path) -> Header:
 def _what_it_is(file: Path) -> str:
     try:
         with file.open("rb") as content:
-            start = content.read(64).lstrip()
+            start = content.read(64)
     except OSError as error:
         return f"cannot be read: {error.strerror}"
-    for magic, words in _OTHERS.items():
-        if start.startswith(magic):
-            return words
-    return "is no whole .safetensors file; it may be damaged or cut off, download it again"
+    return next((words for begins, words in _KINDS.items() if re.match(begins, start, re.DOTALL)), _DAMAGED)

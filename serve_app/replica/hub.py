@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-import httpx
+import httpx2
 from diffusers import StableDiffusionXLPipeline
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
@@ -44,7 +44,7 @@ def _fetched(setting: str, name: str, download: Callable[[], str]) -> Path:
     try:
         return Path(download())
     # Whatever is wrong with the network, the id, the rights or the disk: the hub's client has a type for each.
-    except (OSError, ValueError, HfHubHTTPError, HFValidationError, httpx.HTTPError) as error:
+    except (OSError, ValueError, HfHubHTTPError, HFValidationError, httpx2.HTTPError) as error:
         raise CheckpointError(
             f"model.{setting}: {name} is neither here nor could it be fetched from the hub "
             f"({first_line(error)}); offline, name a local folder"

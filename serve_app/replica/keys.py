@@ -18,19 +18,15 @@ def check_keys(
     quantized: Collection[str] = (),
 ) -> None:
     """Raise CheckpointError where a model's weights are not all there, or where some have no place in it."""
-    faults = {
-        "lacks weights": missing,
-        "holds weights that its config has no place for": [
-            key for key in unexpected if not key.endswith(_HARMLESS_ENDS) and not key.startswith(_HARMLESS_STARTS)
-        ],
-        "holds weights of other shapes than its config says": misshapen,
-        "holds quantized weights, which are not supported": [
-            key for key in quantized if not key.endswith("position_ids")
-        ],
-    }
-    for words, keys in faults.items():
+    unknown = [key for key in unexpected if not key.endswith(_HARMLESS_ENDS) and not key.startswith(_HARMLESS_STARTS)]
+    integers = [key for key in quantized if not key.endswith("position_ids")]
+    configs = "; its config comes from model.config_path" if part.single and part.setting == "path" else ""
+    for words, keys, advice in (
+        ("lacks weights", missing, ""),
+        ("holds weights that its config has no place for", unknown, configs),
+        ("holds weights of other shapes than its config says", misshapen, configs),
+        ("holds quantized weights, which are not supported", integers, ""),
+    ):
         if keys:
             more = f" and {len(keys) - _MOST_NAMED} more" if len(keys) > _MOST_NAMED else ""
-            advice = "; its configs come from model.config_path" if part.single and part.setting == "path" else ""
-            named = ", ".join(sorted(keys)[:_MOST_NAMED])
-            raise part.fault(f"{words}: {named}{more}{advice}")
+            raise part.fault(f"{words}: {', '.join(sorted(keys)[:_MOST_NAMED])}{more}{advice}")

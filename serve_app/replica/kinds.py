@@ -33,8 +33,11 @@ _KINDS = {
     "v1": "no SDXL checkpoint, but Stable Diffusion 1, a LoRA, or one model of several",
     "v2": "Stable Diffusion 2",
 }
-_FIRST_LAYER = "model.diffusion_model.input_blocks.0.0.weight"
+_FIRST_LAYER, _LAST_LAYER = "model.diffusion_model.input_blocks.0.0.weight", "model.diffusion_model.out.2.weight"
 _INPAINTING_CHANNELS = 9
+
+USUAL_CONFIGS: str = DIFFUSERS_DEFAULT_PIPELINE_PATHS["xl_base"]["pretrained_model_name_or_path"]
+"""The hub id whose configs and tokenizers go with a whole SDXL checkpoint."""
 
 
 def check_header(path: Path, header: Header, *, other_vae: bool) -> None:
@@ -46,14 +49,18 @@ def check_header(path: Path, header: Header, *, other_vae: bool) -> None:
             raise CheckpointError(f"{where} has no VAE; name one in model.vae_path")
     elif lacking:
         raise CheckpointError(f"{where} is {_kind(header)}, it has no {PART_WORDS[lacking[0]]}; {SUPPORTED}")
-    if _FIRST_LAYER in header and header[_FIRST_LAYER].shape[1] == _INPAINTING_CHANNELS:
-        raise CheckpointError(f"{where} is an SDXL inpainting model, its UNet takes 9 channels; {SUPPORTED}")
+    if _FIRST_LAYER in header and _LAST_LAYER in header:
+        takes, returns = header[_FIRST_LAYER].shape[1:2], header[_LAST_LAYER].shape[:1]
+        if takes and returns and (other := other_purpose(*takes, *returns)):
+            raise CheckpointError(f"{where} {other}")
 
 
-def usual_configs(header: Header) -> str:
-    """Return the hub id whose configs and tokenizers go with a whole SDXL checkpoint."""
-    kind = "playground-v2-5" if infer_diffusers_model_type(header) == "playground-v2-5" else "xl_base"
-    return str(DIFFUSERS_DEFAULT_PIPELINE_PATHS[kind]["pretrained_model_name_or_path"])
+def other_purpose(takes: int, returns: int) -> str | None:
+    """Return what a UNet is that does not take what it returns: more than the latents goes into it."""
+    if takes == returns:
+        return None
+    kind = "an SDXL inpainting" if takes == _INPAINTING_CHANNELS else "no text-to-image"
+    return f"is {kind} model, its UNet takes {takes} channels and returns {returns}; {SUPPORTED}"
 
 
 def _kind(header: Header) -> str:

@@ -1,8 +1,6 @@
 """What a replica paints with, as its arguments ask for it."""
 
 import logging
-import os
-from pathlib import Path
 
 from serve_app.config import AppArgs, ModelConfig
 from serve_app.errors import CheckpointError
@@ -10,6 +8,7 @@ from serve_app.models import EMBEDDED
 from serve_app.replica.checkpoint import Checkpoint, load_checkpoint, quiet_progress_bars
 from serve_app.replica.device import prepare_device
 from serve_app.replica.hub import is_hub_id
+from serve_app.replica.paths import is_there, user_path
 from serve_app.replica.programs import use_compile_cache
 from serve_app.replica.quantize import to_fp8
 from serve_app.replica.sampling import check_steps
@@ -42,11 +41,11 @@ def load(args: AppArgs) -> Checkpoint:
 
 def check_used(model: ModelConfig) -> None:
     """Raise CheckpointError where a setting has no effect on a checkpoint of this kind: somebody meant another."""
-    path = Path(os.path.expanduser(model.path))  # pathlib's own raises where there is no such user
+    path = user_path(model.path)
     unused: tuple[str, ...]
     if model.path == EMBEDDED:
         kind, unused = "the embedded model", ("revision", "variant", "config_path")
-    elif path.is_file():
+    elif is_there("path", path) and path.is_file():
         kind, unused = f"{path}, a single file", ("revision", "variant")
     elif path.is_dir():
         kind, unused = f"{path}, a local folder", ("revision", "config_path")

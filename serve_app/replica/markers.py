@@ -13,8 +13,20 @@ _MARKERS: Mapping[str, Mapping[str, Any]] = {
     "v_pred": {"prediction_type": "v_prediction"},
     "ztsnr": {"rescale_betas_zero_snr": True},
 }
+# What kohya's trainers note, as Python writes a bool.
+_NOTES: Mapping[str, Mapping[str, Any]] = {
+    "ss_v_parameterization": _MARKERS["v_pred"],
+    "ss_zero_terminal_snr": _MARKERS["ztsnr"],
+}
 # https://github.com/Stability-AI/ModelSpec
-_SPEC_KEY, _SPEC = "modelspec.prediction_type", {"v": {"prediction_type": "v_prediction"}}
+_SPEC_KEY = "modelspec.prediction_type"
+_SPEC_WORDS = {
+    "v": "v_prediction",
+    "v_pred": "v_prediction",
+    "v_prediction": "v_prediction",
+    "eps": "epsilon",
+    "epsilon": "epsilon",
+}
 _EDM = ("edm_vpred.sigma_max", "edm_vpred.sigma_min", "edm_mean", "edm_std")
 """Tensors of models with EDM's continuous noise levels, such as CosXL and Playground 2.5."""
 
@@ -26,10 +38,26 @@ def read_markers(file: Path) -> dict[str, Any]:
 
 
 def marked(keys: Collection[str], metadata: Mapping[str, str]) -> dict[str, Any]:
-    """Return what a file's keys and metadata say of its scheduler config. Raises CheckpointError as above."""
+    """Return what a file's keys and metadata say of its scheduler config. Raises CheckpointError as above.
+
+    A prediction type that is none of ours is returned as it is: whoever makes the scheduler refuses it, unless
+    `model.prediction_type` says another.
+    """
     if edm := [key for key in _EDM if key in keys]:
         raise CheckpointError(f"model.path: the file holds {edm[0]}, so it is an EDM model, which is not supported")
-    config: dict[str, Any] = dict(_SPEC.get(metadata.get(_SPEC_KEY, ""), {}))
+    config = _spec(metadata.get(_SPEC_KEY, ""))
+    for note, says in _NOTES.items():
+        config |= says if _plain(metadata.get(note, "")) in ("true", "1") else {}
     for marker, says in _MARKERS.items():
         config |= says if marker in keys else {}
     return config
+
+
+def _spec(word: str) -> dict[str, Any]:
+    prediction = _SPEC_WORDS.get(_plain(word).replace("-", "_").replace(" ", "_"), word)
+    # Trainers write `epsilon` where nobody said otherwise; the config that is named beside the file was meant.
+    return {} if prediction in ("", "epsilon") else {"prediction_type": prediction}
+
+
+def _plain(word: str) -> str:
+    return word.strip().lower()

@@ -46,8 +46,11 @@ def load_text_encoder(part: Part, dtype: torch.dtype) -> CLIPTextModel:
 def load_text_encoder_2(part: Part, dtype: torch.dtype) -> CLIPTextModelWithProjection:
     """Return SDXL's second text encoder. Raises CheckpointError."""
     model = _empty(CLIPTextModelWithProjection, CLIPTextConfig.from_dict(part.config))
-    weights = convert_open_clip_checkpoint(model, _read(part, "text_encoder_2"), prefix=PREFIXES["text_encoder_2"][0])
-    return _filled(part, model, weights, dtype)
+    read, (prefix,) = _read(part, "text_encoder_2"), PREFIXES["text_encoder_2"]
+    weights = convert_open_clip_checkpoint(model, read, prefix=prefix)
+    # The layers of the transformer are all taken, and some of them cut in three.
+    others = {key: tensor for key, tensor in read.items() if not key.startswith(f"{prefix}transformer.")}
+    return _filled(part, model, weights | _dropped(others, weights), dtype)
 
 
 def load_unet(part: Part, dtype: torch.dtype) -> UNet2DConditionModel:

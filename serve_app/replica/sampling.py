@@ -1,7 +1,6 @@
 """How a checkpoint is sampled: what it says itself, what the settings say instead, and which schedulers can do it."""
 
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Callable, Mapping
 from typing import Any, get_args
 
 from diffusers import SchedulerMixin
@@ -10,36 +9,58 @@ from diffusers.schedulers import KarrasDiffusionSchedulers
 from serve_app.config import ModelConfig
 from serve_app.errors import CheckpointError
 from serve_app.recipe import SchedulerName
-from serve_app.replica.markers import read_markers
-from serve_app.replica.schedulers import SCHEDULER_NAMES, most_steps, scheduler_name
+from serve_app.replica.refusals import refused
+from serve_app.replica.schedulers import (
+    SCHEDULER_NAMES,
+    make_scheduler,
+    most_steps,
+    other_options,
+    scheduler_name,
+    set_steps,
+)
 from serve_app.schemas import PredictionType, TimestepSpacing
 
 SETTINGS = ("prediction_type", "timestep_spacing", "rescale_betas_zero_snr")
 """What `model` may set in the place of the checkpoint's own scheduler config, by the same names."""
 
 
-def config_changes(path: Path, model: ModelConfig) -> dict[str, Any]:
-    """Return what changes the scheduler config that comes with a checkpoint: its markers and, above them, the settings.
+def model_settings(model: ModelConfig) -> dict[str, Any]:
+    """Return what the settings say in the place of a checkpoint."""
+    return {name: value for name in SETTINGS if (value := getattr(model, name)) is not None}
 
-    Raises CheckpointError where the checkpoint cannot be sampled at all.
+
+def departures(own: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings that differ from what the checkpoint itself says."""
+    return {name: value for name, value in settings.items() if own.get(name) != value}
+
+
+def effective_config(
+    own: SchedulerMixin, settings: Mapping[str, Any], markers: Mapping[str, Any] | None = None
+) -> Mapping[str, Any]:
+    """Return the config that a checkpoint's schedulers are made from: its own, below its markers, below the settings.
+
+    Raises CheckpointError where no scheduler can sample by it.
     """
-    return _markers(path) | _settings(model)
-
-
-def departures(path: Path, own: Mapping[str, Any], model: ModelConfig) -> dict[str, Any]:
-    """Return the settings that differ from the checkpoint's own, in its scheduler config `own` or its markers."""
-    says = {**own, **_markers(path)}
-    return {name: value for name, value in _settings(model).items() if says.get(name) != value}
-
-
-def effective_config(own: SchedulerMixin, changes: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the config that a checkpoint's schedulers are made from. Raises CheckpointError where none can do it."""
+    changes = {**(markers or {}), **settings}
     config = {**own.config, **changes}
     # Another class of scheduler would put its own defaults in the place of what this one lists as defaults.
     config["_use_default_values"] = [name for name in own.config.get("_use_default_values", ()) if name not in changes]
-    if fault := _fault(type(own).__name__, config, changes):
+    if fault := _fault(type(own).__name__, config, settings, markers or {}):
         raise CheckpointError(fault)
     return config
+
+
+def said(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what an effective config says under the names of `SETTINGS`; None: each scheduler's own default."""
+    unsaid = config.get("_use_default_values", ())
+    return {name: None if name in unsaid else config.get(name) for name in SETTINGS}
+
+
+def check_usable(config: Mapping[str, Any], fault: Callable[[str], CheckpointError]) -> None:
+    """Raise `fault` where one of the fitting schedulers cannot be made from an effective config, or has no steps."""
+    for name in fitting_schedulers(config):
+        with refused(fault, f"has a config that {name} cannot use"):
+            set_steps(make_scheduler(name, config), 1)
 
 
 def fitting_schedulers(config: Mapping[str, Any]) -> tuple[SchedulerName, ...]:
@@ -61,7 +82,9 @@ def default_scheduler(own: SchedulerMixin, config: Mapping[str, Any], asked: Sch
     if name is None and kind not in KarrasDiffusionSchedulers.__members__:
         # A model of few steps, such as LCM: the others can take its steps, but do not paint what it was distilled for.
         raise CheckpointError(f"model.scheduler: the checkpoint is made for {kind}, which is not supported")
-    fault = f"the checkpoint's own {kind} is not supported" if name is None else f"{name} cannot sample this checkpoint"
+    options = " and ".join(f"{key} {value}" for key, value in other_options({**config, "_class_name": kind}).items())
+    own_kind = f"the checkpoint's own {kind}{options and f' with {options}'}"
+    fault = f"{own_kind} is not supported" if name is None else f"{name} cannot sample this checkpoint"
     raise CheckpointError(f"model.scheduler: {fault}; choose one of {', '.join(fitting)}")
 
 
@@ -75,15 +98,7 @@ def check_steps(config: Mapping[str, Any], most: int) -> None:
         raise CheckpointError(f"limits.max_steps: {fault}; set it to {can[worst]}")
 
 
-def _markers(path: Path) -> dict[str, Any]:
-    return read_markers(path) if path.is_file() else {}
-
-
-def _settings(model: ModelConfig) -> dict[str, Any]:
-    return {name: value for name in SETTINGS if (value := getattr(model, name)) is not None}
-
-
-def _fault(kind: str, config: Mapping[str, Any], changes: Mapping[str, Any]) -> str | None:
+def _fault(kind: str, config: Mapping[str, Any], settings: Mapping[str, Any], markers: Mapping[str, Any]) -> str | None:
     """Return why no scheduler of ours is right for a config, whatever `model.scheduler` names."""
     prediction, spacing = config.get("prediction_type"), config.get("timestep_spacing")
     flow = prediction == "flow_prediction" or config.get("use_flow_sigmas")
@@ -97,9 +112,11 @@ def _fault(kind: str, config: Mapping[str, Any], changes: Mapping[str, Any]) -> 
         if value not in known:
             choice = ", ".join(filter(None, known))
             return f"model.{setting}: the checkpoint's own {value} is not supported; choose one of {choice}"
-    if prediction == "epsilon" and changes.get("rescale_betas_zero_snr"):
+    zero_snr = "rescale_betas_zero_snr"
+    if prediction == "epsilon" and {**markers, **settings}.get(zero_snr):
+        asked = "" if zero_snr in settings else "the file asks for it (`ztsnr` or `ss_zero_terminal_snr`), but "
         return (
-            "model.rescale_betas_zero_snr: where nothing but noise is left, a model that predicts noise says nothing; "
+            f"model.{zero_snr}: {asked}where nothing but noise is left, a model that predicts noise says nothing; "
             "set model.prediction_type: v_prediction, or this to false"
         )
     return None

@@ -90,10 +90,21 @@ def most_steps(name: SchedulerName, config: Mapping[str, Any], most: int) -> int
 
 def scheduler_name(config: Mapping[str, Any]) -> SchedulerName | None:
     """Return the name under which a checkpoint's own scheduler can be asked for, or None if it has none here."""
-    for name, (cls, changes) in _RECIPES.items():
-        if config.get("_class_name") == cls.__name__ and all(config.get(k, changes[k]) == changes[k] for k in changes):
-            return name
-    return None
+    return next((name for name, others in _nearest(config).items() if not others), None)
+
+
+def other_options(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the options by which a checkpoint's own scheduler is none of ours, if one of ours has its class."""
+    return min(_nearest(config).values(), key=len, default={})
+
+
+def _nearest(config: Mapping[str, Any]) -> Mapping[SchedulerName, Mapping[str, Any]]:
+    """Return the schedulers of a config's class, each with the options in which the config is another."""
+    return {
+        name: {key: config[key] for key, value in changes.items() if config.get(key, value) != value}
+        for name, (cls, changes) in _RECIPES.items()
+        if config.get("_class_name") == cls.__name__
+    }
 
 
 def predicted_clean(scheduler: Any, output: Any) -> torch.Tensor:

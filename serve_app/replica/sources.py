@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,9 @@ from serve_app.errors import CheckpointError
 from serve_app.models import EMBEDDED, PREVIEW_FOLDER, embedded_path
 from serve_app.replica.headers import Header, read_header
 from serve_app.replica.hub import fetch_checkpoint, fetch_configs, fetch_part, is_hub_id
-from serve_app.replica.kinds import PART_NAMES, PartName, check_header, usual_configs
+from serve_app.replica.kinds import PART_NAMES, PART_WORDS, USUAL_CONFIGS, PartName, check_header
+from serve_app.replica.markers import read_markers
+from serve_app.replica.paths import is_there, user_path
 
 TOKENIZERS: Mapping[str, PartName] = {"tokenizer": "text_encoder", "tokenizer_2": "text_encoder_2"}
 """The folders of the tokenizers, and whose words they hold."""
@@ -35,11 +37,14 @@ class Part:
     files: Sequence[Path]
     variant: str | None = None
     single: bool = False
+    words: str = ""
+    """Which model of a file that holds several."""
 
     @property
-    def where(self) -> Path:
-        """The file or folder to name in an error."""
-        return self.files[0] if self.single else self.folder
+    def where(self) -> str:
+        """The file or folder to name in an error, and what in it."""
+        place = str(self.files[0] if self.single else self.folder)
+        return f"{place} ({self.words})" if self.words else place
 
     def fault(self, words: str) -> CheckpointError:
         """Return the refusal of this part, to be raised."""
@@ -55,13 +60,22 @@ class Sources:
     root_setting: str
     parts: Mapping[PartName, Part]
     preview: Part | None
-    header: Header | None
+    header: Header | None = None
     """What a single file holds; None for a folder."""
+    markers: Mapping[str, Any] = field(default_factory=dict)
+    """What a single file says of its scheduler config."""
+    usual: bool = False
+    """Whether a single file has the configs that diffusers takes for it, so that it alone says what is painted."""
 
     @property
     def models(self) -> Sequence[Part]:
         """All that is loaded, the preview VAE last."""
         return [*self.parts.values(), *([self.preview] if self.preview else [])]
+
+    @property
+    def scheduler_config(self) -> dict[str, Any]:
+        """What the root says of its scheduler. Raises CheckpointError."""
+        return self.read("scheduler/scheduler_config.json")
 
     def fault(self, words: str, name: str = "") -> CheckpointError:
         """Return the refusal of the root, or of what lies in it by that name, to be raised."""
@@ -76,9 +90,12 @@ def find_sources(config: ModelConfig) -> Sources:
     """Return where everything lies that `config` names, fetching hub ids first. Raises CheckpointError."""
     path = local_path(config)
     header = read_header("path", path) if path.is_file() else None
+    markers: Mapping[str, Any] = {}
     if header is not None:
         check_header(path, header, other_vae=config.vae_path is not None)
-    root, setting = (path, "path") if header is None else (_configs(config, header), "config_path")
+        markers = read_markers(path)
+    configs = config.config_path or USUAL_CONFIGS
+    root, setting = (path, "path") if header is None else (_configs(configs), "config_path")
     if not (root / "model_index.json").is_file():
         raise CheckpointError(
             f"model.{setting}: {root} is no diffusers folder, it has no model_index.json{_advice(root)}"
@@ -93,22 +110,30 @@ def find_sources(config: ModelConfig) -> Sources:
         parts = _folder_parts(root, names, config.variant)
     else:
         parts = {
-            name: Part("path", root / name, read_json(setting, root / name / "config.json"), [path], single=True)
+            name: Part(
+                "path",
+                root / name,
+                read_json(setting, root / name / "config.json"),
+                [path],
+                single=True,
+                words=PART_WORDS[name],
+            )
             for name in names
         }
     if config.vae_path:
         vae = _named_part("vae_path", config.vae_path, root)
         # diffusers would take a VAE on its own for that of Stable Diffusion 1, whose latents have another scale.
         parts["vae"] = vae if vae.config else replace(vae, config=read_json("vae_path", root / "vae" / "config.json"))
-    return Sources(path, root, setting, parts, _preview(config, root), header)
+    usual = header is not None and configs == USUAL_CONFIGS and root != user_path(configs)
+    return Sources(path, root, setting, parts, _preview(config, root), header, markers, usual)
 
 
 def local_path(config: ModelConfig) -> Path:
     """Return where the checkpoint lies on this machine, fetching a hub id first. Raises CheckpointError."""
     if config.path == EMBEDDED:
         return embedded_path()
-    path = Path(config.path).expanduser()
-    if path.exists():
+    path = user_path(config.path)
+    if is_there("path", path):
         return path
     if not is_hub_id(config.path):
         raise CheckpointError(
@@ -149,11 +174,10 @@ def _advice(folder: Path) -> str:
     return f"; to serve a single file name it, such as {folder / files[0]}" if files else ""
 
 
-def _configs(config: ModelConfig, header: Header) -> Path:
+def _configs(name: str) -> Path:
     """Return the diffusers folder whose configs and tokenizers go with a single file."""
-    name = config.config_path or usual_configs(header)
-    folder = Path(name).expanduser()
-    if folder.is_dir():
+    folder = user_path(name)
+    if is_there("config_path", folder) and folder.is_dir():
         return folder
     if not is_hub_id(name):
         raise CheckpointError(f"model.config_path: {name} is no folder here, and a hub id has the form owner/name")
@@ -221,9 +245,11 @@ def _named_part(setting: str, name: str, root: Path) -> Part:
 
     The setting names a subfolder of the checkpoint, a local folder or file, or a hub id.
     """
-    for place in (root / name, Path(name).expanduser()):
+    for place in (root / name, user_path(name)):
+        if not is_there(setting, place):
+            continue
         if place.is_dir():
-            return _folder_part(setting, place)
+            return _alone(setting, place)
         if place.is_file():
             config = _config_beside(setting, place)
             return Part(setting, place.parent, config, [place], single=True)
@@ -232,7 +258,16 @@ def _named_part(setting: str, name: str, root: Path) -> Part:
             f"model.{setting}: {name} is neither a subfolder of the checkpoint, nor a folder or file here, "
             "nor a hub id (owner/name)"
         )
-    return _folder_part(setting, fetch_part(setting, name))
+    return _alone(setting, fetch_part(setting, name))
+
+
+def _alone(setting: str, folder: Path) -> Part:
+    """Return a model from its own folder, for which people take a whole checkpoint's."""
+    if not (folder / "config.json").is_file():
+        inside = folder / ("vae" if setting == "vae_path" else PREVIEW_FOLDER)
+        advice = f"; name {inside}" if inside.is_dir() else ""
+        raise CheckpointError(f"model.{setting}: {folder} is not a model's own folder, it has no config.json{advice}")
+    return _folder_part(setting, folder)
 
 
 def _config_beside(setting: str, file: Path) -> Mapping[str, Any]:

@@ -9,7 +9,7 @@ from transformers import CLIPTextConfig, CLIPTokenizer
 from serve_app.errors import CheckpointError
 from serve_app.replica.headers import read_header
 from serve_app.replica.keys import check_keys
-from serve_app.replica.kinds import PART_NAMES, PART_WORDS, SUPPORTED
+from serve_app.replica.kinds import PART_NAMES, PART_WORDS, SUPPORTED, other_purpose
 from serve_app.replica.sources import TOKENIZERS, Sources
 
 _CLASSES: Mapping[str, Sequence[str]] = {
@@ -43,7 +43,7 @@ def check_configs(sources: Sources) -> None:
             raise sources.fault(f"has no {PART_WORDS[name]}{advice}")
     for component, allowed in _CLASSES.items():
         if component != "vae" or sources.parts["vae"].setting != "vae_path":
-            _check_class(_component_class(index, component), allowed, partial(sources.fault, name=component))
+            _check_class(component_class(index, component), allowed, partial(sources.fault, name=component))
     for part, allowed in ((sources.parts["vae"], _CLASSES["vae"]), (sources.preview, ("AutoencoderTiny",))):
         if part and part.config:
             _check_class(part.config.get("_class_name"), allowed, part.fault)
@@ -51,9 +51,10 @@ def check_configs(sources: Sources) -> None:
     _check_latents(sources)
 
 
-def _component_class(index: Mapping[str, Any], component: str) -> object:
+def component_class(index: Mapping[str, Any], component: str) -> str | None:
+    """Return the name of a component's class, by a checkpoint's index."""
     match index.get(component):
-        case [str(), found]:
+        case [str(), str(found)]:
             return found
     return None
 
@@ -97,10 +98,8 @@ def _check_unet(sources: Sources) -> None:
     unet = sources.parts["unet"]
     config = unet.config
     fault = partial(sources.fault, name="unet")
-    if config.get("in_channels", 4) == 9:
-        raise fault(f"is an inpainting model (in_channels 9); {SUPPORTED}")
-    if config.get("in_channels", 4) != config.get("out_channels", 4):
-        raise fault(f"takes {config.get('in_channels')} channels and returns {config.get('out_channels')}; {SUPPORTED}")
+    if other := other_purpose(config.get("in_channels", 4), config.get("out_channels", 4)):
+        raise fault(other)
     for key, (allowed, message) in _UNET.items():
         if config.get(key) != allowed:
             raise fault(f"{message}; {SUPPORTED}")

@@ -1,19 +1,20 @@
 """The models of a checkpoint, from wherever their weights lie: whole, or refused."""
 
+from functools import partial
 from typing import Any
 
+import diffusers
 import torch
-from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
-from safetensors import SafetensorError
+from diffusers import AutoencoderKL, AutoencoderTiny, SchedulerMixin, UNet2DConditionModel
 from torch import nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-from serve_app.errors import first_line
 from serve_app.replica.keys import check_keys
 from serve_app.replica.kinds import PartName
 from serve_app.replica.original import load_text_encoder, load_text_encoder_2, load_tiny_vae, load_unet, load_vae
+from serve_app.replica.refusals import refused
 from serve_app.replica.sources import Part, Sources
-from serve_app.replica.supported import check_tokenizer
+from serve_app.replica.supported import check_tokenizer, component_class
 
 _SINGLE = {"text_encoder": load_text_encoder, "text_encoder_2": load_text_encoder_2, "unet": load_unet, "vae": load_vae}
 _FOLDER = {
@@ -26,44 +27,54 @@ _FOLDER = {
 
 def load_part(name: PartName, part: Part, dtype: torch.dtype) -> Any:
     """Return a model of a checkpoint on the CPU. Raises CheckpointError."""
-    if part.single:
-        return _SINGLE[name](part, dtype)
     tiny = part.config.get("_class_name") == AutoencoderTiny.__name__
-    return _from_folder(AutoencoderTiny if tiny else _FOLDER[name], part, dtype)
+    cls = AutoencoderTiny if tiny else _FOLDER[name]
+    with refused(part.fault, f"cannot be loaded as {cls.__name__}"):
+        return _SINGLE[name](part, dtype) if part.single else _from_folder(cls, part, dtype)
 
 
 def load_tokenizer(sources: Sources, name: str) -> CLIPTokenizer:
     """Return a tokenizer that fits its text encoder. Raises CheckpointError."""
-    try:
-        tokenizer = CLIPTokenizer.from_pretrained(sources.root / name)
-    except Exception as error:  # its files are parsed by a library that raises bare exceptions
-        raise sources.fault(f"is no tokenizer that can be loaded ({first_line(error)})", name) from error
-    check_tokenizer(sources, name, tokenizer)
+    folder = sources.root / name
+    if not folder.is_dir():  # transformers would take it for a hub id
+        raise sources.fault("is no folder; the tokenizer's files belong there", name)
+    with refused(partial(sources.fault, name=name), "is no tokenizer that can be loaded"):
+        tokenizer = CLIPTokenizer.from_pretrained(folder)
+        check_tokenizer(sources, name, tokenizer)
     return tokenizer
+
+
+def load_scheduler(sources: Sources) -> SchedulerMixin:
+    """Return the checkpoint's own scheduler. Raises CheckpointError."""
+    name = component_class(sources.read("model_index.json"), "scheduler")
+    fault = partial(sources.fault, name="scheduler")
+    with refused(fault, f"cannot be loaded as {name}"):
+        cls: Any = getattr(diffusers, str(name), None)
+        if SchedulerMixin not in getattr(cls, "__mro__", ()):
+            raise fault(f"is {name or 'of no known class'}; name a scheduler of diffusers in model_index.json")
+        return cls.from_config(sources.scheduler_config)
 
 
 def load_preview_vae(part: Part, dtype: torch.dtype) -> AutoencoderTiny:
     """Return the decoder of a tiny VAE on the CPU. Raises CheckpointError."""
-    vae = load_tiny_vae(part, dtype) if part.single else _from_folder(AutoencoderTiny, part, dtype, unused="encoder.")
+    with refused(part.fault, f"cannot be loaded as {AutoencoderTiny.__name__}"):
+        vae = load_tiny_vae(part, dtype) if part.single else _from_folder(AutoencoderTiny, part, dtype, "encoder.")
     vae.encoder = nn.Identity()
     return vae
 
 
 def _from_folder(cls: Any, part: Part, dtype: torch.dtype, unused: str = " ") -> Any:
     """Return a model by its library's own loader; `unused` begins the names of weights that may be missing."""
-    try:
-        # Loaded in spite of wrong shapes, which are then named here.
-        model, info = cls.from_pretrained(
-            part.folder,
-            dtype=dtype,
-            variant=part.variant,
-            use_safetensors=True,
-            low_cpu_mem_usage=True,
-            ignore_mismatched_sizes=True,
-            output_loading_info=True,
-        )
-    except (OSError, ValueError, TypeError, KeyError, RuntimeError, NotImplementedError, SafetensorError) as error:
-        raise part.fault(f"cannot be loaded as {cls.__name__} ({first_line(error)})") from error
+    # Loaded in spite of wrong shapes, which are then named here.
+    model, info = cls.from_pretrained(
+        part.folder,
+        dtype=dtype,
+        variant=part.variant,
+        use_safetensors=True,
+        low_cpu_mem_usage=True,
+        ignore_mismatched_sizes=True,
+        output_loading_info=True,
+    )
     check_keys(
         part,
         missing=[key for key in info["missing_keys"] if not key.startswith(unused)],

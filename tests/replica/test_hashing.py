@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 
 from serve_app.config import ModelConfig
+from serve_app.replica import sources
 from serve_app.replica.hashing import checkpoint_hash
+from serve_app.replica.kinds import USUAL_CONFIGS
 from serve_app.replica.sources import find_sources
 
 
@@ -77,14 +79,46 @@ def test_settings_that_override_the_checkpoint_count(tiny_path: Path, file: Path
         assert len(hashes) == 3
 
 
-def test_a_files_hash_is_its_own_while_it_is_sampled_as_sdxl_is(file: Path, configs: Path, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("hub")
+def test_a_files_hash_is_its_own_while_its_configs_are_the_usual_ones(file: Path) -> None:
     plain = hashlib.sha256(file.read_bytes()).hexdigest()[:10]
-    assert hash_of(file, config_path=str(configs)) == plain
-    others = Path(shutil.copytree(configs, tmp_path / "configs"))
-    edit(others / "scheduler/scheduler_config.json", rescale_betas_zero_snr=True)
-    zero_snr = hash_of(file, config_path=str(others))
-    assert zero_snr != plain
-    shutil.copy(configs / "scheduler/scheduler_config.json", others / "scheduler/scheduler_config.json")
-    assert hash_of(file, config_path=str(others)) == plain
-    edit(others / "model_index.json", force_zeros_for_empty_prompt=False)
-    assert hash_of(file, config_path=str(others)) not in {plain, zero_snr}
+    assert hash_of(file) == hash_of(file, config_path=USUAL_CONFIGS) == plain
+
+
+def test_a_local_folder_may_hold_other_configs_whatever_its_name(
+    file: Path, configs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(configs, USUAL_CONFIGS)
+    assert hash_of(file) == hash_of(file, config_path=str(configs))
+
+
+@pytest.fixture
+def hub(configs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hub that holds the configs under any name."""
+    monkeypatch.setattr(sources, "fetch_configs", lambda _: configs)
+
+
+CONFIGS: dict[str, Callable[[Path], object]] = {
+    "a VAE's scale": lambda f: edit(f / "vae/config.json", scaling_factor=0.5),
+    "a VAE's mean": lambda f: edit(f / "vae/config.json", latents_mean=[1.0] * 4, latents_std=[2.0] * 4),
+    "a text encoder's activation": lambda f: edit(f / "text_encoder/config.json", hidden_act="gelu"),
+    "a text encoder's norm": lambda f: edit(f / "text_encoder_2/config.json", layer_norm_eps=0.1),
+    "a UNet's heads": lambda f: edit(f / "unet/config.json", attention_head_dim=[4, 8, 8]),
+    "a tokenizer's padding": lambda f: edit(f / "tokenizer_2/tokenizer_config.json", pad_token="a"),  # noqa: S106 - a word
+    "the scheduler": lambda f: edit(f / "scheduler/scheduler_config.json", rescale_betas_zero_snr=True),
+    "a scheduler that says nothing": lambda f: (f / "scheduler/scheduler_config.json").write_text(
+        '{"_class_name": "EulerDiscreteScheduler"}'
+    ),
+    "an empty prompt": lambda f: edit(f / "model_index.json", force_zeros_for_empty_prompt=False),
+}
+
+
+@pytest.mark.usefixtures("hub")
+@pytest.mark.parametrize("what", CONFIGS)
+def test_whatever_named_configs_say_changes_a_files_hash(file: Path, configs: Path, tmp_path: Path, what: str) -> None:
+    same, other = (Path(shutil.copytree(configs, tmp_path / name)) for name in ("same", "other"))
+    CONFIGS[what](other)
+    hashes = [hash_of(file, config_path=str(folder)) for folder in (configs, same, other)]
+    assert hashes[0] == hashes[1]
+    assert len({hash_of(file), *hashes}) == 3

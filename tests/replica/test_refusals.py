@@ -1,5 +1,6 @@
 """What cannot be served, or not as it was meant, is refused with one sentence that names the setting and the file."""
 
+import contextlib
 import json
 import shutil
 from collections.abc import Callable
@@ -9,14 +10,16 @@ from typing import Any
 import huggingface_hub
 import pytest
 import torch
+from diffusers.schedulers import scheduling_euler_discrete
 from safetensors.torch import load_file, save_file
 
 from serve_app.config import ModelConfig
 from serve_app.errors import CheckpointError
 from serve_app.models import PREVIEW_FOLDER
-from serve_app.replica.checkpoint import load_checkpoint
-from serve_app.replica.sources import find_sources
-from serve_app.replica.supported import check_configs, check_files
+from serve_app.replica import checkpoint as checkpoint_module
+from serve_app.replica.checkpoint import find_supported, load_checkpoint
+from serve_app.replica.headers import read_header
+from serve_app.replica.loading import check_used
 
 CPU = torch.device("cpu")
 UNET = Path("unet/diffusion_pytorch_model.safetensors")
@@ -42,9 +45,7 @@ def early_refusal(path: Path, **settings: object) -> str:
 
 
 def look_at(config: ModelConfig) -> None:
-    sources = find_sources(config)
-    check_configs(sources)
-    check_files(sources)
+    find_supported(config)
 
 
 def edit(file: Path, **changes: Any) -> None:
@@ -72,7 +73,7 @@ def shards(folder: Path) -> None:
 FOLDERS: dict[str, tuple[Callable[[Path], object], str]] = {
     "inpainting": (
         lambda f: edit(f / "unet/config.json", in_channels=9),
-        "model.path: {f}/unet is an inpainting model",
+        "model.path: {f}/unet is an SDXL inpainting model, its UNet takes 9 channels and returns 4; only whole",
     ),
     "refiner": (
         lambda f: edit(f / "model_index.json", text_encoder=[None, None]),
@@ -88,7 +89,7 @@ FOLDERS: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "edits pictures": (
         lambda f: edit(f / "unet/config.json", in_channels=8),
-        "model.path: {f}/unet takes 8 channels and returns 4",
+        "model.path: {f}/unet is no text-to-image model, its UNet takes 8 channels and returns 4; only whole",
     ),
     "quantized": (
         lambda f: edit(f / "unet/config.json", quantization_config={"quant_method": "x"}),
@@ -135,6 +136,14 @@ FOLDERS: dict[str, tuple[Callable[[Path], object], str]] = {
         "model.path: {f}/unet has only weights of the variant fp16; set model.variant: fp16",
     ),
     "no weights": (lambda f: (f / UNET).unlink(), "model.path: {f}/unet has no weights"),
+    "an index of another form": (
+        lambda f: (f / f"{UNET}.index.json").write_text('{"weight_map": ["conv_in.weight"]}'),
+        "model.path: {f} has files that cannot be read (AttributeError: ",
+    ),
+    "sizes that are no numbers": (
+        lambda f: edit(f / "text_encoder/config.json", hidden_size="32"),
+        "model.path: {f} has files that cannot be read (TypeError: ",
+    ),
     "a shard missing": (shards, "model.path: {f}/unet lacks two.safetensors"),
     "cut off": (
         lambda f: (f / UNET).write_bytes((f / UNET).read_bytes()[:-1]),
@@ -227,15 +236,60 @@ def test_a_tokenizer_that_ends_prompts_otherwise_is_refused(copy: Path) -> None:
 
 def test_a_tokenizer_that_is_nowhere_is_refused(copy: Path) -> None:
     shutil.rmtree(copy / "tokenizer_2")
-    assert refusal(copy).startswith(f"model.path: {copy / 'tokenizer_2'} is no tokenizer that can be loaded")
+    assert refusal(copy) == f"model.path: {copy / 'tokenizer_2'} is no folder; the tokenizer's files belong there"
+
+
+SCHEDULERS: dict[str, tuple[dict[str, object], str]] = {
+    "needs an extra": ({"use_beta_sigmas": True}, "cannot be loaded as EulerDiscreteScheduler (ImportError: "),
+    "flags that exclude each other": (
+        {"use_karras_sigmas": True, "use_exponential_sigmas": True},
+        "cannot be loaded as EulerDiscreteScheduler (ValueError: ",
+    ),
+    "an unknown option": ({"beta_schedule": "squared"}, "cannot be loaded as EulerDiscreteScheduler (NotImplemented"),
+    "a number that is none": ({"beta_start": "small"}, "cannot be loaded as EulerDiscreteScheduler (TypeError: "),
+    "no steps": ({"use_dynamic_shifting": True}, "has a config that unipc cannot use (ValueError: "),
+}
+
+
+@pytest.fixture
+def no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No weights are to be read."""
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("weights were read")
+
+    monkeypatch.setattr(checkpoint_module, "load_part", refuse)
+
+
+@pytest.mark.usefixtures("no_weights")
+@pytest.mark.parametrize("case", SCHEDULERS)
+def test_a_scheduler_that_cannot_be_made_is_refused_before_any_weights_are_read(
+    copy: Path, case: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scheduling_euler_discrete, "is_scipy_available", lambda: False)
+    changes, message = SCHEDULERS[case]
+    edit(copy / "scheduler/scheduler_config.json", **changes)
+    assert refusal(copy).startswith(f"model.path: {copy}/scheduler {message}")
+
+
+@pytest.mark.usefixtures("no_weights")
+@pytest.mark.parametrize(
+    ("index", "found"), [(["diffusers", "Foo"], "Foo"), (["diffusers", "UNet2DModel"], "UNet2DModel"), (7, "of no")]
+)
+def test_a_scheduler_of_an_unknown_class_is_refused(copy: Path, index: object, found: str) -> None:
+    edit(copy / "model_index.json", scheduler=index)
+    refused = refusal(copy)
+    assert refused.startswith(f"model.path: {copy}/scheduler is {found}")
+    assert refused.endswith("; name a scheduler of diffusers in model_index.json")
 
 
 def without(prefix: str) -> Callable[[Weights], object]:
     return lambda weights: [weights.pop(key) for key in list(weights) if key.startswith(prefix)]
 
 
-def inpainting(weights: Weights) -> None:
-    weights["model.diffusion_model.input_blocks.0.0.weight"] = torch.zeros(32, 9, 3, 3)
+def takes(channels: int) -> Callable[[Weights], object]:
+    first = {"model.diffusion_model.input_blocks.0.0.weight": torch.zeros(32, channels, 3, 3)}
+    return lambda weights: weights.update(first)
 
 
 def refiner(weights: Weights) -> None:
@@ -249,7 +303,9 @@ def lora(weights: Weights) -> None:
 
 
 FILES: dict[str, tuple[Callable[[Weights], object], str]] = {
-    "inpainting": (inpainting, "is an SDXL inpainting model, its UNet takes 9 channels"),
+    "inpainting": (takes(9), "is an SDXL inpainting model, its UNet takes 9 channels and returns 4; only whole"),
+    "edits pictures": (takes(8), "is no text-to-image model, its UNet takes 8 channels and returns 4; only whole"),
+    "depth": (takes(5), "is no text-to-image model, its UNet takes 5 channels and returns 4; only whole"),
     "refiner": (refiner, "is an SDXL refiner, it has no first text encoder"),
     "a LoRA": (lora, "is no SDXL checkpoint, but Stable Diffusion 1, a LoRA, or one model of several"),
     "no VAE": (without("first_stage_model."), "has no VAE; name one in model.vae_path"),
@@ -292,6 +348,28 @@ def test_a_pickle_is_refused_by_any_name(file: Path, configs: Path, tmp_path: Pa
     )
 
 
+@pytest.mark.parametrize(
+    ("start", "says"),
+    [
+        (b"\x80\x02}q\x00(X\x05\x00\x00\x00", "holds pickled weights"),
+        (b"\x80\x05\x95", "holds pickled weights"),
+        (b"PK\x03\x04", "holds pickled weights"),
+        (b"GGUF\x03\0\0\0{\0\0\0", "is a GGUF file"),
+        (b"\n <!DOCTYPE html>", "is a web page"),
+        # The first byte is the lowest of the header's length, and any.
+        *[(bytes([first, 2, 4, 0, 0, 0, 0, 0]) + b'{"a', "is no whole .safetensors file") for first in b"\x80<P\nG"],
+        (b"PK\x03\x04\0\0\0\0{", "is no whole .safetensors file"),
+        (b"\n<\4\0\0\0\0\0{", "is no whole .safetensors file"),
+        (b"\x80\x81", "is no whole .safetensors file"),
+        (b"", "is no whole .safetensors file"),
+    ],
+)
+def test_a_file_is_called_what_it_is(tmp_path: Path, start: bytes, says: str) -> None:
+    (tmp_path / "file").write_bytes(start)
+    with pytest.raises(CheckpointError, match=rf"^model\.vae_path: {tmp_path}/file {says}"):
+        read_header("vae_path", tmp_path / "file")
+
+
 LAYERS = {
     "text_encoder": "conditioner.embedders.0.transformer.text_model.encoder.layers.1.mlp.fc1.weight",
     "text_encoder_2": "conditioner.embedders.1.model.transformer.resblocks.1.mlp.c_fc.weight",
@@ -323,6 +401,43 @@ def test_a_file_that_is_not_what_its_configs_say_is_refused(
     assert fault in refused
 
 
+CONFIGS = "; its config comes from model.config_path"
+
+
+@pytest.mark.parametrize(
+    ("encoder", "prefix", "norm"),
+    [
+        ("first", "conditioner.embedders.0.transformer.", "text_model.final_layer_norm.bias"),
+        ("second", "conditioner.embedders.1.model.", "ln_final.bias"),
+    ],
+)
+def test_of_a_file_it_is_said_which_model_is_not_whole(
+    spoiled: Any, configs: Path, encoder: str, prefix: str, norm: str
+) -> None:
+    """And that its config may be wrong only where it may: the config does not make a file lack weights."""
+    path = spoiled(lambda weights: weights.pop(prefix + norm))
+    start = f"model.path: {path} ({encoder} text encoder) "
+    lacking = refusal(path, config_path=str(configs))
+    assert lacking.startswith(f"{start}lacks weights: ")
+    assert lacking.endswith("final_layer_norm.bias")
+    path = spoiled(extra_weights({f"{prefix}foo.weight": torch.ones(1)}))
+    unknown = refusal(path, config_path=str(configs))
+    assert unknown.startswith(f"{start}holds weights that its config has no place for: ")
+    assert unknown.endswith(f"foo.weight{CONFIGS}")
+
+
+@pytest.mark.parametrize(
+    ("config", "changes"),
+    [("vae", {"act_fn": "?"}), ("unet", {"down_block_types": ["?"]}), ("text_encoder_2", {"hidden_act": "?"})],
+)
+def test_a_config_that_no_model_can_be_made_from_is_refused(
+    file: Path, configs: Path, tmp_path: Path, config: str, changes: dict[str, object]
+) -> None:
+    others = Path(shutil.copytree(configs, tmp_path / "configs"))
+    edit(others / config / "config.json", **changes)
+    assert " cannot be loaded as " in refusal(file, config_path=str(others))
+
+
 def test_what_other_tools_leave_in_a_file_is_harmless(spoiled: Any, configs: Path) -> None:
     def act(weights: Weights) -> None:
         weights["first_stage_model.loss.logvar"] = torch.ones(())
@@ -346,6 +461,33 @@ def test_a_damaged_part_is_refused_by_its_setting(tiny_path: Path, tmp_path: Pat
     assert early_refusal(tiny_path, **{setting: str(part)}).startswith(f"model.{setting}: {part} is a git-lfs pointer")
     save_file({"lora": torch.ones(1)}, part)
     assert refusal(tiny_path, **{setting: str(part)}).startswith(f"model.{setting}: {part} lacks weights: ")
+
+
+@pytest.mark.parametrize(("setting", "own"), [("vae_path", "vae"), ("preview_path", PREVIEW_FOLDER)])
+def test_of_a_whole_checkpoint_it_is_said_which_folder_to_name(tiny_path: Path, setting: str, own: str) -> None:
+    assert early_refusal(tiny_path, **{setting: str(tiny_path)}) == (
+        f"model.{setting}: {tiny_path} is not a model's own folder, it has no config.json; name {tiny_path / own}"
+    )
+
+
+NOWHERE = ("~nobody-of-that-name/x", "n" * 300, f"{'n' * 300}/x", "file/below")
+
+
+@pytest.mark.parametrize("name", NOWHERE)
+@pytest.mark.parametrize("setting", ["path", "config_path", "vae_path", "preview_path"])
+def test_a_name_that_nothing_can_have_is_refused_by_its_setting(
+    file: Path, configs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, setting: str, name: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("file").touch()
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    settings = {"path": str(file), "config_path": str(configs), setting: name}
+    refused = refusal(**settings)
+    assert refused.startswith(f"model.{setting}: ")
+    assert name in refused
+    with contextlib.suppress(CheckpointError):
+        check_used(ModelConfig(**settings))
 
 
 @pytest.fixture

@@ -1,10 +1,12 @@
 """What a checkpoint says of how it is sampled, and what the settings say instead."""
 
+import json
 from typing import Any
 
 import pytest
 import torch
 from diffusers import (
+    DDIMScheduler,
     DPMSolverMultistepScheduler,
     EDMDPMSolverMultistepScheduler,
     EDMEulerScheduler,
@@ -21,7 +23,7 @@ from serve_app.recipe import SchedulerName
 from serve_app.replica.checkpoint import Checkpoint, load_checkpoint
 from serve_app.replica.loading import load
 from serve_app.replica.markers import marked
-from serve_app.replica.sampling import config_changes, default_scheduler, effective_config, fitting_schedulers
+from serve_app.replica.sampling import default_scheduler, effective_config, fitting_schedulers
 from serve_app.replica.schedulers import SCHEDULER_NAMES, make_scheduler
 from tests.conftest import BETAS, ZERO_SNR, WithScheduler
 
@@ -30,14 +32,25 @@ def loaded(**model: Any) -> Checkpoint:
     return load_checkpoint(ModelConfig(**model), torch.device("cpu"))
 
 
+V = {"prediction_type": "v_prediction"}
+
+
 @pytest.mark.parametrize(
     ("keys", "metadata", "says"),
     [
         ((), {}, {}),
-        (("v_pred",), {}, {"prediction_type": "v_prediction"}),
+        (("v_pred",), {}, V),
         (("v_pred", "ztsnr"), {}, ZERO_SNR),
-        ((), {"modelspec.prediction_type": "v"}, {"prediction_type": "v_prediction"}),
-        ((), {"modelspec.prediction_type": "epsilon"}, {}),
+        *[
+            ((), {"modelspec.prediction_type": word}, V)
+            for word in ("v", "V", "v_prediction", "v-prediction", "v_pred")
+        ],
+        *[((), {"modelspec.prediction_type": word}, {}) for word in ("epsilon", "eps", "Epsilon", "")],
+        ((), {"modelspec.prediction_type": "Flow"}, {"prediction_type": "Flow"}),
+        (("v_pred",), {"modelspec.prediction_type": "epsilon"}, V),
+        ((), {"ss_v_parameterization": "True"}, V),
+        ((), {"ss_v_parameterization": "False", "ss_zero_terminal_snr": "False"}, {}),
+        ((), {"ss_v_parameterization": "True", "ss_zero_terminal_snr": "True"}, ZERO_SNR),
         (("first_stage_model.v_pred",), {}, {}),
     ],
 )
@@ -62,7 +75,6 @@ def test_what_is_changed_reaches_every_scheduler(own: Any, name: SchedulerName) 
 
 def test_settings_come_before_what_the_checkpoint_says(with_scheduler: WithScheduler) -> None:
     path = with_scheduler(EulerDiscreteScheduler(**BETAS, **ZERO_SNR, timestep_spacing="leading"))
-    assert config_changes(path, ModelConfig(path=str(path))) == {}
     own, changed = (
         loaded(path=str(path), **settings).info.model_dump(exclude={"name", "revision", "hash"})
         for settings in ({}, {"rescale_betas_zero_snr": False, "timestep_spacing": "trailing"})
@@ -97,8 +109,15 @@ def test_the_advice_is_right_for_the_config() -> None:
     sde = DPMSolverMultistepScheduler(**BETAS, algorithm_type="sde-dpmsolver++", prediction_type="sample")
     config = effective_config(sde, {})
     others = "choose one of euler, dpmpp_2m, dpmpp_2m_karras, ddim, unipc$"
-    with pytest.raises(CheckpointError, match=rf"^model\.scheduler: .* is not supported; {others}"):
+    option = "DPMSolverMultistepScheduler with algorithm_type sde-dpmsolver[+]{2}"
+    with pytest.raises(CheckpointError, match=rf"^model\.scheduler: .* own {option} is not supported; {others}"):
         default_scheduler(sde, config, None)
+    third = DPMSolverMultistepScheduler(**BETAS, solver_order=3, use_karras_sigmas=True)
+    with pytest.raises(CheckpointError, match=r" own DPMSolverMultistepScheduler with solver_order 3 is not supported"):
+        default_scheduler(third, effective_config(third, {}), None)
+    pndm = PNDMScheduler(**BETAS)
+    with pytest.raises(CheckpointError, match=r" own PNDMScheduler is not supported; choose one of euler, "):
+        default_scheduler(pndm, effective_config(pndm, {}), None)
     with pytest.raises(CheckpointError, match=rf"^model\.scheduler: euler_a cannot sample this checkpoint; {others}"):
         default_scheduler(sde, config, "euler_a")
     assert default_scheduler(sde, config, "unipc") == "unipc"
@@ -119,6 +138,36 @@ def test_the_advice_is_right_for_the_config() -> None:
 def test_a_config_that_cannot_be_meant_is_refused(own: dict[str, str], changes: dict[str, Any], message: str) -> None:
     with pytest.raises(CheckpointError, match=message):
         effective_config(EulerDiscreteScheduler(**BETAS, **own), changes)
+
+
+@pytest.mark.parametrize("settings", [{}, {"prediction_type": "epsilon"}])
+def test_zero_snr_that_a_file_asks_for_is_refused_as_the_files(settings: dict[str, Any]) -> None:
+    markers = {"rescale_betas_zero_snr": True, **(V if settings else {})}
+    own = EulerDiscreteScheduler(**BETAS)
+    with pytest.raises(
+        CheckpointError,
+        match=r"^model\.rescale_betas_zero_snr: the file asks for it \(`ztsnr` or .*, or this to false$",
+    ):
+        effective_config(own, settings, markers)
+    assert not effective_config(own, {**settings, "rescale_betas_zero_snr": False}, markers)["rescale_betas_zero_snr"]
+
+
+def test_a_prediction_that_only_a_file_knows_is_refused_unless_a_setting_says_another() -> None:
+    own, markers = EulerDiscreteScheduler(**BETAS), marked([], {"modelspec.prediction_type": "flow"})
+    with pytest.raises(CheckpointError, match=r"^model\.prediction_type: .* own flow is not supported; choose one of"):
+        effective_config(own, {}, markers)
+    assert effective_config(own, V, markers)["prediction_type"] == "v_prediction"
+
+
+def test_what_a_config_leaves_to_its_scheduler_is_not_said(with_scheduler: WithScheduler) -> None:
+    """Its class may have another default than the class that a request names."""
+    path = with_scheduler(DDIMScheduler())
+    (path / "scheduler/scheduler_config.json").write_text(json.dumps({**BETAS, "_class_name": "DDIMScheduler"}))
+    checkpoint = loaded(path=str(path), rescale_betas_zero_snr=False)
+    says = {"prediction_type": None, "timestep_spacing": None, "rescale_betas_zero_snr": False}
+    assert checkpoint.info.model_dump(include={*says}) == says
+    assert make_scheduler("euler", checkpoint.scheduler_config).config.timestep_spacing == "linspace"
+    assert make_scheduler("ddim", checkpoint.scheduler_config).config.timestep_spacing == "leading"
 
 
 def test_schedulers_that_cannot_sample_a_config_are_not_offered() -> None:

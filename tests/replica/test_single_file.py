@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from serve_app.config import ModelConfig
 from serve_app.errors import CheckpointError
+from serve_app.replica import sources
 from serve_app.replica.checkpoint import Checkpoint, load_checkpoint
 from tests.conftest import MakeEngine, make_slot
 from tests.replica.conftest import MODELS
@@ -63,16 +64,18 @@ def test_a_half_precision_file_is_the_half_precision_folder(
     assert_same_weights(loaded, load_checkpoint(ModelConfig(path=str(folder), dtype=dtype), CPU))
 
 
-def test_it_is_known_by_the_files_own_name_and_hash(file: Path, configs: Path) -> None:
-    info = load_checkpoint(ModelConfig(path=str(file), config_path=str(configs)), CPU).info
+def test_it_is_known_by_the_files_own_name_and_hash(file: Path, configs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sources, "fetch_configs", lambda _: configs)
+    info = load_checkpoint(ModelConfig(path=str(file)), CPU).info
     assert info.name == "fine-tune_v1.0"
     assert info.hash == hashlib.sha256(file.read_bytes()).hexdigest()[:10]
 
 
-def test_another_vae_makes_it_another_hash(file: Path, configs: Path, folder: Path) -> None:
-    info = load_checkpoint(
-        ModelConfig(path=str(file), config_path=str(configs), vae_path=str(folder / "vae")), CPU
-    ).info
+def test_another_vae_makes_it_another_hash(
+    file: Path, configs: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sources, "fetch_configs", lambda _: configs)
+    info = load_checkpoint(ModelConfig(path=str(file), vae_path=str(folder / "vae")), CPU).info
     assert info.hash != hashlib.sha256(file.read_bytes()).hexdigest()[:10]
 
 
@@ -110,7 +113,10 @@ def test_a_file_is_sampled_as_its_markers_say(
     assert load_checkpoint(marked.model_copy(update=corrected), CPU).info.model_dump(include={*said}) == corrected
 
 
-def test_an_edm_model_is_refused_before_it_is_loaded(file: Path, tmp_path: Path, lookups: list[object]) -> None:
-    with pytest.raises(CheckpointError, match=r"model\.path: .*edm_vpred\.sigma_max"):
-        load_checkpoint(with_markers(file, tmp_path, "edm_vpred.sigma_max", "edm_vpred.sigma_min"), CPU)
+@pytest.mark.parametrize("markers", [("edm_vpred.sigma_max", "edm_vpred.sigma_min"), ("edm_mean", "edm_std")])
+def test_an_edm_model_is_refused_before_it_is_loaded(
+    file: Path, tmp_path: Path, lookups: list[object], markers: tuple[str, str]
+) -> None:
+    with pytest.raises(CheckpointError, match=rf"^model\.path: .*{markers[0]}"):
+        load_checkpoint(with_markers(file, tmp_path, *markers), CPU)
     assert lookups == [], "its configs would have come from the hub"
