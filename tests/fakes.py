@@ -1,4 +1,4 @@
-"""A fleet without replicas, for the fan-out and the routes above it."""
+"""A pool without replicas, for the fan-out and the routes above it."""
 
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass, field
@@ -6,8 +6,8 @@ from typing import Any, get_args
 
 import numpy as np
 
-from serve_app.fanout.fleet import Fleet, FleetStatus
 from serve_app.fanout.peers import Peers
+from serve_app.fanout.pool import Pool, PoolStatus
 from serve_app.messages import Painted, Preview, Progress, ReplicaStatus, Slot, SlotEvent, Work
 from serve_app.metrics import IngressMetrics
 from serve_app.recipe import SchedulerName
@@ -52,11 +52,11 @@ async def nothing_special(slot: Slot) -> None: ...
 
 
 @dataclass
-class FakeFleet(Fleet):
+class FakePool(Pool):
     """Paints at once. `before` runs in each slot's call and may wait or raise; `open` are the slots being painted."""
 
     before: Callable[[Slot], Awaitable[None]] = nothing_special
-    status: FleetStatus = field(default_factory=lambda: FleetStatus((REPLICA, REPLICA), images_per_second=1.0))
+    status: PoolStatus = field(default_factory=lambda: PoolStatus((REPLICA, REPLICA), images_per_second=1.0))
     unseen: str = ""
     open: set[int] = field(default_factory=set)
     slots: list[Slot] = field(default_factory=list)

@@ -1,4 +1,4 @@
-"""The calls a fleet has made and which of them it still waits for."""
+"""The calls a pool has made and which of them it still waits for."""
 
 import uuid
 from collections.abc import Iterator

@@ -12,13 +12,13 @@ from serve_app import __version__
 from serve_app.background import background
 from serve_app.config import AppArgs
 from serve_app.errors import DeadlineExceeded, GenerationFailed, InternalError, InvalidRequest, NotFound, ServiceError
-from serve_app.fanout.batch import Batch, Paint
-from serve_app.fanout.fleet import Fleet
-from serve_app.fanout.line import Line
+from serve_app.fanout.admission import Admission
+from serve_app.fanout.generation import Generation, Paint
+from serve_app.fanout.generations import Generations
 from serve_app.fanout.peers import Peers
 from serve_app.fanout.plan import seeds_of, slots_of
+from serve_app.fanout.pool import Pool
 from serve_app.fanout.prompt_syntax import syntax_warning
-from serve_app.fanout.running import Running
 from serve_app.imaging import Pixels, contact_sheet, encode_sheet
 from serve_app.messages import ReplicaStatus, Slot
 from serve_app.metrics import IngressMetrics
@@ -65,55 +65,55 @@ class _Plan:
 
 
 class FanOut:
-    """Answers requests with the pictures of a fleet of replicas."""
+    """Answers requests with the pictures of a pool of replicas."""
 
-    def __init__(self, fleet: Fleet, peers: Peers, args: AppArgs, metrics: IngressMetrics) -> None:
-        self._fleet = fleet
+    def __init__(self, pool: Pool, peers: Peers, args: AppArgs, metrics: IngressMetrics) -> None:
+        self._pool = pool
         self._peers = peers
         self._args = args
         self._metrics = metrics
-        self._line = Line(args.admission.max_waiting_images)
-        self._requests = Running()
+        self._admission = Admission(args.admission.max_waiting_images)
+        self._requests = Generations()
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Keep an eye on the replicas for as long as the context is open."""
-        async with background(self._fleet.keep_polling()):
+        async with background(self._pool.keep_polling()):
             yield
 
     def model(self) -> ModelInfo:
         """Return which weights are served. Raises NotReady."""
-        return self._fleet.replica.model
+        return self._pool.replica.model
 
     def health(self) -> Health:
-        ready = self._fleet.status.ready
+        ready = self._pool.status.ready
         return Health(status="ready" if ready else "starting", replicas=self._replicas(), version=__version__)
 
     def status(self) -> ServiceStatus:
-        fleet = self._fleet.status
+        pool = self._pool.status
         return ServiceStatus(
             replicas=self._replicas(),
-            images_in_flight=fleet.active,
-            images_waiting=max(fleet.waiting, self._line.waiting(fleet.capacity)),
-            images_per_second=round(fleet.images_per_second, 3),
+            images_in_flight=pool.active,
+            images_waiting=max(pool.waiting, self._admission.waiting(pool.capacity)),
+            images_per_second=round(pool.images_per_second, 3),
         )
 
     async def generate(self, request: GenerateRequest) -> BatchResult:
         """Paint all images and return them together. Raises ServiceError where there is none."""
         plan = self._plan(request.model_copy(update={"preview_steps": []}))
-        with self._admitted(plan) as batch:
-            async with self._painting(plan, batch, self._fleet.paint) as unread:
-                async for _ in self._followed(plan, batch):
+        with self._admitted(plan) as generation:
+            async with self._painting(plan, generation, self._pool.paint) as unread:
+                async for _ in self._followed(plan, generation):
                     pass
                 unread_warnings = await unread
-            grid, grid_warnings = await self._grid(plan, batch)
+            grid, grid_warnings = await self._grid(plan, generation)
         return BatchResult(
             id=plan.id,
             created=int(time.time()),
             parameters=plan.parameters,
-            images=[batch.images[slot.index] for slot in plan.slots],
+            images=[generation.images[slot.index] for slot in plan.slots],
             grid=grid,
-            timings=_timings(plan, batch),
+            timings=_timings(plan, generation),
             warnings=[*plan.warnings, *unread_warnings, *grid_warnings],
         )
 
@@ -124,8 +124,8 @@ class FanOut:
         Whatever refuses it raises ServiceError on the way in.
         """
         plan = self._plan(request)
-        with self._admitted(plan) as batch:
-            async with aclosing(self._events(plan, batch)) as events:
+        with self._admitted(plan) as generation:
+            async with aclosing(self._events(plan, generation)) as events:
                 yield events
 
     async def cancel(self, id: str, index: int | None = None) -> Cancelled:
@@ -142,20 +142,20 @@ class FanOut:
         """Cancel as `cancel` does, if this ingress replica holds the request; return what is cancelled, if anything."""
         return self._requests.cancel(id, index)
 
-    async def _events(self, plan: _Plan, batch: Batch) -> AsyncGenerator[Event]:
+    async def _events(self, plan: _Plan, generation: Generation) -> AsyncGenerator[Event]:
         try:
-            async with self._painting(plan, batch, self._fleet.watch) as unread:
+            async with self._painting(plan, generation, self._pool.watch) as unread:
                 seeds = [slot.seed for slot in plan.slots]
                 yield StartEvent(
                     id=plan.id, seeds=seeds, parameters=plan.parameters, warnings=[*plan.warnings, *await unread]
                 )
-                async with aclosing(self._followed(plan, batch)) as events:
+                async with aclosing(self._followed(plan, generation)) as events:
                     async for event in self._first_preview_timed(plan, events):
                         yield event
-            grid, grid_warnings = await self._grid(plan, batch)
+            grid, grid_warnings = await self._grid(plan, generation)
             if grid:
                 yield GridEvent(**dict(grid))
-            yield CompletedEvent(id=plan.id, timings=_timings(plan, batch), warnings=grid_warnings)
+            yield CompletedEvent(id=plan.id, timings=_timings(plan, generation), warnings=grid_warnings)
         except ServiceError as error:
             yield ErrorEvent(error=Problem(type=error.type, message=error.message, param=error.param))
         except Exception:
@@ -164,7 +164,7 @@ class FanOut:
 
     def _plan(self, request: GenerateRequest) -> _Plan:
         started = time.monotonic()
-        replica = self._fleet.replica
+        replica = self._pool.replica
         slots = slots_of(request, seeds_of(request), replica.scheduler)
         recipe, output = slots[0].recipe, slots[0].output
         if recipe.scheduler not in replica.schedulers:
@@ -201,54 +201,54 @@ class FanOut:
         return warnings
 
     @contextmanager
-    def _admitted(self, plan: _Plan) -> Iterator[Batch]:
+    def _admitted(self, plan: _Plan) -> Iterator[Generation]:
         """Put the request's images in line for as long as the context is open. Raises TooManyWaiting."""
-        fleet = self._fleet.status
-        self._line.admit(len(plan.slots), fleet.capacity, fleet.images_per_second)
-        batch = Batch(
-            plan.slots, self._line, lambda: self._fleet.status.capacity, plan.started, self._metrics.repainted
+        pool = self._pool.status
+        self._admission.admit(len(plan.slots), pool.capacity, pool.images_per_second)
+        generation = Generation(
+            plan.slots, self._admission, lambda: self._pool.status.capacity, plan.started, self._metrics.repainted
         )
         try:
-            with batch.in_line(), self._requests.holding(plan.id, batch):
-                self._metrics.waiting(self._line.waiting(fleet.capacity))
-                yield batch
+            with generation.in_line(), self._requests.holding(plan.id, generation):
+                self._metrics.waiting(self._admission.waiting(pool.capacity))
+                yield generation
         finally:
-            self._metrics.waiting(self._line.waiting(self._fleet.status.capacity))
+            self._metrics.waiting(self._admission.waiting(self._pool.status.capacity))
             for slot in plan.slots:
-                image = batch.images.get(slot.index)
+                image = generation.images.get(slot.index)
                 self._metrics.ended(image.status if image else "cancelled")
 
     @asynccontextmanager
-    async def _painting(self, plan: _Plan, batch: Batch, paint: Paint) -> AsyncIterator[Awaitable[list[str]]]:
+    async def _painting(self, plan: _Plan, generation: Generation, paint: Paint) -> AsyncIterator[Awaitable[list[str]]]:
         """Paint for as long as the context is open; give warnings of what the model does not read, to await.
 
         They are found out while it paints.
         """
-        async with background(self._unread(plan.parameters)) as unread, batch.painting(paint):
+        async with background(self._unread(plan.parameters)) as unread, generation.painting(paint):
             yield unread
 
     async def _unread(self, asked: Parameters) -> list[str]:
         try:
-            ends = await asyncio.gather(self._fleet.cut_off(asked.prompt), self._fleet.cut_off(asked.negative_prompt))
+            ends = await asyncio.gather(self._pool.cut_off(asked.prompt), self._pool.cut_off(asked.negative_prompt))
         except Exception:
             logger.exception("could not ask the replicas what they read of a prompt")  # which takes no picture with it
             return []
         unseen = zip(("prompt", "negative_prompt"), ends, strict=True)
         return [f"{name} is longer than the model can read; it does not see: {end}" for name, end in unseen if end]
 
-    async def _followed(self, plan: _Plan, batch: Batch) -> AsyncGenerator[Event]:
+    async def _followed(self, plan: _Plan, generation: Generation) -> AsyncGenerator[Event]:
         """Yield what happens to the images.
 
         Raises ServiceError once all have ended without a single picture, unless all were cancelled.
         """
-        async for event in batch.events(plan.deadline):
+        async for event in generation.events(plan.deadline):
             yield event
         failures = [
             image
-            for image in batch.images.values()
-            if isinstance(image, NoPicture) and image.index not in batch.cancelled
+            for image in generation.images.values()
+            if isinstance(image, NoPicture) and image.index not in generation.cancelled
         ]
-        if not failures or len(failures) + len(batch.cancelled) < len(plan.slots):
+        if not failures or len(failures) + len(generation.cancelled) < len(plan.slots):
             return
         if any(failure.error.type == DeadlineExceeded.type for failure in failures):
             raise DeadlineExceeded(
@@ -265,19 +265,19 @@ class FanOut:
                 self._metrics.first_preview(time.monotonic() - plan.started)
             yield event
 
-    async def _grid(self, plan: _Plan, batch: Batch) -> tuple[Grid | None, list[str]]:
+    async def _grid(self, plan: _Plan, generation: Generation) -> tuple[Grid | None, list[str]]:
         """Return the contact sheet if one is wanted and has a picture on it, and what a person should know of it."""
-        if not (plan.wants_grid and batch.pixels):
+        if not (plan.wants_grid and generation.pixels):
             return None, []
-        cells = await asyncio.gather(*[self._fleet.pixels(batch.pixels.get(slot.index)) for slot in plan.slots])
-        lost = [i for i in sorted(batch.pixels) if cells[i] is None]
+        cells = await asyncio.gather(*[self._pool.pixels(generation.pixels.get(slot.index)) for slot in plan.slots])
+        lost = [i for i in sorted(generation.pixels) if cells[i] is None]
         warnings = [
             f"the grid lacks image {i}: the replica that painted it is gone; the image itself is complete" for i in lost
         ]
         return await asyncio.to_thread(_sheet, cells, plan.parameters), warnings
 
     def _replicas(self) -> ReplicaCount:
-        return ReplicaCount(ready=self._fleet.status.ready, target=self._args.num_replicas)
+        return ReplicaCount(ready=self._pool.status.ready, target=self._args.num_replicas)
 
 
 def _sheet(cells: Sequence[Pixels | None], parameters: Parameters) -> Grid:
@@ -291,5 +291,5 @@ def _sheet(cells: Sequence[Pixels | None], parameters: Parameters) -> Grid:
     )
 
 
-def _timings(plan: _Plan, batch: Batch) -> Timings:
-    return batch.timings.model_copy(update={"total": time.monotonic() - plan.started})
+def _timings(plan: _Plan, generation: Generation) -> Timings:
+    return generation.timings.model_copy(update={"total": time.monotonic() - plan.started})

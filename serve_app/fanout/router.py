@@ -67,7 +67,7 @@ class SpreadRouter(FIFOMixin, RequestRouter):
     ) -> Sequence[list[RunningReplica]]:
         if not candidate_replicas or pending_request is None:
             return [[replica] for replica in candidate_replicas]
-        # Without it a fleet with no room left makes Serve ask again in a busy loop.
+        # Without it a pool with no room left makes Serve ask again in a busy loop.
         pending_request.routing_context.should_backoff = True
         looking = self._routed_by.get(_current_task())
         if looking is None or looking.call is not pending_request:

@@ -6,8 +6,8 @@ from ray.serve.handle import DeploymentHandle
 
 from serve_app.config import AppArgs
 from serve_app.fanout.fanout import FanOut
-from serve_app.fanout.fleet import Fleet
 from serve_app.fanout.peers import Peers
+from serve_app.fanout.pool import Pool
 from serve_app.ingress.api import create_api
 from serve_app.metrics import IngressMetrics
 
@@ -17,7 +17,7 @@ class Ingress:
 
     def __init__(self, args: AppArgs, replicas: DeploymentHandle) -> None:
         self._args = args
-        self._service = FanOut(Fleet(replicas), Peers(), args, IngressMetrics())
+        self._service = FanOut(Pool(replicas), Peers(), args, IngressMetrics())
 
     async def cancel(self, id: str, index: int | None) -> list[int]:
         """Cancel what this replica holds of a request; for its peers, which may have got the call instead."""

@@ -10,8 +10,8 @@ from diffusers import StableDiffusionXLPipeline
 
 from serve_app.recipe import Recipe
 from serve_app.replica.attention import prompt_context
+from serve_app.replica.cuda_graphs import with_cuda_graphs
 from serve_app.replica.device import to_device
-from serve_app.replica.recordings import recorded
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,7 @@ class PromptEncoder:
         self._pipe = pipe
         self._device = device
         self._tokenizers = [tokenizer for tokenizer in (pipe.tokenizer, pipe.tokenizer_2) if tokenizer is not None]
-        self._encoders = recorded(TextEncoders(pipe, device), device)
+        self._encoders = with_cuda_graphs(TextEncoders(pipe, device), device)
         self._cache_size = cache_size
         self._cache: OrderedDict[str | None, PromptEmbedding] = OrderedDict()
 

@@ -7,8 +7,8 @@ from diffusers import UNet2DConditionModel
 
 from serve_app.config import Compile
 from serve_app.replica.attention import blocks
+from serve_app.replica.cuda_graphs import with_cuda_graphs
 from serve_app.replica.programs import BY_RULE, AsItIs, Compiled, Program
-from serve_app.replica.recordings import recorded
 
 _MOST_COMPILATIONS = 64
 
@@ -35,7 +35,7 @@ def make_program(unet: UNet2DConditionModel, mode: Compile) -> Program[torch.Ten
             program = _CompiledBlocks(unet)
         case "full":
             program = Compiled(_predict, unet, {"conv_1x1_as_mm": True})
-    return recorded(program, unet.device)
+    return with_cuda_graphs(program, unet.device)
 
 
 def as_it_is(unet: UNet2DConditionModel) -> AsItIs:

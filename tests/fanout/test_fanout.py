@@ -1,4 +1,4 @@
-"""What does not wait for what, over a fleet that paints when it is told to."""
+"""What does not wait for what, over a pool that paints when it is told to."""
 
 import asyncio
 from dataclasses import dataclass, field
@@ -9,13 +9,13 @@ from serve_app.config import AppArgs
 from serve_app.fanout.fanout import FanOut
 from serve_app.messages import Slot
 from serve_app.schemas import GenerateRequest, StartEvent
-from tests.fakes import FakeFleet, Metrics, NoPeers
+from tests.fakes import FakePool, Metrics, NoPeers
 
 REQUEST = GenerateRequest(prompt="a cat and a dog", num_images=2, seed=0, preview_steps=[])
 
 
 @dataclass
-class SlowReaders(FakeFleet):
+class SlowReaders(FakePool):
     """Knows what the model does not see of a prompt only once all slots are being painted."""
 
     painting: asyncio.Event = field(default_factory=asyncio.Event)
@@ -30,9 +30,9 @@ class SlowReaders(FakeFleet):
 
 
 def fan_out() -> FanOut:
-    fleet = SlowReaders()
-    fleet.before = fleet.paint_begins
-    return FanOut(fleet, NoPeers(), AppArgs(), Metrics())
+    pool = SlowReaders()
+    pool.before = pool.paint_begins
+    return FanOut(pool, NoPeers(), AppArgs(), Metrics())
 
 
 WARNING = "prompt is longer than the model can read; it does not see: dog"
@@ -53,7 +53,7 @@ async def test_a_stream_is_painted_before_it_can_say_so() -> None:
     assert events[0].warnings == [WARNING]
 
 
-class Speechless(FakeFleet):
+class Speechless(FakePool):
     async def cut_off(self, prompt: str) -> str:
         raise RuntimeError("not one of the errors that are expected")
 

@@ -23,6 +23,7 @@ from serve_app.config import Compile, EngineConfig, ModelConfig, PreviewConfig
 from serve_app.messages import Painted, Preview, Slot
 from serve_app.recipe import SchedulerName
 from serve_app.replica.checkpoint import Checkpoint, load_checkpoint
+from serve_app.replica.cuda_graphs import with_cuda_graphs
 from serve_app.replica.decode import Decoder
 from serve_app.replica.denoise import Denoiser
 from serve_app.replica.engine import Engine
@@ -31,7 +32,6 @@ from serve_app.replica.previews import PreviewDecoder
 from serve_app.replica.programs import AsItIs, Compiled
 from serve_app.replica.prompts import PromptEncoder, TextEncoders
 from serve_app.replica.quantize import to_fp8
-from serve_app.replica.recordings import recorded
 from serve_app.replica.trajectory import Trajectory
 from serve_app.replica.unet import as_it_is, make_program
 from tests.conftest import Collector, Watch, make_slot
@@ -102,7 +102,7 @@ def test_a_recording_gives_what_the_unet_gives_warmed_up_or_not(painter: Checkpo
 
 @torch.inference_mode()
 def test_a_recording_serves_inputs_of_its_own_shapes_alone() -> None:
-    program, sample = recorded(AsItIs(weighted, nn.Identity()), GPU), torch.ones(2, 8, device=GPU)
+    program, sample = with_cuda_graphs(AsItIs(weighted, nn.Identity()), GPU), torch.ones(2, 8, device=GPU)
     for _ in range(3):
         for length in (77, 154):
             context = torch.full((2, length), float(length), device=GPU)

@@ -1,4 +1,4 @@
-"""The routes over a fan-out whose fleet is a fake: everything HTTP, nothing of Ray's cluster."""
+"""The routes over a fan-out whose pool is a fake: everything HTTP, nothing of Ray's cluster."""
 
 import json
 from collections.abc import Iterator
@@ -10,15 +10,15 @@ from starlette.testclient import TestClient
 from serve_app.config import AdmissionConfig, AppArgs, LimitsConfig
 from serve_app.fanout.fanout import FanOut
 from serve_app.ingress.api import create_api
-from tests.fakes import FakeFleet, Metrics, NoPeers
+from tests.fakes import FakePool, Metrics, NoPeers
 
 LIMITS = LimitsConfig(max_images=9, max_steps=50, max_body_bytes=60_000)
 ARGS = AppArgs(limits=LIMITS, admission=AdmissionConfig(max_waiting_images=9))
 
 
 @pytest.fixture
-def fleet() -> FakeFleet:
-    return FakeFleet()
+def pool() -> FakePool:
+    return FakePool()
 
 
 @pytest.fixture
@@ -27,8 +27,8 @@ def metrics() -> Metrics:
 
 
 @pytest.fixture
-def client(fleet: FakeFleet, metrics: Metrics) -> Iterator[TestClient]:
-    with TestClient(create_api(FanOut(fleet, NoPeers(), ARGS, metrics), ARGS), raise_server_exceptions=False) as client:
+def client(pool: FakePool, metrics: Metrics) -> Iterator[TestClient]:
+    with TestClient(create_api(FanOut(pool, NoPeers(), ARGS, metrics), ARGS), raise_server_exceptions=False) as client:
         yield client
 
 

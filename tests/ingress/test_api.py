@@ -1,4 +1,4 @@
-"""The routes over a fan-out whose fleet is a fake: everything HTTP, nothing of Ray's cluster."""
+"""The routes over a fan-out whose pool is a fake: everything HTTP, nothing of Ray's cluster."""
 
 import asyncio
 import base64
@@ -15,11 +15,11 @@ from serve_app import __version__
 from serve_app.config import ModelConfig
 from serve_app.errors import SlotFailed
 from serve_app.fanout.fanout import FanOut
-from serve_app.fanout.fleet import FleetStatus
+from serve_app.fanout.pool import PoolStatus
 from serve_app.ingress.api import create_api
 from serve_app.messages import Slot
 from serve_app.schemas import GenerateRequest, TimestepSpacing, sheet_cells
-from tests.fakes import REPLICA, FakeFleet, Metrics, NoPeers
+from tests.fakes import REPLICA, FakePool, Metrics, NoPeers
 from tests.ingress.conftest import ARGS, events_of
 
 
@@ -58,9 +58,9 @@ def test_generate_returns_all_images_in_order(client: TestClient) -> None:
     assert answer["warnings"] == []
 
 
-def test_generate_asks_for_no_previews(client: TestClient, fleet: FakeFleet) -> None:
+def test_generate_asks_for_no_previews(client: TestClient, pool: FakePool) -> None:
     client.post("/generate", json={"prompt": "a", "preview_every": 1})
-    assert {slot.preview_steps for slot in fleet.slots} == {frozenset()}
+    assert {slot.preview_steps for slot in pool.slots} == {frozenset()}
 
 
 def test_four_images_where_nothing_is_said(client: TestClient) -> None:
@@ -81,12 +81,12 @@ def test_the_grid_holds_the_pictures_untouched(client: TestClient, count: int, c
         assert (cell == (index if index < count else 128)).all()
 
 
-def test_a_failed_cell_is_grey(client: TestClient, fleet: FakeFleet) -> None:
+def test_a_failed_cell_is_grey(client: TestClient, pool: FakePool) -> None:
     async def second_fails(slot: Slot) -> None:
         if slot.index == 1:
             raise SlotFailed("out_of_memory", "no room")
 
-    fleet.before = second_fails
+    pool.before = second_fails
     answer = client.post(
         "/generate", json={"prompt": "a", "seed": 0, "num_images": 2, "width": 64, "height": 64, "grid": True}
     ).json()
@@ -102,15 +102,15 @@ def test_a_failed_cell_is_grey(client: TestClient, fleet: FakeFleet) -> None:
 
 
 def test_pixels_that_were_lost_leave_a_grey_cell_and_a_warning(
-    client: TestClient, fleet: FakeFleet, monkeypatch: pytest.MonkeyPatch
+    client: TestClient, pool: FakePool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    kept = fleet.pixels
+    kept = pool.pixels
 
     async def first_lost(ref: Any) -> Any:
         pixels = await kept(ref)
         return None if pixels is None or (pixels == 0).all() else pixels
 
-    monkeypatch.setattr(fleet, "pixels", first_lost)
+    monkeypatch.setattr(pool, "pixels", first_lost)
     body = {"prompt": "a", "num_images": 2, "width": 64, "height": 64, "grid": True}
     answer, events = client.post("/generate", json=body).json(), events_of(client.post("/stream", json=body))
     assert [image["status"] for image in answer["images"]] == ["succeeded"] * 2
@@ -122,33 +122,33 @@ def test_pixels_that_were_lost_leave_a_grey_cell_and_a_warning(
     assert (pixels[:, 64:] == 1).all()
 
 
-def test_images_are_counted_by_outcome(client: TestClient, fleet: FakeFleet, metrics: Metrics) -> None:
+def test_images_are_counted_by_outcome(client: TestClient, pool: FakePool, metrics: Metrics) -> None:
     async def second_fails(slot: Slot) -> None:
         if slot.index == 1:
             raise SlotFailed("out_of_memory", "no room")
 
-    fleet.before = second_fails
-    fleet.status = FleetStatus((REPLICA,))
+    pool.before = second_fails
+    pool.status = PoolStatus((REPLICA,))
     client.post("/generate", json={"prompt": "a", "num_images": 6})
     assert sorted(metrics.outcomes) == ["failed"] + ["succeeded"] * 5
     assert metrics.most_waiting == 2
 
 
 async def test_a_stream_nobody_reads_gives_its_places_back_and_counts_as_cancelled(
-    fleet: FakeFleet, metrics: Metrics
+    pool: FakePool, metrics: Metrics
 ) -> None:
-    service = FanOut(fleet, NoPeers(), ARGS, metrics)
+    service = FanOut(pool, NoPeers(), ARGS, metrics)
     async with service.stream(GenerateRequest(prompt="a", num_images=3)):
-        assert service._line.waiting(0) == 3
-    assert service._line.waiting(0) == 0
+        assert service._admission.waiting(0) == 3
+    assert service._admission.waiting(0) == 0
     assert metrics.outcomes == ["cancelled"] * 3
 
 
-def test_all_failed_is_a_500(client: TestClient, fleet: FakeFleet) -> None:
+def test_all_failed_is_a_500(client: TestClient, pool: FakePool) -> None:
     async def fail(slot: Slot) -> None:
         raise SlotFailed("out_of_memory", "no room")
 
-    fleet.before = fail
+    pool.before = fail
     response = client.post("/generate", json={"prompt": "a"})
     assert response.status_code == 500
     assert response.json() == {
@@ -199,8 +199,8 @@ def test_stream_tells_the_whole_story(client: TestClient, metrics: Metrics) -> N
     assert len(metrics.first_previews) == 1
 
 
-def test_busy_service_tells_the_place_in_line(client: TestClient, fleet: FakeFleet) -> None:
-    fleet.status = FleetStatus((REPLICA,))
+def test_busy_service_tells_the_place_in_line(client: TestClient, pool: FakePool) -> None:
+    pool.status = PoolStatus((REPLICA,))
     events = events_of(client.post("/stream", json={"prompt": "a", "num_images": 6}))
     queued = [(e["index"], e["position"]) for e in events if e["type"] == "queued"]
     assert queued[:2] == [(4, 1), (5, 2)]
@@ -232,8 +232,8 @@ def test_warnings_say_what_a_person_should_know(
         assert start["warnings"][0].startswith(warning)
 
 
-def test_a_prompt_that_is_cut_off_is_a_warning(client: TestClient, fleet: FakeFleet) -> None:
-    fleet.unseen = "and a dog"
+def test_a_prompt_that_is_cut_off_is_a_warning(client: TestClient, pool: FakePool) -> None:
+    pool.unseen = "and a dog"
     assert (
         "it does not see: and a dog"
         in client.post("/generate", json={"prompt": "a cat and a dog"}).json()["warnings"][0]
@@ -251,10 +251,10 @@ def test_a_prompt_that_is_cut_off_is_a_warning(client: TestClient, fleet: FakeFl
     ],
 )
 def test_few_steps_that_a_distilled_model_is_not_made_for_are_a_warning(
-    client: TestClient, fleet: FakeFleet, spacing: TimestepSpacing | None, change: dict[str, Any], warns: bool
+    client: TestClient, pool: FakePool, spacing: TimestepSpacing | None, change: dict[str, Any], warns: bool
 ) -> None:
     model = REPLICA.model.model_copy(update={"timestep_spacing": spacing})
-    fleet.status = FleetStatus((replace(REPLICA, model=model),))
+    pool.status = PoolStatus((replace(REPLICA, model=model),))
     answer = client.post("/generate", json={"prompt": "a", "num_images": 1, **change}).json()
     assert bool(answer["warnings"]) == warns
     assert not warns or "model.timestep_spacing: trailing" in answer["warnings"][0]
@@ -262,8 +262,8 @@ def test_few_steps_that_a_distilled_model_is_not_made_for_are_a_warning(
 
 
 @pytest.mark.parametrize("route", ["/generate", "/stream"])
-def test_a_scheduler_that_cannot_sample_the_model_is_refused(client: TestClient, fleet: FakeFleet, route: str) -> None:
-    fleet.status = FleetStatus((replace(REPLICA, schedulers=("euler", "ddim")),))
+def test_a_scheduler_that_cannot_sample_the_model_is_refused(client: TestClient, pool: FakePool, route: str) -> None:
+    pool.status = PoolStatus((replace(REPLICA, schedulers=("euler", "ddim")),))
     refused = client.post(route, json={"prompt": "a", "scheduler": "euler_a"})
     assert refused.status_code == 422
     message = "scheduler: euler_a cannot sample the served model; choose one of euler, ddim"
@@ -272,61 +272,61 @@ def test_a_scheduler_that_cannot_sample_the_model_is_refused(client: TestClient,
 
 
 @pytest.mark.parametrize("route", ["/generate", "/stream"])
-def test_without_a_replica_it_is_a_503(client: TestClient, fleet: FakeFleet, route: str) -> None:
-    fleet.status = FleetStatus()
+def test_without_a_replica_it_is_a_503(client: TestClient, pool: FakePool, route: str) -> None:
+    pool.status = PoolStatus()
     response = client.post(route, json={"prompt": "a"})
     assert (response.status_code, response.json()["error"]["type"]) == (503, "not_ready")
 
 
 @pytest.mark.parametrize("route", ["/generate", "/stream"])
-def test_a_full_line_is_a_429_with_retry_after(client: TestClient, fleet: FakeFleet, route: str) -> None:
-    fleet.status = FleetStatus((), 0.5)
-    fleet.status = FleetStatus((REPLICA,), 0.5)  # 4 at once and 9 waiting
-    full = FanOut(fleet, NoPeers(), ARGS, Metrics())
+def test_a_full_line_is_a_429_with_retry_after(client: TestClient, pool: FakePool, route: str) -> None:
+    pool.status = PoolStatus((), 0.5)
+    pool.status = PoolStatus((REPLICA,), 0.5)  # 4 at once and 9 waiting
+    full = FanOut(pool, NoPeers(), ARGS, Metrics())
     for image in range(10):
-        full._line.join(image, lambda: None)
+        full._admission.join(image, lambda: None)
     with TestClient(create_api(full, ARGS)) as busy:
         response = busy.post(route, json={"prompt": "a", "num_images": 4})
         assert (response.status_code, response.json()["error"]["type"]) == (429, "too_many_waiting")
         assert response.headers["retry-after"] == "2"
         assert busy.post(route, json={"prompt": "a", "num_images": 3}).status_code == 200
-        assert len(full._line.positions(0)) == 10, "places in line are given back"
+        assert len(full._admission.positions(0)) == 10, "places in line are given back"
 
 
-def test_the_deadline_with_nothing_finished_is_a_504(fleet: FakeFleet) -> None:
+def test_the_deadline_with_nothing_finished_is_a_504(pool: FakePool) -> None:
     async def forever(slot: Slot) -> None:
         await asyncio.Event().wait()
 
-    fleet.before = forever
+    pool.before = forever
     args = ARGS.model_copy(update={"request_timeout_s": 0.1})
-    with TestClient(create_api(FanOut(fleet, NoPeers(), args, Metrics()), args)) as client:
+    with TestClient(create_api(FanOut(pool, NoPeers(), args, Metrics()), args)) as client:
         response = client.post("/generate", json={"prompt": "a"})
         assert (response.status_code, response.json()["error"]["type"]) == (504, "deadline_exceeded")
         events = events_of(client.post("/stream", json={"prompt": "a", "num_images": 1}))
         assert [e["type"] for e in events][-2:] == ["failed", "error"]
-    assert not fleet.open
+    assert not pool.open
 
 
-def test_the_deadline_with_something_finished_returns_that(fleet: FakeFleet) -> None:
+def test_the_deadline_with_something_finished_returns_that(pool: FakePool) -> None:
     async def second_forever(slot: Slot) -> None:
         if slot.index == 1:
             await asyncio.Event().wait()
 
-    fleet.before = second_forever
+    pool.before = second_forever
     args = ARGS.model_copy(update={"request_timeout_s": 0.2})
-    with TestClient(create_api(FanOut(fleet, NoPeers(), args, Metrics()), args)) as client:
+    with TestClient(create_api(FanOut(pool, NoPeers(), args, Metrics()), args)) as client:
         answer = client.post("/generate", json={"prompt": "a", "num_images": 2}).json()
     assert [image["status"] for image in answer["images"]] == ["succeeded", "failed"]
     assert answer["images"][1]["error"]["type"] == "deadline_exceeded"
 
 
-def test_health_says_whether_images_can_be_painted(client: TestClient, fleet: FakeFleet) -> None:
+def test_health_says_whether_images_can_be_painted(client: TestClient, pool: FakePool) -> None:
     response = client.get("/health")
     assert (response.status_code, response.json()) == (
         200,
         {"status": "ready", "replicas": {"ready": 2, "target": 2}, "version": __version__},
     )
-    fleet.status = FleetStatus()
+    pool.status = PoolStatus()
     response = client.get("/health")
     assert (response.status_code, response.json()["status"]) == (503, "starting")
 
@@ -363,10 +363,10 @@ def test_head_is_get_without_the_body(client: TestClient, path: str) -> None:
     assert head.content == b""
 
 
-def test_a_file_longer_than_its_format_holds_is_refused_before_it_is_painted(fleet: FakeFleet) -> None:
+def test_a_file_longer_than_its_format_holds_is_refused_before_it_is_painted(pool: FakePool) -> None:
     large = ModelConfig(max_size=16384)
     args = ARGS.model_copy(update={"model": large, "limits": ARGS.limits.model_copy(update={"max_images": 25})})
-    client = TestClient(create_api(FanOut(fleet, NoPeers(), args, Metrics()), args))
+    client = TestClient(create_api(FanOut(pool, NoPeers(), args, Metrics()), args))
     for body, what in (
         ({"width": 16384, "num_images": 1}, "the picture would be 16384 pixels long"),
         ({"height": 4096, "num_images": 16, "grid": True}, "the grid would be 16384 pixels long"),
@@ -377,6 +377,6 @@ def test_a_file_longer_than_its_format_holds_is_refused_before_it_is_painted(fle
         problem = response.json()["error"]
         assert problem["param"] == "output_format"
         assert problem["message"] == f"output_format: {what}, webp holds 16383; ask for png"
-    assert not fleet.slots
+    assert not pool.slots
     fits = GenerateRequest(prompt="a", output_format="webp", width=4088, height=4088, num_images=12, grid=True)
     assert sheet_cells(fits.num_images) == (4, 3)

@@ -10,7 +10,7 @@ from serve_app.fanout.fanout import FanOut
 from serve_app.ingress.api import create_api
 from serve_app.ingress.disconnect import ErrorAsDisconnect
 from serve_app.messages import Slot
-from tests.fakes import FakeFleet, Metrics, NoPeers
+from tests.fakes import FakePool, Metrics, NoPeers
 
 SCOPE = {"type": "http", "asgi": {"spec_version": "2.3"}}
 
@@ -80,8 +80,8 @@ async def test_the_service_ends_what_it_paints_for_a_client_whose_leaving_is_tol
         painting.set()
         await asyncio.Event().wait()
 
-    fleet, args, body = FakeFleet(before=forever), AppArgs(), b'{"prompt": "a", "num_images": 1}'
-    api = create_api(FanOut(fleet, NoPeers(), args, Metrics()), args, disconnect=Gone)
+    pool, args, body = FakePool(before=forever), AppArgs(), b'{"prompt": "a", "num_images": 1}'
+    api = create_api(FanOut(pool, NoPeers(), args, Metrics()), args, disconnect=Gone)
     headers = [(b"content-type", b"application/json")]
     scope = {**SCOPE, "method": "POST", "path": "/stream", "query_string": b"", "headers": headers}
 
@@ -97,4 +97,4 @@ async def test_the_service_ends_what_it_paints_for_a_client_whose_leaving_is_tol
 
     async with asyncio.timeout(5):
         await api(scope, receive, send)
-    assert (len(fleet.slots), fleet.open) == (1, set())
+    assert (len(pool.slots), pool.open) == (1, set())

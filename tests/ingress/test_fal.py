@@ -1,4 +1,4 @@
-"""fal's fast-sdxl over a fleet that is a fake."""
+"""fal's fast-sdxl over a pool that is a fake."""
 
 import json
 from collections.abc import Iterator
@@ -11,22 +11,22 @@ from starlette.testclient import TestClient
 from serve_app.config import FilesConfig, ModelConfig
 from serve_app.errors import SlotFailed
 from serve_app.fanout.fanout import FanOut
-from serve_app.fanout.fleet import FleetStatus
+from serve_app.fanout.pool import PoolStatus
 from serve_app.ingress.api import create_api
 from serve_app.messages import Slot
-from tests.fakes import FakeFleet, Metrics, NoPeers
+from tests.fakes import FakePool, Metrics, NoPeers
 from tests.ingress.conftest import ARGS
 
 URL = "/fal-ai/fast-sdxl"
 
 
 @pytest.fixture
-def large(fleet: FakeFleet, tmp_path: Path) -> Iterator[TestClient]:
+def large(pool: FakePool, tmp_path: Path) -> Iterator[TestClient]:
     """A service of large pictures that stores files."""
     args = ARGS.model_copy(
         update={"model": ModelConfig(width=1024, height=1024, max_size=1024), "files": FilesConfig(path=str(tmp_path))}
     )
-    with TestClient(create_api(FanOut(fleet, NoPeers(), args, Metrics()), args)) as client:
+    with TestClient(create_api(FanOut(pool, NoPeers(), args, Metrics()), args)) as client:
         yield client
 
 
@@ -56,7 +56,7 @@ def test_the_output_has_fals_fields(client: TestClient) -> None:
     assert all(isinstance(seconds, float) for seconds in timings.values())
 
 
-def test_where_nothing_is_said_the_models_defaults_hold(client: TestClient, fleet: FakeFleet) -> None:
+def test_where_nothing_is_said_the_models_defaults_hold(client: TestClient, pool: FakePool) -> None:
     nulls = dict.fromkeys(
         ("image_size", "num_inference_steps", "guidance_scale", "seed", "format", "loras", "request_id")
     )
@@ -64,9 +64,9 @@ def test_where_nothing_is_said_the_models_defaults_hold(client: TestClient, flee
         assert client.post(URL, json=body).status_code == 200
     assert {
         (s.recipe.width, s.recipe.height, s.recipe.num_inference_steps, s.recipe.guidance_scale, s.output.output_format)
-        for s in fleet.slots
+        for s in pool.slots
     } == {(256, 256, 20, 3.0, "jpeg")}
-    assert len(fleet.slots) == 2
+    assert len(pool.slots) == 2
 
 
 @pytest.mark.parametrize(
@@ -83,9 +83,9 @@ def test_where_nothing_is_said_the_models_defaults_hold(client: TestClient, flee
     ],
     ids=str,
 )
-def test_sizes_have_names(large: TestClient, fleet: FakeFleet, size: Any, expected: tuple[int, int]) -> None:
+def test_sizes_have_names(large: TestClient, pool: FakePool, size: Any, expected: tuple[int, int]) -> None:
     assert large.post(URL, json={"prompt": "a", "image_size": size, "sync_mode": True}).status_code == 200
-    assert (fleet.slots[0].recipe.width, fleet.slots[0].recipe.height) == expected
+    assert (pool.slots[0].recipe.width, pool.slots[0].recipe.height) == expected
 
 
 @pytest.mark.parametrize(
@@ -132,14 +132,14 @@ def test_what_changes_nothing_is_accepted(client: TestClient, body: dict[str, An
     ids=str,
 )
 def test_what_would_not_be_as_asked_for_is_a_422_in_fals_words(
-    client: TestClient, fleet: FakeFleet, route: str, body: dict[str, Any], field: str, says: str
+    client: TestClient, pool: FakePool, route: str, body: dict[str, Any], field: str, says: str
 ) -> None:
     response = client.post(route, json={"prompt": "a", **body})
     assert response.status_code == 422
     ((fault),) = response.json()["detail"]
     assert (set(fault), fault["loc"][:2], fault["type"]) == ({"loc", "msg", "type"}, ["body", field], "invalid_request")
     assert says in fault["msg"]
-    assert not fleet.slots
+    assert not pool.slots
 
 
 @pytest.mark.parametrize(
@@ -158,10 +158,10 @@ def test_what_belongs_to_a_queue_is_a_404_that_says_so(client: TestClient, metho
     assert "there is no queue here" in response.json()["detail"][0]["msg"]
 
 
-def test_every_other_error_is_in_fals_words(client: TestClient, fleet: FakeFleet) -> None:
+def test_every_other_error_is_in_fals_words(client: TestClient, pool: FakePool) -> None:
     assert client.get("/fal-ai/flux").json()["detail"][0]["type"] == "not_found"
     assert client.post(URL, json={"prompt": "a" * 70_000}).json()["detail"][0]["type"] == "payload_too_large"
-    fleet.status = FleetStatus()
+    pool.status = PoolStatus()
     refused = client.post(URL, json={"prompt": "a"})
     assert (refused.status_code, refused.json()["detail"][0]["type"]) == (503, "not_ready")
 
@@ -185,8 +185,8 @@ async def all_fail(slot: Slot) -> None:
 
 
 @pytest.mark.parametrize("route", ["", "/stream"])
-def test_a_failed_image_is_missing_and_said_to_be(client: TestClient, fleet: FakeFleet, route: str) -> None:
-    fleet.before = second_fails
+def test_a_failed_image_is_missing_and_said_to_be(client: TestClient, pool: FakePool, route: str) -> None:
+    pool.before = second_fails
     response = client.post(URL + route, json={"prompt": "a", "seed": 0, "num_images": 3})
     answer = frames_of(response)[-1] if route else response.json()
     assert (len(answer["images"]), answer["seeds"], answer["seed"]) == (2, [0, 2], 0)
@@ -206,8 +206,8 @@ def test_what_a_person_should_know_is_said(client: TestClient, route: str) -> No
     ]
 
 
-def test_all_failed_is_a_500_and_the_last_frame_of_a_stream(client: TestClient, fleet: FakeFleet) -> None:
-    fleet.before = all_fail
+def test_all_failed_is_a_500_and_the_last_frame_of_a_stream(client: TestClient, pool: FakePool) -> None:
+    pool.before = all_fail
     response = client.post(URL, json={"prompt": "a"})
     assert (response.status_code, response.json()["detail"][0]["type"]) == (500, "generation_failed")
     assert frames_of(client.post(f"{URL}/stream", json={"prompt": "a"}))[-1] == response.json()

@@ -18,7 +18,7 @@ from serve_app.ingress.api import create_api
 from serve_app.ingress.file_urls import url_maker
 from serve_app.ingress.files import Files
 from serve_app.schemas import Picture
-from tests.fakes import FakeFleet, Metrics, NoPeers
+from tests.fakes import FakePool, Metrics, NoPeers
 
 REQUEST = Request(
     {
@@ -113,7 +113,7 @@ async def test_what_is_not_ours_is_left_alone_and_what_was_never_finished_is_not
 def serve(tmp_path: Path) -> Callable[..., TestClient]:
     def make(**files: Any) -> TestClient:
         args = AppArgs(files=FilesConfig(**files))
-        return TestClient(create_api(FanOut(FakeFleet(), NoPeers(), args, Metrics()), args))
+        return TestClient(create_api(FanOut(FakePool(), NoPeers(), args, Metrics()), args))
 
     return make
 

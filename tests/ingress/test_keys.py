@@ -12,7 +12,7 @@ from serve_app.config import AuthConfig, CorsConfig
 from serve_app.fanout.fanout import FanOut
 from serve_app.ingress.api import create_api
 from serve_app.ingress.keys import KeyRing
-from tests.fakes import FakeFleet, Metrics, NoPeers
+from tests.fakes import FakePool, Metrics, NoPeers
 from tests.ingress.conftest import ARGS
 
 BODY = {"prompt": "a", "num_images": 1}
@@ -20,10 +20,10 @@ Serve = Callable[..., TestClient]
 
 
 @pytest.fixture
-def serve(fleet: FakeFleet) -> Serve:
+def serve(pool: FakePool) -> Serve:
     def make(**parts: Any) -> TestClient:
         args = ARGS.model_copy(update=parts)
-        return TestClient(create_api(FanOut(fleet, NoPeers(), args, Metrics()), args))
+        return TestClient(create_api(FanOut(pool, NoPeers(), args, Metrics()), args))
 
     return make
 
@@ -54,7 +54,7 @@ def test_a_valid_key_opens(locked: TestClient, authorization: str) -> None:
         "Bearer \xe9",
     ],
 )
-def test_any_other_is_a_401(locked: TestClient, fleet: FakeFleet, authorization: str) -> None:
+def test_any_other_is_a_401(locked: TestClient, pool: FakePool, authorization: str) -> None:
     response = locked.post("/generate", content=b"{", headers={b"Authorization": authorization.encode("latin-1")})
     assert response.status_code == 401
     assert response.headers["www-authenticate"] == "Bearer"
@@ -65,7 +65,7 @@ def test_any_other_is_a_401(locked: TestClient, fleet: FakeFleet, authorization:
             "param": None,
         }
     }
-    assert not fleet.slots
+    assert not pool.slots
 
 
 def test_every_api_words_it_its_own_way(locked: TestClient) -> None:

@@ -1,4 +1,4 @@
-"""The OpenAI Images API over a fleet that is a fake: what is asked for, and in which words it is refused."""
+"""The OpenAI Images API over a pool that is a fake: what is asked for, and in which words it is refused."""
 
 import asyncio
 import json
@@ -15,13 +15,13 @@ from starlette.testclient import TestClient
 from serve_app.config import FilesConfig, ModelConfig
 from serve_app.errors import SlotFailed
 from serve_app.fanout.fanout import FanOut
-from serve_app.fanout.fleet import FleetStatus
+from serve_app.fanout.pool import PoolStatus
 from serve_app.ingress import sse
 from serve_app.ingress.api import create_api
 from serve_app.ingress.openai.answers import frames
 from serve_app.messages import Slot
 from serve_app.schemas import Event, GenerateRequest, StartEvent
-from tests.fakes import REPLICA, FakeFleet, Metrics, NoPeers
+from tests.fakes import REPLICA, FakePool, Metrics, NoPeers
 from tests.ingress.conftest import ARGS
 
 URL = "/v1/images/generations"
@@ -60,7 +60,7 @@ def test_an_answer_has_openais_fields_and_ours(client: TestClient) -> None:
     }
 
 
-def test_what_is_asked_for_is_what_is_painted(sdk: OpenAI, fleet: FakeFleet) -> None:
+def test_what_is_asked_for_is_what_is_painted(sdk: OpenAI, pool: FakePool) -> None:
     sdk.images.generate(
         prompt="a cat",
         n=2,
@@ -76,7 +76,7 @@ def test_what_is_asked_for_is_what_is_painted(sdk: OpenAI, fleet: FakeFleet) -> 
             "scheduler": "ddim",
         },
     )
-    (slot, other) = fleet.slots
+    (slot, other) = pool.slots
     assert slot.recipe.guidance_rescale == 0.7
     assert (slot.seed, other.seed, slot.recipe.prompt, slot.recipe.negative_prompt) == (5, 9, "a cat", "dull")
     assert (slot.recipe.width, slot.recipe.height, slot.output.output_format, slot.output.output_compression) == (
@@ -88,7 +88,7 @@ def test_what_is_asked_for_is_what_is_painted(sdk: OpenAI, fleet: FakeFleet) -> 
     assert (slot.recipe.num_inference_steps, slot.recipe.guidance_scale, slot.recipe.scheduler) == (12, 4.5, "ddim")
 
 
-def test_where_nothing_is_said_it_is_one_image_by_the_models_defaults(client: TestClient, fleet: FakeFleet) -> None:
+def test_where_nothing_is_said_it_is_one_image_by_the_models_defaults(client: TestClient, pool: FakePool) -> None:
     nulls = dict.fromkeys(
         (
             "n",
@@ -108,9 +108,9 @@ def test_where_nothing_is_said_it_is_one_image_by_the_models_defaults(client: Te
         assert client.post(URL, json=body).status_code == 200
     assert {
         (s.recipe.width, s.recipe.height, s.recipe.num_inference_steps, s.recipe.guidance_scale, s.output.output_format)
-        for s in fleet.slots
+        for s in pool.slots
     } == {(256, 256, 20, 3.0, "png")}
-    assert len(fleet.slots) == 3
+    assert len(pool.slots) == 3
 
 
 @pytest.mark.parametrize(
@@ -167,7 +167,7 @@ def test_what_has_no_effect_is_accepted(client: TestClient, body: dict[str, Any]
     ids=str,
 )
 def test_bad_input_is_a_400_in_openais_words(
-    sdk: OpenAI, client: TestClient, fleet: FakeFleet, body: dict[str, Any], param: str, says: str
+    sdk: OpenAI, client: TestClient, pool: FakePool, body: dict[str, Any], param: str, says: str
 ) -> None:
     response = client.post(URL, json={"prompt": "a", **body})
     error = response.json()["error"]
@@ -175,7 +175,7 @@ def test_bad_input_is_a_400_in_openais_words(
     assert (error["type"], error["param"], error["code"]) == ("invalid_request_error", param, "invalid_value")
     assert error["message"].startswith(f"{param}: ")
     assert says in error["message"]
-    assert not fleet.slots
+    assert not pool.slots
     with pytest.raises(BadRequestError, match=param) as raised:
         sdk.images.generate(prompt="a", extra_body=body)
     assert raised.value.param == param
@@ -191,7 +191,7 @@ HUB_ID = "stabilityai/stable-diffusion-xl-base-1.0"
 
 
 @pytest.fixture
-def serve(fleet: FakeFleet, tmp_path: Path) -> Iterator[Callable[..., OpenAI]]:
+def serve(pool: FakePool, tmp_path: Path) -> Iterator[Callable[..., OpenAI]]:
     """Return what makes the SDK of a service with files or without, whose model lies at a path."""
     with ExitStack() as open_clients:
 
@@ -199,7 +199,7 @@ def serve(fleet: FakeFleet, tmp_path: Path) -> Iterator[Callable[..., OpenAI]]:
             args = ARGS.model_copy(
                 update={"model": ModelConfig(path=path), "files": FilesConfig(path=str(tmp_path) if files else None)}
             )
-            http = open_clients.enter_context(TestClient(create_api(FanOut(fleet, NoPeers(), args, Metrics()), args)))
+            http = open_clients.enter_context(TestClient(create_api(FanOut(pool, NoPeers(), args, Metrics()), args)))
             return OpenAI(api_key="none", base_url="http://testserver/v1", http_client=http, max_retries=0)
 
         yield make
@@ -336,11 +336,11 @@ def test_every_error_below_v1_is_in_openais_words(
     )
 
 
-def test_a_full_line_is_a_429_with_retry_after(client: TestClient, fleet: FakeFleet) -> None:
-    fleet.status = FleetStatus((REPLICA,), 0.5)
-    full = FanOut(fleet, NoPeers(), ARGS, Metrics())
+def test_a_full_line_is_a_429_with_retry_after(client: TestClient, pool: FakePool) -> None:
+    pool.status = PoolStatus((REPLICA,), 0.5)
+    full = FanOut(pool, NoPeers(), ARGS, Metrics())
     for image in range(13):
-        full._line.join(image, lambda: None)
+        full._admission.join(image, lambda: None)
     with TestClient(create_api(full, ARGS)) as busy:
         for stream in (False, True):
             response = busy.post(URL, json={"prompt": "a", "stream": stream})
@@ -350,8 +350,8 @@ def test_a_full_line_is_a_429_with_retry_after(client: TestClient, fleet: FakeFl
 
 
 @pytest.mark.parametrize("route", [URL, "/v1/models"])
-def test_without_a_replica_it_is_a_503(client: TestClient, fleet: FakeFleet, route: str) -> None:
-    fleet.status = FleetStatus()
+def test_without_a_replica_it_is_a_503(client: TestClient, pool: FakePool, route: str) -> None:
+    pool.status = PoolStatus()
     response = client.post(route, json={"prompt": "a"}) if route == URL else client.get(route)
     assert (response.status_code, response.json()["error"]["type"], response.json()["error"]["code"]) == (
         503,
@@ -369,8 +369,8 @@ async def all_fail(slot: Slot) -> None:
     raise SlotFailed("out_of_memory", "no room")
 
 
-def test_a_failed_image_is_in_its_place(sdk: OpenAI, fleet: FakeFleet) -> None:
-    fleet.before = second_fails
+def test_a_failed_image_is_in_its_place(sdk: OpenAI, pool: FakePool) -> None:
+    pool.before = second_fails
     answer = sdk.images.generate(prompt="a", n=3, extra_body={"seed": 0})
     assert answer.data
     assert [item.b64_json for item in answer.data] == ["picture0", None, "picture2"]
@@ -383,8 +383,8 @@ def test_a_failed_image_is_in_its_place(sdk: OpenAI, fleet: FakeFleet) -> None:
     }
 
 
-def test_all_failed_is_a_500(client: TestClient, fleet: FakeFleet) -> None:
-    fleet.before = all_fail
+def test_all_failed_is_a_500(client: TestClient, pool: FakePool) -> None:
+    pool.before = all_fail
     response = client.post(URL, json={"prompt": "a"})
     assert (response.status_code, response.json()["error"]["type"], response.json()["error"]["code"]) == (
         500,
@@ -437,8 +437,8 @@ def test_a_stream_says_what_a_person_should_know(client: TestClient) -> None:
     ] * 2
 
 
-def test_a_failed_image_does_not_end_the_stream(sdk: OpenAI, fleet: FakeFleet) -> None:
-    fleet.before = second_fails
+def test_a_failed_image_does_not_end_the_stream(sdk: OpenAI, pool: FakePool) -> None:
+    pool.before = second_fails
     with sdk.images.generate(prompt="a", n=3, stream=True, extra_body={"seed": 0}) as stream:
         events = [event.to_dict() for event in stream]
     assert [e["image_index"] for e in events if e["type"] == "image_generation.completed"] == [0, 2]
@@ -452,9 +452,9 @@ def test_a_failed_image_does_not_end_the_stream(sdk: OpenAI, fleet: FakeFleet) -
     ]
 
 
-async def test_a_request_whose_images_are_all_cancelled_is_done(fleet: FakeFleet) -> None:
+async def test_a_request_whose_images_are_all_cancelled_is_done(pool: FakePool) -> None:
     service, request = (
-        FanOut(fleet, NoPeers(), ARGS, Metrics()),
+        FanOut(pool, NoPeers(), ARGS, Metrics()),
         GenerateRequest(prompt="a", num_images=2, preview_steps=[]),
     )
 
@@ -470,8 +470,8 @@ async def test_a_request_whose_images_are_all_cancelled_is_done(fleet: FakeFleet
     assert [json.loads(frame.split(b"data: ")[1])["failure"]["type"] for frame in failed] == ["cancelled"] * 2
 
 
-def test_a_stream_without_a_picture_ends_in_an_error(sdk: OpenAI, fleet: FakeFleet) -> None:
-    fleet.before = all_fail
+def test_a_stream_without_a_picture_ends_in_an_error(sdk: OpenAI, pool: FakePool) -> None:
+    pool.before = all_fail
     kinds: list[str] = []
     with (
         pytest.raises(APIError, match="all images failed: no room"),
@@ -494,18 +494,18 @@ def test_a_stream_without_a_picture_ends_in_an_error(sdk: OpenAI, fleet: FakeFle
     ],
 )
 def test_partial_images_are_spread_over_the_steps(
-    client: TestClient, fleet: FakeFleet, steps: int, partial_images: int, expected: set[int]
+    client: TestClient, pool: FakePool, steps: int, partial_images: int, expected: set[int]
 ) -> None:
-    fleet.status = FleetStatus((REPLICA,))
+    pool.status = PoolStatus((REPLICA,))
 
     async def fail(slot: Slot) -> None:
         raise SlotFailed("stop", "the slot is all that counts")
 
-    fleet.before = fail
+    pool.before = fail
     client.post(
         URL, json={"prompt": "a", "stream": True, "partial_images": partial_images, "num_inference_steps": steps}
     )
-    assert {slot.preview_steps for slot in fleet.slots} == {frozenset(expected)}
+    assert {slot.preview_steps for slot in pool.slots} == {frozenset(expected)}
 
 
 async def test_a_silent_stream_is_kept_alive(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
-from tests.fakes import FakeFleet
+from tests.fakes import FakePool
 
 BAD = [
     ({}, "prompt"),
@@ -63,14 +63,14 @@ BAD = [
 @pytest.mark.parametrize("route", ["/generate", "/stream"])
 @pytest.mark.parametrize(("change", "param"), BAD, ids=lambda value: json.dumps(value)[:40])
 def test_bad_input_is_a_422_that_names_the_field(
-    client: TestClient, fleet: FakeFleet, route: str, change: dict[str, Any], param: str
+    client: TestClient, pool: FakePool, route: str, change: dict[str, Any], param: str
 ) -> None:
     response = client.post(route, json={"prompt": "a", **change} if change else {})
     assert response.status_code == 422
     error = response.json()["error"]
     assert (error["type"], error["param"]) == ("invalid_request", param)
     assert error["message"].startswith(f"{param}: ")
-    assert fleet.slots == []
+    assert pool.slots == []
 
 
 ROUTES = {
@@ -110,12 +110,12 @@ def refusal(response: Any) -> tuple[str, str | None]:
         (b'{"prompt": "a", "seed": ' + b"9" * 5_000 + b"}", "digits"),
     ],
 )
-def test_a_body_that_is_no_request_is_told_why(client: TestClient, fleet: FakeFleet, content: bytes, says: str) -> None:
+def test_a_body_that_is_no_request_is_told_why(client: TestClient, pool: FakePool, content: bytes, says: str) -> None:
     for route, status in ROUTES.items():
         response = client.post(route, content=content, headers={"content-type": "application/json"})
         assert response.status_code == status, response.text
         assert says in refusal(response)[0]
-    assert not fleet.slots
+    assert not pool.slots
 
 
 def test_a_charset_is_no_help_to_json(client: TestClient) -> None:
@@ -143,7 +143,7 @@ def test_unicode_of_another_kind_is_read_as_what_it_is(client: TestClient, encod
     [("gzip", gzip.compress(b'{"prompt":"a"}')), ("GZIP, br", b"x"), ("zstd", b'{"prompt":"a"}')],
 )
 def test_a_compressed_body_is_a_415_that_names_the_header(
-    client: TestClient, fleet: FakeFleet, encoding: str, content: bytes
+    client: TestClient, pool: FakePool, encoding: str, content: bytes
 ) -> None:
     for route in ROUTES:
         response = client.post(
@@ -151,7 +151,7 @@ def test_a_compressed_body_is_a_415_that_names_the_header(
         )
         assert (response.status_code, response.headers["accept-encoding"]) == (415, "identity")
         assert f"Content-Encoding: {encoding.lower()}" in refusal(response)[0]
-    assert not fleet.slots
+    assert not pool.slots
 
 
 def test_what_is_not_compressed_may_say_so(client: TestClient) -> None:
@@ -207,14 +207,14 @@ NO_INTEGERS = {
 
 
 @pytest.mark.parametrize(("route", "path"), INTEGERS)
-def test_what_is_no_integer_is_told_so(client: TestClient, fleet: FakeFleet, route: str, path: str) -> None:
+def test_what_is_no_integer_is_told_so(client: TestClient, pool: FakePool, route: str, path: str) -> None:
     for number, says in NO_INTEGERS.items():
         response = client.post(route, content=body_with(path, number), headers={"content-type": "application/json"})
         message, param = refusal(response)
         assert (response.status_code, param and param.split(".")[0]) == (ROUTES[route], path.split(".")[0]), number
         assert says in message
         assert says or "integer" not in message, "by JSON Schema it is one"
-    assert not fleet.slots
+    assert not pool.slots
 
 
 @pytest.mark.parametrize(
@@ -222,14 +222,14 @@ def test_what_is_no_integer_is_told_so(client: TestClient, fleet: FakeFleet, rou
     [("/generate", "num_images"), ("/v1/images/generations", "n"), ("/fal-ai/fast-sdxl", "num_images")],
 )
 def test_a_seed_of_minus_one_is_a_random_one_which_is_told(
-    client: TestClient, fleet: FakeFleet, route: str, count: str
+    client: TestClient, pool: FakePool, route: str, count: str
 ) -> None:
     told: list[int] = []
     for seed in ("-1", "-1.0"):
         body = f'{{"prompt": "a", "seed": {seed}, "{count}": 2}}'
         answer = client.post(route, content=body, headers={"content-type": "application/json"}).json()
         told += answer.get("seeds") or [image["seed"] for image in answer.get("images") or answer["data"]]
-    assert told == [slot.seed for slot in fleet.slots]
+    assert told == [slot.seed for slot in pool.slots]
     assert len(set(told)) == 4
     assert all(0 <= seed < 2**32 for seed in told)
 
@@ -281,12 +281,12 @@ def test_wrong_routes_and_methods_answer_in_the_same_shape(
 
 
 def test_a_fault_of_ours_keeps_its_details_to_itself(
-    client: TestClient, fleet: FakeFleet, monkeypatch: pytest.MonkeyPatch
+    client: TestClient, pool: FakePool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(ref: object) -> None:
         raise ZeroDivisionError("/secret/path")
 
-    monkeypatch.setattr(fleet, "pixels", broken)
+    monkeypatch.setattr(pool, "pixels", broken)
     response = client.post("/generate", json={"prompt": "a", "grid": True})
     assert response.status_code == 500
     assert response.json()["error"]["type"] == "internal"

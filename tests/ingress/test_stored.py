@@ -18,7 +18,7 @@ from serve_app.imaging import encode_preview
 from serve_app.ingress.api import create_api
 from serve_app.messages import Painted, Slot, SlotEvent
 from serve_app.schemas import PreviewEvent
-from tests.fakes import FakeFleet, Metrics, NoPeers
+from tests.fakes import FakePool, Metrics, NoPeers
 from tests.ingress.conftest import ARGS, events_of
 
 LINE = 64 * 2**10
@@ -27,7 +27,7 @@ LINE = 64 * 2**10
 STREAMS = ["/stream", "/v1/images/generations", "/fal-ai/fast-sdxl/stream"]
 
 
-class LargePictures(FakeFleet):
+class LargePictures(FakePool):
     """Paints pictures of a megabyte, each of its own."""
 
     async def paint(self, slot: Slot) -> AsyncGenerator[SlotEvent]:

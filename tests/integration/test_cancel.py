@@ -12,7 +12,7 @@ import ray
 from ray import serve
 
 from serve_app.background import background
-from serve_app.fanout.fleet import POLL_INTERVAL_S, Fleet
+from serve_app.fanout.pool import POLL_INTERVAL_S, Pool
 from serve_app.messages import Slot, SlotEvent
 from tests.conftest import make_slot
 from tests.integration.conftest import APP, SMALL, Running, eventually, frames, start_of
@@ -123,20 +123,20 @@ class Lossy:
     def cancel(self) -> None: ...
 
 
-@pytest.mark.parametrize("paint", [Fleet.paint, Fleet.watch])
+@pytest.mark.parametrize("paint", [Pool.paint, Pool.watch])
 async def test_replicas_stop_even_if_a_cancellation_is_lost(
-    app: Running, paint: Callable[[Fleet, Slot], AsyncGenerator[SlotEvent]]
+    app: Running, paint: Callable[[Pool, Slot], AsyncGenerator[SlotEvent]]
 ) -> None:
-    fleet = Fleet(Lossy(serve.get_deployment_handle("Replica", APP)))
+    pool = Pool(Lossy(serve.get_deployment_handle("Replica", APP)))
     slot = make_slot(width=256, height=256, num_inference_steps=998)
 
     async def painted() -> list[SlotEvent]:
-        return [event async for event in paint(fleet, slot)]
+        return [event async for event in paint(pool, slot)]
 
     def active() -> int:
         return sum(r.active for r in app.replicas())
 
-    async with background(fleet.keep_polling()):
+    async with background(pool.keep_polling()):
         gone, waiting = asyncio.create_task(painted()), asyncio.create_task(painted())
         await asyncio.to_thread(eventually, lambda: active() == 2)
         gone.cancel()

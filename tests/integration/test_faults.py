@@ -13,7 +13,7 @@ from ray.serve import RunTarget
 
 from serve_app.app import build
 from serve_app.fanout.broadcast import TIMEOUT_S
-from serve_app.fanout.fleet import POLL_INTERVAL_S
+from serve_app.fanout.pool import POLL_INTERVAL_S
 from tests.integration.conftest import REPLICAS, SMALL, Cluster, Running, eventually, ready_throughout, tiny_args
 
 

@@ -12,7 +12,7 @@ from ray.serve import RunTarget
 
 from serve_app.app import build
 from serve_app.config import FilesConfig
-from serve_app.fanout.fleet import POLL_INTERVAL_S
+from serve_app.fanout.pool import POLL_INTERVAL_S
 from tests.integration.conftest import SMALL, Cluster, eventually, frames, ready_throughout, start_of, tiny_args
 
 TRIES = 10

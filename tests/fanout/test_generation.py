@@ -6,8 +6,8 @@ from contextlib import aclosing, asynccontextmanager
 import pytest
 
 from serve_app.errors import ReplicaLost, SlotCancelled, SlotFailed
-from serve_app.fanout.batch import Batch
-from serve_app.fanout.line import Line
+from serve_app.fanout.admission import Admission
+from serve_app.fanout.generation import Generation
 from serve_app.messages import Painted, Preview, Progress, Slot, SlotEvent, Work
 from serve_app.schemas import CancelledEvent, Event, FailedEvent, ImageEvent, PreviewEvent, ProgressEvent, QueuedEvent
 from tests.conftest import make_slot
@@ -20,20 +20,24 @@ def slots(n: int) -> list[Slot]:
     return [make_slot(index=i, seed=50 + i) for i in range(n)]
 
 
-def batch_of(n: int, line: Line | None = None, capacity: int = 100, repaints: list[None] | None = None) -> Batch:
+def generation_of(
+    n: int, admission: Admission | None = None, capacity: int = 100, repaints: list[None] | None = None
+) -> Generation:
     repainted = [] if repaints is None else repaints
-    return Batch(slots(n), line or Line(100), lambda: capacity, time.monotonic(), lambda: repainted.append(None))
+    return Generation(
+        slots(n), admission or Admission(100), lambda: capacity, time.monotonic(), lambda: repainted.append(None)
+    )
 
 
 @asynccontextmanager
-async def followed(batch: Batch, paint: Script, seconds: float = 30) -> AsyncIterator[AsyncGenerator[Event]]:
-    async with batch.painting(paint), aclosing(batch.events(time.monotonic() + seconds)) as events:
+async def followed(generation: Generation, paint: Script, seconds: float = 30) -> AsyncIterator[AsyncGenerator[Event]]:
+    async with generation.painting(paint), aclosing(generation.events(time.monotonic() + seconds)) as events:
         yield events
 
 
-async def events_of(batch: Batch, paint: Script, seconds: float = 30) -> list[Event]:
-    with batch.in_line():
-        async with followed(batch, paint, seconds) as events:
+async def events_of(generation: Generation, paint: Script, seconds: float = 30) -> list[Event]:
+    with generation.in_line():
+        async with followed(generation, paint, seconds) as events:
             return [event async for event in events]
 
 
@@ -44,16 +48,16 @@ async def picture(slot: Slot) -> AsyncGenerator[SlotEvent]:
 
 
 async def test_each_slots_events_come_in_order_and_carry_its_seed() -> None:
-    batch = batch_of(3)
-    events = await events_of(batch, picture)
+    generation = generation_of(3)
+    events = await events_of(generation, picture)
     for index in range(3):
         own = [e for e in events if getattr(e, "index", None) == index]
         assert [type(e) for e in own] == [ProgressEvent, PreviewEvent, ImageEvent]
         assert {getattr(e, "seed", None) for e in own} == {50 + index}
-    assert sorted(batch.images) == [0, 1, 2]
-    assert batch.pixels == {0: "ref", 1: "ref", 2: "ref"}
-    assert batch.timings is not None
-    assert batch.timings.decode == 0.3
+    assert sorted(generation.images) == [0, 1, 2]
+    assert generation.pixels == {0: "ref", 1: "ref", 2: "ref"}
+    assert generation.timings is not None
+    assert generation.timings.decode == 0.3
 
 
 async def test_no_image_waits_for_another() -> None:
@@ -64,8 +68,8 @@ async def test_no_image_waits_for_another() -> None:
             await release.wait()
         yield PAINTED
 
-    batch = batch_of(2)
-    async with followed(batch, paint) as events:
+    generation = generation_of(2)
+    async with followed(generation, paint) as events:
         first = await anext(events)
         assert isinstance(first, ImageEvent)
         assert first.index == 1
@@ -90,7 +94,7 @@ async def test_a_failing_slot_beside_good_ones(
             raise error
         yield PAINTED
 
-    events = await events_of(batch_of(3), paint)
+    events = await events_of(generation_of(3), paint)
     assert sorted(e.index for e in events if isinstance(e, ImageEvent)) == [0, 2]
     (bad,) = [e for e in events if isinstance(e, kind)]
     assert (bad.index, bad.seed, bad.error.type) == (1, 51, type_)
@@ -108,8 +112,8 @@ async def test_a_slot_whose_replica_is_lost_is_painted_once_more() -> None:
             raise ReplicaLost
         yield PAINTED
 
-    batch = batch_of(1, repaints=repaints)
-    events = await events_of(batch, paint)
+    generation = generation_of(1, repaints=repaints)
+    events = await events_of(generation, paint)
     assert isinstance(events[-1], ImageEvent)
     assert tries == [make_slot(seed=50)] * 2, "the very same slot: seed and all"
     assert len(repaints) == 1
@@ -122,7 +126,7 @@ async def test_a_call_that_serve_cancels_is_a_cancelled_image_and_holds_nobody_u
         yield PAINTED
 
     async with asyncio.timeout(5):
-        events = await events_of(batch_of(2), paint)
+        events = await events_of(generation_of(2), paint)
     assert {type(e) for e in events} == {ImageEvent, CancelledEvent}
 
 
@@ -135,7 +139,7 @@ async def test_a_cancellation_that_comes_together_with_an_event_is_not_lost(_: i
         yield Progress(1)
         await asyncio.Event().wait()
 
-    consumer = asyncio.create_task(events_of(batch_of(1), paint))
+    consumer = asyncio.create_task(events_of(generation_of(1), paint))
     await asyncio.sleep(0.01)
     release.set()
     await asyncio.sleep(0)
@@ -146,8 +150,8 @@ async def test_a_cancellation_that_comes_together_with_an_event_is_not_lost(_: i
 
 
 async def test_what_was_painted_by_the_deadline_counts() -> None:
-    batch = batch_of(2)
-    async with followed(batch, picture, 0.2) as events:
+    generation = generation_of(2)
+    async with followed(generation, picture, 0.2) as events:
         await anext(events)
         await asyncio.sleep(0.3)  # a slow consumer: both pictures have come by the time it looks
         kinds = [type(e) async for e in events]
@@ -158,7 +162,7 @@ async def test_events_that_end_without_a_picture_are_a_lost_replica() -> None:
     async def paint(slot: Slot) -> AsyncGenerator[SlotEvent]:
         yield Progress(1)
 
-    (*_, last) = await events_of(batch_of(1), paint)
+    (*_, last) = await events_of(generation_of(1), paint)
     assert isinstance(last, FailedEvent)
     assert last.error.type == "replica_lost"
 
@@ -174,8 +178,8 @@ async def test_at_the_deadline_the_rest_has_failed_and_is_cancelled() -> None:
         finally:
             closed.append(slot.index)
 
-    batch = batch_of(3)
-    events = await events_of(batch, paint, seconds=0.2)
+    generation = generation_of(3)
+    events = await events_of(generation, paint, seconds=0.2)
     assert [e.index for e in events if isinstance(e, ImageEvent)] == [0]
     assert [(e.index, e.error.type) for e in events if isinstance(e, FailedEvent)] == [
         (1, "deadline_exceeded"),
@@ -195,16 +199,16 @@ async def test_closing_the_events_closes_every_call_and_gives_up_the_places_in_l
         finally:
             open_calls.discard(slot.index)
 
-    line = Line(100)
-    batch = batch_of(3, line)
-    with batch.in_line():
-        async with followed(batch, paint) as events:
+    admission = Admission(100)
+    generation = generation_of(3, admission)
+    with generation.in_line():
+        async with followed(generation, paint) as events:
             await anext(events)
             await asyncio.sleep(0)
             assert open_calls == {0, 1, 2}
-            assert line.waiting(0) == 3
+            assert admission.waiting(0) == 3
         assert not open_calls
-    assert line.waiting(0) == 0
+    assert admission.waiting(0) == 0
 
 
 async def test_waiting_slots_are_told_their_place_whenever_it_changes() -> None:
@@ -214,9 +218,9 @@ async def test_waiting_slots_are_told_their_place_whenever_it_changes() -> None:
         await turn[slot.index].wait()
         yield PAINTED
 
-    batch = batch_of(3, Line(100), capacity=1)
-    with batch.in_line():
-        async with followed(batch, paint) as events:
+    generation = generation_of(3, Admission(100), capacity=1)
+    with generation.in_line():
+        async with followed(generation, paint) as events:
             assert [await anext(events), await anext(events)] == [
                 QueuedEvent(index=1, position=1),
                 QueuedEvent(index=2, position=2),
@@ -241,11 +245,11 @@ async def test_a_cancelled_slot_ends_and_the_others_go_on() -> None:
         finally:
             closed.append(slot.index)
 
-    batch = batch_of(3)
-    async with followed(batch, paint) as events:
+    generation = generation_of(3)
+    async with followed(generation, paint) as events:
         assert {(await anext(events)).type for _ in range(3)} == {"progress"}
-        batch.cancel(1)
-        batch.cancel(1)
+        generation.cancel(1)
+        generation.cancel(1)
         event = await anext(events)
         assert isinstance(event, CancelledEvent)
         assert (event.index, event.seed, event.error.type) == (1, 51, "cancelled")
@@ -253,26 +257,26 @@ async def test_a_cancelled_slot_ends_and_the_others_go_on() -> None:
         assert closed == [1], "its call is closed, and no other"
         release.set()
         assert {e.index async for e in events if isinstance(e, ImageEvent)} == {0, 2}
-    assert batch.cancelled == {1}
+    assert generation.cancelled == {1}
 
 
 async def test_a_slot_is_cancelled_though_its_picture_is_there_but_not_yet_told() -> None:
-    batch = batch_of(2)
-    async with followed(batch, picture) as events:
+    generation = generation_of(2)
+    async with followed(generation, picture) as events:
         await anext(events)
         await asyncio.sleep(0.1)  # both pictures wait to be told
-        batch.cancel(1)
+        generation.cancel(1)
         rest = [event async for event in events]
     assert [e.index for e in rest if isinstance(e, ImageEvent)] == [0]
     assert [e.index for e in rest if isinstance(e, CancelledEvent)] == [1]
 
 
 async def test_a_slot_that_has_ended_cannot_be_cancelled() -> None:
-    batch = batch_of(1)
-    await events_of(batch, picture)
-    batch.cancel(None)
-    assert batch.cancelled == set()
-    assert batch.images[0].status == "succeeded"
+    generation = generation_of(1)
+    await events_of(generation, picture)
+    generation.cancel(None)
+    assert generation.cancelled == set()
+    assert generation.images[0].status == "succeeded"
 
 
 async def test_a_slot_that_is_cancelled_before_its_call_is_never_painted() -> None:
@@ -282,7 +286,7 @@ async def test_a_slot_that_is_cancelled_before_its_call_is_never_painted() -> No
         painted.append(slot.index)
         yield PAINTED
 
-    batch = batch_of(2)
-    batch.cancel(0)
-    assert {type(e) for e in await events_of(batch, paint)} == {CancelledEvent, ImageEvent}
+    generation = generation_of(2)
+    generation.cancel(0)
+    assert {type(e) for e in await events_of(generation, paint)} == {CancelledEvent, ImageEvent}
     assert painted == [1]

@@ -45,7 +45,7 @@ _LOST = (
 
 
 @dataclass(frozen=True, slots=True)
-class FleetStatus:
+class PoolStatus:
     """What all ready replicas said at the last poll."""
 
     replicas: tuple[ReplicaStatus, ...] = ()
@@ -69,7 +69,7 @@ class FleetStatus:
         return sum(r.waiting for r in self.replicas)
 
 
-class Fleet:
+class Pool:
     """Calls replicas. A call that is no longer awaited is cancelled on its replica: dropping the task alone would not.
 
     Cancellations can get lost on their way through Serve, so each poll says which calls are still waited for.
@@ -80,7 +80,7 @@ class Fleet:
         self._streams = handle.options(stream=True)
         self._calls = Calls()
         self._finished: deque[tuple[float, dict[str, int]]] = deque()
-        self.status = FleetStatus()
+        self.status = PoolStatus()
 
     @property
     def replica(self) -> ReplicaStatus:
@@ -151,17 +151,17 @@ class Fleet:
             return ""
         return str(answers[0]) if answers else ""
 
-    async def _poll(self) -> FleetStatus:
+    async def _poll(self) -> PoolStatus:
         try:
             replicas: tuple[ReplicaStatus, ...] = tuple(await broadcast(self._handle, "poll", self._calls.still_open()))
         except DeploymentUnavailableError:
-            return FleetStatus()
+            return PoolStatus()
         except TimeoutError:
             # One replica hangs, and Serve says nothing of the others. Its health check will end it; until then keep the
             # last status.
             return self.status
         self._finished.append((time.monotonic(), {r.id: r.finished for r in replicas}))
-        return FleetStatus(replicas, self._rate())
+        return PoolStatus(replicas, self._rate())
 
     def _rate(self) -> float:
         """Return the images per second of the replicas that were there at both ends of the window."""

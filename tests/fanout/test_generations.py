@@ -1,4 +1,4 @@
-"""Cancelling by id, over a fleet that paints when it is told to."""
+"""Cancelling by id, over a pool that paints when it is told to."""
 
 import asyncio
 import time
@@ -7,14 +7,14 @@ import pytest
 
 from serve_app.config import AppArgs
 from serve_app.errors import GenerationFailed, NotFound, SlotFailed
-from serve_app.fanout.batch import Batch
+from serve_app.fanout.admission import Admission
 from serve_app.fanout.fanout import FanOut
-from serve_app.fanout.line import Line
-from serve_app.fanout.running import _REMEMBERED_REQUESTS, Running
+from serve_app.fanout.generation import Generation
+from serve_app.fanout.generations import _REMEMBERED_REQUESTS, Generations
 from serve_app.messages import Slot
 from serve_app.schemas import BatchResult, Event, GenerateRequest, StartEvent
 from tests.conftest import make_slot
-from tests.fakes import FakeFleet, Metrics, NoPeers
+from tests.fakes import FakePool, Metrics, NoPeers
 
 REQUEST = GenerateRequest(prompt="a", num_images=3, seed=0)
 
@@ -25,12 +25,12 @@ class Studio:
     def __init__(self) -> None:
         self.release = asyncio.Event()
         self.started = asyncio.Event()
-        self.fleet = FakeFleet(before=self.before)
+        self.pool = FakePool(before=self.before)
         self.metrics = Metrics()
-        self.service = FanOut(self.fleet, NoPeers(), AppArgs(), self.metrics)
+        self.service = FanOut(self.pool, NoPeers(), AppArgs(), self.metrics)
 
     async def before(self, slot: Slot) -> None:
-        if len(self.fleet.slots) == REQUEST.num_images:
+        if len(self.pool.slots) == REQUEST.num_images:
             self.started.set()
         await self.release.wait()
 
@@ -38,7 +38,7 @@ class Studio:
         """Return the id of a request that is being painted, and its answer to come."""
         answer = asyncio.create_task(self.service.generate(request))
         await self.started.wait()
-        (id_,) = self.service._requests._batches
+        (id_,) = self.service._requests._generations
         return id_, answer
 
 
@@ -63,8 +63,8 @@ async def test_a_request_whose_images_are_all_cancelled_is_answered_without_an_e
     assert [image.status for image in result.images] == ["cancelled"] * 3
     assert result.grid is None
     assert result.timings.denoise == 0
-    assert not studio.fleet.open
-    assert studio.service._line.waiting(0) == 0
+    assert not studio.pool.open
+    assert studio.service._admission.waiting(0) == 0
     assert (await studio.service.cancel(id_)).cancelled == [0, 1, 2]
 
 
@@ -77,7 +77,7 @@ async def test_its_stream_is_completed() -> None:
             if isinstance(event, StartEvent):
                 await studio.service.cancel(event.id)
     assert [event.type for event in events] == ["start", "cancelled", "cancelled", "cancelled", "completed"]
-    assert not studio.fleet.open
+    assert not studio.pool.open
 
 
 async def test_what_is_left_may_still_fail() -> None:
@@ -87,7 +87,7 @@ async def test_what_is_left_may_still_fail() -> None:
         await studio.before(slot)
         raise SlotFailed("out_of_memory", "no room")
 
-    studio.fleet.before = fail
+    studio.pool.before = fail
     id_, answer = await studio.generate()
     await studio.service.cancel(id_, 0)
     studio.release.set()
@@ -111,10 +111,10 @@ async def test_what_is_unknown_finished_or_out_of_range_is_not_found(index: int 
 
 
 async def test_the_memory_of_ended_requests_is_bounded() -> None:
-    running = Running()
+    running = Generations()
     for id_ in range(_REMEMBERED_REQUESTS + 1):
-        batch = Batch([make_slot()], Line(1), lambda: 1, time.monotonic(), lambda: None)
-        with running.holding(str(id_), batch):
+        generation = Generation([make_slot()], Admission(1), lambda: 1, time.monotonic(), lambda: None)
+        with running.holding(str(id_), generation):
             running.cancel(str(id_), None)
     assert running.cancel("0", None) == []
     assert running.cancel("1", None) == [0]

@@ -8,7 +8,7 @@ from contextlib import aclosing, asynccontextmanager, contextmanager
 from typing import Any, Literal
 
 from serve_app.errors import ReplicaLost, SlotCancelled, SlotFailed
-from serve_app.fanout.line import Line
+from serve_app.fanout.admission import Admission
 from serve_app.messages import Painted, Preview, Progress, Slot, SlotEvent
 from serve_app.schemas import (
     CancelledEvent,
@@ -28,7 +28,7 @@ from serve_app.schemas import (
 logger = logging.getLogger("ray.serve")
 
 Paint = Callable[[Slot], AsyncGenerator[SlotEvent]]
-"""Paints one slot: Fleet.paint for the picture alone, or Fleet.watch for previews too."""
+"""Paints one slot: Pool.paint for the picture alone, or Pool.watch for previews too."""
 
 _DEADLINE = ErrorDetail(
     type="deadline_exceeded", message="the request's deadline passed before this image was finished"
@@ -40,7 +40,7 @@ _LOST = ErrorDetail(
 _INTERNAL = ErrorDetail(type="internal", message="the image could not be painted; the service's log says why")
 
 
-class Batch:
+class Generation:
     """Owns the state of one request from its place in line to its last image.
 
     Attributes:
@@ -53,13 +53,13 @@ class Batch:
     def __init__(
         self,
         slots: Sequence[Slot],
-        line: Line,
+        admission: Admission,
         capacity: Callable[[], int],
         started: float,
         on_repaint: Callable[[], None],
     ) -> None:
         self._slots = slots
-        self._line = line
+        self._admission = admission
         self._capacity = capacity
         self._started = started
         self._on_repaint = on_repaint
@@ -76,19 +76,19 @@ class Batch:
     def in_line(self) -> Iterator[None]:
         """Hold a place in line for every slot that has not ended, for as long as the context is open."""
         for slot in self._slots:
-            self._line.join((self, slot.index), self._line_moved)
+            self._admission.join((self, slot.index), self._post_move)
         try:
             yield
         finally:
             for slot in self._slots:
-                self._line.leave((self, slot.index))
+                self._admission.leave((self, slot.index))
 
     def cancel(self, index: int | None) -> None:
         """Cancel one image, or with None all, unless it has ended; the others go on."""
         for slot in self._slots:
             if index in (None, slot.index) and slot.index not in self.images.keys() | self.cancelled:
                 self.cancelled.add(slot.index)
-                self._ends(slot, "cancelled", _CANCELLED)
+                self._post_end(slot, "cancelled", _CANCELLED)
                 if task := self._tasks.get(slot.index):
                     task.cancel()
 
@@ -100,7 +100,7 @@ class Batch:
             for slot in self._slots
             if slot.index not in self.cancelled
         }
-        self._line_moved()
+        self._post_move()
         try:
             yield
         finally:
@@ -118,10 +118,10 @@ class Batch:
                 item = await self._next(deadline)
             except TimeoutError:
                 for slot in self._slots:
-                    for event in self._told(slot, _no_picture(slot, "failed", _DEADLINE)):
+                    for event in self._events_of(slot, _no_picture(slot, "failed", _DEADLINE)):
                         yield event
                 return
-            for event in self._moved() if item is None else self._told(*item):
+            for event in self._queue_events() if item is None else self._events_of(*item):
                 yield event
 
     async def _next(self, deadline: float) -> tuple[Slot, SlotEvent | NoPicture] | None:
@@ -133,7 +133,7 @@ class Batch:
         async with asyncio.timeout(deadline - time.monotonic()):
             return await self._inbox.get()
 
-    def _line_moved(self) -> None:
+    def _post_move(self) -> None:
         self._inbox.put_nowait(None)
 
     async def _follow(self, slot: Slot, paint: Paint) -> None:
@@ -146,21 +146,21 @@ class Batch:
                 self._on_repaint()
                 await self._forward(slot, paint)
         except SlotFailed as error:
-            self._ends(slot, "failed", ErrorDetail(type=error.type, message=error.message))
+            self._post_end(slot, "failed", ErrorDetail(type=error.type, message=error.message))
         except SlotCancelled:
-            self._ends(slot, "cancelled", _CANCELLED)
+            self._post_end(slot, "cancelled", _CANCELLED)
         except asyncio.CancelledError:
             # Our own cancellation: all is said, or nobody listens any more. Or Serve's, of a call that still waited
             # for a replica.
-            self._ends(slot, "cancelled", _CANCELLED)
+            self._post_end(slot, "cancelled", _CANCELLED)
             raise
         except ReplicaLost:
-            self._ends(slot, "failed", _LOST)
+            self._post_end(slot, "failed", _LOST)
         except Exception:
             logger.exception("slot with seed %d failed", slot.seed)
-            self._ends(slot, "failed", _INTERNAL)
+            self._post_end(slot, "failed", _INTERNAL)
 
-    def _ends(self, slot: Slot, status: Literal["failed", "cancelled"], error: ErrorDetail) -> None:
+    def _post_end(self, slot: Slot, status: Literal["failed", "cancelled"], error: ErrorDetail) -> None:
         self._inbox.put_nowait((slot, _no_picture(slot, status, error)))
 
     async def _forward(self, slot: Slot, paint: Paint) -> None:
@@ -171,9 +171,9 @@ class Batch:
                     return
         raise ReplicaLost("its events ended without a picture")
 
-    def _moved(self) -> Iterator[Event]:
+    def _queue_events(self) -> Iterator[Event]:
         """Yield the new places in line of the slots that still wait."""
-        positions = self._line.positions(self._capacity())
+        positions = self._admission.positions(self._capacity())
         for slot in self._slots:
             position = positions.get((self, slot.index))
             if position is None or slot.index in self._begun or position == self._positions.get(slot.index):
@@ -181,7 +181,7 @@ class Batch:
             self._positions[slot.index] = position
             yield QueuedEvent(index=slot.index, position=position)
 
-    def _told(self, slot: Slot, news: SlotEvent | NoPicture) -> Iterator[Event]:
+    def _events_of(self, slot: Slot, news: SlotEvent | NoPicture) -> Iterator[Event]:
         """Yield the news of a slot: none once it has ended, and only the cancellation of a cancelled one."""
         if slot.index in self.images:
             return
@@ -189,9 +189,9 @@ class Batch:
             news = _no_picture(slot, "cancelled", _CANCELLED)
         match news:
             case NoPicture():
-                yield self._ended(news)
+                yield self._end_without_picture(news)
             case Painted():
-                yield self._painted(slot, news)
+                yield self._succeed(slot, news)
             case _:
                 yield self._on_the_way(slot, news)
 
@@ -209,7 +209,7 @@ class Batch:
             **where, width=event.width, height=event.height, media_type="image/jpeg", b64_json=event.b64_json
         )
 
-    def _painted(self, slot: Slot, painted: Painted) -> Event:
+    def _succeed(self, slot: Slot, painted: Painted) -> Event:
         work, total = painted.work, time.monotonic() - self._started
         queue = total - (work.encode_prompt + work.denoise + work.decode + work.encode)
         self.timings = Timings(
@@ -229,17 +229,17 @@ class Batch:
             media_type=painted.media_type,
             b64_json=painted.b64_json,
         )
-        self._end(picture)
+        self._record_end(picture)
         return ImageEvent(**dict(picture))
 
-    def _ended(self, image: NoPicture) -> Event:
-        self._end(image)
+    def _end_without_picture(self, image: NoPicture) -> Event:
+        self._record_end(image)
         kind = FailedEvent if image.status == "failed" else CancelledEvent
         return kind(index=image.index, seed=image.seed, error=image.error)
 
-    def _end(self, image: Image) -> None:
+    def _record_end(self, image: Image) -> None:
         self.images[image.index] = image
-        self._line.leave((self, image.index))
+        self._admission.leave((self, image.index))
 
 
 def _no_picture(slot: Slot, status: Literal["failed", "cancelled"], error: ErrorDetail) -> NoPicture:

@@ -1,4 +1,4 @@
-"""The line of images an ingress has in its hands: who is in front, who must wait, when it is full."""
+"""Which images an ingress has in its hands: who is in front, who must wait, when no more are taken."""
 
 from collections.abc import Callable, Hashable
 from math import ceil
@@ -9,7 +9,7 @@ _LONGEST_RETRY_S = 60
 _UNKNOWN_RETRY_S = 10
 
 
-class Line:
+class Admission:
     """All unfinished images of one ingress replica, in order of arrival.
 
     As many as the ready replicas can paint at once are taken to be in work, the rest to wait. It is an estimate:

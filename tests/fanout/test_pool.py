@@ -10,7 +10,7 @@ from ray.serve.exceptions import DeploymentUnavailableError
 from ray.serve.handle import DeploymentBroadcastResponse
 
 from serve_app.background import background
-from serve_app.fanout.fleet import POLL_INTERVAL_S, Fleet
+from serve_app.fanout.pool import POLL_INTERVAL_S, Pool
 from serve_app.messages import CallId, OpenCalls, Slot
 from tests.conftest import make_slot
 from tests.fakes import REPLICA
@@ -71,26 +71,26 @@ class Result:
 
 
 async def test_replicas_that_become_ready_are_known_before_a_regular_poll_is_due() -> None:
-    fleet = Fleet(Handle(unready=1))
-    polling = asyncio.create_task(fleet.keep_polling())
+    pool = Pool(Handle(unready=1))
+    polling = asyncio.create_task(pool.keep_polling())
     await asyncio.sleep(POLL_INTERVAL_S / 2)
     polling.cancel()
     with suppress(asyncio.CancelledError):
         await polling
-    assert fleet.status.ready == 1
+    assert pool.status.ready == 1
 
 
 async def test_polling_ends_when_told_to_whatever_is_answered_at_that_moment() -> None:
-    polling = asyncio.create_task(Fleet(Handle(unready=1, on_answer=lambda: polling.cancel())).keep_polling())
+    polling = asyncio.create_task(Pool(Handle(unready=1, on_answer=lambda: polling.cancel())).keep_polling())
     await asyncio.wait([polling], timeout=POLL_INTERVAL_S)
     assert polling.cancelled()
 
 
 async def test_each_poll_says_which_calls_are_still_waited_for() -> None:
     handle = Handle()
-    fleet = Fleet(handle)
-    watching = [asyncio.create_task(anext(fleet.watch(make_slot()))) for _ in range(3)]
-    async with background(fleet.keep_polling()):
+    pool = Pool(handle)
+    watching = [asyncio.create_task(anext(pool.watch(make_slot()))) for _ in range(3)]
+    async with background(pool.keep_polling()):
         await asyncio.sleep(0)
         watching[1].cancel()
         await asyncio.sleep(1.5 * POLL_INTERVAL_S)

@@ -1,4 +1,4 @@
-"""CUDA graphs: a program's kernels, recorded once for a shape and replayed with one launch."""
+"""CUDA graphs: a program's kernels, captured once for a shape and replayed with one launch."""
 
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ import torch
 
 from serve_app.replica.programs import Program
 
-_MOST_RECORDINGS = 32
+_MOST_GRAPHS = 32
 
 _Shapes = tuple[torch.Size, ...]
 """The shapes of all inputs."""
@@ -18,9 +18,9 @@ _Shapes = tuple[torch.Size, ...]
 Output = TypeVar("Output")
 
 
-def recorded(program: Program[Output], device: torch.device) -> Program[Output]:
+def with_cuda_graphs(program: Program[Output], device: torch.device) -> Program[Output]:
     """Return the program as a GPU replays it; on the CPU it stays what it is."""
-    return _Recorded(program) if device.type == "cuda" else program
+    return _Graphed(program) if device.type == "cuda" else program
 
 
 def _shapes(inputs: Sequence[torch.Tensor]) -> _Shapes:
@@ -28,14 +28,14 @@ def _shapes(inputs: Sequence[torch.Tensor]) -> _Shapes:
 
 
 @dataclass(frozen=True, slots=True)
-class _Recording(Generic[Output]):
+class _CudaGraph(Generic[Output]):
     graph: torch.cuda.CUDAGraph
     inputs: Sequence[torch.Tensor]
     output: Output
 
 
-class _Recorded(Generic[Output]):
-    """A program on the GPU, recorded as a CUDA graph at its second call with inputs of the same shapes.
+class _Graphed(Generic[Output]):
+    """A program on the GPU, captured as a CUDA graph at its second call with inputs of the same shapes.
 
     A replay is one launch instead of two thousand. An output is valid until the next call.
     """
@@ -43,31 +43,31 @@ class _Recorded(Generic[Output]):
     def __init__(self, program: Program[Output]) -> None:
         self._program = program
         self._seen: set[_Shapes] = set()
-        self._recordings: OrderedDict[_Shapes, _Recording[Output]] = OrderedDict()
+        self._graphs: OrderedDict[_Shapes, _CudaGraph[Output]] = OrderedDict()
         self._inputs: WeakValueDictionary[tuple[int, torch.Size], torch.Tensor] = WeakValueDictionary()
         self._stream = torch.cuda.Stream()
 
     def __call__(self, *inputs: torch.Tensor) -> Output:
         shapes = _shapes(inputs)
         if shapes not in self._seen:
-            # The first call loads kernels, which cannot be recorded.
+            # The first call loads kernels, which cannot be captured.
             self._seen.add(shapes)
             return self._program(*inputs)
-        if shapes not in self._recordings:
-            self._record(inputs)
-        self._recordings.move_to_end(shapes)
-        recording = self._recordings[shapes]
-        for kept, given in zip(recording.inputs, inputs, strict=True):
+        if shapes not in self._graphs:
+            self._capture(inputs)
+        self._graphs.move_to_end(shapes)
+        captured = self._graphs[shapes]
+        for kept, given in zip(captured.inputs, inputs, strict=True):
             kept.copy_(given)
-        recording.graph.replay()
-        return recording.output
+        captured.graph.replay()
+        return captured.output
 
     def warm_up(self, *inputs: torch.Tensor) -> None:
         self._program.warm_up(*inputs)
         for _ in range(2):
             self(*inputs)
 
-    def _record(self, inputs: Sequence[torch.Tensor]) -> None:
+    def _capture(self, inputs: Sequence[torch.Tensor]) -> None:
         """Record a call.
 
         `torch.cuda.graph` would also wait for the device and give its free memory back, which holds up other slots.
@@ -75,8 +75,7 @@ class _Recorded(Generic[Output]):
         # Recordings are replayed one after another, so they share their inputs of one shape, and their memory.
         kept = [self._inputs.setdefault((place, part.shape), part.clone()) for place, part in enumerate(inputs)]
         pool = (
-            next((recording.graph.pool() for recording in self._recordings.values()), None)
-            or torch.cuda.graph_pool_handle()
+            next((captured.graph.pool() for captured in self._graphs.values()), None) or torch.cuda.graph_pool_handle()
         )
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.stream(self._stream):
@@ -86,6 +85,6 @@ class _Recorded(Generic[Output]):
                 output = self._program(*kept)
             finally:
                 graph.capture_end()
-        self._recordings[_shapes(inputs)] = _Recording(graph, kept, output)
-        if len(self._recordings) > _MOST_RECORDINGS:
-            self._recordings.popitem(last=False)
+        self._graphs[_shapes(inputs)] = _CudaGraph(graph, kept, output)
+        if len(self._graphs) > _MOST_GRAPHS:
+            self._graphs.popitem(last=False)
