@@ -45,7 +45,7 @@ KINDS: Mapping[str, Kind] = {
     "v": Kind(EulerDiscreteScheduler(**LEADING, **V), (1, 4)),
     # From 21 steps on Karras' first two timesteps are the same. Not one step: Euler's goes from 4096 to 1, and shows
     # the last bit of the UNet.
-    "zero-snr": Kind(EulerDiscreteScheduler(**LEADING, **ZERO_SNR), (4, 25)),
+    "zero-snr": Kind(EulerDiscreteScheduler(**LEADING, **ZERO_SNR), (4, 25, 30, 50)),
     "zero-snr-trailing": Kind(DDIMScheduler(**TRAILING, **ZERO_SNR), (4, 21)),
     "epsilon-zero-snr": Kind(EulerDiscreteScheduler(**LEADING, rescale_betas_zero_snr=True), (4,), {}, {"ddim"}),
     "one-step": Kind(EulerDiscreteScheduler(**TRAILING, prediction_type="sample"), (1, 4), {}, {"euler_a"}),
