@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -192,7 +192,7 @@ def _started(folder: Path) -> "subprocess.Popen[str]":
     return subprocess.Popen([sys.executable, "-m", "tests.gpu.sums", str(folder)], stdout=subprocess.PIPE, text=True)
 
 
-def _answers(processes: Sequence["subprocess.Popen[str]"]) -> list[dict[str, object]]:
+def _answers(processes: Sequence["subprocess.Popen[str]"]) -> list[dict[str, Any]]:
     outputs = [process.communicate(timeout=300)[0] for process in processes]
     return [json.loads(output.splitlines()[-1]) for output in outputs]
 
@@ -203,7 +203,7 @@ def test_processes_add_in_the_same_order_and_who_loads_a_program_times_nothing(t
     first, alone = _answers([_started(shared), _started(other)])
     later = _answers([_started(shared) for _ in range(3)])
     assert {answer["digest"] for answer in (first, alone, *later)} == {first["digest"]}
-    assert not any("_red_" in name or "_per_" in name for name in first["timed"]), "a sum's order is a rule"  # type: ignore[attr-defined]
+    assert not any("_red_" in name or "_per_" in name for name in first["timed"]), "a sum's order is a rule"
     assert [answer["timed"] for answer in later] == [[]] * 3
 
 
