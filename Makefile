@@ -20,7 +20,7 @@ again = echo 'Installing once more without $(WAYS) ...'
 
 .PHONY: demo serve test check fix bench clean
 
-demo: .venv/service  ## paint four images with the embedded model and write them to out/
+demo: .venv/service  ## generate four images with the embedded model and write them to out/
 	$(BIN)/python -m serve_app.demo
 
 serve: .venv/service  ## keep the service running on http://127.0.0.1:8000

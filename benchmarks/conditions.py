@@ -19,7 +19,7 @@ class Frozen(BaseModel):
 
 
 class Workload(Frozen):
-    """What is painted. Sizes in pixels; `batches` are numbers of images in one UNet call."""
+    """What is generated. Sizes in pixels; `batches` are numbers of images in one UNet call."""
 
     prompt: str = "a lighthouse on a cliff at dusk, oil on canvas"
     size: int = 1024

@@ -13,7 +13,7 @@ from benchmarks.conditions import Conditions
 from benchmarks.idle import idle_fraction
 from benchmarks.measures import rates
 from serve_app.errors import SlotFailed
-from serve_app.messages import Painted, Slot, SlotEvent
+from serve_app.messages import Generated, Slot, SlotEvent
 from serve_app.replica.engine import Engine, SlotJob
 from serve_app.replica.loading import load
 from serve_app.replica.observer import Silent
@@ -39,7 +39,7 @@ class EngineBench:
             self._engine = None
 
     def prepare(self, at_once: int, slot: Slot, images_per_call: int | None = None) -> None:
-        """Start an engine that paints `at_once` such slots at once, and paint with it once.
+        """Start an engine that generates `at_once` such slots at once, and generate with it once.
 
         All share one UNet call, unless `images_per_call` says otherwise. The engine is warmed up as a replica would be.
         """
@@ -57,21 +57,21 @@ class EngineBench:
             engine.stop()
             raise
         self._engine, self._setting = engine, setting
-        self.paint([self._fresh(slot) for _ in range(at_once)])
+        self.generate([self._fresh(slot) for _ in range(at_once)])
 
     def image(self, slot: Slot) -> float:
         """Return the seconds from a slot to its file, the prompt one that was never seen."""
-        return self.paint([self._fresh(slot)])
+        return self.generate([self._fresh(slot)])
 
-    def paint(self, slots: Sequence[Slot]) -> float:
-        """Paint slots that are handed in together; return the seconds until the last file is there."""
+    def generate(self, slots: Sequence[Slot]) -> float:
+        """Generate slots that are handed in together; return the seconds until the last file is there."""
         assert self._engine is not None
         events: Queue[SlotEvent | SlotFailed] = Queue()
         started = time.perf_counter()
         for slot in slots:
             self._engine.submit(slot, events.put)
         for _ in slots:
-            _painted(self._engine, events)
+            _generated(self._engine, events)
         return time.perf_counter() - started
 
     def rates(self, slot: Slot, seconds: float) -> list[float]:
@@ -81,7 +81,7 @@ class EngineBench:
     def idle(self, slot: Slot, seconds: float) -> float:
         """Return how much of the time under load the GPU had nothing to do, in percent: from one launch to the next.
 
-        A recording is one launch: gaps between its kernels are the GPU's own, and larger than usual while it is traced.
+        A CUDA graph is one launch: gaps between its kernels are the GPU's own, and larger while it is traced.
         """
         if self._checkpoint.device.type != "cuda":
             raise RuntimeError("needs a GPU")
@@ -103,7 +103,7 @@ class EngineBench:
         return max(2, self._images)
 
     def _keep_busy(self, slot: Slot, seconds: float) -> list[float]:
-        """Keep twice as many slots in the engine as it paints at once; return when each was finished."""
+        """Keep twice as many slots in the engine as it generates at once; return when each was finished."""
         assert self._engine is not None
         events: Queue[SlotEvent | SlotFailed] = Queue()
         finished: list[float] = []
@@ -112,7 +112,7 @@ class EngineBench:
         while len(finished) < least or time.perf_counter() < end:
             while len(jobs) - len(finished) < 2 * self._images:
                 jobs.append(self._engine.submit(self._fresh(slot), events.put))
-            _painted(self._engine, events)
+            _generated(self._engine, events)
             finished.append(time.perf_counter())
         for job in jobs:
             self._engine.cancel(job)
@@ -137,7 +137,7 @@ def open_engine(conditions: Conditions) -> Iterator[EngineBench]:
         bench.close()
 
 
-def _painted(engine: Engine, events: "Queue[SlotEvent | SlotFailed]") -> Painted:
+def _generated(engine: Engine, events: "Queue[SlotEvent | SlotFailed]") -> Generated:
     while True:
         try:
             event = events.get(timeout=_PATIENCE_S)
@@ -146,5 +146,5 @@ def _painted(engine: Engine, events: "Queue[SlotEvent | SlotFailed]") -> Painted
             continue
         if isinstance(event, SlotFailed):
             raise event
-        if isinstance(event, Painted):
+        if isinstance(event, Generated):
             return event

@@ -24,7 +24,7 @@ from benchmarks.ports import free_port
 from serve_app.app import build
 from serve_app.config import AppArgs
 from serve_app.errors import SlotFailed
-from serve_app.messages import Painted, Slot, SlotEvent
+from serve_app.messages import Generated, Slot, SlotEvent
 from serve_app.recipe import Output, Recipe
 from serve_app.replica.checkpoint import load_checkpoint, quiet_progress_bars
 from serve_app.replica.engine import Engine
@@ -133,7 +133,7 @@ def _wait_until_ready(port: int, prefix: str, replicas: int) -> None:
 
 @contextmanager
 def _engine(args: AppArgs) -> Iterator[Callable[[], float]]:
-    """Yield a function that paints one image in this process, without Ray or HTTP, and returns the seconds it took."""
+    """Yield a function that generates an image in this process, without Ray or HTTP, and returns the seconds taken."""
     torch.set_num_threads(1)
     quiet_progress_bars()
     checkpoint = load_checkpoint(args.model, torch.device("cpu"))
@@ -154,7 +154,7 @@ def _engine(args: AppArgs) -> Iterator[Callable[[], float]]:
         started = time.perf_counter()
         engine.submit(slot, events.put)
         event: Any = None
-        while not isinstance(event, Painted):
+        while not isinstance(event, Generated):
             event = events.get(timeout=300)
         return time.perf_counter() - started
 

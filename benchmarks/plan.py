@@ -133,7 +133,7 @@ def _requests(service: Service, conditions: Conditions) -> Samples:
         together, png = service.generate(number), service.generate(number, output_format="png")
         taken["service.all"].append(together.total)
         taken["service.all.png"].append(png.total)
-        taken["service.around"].append(1000 * (together.total - together.painted))
+        taken["service.around"].append(1000 * (together.total - together.generated))
         taken["service.encode"].append(1000 * together.encoded)
         taken["service.encode.png"].append(1000 * png.encoded)
         plain = service.stream(number)
@@ -150,7 +150,7 @@ _REQUESTS = (
     Measure("service.one", "s", "1 image"),
     Measure("service.all", "s", "an image on every GPU, one answer"),
     Measure("service.all.png", "s", "the same as PNG"),
-    Measure("service.around", "ms", "of an answer: all but painting its last image"),
+    Measure("service.around", "ms", "of an answer: all but generating its last image"),
     Measure("service.encode", "ms", "of an answer: writing a JPEG"),
     Measure("service.encode.png", "ms", "of an answer: writing a PNG"),
     Measure("service.unpreviewed", "s", "the same streamed, no previews"),

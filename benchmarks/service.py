@@ -29,10 +29,10 @@ _REQUEST_TIMEOUT_S = 300.0
 
 @dataclass(frozen=True)
 class Answered:
-    """Seconds until the answer came; of those, painting its last image; of those, writing that image's file."""
+    """Seconds until the answer came; of those, generating its last image; of those, writing that image's file."""
 
     total: float
-    painted: float
+    generated: float
     encoded: float
 
 
@@ -68,8 +68,8 @@ class Service:
         seconds = time.perf_counter() - started
         _check(response, images)
         timings = response.json()["timings"]
-        painted = sum(timings[part] for part in ("encode_prompt", "denoise", "decode", "encode"))
-        return Answered(seconds, painted, timings["encode"])
+        generated = sum(timings[part] for part in ("encode_prompt", "denoise", "decode", "encode"))
+        return Answered(seconds, generated, timings["encode"])
 
     def picture(self, **body: Any) -> bytes:
         """Return the file of one image, whose size and scheduler are the caller's."""

@@ -25,7 +25,7 @@ def build(args: AppArgs) -> Application:
         max_ongoing_requests=args.ingress_replicas * slots + _CONTROL_CALLS,
         request_router_config=spread(slots),
         graceful_shutdown_timeout_s=shutdown_s,
-        # A replica that hangs is replaced after three such timeouts; its slots are painted elsewhere.
+        # A replica that hangs is replaced after three such timeouts; its slots are generated elsewhere.
         health_check_period_s=5,
         health_check_timeout_s=10,
         logging_config=LoggingConfig(

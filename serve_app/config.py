@@ -111,12 +111,12 @@ class EngineConfig(Config):
     """How one replica turns slots into UNet calls."""
 
     max_batch_size: int = Field(
-        default=4, ge=1, description="Most images a replica paints at once; the rest wait in order of arrival."
+        default=4, ge=1, description="Most images a replica generates at once; the rest wait in order of arrival."
     )
     images_per_call: int = Field(
         default=1,
         ge=1,
-        description="Most images that share a UNet call. 1: what else is painted never changes a bit of an "
+        description="Most images that share a UNet call. 1: what else is generated never changes a bit of an "
         "image, since kernels round differently at another number of rows. More is faster where one image does not "
         "fill the GPU.",
     )
@@ -131,7 +131,7 @@ class EngineConfig(Config):
     )
     compile_cache: Text | None = Field(
         default=None,
-        description="Folder of compiled programs, which other replicas and later starts load; `~` is the home folder. "
+        description="Folder of compiled models, which other replicas and later starts load; `~` is the home folder. "
         "As trusted as code: nobody else should be able to write to it. Null: torch's own, in the temporary folder.",
     )
     quantization: Quantization = Field(

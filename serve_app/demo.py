@@ -1,4 +1,4 @@
-"""`make demo`: start the service, paint four images with the command line as a newcomer would, stop it again."""
+"""`make demo`: start the service, generate four images with the command line as a newcomer would, stop it again."""
 
 import os
 import shlex
@@ -15,7 +15,7 @@ import httpx2
 from serve_app.cli.ending import run
 from serve_app.cli.errors import Unavailable, Unusable
 from serve_app.cli.main import URL, app
-from serve_app.cli.painting import make_folder
+from serve_app.cli.request import make_folder
 from serve_app.cli.service import KEY_VARIABLE
 
 OUT = Path("out")
@@ -27,7 +27,9 @@ _STOP_TIMEOUT_S = 30.0
 def main() -> None:
     """Run the demo, whatever the environment says. Raises CommandError."""
     if _answers():
-        raise Unusable(f"something answers on {URL} already; stop it first (or paint with it: parallel-sdxl generate)")
+        raise Unusable(
+            f"something answers on {URL} already; stop it first (or generate with it: parallel-sdxl generate)"
+        )
     os.environ.pop(KEY_VARIABLE, None)  # a key of another service
     with _service():
         print(f"$ {shlex.join(['.venv/bin/parallel-sdxl', *COMMAND])}", flush=True)

@@ -11,7 +11,7 @@
     `-- DeadlineExceeded    504  the deadline passed with nothing finished
     SlotFailed              one image failed, the others go on; crosses from the replica to the ingress
     SlotCancelled           one image was cancelled on its replica
-    ReplicaLost             the replica died under a slot; the fan-out may paint the slot again elsewhere
+    ReplicaLost             the replica died under a slot; the fan-out may generate the slot again elsewhere
     CheckpointError         a checkpoint cannot be served: the replica does not start
 
 Every constructor hands all of its arguments to `Exception.__init__`: Ray rebuilds exceptions from `args`, and one
@@ -95,7 +95,7 @@ class SlotCancelled(Exception):
 
 
 class ReplicaLost(Exception):
-    """The replica that was painting a slot is gone."""
+    """The replica that was generating a slot is gone."""
 
 
 class CheckpointError(Exception):

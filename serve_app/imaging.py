@@ -26,7 +26,7 @@ _WEBP_QUALITY = 90
 
 
 def encode_picture(pixels: Pixels, slot: Slot, model: ModelInfo) -> str:
-    """Return a finished picture as a file in base64 text, with all that is needed to paint it again."""
+    """Return a finished picture as a file in base64 text, with all that is needed to generate it again."""
     return _encode(
         pixels,
         slot.output.output_format,

@@ -83,7 +83,7 @@ class Work:
 
 
 @dataclass(frozen=True, slots=True)
-class Painted:
+class Generated:
     """A finished image: the file as base64 text, and a reference to its pixels if asked for.
 
     Pixels are uint8 RGB, height x width x 3.
@@ -97,7 +97,7 @@ class Painted:
     pixels: Any = None
 
 
-SlotEvent = Progress | Preview | Painted
+SlotEvent = Progress | Preview | Generated
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,8 +105,8 @@ class ReplicaStatus:
     """What a replica says of itself.
 
     `schedulers` are those that can sample its model, `scheduler` is the one of requests that name none. `prompt_tokens`
-    is how many the text encoders read, `capacity` how many images it paints at once, `finished` how many it has painted
-    since it started.
+    is how many the text encoders read, `capacity` how many images it generates at once, `finished` how many it has
+    generated since it started.
     """
 
     id: str

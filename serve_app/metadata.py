@@ -50,7 +50,7 @@ _WRITTEN_FIELDS = {"seed", *Recipe.model_fields, *Output.model_fields}
 
 @dataclass(frozen=True, slots=True)
 class Embedded:
-    """What a picture of ours says of itself: the request that paints it and no other again, and what painted it."""
+    """What a picture of ours says of itself: the request that gives it and no other again, and what generated it."""
 
     request: GenerateRequest
     model: ModelInfo

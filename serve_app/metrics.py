@@ -58,9 +58,7 @@ class IngressMetrics:
         self._first_preview = metrics.Histogram(
             "psdxl_first_preview_seconds", "Time from a streamed request to its first preview.", boundaries=_SECONDS
         )
-        self._repainted = metrics.Counter(
-            "psdxl_slots_repainted", "Slots painted again because their replica was lost."
-        )
+        self._retried = metrics.Counter("psdxl_slots_retried", "Slots generated again because their replica was lost.")
 
     def first_preview(self, seconds: float) -> None:
         self._first_preview.observe(seconds)
@@ -71,5 +69,5 @@ class IngressMetrics:
     def waiting(self, images: int) -> None:
         self._waiting.set(images)
 
-    def repainted(self) -> None:
-        self._repainted.inc()
+    def retried(self) -> None:
+        self._retried.inc()

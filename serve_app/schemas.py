@@ -59,7 +59,7 @@ class GenerateRequest(Output, Recipe):
         description="Seed of the first image; image i gets seed + i modulo 2^32. Random where null or -1.",
     )
     seeds: list[Seed] | None = Field(
-        default=None, min_length=1, description="The distinct seeds to paint, instead of seed and num_images."
+        default=None, min_length=1, description="The distinct seeds to generate, instead of seed and num_images."
     )
     response_format: ResponseFormat = Field(
         default="b64_json",
@@ -119,7 +119,7 @@ class Answer(BaseModel):
 
 
 class ModelInfo(Answer):
-    """Which weights painted a picture, and how they are sampled."""
+    """Which weights generated a picture, and how they are sampled."""
 
     name: str
     revision: str | None = Field(description="Commit or tag of a hub checkpoint.")

@@ -15,7 +15,7 @@ from diffusers import SchedulerMixin, StableDiffusionXLPipeline
 
 from serve_app.config import EngineConfig, ModelConfig, PreviewConfig
 from serve_app.errors import SlotFailed
-from serve_app.messages import Painted, Slot, SlotEvent
+from serve_app.messages import Generated, Slot, SlotEvent
 from serve_app.models.tiny import build
 from serve_app.replica.checkpoint import Checkpoint, load_checkpoint
 from serve_app.replica.engine import Engine
@@ -105,13 +105,13 @@ class Collector:
         self.events.append(event)
         return event
 
-    def result(self) -> Painted:
+    def result(self) -> Generated:
         """Return the picture; raise SlotFailed where there is none."""
         while True:
             event = self.next()
             if isinstance(event, SlotFailed):
                 raise event
-            if isinstance(event, Painted):
+            if isinstance(event, Generated):
                 return event
 
 
@@ -130,7 +130,7 @@ class RunningEngine:
         with self.engine._changed:
             return [self.submit(slot) for slot in slots]
 
-    def paint(self, *slots: Slot) -> list[Painted]:
+    def generate(self, *slots: Slot) -> list[Generated]:
         return [collector.result() for collector in self.submit_together(*slots)]
 
 

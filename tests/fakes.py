@@ -8,7 +8,7 @@ import numpy as np
 
 from serve_app.fanout.peers import Peers
 from serve_app.fanout.pool import Pool, PoolStatus
-from serve_app.messages import Painted, Preview, Progress, ReplicaStatus, Slot, SlotEvent, Work
+from serve_app.messages import Generated, Preview, Progress, ReplicaStatus, Slot, SlotEvent, Work
 from serve_app.metrics import IngressMetrics
 from serve_app.recipe import SchedulerName
 from serve_app.schemas import ModelInfo
@@ -35,10 +35,10 @@ class Ref:
     value: Any
 
 
-def painted(slot: Slot) -> Painted:
+def generated(slot: Slot) -> Generated:
     """A picture of one colour, which is the slot's index."""
     pixels = np.full((slot.recipe.height, slot.recipe.width, 3), slot.index, dtype=np.uint8)
-    return Painted(
+    return Generated(
         slot.recipe.width,
         slot.recipe.height,
         f"image/{slot.output.output_format}",
@@ -53,7 +53,7 @@ async def nothing_special(slot: Slot) -> None: ...
 
 @dataclass
 class FakePool(Pool):
-    """Paints at once. `before` runs in each slot's call and may wait or raise; `open` are the slots being painted."""
+    """Generates at once. `before` runs in each slot's call and may wait or raise; `open` are the slots in work."""
 
     before: Callable[[Slot], Awaitable[None]] = nothing_special
     status: PoolStatus = field(default_factory=lambda: PoolStatus((REPLICA, REPLICA), images_per_second=1.0))
@@ -63,12 +63,12 @@ class FakePool(Pool):
 
     async def keep_polling(self) -> None: ...
 
-    async def paint(self, slot: Slot) -> AsyncGenerator[SlotEvent]:
+    async def generate(self, slot: Slot) -> AsyncGenerator[SlotEvent]:
         self.open.add(slot.index)
         self.slots.append(slot)
         try:
             await self.before(slot)
-            yield painted(slot)
+            yield generated(slot)
         finally:
             self.open.discard(slot.index)
 
@@ -76,7 +76,7 @@ class FakePool(Pool):
         yield Progress(1)
         for step in sorted(slot.preview_steps):
             yield Preview(step, 8, 8, "preview")
-        async for event in self.paint(slot):
+        async for event in self.generate(slot):
             yield event
 
     async def pixels(self, ref: Any) -> Any:
@@ -98,7 +98,7 @@ class Metrics(IngressMetrics):
 
     def __init__(self) -> None:
         self.first_previews: list[float] = []
-        self.repaints = 0
+        self.retries = 0
         self.outcomes: list[str] = []
         self.most_waiting = 0
 
@@ -111,5 +111,5 @@ class Metrics(IngressMetrics):
     def waiting(self, images: int) -> None:
         self.most_waiting = max(self.most_waiting, images)
 
-    def repainted(self) -> None:
-        self.repaints += 1
+    def retried(self) -> None:
+        self.retries += 1

@@ -1,4 +1,4 @@
-"""Pictures carry what is needed to paint them again."""
+"""Pictures carry what is needed to generate them again."""
 
 import base64
 import io
@@ -102,7 +102,7 @@ def test_every_format_holds_the_request_for_this_one_picture(slot: Slot, output_
 
 
 @pytest.mark.parametrize("output_format", FORMATS)
-def test_what_is_written_is_read_as_the_request_that_paints_the_picture_again(
+def test_what_is_written_is_read_as_the_request_that_generates_the_picture_again(
     slot: Slot, output_format: OutputFormat
 ) -> None:
     embedded = embedded_parameters(opened(slot, output_format))

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from serve_app.config import EngineConfig, ModelConfig, PreviewConfig
 from serve_app.errors import SlotFailed
-from serve_app.messages import Painted, Slot, SlotEvent
+from serve_app.messages import Generated, Slot, SlotEvent
 from serve_app.recipe import Output, Recipe
 from serve_app.replica.checkpoint import Checkpoint, load_checkpoint
 from serve_app.replica.engine import Engine
@@ -54,7 +54,7 @@ class Service:
                 number, event = events.get()
                 if isinstance(event, SlotFailed):
                     raise event
-                if isinstance(event, Painted):
+                if isinstance(event, Generated):
                     pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(event.b64_json))).convert("RGB"))
                     painted[number] = torch.from_numpy(pixels.copy()).permute(2, 0, 1) / 127.5 - 1
                     bar.update()

@@ -22,7 +22,7 @@ class Previewed:
 
 
 class Fal:
-    """A runner that has started. One call paints an image on each device."""
+    """A runner that has started. One call generates an image on each device."""
 
     def __init__(self, runner: Any, conditions: Conditions, loop: asyncio.AbstractEventLoop, started_s: float) -> None:
         self.conditions = conditions

@@ -29,21 +29,21 @@ _PROMPTS = (
 )
 _SEED = 7
 
-Painted = list[tuple[torch.Tensor, np.ndarray]]
+Generated = list[tuple[torch.Tensor, np.ndarray]]
 """Final latents and pixels of each prompt."""
 
 
 def probe(conditions: Conditions) -> Iterator[str]:
     quiet_progress_bars()
     device = torch.device(conditions.device)
-    exact = _paint(_load("float32", device))
-    half = _paint(_load("bfloat16", device))
+    exact = _generate(_load("float32", device))
+    half = _generate(_load("bfloat16", device))
     yield f"bfloat16 / float32: {_distance(half, exact)}"
     for width in checkpoint_widths(_load("bfloat16", device)):
         for name, quantize in (("one scale", lambda c, w: to_fp8(c, ModelConfig(), w)), ("a scale a row", to_rowwise)):
             checkpoint = _load("bfloat16", device)
             replaced = quantize(checkpoint, width)
-            fp8 = _paint(checkpoint)
+            fp8 = _generate(checkpoint)
             yield f"fp8, {name}, {replaced} layers of {width} and wider / bfloat16: {_distance(fp8, half)}"
             yield f"fp8, {name}, {replaced} layers of {width} and wider / float32: {_distance(fp8, exact)}"
 
@@ -53,11 +53,11 @@ def _load(dtype: str, device: torch.device) -> Checkpoint:
 
 
 @torch.inference_mode()
-def _paint(checkpoint: Checkpoint) -> Painted:
+def _generate(checkpoint: Checkpoint) -> Generated:
     model = ModelConfig()
     encoder = PromptEncoder(checkpoint.pipe, checkpoint.device, len(_PROMPTS) + 1)
     denoiser, decoder = Denoiser(checkpoint, as_it_is(checkpoint.unet)), Decoder(checkpoint, "none")
-    painted = []
+    generated = []
     for prompt in _PROMPTS:
         recipe = Recipe(
             prompt=prompt,
@@ -69,11 +69,11 @@ def _paint(checkpoint: Checkpoint) -> Painted:
         trajectory = Trajectory.of(recipe, _SEED, checkpoint, encoder.conditions(recipe))
         while not trajectory.done:
             trajectory.advance(denoiser.predict([trajectory])[0])
-        painted.append((trajectory.latents.cpu(), decoder.decode(trajectory.latents).wait()))
-    return painted
+        generated.append((trajectory.latents.cpu(), decoder.decode(trajectory.latents).wait()))
+    return generated
 
 
-def _distance(ours: Painted, theirs: Painted) -> str:
+def _distance(ours: Generated, theirs: Generated) -> str:
     cosines = [cosine(a, b) for (a, _), (b, _) in zip(ours, theirs, strict=True)]
     ratios = [_psnr(a, b) for (_, a), (_, b) in zip(ours, theirs, strict=True)]
     return (

@@ -22,14 +22,14 @@ _CPU_DEVICES = 2
 
 
 def probe(conditions: Conditions) -> Iterator[str]:
-    """Yield how many pictures are equal to those painted alone. Raises Differ."""
+    """Yield how many pictures are equal to those generated alone. Raises Differ."""
     devices = tuple(range(_CPU_DEVICES if conditions.cpu else torch.cuda.device_count()))
     bodies = list(islice(cycle(_bodies(conditions.workload)), _IMAGES))
     with open_service(conditions.model_copy(update={"devices": devices})) as service:
         started = time.perf_counter()
         alone = _one_by_one(service, bodies)
         seconds = time.perf_counter() - started
-        yield f"{len(alone)} pictures painted one after the other by {len(devices)} replicas: {seconds:.1f} s"
+        yield f"{len(alone)} pictures generated one after the other by {len(devices)} replicas: {seconds:.1f} s"
         rounds: Mapping[str, float | None] = {
             "once more": None,
             "all at once": None,
@@ -60,17 +60,17 @@ def _bodies(work: Workload) -> Iterator[dict[str, Any]]:
         }
 
 
-def _painted(service: Service, body: Mapping[str, Any], seed: int) -> str:
+def _generated(service: Service, body: Mapping[str, Any], seed: int) -> str:
     return digest(service.picture(seed=seed, prompt="a red apple", output_format="png", **body))
 
 
 def _one_by_one(service: Service, bodies: Sequence[Mapping[str, Any]]) -> list[str]:
-    return [_painted(service, body, seed) for seed, body in enumerate(bodies)]
+    return [_generated(service, body, seed) for seed, body in enumerate(bodies)]
 
 
 def _together(service: Service, bodies: Sequence[Mapping[str, Any]], kill_after_s: float | None) -> list[str]:
     with ThreadPoolExecutor(len(bodies)) as clients:
-        asked = [clients.submit(_painted, service, body, seed) for seed, body in enumerate(bodies)]
+        asked = [clients.submit(_generated, service, body, seed) for seed, body in enumerate(bodies)]
         if kill_after_s is not None:
             time.sleep(kill_after_s)
             os.kill(replica_pids(service.pid)[0], signal.SIGKILL)

@@ -1,7 +1,7 @@
 """Whether a seed gives the same bits in every process: the promise that replicas of one machine make together.
 
 Every GPU gets a process (at least two in all), twice: once for each of two empty compile caches. All start at the same
-time, paint the same slots, and digest the final float32 latents and the pixels.
+time, generate the same slots, and digest the final float32 latents and the pixels.
 """
 
 import hashlib
@@ -27,7 +27,7 @@ from serve_app.replica.loading import load
 from serve_app.replica.previews import PreviewDecoder
 from serve_app.replica.prompts import PromptEncoder
 from serve_app.replica.trajectory import Trajectory
-from serve_app.replica.unet import make_program
+from serve_app.replica.unet import make_forward
 
 _PRECISIONS: Mapping[str, tuple[str, ...]] = {
     "bfloat16": ("model.dtype=bfloat16",),
@@ -116,12 +116,12 @@ def _answer(process: "subprocess.Popen[str]") -> Mapping[str, str]:
 
 @torch.inference_mode()
 def digests(conditions: Conditions) -> Mapping[str, str]:
-    """Return the digests of what one process paints."""
+    """Return the digests of what one process generates."""
     args = conditions.args()
     checkpoint = load(args)
     mode = args.engine.compile
     encoder = PromptEncoder(checkpoint.pipe, checkpoint.device, 4)
-    denoiser = Denoiser(checkpoint, make_program(checkpoint.unet, mode))
+    denoiser = Denoiser(checkpoint, make_forward(checkpoint.unet, mode))
     decoder = Decoder(checkpoint, mode)
     found: dict[str, str] = {}
     for name, guidance in _GUIDANCE.items():

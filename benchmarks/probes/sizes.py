@@ -1,4 +1,4 @@
-"""One compiled program for all sizes, or one for each: what does either cost to make, and to run?"""
+"""One compiled model for all sizes, or one for each: what does either cost to make, and to run?"""
 
 import time
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ def probe(conditions: Conditions) -> Iterator[str]:
     checkpoint = load(conditions.args())
     sizes = _sizes(conditions.workload.size)
     with torch.inference_mode():
-        for name, any_size in (("a program for each size", False), ("one program for all sizes", True)):
+        for name, any_size in (("a model for each size", False), ("one model for all sizes", True)):
             torch._dynamo.reset()
             call = compiled_call(checkpoint, any_size)
             for rows in (2, 8):

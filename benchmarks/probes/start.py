@@ -14,12 +14,12 @@ from benchmarks.measures import timed
 from benchmarks.probes.unet import inputs, unet_call
 from serve_app.config import AppArgs
 from serve_app.replica.checkpoint import load_checkpoint
+from serve_app.replica.compilation import use_compile_cache
 from serve_app.replica.decode import Decoder
 from serve_app.replica.device import prepare_device
 from serve_app.replica.hashing import checkpoint_hash
-from serve_app.replica.programs import use_compile_cache
 from serve_app.replica.sources import find_sources
-from serve_app.replica.unet import make_program
+from serve_app.replica.unet import make_forward
 
 _MODULES = ("torch", "ray.serve", "diffusers", "serve_app.replica.engine")
 _LONGEST = 14
@@ -54,9 +54,9 @@ def _parts(args: AppArgs) -> Iterator[str]:
         call = unet_call(checkpoint)
         yield f"first call as it is (kernels are loaded): {_synchronized(lambda: call(*two)):.2f} s"
         yield f"second call as it is: {_synchronized(lambda: call(*two)):.2f} s"
-        program = make_program(checkpoint.unet, mode)
-        yield f"UNet warm-up, {mode}, recording included: {_synchronized(lambda: program.warm_up(*two)):.2f} s"
-        yield f"UNet warm-up of another number of rows: {_synchronized(lambda: program.warm_up(*four)):.2f} s"
+        forward = make_forward(checkpoint.unet, mode)
+        yield f"UNet warm-up, {mode}, capture included: {_synchronized(lambda: forward.warm_up(*two)):.2f} s"
+        yield f"UNet warm-up of another number of rows: {_synchronized(lambda: forward.warm_up(*four)):.2f} s"
         decoder = Decoder(checkpoint, mode)
         latents = two[0][:1].float().contiguous()
         yield f"VAE warm-up: {_synchronized(lambda: decoder.warm_up(latents)):.2f} s"

@@ -12,7 +12,7 @@ from serve_app.replica.device import fast_layout
 from serve_app.replica.unet import UNetInputs, as_it_is
 
 Call = Callable[..., torch.Tensor]
-"""A UNet call as in `programs.Program`."""
+"""A UNet call as in `compilation.Forward`."""
 
 _ROUNDS = 20
 
@@ -61,7 +61,7 @@ def inputs(checkpoint: Checkpoint, rows: int, height: int, width: int, seed: int
 def milliseconds(call: Call, given: Sequence[torch.Tensor]) -> float:
     """Return the median time of a call, once warm.
 
-    On a GPU it is that of a recording of the call's kernels, as the engine replays it.
+    On a GPU it is that of a CUDA graph of the call's kernels, as the engine replays it.
     """
     call(*given), call(*given)
     if given[0].device.type == "cpu":

@@ -20,7 +20,7 @@ TRACEBACK_VARIABLE = "PARALLEL_SDXL_TRACEBACK"
 
 def run(command: Callable[[], object]) -> NoReturn:
     """Run a command and end the process."""
-    # Being ended is being interrupted: what is painted is cancelled, the terminal gets its cursor back.
+    # Being ended is being interrupted: what is generated is cancelled, the terminal gets its cursor back.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     warnings.simplefilter("ignore")  # libraries' words to programmers, such as Pillow's on broken files
     sys.stdout, sys.stderr = _stream(sys.stdout), _stream(sys.stderr)

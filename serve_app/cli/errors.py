@@ -23,7 +23,7 @@ class CommandError(Exception):
     exit_code: ClassVar[Exit]
 
 
-class NotPainted(CommandError):
+class NotGenerated(CommandError):
     """Images are missing, though the service took the request."""
 
     exit_code = Exit.MISSING

@@ -6,8 +6,8 @@ from typing import Any
 
 from rich.console import Console
 
-from serve_app.cli.errors import NotPainted
-from serve_app.cli.painting import introduce, make_folder, opening, paint, save, warn
+from serve_app.cli.errors import NotGenerated
+from serve_app.cli.request import follow, introduce, make_folder, opening, save, warn
 from serve_app.cli.service import Service
 from serve_app.cli.text import say
 from serve_app.cli.views import only_seen_previews, view_of
@@ -15,7 +15,7 @@ from serve_app.schemas import GridEvent, ImageEvent
 
 
 def generate(service: Service, body: dict[str, Any], out: Path, console: Console) -> None:
-    """Paint the images of a request, writing each to `out` as soon as it is finished. Raises CommandError."""
+    """Generate the images of a request, writing each to `out` as soon as it is finished. Raises CommandError."""
     started = time.monotonic()
     make_folder(out)
     body = only_seen_previews(console, body)
@@ -31,7 +31,7 @@ def generate(service: Service, body: dict[str, Any], out: Path, console: Console
         with service.stream(body) as events:
             start = opening(events)
             introduce(console, start)
-            ending = paint(events, view_of(console, start, body), keep)
+            ending = follow(events, view_of(console, start, body), keep)
     except KeyboardInterrupt:
         say(console, f"cancelled; finished images in {out}: {len(images)}", style="yellow")
         raise
@@ -39,4 +39,4 @@ def generate(service: Service, body: dict[str, Any], out: Path, console: Console
     sheet = f" and {grids[-1].name}" if grids else ""
     say(console, f"{len(images)} of {len(start.seeds)} images{sheet} in {out}, {time.monotonic() - started:.1f} s")
     if ending.missing:
-        raise NotPainted("\n".join(ending.missing))
+        raise NotGenerated("\n".join(ending.missing))

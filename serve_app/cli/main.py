@@ -21,7 +21,7 @@ _EXIT_CODES = (
 )
 
 app = typer.Typer(
-    help="Paint with a parallel-sdxl service, and paint its pictures again.",
+    help="Generate with a parallel-sdxl service, and generate its pictures again.",
     epilog=_EXIT_CODES,
     no_args_is_help=True,
     rich_markup_mode=None,  # whose tables cut option names off in a narrow terminal
@@ -110,7 +110,7 @@ def _main(
 
 @app.command(epilog=_EXIT_CODES)
 def generate(
-    prompt: Annotated[str, typer.Argument(metavar="PROMPT", callback=_text, help="What to paint.")],
+    prompt: Annotated[str, typer.Argument(metavar="PROMPT", callback=_text, help="What to generate.")],
     num_images: Annotated[
         int | None, typer.Option("--num-images", "-n", help="How many images, each with a seed of its own.")
     ] = None,
@@ -147,7 +147,7 @@ def generate(
     out: Annotated[Path, typer.Option(file_okay=False, help="Folder to write to.")] = Path("out"),
     url: Url = URL,
 ) -> None:
-    """Paint images of a prompt and write them to files.
+    """Generate images of a prompt and write them to files.
 
     What is not given is the service's choice; `info` tells it of a picture. Files are named by seed (seed-7.png) and
     grid.png; a name that another picture has gets a number (seed-7-2.png): nothing is overwritten. Ctrl-C cancels what
@@ -191,7 +191,7 @@ def reproduce(
     ] = None,
     url: Url = URL,
 ) -> None:
-    """Paint a picture again with the parameters in it, and say whether it is the same, pixel for pixel."""
+    """Generate a picture again with the parameters in it, and say whether it is the same, pixel for pixel."""
     from serve_app.cli import reproduce as command
 
     same = command.reproduce(_service(url), picture, out, _console())

@@ -1,4 +1,4 @@
-"""`parallel-sdxl reproduce`: paint a picture again and compare."""
+"""`parallel-sdxl reproduce`: generate a picture again and compare."""
 
 from dataclasses import dataclass
 from io import BytesIO
@@ -11,7 +11,7 @@ from rich.console import Console
 
 from serve_app.cli.errors import Unavailable
 from serve_app.cli.info import holds_none, opened, read
-from serve_app.cli.painting import introduce, make_folder, opening, paint, save, warn
+from serve_app.cli.request import follow, introduce, make_folder, opening, save, warn
 from serve_app.cli.service import Service
 from serve_app.cli.text import say
 from serve_app.cli.views import only_seen_previews, view_of
@@ -53,48 +53,48 @@ def difference(a: Pixels, b: Pixels) -> Difference:
 
 
 def reproduce(service: Service, picture: Path, out: Path | None, console: Console) -> bool:
-    """Paint a picture again with the parameters that it holds, and say whether it is the same. Raises CommandError."""
+    """Generate a picture again with the parameters in it, and say whether it is the same. Raises CommandError."""
     image = opened(picture)
     embedded, before = read(picture, image), np.asarray(image.convert("RGB"))
     if not embedded:
         raise holds_none(picture)
     if out:
         make_folder(out)
-    painted: list[tuple[ImageEvent, bytes]] = []
+    generated: list[tuple[ImageEvent, bytes]] = []
 
     def keep(event: ImageEvent | GridEvent, data: bytes) -> str:
         assert isinstance(event, ImageEvent), "no grid was asked for"
-        painted.append((event, data))
-        return "painted again"
+        generated.append((event, data))
+        return "generated again"
 
     body = only_seen_previews(console, embedded.request.model_dump(exclude_unset=True))
     version = service.version()
     with service.stream(body) as events:
         start = opening(events)
-        _compare_painters(console, embedded, start.parameters.model, version)
+        _compare_models(console, embedded, start.parameters.model, version)
         introduce(console, start)
-        ending = paint(events, view_of(console, start, body), keep)
+        ending = follow(events, view_of(console, start, body), keep)
     warn(console, ending.warnings)
-    if not painted:
+    if not generated:
         raise Unavailable("; ".join(ending.missing))
-    ((event, data),) = painted
+    ((event, data),) = generated
     if out:
         say(console, f"new picture: {save(out, f'seed-{event.seed}', event, data)}")
     return _verdict(console, picture, before, np.asarray(Pillow.open(BytesIO(data)).convert("RGB")))
 
 
-def _compare_painters(console: Console, embedded: Embedded, model: ModelInfo, version: str) -> None:
+def _compare_models(console: Console, embedded: Embedded, model: ModelInfo, version: str) -> None:
     if embedded.model.hash != model.hash:
         then, now = (f"{model.name} ({model.hash})" for model in (embedded.model, model))
-        warn(console, [f"another model painted it: {then}; the service has {now}"])
+        warn(console, [f"another model generated it: {then}; the service has {now}"])
     if embedded.version != version:
-        warn(console, [f"another version painted it: {embedded.version}; the service has {version}"])
+        warn(console, [f"another version generated it: {embedded.version}; the service has {version}"])
 
 
 def _verdict(console: Console, picture: Path, before: Pixels, after: Pixels) -> bool:
     if before.shape != after.shape:
         now, then = (f"{pixels.shape[1]}x{pixels.shape[0]}" for pixels in (before, after))
-        say(console, f"not the same: {picture} is {now} now, and was painted as {then}", style="red")
+        say(console, f"not the same: {picture} is {now} now, and was generated as {then}", style="red")
         return False
     if np.array_equal(before, after):
         say(console, f"the same: every pixel of {picture} is equal", style="green")

@@ -12,7 +12,7 @@ _UNKNOWN_RETRY_S = 10
 class Admission:
     """All unfinished images of one ingress replica, in order of arrival.
 
-    As many as the ready replicas can paint at once are taken to be in work, the rest to wait. It is an estimate:
+    As many as the ready replicas can generate at once are taken to be in work, the rest to wait. It is an estimate:
     replicas take what they get in order of arrival, but finish at their own pace.
     """
 

@@ -13,7 +13,7 @@ from serve_app.background import background
 from serve_app.config import AppArgs
 from serve_app.errors import DeadlineExceeded, GenerationFailed, InternalError, InvalidRequest, NotFound, ServiceError
 from serve_app.fanout.admission import Admission
-from serve_app.fanout.generation import Generation, Paint
+from serve_app.fanout.generation import Generate, Generation
 from serve_app.fanout.generations import Generations
 from serve_app.fanout.peers import Peers
 from serve_app.fanout.plan import seeds_of, slots_of
@@ -53,7 +53,7 @@ _UNSPACED: tuple[SchedulerName, ...] = ("dpmpp_2m_karras",)
 
 @dataclass(frozen=True, slots=True)
 class _Plan:
-    """A request that has been accepted, before anything is painted."""
+    """A request that has been accepted, before anything is generated."""
 
     id: str
     started: float
@@ -99,10 +99,10 @@ class FanOut:
         )
 
     async def generate(self, request: GenerateRequest) -> BatchResult:
-        """Paint all images and return them together. Raises ServiceError where there is none."""
+        """Generate all images and return them together. Raises ServiceError where there is none."""
         plan = self._plan(request.model_copy(update={"preview_steps": []}))
         with self._admitted(plan) as generation:
-            async with self._painting(plan, generation, self._pool.paint) as unread:
+            async with self._generating(plan, generation, self._pool.generate) as unread:
                 async for _ in self._followed(plan, generation):
                     pass
                 unread_warnings = await unread
@@ -144,7 +144,7 @@ class FanOut:
 
     async def _events(self, plan: _Plan, generation: Generation) -> AsyncGenerator[Event]:
         try:
-            async with self._painting(plan, generation, self._pool.watch) as unread:
+            async with self._generating(plan, generation, self._pool.watch) as unread:
                 seeds = [slot.seed for slot in plan.slots]
                 yield StartEvent(
                     id=plan.id, seeds=seeds, parameters=plan.parameters, warnings=[*plan.warnings, *await unread]
@@ -206,7 +206,7 @@ class FanOut:
         pool = self._pool.status
         self._admission.admit(len(plan.slots), pool.capacity, pool.images_per_second)
         generation = Generation(
-            plan.slots, self._admission, lambda: self._pool.status.capacity, plan.started, self._metrics.repainted
+            plan.slots, self._admission, lambda: self._pool.status.capacity, plan.started, self._metrics.retried
         )
         try:
             with generation.in_line(), self._requests.holding(plan.id, generation):
@@ -219,12 +219,14 @@ class FanOut:
                 self._metrics.ended(image.status if image else "cancelled")
 
     @asynccontextmanager
-    async def _painting(self, plan: _Plan, generation: Generation, paint: Paint) -> AsyncIterator[Awaitable[list[str]]]:
-        """Paint for as long as the context is open; give warnings of what the model does not read, to await.
+    async def _generating(
+        self, plan: _Plan, generation: Generation, generate: Generate
+    ) -> AsyncIterator[Awaitable[list[str]]]:
+        """Generate for as long as the context is open; give warnings of what the model does not read, to await.
 
-        They are found out while it paints.
+        They are found out while it generates.
         """
-        async with background(self._unread(plan.parameters)) as unread, generation.painting(paint):
+        async with background(self._unread(plan.parameters)) as unread, generation.generating(generate):
             yield unread
 
     async def _unread(self, asked: Parameters) -> list[str]:
@@ -272,7 +274,8 @@ class FanOut:
         cells = await asyncio.gather(*[self._pool.pixels(generation.pixels.get(slot.index)) for slot in plan.slots])
         lost = [i for i in sorted(generation.pixels) if cells[i] is None]
         warnings = [
-            f"the grid lacks image {i}: the replica that painted it is gone; the image itself is complete" for i in lost
+            f"the grid lacks image {i}: the replica that generated it is gone; the image itself is complete"
+            for i in lost
         ]
         return await asyncio.to_thread(_sheet, cells, plan.parameters), warnings
 

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from serve_app.errors import ReplicaLost, SlotCancelled, SlotFailed
 from serve_app.fanout.admission import Admission
-from serve_app.messages import Painted, Preview, Progress, Slot, SlotEvent
+from serve_app.messages import Generated, Preview, Progress, Slot, SlotEvent
 from serve_app.schemas import (
     CancelledEvent,
     ErrorDetail,
@@ -27,17 +27,17 @@ from serve_app.schemas import (
 
 logger = logging.getLogger("ray.serve")
 
-Paint = Callable[[Slot], AsyncGenerator[SlotEvent]]
-"""Paints one slot: Pool.paint for the picture alone, or Pool.watch for previews too."""
+Generate = Callable[[Slot], AsyncGenerator[SlotEvent]]
+"""Generates one slot: Pool.generate for the picture alone, or Pool.watch for previews too."""
 
 _DEADLINE = ErrorDetail(
     type="deadline_exceeded", message="the request's deadline passed before this image was finished"
 )
 _CANCELLED = ErrorDetail(type="cancelled", message="the image was cancelled")
 _LOST = ErrorDetail(
-    type="replica_lost", message="the replica died while painting this image, and so did the one that tried again"
+    type="replica_lost", message="the replica died while generating this image, and so did the one that tried again"
 )
-_INTERNAL = ErrorDetail(type="internal", message="the image could not be painted; the service's log says why")
+_INTERNAL = ErrorDetail(type="internal", message="the image could not be generated; the service's log says why")
 
 
 class Generation:
@@ -56,13 +56,13 @@ class Generation:
         admission: Admission,
         capacity: Callable[[], int],
         started: float,
-        on_repaint: Callable[[], None],
+        on_retry: Callable[[], None],
     ) -> None:
         self._slots = slots
         self._admission = admission
         self._capacity = capacity
         self._started = started
-        self._on_repaint = on_repaint
+        self._on_retry = on_retry
         self._inbox: asyncio.Queue[tuple[Slot, SlotEvent | NoPicture] | None] = asyncio.Queue()
         self._tasks: dict[int, asyncio.Task[None]] = {}
         self._positions: dict[int, int] = {}
@@ -93,10 +93,10 @@ class Generation:
                     task.cancel()
 
     @asynccontextmanager
-    async def painting(self, paint: Paint) -> AsyncIterator[None]:
-        """Paint all slots for as long as the context is open; leaving it cancels what has not ended."""
+    async def generating(self, generate: Generate) -> AsyncIterator[None]:
+        """Generate all slots for as long as the context is open; leaving it cancels what has not ended."""
         self._tasks = {
-            slot.index: asyncio.create_task(self._follow(slot, paint))
+            slot.index: asyncio.create_task(self._follow(slot, generate))
             for slot in self._slots
             if slot.index not in self.cancelled
         }
@@ -109,7 +109,7 @@ class Generation:
             await asyncio.gather(*self._tasks.values(), return_exceptions=True)
 
     async def events(self, deadline: float) -> AsyncGenerator[Event]:
-        """Yield what happens to the slots while they are painted.
+        """Yield what happens to the slots while they are generated.
 
         It ends when each has ended, or when the deadline (monotonic) has passed.
         """
@@ -125,7 +125,7 @@ class Generation:
                 yield event
 
     async def _next(self, deadline: float) -> tuple[Slot, SlotEvent | NoPicture] | None:
-        """Return what is in the inbox, even after the deadline: what has been painted counts. Raises TimeoutError."""
+        """Return what is in the inbox, even after the deadline: what has been generated counts. Raises TimeoutError."""
         if not self._inbox.empty():
             return self._inbox.get_nowait()
         # Not wait_for: in Python 3.11 it loses a cancellation that comes together with an item, and Serve cancels a
@@ -136,15 +136,15 @@ class Generation:
     def _post_move(self) -> None:
         self._inbox.put_nowait(None)
 
-    async def _follow(self, slot: Slot, paint: Paint) -> None:
+    async def _follow(self, slot: Slot, generate: Generate) -> None:
         """Put a slot's events into the inbox, an end always among them."""
         try:
             try:
-                await self._forward(slot, paint)
+                await self._forward(slot, generate)
             except ReplicaLost:
                 # The seed makes the second try the same picture.
-                self._on_repaint()
-                await self._forward(slot, paint)
+                self._on_retry()
+                await self._forward(slot, generate)
         except SlotFailed as error:
             self._post_end(slot, "failed", ErrorDetail(type=error.type, message=error.message))
         except SlotCancelled:
@@ -163,11 +163,11 @@ class Generation:
     def _post_end(self, slot: Slot, status: Literal["failed", "cancelled"], error: ErrorDetail) -> None:
         self._inbox.put_nowait((slot, _no_picture(slot, status, error)))
 
-    async def _forward(self, slot: Slot, paint: Paint) -> None:
-        async with aclosing(paint(slot)) as events:
+    async def _forward(self, slot: Slot, generate: Generate) -> None:
+        async with aclosing(generate(slot)) as events:
             async for event in events:
                 self._inbox.put_nowait((slot, event))
-                if isinstance(event, Painted):
+                if isinstance(event, Generated):
                     return
         raise ReplicaLost("its events ended without a picture")
 
@@ -190,7 +190,7 @@ class Generation:
         match news:
             case NoPicture():
                 yield self._end_without_picture(news)
-            case Painted():
+            case Generated():
                 yield self._succeed(slot, news)
             case _:
                 yield self._on_the_way(slot, news)
@@ -209,8 +209,8 @@ class Generation:
             **where, width=event.width, height=event.height, media_type="image/jpeg", b64_json=event.b64_json
         )
 
-    def _succeed(self, slot: Slot, painted: Painted) -> Event:
-        work, total = painted.work, time.monotonic() - self._started
+    def _succeed(self, slot: Slot, generated: Generated) -> Event:
+        work, total = generated.work, time.monotonic() - self._started
         queue = total - (work.encode_prompt + work.denoise + work.decode + work.encode)
         self.timings = Timings(
             queue=max(0.0, queue),
@@ -220,14 +220,14 @@ class Generation:
             encode=work.encode,
             total=total,
         )
-        self.pixels[slot.index] = painted.pixels
+        self.pixels[slot.index] = generated.pixels
         picture = Picture(
             index=slot.index,
             seed=slot.seed,
-            width=painted.width,
-            height=painted.height,
-            media_type=painted.media_type,
-            b64_json=painted.b64_json,
+            width=generated.width,
+            height=generated.height,
+            media_type=generated.media_type,
+            b64_json=generated.b64_json,
         )
         self._record_end(picture)
         return ImageEvent(**dict(picture))

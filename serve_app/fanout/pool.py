@@ -17,7 +17,7 @@ from serve_app.errors import NotReady, ReplicaLost, SlotCancelled
 from serve_app.fanout.broadcast import broadcast
 from serve_app.fanout.calls import Calls
 from serve_app.imaging import Pixels
-from serve_app.messages import Painted, ReplicaStatus, Slot, SlotEvent
+from serve_app.messages import Generated, ReplicaStatus, Slot, SlotEvent
 
 logger = logging.getLogger("ray.serve")
 
@@ -57,7 +57,7 @@ class PoolStatus:
 
     @property
     def capacity(self) -> int:
-        """How many images can be painted at once."""
+        """How many images can be generated at once."""
         return sum(r.capacity for r in self.replicas)
 
     @property
@@ -90,7 +90,7 @@ class Pool:
         return self.status.replicas[0]
 
     async def keep_polling(self) -> None:
-        """Keep `status` fresh, and the replicas from painting for nobody, until cancelled."""
+        """Keep `status` fresh, and the replicas from generating for nobody, until cancelled."""
         while True:
             try:
                 self.status = await self._poll()
@@ -98,11 +98,11 @@ class Pool:
                 logger.exception("could not ask the replicas for their status")
             await asyncio.sleep(POLL_INTERVAL_S if self.status.ready else _STARTING_POLL_INTERVAL_S)
 
-    async def paint(self, slot: Slot) -> AsyncGenerator[SlotEvent]:
+    async def generate(self, slot: Slot) -> AsyncGenerator[SlotEvent]:
         """Yield a slot's picture alone, collected by its ObjectRef. Raises SlotFailed, SlotCancelled or ReplicaLost."""
         with self._calling(self._handle.generate, slot) as response:
-            painted: Painted = await (await response._to_object_ref())
-            yield painted
+            generated: Generated = await (await response._to_object_ref())
+            yield generated
 
     async def watch(self, slot: Slot) -> AsyncGenerator[SlotEvent]:
         """Yield a slot's events as they happen, its picture last. Raises SlotFailed, SlotCancelled or ReplicaLost."""

@@ -95,7 +95,7 @@ class SpreadRouter(FIFOMixin, RequestRouter):
         def rank(replica: RunningReplica) -> tuple[bool, int, int, int, float]:
             id_ = replica.replica_id
             return (
-                load[id_] >= self._max_open_calls // 2,  # one half is painted, the other is next in line
+                load[id_] >= self._max_open_calls // 2,  # one half is generated, the other is next in line
                 siblings[id_],
                 load[id_],
                 self.replica_queue_len_cache.get(id_) or 0,  # with the calls of other ingress replicas

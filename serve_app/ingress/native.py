@@ -37,7 +37,7 @@ def router(
 
     @routes.post("/generate", response_model=AnyResult, responses=errors(413, 415, 422, 429, 500, 503, 504))
     async def generate(body: Body, http: Request) -> Response:  # type: ignore[valid-type]  # a class made at run time
-        """Paint all images and return them together."""
+        """Generate all images and return them together."""
         keep = url_of(body, http)
         result = await service.generate(body)
         answer = await stored_result(result, keep) if keep else result
@@ -51,7 +51,7 @@ def router(
 
     @routes.post("/stream", response_class=EventSourceResponse, responses=errors(413, 415, 422, 429, 503) | described)
     async def stream(events: Annotated[Events, Depends(accepted)]) -> AsyncIterator[ServerSentEvent]:
-        """Paint all images and tell how it goes, as server-sent events."""
+        """Generate all images and tell how it goes, as server-sent events."""
         async for event in events:
             yield ServerSentEvent(data=event, event=event.type)
 
@@ -79,7 +79,7 @@ def health_router(service: Service) -> APIRouter:
 
     @routes.get("/health", response_model=Health, responses={503: {"model": Health}})
     async def health() -> JSONResponse:
-        """Say whether images can be painted: 200 with at least one replica ready, 503 while starting."""
+        """Say whether images can be generated: 200 with at least one replica ready, 503 while starting."""
         state = service.health()
         return JSONResponse(state.model_dump(), 200 if state.status == "ready" else 503)
 

@@ -10,5 +10,5 @@ PREVIEW_FOLDER = "preview_vae"
 
 
 def embedded_path() -> Path:
-    """Return the folder of the embedded model: a small SDXL of our own that paints emoji-like pictures."""
+    """Return the folder of the embedded model: a small SDXL of our own that generates emoji-like pictures."""
     return Path(__file__).parent / "emoji-sdxl"

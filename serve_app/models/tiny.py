@@ -1,6 +1,6 @@
 """A tiny SDXL with random weights: diffusers' and transformers' real classes at a size that a test can afford.
 
-It paints abstract patches, the same for the same seed, in no time: for tests.
+It generates abstract patches, the same for the same seed, in no time: for tests.
 """
 
 import json

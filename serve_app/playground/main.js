@@ -16,7 +16,7 @@ const settings = new Settings(byId("settings"));
 const shown = new Map(); // the runs on the page, newest last, and their views
 const askService = watchService(() => [...shown.keys()].some((run) => run.active));
 
-const actions = { open: view, paint, use, more, remove };
+const actions = { open: view, generate: follow, use, more, remove };
 
 async function connect() {
   byId("unavailable").hidden = true;
@@ -38,18 +38,18 @@ function generate() {
   history.replaceState(null, "", toUrl(values));
   const run = Run.of(values, seedsFrom(values.seed ?? randomSeed(), values.num_images));
   put(run);
-  paint(run, run.images);
+  follow(run, run.images);
 }
 
-async function paint(run, images) {
-  announce(`Painting ${count(images.length, "image")}`);
-  const painting = run.paint(images);
+async function follow(run, images) {
+  announce(`Generating ${count(images.length, "image")}`);
+  const generating = run.generate(images);
   askService();
   try {
-    await painting;
+    await generating;
   } catch (error) {
     if (error.status !== 422) throw error;
-    if (settings.reject(error.param, error.message) && !run.id) drop(run); // nothing of it was painted
+    if (settings.reject(error.param, error.message) && !run.id) drop(run); // nothing of it was generated
   }
 }
 
@@ -59,7 +59,7 @@ function use(run) {
   byId("prompt").focus();
 }
 
-/** Paint the seeds after this one that the run does not have, with the run's settings and as many images. */
+/** Generate the seeds after this one that the run does not have, with the run's settings and as many images. */
 function more(run, image) {
   const taken = new Set(run.images.map(({ seed }) => seed));
   const first = seedsFrom(image.seed, taken.size + 1).find((seed) => !taken.has(seed));

@@ -65,8 +65,8 @@ export class Run extends EventTarget {
     return this.images.some((image) => ACTIVE.has(image.state));
   }
 
-  /** Paint some of the images, again if need be, in one request. Refusals become `problem`; only invalid input (422) is thrown. */
-  async paint(images = this.images) {
+  /** Generate some of the images, again if need be, in one request. Refusals become `problem`; only invalid input (422) is thrown. */
+  async generate(images = this.images) {
     const generation = { id: null, images, stop: new AbortController() };
     this.#start(images, generation);
     try {
@@ -142,7 +142,7 @@ export class Run extends EventTarget {
     const { message, remedy, retryAfterS } = error;
     this.problem = { message, remedy, retryAt: retryAfterS === null ? null : Date.now() + 1000 * retryAfterS, images: generation.images };
     for (const image of generation.images) if (image.blob) this.#change(image, { state: "done" });
-    this.#leave(generation, "failed", "Not painted.");
+    this.#leave(generation, "failed", "Not generated.");
   }
 
   /** Give an end to the images of a generation that have none yet. */
@@ -153,7 +153,7 @@ export class Run extends EventTarget {
 
   #change(image, changes) {
     Object.assign(image, changes);
-    // A picture that was to be painted again is still there if that is called off.
+    // A picture that was to be generated again is still there if that is called off.
     if (image.state === "cancelled" && image.blob) image.state = "done";
     this.dispatchEvent(new CustomEvent("image", { detail: image }));
   }

@@ -55,7 +55,7 @@ export class Settings {
   read() {
     this.clearErrors();
     for (const name of TEXTS) this.#field(name).setCustomValidity(this.#tooLong(name));
-    if (!this.#field("prompt").value.trim()) this.#field("prompt").setCustomValidity("Say what to paint.");
+    if (!this.#field("prompt").value.trim()) this.#field("prompt").setCustomValidity("Say what to generate.");
     const wrong = NAMES.filter((name) => !this.#field(name).validity.valid);
     for (const name of wrong) this.#showError(name, this.#complaint(name));
     if (wrong.length) {

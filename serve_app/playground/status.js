@@ -33,7 +33,7 @@ function show({ replicas, images_in_flight, images_waiting, images_per_second })
   put("rate", images_per_second.toLocaleString("en", { maximumFractionDigits: 2 }));
 }
 
-const NAMES = { ready: "Ready", busy: "Painting", starting: "Starting", locked: "Needs a key", lost: "No answer" };
+const NAMES = { ready: "Ready", busy: "Generating", starting: "Starting", locked: "Needs a key", lost: "No answer" };
 
 function showState(state) {
   strip.dataset.state = state;

@@ -23,7 +23,7 @@ function letGo(image) {
 
 export const fileName = (image) => `seed-${image.seed}.${image.blob.type.replace("image/", "").replace("jpeg", "jpg")}`;
 
-/** The section of one run. `actions` are { open, more, use, paint, remove } and take the run, and the image where it is about one. */
+/** The section of one run. `actions` are { open, more, use, generate, remove } and take the run, and the image where it is about one. */
 export class RunView {
   #run;
   #actions;
@@ -68,7 +68,7 @@ export class RunView {
     switch (button?.dataset.action) {
       case "cancel": return void run.cancelAll();
       case "retry":
-        this.#actions.paint(run, run.problem?.images ?? run.unfinished);
+        this.#actions.generate(run, run.problem?.images ?? run.unfinished);
         return this.#button("cancel").focus(); // the one that had the focus is gone
       case "remove": return this.#actions.remove(run);
       case "use": return this.#actions.use(run);
@@ -148,7 +148,7 @@ class Tile {
       case "open": return this.#actions.open(run, image);
       case "copy": return void copy(String(image.seed), button, `Seed ${image.seed}`);
       case "more": return this.#actions.more(run, image);
-      case "repaint": return this.#actions.paint(run, [image]);
+      case "retry": return this.#actions.generate(run, [image]);
       case "cancel": return void run.cancelImage(image);
     }
   }

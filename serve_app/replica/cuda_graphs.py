@@ -1,4 +1,4 @@
-"""CUDA graphs: a program's kernels, captured once for a shape and replayed with one launch."""
+"""CUDA graphs: the kernels of a model's forward, captured once for a shape and replayed with one launch."""
 
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from weakref import WeakValueDictionary
 
 import torch
 
-from serve_app.replica.programs import Program
+from serve_app.replica.compilation import Forward
 
 _MOST_GRAPHS = 32
 
@@ -18,9 +18,9 @@ _Shapes = tuple[torch.Size, ...]
 Output = TypeVar("Output")
 
 
-def with_cuda_graphs(program: Program[Output], device: torch.device) -> Program[Output]:
-    """Return the program as a GPU replays it; on the CPU it stays what it is."""
-    return _Graphed(program) if device.type == "cuda" else program
+def with_cuda_graphs(forward: Forward[Output], device: torch.device) -> Forward[Output]:
+    """Return the forward as a GPU replays it; on the CPU it stays what it is."""
+    return _Graphed(forward) if device.type == "cuda" else forward
 
 
 def _shapes(inputs: Sequence[torch.Tensor]) -> _Shapes:
@@ -35,13 +35,13 @@ class _CudaGraph(Generic[Output]):
 
 
 class _Graphed(Generic[Output]):
-    """A program on the GPU, captured as a CUDA graph at its second call with inputs of the same shapes.
+    """A forward on the GPU, captured as a CUDA graph at its second call with inputs of the same shapes.
 
     A replay is one launch instead of two thousand. An output is valid until the next call.
     """
 
-    def __init__(self, program: Program[Output]) -> None:
-        self._program = program
+    def __init__(self, forward: Forward[Output]) -> None:
+        self._forward = forward
         self._seen: set[_Shapes] = set()
         self._graphs: OrderedDict[_Shapes, _CudaGraph[Output]] = OrderedDict()
         self._inputs: WeakValueDictionary[tuple[int, torch.Size], torch.Tensor] = WeakValueDictionary()
@@ -52,7 +52,7 @@ class _Graphed(Generic[Output]):
         if shapes not in self._seen:
             # The first call loads kernels, which cannot be captured.
             self._seen.add(shapes)
-            return self._program(*inputs)
+            return self._forward(*inputs)
         if shapes not in self._graphs:
             self._capture(inputs)
         self._graphs.move_to_end(shapes)
@@ -63,7 +63,7 @@ class _Graphed(Generic[Output]):
         return captured.output
 
     def warm_up(self, *inputs: torch.Tensor) -> None:
-        self._program.warm_up(*inputs)
+        self._forward.warm_up(*inputs)
         for _ in range(2):
             self(*inputs)
 
@@ -72,7 +72,7 @@ class _Graphed(Generic[Output]):
 
         `torch.cuda.graph` would also wait for the device and give its free memory back, which holds up other slots.
         """
-        # Recordings are replayed one after another, so they share their inputs of one shape, and their memory.
+        # Graphs are replayed one after another, so they share their inputs of one shape, and their memory.
         kept = [self._inputs.setdefault((place, part.shape), part.clone()) for place, part in enumerate(inputs)]
         pool = (
             next((captured.graph.pool() for captured in self._graphs.values()), None) or torch.cuda.graph_pool_handle()
@@ -82,7 +82,7 @@ class _Graphed(Generic[Output]):
             # Other threads allocate memory meanwhile, for previews and files.
             graph.capture_begin(pool, capture_error_mode="thread_local")
             try:
-                output = self._program(*kept)
+                output = self._forward(*kept)
             finally:
                 graph.capture_end()
         self._graphs[_shapes(inputs)] = _CudaGraph(graph, kept, output)

@@ -11,8 +11,8 @@ from serve_app.config import Compile
 from serve_app.errors import SlotFailed
 from serve_app.imaging import Pixels
 from serve_app.replica.checkpoint import Checkpoint
+from serve_app.replica.compilation import AsItIs, Compiled, Forward
 from serve_app.replica.device import fast_layout
-from serve_app.replica.programs import AsItIs, Compiled, Program
 
 
 class PendingPixels:
@@ -69,17 +69,17 @@ class Decoder:
 
     def __init__(self, checkpoint: Checkpoint, mode: Compile) -> None:
         self._vae = checkpoint.vae
-        self._program = decoder_program(self._vae, mode)
+        self._forward = decoder_forward(self._vae, mode)
         self._layout = fast_layout(checkpoint.device)
         self._scaling = Scaling.of(self._vae, checkpoint.device, self._vae.dtype)
 
     def decode(self, latents: torch.Tensor) -> PendingPixels:
         """Return the picture of one slot's final latents, (1, channels, h, w), as the stock pipeline decodes it."""
-        return PendingPixels(self._program(self._unscaled(latents)))
+        return PendingPixels(self._forward(self._unscaled(latents)))
 
     def warm_up(self, latents: torch.Tensor) -> None:
         """Compile for latents of this shape, if anything is compiled; others run as they are."""
-        self._program.warm_up(self._unscaled(latents))
+        self._forward.warm_up(self._unscaled(latents))
         self.decode(latents).wait()
 
     def _unscaled(self, latents: torch.Tensor) -> torch.Tensor:
@@ -87,7 +87,7 @@ class Decoder:
         return latents.contiguous(memory_format=self._layout)
 
 
-def decoder_program(vae: AutoencoderKL | AutoencoderTiny, mode: Compile) -> Program[torch.Tensor]:
+def decoder_forward(vae: AutoencoderKL | AutoencoderTiny, mode: Compile) -> Forward[torch.Tensor]:
     """Return a VAE's decoder, latents to (rows, 3, h, w) in -1..1, as `engine.compile` asks for."""
     return Compiled(_decode, vae) if mode == "full" else AsItIs(_decode, vae)
 

@@ -8,9 +8,9 @@ import torch
 
 from serve_app.recipe import Recipe
 from serve_app.replica.checkpoint import Checkpoint
+from serve_app.replica.compilation import Forward
 from serve_app.replica.conditioning import Conditioning
 from serve_app.replica.device import fast_layout
-from serve_app.replica.programs import Program
 from serve_app.replica.trajectory import Trajectory
 from serve_app.replica.unet import UNetInputs
 
@@ -28,12 +28,12 @@ class CallGroup:
 
 
 class Denoiser:
-    """The UNet of a checkpoint, run by a program."""
+    """The UNet of a checkpoint, and how its forward runs."""
 
-    def __init__(self, checkpoint: Checkpoint, program: Program[torch.Tensor]) -> None:
+    def __init__(self, checkpoint: Checkpoint, forward: Forward[torch.Tensor]) -> None:
         self._dtype = checkpoint.dtype
         self._layout = fast_layout(checkpoint.device)
-        self._program = program
+        self._forward = forward
 
     def predict(self, trajectories: Sequence[Trajectory]) -> Sequence[torch.Tensor]:
         """Return the UNet's prediction for the next step of every trajectory, (its rows, channels, h, w) each.
@@ -41,12 +41,12 @@ class Denoiser:
         They are valid until the next call. All slots must be of one `CallGroup`.
         """
         rows = [t.rows for t in trajectories]
-        prediction = self._program(*self._inputs(trajectories))
+        prediction = self._forward(*self._inputs(trajectories))
         return torch.split(prediction, rows)
 
     def warm_up(self, trajectories: Sequence[Trajectory]) -> None:
         """Get ready for such calls: compile, record, load kernels, as `engine.compile` and the device ask for."""
-        self._program.warm_up(*self._inputs(trajectories))
+        self._forward.warm_up(*self._inputs(trajectories))
 
     def _inputs(self, trajectories: Sequence[Trajectory]) -> UNetInputs:
         sample = torch.cat([t.model_input() for t in trajectories])

@@ -12,7 +12,7 @@ import ray
 from ray import serve
 
 from serve_app.config import AppArgs
-from serve_app.messages import CallId, OpenCalls, Painted, ReplicaStatus, Slot, SlotEvent
+from serve_app.messages import CallId, Generated, OpenCalls, ReplicaStatus, Slot, SlotEvent
 from serve_app.metrics import ReplicaMetrics
 from serve_app.recipe import Output, Recipe, SchedulerName
 
@@ -20,7 +20,7 @@ logger = logging.getLogger("ray.serve")
 
 
 class Replica:
-    """Paints slots with one loaded model. Ready once it has painted a first picture."""
+    """Generates slots with one loaded model. Ready once it has generated a first picture."""
 
     # torch is imported inside the methods: the processes that only build or call this deployment do without it.
 
@@ -54,16 +54,16 @@ class Replica:
         if hasattr(self, "_engine"):
             self._engine.stop()
 
-    async def generate(self, slot: Slot, id: CallId) -> Painted:
-        """Paint a slot. Raises SlotFailed."""
+    async def generate(self, slot: Slot, id: CallId) -> Generated:
+        """Generate a slot. Raises SlotFailed."""
         async with aclosing(self.stream(slot, id)) as events:
             async for event in events:
-                if isinstance(event, Painted):
+                if isinstance(event, Generated):
                     return event
         raise AssertionError("a slot's events end with its picture")
 
     async def stream(self, slot: Slot, id: CallId) -> AsyncGenerator[SlotEvent]:
-        """Paint a slot and tell how it goes; its picture is the last event. Raises SlotFailed."""
+        """Generate a slot and tell how it goes; its picture is the last event. Raises SlotFailed."""
         from serve_app.replica.mailbox import Mailbox
 
         task = asyncio.current_task()
@@ -73,7 +73,7 @@ class Replica:
         self._calls[task] = id  # by task: Serve may send a call twice
         try:
             async for event in mailbox.events():
-                if isinstance(event, Painted) and event.pixels is not None:
+                if isinstance(event, Generated) and event.pixels is not None:
                     yield replace(event, pixels=ray.put(event.pixels))
                 else:
                     yield event
@@ -112,7 +112,7 @@ class Replica:
         )
 
     def check_health(self) -> None:
-        """Raise where the engine can paint no more, so that Serve starts a new replica in the place of this one."""
+        """Raise where the engine can generate no more, so that Serve starts a new replica in the place of this one."""
         self._engine.check()
 
 

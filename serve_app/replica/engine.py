@@ -17,7 +17,7 @@ import torch
 
 from serve_app.config import EngineConfig, PreviewConfig
 from serve_app.errors import SlotFailed
-from serve_app.messages import Painted, Preview, Progress, Slot, SlotEvent, Work
+from serve_app.messages import Generated, Preview, Progress, Slot, SlotEvent, Work
 from serve_app.replica.batching import Job, Load, State, StepScheduler
 from serve_app.replica.checkpoint import Checkpoint
 from serve_app.replica.denoise import CallGroup
@@ -34,7 +34,7 @@ PROGRESS_INTERVAL_S = 0.25
 """Least time between two progress events of one slot."""
 
 Post = Callable[[SlotEvent | SlotFailed], None]
-"""Takes a slot's events, from any thread; Painted or SlotFailed is the last. A cancelled slot just goes quiet."""
+"""Takes a slot's events, from any thread; Generated or SlotFailed is the last. A cancelled slot just goes quiet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,7 @@ SlotJob = Job[Submission]
 
 
 class Engine:
-    """Paints slots. `submit`, `cancel` and `load` may be called from any thread."""
+    """Generates slots. `submit`, `cancel` and `load` may be called from any thread."""
 
     def __init__(
         self, checkpoint: Checkpoint, config: EngineConfig, preview: PreviewConfig, observer: Observer
@@ -87,7 +87,7 @@ class Engine:
         self._outputs.stop()
 
     def check(self) -> None:
-        """Raise RuntimeError where nothing can be painted any more: the loop or the device has failed for good."""
+        """Raise RuntimeError where nothing can be generated any more: the loop or the device has failed for good."""
         if not (self._thread and self._thread.is_alive()):
             raise RuntimeError("the engine's thread has ended")
         if self._broken is not None:
@@ -101,7 +101,7 @@ class Engine:
         return job
 
     def cancel(self, job: SlotJob) -> None:
-        """Drop a job: at once while it waits, at the next step boundary while it is being painted."""
+        """Drop a job: at once while it waits, at the next step boundary while it is being generated."""
         with self._changed:
             if self._scheduler.cancel(job):
                 self._observer.ended("cancelled")
@@ -198,7 +198,7 @@ class Engine:
         work = Work(running.encode_prompt_s, denoised - running.began, decode=0, encode=0)
         self._outputs.image(job.payload.slot, pending, denoised, work, partial(self._deliver, job))
 
-    def _deliver(self, job: SlotJob, outcome: Painted | Exception) -> None:
+    def _deliver(self, job: SlotJob, outcome: Generated | Exception) -> None:
         if isinstance(outcome, Exception):
             self._fail(job, outcome)
             return

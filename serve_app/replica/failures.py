@@ -21,4 +21,4 @@ def slot_failure(error: Exception, slot: Slot) -> SlotFailed:
             )
         case _:
             logger.error("slot with seed %d failed", slot.seed, exc_info=error)
-            return SlotFailed("internal", "the image could not be painted; the service's log says why")
+            return SlotFailed("internal", "the image could not be generated; the service's log says why")

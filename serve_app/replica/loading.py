@@ -1,4 +1,4 @@
-"""What a replica paints with, as its arguments ask for it."""
+"""What a replica generates with, as its arguments ask for it."""
 
 import logging
 
@@ -6,10 +6,10 @@ from serve_app.config import AppArgs, ModelConfig
 from serve_app.errors import CheckpointError
 from serve_app.models import EMBEDDED
 from serve_app.replica.checkpoint import Checkpoint, load_checkpoint, quiet_progress_bars
+from serve_app.replica.compilation import use_compile_cache
 from serve_app.replica.device import prepare_device
 from serve_app.replica.hub import is_hub_id
 from serve_app.replica.paths import is_there, user_path
-from serve_app.replica.programs import use_compile_cache
 from serve_app.replica.quantize import to_fp8
 from serve_app.replica.sampling import check_steps
 

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 
 from serve_app.errors import SlotFailed
-from serve_app.messages import Painted, Preview, Progress, SlotEvent
+from serve_app.messages import Generated, Preview, Progress, SlotEvent
 
 
 class Mailbox:
@@ -15,7 +15,7 @@ class Mailbox:
         self._filled = asyncio.Event()
         self._progress: Progress | None = None
         self._preview: Preview | None = None
-        self._last: Painted | SlotFailed | None = None
+        self._last: Generated | SlotFailed | None = None
 
     def post(self, event: SlotEvent | SlotFailed) -> None:
         """Leave an event; from any thread."""

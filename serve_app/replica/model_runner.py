@@ -12,7 +12,7 @@ from serve_app.replica.denoise import Denoiser
 from serve_app.replica.previews import PreviewDecoder, PreviewPace
 from serve_app.replica.prompts import PromptEncoder
 from serve_app.replica.trajectory import Trajectory
-from serve_app.replica.unet import make_program
+from serve_app.replica.unet import make_forward
 
 
 @dataclass(eq=False, slots=True)
@@ -33,7 +33,7 @@ class ModelRunner:
         self._checkpoint = checkpoint
         self._min_interval_s = preview.min_interval_s
         self.prompts = PromptEncoder(checkpoint.pipe, checkpoint.device, config.prompt_cache_size)
-        self.denoiser = Denoiser(checkpoint, make_program(checkpoint.unet, config.compile))
+        self.denoiser = Denoiser(checkpoint, make_forward(checkpoint.unet, config.compile))
         self.decoder = Decoder(checkpoint, config.compile)
         tiny = checkpoint.preview_vae
         self.previews = PreviewDecoder(checkpoint, tiny, preview.max_size, config.compile) if tiny else None

@@ -7,12 +7,12 @@ from dataclasses import replace
 from typing import TypeVar
 
 from serve_app.imaging import encode_picture, encode_preview
-from serve_app.messages import Painted, Preview, Slot, Work
+from serve_app.messages import Generated, Preview, Slot, Work
 from serve_app.replica.checkpoint import Checkpoint
 from serve_app.replica.decode import PendingPixels
 from serve_app.replica.observer import Observer
 
-Made = TypeVar("Made", Painted, Preview)
+Made = TypeVar("Made", Generated, Preview)
 
 
 class OutputProcessor:
@@ -36,7 +36,7 @@ class OutputProcessor:
         pending: PendingPixels,
         denoised: float,
         work: Work,
-        done: Callable[[Painted | Exception], None],
+        done: Callable[[Generated | Exception], None],
     ) -> None:
         """Make a slot's file. Its decoding began at `denoised`; `work` has the times of all before that."""
         self._files.submit(_report, done, lambda: self._image(slot, pending, denoised, work))
@@ -47,7 +47,7 @@ class OutputProcessor:
         """Make a preview of the picture after `step` steps, the decoding of which began at `started`."""
         self._previews.submit(_report, done, lambda: self._preview(step, pending, started))
 
-    def _image(self, slot: Slot, pending: PendingPixels, denoised: float, work: Work) -> Painted:
+    def _image(self, slot: Slot, pending: PendingPixels, denoised: float, work: Work) -> Generated:
         pixels = pending.wait()
         height, width, _ = pixels.shape
         info = self._checkpoint.info
@@ -55,7 +55,7 @@ class OutputProcessor:
         b64 = encode_picture(pixels, slot, info)
         encode_s = time.perf_counter() - decoded
         self._observer.encoded(encode_s)
-        return Painted(
+        return Generated(
             width,
             height,
             f"image/{slot.output.output_format}",

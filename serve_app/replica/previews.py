@@ -9,7 +9,7 @@ from torch.nn.functional import avg_pool2d
 
 from serve_app.config import Compile
 from serve_app.replica.checkpoint import Checkpoint
-from serve_app.replica.decode import PendingPixels, Scaling, decoder_program
+from serve_app.replica.decode import PendingPixels, Scaling, decoder_forward
 from serve_app.replica.device import fast_layout
 
 _SDXL_FACTOR = 0.13025
@@ -48,7 +48,7 @@ class PreviewDecoder:
     """The preview VAE of a checkpoint, on a stream of its own beside the denoising."""
 
     def __init__(self, checkpoint: Checkpoint, vae: AutoencoderTiny, max_size: int, mode: Compile) -> None:
-        self._program = decoder_program(vae, mode)
+        self._forward = decoder_forward(vae, mode)
         self._dtype = vae.dtype
         self._layout = fast_layout(checkpoint.device)
         self._scale: int = checkpoint.pipe.vae_scale_factor
@@ -72,11 +72,11 @@ class PreviewDecoder:
 
     def warm_up(self, clean: torch.Tensor) -> None:
         """Get ready for clean latents of this shape."""
-        self._program.warm_up(self._pooled(clean))
+        self._forward.warm_up(self._pooled(clean))
         self.decode(clean).wait()
 
     def _decode(self, clean: torch.Tensor) -> PendingPixels:
-        image = self._program(self._pooled(clean))
+        image = self._forward(self._pooled(clean))
         height, width = (max(1, round(side * self._scale / self._factor(clean))) for side in clean.shape[-2:])
         return PendingPixels(image[..., :height, :width])
 

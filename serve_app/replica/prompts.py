@@ -26,14 +26,14 @@ class PromptEmbedding:
 
 
 class TextEncoders:
-    """A pipeline's text encoders as one program.
+    """A pipeline's text encoders as one forward.
 
     Takes token ids (1, length) for each of them, returns tokens (1, length, width) and pooled (1, projection width).
     """
 
     def __init__(self, pipe: StableDiffusionXLPipeline, device: torch.device) -> None:
         self._encoders = [encoder for encoder in (pipe.text_encoder, pipe.text_encoder_2) if encoder is not None]
-        # transformers makes a mask of its own only while it is being recorded; given one, it always does the same.
+        # transformers makes a mask of its own only while it is being captured; given one, it always does the same.
         length = pipe.tokenizer_2.model_max_length
         self._mask = (
             None if device.type == "cpu" else torch.ones(1, 1, length, length, dtype=torch.bool, device=device).tril()
@@ -52,7 +52,7 @@ class TextEncoders:
 
 
 class PromptEncoder:
-    """Encodes one prompt at a time, so that an embedding never depends on what else is being painted."""
+    """Encodes one prompt at a time, so that an embedding never depends on what else is being generated."""
 
     def __init__(self, pipe: StableDiffusionXLPipeline, device: torch.device, cache_size: int) -> None:
         self._pipe = pipe

@@ -102,7 +102,7 @@ def _measure(checkpoint: Checkpoint, model: ModelConfig, fewest_features: int) -
         for name, linear in large_linears(checkpoint.unet, fewest_features)
     ]
     encoder = PromptEncoder(checkpoint.pipe, checkpoint.device, len(_PROMPTS) + 2)
-    denoiser = Denoiser(checkpoint, as_it_is(checkpoint.unet))  # a recording would not call the hooks
+    denoiser = Denoiser(checkpoint, as_it_is(checkpoint.unet))  # a CUDA graph would not call the hooks
     for seed, prompt in enumerate(_PROMPTS):
         recipe = Recipe(
             prompt=prompt,

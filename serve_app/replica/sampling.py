@@ -80,7 +80,7 @@ def default_scheduler(own: SchedulerMixin, config: Mapping[str, Any], asked: Sch
     if name in fitting:
         return name
     if name is None and kind not in KarrasDiffusionSchedulers.__members__:
-        # A model of few steps, such as LCM: the others can take its steps, but do not paint what it was distilled for.
+        # A model of few steps, such as LCM: others can take its steps, but do not give what it was distilled for.
         raise CheckpointError(f"model.scheduler: the checkpoint is made for {kind}, which is not supported")
     options = " and ".join(f"{key} {value}" for key, value in other_options({**config, "_class_name": kind}).items())
     own_kind = f"the checkpoint's own {kind}{options and f' with {options}'}"

@@ -65,7 +65,7 @@ class Sources:
     markers: Mapping[str, Any] = field(default_factory=dict)
     """What a single file says of its scheduler config."""
     usual: bool = False
-    """Whether a single file has the configs that diffusers takes for it, so that it alone says what is painted."""
+    """Whether a single file has the configs that diffusers takes for it, so that it alone says what is generated."""
 
     @property
     def models(self) -> Sequence[Part]:

@@ -1,4 +1,4 @@
-"""The UNet as a program: as it is, its blocks compiled, or all of it."""
+"""How the UNet runs: as it is, its blocks compiled, or all of it."""
 
 from typing import NamedTuple
 
@@ -7,14 +7,14 @@ from diffusers import UNet2DConditionModel
 
 from serve_app.config import Compile
 from serve_app.replica.attention import blocks
+from serve_app.replica.compilation import BY_RULE, AsItIs, Compiled, Forward
 from serve_app.replica.cuda_graphs import with_cuda_graphs
-from serve_app.replica.programs import BY_RULE, AsItIs, Compiled, Program
 
 _MOST_COMPILATIONS = 64
 
 
 class UNetInputs(NamedTuple):
-    """What the UNet's program takes, in this order, all with rows first.
+    """What the UNet's forward takes, in this order, all with rows first.
 
     `sample` is (rows, channels, h, w), `timestep` (rows,); for the others see `conditioning.Conditioning`.
     """
@@ -26,20 +26,20 @@ class UNetInputs(NamedTuple):
     time_ids: torch.Tensor
 
 
-def make_program(unet: UNet2DConditionModel, mode: Compile) -> Program[torch.Tensor]:
+def make_forward(unet: UNet2DConditionModel, mode: Compile) -> Forward[torch.Tensor]:
     """Return the UNet as `engine.compile` asks for. It takes `UNetInputs` and returns the prediction."""
     match mode:
         case "none":
-            program = as_it_is(unet)
+            forward = as_it_is(unet)
         case "regional":
-            program = _CompiledBlocks(unet)
+            forward = _CompiledBlocks(unet)
         case "full":
-            program = Compiled(_predict, unet, {"conv_1x1_as_mm": True})
-    return with_cuda_graphs(program, unet.device)
+            forward = Compiled(_predict, unet, {"conv_1x1_as_mm": True})
+    return with_cuda_graphs(forward, unet.device)
 
 
 def as_it_is(unet: UNet2DConditionModel) -> AsItIs:
-    """Return the UNet's own code as a program."""
+    """Return the UNet's own code as a forward."""
     return AsItIs(_predict, unet)
 
 
@@ -76,7 +76,7 @@ def _predict(
     pooled: torch.Tensor,
     time_ids: torch.Tensor,
 ) -> torch.Tensor:
-    """Take the fields of `UNetInputs`, one by one: a compiled program's inputs are tensors."""
+    """Take the fields of `UNetInputs`, one by one: a compiled model's inputs are tensors."""
     added = {"text_embeds": pooled, "time_ids": time_ids}
     prediction: torch.Tensor = unet(
         sample, timestep, encoder_hidden_states=context, added_cond_kwargs=added, return_dict=False

@@ -14,7 +14,7 @@ def admission_of(images: int, max_waiting: int = 4) -> Admission:
     return admission
 
 
-def test_as_many_as_the_replicas_can_paint_do_not_wait() -> None:
+def test_as_many_as_the_replicas_can_generate_do_not_wait() -> None:
     assert admission_of(3).positions(capacity=4) == {}
     assert admission_of(6).positions(capacity=4) == {4: 1, 5: 2}
     assert admission_of(6).waiting(capacity=4) == 2

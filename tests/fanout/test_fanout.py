@@ -1,4 +1,4 @@
-"""What does not wait for what, over a pool that paints when it is told to."""
+"""What does not wait for what, over a pool that generates when it is told to."""
 
 import asyncio
 from dataclasses import dataclass, field
@@ -16,36 +16,36 @@ REQUEST = GenerateRequest(prompt="a cat and a dog", num_images=2, seed=0, previe
 
 @dataclass
 class SlowReaders(FakePool):
-    """Knows what the model does not see of a prompt only once all slots are being painted."""
+    """Knows what the model does not see of a prompt only once all slots are being generated."""
 
-    painting: asyncio.Event = field(default_factory=asyncio.Event)
+    generating: asyncio.Event = field(default_factory=asyncio.Event)
 
-    async def paint_begins(self, slot: Slot) -> None:
+    async def generate_begins(self, slot: Slot) -> None:
         if len(self.slots) == REQUEST.num_images:
-            self.painting.set()
+            self.generating.set()
 
     async def cut_off(self, prompt: str) -> str:
-        await self.painting.wait()
+        await self.generating.wait()
         return "dog" if prompt else ""
 
 
 def fan_out() -> FanOut:
     pool = SlowReaders()
-    pool.before = pool.paint_begins
+    pool.before = pool.generate_begins
     return FanOut(pool, NoPeers(), AppArgs(), Metrics())
 
 
 WARNING = "prompt is longer than the model can read; it does not see: dog"
 
 
-async def test_an_answer_is_painted_while_its_prompt_is_looked_at() -> None:
+async def test_an_answer_is_generated_while_its_prompt_is_looked_at() -> None:
     async with asyncio.timeout(5):
         answer = await fan_out().generate(REQUEST)
     assert [image.status for image in answer.images] == ["succeeded", "succeeded"]
     assert answer.warnings == [WARNING]
 
 
-async def test_a_stream_is_painted_before_it_can_say_so() -> None:
+async def test_a_stream_is_generated_before_it_can_say_so() -> None:
     async with asyncio.timeout(5), fan_out().stream(REQUEST) as stream:
         events = [event async for event in stream]
     assert [event.type for event in events if event.type != "progress"] == ["start", "image", "image", "completed"]

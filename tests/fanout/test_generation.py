@@ -8,11 +8,11 @@ import pytest
 from serve_app.errors import ReplicaLost, SlotCancelled, SlotFailed
 from serve_app.fanout.admission import Admission
 from serve_app.fanout.generation import Generation
-from serve_app.messages import Painted, Preview, Progress, Slot, SlotEvent, Work
+from serve_app.messages import Generated, Preview, Progress, Slot, SlotEvent, Work
 from serve_app.schemas import CancelledEvent, Event, FailedEvent, ImageEvent, PreviewEvent, ProgressEvent, QueuedEvent
 from tests.conftest import make_slot
 
-PAINTED = Painted(64, 64, "image/png", "cGljdHVyZQ==", Work(0.1, 0.2, 0.3, 0.4), pixels="ref")
+GENERATED = Generated(64, 64, "image/png", "cGljdHVyZQ==", Work(0.1, 0.2, 0.3, 0.4), pixels="ref")
 Script = Callable[[Slot], AsyncGenerator[SlotEvent]]
 
 
@@ -21,30 +21,32 @@ def slots(n: int) -> list[Slot]:
 
 
 def generation_of(
-    n: int, admission: Admission | None = None, capacity: int = 100, repaints: list[None] | None = None
+    n: int, admission: Admission | None = None, capacity: int = 100, retries: list[None] | None = None
 ) -> Generation:
-    repainted = [] if repaints is None else repaints
+    retried = [] if retries is None else retries
     return Generation(
-        slots(n), admission or Admission(100), lambda: capacity, time.monotonic(), lambda: repainted.append(None)
+        slots(n), admission or Admission(100), lambda: capacity, time.monotonic(), lambda: retried.append(None)
     )
 
 
 @asynccontextmanager
-async def followed(generation: Generation, paint: Script, seconds: float = 30) -> AsyncIterator[AsyncGenerator[Event]]:
-    async with generation.painting(paint), aclosing(generation.events(time.monotonic() + seconds)) as events:
+async def followed(
+    generation: Generation, generate: Script, seconds: float = 30
+) -> AsyncIterator[AsyncGenerator[Event]]:
+    async with generation.generating(generate), aclosing(generation.events(time.monotonic() + seconds)) as events:
         yield events
 
 
-async def events_of(generation: Generation, paint: Script, seconds: float = 30) -> list[Event]:
+async def events_of(generation: Generation, generate: Script, seconds: float = 30) -> list[Event]:
     with generation.in_line():
-        async with followed(generation, paint, seconds) as events:
+        async with followed(generation, generate, seconds) as events:
             return [event async for event in events]
 
 
 async def picture(slot: Slot) -> AsyncGenerator[SlotEvent]:
     yield Progress(1)
     yield Preview(1, 8, 8, "cHJldmlldw==")
-    yield PAINTED
+    yield GENERATED
 
 
 async def test_each_slots_events_come_in_order_and_carry_its_seed() -> None:
@@ -63,13 +65,13 @@ async def test_each_slots_events_come_in_order_and_carry_its_seed() -> None:
 async def test_no_image_waits_for_another() -> None:
     release = asyncio.Event()
 
-    async def paint(slot: Slot) -> AsyncGenerator[SlotEvent]:
+    async def generate(slot: Slot) -> AsyncGenerator[SlotEvent]:
         if slot.index == 0:
             await release.wait()
-        yield PAINTED
+        yield GENERATED
 
     generation = generation_of(2)
-    async with followed(generation, paint) as events:
+    async with followed(generation, generate) as events:
         first = await anext(events)
         assert isinstance(first, ImageEvent)
         assert first.index == 1
@@ -89,44 +91,44 @@ async def test_no_image_waits_for_another() -> None:
 async def test_a_failing_slot_beside_good_ones(
     error: Exception, kind: type[FailedEvent] | type[CancelledEvent], type_: str
 ) -> None:
-    async def paint(slot: Slot) -> AsyncGenerator[SlotEvent]:
+    async def generate(slot: Slot) -> AsyncGenerator[SlotEvent]:
         if slot.index == 1:
             raise error
-        yield PAINTED
+        yield GENERATED
 
-    events = await events_of(generation_of(3), paint)
+    events = await events_of(generation_of(3), generate)
     assert sorted(e.index for e in events if isinstance(e, ImageEvent)) == [0, 2]
     (bad,) = [e for e in events if isinstance(e, kind)]
     assert (bad.index, bad.seed, bad.error.type) == (1, 51, type_)
     assert "secret" not in bad.error.message
 
 
-async def test_a_slot_whose_replica_is_lost_is_painted_once_more() -> None:
+async def test_a_slot_whose_replica_is_lost_is_generated_once_more() -> None:
     tries: list[Slot] = []
-    repaints: list[None] = []
+    retries: list[None] = []
 
-    async def paint(slot: Slot) -> AsyncGenerator[SlotEvent]:
+    async def generate(slot: Slot) -> AsyncGenerator[SlotEvent]:
         tries.append(slot)
         yield Progress(1)
         if len(tries) == 1:
             raise ReplicaLost
-        yield PAINTED
+        yield GENERATED
 
-    generation = generation_of(1, repaints=repaints)
-    events = await events_of(generation, paint)
+    generation = generation_of(1, retries=retries)
+    events = await events_of(generation, generate)
     assert isinstance(events[-1], ImageEvent)
     assert tries == [make_slot(seed=50)] * 2, "the very same slot: seed and all"
-    assert len(repaints) == 1
+    assert len(retries) == 1
 
 
 async def test_a_call_that_serve_cancels_is_a_cancelled_image_and_holds_nobody_up() -> None:
-    async def paint(slot: Slot) -> AsyncGenerator[SlotEvent]:
+    async def generate(slot: Slot) -> AsyncGenerator[SlotEvent]:
         if slot.index == 1:
             raise asyncio.CancelledError
-        yield PAINTED
+        yield GENERATED
 
     async with asyncio.timeout(5):
-        events = await events_of(generation_of(2), paint)
+        events = await events_of(generation_of(2), generate)
     assert {type(e) for e in events} == {ImageEvent, CancelledEvent}
 
 
@@ -134,12 +136,12 @@ async def test_a_call_that_serve_cancels_is_a_cancelled_image_and_holds_nobody_u
 async def test_a_cancellation_that_comes_together_with_an_event_is_not_lost(_: int) -> None:
     release = asyncio.Event()
 
-    async def paint(slot: Slot) -> AsyncGenerator[SlotEvent]:
+    async def generate(slot: Slot) -> AsyncGenerator[SlotEvent]:
         await release.wait()
         yield Progress(1)
         await asyncio.Event().wait()
 
-    consumer = asyncio.create_task(events_of(generation_of(1), paint))
+    consumer = asyncio.create_task(events_of(generation_of(1), generate))
     await asyncio.sleep(0.01)
     release.set()
     await asyncio.sleep(0)
@@ -149,7 +151,7 @@ async def test_a_cancellation_that_comes_together_with_an_event_is_not_lost(_: i
             await consumer
 
 
-async def test_what_was_painted_by_the_deadline_counts() -> None:
+async def test_what_was_generated_by_the_deadline_counts() -> None:
     generation = generation_of(2)
     async with followed(generation, picture, 0.2) as events:
         await anext(events)
@@ -159,10 +161,10 @@ async def test_what_was_painted_by_the_deadline_counts() -> None:
 
 
 async def test_events_that_end_without_a_picture_are_a_lost_replica() -> None:
-    async def paint(slot: Slot) -> AsyncGenerator[SlotEvent]:
+    async def generate(slot: Slot) -> AsyncGenerator[SlotEvent]:
         yield Progress(1)
 
-    (*_, last) = await events_of(generation_of(1), paint)
+    (*_, last) = await events_of(generation_of(1), generate)
     assert isinstance(last, FailedEvent)
     assert last.error.type == "replica_lost"
 
@@ -170,16 +172,16 @@ async def test_events_that_end_without_a_picture_are_a_lost_replica() -> None:
 async def test_at_the_deadline_the_rest_has_failed_and_is_cancelled() -> None:
     closed: list[int] = []
 
-    async def paint(slot: Slot) -> AsyncGenerator[SlotEvent]:
+    async def generate(slot: Slot) -> AsyncGenerator[SlotEvent]:
         try:
             if slot.index:
                 await asyncio.Event().wait()
-            yield PAINTED
+            yield GENERATED
         finally:
             closed.append(slot.index)
 
     generation = generation_of(3)
-    events = await events_of(generation, paint, seconds=0.2)
+    events = await events_of(generation, generate, seconds=0.2)
     assert [e.index for e in events if isinstance(e, ImageEvent)] == [0]
     assert [(e.index, e.error.type) for e in events if isinstance(e, FailedEvent)] == [
         (1, "deadline_exceeded"),
@@ -191,7 +193,7 @@ async def test_at_the_deadline_the_rest_has_failed_and_is_cancelled() -> None:
 async def test_closing_the_events_closes_every_call_and_gives_up_the_places_in_line() -> None:
     open_calls: set[int] = set()
 
-    async def paint(slot: Slot) -> AsyncGenerator[SlotEvent]:
+    async def generate(slot: Slot) -> AsyncGenerator[SlotEvent]:
         open_calls.add(slot.index)
         try:
             yield Progress(1)
@@ -202,7 +204,7 @@ async def test_closing_the_events_closes_every_call_and_gives_up_the_places_in_l
     admission = Admission(100)
     generation = generation_of(3, admission)
     with generation.in_line():
-        async with followed(generation, paint) as events:
+        async with followed(generation, generate) as events:
             await anext(events)
             await asyncio.sleep(0)
             assert open_calls == {0, 1, 2}
@@ -214,13 +216,13 @@ async def test_closing_the_events_closes_every_call_and_gives_up_the_places_in_l
 async def test_waiting_slots_are_told_their_place_whenever_it_changes() -> None:
     turn = [asyncio.Event() for _ in range(3)]
 
-    async def paint(slot: Slot) -> AsyncGenerator[SlotEvent]:
+    async def generate(slot: Slot) -> AsyncGenerator[SlotEvent]:
         await turn[slot.index].wait()
-        yield PAINTED
+        yield GENERATED
 
     generation = generation_of(3, Admission(100), capacity=1)
     with generation.in_line():
-        async with followed(generation, paint) as events:
+        async with followed(generation, generate) as events:
             assert [await anext(events), await anext(events)] == [
                 QueuedEvent(index=1, position=1),
                 QueuedEvent(index=2, position=2),
@@ -237,16 +239,16 @@ async def test_a_cancelled_slot_ends_and_the_others_go_on() -> None:
     release = asyncio.Event()
     closed: list[int] = []
 
-    async def paint(slot: Slot) -> AsyncGenerator[SlotEvent]:
+    async def generate(slot: Slot) -> AsyncGenerator[SlotEvent]:
         try:
             yield Progress(1)
             await release.wait()
-            yield PAINTED
+            yield GENERATED
         finally:
             closed.append(slot.index)
 
     generation = generation_of(3)
-    async with followed(generation, paint) as events:
+    async with followed(generation, generate) as events:
         assert {(await anext(events)).type for _ in range(3)} == {"progress"}
         generation.cancel(1)
         generation.cancel(1)
@@ -279,14 +281,14 @@ async def test_a_slot_that_has_ended_cannot_be_cancelled() -> None:
     assert generation.images[0].status == "succeeded"
 
 
-async def test_a_slot_that_is_cancelled_before_its_call_is_never_painted() -> None:
-    painted: list[int] = []
+async def test_a_slot_that_is_cancelled_before_its_call_is_never_generated() -> None:
+    generated: list[int] = []
 
-    async def paint(slot: Slot) -> AsyncGenerator[SlotEvent]:
-        painted.append(slot.index)
-        yield PAINTED
+    async def generate(slot: Slot) -> AsyncGenerator[SlotEvent]:
+        generated.append(slot.index)
+        yield GENERATED
 
     generation = generation_of(2)
     generation.cancel(0)
-    assert {type(e) for e in await events_of(generation, paint)} == {CancelledEvent, ImageEvent}
-    assert painted == [1]
+    assert {type(e) for e in await events_of(generation, generate)} == {CancelledEvent, ImageEvent}
+    assert generated == [1]

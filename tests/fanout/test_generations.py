@@ -1,4 +1,4 @@
-"""Cancelling by id, over a pool that paints when it is told to."""
+"""Cancelling by id, over a pool that generates when it is told to."""
 
 import asyncio
 import time
@@ -35,7 +35,7 @@ class Studio:
         await self.release.wait()
 
     async def generate(self, request: GenerateRequest = REQUEST) -> tuple[str, asyncio.Task[BatchResult]]:
-        """Return the id of a request that is being painted, and its answer to come."""
+        """Return the id of a request that is being generated, and its answer to come."""
         answer = asyncio.create_task(self.service.generate(request))
         await self.started.wait()
         (id_,) = self.service._requests._generations

@@ -1,4 +1,4 @@
-"""A process that runs one kept program, and says what it computed and how many kernels it timed for that."""
+"""A process that runs one kept forward, and says what it computed and how many kernels it timed for that."""
 
 import hashlib
 import json
@@ -12,8 +12,8 @@ import torch
 from torch import nn
 from torch._inductor.runtime.triton_heuristics import CachingAutotuner
 
+from serve_app.replica.compilation import Compiled, use_compile_cache
 from serve_app.replica.norms import ChannelsLastGroupNorm
-from serve_app.replica.programs import Compiled, use_compile_cache
 
 
 class Skip(nn.Module):
@@ -59,10 +59,10 @@ def main(folder: str) -> None:
         for channels in (1280, 640)
     )
     bias = torch.randn(2, 1280).to(device, torch.bfloat16)
-    program = Compiled(run, module)
+    forward = Compiled(run, module)
     with timed_kernels() as timed:
-        program.warm_up(below, kept, bias)
-        output = program(below, kept, bias).float().cpu().numpy().tobytes()
+        forward.warm_up(below, kept, bias)
+        output = forward(below, kept, bias).float().cpu().numpy().tobytes()
     print(json.dumps({"digest": hashlib.sha256(output).hexdigest(), "timed": timed}))
 
 

@@ -1,4 +1,4 @@
-"""What only a GPU can show: recordings, streams, and that nothing on the way of a step waits for the device.
+"""What only a GPU can show: CUDA graphs, streams, and that nothing on the way of a step waits for the device.
 
 Collected where there is one: `pytest tests/gpu`.
 """
@@ -20,23 +20,23 @@ from torch._inductor.utils import run_and_get_code
 from torch.nn import functional as F  # noqa: N812, the usual name
 
 from serve_app.config import Compile, EngineConfig, ModelConfig, PreviewConfig
-from serve_app.messages import Painted, Preview, Slot
+from serve_app.messages import Generated, Preview, Slot
 from serve_app.recipe import SchedulerName
 from serve_app.replica.checkpoint import Checkpoint, load_checkpoint
+from serve_app.replica.compilation import AsItIs, Compiled
 from serve_app.replica.cuda_graphs import with_cuda_graphs
 from serve_app.replica.decode import Decoder
 from serve_app.replica.denoise import Denoiser
 from serve_app.replica.engine import Engine
 from serve_app.replica.norms import ChannelsLastGroupNorm
 from serve_app.replica.previews import PreviewDecoder
-from serve_app.replica.programs import AsItIs, Compiled
 from serve_app.replica.prompts import PromptEncoder, TextEncoders
 from serve_app.replica.quantize import to_fp8
 from serve_app.replica.trajectory import Trajectory
-from serve_app.replica.unet import as_it_is, make_program
+from serve_app.replica.unet import as_it_is, make_forward
 from tests.conftest import Collector, Watch, make_slot
+from tests.replica.test_compilation import fail_where_nothing_fits, weighted
 from tests.replica.test_norms import group_norms
-from tests.replica.test_programs import fail_where_nothing_fits, weighted
 
 GPU = torch.device("cuda", 0)
 
@@ -53,7 +53,7 @@ def model(tiny_path: Path) -> ModelConfig:
 
 
 @pytest.fixture
-def painter(model: ModelConfig) -> Checkpoint:
+def checkpoint(model: ModelConfig) -> Checkpoint:
     return load_checkpoint(model, GPU)
 
 
@@ -81,9 +81,12 @@ def nothing_waits() -> Iterator[None]:
 
 
 @torch.inference_mode()
-def test_a_recording_gives_what_the_unet_gives_warmed_up_or_not(painter: Checkpoint) -> None:
-    begin = Begin(painter)
-    plain, replayed = Denoiser(painter, as_it_is(painter.unet)), Denoiser(painter, make_program(painter.unet, "none"))
+def test_a_cuda_graph_gives_what_the_unet_gives_warmed_up_or_not(checkpoint: Checkpoint) -> None:
+    begin = Begin(checkpoint)
+    plain, replayed = (
+        Denoiser(checkpoint, as_it_is(checkpoint.unet)),
+        Denoiser(checkpoint, make_forward(checkpoint.unet, "none")),
+    )
     replayed.warm_up([begin(), begin()])
     groups: list[list[dict[str, object]]] = [
         [{}],
@@ -101,36 +104,36 @@ def test_a_recording_gives_what_the_unet_gives_warmed_up_or_not(painter: Checkpo
 
 
 @torch.inference_mode()
-def test_a_recording_serves_inputs_of_its_own_shapes_alone() -> None:
-    program, sample = with_cuda_graphs(AsItIs(weighted, nn.Identity()), GPU), torch.ones(2, 8, device=GPU)
+def test_a_cuda_graph_serves_inputs_of_its_own_shapes_alone() -> None:
+    forward, sample = with_cuda_graphs(AsItIs(weighted, nn.Identity()), GPU), torch.ones(2, 8, device=GPU)
     for _ in range(3):
         for length in (77, 154):
             context = torch.full((2, length), float(length), device=GPU)
-            torch.testing.assert_close(program(sample, context), sample * length)
+            torch.testing.assert_close(forward(sample, context), sample * length)
 
 
 @torch.inference_mode()
-def test_recorded_text_encoders_give_what_they_give_as_they_are(painter: Checkpoint) -> None:
-    encoder = PromptEncoder(painter.pipe, painter.device, 8)
+def test_captured_text_encoders_give_what_they_give_as_they_are(checkpoint: Checkpoint) -> None:
+    encoder = PromptEncoder(checkpoint.pipe, checkpoint.device, 8)
     encoder.warm_up()
     kept = [encoder.encode(prompt) for prompt in ("a red apple", "a plum")]
     for embedding, prompt in zip(kept, ("a red apple", "a plum"), strict=True):
-        expected = TextEncoders(painter.pipe, GPU)(*encoder._ids(prompt))[1]
+        expected = TextEncoders(checkpoint.pipe, GPU)(*encoder._ids(prompt))[1]
         assert torch.equal(embedding.pooled, expected), "an embedding is not overwritten by the next"
 
 
 @torch.inference_mode()
 @pytest.mark.parametrize("scheduler", ["euler", "dpmpp_2m", "dpmpp_2m_karras", "ddim"])
 def test_nothing_waits_for_the_device_between_a_slot_and_its_picture(
-    painter: Checkpoint, scheduler: SchedulerName
+    checkpoint: Checkpoint, scheduler: SchedulerName
 ) -> None:
-    begin = Begin(painter)
+    begin = Begin(checkpoint)
     begin.encoder.warm_up()
-    denoiser, decoder = Denoiser(painter, make_program(painter.unet, "none")), Decoder(painter, "none")
+    denoiser, decoder = Denoiser(checkpoint, make_forward(checkpoint.unet, "none")), Decoder(checkpoint, "none")
     denoiser.warm_up([begin(scheduler=scheduler)])
     decoder.warm_up(begin().latents)
-    assert painter.preview_vae is not None
-    previews = PreviewDecoder(painter, painter.preview_vae, 64, "none")
+    assert checkpoint.preview_vae is not None
+    previews = PreviewDecoder(checkpoint, checkpoint.preview_vae, 64, "none")
     previews.decode(begin().latents).wait()
     with nothing_waits():
         trajectory = begin(scheduler=scheduler, prompt="never seen")
@@ -142,9 +145,9 @@ def test_nothing_waits_for_the_device_between_a_slot_and_its_picture(
 
 
 @torch.inference_mode()
-def test_recording_an_unknown_shape_does_not_wait_either(painter: Checkpoint) -> None:
-    begin = Begin(painter)
-    denoiser = Denoiser(painter, make_program(painter.unet, "none"))
+def test_capturing_an_unknown_shape_does_not_wait_either(checkpoint: Checkpoint) -> None:
+    begin = Begin(checkpoint)
+    denoiser = Denoiser(checkpoint, make_forward(checkpoint.unet, "none"))
     denoiser.warm_up([begin()])
     denoiser.predict([begin(width=128)])
     with nothing_waits():
@@ -152,9 +155,9 @@ def test_recording_an_unknown_shape_does_not_wait_either(painter: Checkpoint) ->
 
 
 @torch.inference_mode()
-def test_previews_on_their_own_stream_are_those_of_their_latents(painter: Checkpoint) -> None:
-    assert painter.preview_vae is not None
-    decoder = PreviewDecoder(painter, painter.preview_vae, 64, "none")
+def test_previews_on_their_own_stream_are_those_of_their_latents(checkpoint: Checkpoint) -> None:
+    assert checkpoint.preview_vae is not None
+    decoder = PreviewDecoder(checkpoint, checkpoint.preview_vae, 64, "none")
     latents = [torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(seed)) for seed in range(20)]
     pending = []
     for latent in latents:
@@ -166,8 +169,8 @@ def test_previews_on_their_own_stream_are_those_of_their_latents(painter: Checkp
         assert np.array_equal(own.wait(), decoder.decode(latent.to(GPU)).wait())
 
 
-def test_group_norms_are_those_for_this_layout(painter: Checkpoint) -> None:
-    assert group_norms(painter.unet) == group_norms(painter.vae) == {ChannelsLastGroupNorm}
+def test_group_norms_are_those_for_this_layout(checkpoint: Checkpoint) -> None:
+    assert group_norms(checkpoint.unet) == group_norms(checkpoint.vae) == {ChannelsLastGroupNorm}
 
 
 class _Norm(nn.LayerNorm):
@@ -182,10 +185,10 @@ def _norm(norm: nn.Module, rows: torch.Tensor) -> torch.Tensor:
 @torch.inference_mode()
 def test_a_norm_as_wide_as_sdxls_reads_a_row_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(os.environ, "TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
-    program, rows = Compiled(_norm, _Norm(1280, device=GPU)), torch.randn(2, 100, 1280, device=GPU)
-    _, codes = run_and_get_code(program.warm_up, rows)
+    forward, rows = Compiled(_norm, _Norm(1280, device=GPU)), torch.randn(2, 100, 1280, device=GPU)
+    _, codes = run_and_get_code(forward.warm_up, rows)
     assert "persistent_reduction" in codes[0]
-    torch.testing.assert_close(program(rows), F.layer_norm(rows, (1280,)))
+    torch.testing.assert_close(forward(rows), F.layer_norm(rows, (1280,)))
 
 
 def _started(folder: Path) -> "subprocess.Popen[str]":
@@ -197,7 +200,7 @@ def _answers(processes: Sequence["subprocess.Popen[str]"]) -> list[dict[str, Any
     return [json.loads(output.splitlines()[-1]) for output in outputs]
 
 
-def test_processes_add_in_the_same_order_and_who_loads_a_program_times_nothing(tmp_path: Path) -> None:
+def test_processes_add_in_the_same_order_and_who_loads_a_compiled_model_times_nothing(tmp_path: Path) -> None:
     """Block sizes decide the order of a sum: chosen by time, each process had its own."""
     shared, other = tmp_path / "shared", tmp_path / "other"
     first, alone = _answers([_started(shared), _started(other)])
@@ -217,7 +220,7 @@ def engine(checkpoint: Checkpoint, slots: Sequence[Slot], **config: object) -> I
         running.stop()
 
 
-def painted(running: Engine, *slots: Slot) -> list[Painted]:
+def generated(running: Engine, *slots: Slot) -> list[Generated]:
     collectors = [Collector() for _ in slots]
     for slot, collector in zip(slots, collectors, strict=True):
         running.submit(slot, collector.post)
@@ -228,40 +231,40 @@ def painted(running: Engine, *slots: Slot) -> list[Painted]:
 
 
 @pytest.mark.parametrize("mode", ["none", "regional", "full"])
-def test_an_image_has_the_same_bits_alone_and_in_a_crowd(painter: Checkpoint, mode: str) -> None:
+def test_an_image_has_the_same_bits_alone_and_in_a_crowd(checkpoint: Checkpoint, mode: str) -> None:
     slots = [make_slot(seed=seed, prompt=f"apple {seed}", keep_pixels=True, num_inference_steps=8) for seed in range(4)]
     others = [
         make_slot(seed=9, width=128, num_inference_steps=20, preview_steps=frozenset({1})),
         make_slot(seed=8, guidance_scale=0),
         make_slot(seed=7, scheduler="unipc"),
     ]
-    with engine(painter, [make_slot()], compile=mode, max_batch_size=4) as running:
-        alone = [painted(running, slot)[0] for slot in slots]
+    with engine(checkpoint, [make_slot()], compile=mode, max_batch_size=4) as running:
+        alone = [generated(running, slot)[0] for slot in slots]
         for _ in range(3):
-            crowd = painted(running, *slots, *others)
+            crowd = generated(running, *slots, *others)
             for one, other in zip(alone, crowd, strict=False):
                 assert np.array_equal(np.asarray(one.pixels), np.asarray(other.pixels))
 
 
 @torch.inference_mode()
 @pytest.mark.parametrize("mode", ["regional", "full"])
-def test_a_recording_is_made_of_what_was_compiled(
-    painter: Checkpoint, mode: Compile, monkeypatch: pytest.MonkeyPatch
+def test_a_cuda_graph_is_made_of_what_was_compiled(
+    checkpoint: Checkpoint, mode: Compile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A guard that its inputs do not meet would record the UNet as it is, in silence."""
-    begin = Begin(painter)
+    begin = Begin(checkpoint)
     fail_where_nothing_fits(monkeypatch)
-    denoiser = Denoiser(painter, make_program(painter.unet, mode))
+    denoiser = Denoiser(checkpoint, make_forward(checkpoint.unet, mode))
     for images in (1, 2, 4):
         denoiser.warm_up([begin() for _ in range(images)])
 
 
-def test_8_bit_floats_paint_nearly_the_same(model: ModelConfig) -> None:
+def test_8_bit_floats_generate_nearly_the_same(model: ModelConfig) -> None:
     plain, small = load_checkpoint(model, GPU), load_checkpoint(model, GPU)
     assert to_fp8(small, model, fewest_features=16) > 0
     slot = make_slot(keep_pixels=True)
     with engine(plain, [slot]) as running:
-        (theirs,) = painted(running, slot)
+        (theirs,) = generated(running, slot)
     with engine(small, [slot]) as running:
-        (ours,) = painted(running, slot)
+        (ours,) = generated(running, slot)
     assert np.abs(np.asarray(ours.pixels).astype(int) - np.asarray(theirs.pixels).astype(int)).mean() < 8

@@ -320,7 +320,7 @@ def test_the_deadline_with_something_finished_returns_that(pool: FakePool) -> No
     assert answer["images"][1]["error"]["type"] == "deadline_exceeded"
 
 
-def test_health_says_whether_images_can_be_painted(client: TestClient, pool: FakePool) -> None:
+def test_health_says_whether_images_can_be_generated(client: TestClient, pool: FakePool) -> None:
     response = client.get("/health")
     assert (response.status_code, response.json()) == (
         200,
@@ -363,7 +363,7 @@ def test_head_is_get_without_the_body(client: TestClient, path: str) -> None:
     assert head.content == b""
 
 
-def test_a_file_longer_than_its_format_holds_is_refused_before_it_is_painted(pool: FakePool) -> None:
+def test_a_file_longer_than_its_format_holds_is_refused_before_it_is_generated(pool: FakePool) -> None:
     large = ModelConfig(max_size=16384)
     args = ARGS.model_copy(update={"model": large, "limits": ARGS.limits.model_copy(update={"max_images": 25})})
     client = TestClient(create_api(FanOut(pool, NoPeers(), args, Metrics()), args))

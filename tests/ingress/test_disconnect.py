@@ -73,11 +73,11 @@ async def test_a_client_that_has_gone_stays_gone() -> None:
     assert heard == [{"type": "http.disconnect"}] * 2
 
 
-async def test_the_service_ends_what_it_paints_for_a_client_whose_leaving_is_told_by_an_error() -> None:
-    painting = asyncio.Event()
+async def test_the_service_ends_what_it_generates_for_a_client_whose_leaving_is_told_by_an_error() -> None:
+    generating = asyncio.Event()
 
     async def forever(_: Slot) -> None:
-        painting.set()
+        generating.set()
         await asyncio.Event().wait()
 
     pool, args, body = FakePool(before=forever), AppArgs(), b'{"prompt": "a", "num_images": 1}'
@@ -90,7 +90,7 @@ async def test_the_service_ends_what_it_paints_for_a_client_whose_leaving_is_tol
     async def receive() -> Message:
         for message in messages:
             return message
-        await painting.wait()
+        await generating.wait()
         raise Gone
 
     async def send(_: Message) -> None: ...

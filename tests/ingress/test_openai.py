@@ -60,7 +60,7 @@ def test_an_answer_has_openais_fields_and_ours(client: TestClient) -> None:
     }
 
 
-def test_what_is_asked_for_is_what_is_painted(sdk: OpenAI, pool: FakePool) -> None:
+def test_what_is_asked_for_is_what_is_generated(sdk: OpenAI, pool: FakePool) -> None:
     sdk.images.generate(
         prompt="a cat",
         n=2,

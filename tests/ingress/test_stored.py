@@ -16,7 +16,7 @@ from serve_app.config import FilesConfig, PreviewConfig
 from serve_app.fanout.fanout import FanOut
 from serve_app.imaging import encode_preview
 from serve_app.ingress.api import create_api
-from serve_app.messages import Painted, Slot, SlotEvent
+from serve_app.messages import Generated, Slot, SlotEvent
 from serve_app.schemas import PreviewEvent
 from tests.fakes import FakePool, Metrics, NoPeers
 from tests.ingress.conftest import ARGS, events_of
@@ -28,11 +28,11 @@ STREAMS = ["/stream", "/v1/images/generations", "/fal-ai/fast-sdxl/stream"]
 
 
 class LargePictures(FakePool):
-    """Paints pictures of a megabyte, each of its own."""
+    """Generates pictures of a megabyte, each of its own."""
 
-    async def paint(self, slot: Slot) -> AsyncGenerator[SlotEvent]:
-        async for event in super().paint(slot):
-            assert isinstance(event, Painted)
+    async def generate(self, slot: Slot) -> AsyncGenerator[SlotEvent]:
+        async for event in super().generate(slot):
+            assert isinstance(event, Generated)
             yield replace(event, b64_json=content(slot.seed))
 
 

@@ -123,21 +123,21 @@ class Lossy:
     def cancel(self) -> None: ...
 
 
-@pytest.mark.parametrize("paint", [Pool.paint, Pool.watch])
+@pytest.mark.parametrize("generate", [Pool.generate, Pool.watch])
 async def test_replicas_stop_even_if_a_cancellation_is_lost(
-    app: Running, paint: Callable[[Pool, Slot], AsyncGenerator[SlotEvent]]
+    app: Running, generate: Callable[[Pool, Slot], AsyncGenerator[SlotEvent]]
 ) -> None:
     pool = Pool(Lossy(serve.get_deployment_handle("Replica", APP)))
     slot = make_slot(width=256, height=256, num_inference_steps=998)
 
-    async def painted() -> list[SlotEvent]:
-        return [event async for event in paint(pool, slot)]
+    async def generated() -> list[SlotEvent]:
+        return [event async for event in generate(pool, slot)]
 
     def active() -> int:
         return sum(r.active for r in app.replicas())
 
     async with background(pool.keep_polling()):
-        gone, waiting = asyncio.create_task(painted()), asyncio.create_task(painted())
+        gone, waiting = asyncio.create_task(generated()), asyncio.create_task(generated())
         await asyncio.to_thread(eventually, lambda: active() == 2)
         gone.cancel()
         await asyncio.to_thread(eventually, lambda: active() == 1, 5)
@@ -167,7 +167,7 @@ async def test_one_image_is_cancelled_by_id_and_the_others_go_on(app: Running) -
 
 
 async def test_all_images_are_cancelled_by_id_and_the_replicas_are_free(app: Running) -> None:
-    """Twelve: eight are being painted, four wait for a replica."""
+    """Twelve: eight are being generated, four wait for a replica."""
     body = {**LONG, "num_images": 12}
     async with (
         httpx2.AsyncClient(base_url=app.url, timeout=60) as client,
@@ -187,6 +187,6 @@ async def test_all_images_are_cancelled_by_id_and_the_replicas_are_free(app: Run
 
 
 @pytest.mark.parametrize("path", ["unknown", "unknown/images/0"])
-def test_what_nobody_paints_is_a_404(app: Running, path: str) -> None:
+def test_what_nobody_generates_is_a_404(app: Running, path: str) -> None:
     response = app.http.delete(f"/generations/{path}")
     assert (response.status_code, response.json()["error"]["type"]) == (404, "not_found")

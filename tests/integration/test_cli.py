@@ -30,7 +30,7 @@ def opened(path: Path) -> Image.Image:
 
 @pytest.fixture
 def generate(app: Running, tmp_path: Path) -> Callable[..., None]:
-    """Paint into tmp_path, or fail: generate(PROMPT, options ...)."""
+    """Generate into tmp_path, or fail: generate(PROMPT, options ...)."""
 
     def generate(*args: object) -> None:
         done = run("generate", *args, *SMALL, "--out", tmp_path, "--url", app.url)
@@ -187,7 +187,7 @@ def test_a_terminal_without_true_colour_shows_bars_alone(app: Running, tmp_path:
 
 
 def test_ctrl_c_cancels_on_the_service_and_leaves_what_is_finished(app: Running, tmp_path: Path) -> None:
-    """Eight of sixteen images are painted at once: when the first are finished, the others have not begun."""
+    """Eight of sixteen images are generated at once: when the first are finished, the others have not begun."""
     cancelled = app.metric("ray_psdxl_images_total", outcome="cancelled")
     command = (
         "generate",
@@ -250,7 +250,7 @@ def test_a_picture_is_reproduced_exactly(
     done = run("reproduce", picture, "--out", tmp_path / "again", "--url", app.url)
     assert (done.returncode, done.stderr) == (0, "")
     assert "the same: every pixel" in done.stdout.splitlines()[-1]
-    assert "painted it" not in done.stdout, "no note of another model or version"
+    assert "generated it" not in done.stdout, "no note of another model or version"
     assert (tmp_path / "again" / picture.name).read_bytes() == picture.read_bytes()
 
 
@@ -290,7 +290,7 @@ def test_a_picture_that_was_rounded_otherwise_is_the_same_picture(
 def test_a_resized_picture_is_not_the_same(app: Running, generate: Callable[..., None], tmp_path: Path) -> None:
     generate("a red apple", "-n", 1, "--seed", 7)
     done = run("reproduce", saved_again(tmp_path / "seed-7.png", Image.new("RGB", (32, 16))), "--url", app.url)
-    assert (done.returncode, done.stdout.splitlines()[-1].endswith(" is 32x16 now, and was painted as 64x64")) == (
+    assert (done.returncode, done.stdout.splitlines()[-1].endswith(" is 32x16 now, and was generated as 64x64")) == (
         1,
         True,
     )
@@ -307,9 +307,9 @@ def test_another_model_or_version_is_told_of_first(app: Running, generate: Calla
     done = run("reproduce", saved_again(tmp_path / "seed-7.png", image, packet.encode()), "--url", app.url)
     assert done.returncode == 0, "the pixels are the same all the same"
     assert done.stdout.startswith(
-        f"note: another model painted it: other (abcdefabcd); the service has tiny ({embedded.model.hash})\n"
+        f"note: another model generated it: other (abcdefabcd); the service has tiny ({embedded.model.hash})\n"
     )
-    assert "note: another version painted it: 0.0.9" in done.stdout.splitlines()[1]
+    assert "note: another version generated it: 0.0.9" in done.stdout.splitlines()[1]
 
 
 def test_a_picture_beyond_the_limits_of_the_service_is_refused(app: Running, tmp_path: Path) -> None:
@@ -330,7 +330,7 @@ def test_a_picture_beyond_the_limits_of_the_service_is_refused(app: Running, tmp
     assert "the service refuses this: width: Input should be less than or equal to 256" in done.stderr
 
 
-def test_info_tells_what_painted_a_picture(generate: Callable[..., None], tmp_path: Path) -> None:
+def test_info_tells_what_generated_a_picture(generate: Callable[..., None], tmp_path: Path) -> None:
     generate('a "red" apple', "-n", 2, "--seed", 7)
     done = run("info", tmp_path / "seed-8.png")
     assert done.returncode == 0, done.stderr

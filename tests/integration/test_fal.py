@@ -96,7 +96,7 @@ def answer(process: subprocess.Popen[str]) -> Any:
     return json.loads(printed)
 
 
-def test_run_paints_the_pictures_of_generate(app: Running, tls: Tls) -> None:
+def test_run_generates_the_pictures_of_generate(app: Running, tls: Tls) -> None:
     output = answer(tls.fal("print(json.dumps(fal_client.run('fal-ai/fast-sdxl', arguments)))"))
     own = app.generate(num_images=2, seed=7)["images"]
     assert (output["seed"], output["seeds"], output["prompt"]) == (7, [7, 8], "a red apple")

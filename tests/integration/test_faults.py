@@ -77,7 +77,7 @@ def test_health_answers_from_the_start_and_requests_are_refused_until_a_replica_
 
 
 def test_too_many_images_are_turned_away_and_room_is_made_again(app: Running) -> None:
-    """Eight are painted at once and sixteen may wait."""
+    """Eight are generated at once and sixteen may wait."""
     bodies = [{"prompt": "a", **SMALL, "num_images": 12, "num_inference_steps": 400}] * 2
     with (
         app.http.stream("POST", "/stream", json=bodies[0]) as first,

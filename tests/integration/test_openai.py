@@ -147,7 +147,7 @@ def test_another_model_is_not_found(sdk: OpenAI) -> None:
 
 
 def test_a_full_service_is_a_rate_limit(app: Running, sdk: OpenAI) -> None:
-    """Eight are painted at once and sixteen may wait."""
+    """Eight are generated at once and sixteen may wait."""
     body = {"prompt": PROMPT, **SMALL, "num_images": 12, "num_inference_steps": 998}
     with (
         app.http.stream("POST", "/stream", json=body),

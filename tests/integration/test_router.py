@@ -25,20 +25,20 @@ MAX_OPEN = 8
 class Caller:
     """Calls replicas from inside the cluster, as the ingress does."""
 
-    def __init__(self, painters: DeploymentHandle) -> None:
-        self._painters = painters
+    def __init__(self, replicas: DeploymentHandle) -> None:
+        self._replicas = replicas
 
     async def fan_out(self, calls: int, seconds: float) -> list[int]:
         """Return how many of the calls each replica got, most first."""
-        answers = await asyncio.gather(*[self._painters.remote(seconds) for _ in range(calls)])
+        answers = await asyncio.gather(*[self._replicas.remote(seconds) for _ in range(calls)])
         return sorted(Counter(answers).values(), reverse=True)
 
     async def ping_while_full(self) -> tuple[int, float]:
         """Broadcast to replicas that have all the calls they may; return how many answered and the seconds it took."""
-        calls = [self._painters.remote(3) for _ in range(2 * REPLICAS * MAX_OPEN)]
+        calls = [self._replicas.remote(3) for _ in range(2 * REPLICAS * MAX_OPEN)]
         await asyncio.sleep(0.5)
         started = time.monotonic()
-        answers = await self._painters.broadcast("ping").results_async(timeout_s=10)
+        answers = await self._replicas.broadcast("ping").results_async(timeout_s=10)
         elapsed = time.monotonic() - started
         for call in calls:
             call.cancel()
@@ -53,11 +53,11 @@ class Caller:
         return await self.fan_out(calls, seconds)
 
     async def one_by_one(self, calls: int) -> list[int]:
-        return sorted(Counter([await self._painters.remote(0) for _ in range(calls)]).values(), reverse=True)
+        return sorted(Counter([await self._replicas.remote(0) for _ in range(calls)]).values(), reverse=True)
 
     async def cancel_half(self, calls: int) -> list[int]:
         """Cancel every other call while all replicas are full, and return where the rest landed."""
-        responses = [self._painters.remote(0.2) for _ in range(calls)]
+        responses = [self._replicas.remote(0.2) for _ in range(calls)]
         await asyncio.sleep(0.05)
         for response in responses[1::2]:
             response.cancel()
@@ -76,19 +76,19 @@ class Caller:
 
         router._record_queue_wait_time = record
         with logged_errors() as errors:
-            answers = await asyncio.gather(*[self._painters.remote(0) for _ in range(calls)], return_exceptions=True)
+            answers = await asyncio.gather(*[self._replicas.remote(0) for _ in range(calls)], return_exceptions=True)
         del router._record_queue_wait_time
         return sum(isinstance(answer, str) for answer in answers), [error.getMessage() for error in errors]
 
     async def order(self, calls: int) -> list[int]:
         """Make calls that end one by one, and return in which order they began."""
-        responses = [self._painters.begun.remote(0.5 + 0.01 * (call % 50)) for call in range(calls)]
+        responses = [self._replicas.begun.remote(0.5 + 0.01 * (call % 50)) for call in range(calls)]
         begun = await asyncio.gather(*responses)
         return sorted(range(calls), key=lambda call: begun[call])
 
     async def _router(self) -> Any:
-        await self._painters.remote(0)  # it comes with the first call
-        return self._painters._router._asyncio_router._request_router
+        await self._replicas.remote(0)  # it comes with the first call
+        return self._replicas._router._asyncio_router._request_router
 
 
 @contextmanager
@@ -103,7 +103,7 @@ def logged_errors() -> Iterator[list[logging.LogRecord]]:
         logger.removeHandler(handler)
 
 
-class Painter:
+class Worker:
     async def __call__(self, seconds: float) -> str:
         await asyncio.sleep(seconds)
         return str(serve.get_replica_context().replica_id.unique_id)
@@ -121,14 +121,14 @@ class Painter:
 @contextmanager
 def calling(name: str, env: dict[str, str]) -> Iterator[DeploymentHandle]:
     options: dict[str, Any] = {"ray_actor_options": {"num_cpus": 0, "runtime_env": {"env_vars": env}}}
-    painters = serve.deployment(
-        Painter,
+    replicas = serve.deployment(
+        Worker,
         num_replicas=REPLICAS,
         max_ongoing_requests=MAX_OPEN + 1,
         request_router_config=spread(MAX_OPEN),
         **options,
     )
-    yield serve.run(serve.deployment(Caller, **options).bind(painters.bind()), name=name, route_prefix=None)
+    yield serve.run(serve.deployment(Caller, **options).bind(replicas.bind()), name=name, route_prefix=None)
     serve.delete(name)
 
 

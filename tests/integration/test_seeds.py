@@ -21,7 +21,7 @@ def test_a_single_image_is_the_same_on_every_replica(app: Running) -> None:
     before = {r.finished for r in app.replicas()}
     pictures = {app.generate(seeds=[33])["images"][0]["b64_json"] for _ in range(10)}
     assert len(pictures) == 1
-    assert {r.finished for r in app.replicas()}.isdisjoint(before), "both replicas have painted"
+    assert {r.finished for r in app.replicas()}.isdisjoint(before), "both replicas have generated"
 
 
 def test_neighbours_do_not_matter(app: Running) -> None:

@@ -57,7 +57,7 @@ def test_the_stream_starts_before_the_first_step_is_done(app: Running) -> None:
 def test_a_crowd_hears_of_its_place_in_line(app: Running) -> None:
     events = app.stream(num_images=16, num_inference_steps=20)
     queued = [e for e in events if e["type"] == "queued"]
-    assert {e["index"] for e in queued} == set(range(8, 16)), "eight are painted at once"
+    assert {e["index"] for e in queued} == set(range(8, 16)), "eight are generated at once"
     for index in range(8, 16):
         positions = [e["position"] for e in queued if e["index"] == index]
         assert positions == sorted(positions, reverse=True)
@@ -95,14 +95,14 @@ def test_a_client_that_stops_reading_is_bounded_and_slows_nobody(app: Running) -
         others = [app.generate(num_images=1)["images"] for _ in range(3)]
         assert all(image["status"] == "succeeded" for images in others for image in images)
         eventually(app.idle, seconds=60)
-        painted_in = time.monotonic() - started
+        generated_in = time.monotonic() - started
         stalled.settimeout(20)
         data = b""
         while b"event: completed" not in data:
             data += stalled.recv(2**20)
     previews = data.count(b"event: preview")
     # 199 previews of each image were asked for; it gets one an interval at most, each of 64 x 64 pixels.
-    assert 2 <= previews <= 2 * (1 + painted_in / MIN_INTERVAL_S)
+    assert 2 <= previews <= 2 * (1 + generated_in / MIN_INTERVAL_S)
     assert previews < 2 * 199
     assert len(data) < 100_000 + previews * 5_000
     assert data.count(b"event: image") == 2

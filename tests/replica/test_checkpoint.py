@@ -95,9 +95,9 @@ def test_another_vae_takes_the_place_of_the_checkpoints_own(
         for path, name in ((copy, "safe_vae"), (tiny_path, str(safe_vae)))
     ]
     assert {other.info.hash for other in others} == {hash_of(tiny_path, vae_path=str(safe_vae))}
-    assert own.info.hash not in {other.info.hash for other in others}, "it paints other pictures"
+    assert own.info.hash not in {other.info.hash for other in others}, "it generates other pictures"
     dark, bright = (
-        make_engine(checkpoint=c).paint(make_slot(keep_pixels=True))[0].pixels.mean() for c in (own, others[0])
+        make_engine(checkpoint=c).generate(make_slot(keep_pixels=True))[0].pixels.mean() for c in (own, others[0])
     )
     assert bright > dark + 20
 

@@ -10,7 +10,7 @@ from diffusers import StableDiffusionXLPipeline
 
 from serve_app.config import EngineConfig, PreviewConfig
 from serve_app.errors import SlotFailed
-from serve_app.messages import Painted, Preview, Progress
+from serve_app.messages import Generated, Preview, Progress
 from serve_app.replica.checkpoint import Checkpoint
 from serve_app.replica.denoise import Denoiser
 from serve_app.replica.engine import Engine
@@ -19,8 +19,8 @@ from serve_app.replica.prompts import PromptEmbedding, PromptEncoder
 from tests.conftest import Collector, MakeEngine, make_slot
 
 
-def pixels(painted: Painted) -> Any:
-    return np.asarray(painted.pixels)
+def pixels(generated: Generated) -> Any:
+    return np.asarray(generated.pixels)
 
 
 def psnr(a: Any, b: Any) -> float:
@@ -65,7 +65,7 @@ def gate(monkeypatch: pytest.MonkeyPatch) -> Gate:
 
 
 def test_picture_is_the_stock_pipelines(stock: StableDiffusionXLPipeline, make_engine: MakeEngine) -> None:
-    (painted,) = make_engine().paint(make_slot(keep_pixels=True))
+    (generated,) = make_engine().generate(make_slot(keep_pixels=True))
     expected = stock(
         "a red apple",
         width=64,
@@ -74,15 +74,15 @@ def test_picture_is_the_stock_pipelines(stock: StableDiffusionXLPipeline, make_e
         guidance_scale=5.0,
         generator=torch.Generator("cpu").manual_seed(7),
     ).images[0]
-    assert np.abs(pixels(painted).astype(int) - np.asarray(expected).astype(int)).max() <= 1
+    assert np.abs(pixels(generated).astype(int) - np.asarray(expected).astype(int)).max() <= 1
 
 
 def test_each_image_depends_on_its_seed_alone(make_engine: MakeEngine) -> None:
     running = make_engine(max_batch_size=4)
     slots = [make_slot(index=i, seed=100 + i, keep_pixels=True) for i in range(4)]
-    together = running.paint(*slots)
-    alone = [running.paint(slot)[0] for slot in slots]
-    mixed = running.paint(make_slot(seed=1, scheduler="euler_a", guidance_scale=0, prompt="other"), slots[2])[1]
+    together = running.generate(*slots)
+    alone = [running.generate(slot)[0] for slot in slots]
+    mixed = running.generate(make_slot(seed=1, scheduler="euler_a", guidance_scale=0, prompt="other"), slots[2])[1]
     assert len({p.b64_json for p in together}) == 4
     for a, b in zip(together, alone, strict=True):
         assert np.array_equal(pixels(a), pixels(b)), "an image is alone in its UNet calls"
@@ -93,8 +93,8 @@ def test_any_place_in_a_call_gives_the_same_bits(make_engine: MakeEngine, gate: 
     running = make_engine(max_batch_size=4, images_per_call=4)
     gate.open()
     seeds = [5, 6, 7, 8]
-    forward = running.paint(*[make_slot(seed=s, keep_pixels=True) for s in seeds])
-    backward = running.paint(*[make_slot(seed=s, keep_pixels=True) for s in reversed(seeds)])
+    forward = running.generate(*[make_slot(seed=s, keep_pixels=True) for s in seeds])
+    backward = running.generate(*[make_slot(seed=s, keep_pixels=True) for s in reversed(seeds)])
     assert all(len(group) == 4 for group in gate.groups)
     for a, b in zip(forward, reversed(backward), strict=True):
         assert np.array_equal(pixels(a), pixels(b))
@@ -103,8 +103,8 @@ def test_any_place_in_a_call_gives_the_same_bits(make_engine: MakeEngine, gate: 
 def test_sharing_a_call_changes_no_more_than_rounding(make_engine: MakeEngine, gate: Gate) -> None:
     slots = [make_slot(seed=seed, keep_pixels=True, num_inference_steps=20) for seed in range(4)]
     gate.open()
-    alone = pixels(make_engine().paint(slots[2])[0])
-    assert psnr(alone, pixels(make_engine(images_per_call=4).paint(*slots)[2])) >= 60
+    alone = pixels(make_engine().generate(slots[2])[0])
+    assert psnr(alone, pixels(make_engine(images_per_call=4).generate(*slots)[2])) >= 60
     assert max(map(len, gate.groups)) == 4
 
 
@@ -116,10 +116,10 @@ def test_a_slot_joins_and_leaves_between_steps(make_engine: MakeEngine, gate: Ga
     gate.step()
     assert [len(group) for group in gate.groups] == [1, 2], "the newcomer takes part in the very next step"
     gate.step(2)
-    assert isinstance(short.result(), Painted)
+    assert isinstance(short.result(), Generated)
     assert [len(group) for group in gate.groups] == [1, 2, 2, 1]
     gate.open()
-    assert isinstance(long.result(), Painted)
+    assert isinstance(long.result(), Generated)
 
 
 def test_slots_beyond_the_batch_wait_in_order(make_engine: MakeEngine, gate: Gate) -> None:
@@ -131,17 +131,19 @@ def test_slots_beyond_the_batch_wait_in_order(make_engine: MakeEngine, gate: Gat
     gate.open()
     for collector in collectors:
         collector.result()
-    painted = [group[0].conditioning.context[1:] for group in gate.groups]
+    generated = [group[0].conditioning.context[1:] for group in gate.groups]
     expected = [running.engine._models.prompts.encode(prompt).context for prompt in prompts for _ in range(2)]
-    assert len(painted) == 6
-    assert all(torch.equal(a, b) for a, b in zip(painted, expected, strict=True)), "in order, and each until it is done"
+    assert len(generated) == 6
+    assert all(torch.equal(a, b) for a, b in zip(generated, expected, strict=True)), (
+        "in order, and each until it is done"
+    )
     assert (running.engine.load().active, running.engine.load().waiting) == (0, 0)
 
 
 def test_sizes_take_turns(make_engine: MakeEngine, gate: Gate) -> None:
     running = make_engine(max_batch_size=4, images_per_call=4)
     gate.open()
-    running.paint(*[make_slot(width=width, num_inference_steps=4) for width in (64, 64, 128)])
+    running.generate(*[make_slot(width=width, num_inference_steps=4) for width in (64, 64, 128)])
     widths = [group[0].latents.shape[-1] for group in gate.groups]
     assert widths == [8, 16] * 4
     assert [len(group) for group in gate.groups] == [2, 1] * 4
@@ -196,7 +198,7 @@ def test_a_slot_that_turns_to_nan_leaves_its_neighbours_alone(
     bad, good = running.submit_together(make_slot(prompt="poison"), make_slot(keep_pixels=True))
     with pytest.raises(SlotFailed, match="not numbers"):
         bad.result()
-    beside_another = running.paint(make_slot(prompt="other"), make_slot(keep_pixels=True))[1]
+    beside_another = running.generate(make_slot(prompt="other"), make_slot(keep_pixels=True))[1]
     assert np.array_equal(pixels(good.result()), pixels(beside_another))
 
 
@@ -214,7 +216,7 @@ def test_a_slot_that_cannot_be_prepared_fails_alone(
     assert failure.value.type == "internal"
     assert "secret" not in failure.value.message
     assert "secret detail" in caplog.text
-    assert isinstance(good.result(), Painted)
+    assert isinstance(good.result(), Generated)
 
 
 def test_running_out_of_memory_fails_the_batch_and_no_more(
@@ -233,7 +235,7 @@ def test_running_out_of_memory_fails_the_batch_and_no_more(
     with pytest.raises(SlotFailed) as failure:
         large.result()
     assert failure.value.type == "out_of_memory"
-    assert isinstance(small.result(), Painted)
+    assert isinstance(small.result(), Generated)
     running.engine.check()
 
 
@@ -273,7 +275,7 @@ def test_a_preview_that_cannot_be_encoded_costs_no_picture(
         raise OSError("no encoder")
 
     monkeypatch.setattr("serve_app.replica.output_processor.encode_preview", broken)
-    assert isinstance(make_engine().submit(make_slot(preview_steps=frozenset({1}))).result(), Painted)
+    assert isinstance(make_engine().submit(make_slot(preview_steps=frozenset({1}))).result(), Generated)
     assert "no encoder" in caplog.text
 
 
@@ -282,7 +284,7 @@ def test_a_picture_is_counted_by_the_time_it_is_there(make_engine: MakeEngine) -
     for number in range(1, 4):
         running.engine.submit(
             make_slot(),
-            lambda event: counted.put(running.engine.load().finished) if isinstance(event, Painted) else None,
+            lambda event: counted.put(running.engine.load().finished) if isinstance(event, Generated) else None,
         )
         assert counted.get(timeout=60) == number
     assert running.watch.outcomes == ["succeeded"] * 3
@@ -297,7 +299,7 @@ def test_one_prompt_is_encoded_once_for_all_its_seeds(make_engine: MakeEngine, m
         return encode(encoder, prompt)
 
     monkeypatch.setattr(PromptEncoder, "_encode", counting)
-    make_engine().paint(*[make_slot(seed=s, negative_prompt="dull") for s in range(4)])
+    make_engine().generate(*[make_slot(seed=s, negative_prompt="dull") for s in range(4)])
     assert encoded == ["a red apple", "dull"]
 
 
@@ -350,10 +352,10 @@ def test_what_fails_at_the_warm_up_is_told(checkpoint: Checkpoint, monkeypatch: 
         engine.check()
 
 
-def test_a_warmed_up_engine_paints_the_same(checkpoint: Checkpoint, make_engine: MakeEngine) -> None:
+def test_a_warmed_up_engine_generates_the_same(checkpoint: Checkpoint, make_engine: MakeEngine) -> None:
     engine = Engine(checkpoint, EngineConfig(), PreviewConfig(), Silent())
     engine.start([make_slot()]).result(timeout=60)
     collector = Collector()
     engine.submit(make_slot(keep_pixels=True), collector.post)
-    assert np.array_equal(pixels(collector.result()), pixels(make_engine().paint(make_slot(keep_pixels=True))[0]))
+    assert np.array_equal(pixels(collector.result()), pixels(make_engine().generate(make_slot(keep_pixels=True))[0]))
     engine.stop()

@@ -148,7 +148,7 @@ def assert_same(ours: torch.Tensor, stock: torch.Tensor) -> None:
     ),
 )
 def test_alone(slot: Slot, expected: Callable[[Slot], torch.Tensor], make_engine: MakeEngine, latents: Latents) -> None:
-    make_engine(max_batch_size=1).paint(slot)
+    make_engine(max_batch_size=1).generate(slot)
     assert_same(latents.seen[0], expected(slot))
 
 
@@ -164,7 +164,7 @@ def test_in_a_mixed_batch(
         decode(job, running)
 
     monkeypatch.setattr(running.engine, "_decode", recording)
-    running.paint(*SLOTS)
+    running.generate(*SLOTS)
     assert max(running.watch.batches) > 2, "slots must have shared UNet calls"
     assert sorted(order) == list(range(len(SLOTS)))
     for index, final in zip(order, latents.seen, strict=True):
@@ -187,7 +187,7 @@ def test_every_scheduler_on_every_kind_of_checkpoint(
     monkeypatch.setattr(stock, "scheduler", saved)
 
     slots = [a_slot(0, name, (0.0, (64, 64)), steps) for name in checkpoint.schedulers for steps in kind.steps]
-    make_engine(checkpoint=checkpoint, max_batch_size=1).paint(*slots)
+    make_engine(checkpoint=checkpoint, max_batch_size=1).generate(*slots)
     off = [difference(final, stock_latents(stock, slot)) for slot, final in zip(slots, latents.seen, strict=True)]
     wrong = [
         (s.recipe.scheduler, s.recipe.num_inference_steps, far)

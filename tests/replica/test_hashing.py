@@ -1,4 +1,4 @@
-"""Two checkpoints that paint different pictures have different hashes, and the same one always has the same."""
+"""Two checkpoints that generate different pictures have different hashes, and the same one always has the same."""
 
 import hashlib
 import json

@@ -11,8 +11,8 @@ from diffusers import AutoencoderKL
 
 from serve_app.config import AppArgs, EngineConfig, ModelConfig
 from serve_app.errors import CheckpointError
+from serve_app.replica.compilation import use_compile_cache
 from serve_app.replica.loading import check_used, load
-from serve_app.replica.programs import use_compile_cache
 
 
 def config(path: Path | str, **settings: Any) -> ModelConfig:
@@ -63,7 +63,7 @@ def test_8_bit_floats_that_change_no_layer_are_logged(tiny_path: Path, caplog: p
 
 
 def test_a_vae_that_cannot_decode_all_sizes_is_refused(tiny_path: Path, tmp_path: Path) -> None:
-    """One that makes sixteen pixels of a latent would paint 24x24 as 16x16."""
+    """One that makes sixteen pixels of a latent would generate 24x24 as 16x16."""
     folder = Path(shutil.copytree(tiny_path, tmp_path / "copy"))
     given = json.loads((folder / "vae" / "config.json").read_text())
     blocks = ("block_out_channels", "down_block_types", "up_block_types")

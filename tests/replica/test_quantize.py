@@ -11,7 +11,7 @@ from serve_app.replica.denoise import Denoiser
 from serve_app.replica.quantize import Fp8Linear, to_fp8
 from serve_app.replica.unet import as_it_is
 from tests.conftest import make_slot
-from tests.replica.test_programs import trajectory
+from tests.replica.test_compilation import trajectory
 
 MODEL = {"width": 64, "height": 64}
 

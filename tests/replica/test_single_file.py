@@ -81,7 +81,7 @@ def test_another_vae_makes_it_another_hash(
 
 def test_the_picture_is_the_folders(file: Path, configs: Path, folder: Path, make_engine: MakeEngine) -> None:
     one, other = (
-        make_engine(checkpoint=load_checkpoint(config, CPU)).paint(make_slot(keep_pixels=True))[0].pixels
+        make_engine(checkpoint=load_checkpoint(config, CPU)).generate(make_slot(keep_pixels=True))[0].pixels
         for config in (ModelConfig(path=str(file), config_path=str(configs)), ModelConfig(path=str(folder)))
     )
     assert np.array_equal(one, other)
@@ -103,7 +103,7 @@ def test_a_file_is_sampled_as_its_markers_say(
     said = {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True}
     told = ModelConfig(path=str(folder), **said)
     plain, one, other = (
-        make_engine(checkpoint=load_checkpoint(config, CPU)).paint(make_slot(keep_pixels=True))[0].pixels
+        make_engine(checkpoint=load_checkpoint(config, CPU)).generate(make_slot(keep_pixels=True))[0].pixels
         for config in (ModelConfig(path=str(folder)), marked, told)
     )
     assert np.array_equal(one, other)

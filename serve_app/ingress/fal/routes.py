@@ -33,7 +33,7 @@ def router(service: Service, request: type[GenerateRequest], args: AppArgs, file
 
     @routes.post("", response_model=FastSdxlOutput, responses=errors(404, 413, 415, 422, 429, 500, 503, 504))
     async def run(body: Body, http: Request) -> Response:  # type: ignore[valid-type]  # a class made at run time
-        """Paint all images, as fal's clients ask for them with `run`."""
+        """Generate all images, as fal's clients ask for them with `run`."""
         result = await service.generate(own_request(body, request, args.model))
         seed, prompt = result.images[0].seed, result.parameters.prompt
         answer = await output(result.images, seed, prompt, result.timings, result.warnings, url_of(body, http))
@@ -49,7 +49,7 @@ def router(service: Service, request: type[GenerateRequest], args: AppArgs, file
         "/stream", response_class=EventSourceResponse, responses=described | errors(404, 413, 415, 422, 429, 503)
     )
     async def stream(told: Annotated[AsyncGenerator[BaseModel], Depends(accepted)]) -> AsyncIterator[ServerSentEvent]:
-        """Paint all images and show how they form, as fal's clients ask for it with `stream`."""
+        """Generate all images and show how they form, as fal's clients ask for it with `stream`."""
         async for frame in told:
             yield ServerSentEvent(data=frame)
 

@@ -60,7 +60,7 @@ class FastSdxlInput(ForeignRequest):
     embeddings: list[Any] = Field(default=[], description="Not supported: only an empty list is taken.")
 
     @model_validator(mode="after")
-    def _can_be_painted(self) -> Self:
+    def _can_be_generated(self) -> Self:
         for field in ("enable_safety_checker", "expand_prompt", "loras", "embeddings"):
             if getattr(self, field):
                 raise FieldError(field, "is not supported, and the picture would not be as asked for without it")

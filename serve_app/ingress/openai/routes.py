@@ -38,7 +38,7 @@ def router(service: Service, request: type[GenerateRequest], args: AppArgs, file
     Body = images_request(request, args.model)  # noqa: N806 - a class, made for this service
     described = sse.described(PartialImageEvent, CompletedEvent, FailedEvent, ErrorEvent, last=DONE)
 
-    async def painted(body: Body, http: Request) -> AsyncIterator[Response]:  # type: ignore[valid-type]  # a class made at run time
+    async def generated(body: Body, http: Request) -> AsyncIterator[Response]:  # type: ignore[valid-type]  # a class made at run time
         # A dependency, because a stream's request is open for as long as its answer is being sent.
         images: ImagesRequest = body
         asked = own_request(images, request, args.model)
@@ -64,8 +64,8 @@ def router(service: Service, request: type[GenerateRequest], args: AppArgs, file
         response_model=ImagesResponse,
         responses=described | errors(400, 404, 413, 415, 429, 500, 503, 504),
     )
-    async def generate(answer: Annotated[Response, Depends(painted)]) -> Response:
-        """Paint n images, as OpenAI's SDKs ask for them."""
+    async def generate(answer: Annotated[Response, Depends(generated)]) -> Response:
+        """Generate n images, as OpenAI's SDKs ask for them."""
         return answer
 
     @routes.get("/models", responses=errors(503))

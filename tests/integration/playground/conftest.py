@@ -13,7 +13,7 @@ from tests.integration.conftest import Running, eventually
 _NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 _NONE = f"no browser found, looked for {', '.join(_NAMES)}; on Debian: apt-get install chromium"
 
-# Paintings that leave time to act, also where the browser has to share its cores with them.
+# Images that leave time to act, also where the browser has to share its cores with them.
 LONG = {"steps": 400, "width_in_pixels": 128, "height_in_pixels": 128}
 ENDLESS = {"steps": 998, "width_in_pixels": 256, "height_in_pixels": 256}
 
@@ -84,7 +84,7 @@ class Playground:
 
 
 def in_flight(service: Running) -> int:
-    """Return how many images are on the service, painted or waiting.
+    """Return how many images are on the service, generated or waiting.
 
     It asks over HTTP, because Serve's handles take Playwright's loop for one of theirs.
     """

@@ -53,10 +53,10 @@ def test_one_image_is_cancelled_and_the_others_go_on(playground: Playground) -> 
     expect(playground.tile(8)).to_have_attribute("data-state", "running")
     playground.tile(8).get_by_role("button", name="Cancel this image").click()
     expect(playground.tile(8)).to_have_attribute("data-state", "cancelled")
-    expect(playground.tile(8).get_by_role("button", name="Paint this image again")).to_be_focused()
+    expect(playground.tile(8).get_by_role("button", name="Generate this image again")).to_be_focused()
     playground.wait_for(3, "done")
     expect(playground.page.get_by_role("status")).to_have_text("3 images done, 1 image cancelled")
-    playground.tile(8).get_by_role("button", name="Paint this image again").click()
+    playground.tile(8).get_by_role("button", name="Generate this image again").click()
     playground.wait_for(4, "done")
 
 
@@ -78,7 +78,7 @@ def test_closing_the_page_frees_the_replicas(playground: Playground, service: Ru
     eventually(lambda: in_flight(service) == 0, seconds=5)
 
 
-def test_only_one_tile_is_painted_again_and_its_seed_gives_the_same_picture(
+def test_only_one_tile_is_generated_again_and_its_seed_gives_the_same_picture(
     playground: Playground, tmp_path: Path
 ) -> None:
     playground.generate(images=2)
@@ -86,7 +86,7 @@ def test_only_one_tile_is_painted_again_and_its_seed_gives_the_same_picture(
     before = download(playground, playground.tile(8), tmp_path).read_bytes()
     other = playground.tile(7).locator("img").get_attribute("src")
     with playground.page.expect_request("**/stream") as request:
-        playground.tile(8).get_by_role("button", name="Paint this image again").click()
+        playground.tile(8).get_by_role("button", name="Generate this image again").click()
     assert body_of(request.value)["seeds"] == [8]
     playground.wait_for(2, "done")
     assert download(playground, playground.tile(8), tmp_path).read_bytes() == before
@@ -103,7 +103,7 @@ def test_a_picture_is_downloaded_under_the_name_of_its_seed(playground: Playgrou
         assert picture.size == (72, 64)
 
 
-def test_more_like_this_paints_the_next_seeds_with_the_runs_settings(playground: Playground) -> None:
+def test_more_like_this_generates_the_next_seeds_with_the_runs_settings(playground: Playground) -> None:
     playground.generate(prompt="a pear", images=3)
     playground.wait_for(3, "done")
     playground.fill(prompt="a plum", images=1)

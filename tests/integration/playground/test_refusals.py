@@ -79,11 +79,11 @@ def test_refused_runs_do_not_push_out_finished_ones(playground: Playground) -> N
     playground.forgive("ERR_FAILED")
 
 
-def test_a_picture_stays_when_painting_it_again_is_refused(playground: Playground) -> None:
+def test_a_picture_stays_when_generating_it_again_is_refused(playground: Playground) -> None:
     playground.generate(images=1, steps=4)
     playground.wait_for(1, "done")
     playground.page.route("**/stream", lambda route: route.abort(), times=1)
-    playground.tile(7).get_by_role("button", name="Paint this image again").click()
+    playground.tile(7).get_by_role("button", name="Generate this image again").click()
     expect(playground.page.locator(".run .notice p")).to_have_text("The service cannot be reached.")
     expect(playground.tile(7)).to_have_attribute("data-state", "done")
     playground.forgive("ERR_FAILED")
@@ -117,7 +117,7 @@ def test_a_busy_service_tells_the_place_in_line(playground: Playground, service:
         expect(playground.tile(7)).to_contain_text("Next in line")
         expect(playground.tile(8)).to_contain_text("Place 2 in line")
         strip = playground.page.locator("#service")
-        expect(strip).to_contain_text("Painting")
+        expect(strip).to_contain_text("Generating")
         expect(strip.locator("[data-value=waiting]")).to_have_text("2")
         expect(strip.locator("[data-value=replicas]")).to_have_text("2/2")
         others.close()

@@ -1,7 +1,7 @@
 """How a model runs: its own code, or compiled ahead of time for the shapes that are warmed up.
 
 `torch.compile` alone keeps kernels, but traces the model anew at each start, which for SDXL's UNet takes longer than
-all else. Here the whole program is kept in a folder: it is compiled once on a machine, and every other replica and
+all else. Here the whole compiled model is kept in a folder: it is made once on a machine, and every other replica and
 later start loads it.
 """
 
@@ -23,7 +23,7 @@ from torch import nn
 logger = logging.getLogger("ray.serve")
 
 _MOST_STATIC_ROWS = 2
-"""Up to so many rows, each number has a program that knows it, which is faster; larger numbers share one.
+"""Up to so many rows, each number has a compiled model that knows it, which is faster; larger numbers share one.
 
 An image has one row or, with guidance, two.
 """
@@ -36,7 +36,7 @@ BY_RULE: Mapping[str, bool] = {"deterministic": True}
 """The option of torch's compiler that chooses by rule whatever can change a bit.
 
 By default it gives a reduction several block sizes, and each process keeps the one that was fastest at its first
-launch. A block size decides the order of a sum: four H100s with one kept program painted three pictures of a seed. As
+launch. A block size decides the order of a sum: four H100s with one kept model generated three pictures of a seed. As
 a setting of the process it has no effect: tracing calls `torch.use_deterministic_algorithms`, which resets it.
 """
 
@@ -49,7 +49,7 @@ _Shapes = tuple[tuple[int | None, ...], ...]
 Output_co = TypeVar("Output_co", covariant=True)
 
 
-class Program(Protocol[Output_co]):
+class Forward(Protocol[Output_co]):
     """A function of tensors on the device."""
 
     def __call__(self, *inputs: torch.Tensor) -> Output_co: ...
@@ -95,26 +95,26 @@ class Compiled(AsItIs):
         """
         super().__init__(function, module)
         self._options = dict(options or {})
-        self._programs: dict[_Shapes, Any] = {}
+        self._by_shape: dict[_Shapes, Any] = {}
 
     def __call__(self, *inputs: torch.Tensor) -> torch.Tensor:
         for shapes in _choices(inputs):
-            if (program := self._programs.get(shapes)) and self._fits(program, inputs):
-                output: torch.Tensor = program(self._module, *inputs)
+            if (compiled := self._by_shape.get(shapes)) and self._fits(compiled, inputs):
+                output: torch.Tensor = compiled(self._module, *inputs)
                 return output
         return super().__call__(*inputs)
 
     def warm_up(self, *inputs: torch.Tensor) -> None:
-        """Load the program for inputs of these shapes, or compile it; wait where another process is compiling it."""
+        """Load the model compiled for these shapes, or compile it; wait where another process is compiling it."""
         for shapes in _choices(inputs):
-            if shapes not in self._programs:
+            if shapes not in self._by_shape:
                 path = self._path(inputs, shapes)
-                self._programs[shapes] = _load(path) or self._compile_once(inputs, shapes, path)
-            if self._fits(self._programs[shapes], inputs):
+                self._by_shape[shapes] = _load(path) or self._compile_once(inputs, shapes, path)
+            if self._fits(self._by_shape[shapes], inputs):
                 return
 
-    def _fits(self, program: Any, inputs: tuple[torch.Tensor, ...]) -> bool:
-        return bool(program.guard_check(self._module, *inputs))
+    def _fits(self, compiled: Any, inputs: tuple[torch.Tensor, ...]) -> bool:
+        return bool(compiled.guard_check(self._module, *inputs))
 
     def _compile_once(self, inputs: tuple[torch.Tensor, ...], shapes: _Shapes, path: Path) -> Any:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -126,37 +126,37 @@ class Compiled(AsItIs):
                 NotImplementedError,
             ):  # some network file systems have no locks; a timeout is an OSError too
                 logger.warning("%s cannot be locked; it may be compiled more than once", path, exc_info=True)
-            if not (program := _load(path)):
+            if not (compiled := _load(path)):
                 logger.info(
                     "compiling %s for %s, once for this folder: a large model takes minutes",
                     path,
                     tuple(inputs[0].shape),
                 )
-                program = self._compile(inputs, shapes)
+                compiled = self._compile(inputs, shapes)
                 # Kernels without sums still try block sizes at their first launch. torch notes the fastest in the
-                # same folder, so whoever loads the program times nothing.
-                program(self._module, *inputs)
-                _keep(program, path)
-            return program
+                # same folder, so whoever loads it times nothing.
+                compiled(self._module, *inputs)
+                _keep(compiled, path)
+            return compiled
 
     def _compile(self, inputs: tuple[torch.Tensor, ...], shapes: _Shapes) -> Any:
         from serve_app.replica.choices import our_choices  # imports the compiler, which only a compilation needs
 
-        given = [part.detach() for part in inputs]  # what is marked here shall not be marked for another program
+        given = [part.detach() for part in inputs]  # what is marked here shall not be marked for another compilation
         for part in given:
             if _any_rows(shapes):
                 torch._dynamo.mark_static(part, list(range(1, part.dim())))
                 torch._dynamo.mark_dynamic(part, 0)
             else:
                 torch._dynamo.mark_static(part)
-        # All else that a program depends on is in its file's name.
+        # All else that a compiled model depends on is in its file's name.
         options = {**self._options, **BY_RULE, "guard_filter_fn": _of_shapes}
         with torch._dynamo.config.patch(enable_aot_compile=True), our_choices():
             compiler: Any = torch.compile(self._function, fullgraph=True, options=options)
             return compiler.aot_compile(((self._module, *given), {}))
 
     def _path(self, inputs: tuple[torch.Tensor, ...], shapes: _Shapes) -> Path:
-        """Return where the program is kept: a name of all that it depends on."""
+        """Return where the compiled model is kept: a name of all that it depends on."""
         config = cast("Mapping[str, Any]", self._module.config)
         tensors = [*self._module.named_parameters(), *self._module.named_buffers()]
         parts = (
@@ -174,7 +174,7 @@ class Compiled(AsItIs):
 
 
 def _choices(inputs: tuple[torch.Tensor, ...]) -> Sequence[_Shapes]:
-    """Return the shapes that a program for these inputs may be made for, the first choice first.
+    """Return the shapes that a model for these inputs may be compiled for, the first choice first.
 
     Of many rows: any number of them, or, where the compiler has found that their number matters, this one.
     """
@@ -197,27 +197,27 @@ def _layout(tensor: torch.Tensor) -> tuple[Any, ...]:
 
 
 def _load(path: Path) -> Any:
-    """Return the program that is kept there, or None."""
+    """Return the compiled model that is kept there, or None."""
     if not path.exists():
         return None
     try:
         with path.open("rb") as file:
             return torch.compiler.load_compiled_function(file)
     except Exception:
-        logger.warning("the compiled program in %s cannot be used here; it is compiled again", path, exc_info=True)
+        logger.warning("the compiled model in %s cannot be used here; it is compiled again", path, exc_info=True)
         return None
 
 
-def _keep(program: Any, path: Path) -> None:
-    """Write a program; nobody sees half of it."""
+def _keep(compiled: Any, path: Path) -> None:
+    """Write a compiled model; nobody sees half of it."""
     unfinished = path.with_suffix(f".{os.getpid()}")
     try:
-        program.save_compiled_function(str(unfinished))
+        compiled.save_compiled_function(str(unfinished))
         unfinished.chmod(0o644)  # the folder may be shared by the users of several pods
         unfinished.replace(path)
     except Exception:
         logger.warning(
-            "a compiled program could not be kept in %s; the next start compiles it again", path, exc_info=True
+            "a compiled model could not be kept in %s; the next start compiles it again", path, exc_info=True
         )
         unfinished.unlink(missing_ok=True)
 
@@ -229,7 +229,7 @@ def _folder() -> Path:
 
 
 def _surroundings(device: torch.device) -> tuple[object, ...]:
-    """Everything outside of the model that a program depends on: versions, settings, this code, the device."""
+    """Everything outside of the model that a compiled model depends on: versions, settings, this code, the device."""
     if device.type == "cuda":
         machine: tuple[object, ...] = (torch.cuda.get_device_name(device), torch.cuda.get_device_capability(device))
     else:

@@ -48,7 +48,7 @@ def opening(events: Iterator[Event]) -> StartEvent:
 
 
 def introduce(console: Console, start: StartEvent) -> None:
-    """Say what is going to be painted."""
+    """Say what is going to be generated."""
     p, images = start.parameters, len(start.seeds)
     say(
         console,
@@ -64,7 +64,7 @@ def warn(console: Console, warnings: list[str] | tuple[str, ...]) -> None:
         say(console, f"note: {warning}", style="yellow")
 
 
-def paint(events: Iterator[Event], view: View, keep: Keep) -> Ending:
+def follow(events: Iterator[Event], view: View, keep: Keep) -> Ending:
     """Follow a request to its end. Raises Unavailable where the events end before it does."""
     missing: list[str] = []
     with view:

@@ -1,4 +1,4 @@
-"""Compiled models on the CPU; recordings of CUDA graphs need a GPU."""
+"""Compiled models on the CPU; CUDA graphs need a GPU."""
 
 import inspect
 import logging
@@ -19,17 +19,17 @@ from torch._inductor.graph import GraphLowering
 
 from serve_app.config import Compile, ModelConfig
 from serve_app.messages import Slot
-from serve_app.replica import programs, unet
+from serve_app.replica import compilation, unet
 from serve_app.replica.attention import blocks, prepare, prompt_context
 from serve_app.replica.checkpoint import Checkpoint, load_checkpoint
+from serve_app.replica.compilation import Forward, use_compile_cache
 from serve_app.replica.conditioning import Conditioning
-from serve_app.replica.decode import Decoder, decoder_program
+from serve_app.replica.decode import Decoder, decoder_forward
 from serve_app.replica.denoise import Denoiser
 from serve_app.replica.previews import PreviewDecoder
-from serve_app.replica.programs import Program, use_compile_cache
 from serve_app.replica.prompts import PromptEncoder
 from serve_app.replica.trajectory import Trajectory
-from serve_app.replica.unet import UNetInputs, as_it_is, make_program
+from serve_app.replica.unet import UNetInputs, as_it_is, make_forward
 from tests.conftest import SDXL_BLOCKS, make_slot
 
 pytestmark = [
@@ -49,7 +49,7 @@ def kernels(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def kept(kernels: Path) -> Path:
-    """Where programs are kept, empty at the start of a test."""
+    """Where compiled models are kept, empty at the start of a test."""
     folder = kernels / "parallel-sdxl"
     shutil.rmtree(folder, ignore_errors=True)
     return folder
@@ -57,7 +57,7 @@ def kept(kernels: Path) -> Path:
 
 @pytest.fixture
 def fresh(tiny_path: Path, kernels: Path, kept: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Checkpoint]:
-    """A checkpoint of its own, since compiling changes it, and no program yet."""
+    """A checkpoint of its own, since compiling changes it, and nothing compiled yet."""
     monkeypatch.setitem(os.environ, "TORCHINDUCTOR_CACHE_DIR", "")
     use_compile_cache(str(kernels))
     torch._dynamo.reset()
@@ -73,10 +73,10 @@ def trajectory(checkpoint: Checkpoint, slot: Slot) -> Trajectory:
     return Trajectory.of(slot.recipe, slot.seed, checkpoint, encoder.conditions(slot.recipe))
 
 
-def small_program(checkpoint: Checkpoint) -> Program[torch.Tensor]:
+def small_model(checkpoint: Checkpoint) -> Forward[torch.Tensor]:
     """What takes least to compile: the preview VAE."""
     assert checkpoint.preview_vae is not None
-    return decoder_program(checkpoint.preview_vae, "full")
+    return decoder_forward(checkpoint.preview_vae, "full")
 
 
 def compilations() -> int:
@@ -90,16 +90,16 @@ def fail_where_nothing_fits(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise AssertionError("nothing compiled fits")
 
-    call = programs.Compiled.__call__
+    call = compilation.Compiled.__call__
 
-    def strict(self: programs.Compiled, *inputs: torch.Tensor) -> torch.Tensor:
+    def strict(self: compilation.Compiled, *inputs: torch.Tensor) -> torch.Tensor:
         with monkeypatch.context() as during_the_call:
             during_the_call.setattr(self, "_function", refuse)
             return call(self, *inputs)
 
     set_stance = torch.compiler.set_stance
     monkeypatch.setattr(torch.compiler, "set_stance", lambda _: set_stance("fail_on_recompile"))
-    monkeypatch.setattr(programs.Compiled, "__call__", strict)
+    monkeypatch.setattr(compilation.Compiled, "__call__", strict)
 
 
 @pytest.fixture
@@ -125,7 +125,7 @@ def test_compiled_equals_as_it_is(
     chosen_by_rule: list[bool],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    plain, compiled = Denoiser(checkpoint, as_it_is(checkpoint.unet)), Denoiser(fresh, make_program(fresh.unet, mode))
+    plain, compiled = Denoiser(checkpoint, as_it_is(checkpoint.unet)), Denoiser(fresh, make_forward(fresh.unet, mode))
     for images in (1, 2):
         compiled.warm_up([trajectory(fresh, make_slot()) for _ in range(images)])
     warm = compilations()
@@ -142,15 +142,15 @@ def test_compiled_equals_as_it_is(
 
 
 @torch.inference_mode()
-def test_every_size_has_a_program_of_its_own(fresh: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
-    program = small_program(fresh)
+def test_every_size_has_a_compiled_model_of_its_own(fresh: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    forward = small_model(fresh)
     fail_where_nothing_fits(monkeypatch)
     for width in (8, 16, 8):
-        program.warm_up(torch.zeros(1, 4, 8, width))
-        assert program(torch.zeros(1, 4, 8, width)).shape == (1, 3, 64, 8 * width)
+        forward.warm_up(torch.zeros(1, 4, 8, width))
+        assert forward(torch.zeros(1, 4, 8, width)).shape == (1, 3, 64, 8 * width)
     assert compilations() == 2
     with pytest.raises(AssertionError, match="nothing compiled fits"):
-        program(torch.zeros(1, 4, 8, 24))
+        forward(torch.zeros(1, 4, 8, 24))
 
 
 @torch.inference_mode()
@@ -174,15 +174,15 @@ def test_blocks_of_one_width_share_their_compilations(fresh: Checkpoint) -> None
         torch.zeros(2, 6),
     )
     plain = as_it_is(unet)(*inputs)
-    program = make_program(unet, "regional")
-    program.warm_up(*inputs)
+    forward = make_forward(unet, "regional")
+    forward.warm_up(*inputs)
     assert counters["stats"]["unique_graphs"] == 4
-    torch.testing.assert_close(program(*inputs), plain, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(forward(*inputs), plain, atol=1e-4, rtol=1e-4)
 
 
 @torch.inference_mode()
 def test_what_was_not_warmed_up_works_and_compiles_nothing(fresh: Checkpoint, checkpoint: Checkpoint) -> None:
-    denoiser, decoder = Denoiser(fresh, make_program(fresh.unet, "full")), Decoder(fresh, "full")
+    denoiser, decoder = Denoiser(fresh, make_forward(fresh.unet, "full")), Decoder(fresh, "full")
     for slot in (make_slot(width=128), make_slot(guidance_scale=0)):
         ours = denoiser.predict([trajectory(fresh, slot)])[0]
         torch.testing.assert_close(
@@ -193,7 +193,7 @@ def test_what_was_not_warmed_up_works_and_compiles_nothing(fresh: Checkpoint, ch
 
 
 def weighted(_: Any, sample: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
-    """What a UNet is to a program: a function whose inputs do not all have the sample's shape."""
+    """What a UNet is to a forward: a function whose inputs do not all have the sample's shape."""
     return sample * context.mean(dim=1, keepdim=True)
 
 
@@ -204,15 +204,15 @@ def test_inputs_beyond_the_first_have_shapes_of_their_own(
 ) -> None:
     """As prompts of two lengths have: what is compiled for one must not keep the other from being compiled."""
     assert fresh.preview_vae is not None
-    program = programs.Compiled(weighted, fresh.preview_vae)
+    forward = compilation.Compiled(weighted, fresh.preview_vae)
     fail_where_nothing_fits(monkeypatch)
     sample = torch.ones(rows, 8)
     for length in (77, 154, 77):
-        program.warm_up(sample, torch.ones(rows, length))
-        assert torch.equal(program(sample, torch.ones(rows, length)), sample)
+        forward.warm_up(sample, torch.ones(rows, length))
+        assert torch.equal(forward(sample, torch.ones(rows, length)), sample)
     assert compilations() == 2
     with pytest.raises(AssertionError, match="nothing compiled fits"):
-        program(sample, torch.ones(rows, 231))
+        forward(sample, torch.ones(rows, 231))
 
 
 def test_a_compiled_unet_takes_its_named_inputs_in_their_order() -> None:
@@ -225,22 +225,22 @@ import sys
 import torch
 from serve_app.config import ModelConfig
 from serve_app.replica.checkpoint import load_checkpoint
-from serve_app.replica.decode import decoder_program
-from serve_app.replica.programs import Program, use_compile_cache
+from serve_app.replica.decode import decoder_forward
+from serve_app.replica.compilation import Forward, use_compile_cache
 from torch._dynamo.utils import counters
 
 use_compile_cache(sys.argv[1])
 checkpoint = load_checkpoint(ModelConfig(path=sys.argv[2]), torch.device("cpu"))
 latents = torch.linspace(-2, 2, 256).view(1, 4, 8, 8)
 with torch.inference_mode():
-    program = decoder_program(checkpoint.preview_vae, "full")
-    program.warm_up(latents)
-    print(counters["aot_autograd"]["total"], program(latents).numpy().tobytes().hex())
+    forward = decoder_forward(checkpoint.preview_vae, "full")
+    forward.warm_up(latents)
+    print(counters["aot_autograd"]["total"], forward(latents).numpy().tobytes().hex())
 """
 
 
 def test_starts_share_what_one_has_compiled(tiny_path: Path, kernels: Path, kept: Path) -> None:
-    """Two at the same time, as the replicas of a machine, and one later: one compiles, all paint the same."""
+    """Two at the same time, as the replicas of a machine, and one later: one compiles, all generate the same."""
     command = [sys.executable, "-c", _START, str(kernels), str(tiny_path)]
     together = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
     answers = [process.communicate(timeout=300)[0].split() for process in together]
@@ -251,16 +251,16 @@ def test_starts_share_what_one_has_compiled(tiny_path: Path, kernels: Path, kept
 
 
 @torch.inference_mode()
-def test_a_kept_program_that_cannot_be_read_is_compiled_again(
+def test_a_kept_model_that_cannot_be_read_is_compiled_again(
     fresh: Checkpoint, kept: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     latents = torch.zeros(1, 4, 8, 8)
-    small_program(fresh).warm_up(latents)
+    small_model(fresh).warm_up(latents)
     (file,) = kept.glob("*.bin")
     whole = file.read_bytes()
     file.write_bytes(whole[:1000])
     with caplog.at_level(logging.WARNING, "ray.serve"):
-        small_program(fresh).warm_up(latents)
+        small_model(fresh).warm_up(latents)
     assert str(file) in caplog.text
     assert len(file.read_bytes()) > 1000
     assert {each.suffix for each in kept.iterdir()} == {".bin", ".lock"}
@@ -268,42 +268,42 @@ def test_a_kept_program_that_cannot_be_read_is_compiled_again(
 
 
 @torch.inference_mode()
-def test_where_the_number_of_rows_matters_it_has_a_program_of_its_own(
+def test_where_the_number_of_rows_matters_it_has_a_model_of_its_own(
     fresh: Checkpoint, checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On the CPU the compiler takes another convolution from 16 rows on, and says so in a guard."""
-    program = small_program(fresh)
+    forward = small_model(fresh)
     for rows in (4, 16):
-        program.warm_up(torch.zeros(rows, 4, 8, 8))
+        forward.warm_up(torch.zeros(rows, 4, 8, 8))
     assert checkpoint.preview_vae is not None
     for rows in (3, 15, 16, 17):  # nobody asked for the last: as it is
         latents = torch.randn(rows, 4, 8, 8, generator=torch.Generator().manual_seed(rows))
         torch.testing.assert_close(
-            program(latents), checkpoint.preview_vae.decode(latents).sample, atol=1e-4, rtol=1e-4
+            forward(latents), checkpoint.preview_vae.decode(latents).sample, atol=1e-4, rtol=1e-4
         )
     fail_where_nothing_fits(monkeypatch)
     for rows in (3, 15, 16):
-        program(torch.zeros(rows, 4, 8, 8))
+        forward(torch.zeros(rows, 4, 8, 8))
     with pytest.raises(AssertionError, match="nothing compiled fits"):
-        program(torch.zeros(17, 4, 8, 8))
+        forward(torch.zeros(17, 4, 8, 8))
 
 
 @torch.inference_mode()
-def test_a_folder_without_locks_keeps_programs_all_the_same(
+def test_a_folder_without_locks_keeps_models_all_the_same(
     fresh: Checkpoint, kept: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def no_locks(*_: object, **__: object) -> None:
         raise OSError("no locks available")
 
-    monkeypatch.setattr(programs, "FileLock", no_locks)
+    monkeypatch.setattr(compilation, "FileLock", no_locks)
     with caplog.at_level(logging.WARNING, "ray.serve"):
-        small_program(fresh).warm_up(torch.zeros(1, 4, 8, 8))
+        small_model(fresh).warm_up(torch.zeros(1, 4, 8, 8))
     assert "cannot be locked" in caplog.text
     assert len(list(kept.glob("*.bin"))) == 1
 
 
 @torch.inference_mode()
-def test_a_program_is_kept_for_what_it_depends_on(fresh: Checkpoint, tiny_path: Path, kept: Path) -> None:
+def test_a_compiled_model_is_kept_for_what_it_depends_on(fresh: Checkpoint, tiny_path: Path, kept: Path) -> None:
     """Other weights of the same architecture use it again.
 
     Another precision does not, nor, on the CPU, another number of threads.
@@ -314,16 +314,16 @@ def test_a_program_is_kept_for_what_it_depends_on(fresh: Checkpoint, tiny_path: 
     for parameter in other.preview_vae.parameters():
         parameter.data += 0.1
     for checkpoint in (fresh, other):
-        small_program(checkpoint).warm_up(latents)
+        small_model(checkpoint).warm_up(latents)
     assert compilations() == 1
-    program = small_program(other)
-    program.warm_up(latents)
-    torch.testing.assert_close(program(latents), other.preview_vae.decode(latents).sample)
+    forward = small_model(other)
+    forward.warm_up(latents)
+    torch.testing.assert_close(forward(latents), other.preview_vae.decode(latents).sample)
     half = load_checkpoint(ModelConfig(path=str(tiny_path), dtype="bfloat16"), torch.device("cpu"))
-    small_program(half).warm_up(latents.bfloat16())
+    small_model(half).warm_up(latents.bfloat16())
     assert compilations() == 2
     torch.set_num_threads(2)
-    small_program(fresh).warm_up(latents)
+    small_model(fresh).warm_up(latents)
     torch.set_num_threads(1)
     assert compilations() == 3
     assert len(list(kept.glob("*.bin"))) == 3

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from serve_app.cli.errors import Unusable
-from serve_app.cli.painting import save
+from serve_app.cli.request import save
 from serve_app.schemas import GridEvent
 
 GRID = GridEvent(width=1, height=1, media_type="image/webp", b64_json="")
