@@ -1,1 +1,1 @@
-"""Measurements of the service. Each prints ratios from one run; none is a test."""
+"""Measurements of the service. They print results and are not tests."""

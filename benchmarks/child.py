@@ -1,6 +1,6 @@
 """The process of one subject: `python -m benchmarks.child JOB.json`.
 
-What crashes, hangs or cannot be imported takes nothing else with it.
+A subject that crashes, hangs or cannot be imported does not affect the others.
 """
 
 import os
@@ -19,7 +19,7 @@ from benchmarks.plan import PHASES
 
 
 class Job(Frozen):
-    """What a subject's process has to do. `deadline` is a Unix time; `only` are patterns of measures' names."""
+    """The job of a subject's process. `deadline` is a Unix time; `only` are patterns for names of measures."""
 
     subject: str
     conditions: Conditions
@@ -37,7 +37,7 @@ def main() -> None:
 
 
 def run(subject: Subject, job: Job) -> None:
-    """Take the trials of a subject and write each result as soon as there is one."""
+    """Run the trials of a subject and write each result at once."""
     conditions = job.conditions.with_overrides(*subject.overrides)
     trials = [trial for trial in subject.trials if wanted(trial.measures, job.only)]
     missing = "not reached"

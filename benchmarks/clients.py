@@ -1,4 +1,4 @@
-"""Many clients that ask a server again and again."""
+"""Many clients that send requests to a server repeatedly."""
 
 import threading
 import time
@@ -17,9 +17,9 @@ def keep_asking(
     *,
     timeout_s: float,
 ) -> list[float]:
-    """Let clients ask for `seconds` and until each has `least` answers; return when each answer came, in order.
+    """Send requests for `seconds` and until each client has `least` answers; return when each answer came, in order.
 
-    Answers count for as long as all clients ask. What `ask` or `check` raises ends them all, and is raised here.
+    Answers count while all clients are sending. An error in `ask` or `check` stops all clients and is raised here.
     """
     failed = threading.Event()
     answered: list[list[float]] = [[] for _ in range(clients)]
@@ -40,7 +40,9 @@ def keep_asking(
             raise
 
     with ThreadPoolExecutor(clients) as pool:
-        list(pool.map(client, answered))
-    # Not when the first client stopped: that is in the middle of a bunch of answers.
+        running = [pool.submit(client, finished) for finished in answered]
+    for one in running:
+        one.result()
+    # Not the moment when the first client stopped, which is in the middle of a bunch of answers.
     ended = max(end, *(finished[least - 1] for finished in answered))
     return sorted(moment for finished in answered for moment in finished if moment <= ended)

@@ -1,4 +1,4 @@
-"""Under what a benchmark runs: the work, the checkpoint, the devices, and the service's settings."""
+"""The conditions of a benchmark: the workload, the checkpoint, the devices, and the service's settings."""
 
 from pathlib import Path
 from typing import Any
@@ -13,13 +13,13 @@ SDXL_CONFIG = Path(__file__).parent.parent / "configs" / "sdxl.yaml"
 
 
 class Frozen(BaseModel):
-    """What crosses to the process of a subject, as JSON."""
+    """Data that is passed to the process of a subject as JSON."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class Workload(Frozen):
-    """What is generated. Sizes in pixels; `batches` are numbers of images in one UNet call."""
+    """The images to generate. Sizes are in pixels; `batches` are numbers of images in one UNet call."""
 
     prompt: str = "a lighthouse on a cliff at dusk, oil on canvas"
     size: int = 1024
@@ -32,11 +32,11 @@ class Workload(Frozen):
     clients_per_device: int = 4
     images_per_client: int = 4
     seconds: float = 12.0
-    """How long one series of samples may take, once warm."""
+    """How long one series of samples may take after warm-up."""
 
 
 class Conditions(Frozen):
-    """One run. `devices` are the indices of GPUs, or, with `cpu`, just so many replicas."""
+    """One run. `devices` are the indices of GPUs; with `cpu`, only their number counts, as the number of replicas."""
 
     checkpoint: Path
     devices: tuple[int, ...]
@@ -50,11 +50,11 @@ class Conditions(Frozen):
 
     @property
     def device(self) -> str:
-        """The device of a subject that has one, as torch names it."""
+        """The torch device of a subject that uses one device."""
         return "cpu" if self.cpu else "cuda"
 
     def document(self) -> dict[str, Any]:
-        """Return the Serve config, changed only by the machine and `overrides` (`a.b=value`, the values as YAML)."""
+        """Return the Serve config, adapted to the machine and changed by `overrides` (`a.b=value`, values in YAML)."""
         document: dict[str, Any] = yaml.safe_load(self.config.read_text())
         args = document["applications"][0]["args"]
         machine = {"num_replicas": len(self.devices), "model.path": str(self.checkpoint), "model.preview_path": None}
@@ -68,7 +68,7 @@ class Conditions(Frozen):
         return AppArgs.model_validate(self.document()["applications"][0]["args"])
 
     def slot(self, **changes: object) -> Slot:
-        """Return an image of the workload, for an engine."""
+        """Return a slot of the workload for an engine."""
         fields = {
             "index": 0,
             "seed": 0,
@@ -95,7 +95,7 @@ TINY = Workload(
     images_per_client=2,
     seconds=0.5,
 )
-"""For tests: everything once or twice, on the tiny model and the CPU."""
+"""For tests: everything once or twice, with the tiny model on the CPU."""
 
 TINY_OVERRIDES = (
     "num_gpus=0",

@@ -1,4 +1,4 @@
-"""Our engine in-process, put together as a replica does it, without Ray and HTTP."""
+"""The engine in-process, set up as in a replica, without Ray and HTTP."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -19,11 +19,11 @@ from serve_app.replica.loading import load
 from serve_app.replica.observer import Silent
 
 _PATIENCE_S = 10
-"""After so long without an event, look whether the engine still lives."""
+"""After this long without an event, check whether the engine is still alive."""
 
 
 class EngineBench:
-    """One checkpoint, and one engine at a time: the last that was asked for."""
+    """One checkpoint, and one engine at a time: the one last prepared."""
 
     def __init__(self, conditions: Conditions) -> None:
         self.conditions = conditions
@@ -39,9 +39,9 @@ class EngineBench:
             self._engine = None
 
     def prepare(self, at_once: int, slot: Slot, images_per_call: int | None = None) -> None:
-        """Start an engine that generates `at_once` such slots at once, and generate with it once.
+        """Start an engine that generates `at_once` such slots at once, warmed up as in a replica, and use it once.
 
-        All share one UNet call, unless `images_per_call` says otherwise. The engine is warmed up as a replica would be.
+        By default all slots share one UNet call.
         """
         setting = at_once, images_per_call or at_once
         if self._engine and self._setting == setting:
@@ -60,11 +60,11 @@ class EngineBench:
         self.generate([self._fresh(slot) for _ in range(at_once)])
 
     def image(self, slot: Slot) -> float:
-        """Return the seconds from a slot to its file, the prompt one that was never seen."""
+        """Return the seconds from submitting a slot to its file, with a prompt that is not cached."""
         return self.generate([self._fresh(slot)])
 
     def generate(self, slots: Sequence[Slot]) -> float:
-        """Generate slots that are handed in together; return the seconds until the last file is there."""
+        """Generate slots that are submitted together; return the seconds until the last file is done."""
         assert self._engine is not None
         events: Queue[SlotEvent | SlotFailed] = Queue()
         started = time.perf_counter()
@@ -75,13 +75,13 @@ class EngineBench:
         return time.perf_counter() - started
 
     def rates(self, slot: Slot, seconds: float) -> list[float]:
-        """Return images a second while there is always a next slot waiting."""
+        """Return images per second while there is always another slot waiting."""
         return rates(self._keep_busy(slot, seconds), warm_up=2 * self._images, window=self._window)
 
     def idle(self, slot: Slot, seconds: float) -> float:
-        """Return how much of the time under load the GPU had nothing to do, in percent: from one launch to the next.
+        """Return the percentage of time under load that the GPU was idle between launches.
 
-        A CUDA graph is one launch: gaps between its kernels are the GPU's own, and larger while it is traced.
+        A CUDA graph is one launch: gaps between its kernels do not count; profiling makes them larger.
         """
         if self._checkpoint.device.type != "cuda":
             raise RuntimeError("needs a GPU")
@@ -103,7 +103,7 @@ class EngineBench:
         return max(2, self._images)
 
     def _keep_busy(self, slot: Slot, seconds: float) -> list[float]:
-        """Keep twice as many slots in the engine as it generates at once; return when each was finished."""
+        """Keep twice as many slots in the engine as it generates at once; return when each finished."""
         assert self._engine is not None
         events: Queue[SlotEvent | SlotFailed] = Queue()
         finished: list[float] = []
@@ -122,7 +122,7 @@ class EngineBench:
         return finished
 
     def _fresh(self, slot: Slot) -> Slot:
-        """The next seed and a prompt of its own, as from another user: nothing comes from a cache."""
+        """Return the slot with the next seed and a new prompt, so that nothing comes from a cache."""
         self._seed += 1
         recipe = slot.recipe.model_copy(update={"prompt": f"{slot.recipe.prompt}, {self._seed}"})
         return replace(slot, seed=self._seed, recipe=recipe)

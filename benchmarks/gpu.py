@@ -1,8 +1,8 @@
-"""`python -m benchmarks.gpu CHECKPOINT`: compare our service with its peers, as one table and as JSON.
+"""`python -m benchmarks.gpu CHECKPOINT`: compare the service with its peers, as a table and as JSON.
 
-All run on the same weights and machine, in one run. The checkpoint is a diffusers folder, such as `python -m
-benchmarks.make_checkpoint` writes. The service runs as `configs/sdxl.yaml` says; `key=value` changes its arguments.
-With `--tiny` everything runs on the CPU with a tiny model, to try the plan itself.
+All are measured in one run on the same machine with the same weights. The checkpoint is a diffusers folder, such as
+`python -m benchmarks.make_checkpoint` writes. The service uses `configs/sdxl.yaml`; `key=value` changes its arguments.
+With `--tiny` everything runs on the CPU with a tiny model, to test the plan itself.
 """
 
 import argparse
@@ -37,9 +37,9 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Measure our service and its peers.")
-    parser.add_argument("checkpoint", type=Path, nargs="?", help="a diffusers folder; none with --tiny")
+    parser.add_argument("checkpoint", type=Path, nargs="?", help="a diffusers folder; not needed with --tiny")
     parser.add_argument(
-        "overrides", nargs="*", metavar="key=value", help="arguments of the service, as in engine.compile=full"
+        "overrides", nargs="*", metavar="key=value", help="arguments of the service, such as engine.compile=full"
     )
     parser.add_argument(
         "--only",
@@ -47,9 +47,9 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
         metavar="PATTERN",
         help="only measures whose name matches, such as 'engine.*'; may be repeated",
     )
-    parser.add_argument("--gpus", type=int, help="how many GPUs to use; all where not given")
-    parser.add_argument("--seconds", type=float, default=540, help="when to stop, whatever is not measured by then")
-    parser.add_argument("--each", type=float, help="seconds of one series of samples")
+    parser.add_argument("--gpus", type=int, help="how many GPUs to use; all by default")
+    parser.add_argument("--seconds", type=float, default=540, help="stop after this time, even if measures are missing")
+    parser.add_argument("--each", type=float, help="seconds per series of samples")
     parser.add_argument("--config", type=Path, default=SDXL_CONFIG, help="the Serve config of the service")
     parser.add_argument("--out", type=Path, default=Path("out/bench"), help="folder for results.json and the logs")
     parser.add_argument("--tiny", action="store_true", help="on the CPU, with a tiny model")
@@ -69,7 +69,7 @@ def _conditions(options: argparse.Namespace, folder: Path) -> Conditions:
         )
     gpus = torch.cuda.device_count()
     if not gpus or options.checkpoint is None:
-        sys.exit("a checkpoint and a GPU are needed; --tiny tries the plan without either")
+        sys.exit("needs a checkpoint and a GPU; --tiny needs neither")
     work = Workload()
     return Conditions(
         checkpoint=options.checkpoint.resolve(),
@@ -81,5 +81,5 @@ def _conditions(options: argparse.Namespace, folder: Path) -> Conditions:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))  # so that what was started is stopped too
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))  # so that child processes are stopped too
     main()

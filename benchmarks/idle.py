@@ -1,10 +1,10 @@
-"""How long a GPU had nothing to do."""
+"""How long a GPU was idle."""
 
 from collections.abc import Sequence
 
 
 def idle_fraction(spans: Sequence[tuple[float, float]]) -> float:
-    """Return the part of the time from the first start to the last end that no span covers, 0..1. Spans may overlap."""
+    """Return the share of the time from the first start to the last end that no span covers. Spans may overlap."""
     ordered = sorted(spans)
     if not ordered:
         raise ValueError("nothing ran on the GPU")

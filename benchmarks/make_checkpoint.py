@@ -1,9 +1,9 @@
 """`python -m benchmarks.make_checkpoint FOLDER`: write SDXL base 1.0 with random weights, as a diffusers folder.
 
-It has the full size. Speed does not depend on what a model has learned, so where no model hub can be reached this
-stands in for one. The architecture is data in `benchmarks/sdxl/`; the weights are the libraries' own initialisation,
-which keeps activations finite. Files are named and typed as the hub's `fp16` variant, the one that
-`configs/sdxl.yaml` asks for.
+It has the full size. Speed does not depend on trained weights, so it replaces the real checkpoint on machines without
+access to the hub. The architecture is in `benchmarks/sdxl/`; the weights are the libraries' default initialisation,
+which keeps activations finite. Files have the names and types of the hub's `fp16` variant, which `configs/sdxl.yaml`
+uses.
 """
 
 import argparse
@@ -36,7 +36,7 @@ _TOKENS = 77
 def main() -> None:
     parser = argparse.ArgumentParser(description="Write SDXL with random weights as a diffusers folder.")
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--tiny", action="store_true", help="a model for tests, of a few hundred kilobytes, in float32")
+    parser.add_argument("--tiny", action="store_true", help="a float32 model for tests, of a few hundred kilobytes")
     options = parser.parse_args()
     started = time.perf_counter()
     folder = tiny.build(options.folder) if options.tiny else make(options.folder)
@@ -45,7 +45,7 @@ def main() -> None:
 
 
 def make(folder: Path) -> Path:
-    """Write the checkpoint into `folder`, on the GPU where there is one, and return it."""
+    """Write the checkpoint into `folder` and return the folder. Uses a GPU if there is one."""
     with _on("cuda" if torch.cuda.is_available() else "cpu"):
         pipe = StableDiffusionXLPipeline(
             vae=AutoencoderKL.from_config(architecture("vae")),
@@ -72,14 +72,15 @@ def architecture(component: str) -> dict[str, Any]:
 
 
 def make_tokenizer(folder: Path, pad_token: str) -> CLIPTokenizer:
-    """Return a CLIP tokenizer whose vocabulary has the size of CLIP's, and a token for each letter.
+    """Return a CLIP tokenizer with the size of CLIP's vocabulary, but one token per letter.
 
-    CLIP's own merges cannot be had offline. A call costs the same without: it is always padded to 77 tokens.
+    CLIP's own merges are not available offline. Calls cost the same without them: prompts are always padded to 77
+    tokens.
     """
     letters = byte_letters()
     tokens = [*letters, *(f"{letter}</w>" for letter in letters)]
     size = architecture("text_encoder")["vocab_size"]
-    # The text encoders look for the end by its id, the highest.
+    # The text encoders find the end of a prompt by its id, which must be the highest.
     tokens += [*(f"<|{i}|>" for i in range(size - len(tokens) - 2)), START, END]
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "vocab.json").write_text(
@@ -93,7 +94,7 @@ def make_tokenizer(folder: Path, pad_token: str) -> CLIPTokenizer:
 
 @contextmanager
 def _on(device: str) -> Iterator[None]:
-    """Make modules on `device`, in the files' precision, with the same weights every time."""
+    """Create modules on `device`, in the files' precision, with the same weights every time."""
     before = torch.get_default_dtype()
     torch.manual_seed(0)
     torch.set_default_dtype(_DTYPE)

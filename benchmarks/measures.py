@@ -1,4 +1,4 @@
-"""What is measured: names, goals, samples."""
+"""Measures: names, goals, samples."""
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,12 +12,12 @@ from benchmarks.conditions import Conditions, Frozen
 
 Unit = Literal["s", "ms", "images/s", "%", "x", "cores"]
 Samples = Mapping[str, Sequence[float]]
-"""Values by the name of their measure."""
+"""Measured values by the name of their measure."""
 
 
 @dataclass(frozen=True)
 class Goal:
-    """What the project asks for. Less is better where the aim is below what must be."""
+    """The project's targets. If `aim` is below `must`, less is better."""
 
     must: float
     aim: float
@@ -31,7 +31,7 @@ class Goal:
 
 @dataclass(frozen=True)
 class Measure:
-    """One row of the table; `how` says what one sample is."""
+    """One row of the table. `how` describes one sample."""
 
     name: str
     unit: Unit
@@ -41,9 +41,9 @@ class Measure:
 
 @dataclass(frozen=True)
 class Trial:
-    """Takes samples of several measures together, because they are compared, or one run gives them all.
+    """Takes samples of several measures together, because they are compared or come from one run.
 
-    `seconds` is how long it takes at most on the machine it is meant for; where less time is left it is not begun.
+    `seconds` is the most it takes on the intended machine. It does not start if less time is left.
     """
 
     measures: tuple[Measure, ...]
@@ -53,9 +53,9 @@ class Trial:
 
 @dataclass(frozen=True)
 class Subject:
-    """Something to measure, in a process of its own on `devices` GPUs (0: all).
+    """Something to measure, in its own process on `devices` GPUs (0: all).
 
-    `open` gives what the trials' `run` takes, ready and warm, after `seconds` at most.
+    `open` yields the argument of the trials' `run`, warmed up, after at most `seconds`.
     """
 
     name: str
@@ -99,7 +99,7 @@ Derived = Ratio | Best | PerDevice
 
 
 class Result(Frozen):
-    """What came of a measure: samples, or a reason why there are none."""
+    """The result of a measure: samples, or the reason why there are none."""
 
     name: str
     devices: int
@@ -108,7 +108,7 @@ class Result(Frozen):
 
 
 def rounds(seconds: float, least: int = 3) -> Iterator[int]:
-    """Count rounds until the time is up, but at least some."""
+    """Count rounds until the time is up, but at least `least`."""
     end, done = time.perf_counter() + seconds, 0
     while done < least or time.perf_counter() < end:
         yield done
@@ -116,16 +116,16 @@ def rounds(seconds: float, least: int = 3) -> Iterator[int]:
 
 
 def timed(act: Callable[[], object]) -> float:
-    """Return how many seconds something takes."""
+    """Return how many seconds a call takes."""
     started = time.perf_counter()
     act()
     return time.perf_counter() - started
 
 
 def rate(finished: Sequence[float], warm_up: int) -> list[float]:
-    """Return completions a second by least squares, the first `warm_up` left out; nothing where too few are left.
+    """Return completions per second by least squares, without the first `warm_up`; empty if too few are left.
 
-    `finished` are times in order. Answers come in bunches, so a rate from the first and the last answer alone would
+    `finished` are times in order. Answers come in bunches, so a rate from only the first and the last answer would
     depend on where the bunches are cut.
     """
     steady = finished[warm_up:]
@@ -133,9 +133,9 @@ def rate(finished: Sequence[float], warm_up: int) -> list[float]:
 
 
 def rates(finished: Sequence[float], warm_up: int, window: int) -> list[float]:
-    """Return completions a second over successive windows of so many completions, the first `warm_up` left out.
+    """Return completions per second over successive windows of `window` completions, without the first `warm_up`.
 
-    `finished` are times in order. Batches end in bunches: a window should hold whole bunches.
+    `finished` are times in order. Batches end in bunches: a window should contain whole bunches.
     """
     marks = finished[warm_up::window]
     return [window / (after - before) for before, after in pairwise(marks) if after > before]

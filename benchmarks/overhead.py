@@ -1,6 +1,6 @@
-"""`make bench`: what the fan-out gains and what HTTP and previews cost, at 256x256 on the embedded model and two cores.
+"""`make bench`: the gain of the fan-out and the cost of HTTP and previews, with the embedded model on two cores.
 
-Both sides of a ratio are measured in turn, so that a machine that slows down slows both.
+Both sides of a ratio are measured alternately, so that a machine that slows down slows both.
 """
 
 import http.client
@@ -37,7 +37,7 @@ BODY = {"prompt": "a red apple", "seed": 7}
 
 @dataclass(frozen=True)
 class Target:
-    """A ratio and what the project asks of it."""
+    """A ratio and its upper limit."""
 
     name: str
     measured: Callable[[], float]
@@ -46,14 +46,14 @@ class Target:
 
 
 class Client:
-    """Asks a deployed application, each time on a connection of its own: Serve closes one that has rested for 90 s."""
+    """Sends requests to a deployed application, each on a new connection: Serve closes those idle for 90 s."""
 
     def __init__(self, port: int, prefix: str) -> None:
         self._port = port
         self._prefix = prefix
 
     def seconds(self, route: str, **body: object) -> float:
-        """Return how long a request takes to the last byte of its answer."""
+        """Return the seconds until the last byte of the answer."""
         started = time.perf_counter()
         with closing(http.client.HTTPConnection("127.0.0.1", self._port, timeout=300)) as connection:
             connection.request(
@@ -109,7 +109,7 @@ def _deployed(applications: dict[str, AppArgs]) -> Iterator[int]:
     """Run several applications in one Serve, and yield its port once all are ready."""
     port = free_port()
     cores = sum(args.num_replicas * args.num_cpus for args in applications.values())
-    # More cores than the machine may have: only one application works at a time.
+    # May be more cores than the machine has, since only one application works at a time.
     ray.init(address="local", num_cpus=int(cores), include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     serve.start(http_options={"host": "127.0.0.1", "port": port})
     try:

@@ -1,4 +1,4 @@
-"""The plan: every subject, what is measured of it, and what the project asks for."""
+"""The plan: every subject, its measures, and the project's goals."""
 
 from collections.abc import Sequence
 
@@ -13,17 +13,17 @@ from benchmarks.service import Service, open_service
 from serve_app.messages import Slot
 
 _LOAD_S = 60.0
-"""Until a subject is open, with kernels in the cache."""
+"""Time to open a subject, with kernels in the cache."""
 _FIRST_S = 60.0
-"""A trial that may have to compile, with kernels in the cache."""
+"""Time of a trial that may have to compile, with kernels in the cache."""
 _BATCHES = (1, 2, 4, 8)
 
 
-# Our engine, in-process.
+# The engine, in-process.
 
 
 def _latency(prefix: str, goal: Goal | None, few: bool = False) -> Trial:
-    """One image after another."""
+    """Generate one image after another."""
 
     def run(bench: EngineBench, conditions: Conditions) -> Samples:
         work = conditions.workload
@@ -35,7 +35,7 @@ def _latency(prefix: str, goal: Goal | None, few: bool = False) -> Trial:
 
 
 def _batch(prefix: str, images: int, few: bool = False, small: bool = False) -> Trial:
-    """A full engine."""
+    """Keep the engine full."""
     name = f"{prefix}.batch{images}"
 
     def run(bench: EngineBench, conditions: Conditions) -> Samples:
@@ -61,7 +61,7 @@ def _idle(bench: EngineBench, conditions: Conditions) -> Samples:
 
 
 def _turns(bench: EngineBench, conditions: Conditions) -> Samples:
-    """What a replica does by default."""
+    """Generate with a replica's default settings."""
     slot = conditions.slot()
     bench.prepare(4, slot, images_per_call=1)
     return {"engine.turns4": bench.rates(slot, conditions.workload.seconds)}
@@ -117,7 +117,7 @@ ENGINE_FEW = Subject(
 )
 
 
-# Our service, over HTTP.
+# The service, over HTTP.
 
 
 def _start(service: Service, conditions: Conditions) -> Samples:
@@ -125,7 +125,7 @@ def _start(service: Service, conditions: Conditions) -> Samples:
 
 
 def _requests(service: Service, conditions: Conditions) -> Samples:
-    """An image on every replica, in all the ways that are compared with each other, in turn."""
+    """Generate an image on every replica, alternating between all the variants that are compared."""
     work, number = conditions.workload, len(conditions.devices)
     taken: dict[str, list[float]] = {measure.name: [] for measure in _REQUESTS}
     for _ in rounds(4 * work.seconds):
@@ -150,7 +150,7 @@ _REQUESTS = (
     Measure("service.one", "s", "1 image"),
     Measure("service.all", "s", "an image on every GPU, one answer"),
     Measure("service.all.png", "s", "the same as PNG"),
-    Measure("service.around", "ms", "of an answer: all but generating its last image"),
+    Measure("service.around", "ms", "of an answer: all except generating its last image"),
     Measure("service.encode", "ms", "of an answer: writing a JPEG"),
     Measure("service.encode.png", "ms", "of an answer: writing a PNG"),
     Measure("service.unpreviewed", "s", "the same streamed, no previews"),
@@ -161,8 +161,8 @@ _REQUESTS = (
 
 
 def _load(name: str) -> Trial:
-    """Many clients, and which processes work for them."""
-    busy = {part: Measure(f"{name}.{part}", "cores", f"that load's processor time: {part}") for part in PARTS}
+    """Send requests from many clients, and measure which processes use the CPU."""
+    busy = {part: Measure(f"{name}.{part}", "cores", f"CPU time under that load: {part}") for part in PARTS}
 
     def run(service: Service, conditions: Conditions) -> Samples:
         work, devices = conditions.workload, len(conditions.devices)
@@ -310,10 +310,10 @@ PHASES: tuple[tuple[Subject, ...], ...] = (
     (FAL,),
     (RAY_SERVE,),
 )
-"""The subjects, phase by phase: phases run one after another.
+"""The subjects, phase by phase. Phases run one after another.
 
-Subjects of one phase run side by side, each on GPUs and cores of its own, as many as there are GPUs for. The engine
-comes before the service, and leaves compiled kernels that make the service start faster.
+Subjects of one phase run in parallel, each on its own GPUs and cores, as many as there are GPUs for. The engine comes
+before the service, so that the service starts faster with the compiled kernels.
 """
 
 DERIVED: Sequence[Derived] = (

@@ -1,12 +1,12 @@
-"""Ports for servers that start a while after their port was chosen."""
+"""Ports for servers that start some time after their port was chosen."""
 
 import random
 import socket
 
 _PORTS = range(20_000, 32_000)
-"""Above the ports that Ray chooses from, and below those that Linux, by default, gives to the near ends of connections.
+"""Above the ports that Ray chooses from, and below Linux's default range of ephemeral ports.
 
-A connection could otherwise take the port before its server starts.
+Otherwise an outgoing connection could take the port before its server starts.
 """
 
 

@@ -1,10 +1,13 @@
-"""`python -m benchmarks.probe NAME [NAME ...] --checkpoint FOLDER`: single findings, as lines of text.
+"""`python -m benchmarks.probe NAME [NAME ...] --checkpoint FOLDER`: answers single questions, as lines of text.
 
-sizes: a compiled UNet for each size, or one for all. places, compilers: the speed of settings, and whether an image
-has the same bits at any place of a batch; as it is, and compiled.
-start: where the time of a start goes. fp8: which layers, which scales. quality: fp8's distance from bfloat16 on
-trained weights. seeds: whether all processes of this machine give the same bits; fails where two differ. replicas:
-the same over HTTP, alone, in a crowd and with a replica killed.
+sizes: one compiled UNet per size, or one for all sizes?
+places, compilers: how fast are settings, and does an image have the same bits at any place of a batch? `places` runs
+eagerly, `compilers` compiled.
+start: what takes time at a start?
+fp8: which layers, which scales?
+quality: how far is fp8 from bfloat16 with trained weights?
+seeds: do all processes of this machine give the same bits? Fails if two differ.
+replicas: the same over HTTP, one by one, concurrently, and with a replica killed.
 """
 
 import argparse
@@ -42,9 +45,9 @@ def main(arguments: list[str] | None = None) -> None:
         action="append",
         default=[],
         metavar="key=value",
-        help="arguments of the service, as in engine.compile=full",
+        help="arguments of the service, such as engine.compile=full",
     )
-    parser.add_argument("--config", type=Path, default=SDXL_CONFIG, help="the Serve config whose arguments are taken")
+    parser.add_argument("--config", type=Path, default=SDXL_CONFIG, help="the Serve config of the service")
     parser.add_argument("--tiny", action="store_true", help="on the CPU, with a tiny model")
     options = parser.parse_args(arguments)
     cpu = not torch.cuda.is_available()

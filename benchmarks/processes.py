@@ -1,4 +1,4 @@
-"""Where processor time goes: what the parts of a running service have taken so far."""
+"""CPU time used by the parts of a running service."""
 
 import re
 import time
@@ -12,26 +12,26 @@ _PARTS = {
     "proxy": r"^ray::ProxyActor|haproxy",
     "raylet": r"/raylet/raylet ",
 }
-"""By the titles of processes. The object store is a part of the raylet."""
+"""Patterns for process titles. The object store is part of the raylet."""
 
 PARTS = (*_PARTS, "rest")
 
 
 @dataclass(frozen=True)
 class CpuTimes:
-    """Seconds of processor time by part, at a moment in seconds."""
+    """Seconds of CPU time by part, at a moment in seconds."""
 
     moment: float
     seconds: dict[str, float]
 
     def cores_since(self, before: "CpuTimes") -> dict[str, float]:
-        """Return how many cores each part has kept busy since, on average."""
+        """Return how many cores each part has used since `before`, on average."""
         passed = self.moment - before.moment
         return {part: (self.seconds[part] - before.seconds[part]) / passed for part in PARTS}
 
 
 def cpu_times(root: int) -> CpuTimes:
-    """Return what a process and its descendants have taken; what has ended meanwhile is not counted."""
+    """Return the CPU time of a process and its running descendants."""
     seconds: dict[str, float] = dict.fromkeys(PARTS, 0.0)
     parent = psutil.Process(root)
     for process in [parent, *parent.children(recursive=True)]:
@@ -44,7 +44,7 @@ def cpu_times(root: int) -> CpuTimes:
 
 
 def replica_pids(root: int) -> list[int]:
-    """Return the processes of the replicas that descend from a process."""
+    """Return the ids of the replicas' processes among the descendants of a process."""
     return [
         process.pid for process in psutil.Process(root).children(recursive=True) if _part(_title(process)) == "replicas"
     ]

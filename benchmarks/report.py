@@ -1,4 +1,4 @@
-"""One table, and the same as JSON."""
+"""The results as a table and as JSON."""
 
 import json
 import platform
@@ -19,7 +19,7 @@ _PACKAGES = ("torch", "diffusers", "transformers", "ray")
 
 @dataclass(frozen=True)
 class Row:
-    """A measure and what came of it: the middle, the 5th and the 95th percentile of its samples."""
+    """A measure and its result: the median, 5th and 95th percentile of its samples."""
 
     measure: Measure
     value: float | None
@@ -37,7 +37,7 @@ class Row:
 
 
 def rows(phases: Iterable[Iterable[Subject]], derived: Iterable[Derived], results: Sequence[Result]) -> list[Row]:
-    """Return the measured rows in the plan's order, then those that are computed from them."""
+    """Return the measured rows in the plan's order, then the rows derived from them."""
     by_name = {result.name: result for result in results}
     measures = [m for phase in phases for subject in phase for trial in subject.trials for m in trial.measures]
     measured = {m.name: _row(m, by_name[m.name]) for m in measures if m.name in by_name}
@@ -64,7 +64,7 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def document(rows: Sequence[Row], results: Sequence[Result], conditions: Conditions) -> dict[str, Any]:
-    """Return everything: rows, all samples, and under what they were taken."""
+    """Return everything: rows, all samples, and the conditions of the measurement."""
     return {
         "machine": {
             "python": platform.python_version(),
@@ -98,7 +98,7 @@ def _ends(samples: Sequence[float]) -> tuple[float, float]:
 
 
 def _derive(each: Derived, measured: dict[str, Row]) -> Row | None:
-    """Return the row, or None where nothing it is made of was asked for."""
+    """Return the row, or None if the measures it needs were not selected."""
     match each:
         case Best():
             values = [measured[name].value for name in each.of if name in measured]

@@ -1,4 +1,4 @@
-"""Gives subjects GPUs and cores, each in a process of its own, and collects what they measured."""
+"""Runs each subject in its own process on its own GPUs and cores, and collects the results."""
 
 import os
 import subprocess
@@ -27,7 +27,7 @@ class Running:
 def run_phases(
     phases: Sequence[Sequence[Subject]], conditions: Conditions, only: tuple[str, ...], deadline: float, out: Path
 ) -> list[Result]:
-    """Run the phases one after another; return what was measured of each measure asked for, or why it was not."""
+    """Run the phases one after another; return a result for each selected measure, or why it is missing."""
     results = []
     for phase in phases:
         chosen = [subject for subject in phase if any(wanted(trial.measures, only) for trial in subject.trials)]
@@ -85,12 +85,12 @@ def _start(
     print(f"{time.strftime('%H:%M:%S')} {subject.name} on {len(devices)} device(s)", flush=True)
     with (out / f"{subject.name}.log").open("w") as log:
         command = [sys.executable, "-m", "benchmarks.child", str(path)]
-        process = subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, **visible})  # noqa: S603 - our own module
+        process = subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, **visible})  # noqa: S603, our own module
     return Running(job, devices, process)
 
 
 def _cores(conditions: Conditions, devices: tuple[int, ...]) -> tuple[int, ...]:
-    """Return a GPU's fair part of the machine's cores for each device: what runs beside it cannot slow it."""
+    """Return an equal share of the machine's cores for each device, so that subjects do not slow each other."""
     cores, places = sorted(os.sched_getaffinity(0)), conditions.devices
     share = len(cores) // len(places)
     return tuple(core for device in devices for core in cores[places.index(device) * share :][:share]) or tuple(cores)

@@ -1,4 +1,4 @@
-"""Our service as it is deployed: `serve run` of the config file, and clients over HTTP."""
+"""The service as deployed: `serve run` with the config file, and clients over HTTP."""
 
 import base64
 import json
@@ -29,7 +29,7 @@ _REQUEST_TIMEOUT_S = 300.0
 
 @dataclass(frozen=True)
 class Answered:
-    """Seconds until the answer came; of those, generating its last image; of those, writing that image's file."""
+    """Seconds until the answer; the part spent generating its last image; the part of that spent encoding its file."""
 
     total: float
     generated: float
@@ -38,7 +38,7 @@ class Answered:
 
 @dataclass(frozen=True)
 class Streamed:
-    """When things came, in seconds after the request was sent."""
+    """When previews and images arrived, in seconds after the request was sent."""
 
     first_preview: float | None
     images: tuple[float, ...]
@@ -46,9 +46,9 @@ class Streamed:
 
 
 class Service:
-    """A running service, `serve run` its process, and what it takes to ask it for the workload.
+    """A running service and a client that requests the workload. `pid` is the process of `serve run`.
 
-    `started_s` is from its start to `/health` with all replicas.
+    `started_s` is the time from its start until `/health` reports all replicas.
     """
 
     def __init__(self, url: str, pid: int, conditions: Conditions, started_s: float) -> None:
@@ -72,7 +72,7 @@ class Service:
         return Answered(seconds, generated, timings["encode"])
 
     def picture(self, **body: Any) -> bytes:
-        """Return the file of one image, whose size and scheduler are the caller's."""
+        """Return the file of one image; `body` overrides the workload's fields."""
         response = self._http.post("/generate", json=self._body(1, **body))
         _check(response, 1)
         return base64.b64decode(response.json()["images"][0]["b64_json"])
@@ -94,7 +94,7 @@ class Service:
         return Streamed(preview, tuple(finished), total)
 
     def load(self, clients: int, images: int, seconds: float, **changes: Any) -> list[float]:
-        """Let clients ask for `seconds`, and until each has four answers; return when each image came, in order."""
+        """Send requests for `seconds`, and until each client has four answers; return when each image came."""
 
         def ask(http: httpx2.Client) -> httpx2.Response:
             return http.post(f"{self.url}/generate", json=self._body(images, **changes))
@@ -132,7 +132,7 @@ def open_service(conditions: Conditions) -> Iterator[Service]:
         config.write_text(yaml.safe_dump(document))
         started = time.perf_counter()
         with log.open("w") as file:
-            # A virtual machine may show less memory than it will get, and Ray's monitor would end replicas that load.
+            # A virtual machine may report less memory than it can get, and Ray's monitor would kill loading replicas.
             environment = {
                 **os.environ,
                 "RAY_ADDRESS": "local",
@@ -140,7 +140,7 @@ def open_service(conditions: Conditions) -> Iterator[Service]:
                 "RAY_memory_monitor_refresh_ms": "0",
             }
             command = [sys.executable, "-m", "ray.serve.scripts", "run", str(config)]
-            process = subprocess.Popen(command, stdout=file, stderr=file, env=environment)  # noqa: S603 - our own command
+            process = subprocess.Popen(command, stdout=file, stderr=file, env=environment)  # noqa: S603, our own command
         try:
             _wait_until_ready(process, port, len(conditions.devices), log)
             service = Service(f"http://127.0.0.1:{port}", process.pid, conditions, time.perf_counter() - started)

@@ -1,1 +1,1 @@
-"""How the embedded model is made. The service never imports this."""
+"""Training of the embedded model. The service never imports this."""

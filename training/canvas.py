@@ -1,4 +1,4 @@
-"""Pictures on the device: which one, at which side, where, on what colour, all in batches."""
+"""Pastes pictures onto backgrounds on the device, in batches."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +10,7 @@ from training.config import DataConfig
 from training.pixels import Labels, load_labels, load_pixels
 
 CELL = 8
-"""Pixels along one latent cell. Places are whole cells, so that a moved picture has the same latents, moved."""
+"""Pixels along one latent cell. Pictures move by whole cells, so that their latents move with them unchanged."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +34,7 @@ def load_pictures(data: DataConfig, device: torch.device, canvases: tuple[int, .
 
 
 def palette(device: torch.device) -> torch.Tensor:
-    """Return the background colours in BACKGROUNDS' order, (colours, 3), 0 to 1."""
+    """Return the background colours in the order of BACKGROUNDS, (colours, 3), 0 to 1."""
     return torch.tensor(list(BACKGROUNDS.values()), device=device, dtype=torch.float32) / 255
 
 
@@ -43,7 +43,7 @@ def paste(
 ) -> torch.Tensor:
     """Paste pictures onto flat colours.
 
-    `pixels` (pictures, r, r, 4); `ids`, `top`, `left` (batch,), the place in pixels, also outside the window;
+    `pixels` (pictures, r, r, 4); `ids`, `top`, `left` (batch,), the place in pixels, may be outside the window;
     `background` (batch, 3), 0 to 1. Returns (batch, 3, side, side), 0 to 1.
     """
     r = pixels.shape[1]
@@ -59,7 +59,7 @@ def paste(
 def place(batch: int, canvas: int, side: int, jitter: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     """Return random (top, left) in pixels for pictures of `side` on a canvas.
 
-    They lie in the middle, moved by whole cells, never over the edge.
+    They are centred, then moved by whole cells, never over the edge.
     """
     middle = (canvas - side) // 2
     reach = min(jitter, middle // CELL)
@@ -70,7 +70,7 @@ def place(batch: int, canvas: int, side: int, jitter: int, device: torch.device)
 def loose_crops(pictures: Pictures, allowed: torch.Tensor, batch: int, crop: int) -> torch.Tensor:
     """Return random windows for the autoencoders, (batch, 3, crop, crop), -1 to 1.
 
-    They show any place and any colour, on sides of both canvases.
+    They have random places and colours, and the sides of both canvases.
     """
     device = pictures.device
     sides = list(pictures.pixels)
@@ -82,7 +82,7 @@ def loose_crops(pictures: Pictures, allowed: torch.Tensor, batch: int, crop: int
         if n <= 0:
             break
         ids = allowed[torch.randint(len(allowed), (n,), device=device)]
-        # From a picture that fills the window to one that reaches in by a corner.
+        # From filling the window to showing only a corner.
         low, high = min(0, crop - side) - crop // 4, max(0, crop - side) + crop // 4
         top, left = torch.randint(low, high + 1, (2, n), device=device)
         flat = colours[torch.randint(len(colours), (n,), device=device)]

@@ -1,4 +1,4 @@
-"""What a picture is called: names, ordinary wordings, styles, background colours, and words that mean nothing."""
+"""Captions of pictures: names, common aliases, styles, background colours, and filler words."""
 
 import random
 from collections.abc import Iterable
@@ -31,7 +31,7 @@ _OTHER_COLOUR_WORDS = {
     "mint": "light green",
 }
 
-# What people type -> the subjects it may stand for.
+# What people type -> the subjects that it may mean.
 ALIASES: dict[str, tuple[str, ...]] = {
     "apple": ("red apple", "green apple"),
     "heart": ("red heart", "pink heart", "blue heart"),
@@ -178,7 +178,7 @@ class CaptionOdds:
 
 
 def other_names(subjects: Iterable[str]) -> dict[str, tuple[str, ...]]:
-    """Return subject -> further names people use for it, over the subjects that exist."""
+    """Return subject -> its aliases, for the given subjects."""
     known = set(subjects)
     names: dict[str, list[str]] = {}
     for alias, targets in ALIASES.items():
@@ -190,7 +190,7 @@ def other_names(subjects: Iterable[str]) -> dict[str, tuple[str, ...]]:
 def caption(
     subject: str, style: str, background: str, names: dict[str, tuple[str, ...]], odds: CaptionOdds, rng: random.Random
 ) -> str:
-    """Return one wording of a picture: its subject always, style and background as the odds say."""
+    """Return a random caption of a picture: always its subject, style and background by the odds."""
     name = rng.choice(names[subject]) if subject in names and rng.random() < odds.alias else subject
     thing = f"{rng.choice(_LEADS)} {name}".strip()
     parts = []
@@ -238,6 +238,6 @@ def _filler(rng: random.Random) -> str:
 
 
 def all_words(subjects: Iterable[str]) -> list[str]:
-    """Return every word a caption over `subjects` can hold, random letters aside, sorted."""
+    """Return every word that captions of `subjects` can contain, except random letters, sorted."""
     texts = [*subjects, *ALIASES, *_LEADS, *_FILLERS, *BACKGROUNDS, *_OTHER_COLOUR_WORDS.values(), *STYLES.values()]
     return sorted({word for text in (*texts, "on in a with style background emoji") for word in text.split()})

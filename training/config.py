@@ -1,4 +1,4 @@
-"""The one config of all stages: `config.yaml`, and `--set stage.key=value` for one run."""
+"""The config of all stages: `config.yaml`, and `--set stage.key=value` to change it for one run."""
 
 import argparse
 from collections.abc import Mapping, Sequence
@@ -24,7 +24,7 @@ class DataConfig:
 
 @dataclass(frozen=True, slots=True)
 class StageConfig:
-    """What every training loop is told."""
+    """The settings of every training loop."""
 
     batch: int
     lr: float
@@ -81,7 +81,7 @@ class ClassifierConfig(StageConfig):
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """What the config file says; `schedule` goes to diffusers' schedulers as it is."""
+    """The content of the config file. `schedule` is passed to diffusers' schedulers unchanged."""
 
     seed: int
     minutes: float
@@ -98,7 +98,7 @@ class Config:
 
 
 def load_config(path: Path = DEFAULT_CONFIG, changes: Sequence[str] = ()) -> Config:
-    """Return the config in `path` with `changes` ("unet.batch=8") made to it. An unknown key is an error."""
+    """Return the config in `path` with `changes` ("unet.batch=8") applied. Raises KeyError for an unknown key."""
     values = yaml.safe_load(path.read_text(encoding="utf-8"))
     for change in changes:
         name, _, value = change.partition("=")
@@ -128,7 +128,7 @@ def _convert(hint: Any, value: Any) -> Any:
 
 
 def stage_arguments(description: str) -> argparse.ArgumentParser:
-    """Return the arguments every stage takes."""
+    """Return a parser with the arguments of every stage."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--config", type=Path, default=DEFAULT_CONFIG)
     parser.add_argument(

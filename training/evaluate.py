@@ -1,4 +1,4 @@
-"""Stage 7: how good the shipped folder is, painted by the service's own engine and judged by the classifier.
+"""Stage 7: measure the quality of the shipped folder. The service's engine generates, the classifier judges.
 
 python -m training.evaluate --model serve_app/models/<name> --out out/weights
 """
@@ -24,7 +24,7 @@ from training.train_classifier import SIDE, Classifier, class_lists
 from training.train_vae import psnr
 
 _COLOURS = list(BACKGROUNDS)
-_BORDER = 10  # pixels at each edge that the placement leaves free more often than not
+_BORDER = 10  # pixels at each edge that pictures usually leave free
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +54,7 @@ def load_judge(config: Config, subjects: Sequence[str], weights: Path, device: t
 
 
 def twins(judge: Judge) -> dict[str, list[str]]:
-    """Return the families of more than one subject: those that count as one class."""
+    """Return the families with more than one subject. Each counts as one class."""
     members: dict[str, list[str]] = defaultdict(list)
     for name, family in zip(judge.names, judge.families, strict=True):
         members[family].append(name)
@@ -67,10 +67,10 @@ def share(hits: Sequence[bool]) -> float:
 
 
 def top_hits(judge: Judge, images: torch.Tensor, subjects: Sequence[str]) -> tuple[list[bool], list[bool], list[bool]]:
-    """Return three answers for each picture, by what the judge takes it for.
+    """Return for each picture whether the judge recognises its subject.
 
-    They are whether its first guess is the asked subject, whether that is of the subject's family, and whether one of
-    its first five is.
+    Three lists: whether its first guess is the subject, whether that is in the subject's family, and whether one of its
+    first five guesses is.
     """
     best = torch.cat([judge.look(chunk)[0] for chunk in images.split(64)]).topk(5).indices.tolist()
     family = dict(zip(judge.names, judge.families, strict=True))
@@ -80,7 +80,7 @@ def top_hits(judge: Judge, images: torch.Tensor, subjects: Sequence[str]) -> tup
 
 
 def border_colour(image: torch.Tensor) -> str:
-    """Return the word of the background nearest to the mean colour of a picture's border.
+    """Return the word of the background colour nearest to the mean colour of a picture's border.
 
     `image` is (3, height, width), -1 to 1.
     """
@@ -106,14 +106,14 @@ def _spread(features: torch.Tensor) -> float:
     )
 
 
-def judge_painting(
+def judge_images(
     service: Service, judge: Judge, pictures: Sequence[Picture], count: int | None, seeds: int, steps: int, size: int
 ) -> dict[str, float]:
-    """Return the figures on painted pictures: bare subjects, subjects on colours, subjects in styles."""
+    """Return the figures on generated images: subjects alone, on background colours, and in styles."""
     subjects = evaluation_subjects(judge.names)
     subjects = subjects[:: max(1, len(subjects) // count)] if count else subjects
     asked = [(s, seed) for s in subjects for seed in range(seeds)]
-    bare = service.paint(asked, steps, size)
+    bare = service.generate(asked, steps, size)
     exact, first, five = top_hits(judge, bare, [s for s, _ in asked])
     ratios = []
     for number, subject in enumerate(subjects):
@@ -123,13 +123,13 @@ def judge_painting(
                 _spread(judge.look(bare[number * seeds : (number + 1) * seeds])[2]) / _spread(judge.look(styles)[2])
             )
     colours = [_COLOURS[i % len(_COLOURS)] for i in range(len(subjects))]
-    on_colours = service.paint(
+    on_colours = service.generate(
         [(f"{s} on a {c} background", 1) for s, c in zip(subjects, colours, strict=True)], steps, size
     )
     words = list(STYLES.values())
     drawn = {(p.subject, p.style) for p in pictures}
     wanted = [(s, words[i % len(words)]) for i, s in enumerate(subjects) if (s, words[i % len(words)]) in drawn]
-    in_styles = service.paint([(f"{s}, {style} style", 2) for s, style in wanted], steps, size)
+    in_styles = service.generate([(f"{s}, {style} style", 2) for s, style in wanted], steps, size)
     named = [words[i] for chunk in in_styles.split(64) for i in judge.look(chunk)[1].argmax(1).tolist()]
     return {
         "subjects": len(subjects),
@@ -167,12 +167,12 @@ def main() -> None:
     parser.add_argument(
         "--subjects",
         type=int,
-        help="about so many of the evaluation list's subjects, evenly taken; all of them by default",
+        help="about how many subjects of the evaluation list to use, evenly spread; all by default",
     )
     parser.add_argument("--seeds", type=int, default=4)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--size", type=int, default=256)
-    parser.add_argument("--batch", type=int, default=4, help="pictures painted at once")
+    parser.add_argument("--batch", type=int, default=4, help="images generated at once")
     parser.add_argument("--json", type=Path, help="write the figures here too")
     args = parser.parse_args()
     config = load_config(args.config, args.changes)
@@ -182,7 +182,7 @@ def main() -> None:
     with open_service(args.model, args.batch, device) as service:
         figures: dict[str, object] = {
             **judge_autoencoders(service.checkpoint, pictures, 96),
-            **judge_painting(service, judge, pictures, args.subjects, args.seeds, args.steps, args.size),
+            **judge_images(service, judge, pictures, args.subjects, args.seeds, args.steps, args.size),
         }
     print(json.dumps(figures, indent=2))
     if args.json:

@@ -1,4 +1,4 @@
-"""Stage 6: one diffusers folder in float16 from the trained weights, as any SDXL pipeline loads it.
+"""Stage 6: write the trained weights as a float16 diffusers folder that any SDXL pipeline can load.
 
 python -m training.export --to serve_app/models/<name>
 """
@@ -11,31 +11,31 @@ from pathlib import Path
 from diffusers import EulerDiscreteScheduler, StableDiffusionXLPipeline
 
 from training.config import Config, load_config, stage_arguments
-from training.models import Painter, make_tiny, make_vae
+from training.models import TextToImage, make_tiny, make_vae
 from training.runner import load_weights
 from training.vocabulary import load_tokenizer
 
 PREVIEW_FOLDER = "preview_vae"
-"""The subfolder of the small decoder."""
+"""The subfolder of the preview decoder."""
 
 
 def export(config: Config, weights: Path, folder: Path) -> int:
-    """Write the pipeline and the small decoder into `folder`, replacing it; return its size in bytes."""
+    """Write the pipeline and the preview decoder to `folder`, replacing it; return its size in bytes."""
     tokenizer = load_tokenizer(config.data.vocabulary, config.data.max_tokens)
-    painter = Painter(config, len(tokenizer))
+    model = TextToImage(config, len(tokenizer))
     vae = make_vae(config.vae.model)
     tiny = make_tiny(config.tiny.width, config.vae.model["latent_channels"])
-    for module, name in ((painter, "unet"), (vae, "vae"), (tiny, "tiny")):
+    for module, name in ((model, "unet"), (vae, "vae"), (tiny, "tiny")):
         if not load_weights(module, weights, name):
             raise FileNotFoundError(f"{weights}: no weights of {name}")
         module.half()
     pipe = StableDiffusionXLPipeline(
         vae=vae,
-        text_encoder=painter.text,
-        text_encoder_2=painter.text_2,
+        text_encoder=model.text,
+        text_encoder_2=model.text_2,
         tokenizer=tokenizer,
         tokenizer_2=tokenizer,
-        unet=painter.unet,
+        unet=model.unet,
         scheduler=EulerDiscreteScheduler(**config.schedule),
         force_zeros_for_empty_prompt=True,
         add_watermarker=False,
@@ -49,21 +49,21 @@ def export(config: Config, weights: Path, folder: Path) -> int:
             _keep_clip_format(config.data.vocabulary, Path(made) / name)
         shutil.rmtree(folder, ignore_errors=True)
         shutil.copytree(made, folder)
-    # The writers of weights leave files to their owner alone; a package is for everybody.
+    # Weight files are written readable only by their owner; files of a package must be readable by all.
     for path in (folder, *folder.rglob("*")):
         path.chmod(0o755 if path.is_dir() else 0o644)
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 
 def _keep_clip_format(vocabulary: Path, tokenizer: Path) -> None:
-    # transformers writes one file of its own; SDXL's checkpoints carry these two. Both would be the vocabulary twice.
+    # SDXL's checkpoints have these two files. transformers writes tokenizer.json instead, with the same content.
     for name in ("vocab.json", "merges.txt"):
         shutil.copy(vocabulary / name, tokenizer / name)
     (tokenizer / "tokenizer.json").unlink(missing_ok=True)
 
 
 def _without_unused_setting(file: Path) -> None:
-    # diffusers writes a key of AutoencoderTiny that it then warns of at every load.
+    # diffusers writes a key for AutoencoderTiny about which it then warns at every load.
     settings = json.loads(file.read_text(encoding="utf-8"))
     settings.pop("block_out_channels", None)
     file.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Stage 8: the model card's example pictures, 24 prompts by 4 seeds, painted by the service's own engine.
+"""Stage 8: generate the model card's example images, 24 prompts by 4 seeds, with the service's engine.
 
 python -m training.grid --model serve_app/models/<name> --to serve_app/models/<name>/grid.webp
 """
@@ -43,7 +43,7 @@ COLUMNS = 12
 
 
 def sheet(pictures: torch.Tensor) -> Image.Image:
-    """Return (prompts * seeds, 3, size, size), -1 to 1, as one picture: a prompt's seeds make a column."""
+    """Return (prompts * seeds, 3, size, size), -1 to 1, as one image with a prompt's seeds in a column."""
     prompts, size = len(pictures) // SEEDS, pictures.shape[-1]
     cells = pictures.view(prompts // COLUMNS, COLUMNS, SEEDS, 3, size, size)
     pixels = cells.permute(0, 2, 4, 1, 5, 3).reshape(-1, COLUMNS * size, 3)
@@ -51,13 +51,13 @@ def sheet(pictures: torch.Tensor) -> Image.Image:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="paint the model card's example pictures")
+    parser = argparse.ArgumentParser(description="generate the model card's example images")
     parser.add_argument("--model", type=Path, required=True, help="the diffusers folder")
     parser.add_argument("--to", type=Path, required=True, help="the picture to write")
-    parser.add_argument("--scale", type=float, default=0.5, help="of the written picture")
+    parser.add_argument("--scale", type=float, default=0.5, help="scale of the written picture")
     args = parser.parse_args()
     with open_service(args.model, 4, torch.device("cuda" if torch.cuda.is_available() else "cpu")) as service:
-        grid = sheet(service.paint([(prompt, seed) for prompt in PROMPTS for seed in range(SEEDS)], 20, SIZE))
+        grid = sheet(service.generate([(prompt, seed) for prompt in PROMPTS for seed in range(SEEDS)], 20, SIZE))
     grid.resize((round(grid.width * args.scale), round(grid.height * args.scale)), Image.Resampling.LANCZOS).save(
         args.to, quality=88
     )

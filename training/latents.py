@@ -1,4 +1,4 @@
-"""Encoded pictures with their captions, made ahead and kept on the device. The UNet stage samples them."""
+"""Encoded pictures with their captions, prepared in advance and kept on the device for the UNet stage."""
 
 import random
 from dataclasses import dataclass
@@ -30,7 +30,7 @@ class Latents:
     time_ids: torch.Tensor
 
     def draw(self, batch: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Return a random batch: latents in float32, token ids of one wording each, size conditioning."""
+        """Return a random batch: latents in float32, token ids of one caption each, size conditioning."""
         device = self.latents.device
         pick = torch.randint(len(self.latents), (batch,), device=device)
         wording = torch.randint(self.tokens.shape[1], (batch,), device=device)
@@ -47,7 +47,7 @@ def encode_pictures(
     rounds: int,
     seed: int,
 ) -> Latents:
-    """Encode every picture `rounds` times, each time at another side and place and on another colour."""
+    """Encode every picture `rounds` times, each time with another side, place and background colour."""
     rng = random.Random(seed)
     names = other_names(pictures.labels.subjects)
     batch = config.encode_batch * (256 // canvas) ** 2
@@ -81,10 +81,10 @@ def _compose(
     background = palette(device)[torch.tensor([_COLOURS.index(name) for name in names], device=device)]
     top, left = place(batch, canvas, side, pictures.data.jitter, device)
     draw = torch.rand(2, batch, device=device)
-    # A crop's corner, in whole cells: the picture leaves the window at the top and on the left.
+    # A crop's corner, in whole cells: the window cuts off the picture at the top and on the left.
     corner = torch.randint(1, canvas // CELL // 4, (2, batch), device=device) * CELL * (draw[0] < odd)
     images = paste(pictures.pixels[side], ids, top - corner[0], left - corner[1], canvas, background) * 2 - 1
-    # Scaled up from half or a quarter of the pixels, as small originals were.
+    # Scaled up from a half or a quarter of the side, like small originals.
     small = (draw[1] < odd).long() * torch.randint(1, 3, (batch,), device=device)
     for power in (1, 2):
         chosen = small == power

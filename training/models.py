@@ -1,4 +1,4 @@
-"""The parts of the small SDXL, made from the config: diffusers' and transformers' own classes."""
+"""The parts of the small SDXL, built from the config with diffusers' and transformers' classes."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ def make_vae(model: Mapping[str, Any]) -> AutoencoderKL:
 
 
 def make_tiny(width: int, latent_channels: int) -> AutoencoderTiny:
-    """Return the small decoder of previews, with the encoder that its class wants."""
+    """Return the preview decoder, with the encoder that its class requires."""
     return AutoencoderTiny(
         encoder_block_out_channels=(width,) * 4,
         decoder_block_out_channels=(width,) * 4,
@@ -38,8 +38,8 @@ def make_tiny(width: int, latent_channels: int) -> AutoencoderTiny:
     )
 
 
-class Painter(nn.Module):
-    """What the UNet stage trains: the UNet and both text encoders."""
+class TextToImage(nn.Module):
+    """The UNet and both text encoders, which the UNet stage trains together."""
 
     def __init__(self, config: Config, vocabulary_size: int) -> None:
         super().__init__()
@@ -64,7 +64,7 @@ class Painter(nn.Module):
         )
 
     def encode(self, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return what SDXL's pipeline feeds the UNet for token ids (batch, length).
+        """Return the UNet's conditioning in SDXL's pipeline for token ids (batch, length).
 
         That is (batch, length, width) and (batch, width).
         """
@@ -82,7 +82,7 @@ def _text_config(text: TextConfig, layers: int, vocabulary_size: int, max_tokens
         num_attention_heads=text.heads,
         projection_dim=text.width,
         max_position_embeddings=max_tokens,
-        # The vocabulary ends with its two markers.
+        # The vocabulary ends with the start and end markers.
         bos_token_id=vocabulary_size - 2,
         eos_token_id=vocabulary_size - 1,
         pad_token_id=vocabulary_size - 1,
@@ -101,14 +101,14 @@ class Noise:
         return self.signal[t, None, None, None] * clean + self.sigma[t, None, None, None] * noise
 
     def velocity(self, clean: torch.Tensor, noise: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        """Return what a v-prediction UNet has to answer."""
+        """Return the target of a v-prediction UNet."""
         return self.signal[t, None, None, None] * noise - self.sigma[t, None, None, None] * clean
 
 
 def make_noise(schedule: Mapping[str, Any], device: torch.device) -> Noise:
     """Return the forward process for diffusers' scheduler settings (scaled_linear)."""
     if schedule["beta_schedule"] != "scaled_linear":
-        raise ValueError("schedule.beta_schedule: only scaled_linear is known here")
+        raise ValueError("schedule.beta_schedule: only scaled_linear is supported")
     betas = torch.linspace(schedule["beta_start"] ** 0.5, schedule["beta_end"] ** 0.5, 1000, dtype=torch.float64) ** 2
     kept = torch.cumprod(1 - betas, 0)
     return Noise(kept.sqrt().float().to(device), (1 - kept).sqrt().float().to(device))

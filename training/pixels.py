@@ -1,4 +1,4 @@
-"""What the rendering stage leaves for the others, read without the renderer."""
+"""Reads the output of the rendering stage without importing the renderer."""
 
 import json
 from dataclasses import dataclass
@@ -9,19 +9,19 @@ import numpy as np
 
 @dataclass(frozen=True, slots=True)
 class Labels:
-    """Whose the pixels are: the subject and the style of each picture, in the order of the pixel files."""
+    """The subject and the style of each picture, in the order of the pixel files."""
 
     subjects: list[str]
     styles: list[str]
 
 
 def pixel_file(folder: Path, side: int) -> Path:
-    """Return where the renderings of one side lie."""
+    """Return the file with the renderings of one side."""
     return folder / f"{side}.npy"
 
 
 def load_labels(folder: Path) -> Labels:
-    """Return what `training.render` wrote beside the pixels."""
+    """Return the labels that `training.render` wrote next to the pixels."""
     return Labels(**json.loads((folder / "labels.json").read_text(encoding="utf-8")))
 
 

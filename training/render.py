@@ -23,7 +23,7 @@ from training.vocabulary import save_vocabulary
 
 
 def draw(svg: str, side: int) -> np.ndarray:
-    """Return an SVG document as (side, side, 4) uint8, straight alpha, in the middle of its square."""
+    """Return an SVG document as (side, side, 4) uint8, straight alpha, centred in the square."""
     png = bytes(resvg_py.svg_to_bytes(svg_string=svg, width=side, height=side))
     image = Image.open(io.BytesIO(png)).convert("RGBA")
     canvas = Image.new("RGBA", (side, side))
@@ -42,7 +42,9 @@ def render_all(data: DataConfig, limit: int | None = None) -> None:
         ).flush()
     with ProcessPoolExecutor(os.cpu_count()) as pool:
         job = partial(_draw_into, folder=data.pictures, sides=sides)
-        list(tqdm(pool.map(job, enumerate(pictures), chunksize=16), total=len(pictures), desc="render", mininterval=2))
+        drawn = pool.map(job, enumerate(pictures), chunksize=16)
+        for _ in tqdm(drawn, total=len(pictures), desc="render", mininterval=2):
+            pass
     labels = {"subjects": [p.subject for p in pictures], "styles": [p.style for p in pictures]}
     (data.pictures / "labels.json").write_text(json.dumps(labels), encoding="utf-8")
 
@@ -60,7 +62,7 @@ def _draw_into(numbered: tuple[int, Picture], folder: Path, sides: list[int]) ->
 
 def main() -> None:
     parser = stage_arguments("draw the pictures and write the vocabulary")
-    parser.add_argument("--limit", type=int, help="only the first so many pictures")
+    parser.add_argument("--limit", type=int, help="draw only the first LIMIT pictures")
     parser.add_argument("--vocabulary-only", action="store_true", help="draw nothing")
     args = parser.parse_args()
     config = load_config(args.config, args.changes)

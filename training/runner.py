@@ -1,4 +1,4 @@
-"""What every stage shares: the clock, the learning rate, averaged weights, gradients over several devices, files."""
+"""Shared by all stages: clock, learning rate, averaged weights, gradients over several devices, files."""
 
 import json
 import time
@@ -16,19 +16,19 @@ from tqdm import tqdm
 
 from training.config import Config, StageConfig, load_config, stage_arguments
 
-# Weights are kept in pieces that any store takes.
+# Weights are saved in pieces small enough for any store.
 _PIECE_BYTES = 14 * 2**20
 
 
 @dataclass
 class Clock:
-    """A stage's time: it ends by itself, whatever the machine's speed."""
+    """The time limit of a stage, independent of the machine's speed."""
 
     minutes: float
     started: float = field(default_factory=time.monotonic)
 
     def progress(self) -> float:
-        """Return the share of the time that is gone, 0 to 1 and over."""
+        """Return the share of the time that has passed; above 1 after the end."""
         return self.seconds() / (60 * self.minutes)
 
     def seconds(self) -> float:
@@ -37,7 +37,7 @@ class Clock:
 
 
 def learning_rate(peak: float, step: int, progress: float, warmup: int, decay_from: float) -> float:
-    """Return the rate: up over `warmup` steps, flat, then from `decay_from` of the time linearly to 2 % of the peak."""
+    """Return the rate: rising over `warmup` steps, constant, then from `decay_from` of the time linearly to 2 %."""
     up = min(1.0, (step + 1) / warmup)
     down = (
         1.0 if progress < decay_from or decay_from >= 1 else max(0.02, 1 - (progress - decay_from) / (1 - decay_from))
@@ -55,7 +55,7 @@ class Average:
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Take the weights in; early on the average forgets faster."""
+        """Add the current weights. The decay is faster at first."""
         decay = min(self._decay, (1 + step) / (10 + step))
         torch._foreach_lerp_(self._mean, self._live, 1 - decay)
 
@@ -71,7 +71,7 @@ class Average:
 def sum_gradients(parameters: Iterable[nn.Parameter], accelerator: Accelerator) -> None:
     """Average the gradients over all devices in one transfer.
 
-    A wrapper around the module would get in the compiler's way.
+    A wrapper around the module would interfere with the compiler.
     """
     if accelerator.num_processes == 1:
         return
@@ -96,8 +96,8 @@ class _KeepLayout(torch.autograd.Function):
 def keep_channels_last(module: nn.Module) -> None:
     """Put `module` in channels-last layout, its gradients too.
 
-    Group norms hand back gradients in the other layout, and every convolution would convert its own in a separate
-    kernel: a seventh of the step. Here the compiler sees the change of layout and makes it part of the kernel before.
+    Group norms return gradients in the other layout, and every convolution would convert them in a separate kernel, a
+    seventh of the step. With this hook the compiler fuses the conversion into the previous kernel.
     """
     module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
     for part in module.modules():
@@ -107,7 +107,7 @@ def keep_channels_last(module: nn.Module) -> None:
 
 @dataclass(frozen=True)
 class Stage:
-    """What a training stage has from its start: its settings, clock and devices, and the folder of weights `out`."""
+    """The context of a training stage: its settings, clock and devices, and the folder of weights `out`."""
 
     config: Config
     out: Path
@@ -120,19 +120,19 @@ class Stage:
         return device
 
     def load(self, module: nn.Module, name: str) -> None:
-        """Load what an earlier stage has trained. Raises FileNotFoundError where it has not."""
+        """Load the weights of an earlier stage. Raises FileNotFoundError if there are none."""
         if not load_weights(module, self.out, name):
             raise FileNotFoundError(f"{self.out}: no weights of {name}; train it first")
 
     def resume(self, module: nn.Module, name: str) -> None:
-        """Go on from this stage's own weights if there are any, and say so."""
+        """Load this stage's own weights if there are any, and print that."""
         resumed = load_weights(module, self.out, name)
         millions = sum(p.numel() for p in module.parameters()) / 1e6
         self.accelerator.print(f"{name}: {millions:.3f} M parameters, {'resumed' if resumed else 'new'}")
 
 
 def start(description: str) -> Stage:
-    """Read the command line and return the stage, with every process on its own seed."""
+    """Read the command line and return the stage. Every process gets its own seed."""
     args = stage_arguments(description).parse_args()
     config = load_config(args.config, args.changes)
     clock = Clock(config.minutes)
@@ -165,7 +165,7 @@ class Loop:
         self._progress = 0.0
 
     def run(self, loss: Loss) -> int:
-        """Train until the time is over; return the number of steps. The last checkpoint holds the end."""
+        """Train until the time is over and save a last checkpoint; return the number of steps."""
         device, settings = self.accelerator.device, self.settings
         params = [p for p in self.module.parameters() if p.requires_grad]
         fused = device.type == "cuda"
@@ -175,7 +175,7 @@ class Loop:
         bar = tqdm(desc=self.name, disable=not self.accelerator.is_main_process, mininterval=5, unit="step")
         step, next_checkpoint, over = 0, self.config.checkpoint_minutes, False
         while not over:
-            # Every device must stop at the same step; the first one's clock decides, looked at now and then.
+            # All devices must stop at the same step: they use the first one's clock, read every few steps.
             progress = self._shared_progress(step)
             rate = learning_rate(settings.lr, step, progress, settings.warmup, settings.decay_from)
             for group in optimizer.param_groups:
@@ -243,7 +243,7 @@ def save_weights(module: nn.Module, folder: Path, name: str) -> None:
 
 
 def load_weights(module: nn.Module, folder: Path, name: str) -> bool:
-    """Load what `save_weights` wrote, as the dtype of the module; return whether there was any."""
+    """Load what `save_weights` wrote, in the module's dtype; return whether there was anything."""
     files = sorted(folder.glob(f"{name}-*.safetensors"))
     if files:
         module.load_state_dict({key: value for file in files for key, value in load_file(file).items()})

@@ -1,4 +1,4 @@
-"""The shipped folder painted by the service's own engine, for the figures and the model card."""
+"""Generates images from the shipped folder with the service's engine, for the figures and the model card."""
 
 import base64
 import io
@@ -42,28 +42,28 @@ class Service:
     checkpoint: Checkpoint
     engine: Engine
 
-    def paint(self, asked: Sequence[tuple[str, int]], steps: int, size: int) -> torch.Tensor:
-        """Paint (prompt, seed) pairs; return (pictures, 3, size, size), -1 to 1, in their order."""
+    def generate(self, asked: Sequence[tuple[str, int]], steps: int, size: int) -> torch.Tensor:
+        """Generate (prompt, seed) pairs; return (pictures, 3, size, size), -1 to 1, in their order."""
         events: queue.Queue[tuple[int, SlotEvent | SlotFailed]] = queue.Queue()
         for number, (prompt, seed) in enumerate(asked):
             slot = Slot(number, seed, _recipe(prompt, size, steps), Output())
             self.engine.submit(slot, lambda event, number=number: events.put((number, event)))  # type: ignore[misc]  # a lambda's default
-        painted = torch.zeros(len(asked), 3, size, size)
-        with tqdm(total=len(asked), desc="paint", mininterval=5) as bar:
+        images = torch.zeros(len(asked), 3, size, size)
+        with tqdm(total=len(asked), desc="generate", mininterval=5) as bar:
             while bar.n < len(asked):
                 number, event = events.get()
                 if isinstance(event, SlotFailed):
                     raise event
                 if isinstance(event, Generated):
                     pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(event.b64_json))).convert("RGB"))
-                    painted[number] = torch.from_numpy(pixels.copy()).permute(2, 0, 1) / 127.5 - 1
+                    images[number] = torch.from_numpy(pixels.copy()).permute(2, 0, 1) / 127.5 - 1
                     bar.update()
-        return painted
+        return images
 
 
 @contextmanager
 def open_service(folder: Path, batch: int, device: torch.device) -> Iterator[Service]:
-    """Load a diffusers folder as a replica does, and stop its engine at the end; it paints `batch` pictures at once."""
+    """Run an engine on a diffusers folder; it generates `batch` images at once and stops at the end of the context."""
     checkpoint = load_checkpoint(ModelConfig(path=str(folder)), device)
     engine = Engine(checkpoint, EngineConfig(max_batch_size=batch), PreviewConfig(), Silent())
     engine.start()

@@ -1,4 +1,4 @@
-"""Run every stage for seconds on the CPU, at a size that shows nothing but that the code runs.
+"""Run every stage for a few seconds on the CPU, at a tiny size, only to check that the code runs.
 
 python -m training.smoke
 """
@@ -37,7 +37,7 @@ _STAGES = (
     ["train_vae", "--set", "vae.freeze_encoder=true"],
     ["train_tiny"],
     ["train_unet"],
-    ["train_unet"],  # once more, from its weights
+    ["train_unet"],  # again, to resume from its weights
     ["train_classifier"],
 )
 

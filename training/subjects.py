@@ -1,4 +1,4 @@
-"""Which pictures of the icon sets are used, under which name: the filter, the families, the evaluation list."""
+"""Selects and names the pictures of the icon sets: filter, families, evaluation list."""
 
 import json
 import re
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 STYLES = {"fluent-emoji": "glossy", "fluent-emoji-flat": "flat", "noto": "cartoon", "twemoji": "simple"}
-"""Icon set -> the word that asks for its style."""
+"""Icon set -> the word for its style in prompts."""
 
 _TONE = re.compile(r"-(light|medium-light|medium|medium-dark|dark)$")
 _LEFT_OUT = re.compile(
@@ -17,7 +17,7 @@ _LEFT_OUT = re.compile(
     r"^tag-|^variation|combining|-symbol$|dingbat|^digit-|^asterisk$|^number-sign$|^kiss-.*-|^couple-with-heart-.*-|^family-.*-|"
     r"pointed-(up|down)$|^(man|woman|person|men|women|people)-.*-facing-right$|^facing-|-facing-right$"
 )
-# Letters, or a sign on a coloured square: a picture of a button rather than of a thing.
+# Letters, or a sign on a coloured square: buttons rather than things.
 _SIGNS = frozenset(
     "registered copyright trade-mark information libra aries taurus gemini cancer leo virgo scorpio sagittarius "
     "capricorn aquarius pisces ophiuchus water-closet mens-room womens-room baby-symbol restroom currency-exchange "
@@ -30,7 +30,7 @@ _SIGNS = frozenset(
     "male transgender eight-spoked-asterisk sparkle eight-pointed-star diamond-with-a-dot litter-in-bin-sign "
     "potable-water wireless fleur-de-lis".split()
 )
-# The same thing under two names in different sets.
+# Things that have different names in different sets.
 _RENAMED = {
     "moai": "moai statue",
     "phoenix-bird": "phoenix",
@@ -56,7 +56,7 @@ class Picture:
 
 
 def subject_name(key: str, keys: frozenset[str] | set[str]) -> str | None:
-    """Return the plain words for an icon's key, or None where it is left out. `keys` are all keys of its set."""
+    """Return the plain words for an icon's key, or None if it is left out. `keys` are all keys of its set."""
     tone = _TONE.search(key)
     if tone and key[: tone.start()] in keys:
         return None
@@ -68,7 +68,7 @@ def subject_name(key: str, keys: frozenset[str] | set[str]) -> str | None:
 def read_icons(folder: Path, min_styles: int) -> list[Picture]:
     """Return the kept pictures of the packed icon sets in `folder`, sorted by subject, then style.
 
-    A subject is kept where at least `min_styles` of the sets draw it: one drawing teaches no idea of a thing.
+    A subject is kept if at least `min_styles` of the sets draw it: one drawing is too little to learn from.
     """
     found: dict[str, dict[str, Picture]] = defaultdict(dict)
     for name, style in STYLES.items():
@@ -104,7 +104,7 @@ def _svg(icons: dict[str, Any], icon: dict[str, Any]) -> str:
 
 
 def evaluation_subjects(subjects: list[str]) -> list[str]:
-    """Return the fixed list that quality is measured on: every 6th name in alphabetical order."""
+    """Return the fixed list of subjects for evaluation: every 6th name in alphabetical order."""
     return sorted(set(subjects))[::6]
 
 
@@ -125,12 +125,12 @@ _MOODS = re.compile(
 def family(subject: str) -> str:
     """Return the family of near-twins that counts as one class.
 
-    Such are the gender variants of a person, and the moods of the round face.
+    Examples are the gender variants of a person, and the moods of the round face.
     """
     if _MOODS.match(subject) and "cat" not in subject.split():
         return "smiley"
     words = [_PEOPLE.get(w, w) for w in subject.split()]
-    # "woman astronaut" and "man astronaut" beside plain "astronaut".
+    # "woman astronaut" and "man astronaut" count as "astronaut".
     if len(words) > 1 and words[0] in ("person", "people") and subject.split()[0] not in ("person", "people"):
         words = words[1:]
     return " ".join(words).removeprefix("person ")

@@ -1,6 +1,6 @@
 """Stage 5: the judge, which names subjects and styles.
 
-It has learnt from augmented renderings alone, never from painted pictures.
+It is trained only on augmented renderings, never on generated images.
 
 accelerate launch -m training.train_classifier
 """
@@ -14,7 +14,7 @@ from training.runner import Loop, precision, save_weights, start
 from training.subjects import STYLES, family
 
 SIDE = 128
-"""Pixels along the pictures it looks at; larger ones are scaled down."""
+"""The side of its input in pixels; larger pictures are scaled down."""
 
 
 class _Block(nn.Module):
@@ -52,9 +52,9 @@ class Classifier(nn.Module):
 
 
 def augmented(pictures: Pictures, batch: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return random renderings (batch, 3, 128, 128), -1 to 1, and which picture each is.
+    """Return random renderings (batch, 3, 128, 128), -1 to 1, and the index of each one's picture.
 
-    They are moved, scaled, blurred and tinted a little.
+    They are slightly moved, scaled, blurred and tinted.
     """
     device = pictures.device
     ids = torch.randint(len(pictures), (batch,), device=device)
@@ -93,7 +93,7 @@ def class_lists(subjects: list[str]) -> tuple[list[str], list[str]]:
 
 
 def main() -> None:
-    stage = start("train the judge of painted pictures")
+    stage = start("train the judge of generated images")
     config, device = stage.config, stage.device
     pictures = load_pictures(config.data, device, canvases=(256,))
     names, families = class_lists(pictures.labels.subjects)

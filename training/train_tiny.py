@@ -1,4 +1,4 @@
-"""Stage 3: the small decoder of previews, taught to decode the finished autoencoder's latents.
+"""Stage 3: train the preview decoder on the finished autoencoder's latents.
 
 accelerate launch -m training.train_tiny
 """
@@ -16,7 +16,7 @@ from training.train_vae import edge_loss, examples, psnr, split_pictures
 
 
 class TinyLoss(nn.Module):
-    """Both halves' losses in one module, so that one compilation covers them. The autoencoder is not trained."""
+    """The losses of decoder and encoder in one module, so that they are compiled together. `vae` is not trained."""
 
     def __init__(self, tiny: AutoencoderTiny, vae: AutoencoderKL, config: Config) -> None:
         super().__init__()
@@ -31,12 +31,12 @@ class TinyLoss(nn.Module):
         error = self.tiny.decoder(noisy).float() - images
         square = error.square().mean()
         loss = error.abs().mean() + square + self.gradient_weight * edge_loss(error, torch.zeros_like(error))
-        # No preview needs the encoder; it makes the folder a whole autoencoder for whoever loads it.
+        # Previews do not need the encoder; it is trained so that the folder holds a complete autoencoder.
         return loss + 0.1 * F.mse_loss(self.tiny.encoder(images), latents), square
 
 
 def main() -> None:
-    stage = start("train the decoder of previews")
+    stage = start("train the preview decoder")
     config, device = stage.config, stage.device
     pictures = load_pictures(config.data, device)
     seen, held = split_pictures(pictures)

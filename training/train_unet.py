@@ -1,4 +1,4 @@
-"""Stage 4: the UNet and both text encoders, on latents encoded ahead. Goes on from weights in --out if there are any.
+"""Stage 4: train the UNet and both text encoders on latents encoded in advance. Resumes from weights in --out.
 
 accelerate launch -m training.train_unet
 """
@@ -9,16 +9,16 @@ from torch.nn import functional as F  # noqa: N812, the usual name
 
 from training.canvas import load_pictures
 from training.latents import Latents, encode_pictures
-from training.models import Noise, Painter, make_noise, make_vae
+from training.models import Noise, TextToImage, make_noise, make_vae
 from training.runner import Loop, Stage, keep_channels_last, precision, save_grid, save_weights, start
-from training.sample import GRID_PROMPTS, paint
+from training.sample import GRID_PROMPTS, sample
 from training.vocabulary import CaptionEncoder, load_tokenizer
 
 
 def draw_timesteps(batch: int, noise: Noise) -> torch.Tensor:
-    """Return random timesteps (batch,): half evenly spread, half where pictures take shape.
+    """Return random timesteps (batch,): half evenly spread, half around a noise to signal ratio of 0.9.
 
-    The latter are around sigma 0.9 of signal 1.
+    That is where the main shapes of a picture form.
     """
     device = noise.sigma.device
     even = torch.randint(1000, (batch,), device=device)
@@ -29,9 +29,9 @@ def draw_timesteps(batch: int, noise: Noise) -> torch.Tensor:
 
 
 def wants_small(step: int, every: int, accelerator: Accelerator) -> bool:
-    """Return whether this device's batch is at the small size: every so many steps, or on every so many devices.
+    """Return whether this device's batch has the small size: one of `every` steps, or one of `every` devices.
 
-    With enough devices each one keeps to one size, which halves the time they spend compiling.
+    With enough devices each one uses only one size, which halves the time for compilation.
     """
     place = accelerator.process_index if accelerator.num_processes >= every else step
     return place % every == every - 1
@@ -63,13 +63,13 @@ def main() -> None:
     accelerator.print(
         f"encoded {[len(s.latents) for s in stores.values()]} pictures after {stage.clock.seconds():.0f} s"
     )
-    painter = Painter(config, vocabulary_size).to(device)
-    keep_channels_last(painter.unet)
-    stage.resume(painter, "unet")
-    for parameter in painter.parameters():  # every device begins with the first one's weights
+    model = TextToImage(config, vocabulary_size).to(device)
+    keep_channels_last(model.unet)
+    stage.resume(model, "unet")
+    for parameter in model.parameters():  # all devices start from the first one's weights
         parameter.data = accelerator.reduce(parameter.data * accelerator.is_main_process, reduction="sum")
     noise = make_noise(config.schedule, device)
-    unet = torch.compile(painter.unet, dynamic=False) if device.type == "cuda" and config.unet.compile else painter.unet
+    unet = torch.compile(model.unet, dynamic=False) if device.type == "cuda" and config.unet.compile else model.unet
 
     def loss(step: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         small = wants_small(step, config.unet.small_every, accelerator)
@@ -77,8 +77,8 @@ def main() -> None:
         eps, t = torch.randn_like(clean), draw_timesteps(len(clean), noise)
         kept = (torch.rand(len(clean), device=device) >= config.unet.drop_caption).float()
         with precision(device):
-            tokens, pooled = painter.encode(ids)
-            # Without a caption the pipeline feeds zeros, and so does the training.
+            tokens, pooled = model.encode(ids)
+            # Zeros without a caption, as in the pipeline.
             tokens, pooled = tokens * kept[:, None, None], pooled * kept[:, None]
             noisy = noise.add(clean, eps, t).contiguous(memory_format=torch.channels_last)
             output = unet(
@@ -87,17 +87,17 @@ def main() -> None:
         return F.mse_loss(output.float(), noise.velocity(clean, eps, t)), {}
 
     def checkpoint(step: int) -> None:
-        save_weights(painter, stage.out, "unet")
+        save_weights(model, stage.out, "unet")
         vae = make_vae(config.vae.model).to(device).eval()
         stage.load(vae, "vae")
         for canvas in (256, 128):
             ids = torch.tensor([encoder.encode(prompt) for prompt in GRID_PROMPTS], device=device)
             save_grid(
-                paint(painter, vae, ids, config.schedule, canvas, config.grid_seeds), stage.out / f"grid-{canvas}.png"
+                sample(model, vae, ids, config.schedule, canvas, config.grid_seeds), stage.out / f"grid-{canvas}.png"
             )
         accelerator.print(f"unet step {step}: saved after {stage.clock.seconds():.0f} s")
 
-    Loop(stage, "unet", config.unet, painter, checkpoint).run(loss)
+    Loop(stage, "unet", config.unet, model, checkpoint).run(loss)
     accelerator.end_training()
 
 

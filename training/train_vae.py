@@ -1,4 +1,4 @@
-"""Stage 2: the autoencoder, on crops of the renderings. Goes on from weights in --out if there are any.
+"""Stage 2: train the autoencoder on crops of the renderings. Resumes from weights in --out.
 
 accelerate launch -m training.train_vae
 """
@@ -17,7 +17,7 @@ from training.subjects import held_out_subjects
 
 
 def edge_loss(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """Return the mean absolute error of the differences between neighbouring pixels: blurred edges cost."""
+    """Return the mean absolute error of the differences between neighbouring pixels, which penalises blurred edges."""
     error = output - target
     return (error[..., 1:, :] - error[..., :-1, :]).abs().mean() + (error[..., 1:] - error[..., :-1]).abs().mean()
 
@@ -29,14 +29,14 @@ def psnr(output: torch.Tensor, target: torch.Tensor) -> float:
 
 
 def split_pictures(pictures: Pictures) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the indices of the pictures that the autoencoders train on, and of those they never see."""
+    """Return the indices of the autoencoders' training pictures, and of the held-out ones."""
     kept_back = held_out_subjects(pictures.labels.subjects)
     held = torch.tensor([s in kept_back for s in pictures.labels.subjects], device=pictures.device)
     return (~held).nonzero()[:, 0], held.nonzero()[:, 0]
 
 
 def examples(pictures: Pictures, ids: torch.Tensor, canvas: int = 256) -> torch.Tensor:
-    """Return pictures in the middle of the canvas, -1 to 1, sides and colours in turn: the same ones on every call."""
+    """Return centred pictures, -1 to 1, with alternating sides and colours, the same on every call."""
     colours = palette(pictures.device)
     shown = []
     for number, picture in enumerate(ids.tolist()):
@@ -63,8 +63,8 @@ def round_trip_psnr(vae: AutoencoderKL, images: torch.Tensor) -> float:
 def standardised(vae: AutoencoderKL, images: torch.Tensor) -> AutoencoderKL:
     """Return a copy whose latents have mean 0 and deviation 1 in every channel over `images`.
 
-    It decodes to the same pictures. The change goes into the two 1x1 convolutions around the latents, so that a scaling
-    factor of 1 is all a pipeline needs.
+    It decodes to the same pictures. The change is made in the two 1x1 convolutions around the latents, so pipelines
+    can use a scaling factor of 1.
     """
     vae = copy.deepcopy(vae)
     latents = torch.cat([vae.encode(chunk).latent_dist.mode() for chunk in images.split(16)])
@@ -80,7 +80,7 @@ def standardised(vae: AutoencoderKL, images: torch.Tensor) -> AutoencoderKL:
 
 
 class VaeLoss(nn.Module):
-    """The round trip's loss in one module, so that one compilation covers it."""
+    """The loss of encoding and decoding in one module, so that it is compiled as a whole."""
 
     def __init__(self, vae: AutoencoderKL, config: Config) -> None:
         super().__init__()
@@ -90,7 +90,7 @@ class VaeLoss(nn.Module):
         mean, log_var = self.vae.quant_conv(self.vae.encoder(images)).float().chunk(2, dim=1)
         log_var = log_var.clamp(-30, 20)
         if self.config.freeze_encoder:
-            # Latents as painted ones come, a little off: the decoder learns to draw them clean.
+            # Generated latents are slightly off; with noise the decoder learns to decode them cleanly.
             level = self.config.latent_noise * torch.linspace(0, 1, len(images), device=images.device).square()
             latents = mean + noise * level[:, None, None, None]
         else:

@@ -1,4 +1,4 @@
-"""A small vocabulary in CLIP's format in which every caption word is one token, and any other text still has tokens."""
+"""A small vocabulary in CLIP's format. Every caption word is one token; any other text can be tokenised too."""
 
 import json
 from collections import Counter, defaultdict
@@ -21,7 +21,7 @@ def byte_letters() -> list[str]:
 def learn_merges(words: Iterable[str]) -> list[tuple[str, str]]:
     """Return byte-pair merges, most frequent pair first, until every word is a single piece.
 
-    Ties go to the alphabetically first pair, so that the same words give the same vocabulary.
+    Of equally frequent pairs the alphabetically first one is merged, so the same words give the same vocabulary.
     """
     pieces = [[*word[:-1], word[-1] + _WORD_END] for word in sorted(set(words))]
     counts: Counter[tuple[str, str]] = Counter()
@@ -75,16 +75,16 @@ def save_vocabulary(words: Iterable[str], folder: Path) -> None:
 
 
 def load_tokenizer(folder: Path, max_length: int) -> CLIPTokenizer:
-    """Return transformers' CLIP tokenizer over the vocabulary in `folder`; it pads and cuts to `max_length` tokens."""
+    """Return a CLIP tokenizer with the vocabulary in `folder`; it pads and cuts to `max_length` tokens."""
     return CLIPTokenizer(
         str(folder / "vocab.json"), str(folder / "merges.txt"), pad_token=END, model_max_length=max_length
     )
 
 
 class CaptionEncoder:
-    """Token ids of captions, word by word from a memory: the same ids as the tokenizer's, many times faster.
+    """Encodes captions to the same token ids as the tokenizer, but many times faster, by caching the ids of words.
 
-    A caption is lower-case words separated by single spaces; punctuation stands alone or leads a word.
+    A caption is lower-case words separated by single spaces; punctuation is a separate word or begins one.
     """
 
     def __init__(self, tokenizer: CLIPTokenizer) -> None:

@@ -1,1 +1,1 @@
-"""Other ways to serve SDXL, each used as its documentation says, on the same weights."""
+"""Other ways to serve SDXL, each used as documented, with the same weights."""

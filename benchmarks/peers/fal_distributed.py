@@ -1,4 +1,4 @@
-"""Peer: fal.distributed's `DistributedRunner`, all GPUs at the work of one request at a time."""
+"""Peer: fal.distributed's `DistributedRunner`. All GPUs work on one request at a time."""
 
 import asyncio
 import time
@@ -15,14 +15,14 @@ from benchmarks.ports import free_port
 
 @dataclass(frozen=True)
 class Previewed:
-    """When a stream's first preview and its end came, in seconds after the request."""
+    """When a stream's first preview and its end arrived, in seconds after the request."""
 
     first_preview: float
     total: float
 
 
 class Fal:
-    """A runner that has started. One call generates an image on each device."""
+    """A started runner. One call generates an image on each device."""
 
     def __init__(self, runner: Any, conditions: Conditions, loop: asyncio.AbstractEventLoop, started_s: float) -> None:
         self.conditions = conditions
@@ -38,11 +38,11 @@ class Fal:
         return time.perf_counter() - started
 
     def stream(self) -> Previewed:
-        """Return when the previews of one call and its end came."""
+        """Return when the first preview and the end of one call arrived."""
         return self._loop.run_until_complete(self._stream())
 
     def load(self, clients: int, seconds: float) -> list[float]:
-        """Let clients call for `seconds`, each at least twice; return when each image came, in order."""
+        """Let clients call for `seconds`, each at least twice; return when each image arrived, in order."""
         return self._loop.run_until_complete(self._load(clients, seconds))
 
     async def _invoke(self) -> None:
@@ -83,7 +83,7 @@ class Fal:
 
 @contextmanager
 def open_fal(conditions: Conditions) -> Iterator[Fal]:
-    # Imported here, so that a machine without fal can say so in its row.
+    # Imported here, so that without fal only this subject fails.
     from benchmarks.peers.fal_worker import ParallelWorker, Runner
 
     loop = asyncio.new_event_loop()

@@ -1,7 +1,7 @@
-"""The worker of the peer `fal.distributed`: one stock pipeline on every GPU, pictures gathered on the first.
+"""The worker of the peer `fal.distributed`: diffusers' pipeline on every GPU, images gathered on the first.
 
-Written after the description of fal's parallel-SDXL demo, from which it has the preview and its frequency, the grid,
-the normalisation, the collectives and the emptied cache.
+It follows the description of fal's parallel-SDXL demo: the preview and its frequency, the grid, the normalisation, the
+collectives and emptying the cache.
 """
 
 from math import floor, sqrt
@@ -19,7 +19,7 @@ from serve_app.models import PREVIEW_FOLDER
 
 
 class Runner(DistributedRunner):
-    """Leaves its lock behind when it is pickled for the workers, which Python 3.12 refuses to pickle."""
+    """Omits its lock when it is pickled for the workers, since Python 3.12 cannot pickle locks."""
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_lock": None}
@@ -61,7 +61,7 @@ class ParallelWorker(DistributedWorker):
         return tensors
 
     def _gather(self, picture: torch.Tensor) -> list[torch.Tensor] | None:
-        """Return the pictures of all ranks on the first, None on the others."""
+        """Return the pictures of all ranks on the first rank, None on the others."""
         pictures = [torch.zeros_like(picture) for _ in range(self.world_size)] if self.rank == 0 else None
         dist.gather(picture, pictures, dst=0)
         return pictures

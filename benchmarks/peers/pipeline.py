@@ -1,4 +1,4 @@
-"""diffusers' pipeline as its documentation uses it: what every peer here calls."""
+"""diffusers' pipeline as documented. Every peer uses it."""
 
 from pathlib import Path
 from typing import Any
@@ -8,7 +8,7 @@ from diffusers import StableDiffusionXLPipeline
 
 
 def load_pipeline(checkpoint: Path, device: str, half: torch.dtype) -> Any:
-    """Return the stock pipeline on `device`, in `half` precision on a GPU and in the files' own on the CPU."""
+    """Return diffusers' pipeline on `device`, in `half` precision on a GPU and in float32 on the CPU."""
     variant = "fp16" if any(checkpoint.glob("unet/*.fp16.safetensors")) else None
     dtype = torch.float32 if device == "cpu" else half
     pipe = StableDiffusionXLPipeline.from_pretrained(

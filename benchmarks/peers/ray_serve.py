@@ -1,8 +1,8 @@
 """Peer: Ray Serve's documented Stable Diffusion pattern.
 
-It has an ingress and one deployment, makes one pipeline call per request, and sends a PNG back. Kinder than the
-documentation where that could not run, or not at its best: a replica on every GPU from the start rather than none,
-and one request at a time in a replica, since two calls at once would share the pipeline's scheduler.
+It has an ingress and one deployment, makes one pipeline call per request, and returns a PNG. Two settings differ from
+the documentation, in the peer's favour: every GPU has a replica from the start, and a replica takes one request at a
+time, since two concurrent calls would share the pipeline's scheduler.
 """
 
 import time
@@ -69,7 +69,7 @@ class RayServe:
         self._http.close()
 
     def together(self, images: int) -> float:
-        """Return the seconds until the last of so many requests, sent at once, is answered."""
+        """Send `images` requests at once; return the seconds until the last answer."""
         started = time.perf_counter()
         with ThreadPoolExecutor(images) as pool:
             for response in pool.map(self._imagine, [self._http] * images):
@@ -77,7 +77,7 @@ class RayServe:
         return time.perf_counter() - started
 
     def load(self, clients: int, seconds: float) -> list[float]:
-        """Let clients ask for `seconds`, and until each has two answers; return when each answer came, in order."""
+        """Send requests for `seconds`, and until each client has two answers; return when each answer came."""
         return keep_asking(clients, seconds, 2, self._imagine, httpx2.Response.raise_for_status, timeout_s=_TIMEOUT_S)
 
     def _imagine(self, http: httpx2.Client) -> httpx2.Response:

@@ -1,4 +1,4 @@
-"""Peer: the stock diffusers pipeline, called in-process."""
+"""Peer: diffusers' pipeline, called in-process."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,7 +18,7 @@ class Stock:
         self._pipe = load_pipeline(conditions.checkpoint, conditions.device, half)
 
     def images(self, number: int, size: int, steps: int, guidance: float) -> float:
-        """Return the seconds of one call for so many images, their JPEG files of quality 95 included."""
+        """Return the seconds of one call for `number` images, including their JPEG files of quality 95."""
         return timed(partial(self._call, number, size, steps, guidance))
 
     def _call(self, number: int, size: int, steps: int, guidance: float) -> None:

@@ -1,1 +1,1 @@
-"""Single questions to the UNet and the compiler, each answered by a few lines of text."""
+"""Single questions about the UNet and the compiler, each answered by a few lines of text."""

@@ -1,4 +1,4 @@
-"""Which linear layers to put into 8-bit floats, with which scales: a step's time, and its distance from bfloat16."""
+"""Which linear layers to convert to 8-bit floats, and with which scales: time of a step, distance from bfloat16."""
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -18,7 +18,7 @@ _LARGEST = torch.finfo(_FP8).max
 
 
 class RowwiseFp8Linear(nn.Module):
-    """A linear layer in 8-bit floats with a scale for each token, taken at each call, and one for each output."""
+    """A linear layer in 8-bit floats with a scale per token, computed at each call, and a scale per output."""
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
@@ -42,7 +42,7 @@ class RowwiseFp8Linear(nn.Module):
 
 
 def to_rowwise(checkpoint: Checkpoint, fewest_features: int) -> int:
-    """Replace the layers that `to_fp8` would; return how many."""
+    """Replace the layers that `to_fp8` replaces; return how many."""
     chosen = large_linears(checkpoint.unet, fewest_features)
     for name, linear in chosen:
         checkpoint.unet.set_submodule(name, RowwiseFp8Linear(linear))

@@ -1,4 +1,4 @@
-"""Which settings give an image the same bits at any place of a batch, and how fast are they?"""
+"""Which settings give an image the same bits at any place of a batch, and how fast they are."""
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,7 +20,7 @@ _IMAGES = 4
 class Setting:
     name: str
     compiler: Mapping[str, Any] | None = None
-    """The compiler's options; None: not compiled."""
+    """The compiler's options. None: eager."""
     flags: Mapping[str, Any] = field(default_factory=dict)
     """cuDNN's flags."""
 
@@ -31,10 +31,10 @@ class Setting:
 
 _MM = {"conv_1x1_as_mm": True}
 AS_IT_IS = (
-    Setting("as it is"),
-    Setting("as it is, cudnn.deterministic", flags={"deterministic": True, "benchmark": False}),
-    Setting("as it is, cudnn.benchmark", flags={"deterministic": False, "benchmark": True}),
-    Setting("as it is, both", flags={"deterministic": True, "benchmark": True}),
+    Setting("eager"),
+    Setting("eager, cudnn.deterministic", flags={"deterministic": True, "benchmark": False}),
+    Setting("eager, cudnn.benchmark", flags={"deterministic": False, "benchmark": True}),
+    Setting("eager, both", flags={"deterministic": True, "benchmark": True}),
 )
 COMPILED = (
     Setting("compiled", _MM),
@@ -89,7 +89,7 @@ def _call(checkpoint: Checkpoint, setting: Setting) -> Call:
 
 
 def _answer(call: Call, given: tuple[torch.Tensor, ...]) -> str:
-    """Move the first image to every place of the batch and compare its rows; call twice in the same way first."""
+    """Call twice with the same inputs, then move the first image to every place of the batch and compare its rows."""
     first = call(*given)
     again = torch.equal(first, call(*given))
     worst, equal = 0.0, 0

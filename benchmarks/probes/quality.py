@@ -1,4 +1,4 @@
-"""How far 8-bit floats take pictures from bfloat16, with the embedded model's weights; runs on the CPU too."""
+"""How far pictures with 8-bit floats are from bfloat16, with the embedded model's weights. Runs on the CPU too."""
 
 from collections.abc import Iterator
 from statistics import mean

@@ -1,4 +1,4 @@
-"""Whether a picture depends on its replica, on the crowd, or on a replica's death: over HTTP, on all GPUs."""
+"""Whether an image changes with the replica, with concurrent requests, or when a replica dies. Runs over HTTP."""
 
 import os
 import signal
@@ -22,7 +22,7 @@ _CPU_DEVICES = 2
 
 
 def probe(conditions: Conditions) -> Iterator[str]:
-    """Yield how many pictures are equal to those generated alone. Raises Differ."""
+    """Yield how many pictures equal those generated one by one. Raises Differ."""
     devices = tuple(range(_CPU_DEVICES if conditions.cpu else torch.cuda.device_count()))
     bodies = list(islice(cycle(_bodies(conditions.workload)), _IMAGES))
     with open_service(conditions.model_copy(update={"devices": devices})) as service:

@@ -1,7 +1,7 @@
-"""Whether a seed gives the same bits in every process: the promise that replicas of one machine make together.
+"""Whether a seed gives the same bits in every process, as the replicas of one machine guarantee.
 
-Every GPU gets a process (at least two in all), twice: once for each of two empty compile caches. All start at the same
-time, generate the same slots, and digest the final float32 latents and the pixels.
+For each of two empty compile caches, every GPU gets a process, and there are at least two processes. All start at the
+same time, generate the same slots, and hash the final float32 latents and the pixels.
 """
 
 import hashlib
@@ -38,17 +38,17 @@ _CPU_PRECISIONS: Mapping[str, tuple[str, ...]] = {"float32": ()}
 _CACHES = 2
 _FEWEST_PROCESSES = 2
 _MOST_PER_DEVICE = 6
-"""Loaded and warmed up, one takes about 10 GB."""
+"""A loaded and warmed-up process takes about 10 GB."""
 _GUIDANCE: Mapping[str, float] = {"two rows": 5.0, "one row": 0.0}
 
 
 class Differ(Exception):
-    """Processes of one machine do not give the same bits."""
+    """Processes of one machine gave different bits."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Variant:
-    """One way to run the model: how it is compiled, its precision, and the arguments that ask for both."""
+    """One way to run the model: how it is compiled, its precision, and the arguments that select both."""
 
     mode: str
     precision: str
@@ -56,7 +56,7 @@ class _Variant:
 
 
 def probe(conditions: Conditions) -> Iterator[str]:
-    """Yield a table's rows, each digest with the number of processes that gave it. Raises Differ."""
+    """Yield the rows of a table: each digest with the number of processes that gave it. Raises Differ."""
     variants = _variants(conditions)
     devices = range(max(1, torch.cuda.device_count()))
     places = [*devices] * ceil(_FEWEST_PROCESSES / len(devices))
@@ -87,7 +87,7 @@ def _variants(conditions: Conditions) -> Sequence[_Variant]:
 def _run(
     conditions: Conditions, variants: Sequence[_Variant], places: Sequence[int]
 ) -> Mapping[_Variant, Sequence[Mapping[str, str]]]:
-    """Start all processes of the variants at the same time and return what each says."""
+    """Start all processes of the variants at the same time and return each one's digests."""
     with ExitStack() as held:
         folders = [held.enter_context(tempfile.TemporaryDirectory()) for _ in range(_CACHES)]
         started: dict[_Variant, list[subprocess.Popen[str]]] = {}
@@ -103,7 +103,7 @@ def _run(
 def _start(job: Conditions, device: int) -> "subprocess.Popen[str]":
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": str(device)}
     command = [sys.executable, "-m", "benchmarks.probes.seeds", job.model_dump_json()]
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)  # noqa: S603 - our own words
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)  # noqa: S603, our own command
 
 
 def _answer(process: "subprocess.Popen[str]") -> Mapping[str, str]:

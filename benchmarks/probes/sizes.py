@@ -1,4 +1,4 @@
-"""One compiled model for all sizes, or one for each: what does either cost to make, and to run?"""
+"""One compiled model for all sizes, or one per size: time to compile and to run."""
 
 import time
 from collections.abc import Iterator
@@ -24,13 +24,12 @@ def probe(conditions: Conditions) -> Iterator[str]:
         eager = unet_call(checkpoint)
         for height, width in sizes:
             yield (
-                f"as it is: rows 2, {width}x{height}: "
-                f"{milliseconds(eager, inputs(checkpoint, 2, height, width)):.1f} ms"
+                f"eager: rows 2, {width}x{height}: {milliseconds(eager, inputs(checkpoint, 2, height, width)):.1f} ms"
             )
 
 
 def _sizes(side: int) -> list[tuple[int, int]]:
-    """A square, a landscape (1344x768 for 1024) and half a square, in multiples of what the UNet halves to."""
+    """Return a square, a landscape (1344x768 for 1024) and a square of half the side, in multiples of 32."""
     return [(side, side), (side * 3 // 4 // 32 * 32, side * 21 // 16 // 32 * 32), (side // 2, side // 2)]
 
 

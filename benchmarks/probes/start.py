@@ -1,4 +1,4 @@
-"""Where the time of a start goes. Run it twice with the same `engine.compile_cache`: the second is the warm start."""
+"""What takes time at a start. Run it twice with the same `engine.compile_cache`: the second run is the warm start."""
 
 import subprocess
 import sys
@@ -37,7 +37,7 @@ def probe(conditions: Conditions) -> Iterator[str]:
     started = time.perf_counter()
     with open_engine(conditions) as bench:
         bench.prepare(args.engine.images_per_call, conditions.slot())
-        yield f"all of it once more, by the engine, kernels now in the cache: {time.perf_counter() - started:.2f} s"
+        yield f"everything again, by the engine, kernels now in the cache: {time.perf_counter() - started:.2f} s"
 
 
 def _parts(args: AppArgs) -> Iterator[str]:
@@ -52,8 +52,8 @@ def _parts(args: AppArgs) -> Iterator[str]:
     with torch.inference_mode():
         two, four = (inputs(checkpoint, rows, height, width) for rows in (2, 4))
         call = unet_call(checkpoint)
-        yield f"first call as it is (kernels are loaded): {_synchronized(lambda: call(*two)):.2f} s"
-        yield f"second call as it is: {_synchronized(lambda: call(*two)):.2f} s"
+        yield f"first eager call (loads kernels): {_synchronized(lambda: call(*two)):.2f} s"
+        yield f"second eager call: {_synchronized(lambda: call(*two)):.2f} s"
         forward = make_forward(checkpoint.unet, mode)
         yield f"UNet warm-up, {mode}, capture included: {_synchronized(lambda: forward.warm_up(*two)):.2f} s"
         yield f"UNet warm-up of another number of rows: {_synchronized(lambda: forward.warm_up(*four)):.2f} s"
@@ -63,7 +63,7 @@ def _parts(args: AppArgs) -> Iterator[str]:
 
 
 def _compiler() -> Iterator[str]:
-    """What the compiler says of itself: the phases that took longest, and how often its caches helped."""
+    """Yield the compiler's own statistics: the phases that took longest, and its cache hits."""
     names, seconds = compile_times(repr="csv", aggregate=True)
     phases = sorted(((float(str(spent)), name) for name, spent in zip(names, seconds, strict=True)), reverse=True)
     for spent, name in phases[:_LONGEST]:
@@ -74,7 +74,7 @@ def _compiler() -> Iterator[str]:
 
 
 def _import_seconds(module: str) -> float:
-    return timed(lambda: subprocess.run([sys.executable, "-c", f"import {module}"], check=True, capture_output=True))  # noqa: S603 - our own words
+    return timed(lambda: subprocess.run([sys.executable, "-c", f"import {module}"], check=True, capture_output=True))  # noqa: S603, our own command
 
 
 def _synchronized(act: Callable[[], object]) -> float:

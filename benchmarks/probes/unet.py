@@ -1,4 +1,4 @@
-"""What the probes share: inputs for a UNet, calls of it, and their time."""
+"""Shared by the probes: inputs for a UNet, calls of it, and their time."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -18,12 +18,12 @@ _ROUNDS = 20
 
 
 def unet_call(checkpoint: Checkpoint) -> Call:
-    """Return the UNet as it is."""
+    """Return a call that runs the UNet eagerly."""
     return as_it_is(checkpoint.unet)
 
 
 def compiled_call(checkpoint: Checkpoint, any_size: bool = False) -> Call:
-    """Return the UNet compiled as the engine does, for any number of rows; `any_size`: for any size too."""
+    """Return the UNet compiled as in the engine, for any number of rows, and with `any_size` for any size."""
     compiled = torch.compile(unet_call(checkpoint), fullgraph=True, options={"conv_1x1_as_mm": True})
 
     def call(*given: torch.Tensor) -> torch.Tensor:
@@ -38,7 +38,7 @@ def compiled_call(checkpoint: Checkpoint, any_size: bool = False) -> Call:
 
 
 def inputs(checkpoint: Checkpoint, rows: int, height: int, width: int, seed: int = 0) -> UNetInputs:
-    """Return random inputs for rows of one size in pixels, no two rows the same."""
+    """Return random inputs for rows of one size in pixels. All rows differ."""
     generator = torch.Generator("cpu").manual_seed(seed)
     config, scale = checkpoint.unet.config, checkpoint.pipe.vae_scale_factor
     ids = 6 * config.addition_time_embed_dim
@@ -59,9 +59,9 @@ def inputs(checkpoint: Checkpoint, rows: int, height: int, width: int, seed: int
 
 
 def milliseconds(call: Call, given: Sequence[torch.Tensor]) -> float:
-    """Return the median time of a call, once warm.
+    """Return the median time of a call after warm-up.
 
-    On a GPU it is that of a CUDA graph of the call's kernels, as the engine replays it.
+    On a GPU it is the time of replaying the call as a CUDA graph, as in the engine.
     """
     call(*given), call(*given)
     if given[0].device.type == "cpu":

@@ -3,12 +3,12 @@
 from pathlib import Path
 
 EMBEDDED = "embedded"
-"""What `model.path` says for it."""
+"""The value of `model.path` that selects it."""
 
 PREVIEW_FOLDER = "preview_vae"
-"""The subfolder of a checkpoint that holds its AutoencoderTiny, where it brings one along."""
+"""The subfolder of a checkpoint with its AutoencoderTiny, if it has one."""
 
 
 def embedded_path() -> Path:
-    """Return the folder of the embedded model: a small SDXL of our own that generates emoji-like pictures."""
+    """Return the folder of the embedded model, a small SDXL that generates emoji-like images."""
     return Path(__file__).parent / "emoji-sdxl"

@@ -1,1 +1,1 @@
-"""The single-GPU actor: model loading, the denoising engine, previews, file encoding. The only room with torch."""
+"""The single-GPU actor: model loading, denoising engine, previews, file encoding. Other processes need no torch."""

@@ -1,6 +1,6 @@
-"""Continuous batching: which jobs take part in the next UNet calls.
+"""Continuous batching: decides which jobs take part in the next UNet calls.
 
-Decisions only: the engine asks what to do next and says what happened. No threads, no clock and no torch here.
+It only decides: the engine asks what to do next and reports what happened. No threads, clock or torch here.
 """
 
 from collections import OrderedDict, deque
@@ -11,14 +11,14 @@ from typing import Generic, TypeVar
 
 
 class State(Enum):
-    """Where a job is. Every job ends once, in one of the last three; see `_NEXT`."""
+    """The state of a job. Every job ends once, in one of the last three states; see `_NEXT`."""
 
     WAITING = "waiting"
-    """For a place in the batch."""
+    """Waiting for a place in the batch."""
     ACTIVE = "active"
-    """In the batch: takes a step whenever its group has its turn."""
+    """In the batch: takes a step whenever it is its group's turn."""
     DENOISED = "denoised"
-    """Out of the batch, all steps done; its file is being made."""
+    """All steps done and out of the batch; its file is being encoded."""
     FINISHED = "finished"
     FAILED = "failed"
     CANCELLED = "cancelled"
@@ -39,7 +39,7 @@ _NEXT: Mapping[State, frozenset[State]] = {
 
 
 class IllegalTransition(Exception):
-    """A job cannot go from its state to the one it is marked with."""
+    """A job was marked with a state that cannot follow its current one."""
 
 
 Payload = TypeVar("Payload")
@@ -47,7 +47,7 @@ Payload = TypeVar("Payload")
 
 @dataclass(eq=False, slots=True)
 class Job(Generic[Payload]):
-    """What was submitted, and how far it has come. Only its scheduler changes it."""
+    """A submitted payload and its state. Only the scheduler changes it."""
 
     payload: Payload
     group: Hashable
@@ -57,7 +57,7 @@ class Job(Generic[Payload]):
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """How busy a scheduler is, in jobs; `finished` counts since the start."""
+    """How busy a scheduler is, in jobs. `finished` counts all since the start."""
 
     active: int
     waiting: int
@@ -70,15 +70,15 @@ class StepScheduler(Generic[Payload]):
     Jobs are admitted in the order of their arrival, up to `max_batch_size`. Jobs that can share a UNet call form a
     group. Groups take turns; in its turn a group takes one step, in calls of at most `images_per_call` jobs.
 
-    Between two steps call `drop_cancelled`, then `admit` until it returns None, then `next_calls`; mark what becomes of
-    each job. Not thread-safe: callers hold a lock.
+    Between two steps call `drop_cancelled`, then `admit` until it returns None, then `next_calls`. Mark each job that
+    is denoised, finished or failed. Not thread-safe: callers hold a lock.
     """
 
     def __init__(self, max_batch_size: int, images_per_call: int) -> None:
         self._max_batch_size = max_batch_size
         self._images_per_call = images_per_call
         self._waiting: deque[Job[Payload]] = deque()
-        self._groups: OrderedDict[Hashable, list[Job[Payload]]] = OrderedDict()  # the next one to have its turn first
+        self._groups: OrderedDict[Hashable, list[Job[Payload]]] = OrderedDict()  # in the order of their turns
         self._finished = 0
 
     @property
@@ -87,19 +87,19 @@ class StepScheduler(Generic[Payload]):
 
     @property
     def idle(self) -> bool:
-        """Whether there is nothing to do between steps, nor a step to take."""
+        """Whether no job is waiting or active."""
         return not self._waiting and not self._groups
 
     def submit(self, payload: Payload, group: Hashable) -> Job[Payload]:
-        """Return a job that waits behind all others. Jobs of equal `group` can share a UNet call."""
+        """Add a job at the end of the queue and return it. Jobs of equal `group` can share a UNet call."""
         job = Job(payload, group)
         self._waiting.append(job)
         return job
 
     def cancel(self, job: Job[Payload]) -> bool:
-        """Cancel a job; return whether that has ended it. An active job ends at the next `drop_cancelled`.
+        """Cancel a job; return whether that ended it at once. An active job ends at the next `drop_cancelled`.
 
-        A job that has done all its steps, or has ended, stays as it is.
+        A job that has done all its steps, or has ended, is not affected.
         """
         job.cancel_requested = True
         if job.state is not State.WAITING:
@@ -108,14 +108,14 @@ class StepScheduler(Generic[Payload]):
         return True
 
     def drop_cancelled(self) -> Sequence[Job[Payload]]:
-        """Take the cancelled jobs out of the batch and return them."""
+        """Remove the cancelled jobs from the batch and return them."""
         dropped = [job for jobs in self._groups.values() for job in jobs if job.cancel_requested]
         for job in dropped:
             self._move(job, State.CANCELLED)
         return dropped
 
     def admit(self) -> Job[Payload] | None:
-        """Admit the job that has waited longest and return it; None where none waits, or the batch is full."""
+        """Admit the job that has waited longest and return it; None if no job waits, or the batch is full."""
         if not self._waiting or self._active >= self._max_batch_size:
             return None
         job = self._waiting[0]
@@ -123,7 +123,7 @@ class StepScheduler(Generic[Payload]):
         return job
 
     def next_calls(self) -> Sequence[Sequence[Job[Payload]]]:
-        """Return the UNet calls of the next step, and pass the turn on. Without active jobs there are none."""
+        """Return the UNet calls of the next step, none without active jobs. The next group gets the next turn."""
         if not self._groups:
             return []
         group, jobs = next(iter(self._groups.items()))
@@ -132,11 +132,11 @@ class StepScheduler(Generic[Payload]):
         return [jobs[first : first + most] for first in range(0, len(jobs), most)]
 
     def mark_denoised(self, job: Job[Payload]) -> None:
-        """Take an active job that has done its last step out of the batch. Raises IllegalTransition."""
+        """Remove an active job that has done its last step from the batch. Raises IllegalTransition."""
         self._move(job, State.DENOISED)
 
     def mark_finished(self, job: Job[Payload]) -> None:
-        """End a denoised job whose file is made. Raises IllegalTransition."""
+        """End a denoised job whose file is encoded. Raises IllegalTransition."""
         self._move(job, State.FINISHED)
         self._finished += 1
 
@@ -149,7 +149,7 @@ class StepScheduler(Generic[Payload]):
         return sum(map(len, self._groups.values()))
 
     def _move(self, job: Job[Payload], state: State) -> None:
-        """Change a job's state, and keep the queue and the groups in step with it."""
+        """Change a job's state, and update the queue and the groups accordingly."""
         if state not in _NEXT[job.state]:
             raise IllegalTransition(f"a job that is {job.state.value} cannot become {state.value}")
         if job.state is State.WAITING:

@@ -1,4 +1,4 @@
-"""From `ModelConfig` to loaded weights: a diffusers folder, a hub id or a single file, by diffusers' own loaders."""
+"""Loads the checkpoint that `ModelConfig` names: a diffusers folder, a hub id or a single file."""
 
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -44,10 +44,10 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torc
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A loaded model. The pipeline lends its text encoders, tokenizers and loaders; nobody calls it.
+    """A loaded model. The pipeline only holds text encoders, tokenizers and config; it is never called.
 
-    The UNet takes a prompt's context for its tokens, see `attention.prepare`. `schedulers` are those that can sample
-    it, all made from `scheduler_config`, and `scheduler` is the one of requests that name none.
+    The UNet takes a prompt's context instead of its tokens, see `attention.prepare`. `schedulers` are those that can
+    sample it, all made from `scheduler_config`. `scheduler` is the default of requests.
     """
 
     pipe: StableDiffusionXLPipeline
@@ -63,15 +63,15 @@ class Checkpoint:
 
     @property
     def info(self) -> ModelInfo:
-        """What pictures say of the model; waits for the hash of the weights, which takes longer than loading them."""
+        """What image metadata says about the model. Waits for the hash of the weights, which is slower than loading."""
         return self.named.result().model_copy(update=said(self.scheduler_config))
 
 
 def load_checkpoint(config: ModelConfig, device: torch.device) -> Checkpoint:
-    """Load what `config` names onto `device`.
+    """Load the checkpoint that `config` names onto `device`.
 
-    Raises CheckpointError where it cannot be found or read, is not an SDXL text-to-image model this engine can run, or
-    is not whole: all of that before the weights are read, as far as configs and headers tell.
+    Raises CheckpointError if it cannot be found or read, is incomplete, or is not an SDXL text-to-image model that this
+    engine can run. Errors that show in configs and headers are raised before the weights are read.
     """
     dtype = _DTYPES[config.dtype]
     sources = find_supported(config)
@@ -88,7 +88,7 @@ def load_checkpoint(config: ModelConfig, device: torch.device) -> Checkpoint:
     prepare(pipe.unet)
     pipe.vae.eval().requires_grad_(False)
     if dtype == torch.float16 and pipe.vae.config.force_upcast:
-        # SDXL's own VAE overflows in float16; bfloat16 has the range and costs no upcast.
+        # SDXL's own VAE overflows in float16. bfloat16 has the range and needs no upcast.
         pipe.vae.to(torch.bfloat16)
     preview_vae = load_preview_vae(sources.preview, dtype) if sources.preview else None
     return Checkpoint(
@@ -108,9 +108,9 @@ def load_checkpoint(config: ModelConfig, device: torch.device) -> Checkpoint:
 
 
 def find_supported(config: ModelConfig) -> Sources:
-    """Return where everything lies that `config` names, once configs and headers say that it can be served.
+    """Return the files of everything that `config` names.
 
-    Raises CheckpointError.
+    Raises CheckpointError if they cannot be found, or if configs and headers show that they cannot be served.
     """
     with refused(lambda words: CheckpointError(f"model.path: {config.path} {words}"), "has files that cannot be read"):
         sources = find_sources(config)
@@ -130,13 +130,13 @@ def _info(sources: Sources, config: ModelConfig) -> ModelInfo:
 
 
 def quiet_progress_bars() -> None:
-    """Keep the libraries' progress bars out of a service's log."""
+    """Keep the libraries' progress bars out of the service's log."""
     diffusers_logging.disable_progress_bar()
     transformers_logging.disable_progress_bar()
 
 
 def _load_pipeline(sources: Sources, scheduler: SchedulerMixin, dtype: torch.dtype) -> StableDiffusionXLPipeline:
-    tokenizers = {name: load_tokenizer(sources, name) for name in TOKENIZERS}  # first: they are read in no time
+    tokenizers = {name: load_tokenizer(sources, name) for name in TOKENIZERS}  # first, because they load fast
     models = {name: load_part(name, part, dtype) for name, part in sources.parts.items()}
     with refused(sources.fault, "cannot be put together"):
         return StableDiffusionXLPipeline.from_pretrained(
@@ -146,16 +146,16 @@ def _load_pipeline(sources: Sources, scheduler: SchedulerMixin, dtype: torch.dty
             scheduler=scheduler,
             image_encoder=None,
             feature_extractor=None,
-            # The watermark library is an extra of diffusers that would change pixels when it happens to be installed.
+            # By default diffusers adds a watermark, which changes pixels, if an optional library is installed.
             add_watermarker=False,
         )
 
 
 def _place(pipe: StableDiffusionXLPipeline, device: torch.device) -> None:
-    """Move a pipeline to its device, and into the layout that is fast there.
+    """Move a pipeline to its device, in the memory layout that is fast there.
 
-    On the CPU its weights are still mapped from their file. CPU kernels round differently by memory alignment, and mmap
-    gives arbitrary alignment: copied, the weights give the same bits from any file.
+    On the CPU the weights are copied out of the memory-mapped file: CPU kernels round differently by memory alignment,
+    and mmap gives arbitrary alignment.
     """
     pipe.to(device)
     layout = fast_layout(device)

@@ -1,8 +1,8 @@
-"""How a model runs: its own code, or compiled ahead of time for the shapes that are warmed up.
+"""How a model runs: eagerly, or compiled ahead of time for the shapes that are warmed up.
 
-`torch.compile` alone keeps kernels, but traces the model anew at each start, which for SDXL's UNet takes longer than
-all else. Here the whole compiled model is kept in a folder: it is made once on a machine, and every other replica and
-later start loads it.
+`torch.compile` caches kernels, but traces the model again at each start, and for SDXL's UNet tracing takes longest.
+Here the whole compiled model is saved to a folder. It is compiled once per machine; every other replica and every later
+start loads it.
 """
 
 import hashlib
@@ -23,28 +23,28 @@ from torch import nn
 logger = logging.getLogger("ray.serve")
 
 _MOST_STATIC_ROWS = 2
-"""Up to so many rows, each number has a compiled model that knows it, which is faster; larger numbers share one.
+"""Up to this many rows, each number of rows has its own compiled model, which is faster. Larger numbers share one.
 
-An image has one row or, with guidance, two.
+An image takes one row, or two with guidance.
 """
 
 _CACHE_VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
 _LONGEST_COMPILATION_S = 900.0
-"""So long a process waits for another's compilation, before it compiles by itself."""
+"""How long a process waits for another process to compile a model before it compiles the model itself."""
 
 BY_RULE: Mapping[str, bool] = {"deterministic": True}
-"""The option of torch's compiler that chooses by rule whatever can change a bit.
+"""The compiler option that makes choices by rule instead of by timing, if they affect the result.
 
-By default it gives a reduction several block sizes, and each process keeps the one that was fastest at its first
-launch. A block size decides the order of a sum: four H100s with one kept model generated three pictures of a seed. As
-a setting of the process it has no effect: tracing calls `torch.use_deterministic_algorithms`, which resets it.
+By default the compiler tries several block sizes for a reduction, and each process keeps the fastest one it measured.
+The block size decides the order of a sum: four H100s with the same compiled model generated three different images for
+one seed. Setting this process-wide has no effect: tracing calls `torch.use_deterministic_algorithms`, which resets it.
 """
 
 Function = Callable[..., torch.Tensor]
-"""Takes a model and tensors whose first dimension are rows."""
+"""Takes a model and tensors whose first dimension is the rows."""
 
 _Shapes = tuple[tuple[int | None, ...], ...]
-"""The shapes of all inputs. Where any number of rows will do, the first number of each is None."""
+"""The shapes of all inputs. None as the first number of each means any number of rows."""
 
 Output_co = TypeVar("Output_co", covariant=True)
 
@@ -55,24 +55,24 @@ class Forward(Protocol[Output_co]):
     def __call__(self, *inputs: torch.Tensor) -> Output_co: ...
 
     def warm_up(self, *inputs: torch.Tensor) -> None:
-        """Get ready for inputs of these shapes, however long it takes; a call alone must not hold up other slots."""
+        """Prepare for inputs of these shapes. This may take minutes; calls must not, since they hold up other slots."""
 
 
 def use_compile_cache(folder: str) -> None:
-    """Make this process's compiler keep its results in `folder`, and look there first; `~` is the home folder.
+    """Make this process's compiler cache its results in `folder`; `~` is the home folder. The folder may be read-only.
 
-    Raises ValueError where there is no such folder and none can be made. A read-only folder is of use as well.
+    Raises ValueError if the folder does not exist and cannot be created.
     """
     try:
         path = Path(folder).expanduser()
         path.mkdir(parents=True, exist_ok=True)
     except (OSError, RuntimeError) as error:
-        raise ValueError(f"engine.compile_cache: {folder} cannot be made: {error}") from error
+        raise ValueError(f"engine.compile_cache: {folder} cannot be created: {error}") from error
     os.environ[_CACHE_VARIABLE] = str(path)
 
 
 class AsItIs:
-    """A model's own code."""
+    """Runs a model eagerly."""
 
     def __init__(self, function: Function, module: nn.Module) -> None:
         self._function = function
@@ -86,7 +86,7 @@ class AsItIs:
 
 
 class Compiled(AsItIs):
-    """A model's code compiled. What was not warmed up runs as it is: a compilation would hold up every slot."""
+    """Runs a compiled model. Shapes that were not warmed up run eagerly: compiling them would hold up every slot."""
 
     def __init__(self, function: Function, module: nn.Module, options: Mapping[str, Any] | None = None) -> None:
         """Take a function, one of diffusers' models, and options of torch's compiler.
@@ -105,7 +105,7 @@ class Compiled(AsItIs):
         return super().__call__(*inputs)
 
     def warm_up(self, *inputs: torch.Tensor) -> None:
-        """Load the model compiled for these shapes, or compile it; wait where another process is compiling it."""
+        """Load the model compiled for these shapes, or compile it; wait if another process is compiling it."""
         for shapes in _choices(inputs):
             if shapes not in self._by_shape:
                 path = self._path(inputs, shapes)
@@ -121,10 +121,8 @@ class Compiled(AsItIs):
         with ExitStack() as held:
             try:
                 held.enter_context(FileLock(path.with_suffix(".lock"), timeout=_LONGEST_COMPILATION_S))
-            except (
-                OSError,
-                NotImplementedError,
-            ):  # some network file systems have no locks; a timeout is an OSError too
+            # Some network file systems have no locks. A timeout is an OSError too.
+            except (OSError, NotImplementedError):
                 logger.warning("%s cannot be locked; it may be compiled more than once", path, exc_info=True)
             if not (compiled := _load(path)):
                 logger.info(
@@ -133,8 +131,8 @@ class Compiled(AsItIs):
                     tuple(inputs[0].shape),
                 )
                 compiled = self._compile(inputs, shapes)
-                # Kernels without sums still try block sizes at their first launch. torch notes the fastest in the
-                # same folder, so whoever loads it times nothing.
+                # Kernels without sums still time block sizes at their first launch. torch saves the fastest in the
+                # same folder, so processes that load the model do not time them again.
                 compiled(self._module, *inputs)
                 _keep(compiled, path)
             return compiled
@@ -142,21 +140,21 @@ class Compiled(AsItIs):
     def _compile(self, inputs: tuple[torch.Tensor, ...], shapes: _Shapes) -> Any:
         from serve_app.replica.choices import our_choices  # imports the compiler, which only a compilation needs
 
-        given = [part.detach() for part in inputs]  # what is marked here shall not be marked for another compilation
+        given = [part.detach() for part in inputs]  # the marks below must not affect other compilations
         for part in given:
             if _any_rows(shapes):
                 torch._dynamo.mark_static(part, list(range(1, part.dim())))
                 torch._dynamo.mark_dynamic(part, 0)
             else:
                 torch._dynamo.mark_static(part)
-        # All else that a compiled model depends on is in its file's name.
+        # Only shapes are guarded. The file's name contains everything else that a compiled model depends on.
         options = {**self._options, **BY_RULE, "guard_filter_fn": _of_shapes}
         with torch._dynamo.config.patch(enable_aot_compile=True), our_choices():
             compiler: Any = torch.compile(self._function, fullgraph=True, options=options)
             return compiler.aot_compile(((self._module, *given), {}))
 
     def _path(self, inputs: tuple[torch.Tensor, ...], shapes: _Shapes) -> Path:
-        """Return where the compiled model is kept: a name of all that it depends on."""
+        """Return the compiled model's file. Its name is a hash of everything that the model depends on."""
         config = cast("Mapping[str, Any]", self._module.config)
         tensors = [*self._module.named_parameters(), *self._module.named_buffers()]
         parts = (
@@ -174,9 +172,9 @@ class Compiled(AsItIs):
 
 
 def _choices(inputs: tuple[torch.Tensor, ...]) -> Sequence[_Shapes]:
-    """Return the shapes that a model for these inputs may be compiled for, the first choice first.
+    """Return the shapes that a model for these inputs may be compiled for, the preferred one first.
 
-    Of many rows: any number of them, or, where the compiler has found that their number matters, this one.
+    For many rows that is any number of rows, or this number if the compiler finds that the number matters.
     """
     exact = tuple(tuple(part.shape) for part in inputs)
     if len(inputs[0]) <= _MOST_STATIC_ROWS:
@@ -197,19 +195,19 @@ def _layout(tensor: torch.Tensor) -> tuple[Any, ...]:
 
 
 def _load(path: Path) -> Any:
-    """Return the compiled model that is kept there, or None."""
+    """Return the compiled model in a file, or None."""
     if not path.exists():
         return None
     try:
         with path.open("rb") as file:
             return torch.compiler.load_compiled_function(file)
     except Exception:
-        logger.warning("the compiled model in %s cannot be used here; it is compiled again", path, exc_info=True)
+        logger.warning("the compiled model in %s cannot be loaded here and is compiled again", path, exc_info=True)
         return None
 
 
 def _keep(compiled: Any, path: Path) -> None:
-    """Write a compiled model; nobody sees half of it."""
+    """Write a compiled model atomically: a reader never sees a partial file."""
     unfinished = path.with_suffix(f".{os.getpid()}")
     try:
         compiled.save_compiled_function(str(unfinished))
@@ -217,7 +215,7 @@ def _keep(compiled: Any, path: Path) -> None:
         unfinished.replace(path)
     except Exception:
         logger.warning(
-            "a compiled model could not be kept in %s; the next start compiles it again", path, exc_info=True
+            "a compiled model could not be saved to %s; the next start compiles it again", path, exc_info=True
         )
         unfinished.unlink(missing_ok=True)
 
@@ -229,7 +227,7 @@ def _folder() -> Path:
 
 
 def _surroundings(device: torch.device) -> tuple[object, ...]:
-    """Everything outside of the model that a compiled model depends on: versions, settings, this code, the device."""
+    """Return what a compiled model depends on besides the model: versions, settings, this code and the device."""
     if device.type == "cuda":
         machine: tuple[object, ...] = (torch.cuda.get_device_name(device), torch.cuda.get_device_capability(device))
     else:

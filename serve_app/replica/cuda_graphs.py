@@ -1,4 +1,4 @@
-"""CUDA graphs: the kernels of a model's forward, captured once for a shape and replayed with one launch."""
+"""CUDA graphs: a forward's kernels, captured once per shape and replayed with one launch."""
 
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ Output = TypeVar("Output")
 
 
 def with_cuda_graphs(forward: Forward[Output], device: torch.device) -> Forward[Output]:
-    """Return the forward as a GPU replays it; on the CPU it stays what it is."""
+    """Return a forward that captures and replays CUDA graphs; on the CPU, return the forward unchanged."""
     return _Graphed(forward) if device.type == "cuda" else forward
 
 
@@ -35,7 +35,7 @@ class _CudaGraph(Generic[Output]):
 
 
 class _Graphed(Generic[Output]):
-    """A forward on the GPU, captured as a CUDA graph at its second call with inputs of the same shapes.
+    """Captures a forward as a CUDA graph at its second call with inputs of the same shapes.
 
     A replay is one launch instead of two thousand. An output is valid until the next call.
     """
@@ -50,7 +50,7 @@ class _Graphed(Generic[Output]):
     def __call__(self, *inputs: torch.Tensor) -> Output:
         shapes = _shapes(inputs)
         if shapes not in self._seen:
-            # The first call loads kernels, which cannot be captured.
+            # The first call loads kernels, and loading cannot be captured.
             self._seen.add(shapes)
             return self._forward(*inputs)
         if shapes not in self._graphs:
@@ -68,18 +68,18 @@ class _Graphed(Generic[Output]):
             self(*inputs)
 
     def _capture(self, inputs: Sequence[torch.Tensor]) -> None:
-        """Record a call.
+        """Capture a call.
 
-        `torch.cuda.graph` would also wait for the device and give its free memory back, which holds up other slots.
+        `torch.cuda.graph` would also synchronize the device and release its cached memory, which holds up other slots.
         """
-        # Graphs are replayed one after another, so they share their inputs of one shape, and their memory.
+        # Graphs are replayed one after another, so they can share memory, and inputs of equal shape.
         kept = [self._inputs.setdefault((place, part.shape), part.clone()) for place, part in enumerate(inputs)]
         pool = (
             next((captured.graph.pool() for captured in self._graphs.values()), None) or torch.cuda.graph_pool_handle()
         )
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.stream(self._stream):
-            # Other threads allocate memory meanwhile, for previews and files.
+            # Other threads allocate memory in the meantime, for previews and files.
             graph.capture_begin(pool, capture_error_mode="thread_local")
             try:
                 output = self._forward(*kept)

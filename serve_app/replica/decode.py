@@ -1,4 +1,4 @@
-"""Latents to pixels."""
+"""Decodes latents to pixels."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,19 +16,19 @@ from serve_app.replica.device import fast_layout
 
 
 class PendingPixels:
-    """Pixels on their way from the device: whoever needs them waits, the denoising loop does not."""
+    """Pixels being copied from the device. `wait` waits for them, so that the denoising loop need not."""
 
     def __init__(self, image: torch.Tensor) -> None:
         """Take a decoder's output, (1, 3, h, w) in -1..1."""
         scaled = (image[0].float() * 0.5 + 0.5).clamp(0, 1) * 255
         pixels = scaled.round().to(torch.uint8).permute(1, 2, 0)
-        # As pixels, values that are not numbers would be black, and a success.
+        # Without this check, NaN would become a black image and count as a success.
         self._finite = _to_host(torch.isfinite(image).all())
         self._pixels = _to_host(pixels)
         self._copied = _mark(image.device)
 
     def wait(self) -> Pixels:
-        """Return the pixels. Raises SlotFailed where the decoder's output held values that are not numbers."""
+        """Return the pixels. Raises SlotFailed if the decoder's output is not finite."""
         self._copied()
         if not self._finite:
             raise SlotFailed(
@@ -40,14 +40,14 @@ class PendingPixels:
 
 @dataclass(frozen=True, slots=True)
 class Scaling:
-    """How a VAE's latents are scaled for the denoising, and normalised where it has statistics, (1, channels, 1, 1)."""
+    """How a VAE's latents are scaled for denoising, and normalised if it has statistics, (1, channels, 1, 1)."""
 
     factor: float
     statistics: tuple[torch.Tensor, torch.Tensor] | None
 
     @classmethod
     def of(cls, vae: AutoencoderKL, device: torch.device, dtype: torch.dtype) -> Self:
-        """Return the scaling that a VAE's config says, for latents of this device and type."""
+        """Return the scaling in a VAE's config, for latents of this device and type."""
         values = [getattr(vae.config, name, None) for name in ("latents_mean", "latents_std")]
         mean, std = (
             torch.tensor(value, device=device, dtype=dtype).view(1, -1, 1, 1) if all(values) else None
@@ -56,7 +56,7 @@ class Scaling:
         return cls(vae.config.scaling_factor, None if mean is None or std is None else (mean, std))
 
     def undo(self, latents: torch.Tensor) -> torch.Tensor:
-        """Return the VAE's own latents, as the stock pipeline does."""
+        """Return unscaled latents, computed as in diffusers' pipeline."""
         latents = latents / self.factor
         if self.statistics:
             mean, std = self.statistics
@@ -65,7 +65,7 @@ class Scaling:
 
 
 class Decoder:
-    """The VAE of a checkpoint, made ready to run."""
+    """Runs the VAE of a checkpoint."""
 
     def __init__(self, checkpoint: Checkpoint, mode: Compile) -> None:
         self._vae = checkpoint.vae
@@ -74,11 +74,11 @@ class Decoder:
         self._scaling = Scaling.of(self._vae, checkpoint.device, self._vae.dtype)
 
     def decode(self, latents: torch.Tensor) -> PendingPixels:
-        """Return the picture of one slot's final latents, (1, channels, h, w), as the stock pipeline decodes it."""
+        """Return the picture of one slot's final latents, (1, channels, h, w), decoded as in diffusers' pipeline."""
         return PendingPixels(self._forward(self._unscaled(latents)))
 
     def warm_up(self, latents: torch.Tensor) -> None:
-        """Compile for latents of this shape, if anything is compiled; others run as they are."""
+        """Prepare for latents of this shape. If `engine.compile` is `full`, other shapes run eagerly."""
         self._forward.warm_up(self._unscaled(latents))
         self.decode(latents).wait()
 
@@ -88,7 +88,7 @@ class Decoder:
 
 
 def decoder_forward(vae: AutoencoderKL | AutoencoderTiny, mode: Compile) -> Forward[torch.Tensor]:
-    """Return a VAE's decoder, latents to (rows, 3, h, w) in -1..1, as `engine.compile` asks for."""
+    """Return a VAE's decoder, latents to (rows, 3, h, w) in -1..1, compiled if `engine.compile` is `full`."""
     return Compiled(_decode, vae) if mode == "full" else AsItIs(_decode, vae)
 
 
@@ -104,7 +104,7 @@ def _to_host(value: torch.Tensor) -> torch.Tensor:
 
 
 def _mark(device: torch.device) -> Callable[[], None]:
-    """Return what waits for all that has been asked of the device's stream so far."""
+    """Return a function that waits for everything queued on the device's stream so far."""
     if device.type == "cpu":
         return lambda: None
     event = torch.cuda.Event(blocking=True)

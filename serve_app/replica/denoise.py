@@ -1,4 +1,4 @@
-"""One UNet call for many slots, whatever their prompts, steps, schedulers and guidance."""
+"""One UNet call for many slots, which may differ in prompt, step, scheduler and guidance."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from serve_app.replica.unet import UNetInputs
 
 @dataclass(frozen=True, slots=True)
 class CallGroup:
-    """All that recipes must agree in to share a UNet call: the size, in pixels."""
+    """What recipes must have in common to share a UNet call: the size, in pixels."""
 
     height: int
     width: int
@@ -28,7 +28,7 @@ class CallGroup:
 
 
 class Denoiser:
-    """The UNet of a checkpoint, and how its forward runs."""
+    """Runs the UNet of a checkpoint."""
 
     def __init__(self, checkpoint: Checkpoint, forward: Forward[torch.Tensor]) -> None:
         self._dtype = checkpoint.dtype
@@ -36,16 +36,16 @@ class Denoiser:
         self._forward = forward
 
     def predict(self, trajectories: Sequence[Trajectory]) -> Sequence[torch.Tensor]:
-        """Return the UNet's prediction for the next step of every trajectory, (its rows, channels, h, w) each.
+        """Return the UNet's predictions for the next step of every trajectory, each (its rows, channels, h, w).
 
-        They are valid until the next call. All slots must be of one `CallGroup`.
+        They are valid until the next call. All slots must have the same `CallGroup`.
         """
         rows = [t.rows for t in trajectories]
         prediction = self._forward(*self._inputs(trajectories))
         return torch.split(prediction, rows)
 
     def warm_up(self, trajectories: Sequence[Trajectory]) -> None:
-        """Get ready for such calls: compile, record, load kernels, as `engine.compile` and the device ask for."""
+        """Prepare for such calls: compile, load kernels and capture CUDA graphs, as far as they are in use."""
         self._forward.warm_up(*self._inputs(trajectories))
 
     def _inputs(self, trajectories: Sequence[Trajectory]) -> UNetInputs:

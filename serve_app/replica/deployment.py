@@ -1,4 +1,4 @@
-"""The Serve replica around an engine: one actor, one GPU."""
+"""The Serve replica that runs an engine: one actor, one GPU."""
 
 import asyncio
 import logging
@@ -20,9 +20,9 @@ logger = logging.getLogger("ray.serve")
 
 
 class Replica:
-    """Generates slots with one loaded model. Ready once it has generated a first picture."""
+    """Generates slots with one loaded model. Ready once it has generated its warm-up images."""
 
-    # torch is imported inside the methods: the processes that only build or call this deployment do without it.
+    # torch is imported inside the methods: processes that only build or call this deployment do not need it.
 
     async def __init__(self, args: AppArgs) -> None:  # type: ignore[misc]  # Serve awaits it
         from serve_app.replica.engine import Engine
@@ -38,9 +38,7 @@ class Replica:
         self._reader = PromptReader(self._checkpoint.pipe)
         slots = _warm_up_slots(args, self._checkpoint.scheduler)
         await asyncio.wrap_future(self._engine.start(slots))
-        await asyncio.wrap_future(
-            self._checkpoint.named
-        )  # what is wrong with the weights' files is said here, not by a picture
+        await asyncio.wrap_future(self._checkpoint.named)  # an error in the weights' files must end the start
         for slot in slots:
             await self.generate(slot, CallId("warm-up", 0))
         logger.info(
@@ -60,10 +58,10 @@ class Replica:
             async for event in events:
                 if isinstance(event, Generated):
                     return event
-        raise AssertionError("a slot's events end with its picture")
+        raise AssertionError("the last event of a slot must be its picture")
 
     async def stream(self, slot: Slot, id: CallId) -> AsyncGenerator[SlotEvent]:
-        """Generate a slot and tell how it goes; its picture is the last event. Raises SlotFailed."""
+        """Generate a slot and yield its events; the picture is the last. Raises SlotFailed."""
         from serve_app.replica.mailbox import Mailbox
 
         task = asyncio.current_task()
@@ -82,13 +80,13 @@ class Replica:
             self._engine.cancel(job)
 
     async def cut_off(self, prompt: str) -> str:
-        """Return the end of a prompt that the text encoders do not see, empty if they see all of it."""
+        """Return the end of a prompt that the text encoders do not see; empty if they see all of it."""
         return self._reader.cut_off(prompt)
 
     async def poll(self, open_calls: OpenCalls) -> ReplicaStatus:
-        """Say how busy this replica is, and stop what the caller waits for no more.
+        """Return this replica's status, and cancel calls that the caller no longer waits for.
 
-        Its cancellation was lost, or is on the way.
+        Their cancellation was lost, or is still on its way.
         """
         for task, id in self._calls.items():
             if open_calls.has_given_up(id):
@@ -96,7 +94,7 @@ class Replica:
         return await self.status()
 
     async def status(self) -> ReplicaStatus:
-        """Say which model this is and how busy."""
+        """Return which model this replica runs and how busy it is."""
         load = self._engine.load()
         return ReplicaStatus(
             id=serve.get_replica_context().replica_id.unique_id,
@@ -112,12 +110,12 @@ class Replica:
         )
 
     def check_health(self) -> None:
-        """Raise where the engine can generate no more, so that Serve starts a new replica in the place of this one."""
+        """Raise if the engine can no longer generate, so that Serve replaces this replica."""
         self._engine.check()
 
 
 def _warm_up_slots(args: AppArgs, scheduler: SchedulerName) -> list[Slot]:
-    """Slots that go through everything once: guidance, a preview, the decoder and a file."""
+    """Return slots that use everything once: guidance, a preview, the decoder and a file."""
     return [
         Slot(
             index=0,

@@ -1,4 +1,4 @@
-"""CUDA or CPU, by configuration and never by guess."""
+"""The device: CUDA or CPU, as configured. It is never guessed."""
 
 from collections import deque
 
@@ -6,13 +6,13 @@ import torch
 
 
 class DeviceError(Exception):
-    """The configured device is not there."""
+    """The configured device is not available."""
 
 
 def prepare_device(num_gpus: float, num_cpus: float) -> torch.device:
-    """Return the replica's device; on the CPU, also give torch as many threads as the replica has cores.
+    """Return the replica's device. On the CPU, also set torch's threads to the replica's number of cores.
 
-    Raises DeviceError where a GPU is asked for and torch sees none.
+    Raises DeviceError if a GPU is configured and torch sees none.
     """
     if num_gpus == 0:
         torch.set_num_threads(max(1, int(num_cpus)))
@@ -23,19 +23,19 @@ def prepare_device(num_gpus: float, num_cpus: float) -> torch.device:
 
 
 def fast_layout(device: torch.device) -> torch.memory_format:
-    """Return the memory layout of images and convolutions that `device` is fastest with."""
+    """Return the memory layout in which convolutions are fastest on `device`."""
     return torch.channels_last if device.type == "cuda" else torch.contiguous_format
 
 
 def to_device(value: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """Return a CPU tensor on `device`, without waiting for what the device is still doing."""
+    """Copy a CPU tensor to `device` without waiting for the device's queued work."""
     return value if device.type == "cpu" else value.pin_memory().to(device, non_blocking=True)
 
 
 class RunAhead:
-    """Keeps the processor one step ahead of the GPU, which then never waits for it.
+    """Keeps the CPU one step ahead of the GPU, so that the GPU never waits for it.
 
-    It is no further ahead, so that slots can join and leave. On the CPU there is nothing to wait for.
+    Not further ahead, so that slots can still join and leave between steps. Does nothing on the CPU.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -43,7 +43,7 @@ class RunAhead:
         self._launched: deque[torch.cuda.Event] = deque()
 
     def step_launched(self) -> None:
-        """Wait until the step before the one just launched has been computed."""
+        """Wait until the GPU has computed the step before the one just launched."""
         if not self._on_gpu:
             return
         event = torch.cuda.Event(blocking=True)

@@ -1,7 +1,7 @@
-"""The engine of a replica: it carries out what the step scheduler decides.
+"""The engine of a replica: carries out what the step scheduler decides.
 
-The loop has a thread of its own and is alone in running the models. Slots join and leave between two steps; a slot that
-fails or is cancelled takes no other with it.
+Its loop runs on its own thread, and only that thread runs the models. Slots join and leave between two steps. A slot
+that fails or is cancelled does not affect other slots.
 """
 
 import logging
@@ -34,12 +34,12 @@ PROGRESS_INTERVAL_S = 0.25
 """Least time between two progress events of one slot."""
 
 Post = Callable[[SlotEvent | SlotFailed], None]
-"""Takes a slot's events, from any thread; Generated or SlotFailed is the last. A cancelled slot just goes quiet."""
+"""Takes a slot's events, from any thread. Generated or SlotFailed is the last; a cancelled slot has no last event."""
 
 
 @dataclass(frozen=True, slots=True)
 class Submission:
-    """A slot, and where its events go."""
+    """A slot and the receiver of its events."""
 
     slot: Slot
     post: Post
@@ -68,9 +68,9 @@ class Engine:
         self._broken: Exception | None = None
 
     def start(self, warm_up: Sequence[Slot] = ()) -> Future[None]:
-        """Start the loop; it is ready when the future is done.
+        """Start the loop. When the future is done, it has warmed up for UNet calls of 1 to `images_per_call` slots.
 
-        Ready for UNet calls of 1 to `images_per_call` slots like each of `warm_up`.
+        It warms up for slots like each of `warm_up`.
         """
         ready: Future[None] = Future()
         self._thread = threading.Thread(target=self._run, args=(warm_up, ready), name="engine", daemon=True)
@@ -78,7 +78,7 @@ class Engine:
         return ready
 
     def stop(self) -> None:
-        """Stop after the current step. Slots that are not finished stay without an answer."""
+        """Stop after the current step. Unfinished slots get no more events."""
         with self._changed:
             self._stopping = True
             self._changed.notify()
@@ -87,21 +87,21 @@ class Engine:
         self._outputs.stop()
 
     def check(self) -> None:
-        """Raise RuntimeError where nothing can be generated any more: the loop or the device has failed for good."""
+        """Raise RuntimeError if nothing can be generated any more: the loop has ended or the device has failed."""
         if not (self._thread and self._thread.is_alive()):
             raise RuntimeError("the engine's thread has ended")
         if self._broken is not None:
             raise RuntimeError("the device has failed") from self._broken
 
     def submit(self, slot: Slot, post: Post) -> SlotJob:
-        """Put a slot in line; its events go to `post`."""
+        """Queue a slot; its events go to `post`."""
         with self._changed:
             job = self._scheduler.submit(Submission(slot, post), CallGroup.of(slot.recipe))
             self._changed.notify()
         return job
 
     def cancel(self, job: SlotJob) -> None:
-        """Drop a job: at once while it waits, at the next step boundary while it is being generated."""
+        """Cancel a job: at once if it is waiting, before the next step if it is active."""
         with self._changed:
             if self._scheduler.cancel(job):
                 self._observer.ended("cancelled")
@@ -113,10 +113,10 @@ class Engine:
 
     @torch.inference_mode()
     def _run(self, warm_up: Sequence[Slot], ready: Future[None]) -> None:
-        # OpenMP keeps the number of threads for each calling thread: a new one starts with all cores.
+        # OpenMP has a thread count per calling thread, and a new thread starts with all cores.
         torch.set_num_threads(self._torch_threads)
         try:
-            # On this thread: what is compiled holds for the thread's settings, and is compiled again under others.
+            # On this thread: compiled models depend on the thread's settings and would be compiled again for others.
             self._models.warm_up(warm_up, min(self._config.images_per_call, self._config.max_batch_size))
         except Exception as error:
             ready.set_exception(error)
@@ -162,14 +162,14 @@ class Engine:
                         self._after_step(job)
 
     def _advance(self, jobs: Sequence[SlotJob]) -> None:
-        """Advance jobs of one group by one step, in one UNet call."""
+        """Advance jobs of one group by one step with one UNet call."""
         started = time.perf_counter()
         trajectories = [self._running[job].trajectory for job in jobs]
         predictions = self._models.denoiser.predict(trajectories)
         for job, trajectory, prediction in zip(jobs, trajectories, predictions, strict=True):
             with self._failing([job]):
                 trajectory.advance(prediction)
-        self._run_ahead.step_launched()  # where the device's errors show
+        self._run_ahead.step_launched()  # device errors are raised here
         self._observer.step(time.perf_counter() - started, len(jobs))
 
     def _after_step(self, job: SlotJob) -> None:
@@ -205,14 +205,14 @@ class Engine:
         self._observer.ended("succeeded")
         with self._changed:
             self._scheduler.mark_finished(job)
-        job.payload.post(outcome)  # last: whoever has the picture finds it counted
+        job.payload.post(outcome)  # last, so that the counts include it once a client has the picture
 
     def _deliver_preview(self, job: SlotJob, pace: PreviewPace, outcome: Preview | Exception) -> None:
         match outcome:
             case Preview():
                 job.payload.post(outcome)
             case SlotFailed():
-                pass  # not finite: the picture itself will say so
+                pass  # not finite: the picture will fail with the same error
             case _:
                 self._note_device_error(outcome)
                 logger.error("a preview of seed %d could not be encoded", job.payload.slot.seed, exc_info=outcome)
@@ -220,7 +220,7 @@ class Engine:
 
     @contextmanager
     def _failing(self, jobs: Sequence[SlotJob]) -> Iterator[None]:
-        """Let an error fail those of `jobs` that have not ended, and no other job."""
+        """On an error, fail those of `jobs` that have not ended, and no other jobs."""
         try:
             yield
         except Exception as error:
@@ -232,10 +232,10 @@ class Engine:
         self._note_device_error(error)
         with self._changed:
             self._scheduler.mark_failed(job)
-        self._running.pop(job, None)  # a job has none before it begins, nor after its last step
+        self._running.pop(job, None)  # absent before a job begins and after its last step
         self._observer.ended("failed")
         job.payload.post(slot_failure(error, job.payload.slot))
 
     def _note_device_error(self, error: Exception) -> None:
         if isinstance(error, torch.AcceleratorError):
-            self._broken = error  # after such an error every later call on the device fails too
+            self._broken = error  # after such an error, every later call on the device fails too

@@ -1,4 +1,4 @@
-"""What a client is told of an error on a replica."""
+"""The errors that clients get for failures on a replica."""
 
 import logging
 
@@ -11,7 +11,7 @@ logger = logging.getLogger("ray.serve")
 
 
 def slot_failure(error: Exception, slot: Slot) -> SlotFailed:
-    """Return what a client is told of an error that has ended a slot; the log tells the rest."""
+    """Return the error that a client gets for a failed slot. The details of unexpected errors go to the log."""
     match error:
         case SlotFailed():
             return error

@@ -1,4 +1,4 @@
-"""What a checkpoint is known by: the hash of all that its pictures depend on."""
+"""The hash that identifies a checkpoint, over everything that its pictures depend on."""
 
 import hashlib
 import json
@@ -10,17 +10,17 @@ from typing import Any
 from serve_app.replica.sources import TOKENIZERS, Sources, read_json
 
 _HASH_DIGITS = 10
-# What libraries note of themselves in a config. The type is that of the files; the weights say it better.
+# Config fields that do not affect pictures. The dtype there is that of the files, which the weights already give.
 _NOTES = ("architectures", "dtype", "name_or_path", "torch_dtype", "transformers_version")
 
 
 def checkpoint_hash(sources: Sources, overrides: Mapping[str, Any]) -> str:
     """Return the first 10 hex digits of a SHA-256.
 
-    For a single file it is the file's own, as other tools show it, while no setting says what pictures depend on: the
-    configs are diffusers' usual ones, and nothing takes the place of what is in the file. Else it is over the files
-    that are loaded and all else that pictures depend on: `overrides` are the scheduler's settings in which this service
-    departs from what the checkpoint says.
+    For a single file it is the file's own SHA-256, as other tools show it, if pictures depend on nothing else: the
+    configs are diffusers' usual ones, and no setting replaces anything in the file. Otherwise it covers the loaded
+    files and everything else that pictures depend on. `overrides` are the scheduler settings that differ from the
+    checkpoint's own.
     """
     digests = {file: _sha256(file) for part in sources.parts.values() for file in part.files}
     depends = {} if sources.usual else _root_depends(sources)
@@ -35,7 +35,7 @@ def checkpoint_hash(sources: Sources, overrides: Mapping[str, Any]) -> str:
 
 
 def _root_depends(sources: Sources) -> dict[str, Any]:
-    """Return what the configs and tokenizers say."""
+    """Return the content of the configs and tokenizers."""
     return {
         **{name: _meaning(part.config) for name, part in sources.parts.items()},
         **{name: _tokenizer_files(sources, name) for name in TOKENIZERS},
@@ -61,6 +61,6 @@ def _meaning(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _sha256(path: Path) -> str:
-    """Hash a file in one call: piece by piece, each piece would wait for the interpreter, which is busy at a start."""
+    """Hash a file in one call. Reading it in chunks would wait for the GIL at each, which is busy during start-up."""
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
         return hashlib.sha256(content).hexdigest()

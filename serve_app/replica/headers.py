@@ -1,4 +1,4 @@
-"""The headers of `.safetensors` files: what is in a file, before gigabytes of it are read."""
+"""Reads the headers of `.safetensors` files: what is in a file, without reading its gigabytes of weights."""
 
 import re
 from collections.abc import Mapping
@@ -9,9 +9,9 @@ from safetensors import SafetensorError, safe_open
 
 from serve_app.errors import CheckpointError
 
-_DAMAGED = "is no whole .safetensors file; it may be damaged or cut off, download it again"
+_DAMAGED = "is not a complete .safetensors file; it may be damaged or cut off, download it again"
 _PICKLED = "holds pickled weights, which are never loaded; convert it to .safetensors"
-# How files begin. The first: the length of a header in 8 bytes, of which any may be first, and the header's brace.
+# How files begin. A .safetensors file: 8 bytes with the header's length, then the header's opening brace.
 _KINDS = {
     rb".{4}\0{4}\{": _DAMAGED,
     rb"version https://git-lfs": "is a git-lfs pointer, not the file it stands for; fetch that with `git lfs pull`",
@@ -23,7 +23,7 @@ _KINDS = {
 
 @dataclass(frozen=True, slots=True)
 class Tensor:
-    """A tensor's shape and its type in safetensors' own words, such as `F16`."""
+    """A tensor's shape and its type as safetensors names it, such as `F16`."""
 
     shape: tuple[int, ...]
     dtype: str
@@ -37,10 +37,10 @@ Header = Mapping[str, Tensor]
 
 
 def read_header(setting: str, file: Path) -> Header:
-    """Return what a file holds, by key. Raises CheckpointError where it is no whole `.safetensors` file."""
+    """Return a file's tensors by key. Raises CheckpointError if it is not a complete `.safetensors` file."""
     try:
         with safe_open(file, "pt") as content:
-            slices = {key: content.get_slice(key) for key in content.keys()}  # noqa: SIM118 - not a mapping
+            slices = {key: content.get_slice(key) for key in content.keys()}  # noqa: SIM118, not a mapping
             return {key: Tensor(tuple(part.get_shape()), part.get_dtype()) for key, part in slices.items()}
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"model.{setting}: {file} {_what_it_is(file)}") from error

@@ -1,4 +1,4 @@
-"""What is named by a hub id, fetched onto this machine or found in the hub's cache."""
+"""Fetches what a hub id names, or finds it in the hub's cache."""
 
 import re
 from collections.abc import Callable
@@ -17,7 +17,7 @@ _CONFIG_FILES = ["*.json", "*.txt"]
 
 
 def is_hub_id(name: str) -> bool:
-    """Say whether a name has the form of a hub id, owner/name."""
+    """Return whether a name has the form of a hub id, owner/name."""
     return _HUB_ID.fullmatch(name) is not None
 
 
@@ -43,9 +43,9 @@ def fetch_configs(name: str) -> Path:
 def _fetched(setting: str, name: str, download: Callable[[], str]) -> Path:
     try:
         return Path(download())
-    # Whatever is wrong with the network, the id, the rights or the disk: the hub's client has a type for each.
+    # The hub's client has a different type for each problem with the network, the id, the permissions or the disk.
     except (OSError, ValueError, HfHubHTTPError, HFValidationError, httpx2.HTTPError) as error:
         raise CheckpointError(
-            f"model.{setting}: {name} is neither here nor could it be fetched from the hub "
+            f"model.{setting}: {name} is not on this machine and could not be fetched from the hub "
             f"({first_line(error)}); offline, name a local folder"
         ) from error

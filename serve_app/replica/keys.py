@@ -1,10 +1,10 @@
-"""What a model asks for and what its files hold must be the same: loaders fill what is missing with random numbers."""
+"""Checks that a model's files hold exactly its weights: loaders fill missing ones with random numbers."""
 
 from collections.abc import Collection
 
 from serve_app.replica.sources import Part
 
-# Tensors that belong to no layer, or to what a picture does not go through.
+# Tensors that belong to no layer, or to layers that generation does not use.
 _HARMLESS_ENDS = ("position_ids", "logit_scale", "text_projection", "text_projection.weight")
 _HARMLESS_STARTS = ("loss.", "model_ema.")
 _MOST_NAMED = 3
@@ -17,14 +17,14 @@ def check_keys(
     misshapen: Collection[str] = (),
     quantized: Collection[str] = (),
 ) -> None:
-    """Raise CheckpointError where a model's weights are not all there, or where some have no place in it."""
+    """Raise CheckpointError if weights are missing, unexpected, misshapen or quantized."""
     unknown = [key for key in unexpected if not key.endswith(_HARMLESS_ENDS) and not key.startswith(_HARMLESS_STARTS)]
     integers = [key for key in quantized if not key.endswith("position_ids")]
     configs = "; its config comes from model.config_path" if part.single and part.setting == "path" else ""
     for words, keys, advice in (
         ("lacks weights", missing, ""),
-        ("holds weights that its config has no place for", unknown, configs),
-        ("holds weights of other shapes than its config says", misshapen, configs),
+        ("holds weights that its config does not have", unknown, configs),
+        ("holds weights whose shapes differ from its config", misshapen, configs),
         ("holds quantized weights, which are not supported", integers, ""),
     ):
         if keys:

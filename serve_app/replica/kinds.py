@@ -1,4 +1,4 @@
-"""What kind of model a single file holds, by its keys."""
+"""Recognises the kind of model in a single file by its keys."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,24 +24,24 @@ PREFIXES: Mapping[PartName, tuple[str, ...]] = {
     "unet": ("model.diffusion_model.",),
     "vae": ("vae.", "first_stage_model."),
 }
-"""What the keys of a part begin with in a whole checkpoint; the first that is found counts, as for diffusers."""
+"""Prefixes of a part's keys in a whole checkpoint. The first one found counts, as in diffusers."""
 
 SUPPORTED = "only whole SDXL text-to-image checkpoints are supported"
 _KINDS = {
-    "xl_base": "no whole SDXL checkpoint",
+    "xl_base": "not a whole SDXL checkpoint",
     "xl_refiner": "an SDXL refiner",
-    "v1": "no SDXL checkpoint, but Stable Diffusion 1, a LoRA, or one model of several",
+    "v1": "not an SDXL checkpoint, but Stable Diffusion 1, a LoRA, or one model of several",
     "v2": "Stable Diffusion 2",
 }
 _FIRST_LAYER, _LAST_LAYER = "model.diffusion_model.input_blocks.0.0.weight", "model.diffusion_model.out.2.weight"
 _INPAINTING_CHANNELS = 9
 
 USUAL_CONFIGS: str = DIFFUSERS_DEFAULT_PIPELINE_PATHS["xl_base"]["pretrained_model_name_or_path"]
-"""The hub id whose configs and tokenizers go with a whole SDXL checkpoint."""
+"""The hub id whose configs and tokenizers are used for a whole SDXL checkpoint."""
 
 
 def check_header(path: Path, header: Header, *, other_vae: bool) -> None:
-    """Raise CheckpointError where a single file is not a whole SDXL text-to-image checkpoint."""
+    """Raise CheckpointError if a single file is not a whole SDXL text-to-image checkpoint."""
     where = f"model.path: {path}"
     lacking = [part for part, prefixes in PREFIXES.items() if not any(key.startswith(prefixes) for key in header)]
     if lacking == ["vae"]:
@@ -56,16 +56,16 @@ def check_header(path: Path, header: Header, *, other_vae: bool) -> None:
 
 
 def other_purpose(takes: int, returns: int) -> str | None:
-    """Return what a UNet is that does not take what it returns: more than the latents goes into it."""
+    """Say what kind of UNet takes more channels than it returns; None for text-to-image, where both are the latents."""
     if takes == returns:
         return None
-    kind = "an SDXL inpainting" if takes == _INPAINTING_CHANNELS else "no text-to-image"
+    kind = "an SDXL inpainting" if takes == _INPAINTING_CHANNELS else "not a text-to-image"
     return f"is {kind} model, its UNet takes {takes} channels and returns {returns}; {SUPPORTED}"
 
 
 def _kind(header: Header) -> str:
     try:
         kind = infer_diffusers_model_type(header)
-    except (KeyError, IndexError, RuntimeError, TypeError, ValueError):  # it looks into tensors that half a model lacks
+    except (KeyError, IndexError, RuntimeError, TypeError, ValueError):  # an incomplete model lacks tensors it reads
         return _KINDS["v1"]
     return _KINDS.get(kind, f"another kind of model ({kind})")

@@ -1,4 +1,4 @@
-"""What a replica generates with, as its arguments ask for it."""
+"""Loads what a replica needs to generate, according to its arguments."""
 
 import logging
 
@@ -16,7 +16,7 @@ from serve_app.replica.sampling import check_steps
 logger = logging.getLogger("ray.serve")
 
 _SIDE = 8
-"""Sides of pictures are multiples of this, in pixels."""
+"""Widths and heights are multiples of this many pixels."""
 
 
 def load(args: AppArgs) -> Checkpoint:
@@ -32,15 +32,15 @@ def load(args: AppArgs) -> Checkpoint:
     check_steps(checkpoint.scheduler_config, args.limits.max_steps)
     if _SIDE % (scale := checkpoint.pipe.vae_scale_factor):
         raise CheckpointError(
-            f"model.path: its VAE makes {scale} pixels of a latent, but sizes are multiples of {_SIDE}"
+            f"model.path: its VAE decodes a latent to {scale} pixels, but sizes are multiples of {_SIDE}"
         )
     if args.engine.quantization == "fp8" and not to_fp8(checkpoint, args.model):
-        logger.warning("engine.quantization: fp8 changes no layer of so small a model")
+        logger.warning("engine.quantization: fp8 has no effect, the model has no layers large enough")
     return checkpoint
 
 
 def check_used(model: ModelConfig) -> None:
-    """Raise CheckpointError where a setting has no effect on a checkpoint of this kind: somebody meant another."""
+    """Raise CheckpointError if a setting has no effect on this kind of checkpoint: it is probably a mistake."""
     path = user_path(model.path)
     unused: tuple[str, ...]
     if model.path == EMBEDDED:
@@ -52,7 +52,7 @@ def check_used(model: ModelConfig) -> None:
     elif is_hub_id(model.path):
         kind, unused = f"{path}, a hub id", ("config_path",)
     else:
-        return  # the loader says what is wrong with the path
+        return  # the loader reports what is wrong with the path
     for name in unused:
         if (value := getattr(model, name)) is not None:
             raise CheckpointError(f"model.{name}: {value} has no effect on {kind}; leave it out, or change model.path")

@@ -1,4 +1,4 @@
-"""From the engine's threads to one reader on the event loop, without ever piling up."""
+"""Carries events from the engine's threads to one reader on the event loop, with bounded memory."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -8,7 +8,7 @@ from serve_app.messages import Generated, Preview, Progress, SlotEvent
 
 
 class Mailbox:
-    """Holds at most one event of a kind for a slot; a newer one takes the place of an older one nobody has read."""
+    """Holds at most one event of each kind for a slot; a newer event replaces an unread older one."""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -18,7 +18,7 @@ class Mailbox:
         self._last: Generated | SlotFailed | None = None
 
     def post(self, event: SlotEvent | SlotFailed) -> None:
-        """Leave an event; from any thread."""
+        """Add an event. May be called from any thread."""
         self._loop.call_soon_threadsafe(self._put, event)
 
     def _put(self, event: SlotEvent | SlotFailed) -> None:
@@ -32,7 +32,7 @@ class Mailbox:
         self._filled.set()
 
     async def events(self) -> AsyncIterator[SlotEvent]:
-        """Yield events until the picture, which is the last; raise SlotFailed where there is none."""
+        """Yield events; the last one is the picture. Raises SlotFailed if there is no picture."""
         while True:
             await self._filled.wait()
             self._filled.clear()

@@ -1,4 +1,4 @@
-"""What single files say of how they are sampled, in ways that diffusers does not read."""
+"""Reads what single files say about sampling in ways that diffusers ignores."""
 
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -8,12 +8,12 @@ from safetensors import safe_open
 
 from serve_app.errors import CheckpointError
 
-# Empty tensors: what counts is that they are there.
+# Empty tensors: only their presence counts.
 _MARKERS: Mapping[str, Mapping[str, Any]] = {
     "v_pred": {"prediction_type": "v_prediction"},
     "ztsnr": {"rescale_betas_zero_snr": True},
 }
-# What kohya's trainers note, as Python writes a bool.
+# Metadata of kohya's trainers; the value is a Python bool.
 _NOTES: Mapping[str, Mapping[str, Any]] = {
     "ss_v_parameterization": _MARKERS["v_pred"],
     "ss_zero_terminal_snr": _MARKERS["ztsnr"],
@@ -32,16 +32,16 @@ _EDM = ("edm_vpred.sigma_max", "edm_vpred.sigma_min", "edm_mean", "edm_std")
 
 
 def read_markers(file: Path) -> dict[str, Any]:
-    """Return what a single file says of its scheduler config. Raises CheckpointError where no scheduler can do it."""
+    """Return what a single file says about its scheduler config. Raises CheckpointError if it is an EDM model."""
     with safe_open(file, "pt") as content:
         return marked(content.keys(), content.metadata() or {})
 
 
 def marked(keys: Collection[str], metadata: Mapping[str, str]) -> dict[str, Any]:
-    """Return what a file's keys and metadata say of its scheduler config. Raises CheckpointError as above.
+    """Return what a file's keys and metadata say about its scheduler config. Raises CheckpointError for an EDM model.
 
-    A prediction type that is none of ours is returned as it is: whoever makes the scheduler refuses it, unless
-    `model.prediction_type` says another.
+    An unknown prediction type is returned unchanged: `sampling.effective_config` refuses it, unless
+    `model.prediction_type` overrides it.
     """
     if edm := [key for key in _EDM if key in keys]:
         raise CheckpointError(f"model.path: the file holds {edm[0]}, so it is an EDM model, which is not supported")
@@ -55,7 +55,7 @@ def marked(keys: Collection[str], metadata: Mapping[str, str]) -> dict[str, Any]
 
 def _spec(word: str) -> dict[str, Any]:
     prediction = _SPEC_WORDS.get(_plain(word).replace("-", "_").replace(" ", "_"), word)
-    # Trainers write `epsilon` where nobody said otherwise; the config that is named beside the file was meant.
+    # Trainers write `epsilon` by default, so it does not override the scheduler config.
     return {} if prediction in ("", "epsilon") else {"prediction_type": prediction}
 
 

@@ -1,4 +1,4 @@
-"""The models of a checkpoint, ready to run: text encoders, UNet, VAE and the VAE of the previews."""
+"""The models of a checkpoint, ready to run: text encoders, UNet, VAE and preview VAE."""
 
 import time
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from serve_app.replica.unet import make_forward
 
 @dataclass(eq=False, slots=True)
 class Running:
-    """What an active slot keeps from step to step. Its first step may be taken since `began` (seconds)."""
+    """The state of an active slot between steps. `began` is when it was ready for its first step, in seconds."""
 
     trajectory: Trajectory
     pace: PreviewPace
@@ -27,7 +27,7 @@ class Running:
 
 
 class ModelRunner:
-    """Runs a checkpoint's models, on one thread. `previews` is None where the checkpoint has none."""
+    """Runs a checkpoint's models, on one thread. `previews` is None if the checkpoint has no preview VAE."""
 
     def __init__(self, checkpoint: Checkpoint, config: EngineConfig, preview: PreviewConfig) -> None:
         self._checkpoint = checkpoint
@@ -39,7 +39,7 @@ class ModelRunner:
         self.previews = PreviewDecoder(checkpoint, tiny, preview.max_size, config.compile) if tiny else None
 
     def warm_up(self, slots: Sequence[Slot], most_images: int) -> None:
-        """Get ready for slots like these, in UNet calls of 1 to `most_images` of one of them."""
+        """Prepare for slots like these, in UNet calls of 1 to `most_images` images."""
         self.prompts.warm_up()
         for slot in slots:
             trajectories = [self.begin(slot).trajectory for _ in range(most_images)]

@@ -1,10 +1,10 @@
-"""Who is told what an engine does, for metrics."""
+"""The interface through which an engine reports metrics."""
 
 from typing import Protocol
 
 
 class Observer(Protocol):
-    """Is told what the engine does; called on the engine's threads."""
+    """Receives what the engine does; called on the engine's threads."""
 
     def step(self, seconds: float, images: int) -> None: ...
     def preview(self, seconds: float) -> None: ...
@@ -14,7 +14,7 @@ class Observer(Protocol):
 
 
 class Silent:
-    """An observer that does not listen, for engines outside the service."""
+    """An observer that ignores everything, for engines outside the service."""
 
     def step(self, seconds: float, images: int) -> None: ...
     def preview(self, seconds: float) -> None: ...

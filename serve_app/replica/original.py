@@ -1,7 +1,7 @@
-"""Single `.safetensors` files: weights in the layout of the original code, by diffusers' own conversions.
+"""Loads single `.safetensors` files, whose weights have the layout of the original code, with diffusers' conversions.
 
-diffusers' loaders of single files drop what they do not know and say nothing of what is missing, so this fills the
-models itself, and refuses both.
+diffusers' own loaders of single files silently drop unknown weights and do not report missing ones. This module fills
+the models itself, and refuses both.
 """
 
 import re
@@ -29,7 +29,7 @@ from serve_app.replica.sources import Part
 Weights = dict[str, torch.Tensor]
 _Model = TypeVar("_Model", bound=nn.Module)
 
-# TAESD's decoder as its author ships it, alone or beside the encoder.
+# Keys of TAESD's decoder as its author publishes it, alone or with the encoder.
 _TAESD = re.compile(r"(?:taesd_decoder\.|decoder\.)?(\d+)\.(.+)")
 
 
@@ -48,7 +48,7 @@ def load_text_encoder_2(part: Part, dtype: torch.dtype) -> CLIPTextModelWithProj
     model = _empty(CLIPTextModelWithProjection, CLIPTextConfig.from_dict(part.config))
     read, (prefix,) = _read(part, "text_encoder_2"), PREFIXES["text_encoder_2"]
     weights = convert_open_clip_checkpoint(model, read, prefix=prefix)
-    # The layers of the transformer are all taken, and some of them cut in three.
+    # Without the transformer's layers: all are used, and some are split in three.
     others = {key: tensor for key, tensor in read.items() if not key.startswith(f"{prefix}transformer.")}
     return _filled(part, model, weights | _dropped(others, weights), dtype)
 
@@ -79,7 +79,7 @@ def load_tiny_vae(part: Part, dtype: torch.dtype) -> AutoencoderTiny:
     model = _empty(AutoencoderTiny.from_config, part.config)
     model.encoder = nn.Identity()
     weights: Weights = {}
-    # The original's first layer bounds the latents; diffusers does that outside of its layers.
+    # The original's first layer clamps the latents; diffusers does that outside its layers, so indices differ by one.
     for key, tensor in _read(part).items():
         if match := _TAESD.fullmatch(key):
             key = f"decoder.layers.{int(match[1]) - 1}.{match[2]}"
@@ -94,7 +94,7 @@ def _empty(make: Callable[[Any], _Model], config: Any) -> _Model:
 
 
 def _read(part: Part, name: PartName | None = None) -> Weights:
-    """Return the tensors of a part, under the keys they have there; a VAE's without the prefix."""
+    """Return the tensors of a part by their keys in the file; a VAE's without the prefix."""
     with safe_open(part.files[0], "pt") as content:
         keys = list(content.keys())
         prefix = next(
@@ -107,7 +107,7 @@ def _read(part: Part, name: PartName | None = None) -> Weights:
 
 
 def _dropped(read: Weights, converted: Weights) -> Weights:
-    """Return what a conversion has left out: it knows the places of the original code, and passes over all else."""
+    """Return the weights that a conversion has left out: conversions skip keys that the original code did not have."""
     taken = {tensor.data_ptr() for tensor in converted.values()}
     return {key: tensor for key, tensor in read.items() if tensor.data_ptr() not in taken}
 

@@ -1,4 +1,4 @@
-"""From decoded pixels to files and previews, on threads of their own: denoising does not wait for encoders."""
+"""Encodes decoded pixels as files and previews on separate threads, so that denoising does not wait for encoders."""
 
 import time
 from collections.abc import Callable
@@ -16,17 +16,17 @@ Made = TypeVar("Made", Generated, Preview)
 
 
 class OutputProcessor:
-    """Makes files and previews. Calls `done` with each, or with the error, on one of its threads."""
+    """Encodes files and previews. Calls `done` with the result or the error, on one of its threads."""
 
     def __init__(self, checkpoint: Checkpoint, file_threads: int, jpeg_quality: int, observer: Observer) -> None:
         self._checkpoint = checkpoint
         self._jpeg_quality = jpeg_quality
         self._observer = observer
         self._files = ThreadPoolExecutor(file_threads, thread_name_prefix="files")
-        self._previews = ThreadPoolExecutor(1, thread_name_prefix="previews")  # apart: they do not wait for files
+        self._previews = ThreadPoolExecutor(1, thread_name_prefix="previews")  # must not wait for files
 
     def stop(self) -> None:
-        """Finish what has been begun, and drop the rest."""
+        """Finish the running tasks and drop the queued ones."""
         for threads in (self._files, self._previews):
             threads.shutdown(cancel_futures=True)
 
@@ -38,13 +38,13 @@ class OutputProcessor:
         work: Work,
         done: Callable[[Generated | Exception], None],
     ) -> None:
-        """Make a slot's file. Its decoding began at `denoised`; `work` has the times of all before that."""
+        """Encode a slot's file. Decoding began at `denoised`; `work` holds the times of the earlier stages."""
         self._files.submit(_report, done, lambda: self._image(slot, pending, denoised, work))
 
     def preview(
         self, step: int, pending: PendingPixels, started: float, done: Callable[[Preview | Exception], None]
     ) -> None:
-        """Make a preview of the picture after `step` steps, the decoding of which began at `started`."""
+        """Encode a preview of the picture after `step` steps. Decoding began at `started`."""
         self._previews.submit(_report, done, lambda: self._preview(step, pending, started))
 
     def _image(self, slot: Slot, pending: PendingPixels, denoised: float, work: Work) -> Generated:

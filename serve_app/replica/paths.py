@@ -1,4 +1,4 @@
-"""What the settings name on this machine. pathlib's own look-ups raise bare errors where there can be no such name."""
+"""Paths that settings name. pathlib raises bare OSErrors for impossible names; these functions name the setting."""
 
 import os
 from pathlib import Path
@@ -7,12 +7,12 @@ from serve_app.errors import CheckpointError
 
 
 def user_path(name: str) -> Path:
-    """Return the path that a setting names, `~` and `~user` as the home folder where there is one."""
+    """Return the path that a setting names, with `~` and `~user` expanded if that home folder exists."""
     return Path(os.path.expanduser(name))
 
 
 def is_there(setting: str, path: Path) -> bool:
-    """Say whether a path leads to something. Raises CheckpointError where that cannot be looked up."""
+    """Return whether a path exists. Raises CheckpointError if that cannot be looked up."""
     try:
         path.stat()
     except (FileNotFoundError, NotADirectoryError):

@@ -13,15 +13,15 @@ from serve_app.replica.decode import PendingPixels, Scaling, decoder_forward
 from serve_app.replica.device import fast_layout
 
 _SDXL_FACTOR = 0.13025
-"""The scaling factor of SDXL's VAE: tiny VAEs learn its latents times this."""
+"""The scaling factor of SDXL's VAE. Tiny VAEs are trained on its latents times this factor."""
 
 
 @dataclass(slots=True)
 class PreviewPace:
-    """Decides for one slot which of the steps that a preview is wanted of get one.
+    """Decides which of the requested steps of a slot get a preview.
 
-    At most one is wanted at a time: while the last one is too recent or still being encoded, a newer step takes the
-    place of an older one.
+    At most one preview is pending. While the last one is too recent or still being encoded, a newer step replaces an
+    older one.
     """
 
     steps: frozenset[int]
@@ -31,7 +31,7 @@ class PreviewPace:
     _last: float = float("-inf")
 
     def step_done(self, step: int, clean: torch.Tensor) -> None:
-        """Note the predicted clean latent after `step` if a preview of it is wanted."""
+        """Keep the predicted clean latent after `step` if a preview of that step was requested."""
         if step in self.steps:
             self.wanted = (step, clean)
 
@@ -45,7 +45,7 @@ class PreviewPace:
 
 
 class PreviewDecoder:
-    """The preview VAE of a checkpoint, on a stream of its own beside the denoising."""
+    """Runs the preview VAE of a checkpoint, on its own CUDA stream in parallel with denoising."""
 
     def __init__(self, checkpoint: Checkpoint, vae: AutoencoderTiny, max_size: int, mode: Compile) -> None:
         self._forward = decoder_forward(vae, mode)
@@ -58,20 +58,20 @@ class PreviewDecoder:
         self._stream = torch.cuda.Stream() if checkpoint.device.type == "cuda" else None
 
     def decode(self, clean: torch.Tensor) -> PendingPixels:
-        """Return the predicted picture of a clean latent, (1, channels, h, w).
+        """Return the picture of a predicted clean latent, (1, channels, h, w).
 
-        It has the latent's shape, and is at most `max_size` pixels long.
+        It has the latent's aspect ratio, and its longer side is at most `max_size` pixels.
         """
         if self._stream is None:
             return self._decode(clean)
         self._stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self._stream):
             pixels = self._decode(clean)
-        clean.record_stream(self._stream)  # its memory must not be given away before the stream is done with it
+        clean.record_stream(self._stream)  # keeps its memory from being reused before the stream is done
         return pixels
 
     def warm_up(self, clean: torch.Tensor) -> None:
-        """Get ready for clean latents of this shape."""
+        """Prepare for clean latents of this shape."""
         self._forward.warm_up(self._pooled(clean))
         self.decode(clean).wait()
 
@@ -81,9 +81,9 @@ class PreviewDecoder:
         return PendingPixels(image[..., :height, :width])
 
     def _learned(self, clean: torch.Tensor) -> torch.Tensor:
-        """Return a clean latent as tiny VAEs have learned them.
+        """Return a clean latent, scaled as tiny VAEs were trained.
 
-        That is as in denoising, but for what SDXL does not do.
+        That is the scale of denoising, except in checkpoints that normalise latents, which SDXL itself does not.
         """
         if self._scaling.statistics:
             clean = self._scaling.undo(clean) * _SDXL_FACTOR
@@ -92,7 +92,7 @@ class PreviewDecoder:
 
     def _pooled(self, clean: torch.Tensor) -> torch.Tensor:
         clean = self._learned(clean)
-        # Pool in squares of one size, and cut off what the last ones add: sides would otherwise be stretched.
+        # Pool in squares of one size; `_decode` crops what the last ones add. Otherwise the picture would be stretched.
         pooled = avg_pool2d(clean, self._factor(clean), ceil_mode=True)
         return pooled.to(self._dtype).contiguous(memory_format=self._layout)
 

@@ -1,4 +1,4 @@
-"""The UNet's large linear layers in 8-bit floats: half the bytes, and twice the rate on tensor cores that have them."""
+"""Runs the UNet's large linear layers in 8-bit floats: half the bytes, and twice the rate on GPUs that support them."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -17,9 +17,9 @@ from serve_app.replica.unet import as_it_is
 
 _FP8 = torch.float8_e4m3fn
 _LARGEST = torch.finfo(_FP8).max
-_FEWEST_FEATURES = 640  # smaller layers cost more to convert for than they save
+_FEWEST_FEATURES = 640  # in smaller layers, converting the input costs more than it saves
 _STEPS = 8
-# What the layers see depends little on the subject; these differ in length, light and detail.
+# The layers' inputs depend little on the subject; these prompts differ in length, light and detail.
 _PROMPTS = (
     "a photo of a cat",
     "a crowded market street at night, neon signs, rain, highly detailed",
@@ -31,9 +31,9 @@ _PROMPTS = (
 def to_fp8(checkpoint: Checkpoint, model: ModelConfig, fewest_features: int = _FEWEST_FEATURES) -> int:
     """Replace the linear layers of the UNet's transformer blocks; return how many.
 
-    The scales of what goes into them are measured once, on a few pictures, and then fixed: a scale for each call would
-    need another pass over the data, which costs what the matrix product gains. Every replica measures the same.
-    Raises CheckpointError where the GPU has no 8-bit floats.
+    The scales of their inputs are measured once, on a few pictures, and then fixed: a scale per call would need another
+    pass over the data, which costs what the matrix product gains. Every replica measures the same scales.
+    Raises CheckpointError if the GPU does not support 8-bit floats.
     """
     if checkpoint.device.type == "cuda" and torch.cuda.get_device_capability(checkpoint.device) < (8, 9):
         raise CheckpointError(
@@ -59,7 +59,7 @@ def large_linears(unet: nn.Module, fewest_features: int) -> Sequence[tuple[str, 
 class Fp8Linear(nn.Module):
     """A linear layer whose weight and input are 8-bit floats, each with one scale.
 
-    Sums, bias and output stay as they were.
+    Sums, bias and output keep their type.
     """
 
     def __init__(self, linear: nn.Linear, peak: torch.Tensor) -> None:
@@ -87,7 +87,7 @@ class Fp8Linear(nn.Module):
 
 @torch.inference_mode()
 def _measure(checkpoint: Checkpoint, model: ModelConfig, fewest_features: int) -> Mapping[str, torch.Tensor]:
-    """Return the largest absolute input of every layer to replace, by its name."""
+    """Return the largest absolute input of every layer to be replaced, by the layer's name."""
     peaks: dict[str, torch.Tensor] = {}
 
     def watch(name: str) -> Any:
@@ -102,7 +102,7 @@ def _measure(checkpoint: Checkpoint, model: ModelConfig, fewest_features: int) -
         for name, linear in large_linears(checkpoint.unet, fewest_features)
     ]
     encoder = PromptEncoder(checkpoint.pipe, checkpoint.device, len(_PROMPTS) + 2)
-    denoiser = Denoiser(checkpoint, as_it_is(checkpoint.unet))  # a CUDA graph would not call the hooks
+    denoiser = Denoiser(checkpoint, as_it_is(checkpoint.unet))  # a CUDA graph does not call hooks
     for seed, prompt in enumerate(_PROMPTS):
         recipe = Recipe(
             prompt=prompt,

@@ -1,4 +1,4 @@
-"""Whatever a library raises at a checkpoint is a refusal of it."""
+"""Turns what libraries raise on a checkpoint into a CheckpointError."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -8,10 +8,10 @@ from serve_app.errors import CheckpointError, first_line
 
 @contextmanager
 def refused(fault: Callable[[str], CheckpointError], words: str) -> Iterator[None]:
-    """Raise `fault(words)` where the block raises anything but a CheckpointError, which says it better.
+    """Raise `fault(words)` if the block raises anything but a CheckpointError, which is already more specific.
 
-    diffusers, transformers, tokenizers and safetensors raise what they like at files they did not expect: ImportError
-    for a missing extra, NotImplementedError, TypeError, bare Exception.
+    diffusers, transformers, tokenizers and safetensors raise many types on unexpected files: ImportError for a missing
+    extra, NotImplementedError, TypeError, bare Exception.
     """
     try:
         yield

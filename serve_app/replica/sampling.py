@@ -1,4 +1,4 @@
-"""How a checkpoint is sampled: what it says itself, what the settings say instead, and which schedulers can do it."""
+"""How a checkpoint is sampled: its own scheduler config, the settings that override it, and the schedulers that fit."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, get_args
@@ -21,29 +21,30 @@ from serve_app.replica.schedulers import (
 from serve_app.schemas import PredictionType, TimestepSpacing
 
 SETTINGS = ("prediction_type", "timestep_spacing", "rescale_betas_zero_snr")
-"""What `model` may set in the place of the checkpoint's own scheduler config, by the same names."""
+"""The fields of `model` that override the field of the same name in the checkpoint's scheduler config."""
 
 
 def model_settings(model: ModelConfig) -> dict[str, Any]:
-    """Return what the settings say in the place of a checkpoint."""
+    """Return the settings that override the checkpoint's scheduler config."""
     return {name: value for name in SETTINGS if (value := getattr(model, name)) is not None}
 
 
 def departures(own: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings that differ from what the checkpoint itself says."""
+    """Return the settings that differ from the checkpoint's own config."""
     return {name: value for name, value in settings.items() if own.get(name) != value}
 
 
 def effective_config(
     own: SchedulerMixin, settings: Mapping[str, Any], markers: Mapping[str, Any] | None = None
 ) -> Mapping[str, Any]:
-    """Return the config that a checkpoint's schedulers are made from: its own, below its markers, below the settings.
+    """Return the config that a checkpoint's schedulers are made from.
 
-    Raises CheckpointError where no scheduler can sample by it.
+    Settings override markers, and markers override its own config. Raises CheckpointError if no scheduler can sample
+    with the result.
     """
     changes = {**(markers or {}), **settings}
     config = {**own.config, **changes}
-    # Another class of scheduler would put its own defaults in the place of what this one lists as defaults.
+    # Another scheduler class replaces everything listed here with its own defaults.
     config["_use_default_values"] = [name for name in own.config.get("_use_default_values", ()) if name not in changes]
     if fault := _fault(type(own).__name__, config, settings, markers or {}):
         raise CheckpointError(fault)
@@ -51,13 +52,13 @@ def effective_config(
 
 
 def said(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what an effective config says under the names of `SETTINGS`; None: each scheduler's own default."""
+    """Return an effective config's values for `SETTINGS`. None means each scheduler's own default."""
     unsaid = config.get("_use_default_values", ())
     return {name: None if name in unsaid else config.get(name) for name in SETTINGS}
 
 
 def check_usable(config: Mapping[str, Any], fault: Callable[[str], CheckpointError]) -> None:
-    """Raise `fault` where one of the fitting schedulers cannot be made from an effective config, or has no steps."""
+    """Raise `fault` if one of the fitting schedulers cannot be made from an effective config, or has no steps."""
     for name in fitting_schedulers(config):
         with refused(fault, f"has a config that {name} cannot use"):
             set_steps(make_scheduler(name, config), 1)
@@ -67,20 +68,20 @@ def fitting_schedulers(config: Mapping[str, Any]) -> tuple[SchedulerName, ...]:
     """Return the names of the schedulers that can sample with an effective config."""
     unfit: set[SchedulerName] = set()
     if config["prediction_type"] == "sample":
-        unfit.add("euler_a")  # diffusers has not written it
+        unfit.add("euler_a")  # not implemented in diffusers
     if config["prediction_type"] == "epsilon" and config.get("rescale_betas_zero_snr"):
-        unfit.add("ddim")  # it divides by the signal, of which nothing is left; the others take a little for it
+        unfit.add("ddim")  # it divides by the signal, which is zero; the others replace zero with a small number
     return tuple(name for name in SCHEDULER_NAMES if name not in unfit)
 
 
 def default_scheduler(own: SchedulerMixin, config: Mapping[str, Any], asked: SchedulerName | None) -> SchedulerName:
-    """Return the scheduler of requests that name none: `asked`, else the checkpoint's own. Raises CheckpointError."""
+    """Return the scheduler for requests that name none: `asked`, or the checkpoint's own. Raises CheckpointError."""
     fitting, kind = fitting_schedulers(config), type(own).__name__
     name = asked or scheduler_name({**config, "_class_name": kind})
     if name in fitting:
         return name
     if name is None and kind not in KarrasDiffusionSchedulers.__members__:
-        # A model of few steps, such as LCM: others can take its steps, but do not give what it was distilled for.
+        # A few-step model such as LCM: other schedulers run, but not with the results it was distilled for.
         raise CheckpointError(f"model.scheduler: the checkpoint is made for {kind}, which is not supported")
     options = " and ".join(f"{key} {value}" for key, value in other_options({**config, "_class_name": kind}).items())
     own_kind = f"the checkpoint's own {kind}{options and f' with {options}'}"
@@ -89,8 +90,9 @@ def default_scheduler(own: SchedulerMixin, config: Mapping[str, Any], asked: Sch
 
 
 def check_steps(config: Mapping[str, Any], most: int) -> None:
-    """Raise CheckpointError unless each of the schedulers can take 1 to `most` steps."""
-    names = [name for name in fitting_schedulers(config) if name != "dpmpp_2m_karras"]  # which goes by its levels alone
+    """Raise CheckpointError unless every fitting scheduler can take 1 to `most` steps."""
+    # dpmpp_2m_karras computes its noise levels for any number of steps.
+    names = [name for name in fitting_schedulers(config) if name != "dpmpp_2m_karras"]
     can = {name: most_steps(name, config, most) for name in names}
     worst = min(can, key=lambda name: can[name])
     if can[worst] < most:
@@ -99,7 +101,7 @@ def check_steps(config: Mapping[str, Any], most: int) -> None:
 
 
 def _fault(kind: str, config: Mapping[str, Any], settings: Mapping[str, Any], markers: Mapping[str, Any]) -> str | None:
-    """Return why no scheduler of ours is right for a config, whatever `model.scheduler` names."""
+    """Return why none of the schedulers can sample with a config, or None if one can."""
     prediction, spacing = config.get("prediction_type"), config.get("timestep_spacing")
     flow = prediction == "flow_prediction" or config.get("use_flow_sigmas")
     continuous = prediction == "v_prediction" and config.get("timestep_type") == "continuous"
@@ -116,7 +118,7 @@ def _fault(kind: str, config: Mapping[str, Any], settings: Mapping[str, Any], ma
     if prediction == "epsilon" and {**markers, **settings}.get(zero_snr):
         asked = "" if zero_snr in settings else "the file asks for it (`ztsnr` or `ss_zero_terminal_snr`), but "
         return (
-            f"model.{zero_snr}: {asked}where nothing but noise is left, a model that predicts noise says nothing; "
+            f"model.{zero_snr}: {asked}a model that predicts noise cannot start from pure noise; "
             "set model.prediction_type: v_prediction, or this to false"
         )
     return None

@@ -1,4 +1,4 @@
-"""The schedulers a request can name. All are diffusers' own, made from the checkpoint's scheduler config."""
+"""The schedulers that a request can name, all from diffusers and made from the checkpoint's scheduler config."""
 
 from collections.abc import Mapping
 from typing import Any, get_args
@@ -15,7 +15,7 @@ from diffusers import (
 
 from serve_app.recipe import SchedulerName
 
-# The checkpoint's own flags stay, except those that make the difference between two names.
+# Options that distinguish the names. All other options are the checkpoint's.
 _RECIPES: Mapping[SchedulerName, tuple[type[SchedulerMixin], Mapping[str, Any]]] = {
     "euler": (EulerDiscreteScheduler, {}),
     "euler_a": (EulerAncestralDiscreteScheduler, {}),
@@ -29,7 +29,7 @@ _RECIPES: Mapping[SchedulerName, tuple[type[SchedulerMixin], Mapping[str, Any]]]
             "algorithm_type": "dpmsolver++",
             "solver_order": 2,
             "use_karras_sigmas": True,
-            "use_exponential_sigmas": False,  # there can be only one
+            "use_exponential_sigmas": False,  # diffusers allows only one of the three
             "use_beta_sigmas": False,
         },
     ),
@@ -47,11 +47,11 @@ def make_scheduler(name: SchedulerName, config: Mapping[str, Any], **others: Any
 
 
 def set_steps(scheduler: Any, steps: int) -> None:
-    """Make a scheduler ready for `steps` steps from noise. Raises ValueError where its config has no such schedule."""
-    # On the CPU, whatever the device: a step computes its coefficients from them, and would wait for the device.
+    """Prepare a scheduler for `steps` steps from noise. Raises ValueError if its config has no such schedule."""
+    # Always on the CPU: a step computes its coefficients from the timesteps, and would wait for the device.
     scheduler.set_timesteps(steps, device="cpu")
     if len(scheduler.timesteps) == steps + 1:
-        # `trailing` counts down in fractions, and for some numbers ends with a timestep too many, -1.
+        # `trailing` counts down in fractions, and for some numbers of steps it ends with an extra timestep, -1.
         scheduler.timesteps = scheduler.timesteps[:steps]
         scheduler.num_inference_steps = steps
         if hasattr(scheduler, "sigmas"):
@@ -59,14 +59,14 @@ def set_steps(scheduler: Any, steps: int) -> None:
     if not _is_sound(scheduler, steps):
         raise ValueError(f"{type(scheduler).__name__} has no schedule of {steps} steps with this config")
     if hasattr(scheduler, "set_begin_index"):
-        # Else it looks its first timestep up, and finds the second of two that are equal.
+        # Otherwise it looks up its first timestep, and finds the second of two equal ones.
         scheduler.set_begin_index(0)
 
 
 def _is_sound(scheduler: Any, steps: int) -> bool:
-    """Whether a schedule has the right length and goes down from one timestep and noise level to the next."""
+    """Return whether a schedule has the right length, and its timesteps and noise levels decrease."""
     timesteps = scheduler.timesteps
-    # Karras' levels lie so close at the start that their timesteps are rounded to the same.
+    # Karras' first levels are so close that their timesteps are rounded to the same number.
     levels = scheduler.sigmas[:steps] if hasattr(scheduler, "sigmas") else timesteps
     return (
         len(timesteps) == steps
@@ -77,8 +77,8 @@ def _is_sound(scheduler: Any, steps: int) -> bool:
 
 
 def most_steps(name: SchedulerName, config: Mapping[str, Any], most: int) -> int:
-    """Return up to which number of steps, at most `most`, a scheduler can take each."""
-    # Karras' levels, which a checkpoint may ask for, come in any number, and would take seconds to compute.
+    """Return the largest number up to `most` such that a scheduler can take every number of steps up to it."""
+    # Without Karras' levels, which a checkpoint may ask for: they exist for any number, but take seconds to compute.
     scheduler = make_scheduler(name, config, use_karras_sigmas=False)
     for steps in range(1, most + 1):
         try:
@@ -89,17 +89,17 @@ def most_steps(name: SchedulerName, config: Mapping[str, Any], most: int) -> int
 
 
 def scheduler_name(config: Mapping[str, Any]) -> SchedulerName | None:
-    """Return the name under which a checkpoint's own scheduler can be asked for, or None if it has none here."""
+    """Return the name of a checkpoint's own scheduler, or None if requests cannot name it."""
     return next((name for name, others in _nearest(config).items() if not others), None)
 
 
 def other_options(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the options by which a checkpoint's own scheduler is none of ours, if one of ours has its class."""
+    """Return the options in which a checkpoint's own scheduler differs from the nearest of ours of the same class."""
     return min(_nearest(config).values(), key=len, default={})
 
 
 def _nearest(config: Mapping[str, Any]) -> Mapping[SchedulerName, Mapping[str, Any]]:
-    """Return the schedulers of a config's class, each with the options in which the config is another."""
+    """Return the schedulers of a config's class, each with the options in which the config differs."""
     return {
         name: {key: config[key] for key, value in changes.items() if config.get(key, value) != value}
         for name, (cls, changes) in _RECIPES.items()
@@ -110,7 +110,7 @@ def _nearest(config: Mapping[str, Any]) -> Mapping[SchedulerName, Mapping[str, A
 def predicted_clean(scheduler: Any, output: Any) -> torch.Tensor:
     """Return the clean latent (x0) that `output = scheduler.step(...)` was made from.
 
-    The multistep solvers do not return it, but keep it as the newest of their model outputs.
+    Multistep solvers do not return it, but keep it as the newest of their model outputs.
     """
     clean: torch.Tensor | None = getattr(output, "pred_original_sample", None)
     return clean if clean is not None else scheduler.model_outputs[-1]

@@ -1,4 +1,4 @@
-"""Where a checkpoint and its parts lie on this machine."""
+"""Finds the files of a checkpoint and its parts on this machine."""
 
 import json
 import re
@@ -17,7 +17,7 @@ from serve_app.replica.markers import read_markers
 from serve_app.replica.paths import is_there, user_path
 
 TOKENIZERS: Mapping[str, PartName] = {"tokenizer": "text_encoder", "tokenizer_2": "text_encoder_2"}
-"""The folders of the tokenizers, and whose words they hold."""
+"""The folders of the tokenizers, and the text encoders they belong to."""
 
 _PICKLES = (".bin", ".ckpt", ".pt", ".pth")
 _TINY = "AutoencoderTiny"
@@ -25,10 +25,10 @@ _TINY = "AutoencoderTiny"
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A model: its weights, its config, and the setting (without `model.`) that chose it.
+    """A model: its weights, its config, and the setting (without `model.`) that selected it.
 
-    In a folder the files have the libraries' own names, `variant` among them. A single file has any name, and keys of
-    the original code; `config` is then another folder's, and empty where none is known.
+    In a folder, files have the names that the libraries give them, including `variant`. A single file may have any name
+    and uses the keys of the original code; its `config` comes from another folder, and is empty if there is none.
     """
 
     setting: str
@@ -38,22 +38,22 @@ class Part:
     variant: str | None = None
     single: bool = False
     words: str = ""
-    """Which model of a file that holds several."""
+    """Which model it is, for a file that holds several."""
 
     @property
     def where(self) -> str:
-        """The file or folder to name in an error, and what in it."""
+        """The file or folder to name in an error, and which model in it."""
         place = str(self.files[0] if self.single else self.folder)
         return f"{place} ({self.words})" if self.words else place
 
     def fault(self, words: str) -> CheckpointError:
-        """Return the refusal of this part, to be raised."""
+        """Return an error about this part, for the caller to raise."""
         return CheckpointError(f"model.{self.setting}: {self.where} {words}")
 
 
 @dataclass(frozen=True, slots=True)
 class Sources:
-    """All that a checkpoint is loaded from. `root` is the diffusers folder with the configs and tokenizers."""
+    """Everything a checkpoint is loaded from. `root` is the diffusers folder with the configs and tokenizers."""
 
     path: Path
     root: Path
@@ -61,24 +61,24 @@ class Sources:
     parts: Mapping[PartName, Part]
     preview: Part | None
     header: Header | None = None
-    """What a single file holds; None for a folder."""
+    """The header of a single file; None for a folder."""
     markers: Mapping[str, Any] = field(default_factory=dict)
-    """What a single file says of its scheduler config."""
+    """What a single file says about its scheduler config."""
     usual: bool = False
-    """Whether a single file has the configs that diffusers takes for it, so that it alone says what is generated."""
+    """Whether a single file uses diffusers' usual configs, so that pictures depend only on the file."""
 
     @property
     def models(self) -> Sequence[Part]:
-        """All that is loaded, the preview VAE last."""
+        """All models to load, the preview VAE last."""
         return [*self.parts.values(), *([self.preview] if self.preview else [])]
 
     @property
     def scheduler_config(self) -> dict[str, Any]:
-        """What the root says of its scheduler. Raises CheckpointError."""
+        """The scheduler config in the root. Raises CheckpointError."""
         return self.read("scheduler/scheduler_config.json")
 
     def fault(self, words: str, name: str = "") -> CheckpointError:
-        """Return the refusal of the root, or of what lies in it by that name, to be raised."""
+        """Return an error about the root, or about a file or folder in it, for the caller to raise."""
         return CheckpointError(f"model.{self.root_setting}: {self.root / name} {words}")
 
     def read(self, name: str) -> dict[str, Any]:
@@ -87,7 +87,7 @@ class Sources:
 
 
 def find_sources(config: ModelConfig) -> Sources:
-    """Return where everything lies that `config` names, fetching hub ids first. Raises CheckpointError."""
+    """Return the files of everything that `config` names; fetch hub ids. Raises CheckpointError."""
     path = local_path(config)
     header = read_header("path", path) if path.is_file() else None
     markers: Mapping[str, Any] = {}
@@ -98,7 +98,7 @@ def find_sources(config: ModelConfig) -> Sources:
     root, setting = (path, "path") if header is None else (_configs(configs), "config_path")
     if not (root / "model_index.json").is_file():
         raise CheckpointError(
-            f"model.{setting}: {root} is no diffusers folder, it has no model_index.json{_advice(root)}"
+            f"model.{setting}: {root} is not a diffusers folder, it has no model_index.json{_advice(root)}"
         )
     index = read_json(setting, root / "model_index.json")
     names = [
@@ -122,14 +122,14 @@ def find_sources(config: ModelConfig) -> Sources:
         }
     if config.vae_path:
         vae = _named_part("vae_path", config.vae_path, root)
-        # diffusers would take a VAE on its own for that of Stable Diffusion 1, whose latents have another scale.
+        # diffusers would treat a separate VAE as that of Stable Diffusion 1, whose latents have another scale.
         parts["vae"] = vae if vae.config else replace(vae, config=read_json("vae_path", root / "vae" / "config.json"))
     usual = header is not None and configs == USUAL_CONFIGS and root != user_path(configs)
     return Sources(path, root, setting, parts, _preview(config, root), header, markers, usual)
 
 
 def local_path(config: ModelConfig) -> Path:
-    """Return where the checkpoint lies on this machine, fetching a hub id first. Raises CheckpointError."""
+    """Return the checkpoint's path on this machine; fetch a hub id. Raises CheckpointError."""
     if config.path == EMBEDDED:
         return embedded_path()
     path = user_path(config.path)
@@ -143,17 +143,16 @@ def local_path(config: ModelConfig) -> Path:
 
 
 def model_name(path: Path, config: ModelConfig) -> str:
-    """Return the name of a checkpoint that has none in its settings."""
+    """Return the name of a checkpoint whose settings give it none."""
     if path.is_file():
         return path.stem
-    return (
-        path.name if config.path == EMBEDDED else Path(config.path).name
-    )  # a hub id lies in a folder named by its commit
+    # Not `path`: the folder of a hub id is named by its commit.
+    return path.name if config.path == EMBEDDED else Path(config.path).name
 
 
 def model_revision(path: Path, config: ModelConfig) -> str | None:
-    """Return the commit of a checkpoint from the hub, else the revision its settings name."""
-    # The hub's cache names its snapshot folders by commit, which is truer than a branch name.
+    """Return the commit of a checkpoint from the hub, or the revision in its settings."""
+    # The hub's cache names its snapshot folders by commit, which is more exact than a branch name.
     snapshot = path.parent if path.is_file() else path
     return snapshot.name if snapshot.parent.name == "snapshots" else config.revision
 
@@ -163,24 +162,24 @@ def read_json(setting: str, file: Path) -> dict[str, Any]:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"model.{setting}: {file} is missing or no JSON") from error
+        raise CheckpointError(f"model.{setting}: {file} is missing or not JSON") from error
     if not isinstance(content, dict):
-        raise CheckpointError(f"model.{setting}: {file} holds no JSON object")
+        raise CheckpointError(f"model.{setting}: {file} does not hold a JSON object")
     return content
 
 
 def _advice(folder: Path) -> str:
     files = sorted(file.name for file in folder.glob("*.safetensors"))
-    return f"; to serve a single file name it, such as {folder / files[0]}" if files else ""
+    return f"; to serve a single file, name it, such as {folder / files[0]}" if files else ""
 
 
 def _configs(name: str) -> Path:
-    """Return the diffusers folder whose configs and tokenizers go with a single file."""
+    """Return the diffusers folder with the configs and tokenizers of a single file."""
     folder = user_path(name)
     if is_there("config_path", folder) and folder.is_dir():
         return folder
     if not is_hub_id(name):
-        raise CheckpointError(f"model.config_path: {name} is no folder here, and a hub id has the form owner/name")
+        raise CheckpointError(f"model.config_path: {name} is not a folder here, and a hub id has the form owner/name")
     return fetch_configs(name)
 
 
@@ -194,7 +193,7 @@ def _folder_parts(root: Path, names: Sequence[PartName], variant: str | None) ->
 
 
 def _folder_part(setting: str, folder: Path, variant: str | None = None) -> Part:
-    """Return a model in a folder. Parts without weights of the variant have those without one, as diffusers does it."""
+    """Return a model in a folder. Parts without weights of the variant use those without a variant, as in diffusers."""
     config = read_json(setting, folder / "config.json")
     for known in (variant, None) if variant else (None,):
         if files := _weight_files(setting, folder, known):
@@ -203,10 +202,10 @@ def _folder_part(setting: str, folder: Path, variant: str | None = None) -> Part
 
 
 def _weight_files(setting: str, folder: Path, variant: str | None) -> Sequence[Path]:
-    """Return the files of a model's weights, in the order in which the libraries look for them; maybe none."""
+    """Return the files of a model's weights, empty if there are none. The first name that the libraries know counts."""
     middle = f".{variant}" if variant else ""
     shards = "model.safetensors.index" + middle + ".json"
-    # diffusers looks for the index first, transformers for the whole.
+    # diffusers looks for the index first, transformers for the single file.
     for name in (
         f"diffusion_pytorch_{shards}",
         f"diffusion_pytorch_model{middle}.safetensors",
@@ -220,7 +219,7 @@ def _weight_files(setting: str, folder: Path, variant: str | None) -> Sequence[P
             shard_names = set(read_json(setting, file).get("weight_map", {}).values())
             missing = [shard for shard in sorted(shard_names) if not (folder / shard).is_file()]
             if missing:
-                raise CheckpointError(f"model.{setting}: {folder} lacks {missing[0]}, which {name} asks for")
+                raise CheckpointError(f"model.{setting}: {folder} lacks {missing[0]}, which {name} lists")
             return [folder / shard for shard in sorted(shard_names)]
     return []
 
@@ -241,10 +240,7 @@ def _no_weights(folder: Path) -> str:
 
 
 def _named_part(setting: str, name: str, root: Path) -> Part:
-    """Return a model that has a setting of its own.
-
-    The setting names a subfolder of the checkpoint, a local folder or file, or a hub id.
-    """
+    """Return a model that has its own setting: a subfolder of the checkpoint, a local folder or file, or a hub id."""
     for place in (root / name, user_path(name)):
         if not is_there(setting, place):
             continue
@@ -262,7 +258,7 @@ def _named_part(setting: str, name: str, root: Path) -> Part:
 
 
 def _alone(setting: str, folder: Path) -> Part:
-    """Return a model from its own folder, for which people take a whole checkpoint's."""
+    """Return a model from its own folder. People often name the folder of the whole checkpoint instead."""
     if not (folder / "config.json").is_file():
         inside = folder / ("vae" if setting == "vae_path" else PREVIEW_FOLDER)
         advice = f"; name {inside}" if inside.is_dir() else ""
@@ -271,7 +267,7 @@ def _alone(setting: str, folder: Path) -> Part:
 
 
 def _config_beside(setting: str, file: Path) -> Mapping[str, Any]:
-    """Return the config next to a single file, as the hub has it, if it is one of such a model."""
+    """Return the config next to a single file, as on the hub, if it is for this kind of model; otherwise empty."""
     beside = file.with_name("config.json")
     config = read_json(setting, beside) if beside.is_file() else {}
     return config if config.get("_class_name") in (("AutoencoderKL",) if setting == "vae_path" else (_TINY,)) else {}

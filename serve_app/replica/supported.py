@@ -1,4 +1,4 @@
-"""What can be served, told from configs and headers alone: a refusal must not wait for gigabytes of weights."""
+"""Checks from configs and headers whether a checkpoint can be served, before gigabytes of weights are read."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -19,10 +19,10 @@ _CLASSES: Mapping[str, Sequence[str]] = {
     "vae": ("AutoencoderKL", "AutoencoderTiny"),
     **dict.fromkeys(TOKENIZERS, ("CLIPTokenizer", "CLIPTokenizerFast")),
 }
-# What the engine gives a UNet and takes from it.
+# What the engine requires of a UNet's config, and what to say otherwise.
 _UNET: Mapping[str, tuple[Any, str]] = {
     "time_cond_proj_dim": (None, "is a guidance-distilled UNet (time_cond_proj_dim)"),
-    "addition_embed_type": ("text_time", "is no SDXL UNet (addition_embed_type)"),
+    "addition_embed_type": ("text_time", "is not an SDXL UNet (addition_embed_type)"),
     "class_embed_type": (None, "has a class_embed_type"),
     "encoder_hid_dim_type": (None, "has an encoder_hid_dim_type"),
     "quantization_config": (None, "is quantized (quantization_config)"),
@@ -30,13 +30,13 @@ _UNET: Mapping[str, tuple[Any, str]] = {
 
 
 def check_configs(sources: Sources) -> None:
-    """Raise CheckpointError where the configs are not SDXL text-to-image's, or do not fit each other."""
+    """Raise CheckpointError if the configs are not those of SDXL text-to-image, or do not fit each other."""
     index = sources.read("model_index.json")
     kind = str(index.get("_class_name"))
     if not kind.startswith("StableDiffusionXL"):
         raise sources.fault(f"is a {kind}; {SUPPORTED}")
     if "text_encoder" not in sources.parts and "text_encoder_2" in sources.parts:
-        raise sources.fault(f"has no first text encoder, as SDXL's refiner; {SUPPORTED}")
+        raise sources.fault(f"has no first text encoder, like SDXL's refiner; {SUPPORTED}")
     for name in PART_NAMES:
         if name not in sources.parts:
             advice = "; name one in model.vae_path" if name == "vae" else ""
@@ -52,7 +52,7 @@ def check_configs(sources: Sources) -> None:
 
 
 def component_class(index: Mapping[str, Any], component: str) -> str | None:
-    """Return the name of a component's class, by a checkpoint's index."""
+    """Return the name of a component's class from a checkpoint's index."""
     match index.get(component):
         case [str(), str(found)]:
             return found
@@ -65,18 +65,18 @@ def _check_class(found: object, allowed: Sequence[str], fault: Callable[[str], C
 
 
 def check_files(sources: Sources) -> None:
-    """Raise CheckpointError where a file of weights is damaged, quantized, or no `.safetensors` file."""
+    """Raise CheckpointError if a file of weights is damaged, quantized, or not a `.safetensors` file."""
     for part in sources.models:
         for file in part.files:
             if file == sources.path:
-                continue  # a single file, whose header told where the rest lies
+                continue  # a single file, whose header `find_sources` has checked
             header = read_header(part.setting, file)
             if not part.single:
                 check_keys(part, quantized=[key for key, tensor in header.items() if tensor.is_integer])
 
 
 def check_tokenizer(sources: Sources, name: str, tokenizer: CLIPTokenizer) -> None:
-    """Raise CheckpointError where a tokenizer's words are not those of its encoder."""
+    """Raise CheckpointError if a tokenizer does not fit its text encoder."""
     config = CLIPTextConfig.from_dict(sources.parts[TOKENIZERS[name]].config)
     fault = partial(sources.fault, name=name)
     if len(tokenizer) != config.vocab_size:
@@ -84,7 +84,7 @@ def check_tokenizer(sources: Sources, name: str, tokenizer: CLIPTokenizer) -> No
             f"has {len(tokenizer)} tokens, its text encoder {config.vocab_size}; "
             "tokenizer.json or vocab.json is missing or another model's"
         )
-    # It takes for the end of a prompt what the config says; 2 means the highest number, as the first CLIPs had it.
+    # The encoder pools at the token that its config names; 2 means the token with the highest number, as in old CLIPs.
     if name == "tokenizer_2" and config.eos_token_id not in (2, tokenizer.eos_token_id):
         raise fault(f"ends prompts with token {tokenizer.eos_token_id}, its text encoder with {config.eos_token_id}")
     if tokenizer.model_max_length != config.max_position_embeddings:

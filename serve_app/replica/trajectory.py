@@ -1,4 +1,4 @@
-"""The way of one slot through latent space: where it starts, its scheduler and its place among the steps."""
+"""The denoising of one slot: where it starts, its scheduler, its latents and its current step."""
 
 import inspect
 from collections.abc import Sequence
@@ -29,26 +29,26 @@ class Start:
 
 @dataclass(frozen=True, slots=True)
 class Guidance:
-    """How the two rows of a guided prediction become one, as diffusers does it."""
+    """Combines the two rows of a guided prediction into one, as diffusers does."""
 
     scale: float
     rescale: float = 0.0
 
     def __call__(self, prediction: torch.Tensor) -> torch.Tensor:
-        """Return the one prediction of two rows, unconditional first."""
+        """Return one prediction from two rows, unconditional first."""
         unconditional, conditional = prediction.chunk(2)
         guided = unconditional + self.scale * (conditional - unconditional)
         return rescale_noise_cfg(guided, conditional, self.rescale) if self.rescale else guided
 
 
 class Trajectory:
-    """The denoising state of one slot, its own alone: a picture cannot depend on its neighbours in a batch.
+    """The denoising state of one slot. Slots share no state, so a picture cannot depend on its neighbours in a batch.
 
     Attributes:
-        conditioning: what the UNet is given besides latents and timestep.
+        conditioning: the UNet's inputs besides latents and timestep.
         latents: float32 (1, latent channels, height / 8, width / 8), between steps.
         clean: the predicted clean latent (x0) of the last step; before the first, the latents of the start.
-        step: how many steps of the schedule are done, from the start's to all of them.
+        step: how many steps of the schedule are done, counting those before the start.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class Trajectory:
         scheduler: Any,
         generator: torch.Generator,
     ) -> None:
-        """Take a scheduler whose steps are set, and the CPU generator for the noise of its steps, both of this slot."""
+        """Take a scheduler whose steps are set and the CPU generator of its step noise; no other slot may use them."""
         self.conditioning = conditioning
         self.latents = self.clean = start.latents
         self.step = start.step
@@ -85,7 +85,7 @@ class Trajectory:
 
     @property
     def rows(self) -> int:
-        """How many rows of a UNet batch this slot takes: 2 with guidance (unconditional first), else 1."""
+        """How many rows of a UNet batch this slot takes: 2 with guidance (unconditional first), otherwise 1."""
         return self.conditioning.rows
 
     @property
@@ -104,7 +104,7 @@ class Trajectory:
 
     def advance(self, prediction: torch.Tensor) -> None:
         """Take one step with the UNet's prediction, (rows, channels, height, width)."""
-        # A copy: a scheduler may keep it, and the UNet's next call overwrites it.
+        # Copy: the scheduler may keep it, and the UNet's next call overwrites it.
         prediction = prediction.to(torch.float32, copy=True)
         if self.rows == 2:
             prediction = self._guidance(prediction)
@@ -115,7 +115,7 @@ class Trajectory:
 
 
 def _noise(recipe: Recipe, checkpoint: Checkpoint, scheduler: Any, generator: torch.Generator) -> Start:
-    """Return the start of a picture made from its prompt alone."""
+    """Return the start of text-to-image: pure noise."""
     scale = checkpoint.pipe.vae_scale_factor
     shape = (1, checkpoint.unet.config.in_channels, recipe.height // scale, recipe.width // scale)
     noise = torch.randn(shape, generator=generator, dtype=torch.float32)

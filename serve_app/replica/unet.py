@@ -1,4 +1,4 @@
-"""How the UNet runs: as it is, its blocks compiled, or all of it."""
+"""How the UNet runs: eagerly, with compiled blocks, or compiled as a whole."""
 
 from typing import NamedTuple
 
@@ -14,7 +14,7 @@ _MOST_COMPILATIONS = 64
 
 
 class UNetInputs(NamedTuple):
-    """What the UNet's forward takes, in this order, all with rows first.
+    """The inputs of the UNet's forward, in this order, all with rows first.
 
     `sample` is (rows, channels, h, w), `timestep` (rows,); for the others see `conditioning.Conditioning`.
     """
@@ -27,7 +27,7 @@ class UNetInputs(NamedTuple):
 
 
 def make_forward(unet: UNet2DConditionModel, mode: Compile) -> Forward[torch.Tensor]:
-    """Return the UNet as `engine.compile` asks for. It takes `UNetInputs` and returns the prediction."""
+    """Return the UNet's forward for `engine.compile`. It takes `UNetInputs` and returns the prediction."""
     match mode:
         case "none":
             forward = as_it_is(unet)
@@ -39,20 +39,20 @@ def make_forward(unet: UNet2DConditionModel, mode: Compile) -> Forward[torch.Ten
 
 
 def as_it_is(unet: UNet2DConditionModel) -> AsItIs:
-    """Return the UNet's own code as a forward."""
+    """Return a forward that runs the UNet eagerly."""
     return AsItIs(_predict, unet)
 
 
 class _CompiledBlocks(AsItIs):
-    """The blocks that SDXL has 70 of, compiled once for any size.
+    """Compiles the transformer blocks, of which SDXL has 70, once for any size.
 
-    A single row is a case of its own for the compiler.
+    The compiler treats a single row as a separate case.
     """
 
     def __init__(self, unet: UNet2DConditionModel) -> None:
         super().__init__(_predict, unet)
         for block in blocks(unet):
-            # Not the module: its hook, other for each block, stays outside.
+            # Compile `forward`, not the module, whose hook differs for each block.
             block.forward = torch.compile(block.forward, fullgraph=True, dynamic=True, options=dict(BY_RULE))
 
     def __call__(self, *inputs: torch.Tensor) -> torch.Tensor:
@@ -62,7 +62,7 @@ class _CompiledBlocks(AsItIs):
     def warm_up(self, *inputs: torch.Tensor) -> None:
         from serve_app.replica.choices import our_choices  # imports the compiler, which only a compilation needs
 
-        # The compiler's settings hold for the thread that makes them.
+        # The compiler's settings apply only to this thread.
         with torch._dynamo.config.patch(recompile_limit=_MOST_COMPILATIONS), our_choices():
             super().__call__(*inputs)
             super().__call__(*(part[:1] for part in inputs))
@@ -76,7 +76,7 @@ def _predict(
     pooled: torch.Tensor,
     time_ids: torch.Tensor,
 ) -> torch.Tensor:
-    """Take the fields of `UNetInputs`, one by one: a compiled model's inputs are tensors."""
+    """Take the fields of `UNetInputs` one by one, since a compiled model takes only tensors."""
     added = {"text_embeds": pooled, "time_ids": time_ids}
     prediction: torch.Tensor = unet(
         sample, timestep, encoder_hidden_states=context, added_cond_kwargs=added, return_dict=False

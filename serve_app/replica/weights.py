@@ -1,4 +1,4 @@
-"""The models of a checkpoint, from wherever their weights lie: whole, or refused."""
+"""Loads the models of a checkpoint, and refuses those whose weights are incomplete."""
 
 from functools import partial
 from typing import Any
@@ -26,7 +26,7 @@ _FOLDER = {
 
 
 def load_part(name: PartName, part: Part, dtype: torch.dtype) -> Any:
-    """Return a model of a checkpoint on the CPU. Raises CheckpointError."""
+    """Load a model of a checkpoint to the CPU. Raises CheckpointError."""
     tiny = part.config.get("_class_name") == AutoencoderTiny.__name__
     cls = AutoencoderTiny if tiny else _FOLDER[name]
     with refused(part.fault, f"cannot be loaded as {cls.__name__}"):
@@ -36,9 +36,9 @@ def load_part(name: PartName, part: Part, dtype: torch.dtype) -> Any:
 def load_tokenizer(sources: Sources, name: str) -> CLIPTokenizer:
     """Return a tokenizer that fits its text encoder. Raises CheckpointError."""
     folder = sources.root / name
-    if not folder.is_dir():  # transformers would take it for a hub id
-        raise sources.fault("is no folder; the tokenizer's files belong there", name)
-    with refused(partial(sources.fault, name=name), "is no tokenizer that can be loaded"):
+    if not folder.is_dir():  # transformers would treat it as a hub id
+        raise sources.fault("is not a folder; the tokenizer's files belong there", name)
+    with refused(partial(sources.fault, name=name), "is not a tokenizer that can be loaded"):
         tokenizer = CLIPTokenizer.from_pretrained(folder)
         check_tokenizer(sources, name, tokenizer)
     return tokenizer
@@ -56,7 +56,7 @@ def load_scheduler(sources: Sources) -> SchedulerMixin:
 
 
 def load_preview_vae(part: Part, dtype: torch.dtype) -> AutoencoderTiny:
-    """Return the decoder of a tiny VAE on the CPU. Raises CheckpointError."""
+    """Load the decoder of a tiny VAE to the CPU. Raises CheckpointError."""
     with refused(part.fault, f"cannot be loaded as {AutoencoderTiny.__name__}"):
         vae = load_tiny_vae(part, dtype) if part.single else _from_folder(AutoencoderTiny, part, dtype, "encoder.")
     vae.encoder = nn.Identity()
@@ -64,8 +64,8 @@ def load_preview_vae(part: Part, dtype: torch.dtype) -> AutoencoderTiny:
 
 
 def _from_folder(cls: Any, part: Part, dtype: torch.dtype, unused: str = " ") -> Any:
-    """Return a model by its library's own loader; `unused` begins the names of weights that may be missing."""
-    # Loaded in spite of wrong shapes, which are then named here.
+    """Load a model with its library's own loader. Weights whose name begins with `unused` may be missing."""
+    # The library accepts wrong shapes here, so that `check_keys` can name the weights.
     model, info = cls.from_pretrained(
         part.folder,
         dtype=dtype,

@@ -1,4 +1,4 @@
-"""A process that runs one kept forward, and says what it computed and how many kernels it timed for that."""
+"""A process that runs one compiled forward, and prints a digest of the result and the kernels that it timed."""
 
 import hashlib
 import json
@@ -17,7 +17,7 @@ from serve_app.replica.norms import ChannelsLastGroupNorm
 
 
 class Skip(nn.Module):
-    """How SDXL's up blocks begin: what comes from below and what was kept on the way down, joined and normed."""
+    """The start of SDXL's up blocks: concatenates the input and the skip connection, and normalises them."""
 
     config: ClassVar[dict[str, object]] = {}
 
@@ -36,7 +36,7 @@ def run(module: Skip, below: torch.Tensor, kept: torch.Tensor, bias: torch.Tenso
 
 @contextmanager
 def timed_kernels() -> Iterator[list[str]]:
-    """Yield a list that gets the name of every kernel that chooses among block sizes by time."""
+    """Yield a list that receives the name of every kernel whose block size is chosen by timing."""
     names: list[str] = []
     time_all: Any = CachingAutotuner.benchmark_all_configs
 

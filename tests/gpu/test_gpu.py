@@ -1,6 +1,6 @@
-"""What only a GPU can show: CUDA graphs, streams, and that nothing on the way of a step waits for the device.
+"""What needs a GPU: CUDA graphs, streams, and that no step waits for the device.
 
-Collected where there is one: `pytest tests/gpu`.
+Collected only if there is a GPU: `pytest tests/gpu`.
 """
 
 import json
@@ -42,8 +42,8 @@ GPU = torch.device("cuda", 0)
 
 pytestmark = [
     pytest.mark.timeout(600),
-    pytest.mark.filterwarnings("ignore:Synchronization debug mode"),  # torch calls it a prototype
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # the compiler's own imports give them
+    pytest.mark.filterwarnings("ignore:Synchronization debug mode"),  # torch warns that it is a prototype
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # from the compiler's own imports
 ]
 
 
@@ -71,7 +71,7 @@ class Begin:
 
 @contextmanager
 def nothing_waits() -> Iterator[None]:
-    """Make whatever waits for the device an error."""
+    """Raise an error if anything waits for the device."""
     torch.cuda.synchronize()
     try:
         torch.cuda.set_sync_debug_mode("error")
@@ -81,7 +81,7 @@ def nothing_waits() -> Iterator[None]:
 
 
 @torch.inference_mode()
-def test_a_cuda_graph_gives_what_the_unet_gives_warmed_up_or_not(checkpoint: Checkpoint) -> None:
+def test_a_cuda_graph_equals_the_unet_warmed_up_or_not(checkpoint: Checkpoint) -> None:
     begin = Begin(checkpoint)
     plain, replayed = (
         Denoiser(checkpoint, as_it_is(checkpoint.unet)),
@@ -104,7 +104,7 @@ def test_a_cuda_graph_gives_what_the_unet_gives_warmed_up_or_not(checkpoint: Che
 
 
 @torch.inference_mode()
-def test_a_cuda_graph_serves_inputs_of_its_own_shapes_alone() -> None:
+def test_a_cuda_graph_runs_only_for_its_own_shapes() -> None:
     forward, sample = with_cuda_graphs(AsItIs(weighted, nn.Identity()), GPU), torch.ones(2, 8, device=GPU)
     for _ in range(3):
         for length in (77, 154):
@@ -113,13 +113,13 @@ def test_a_cuda_graph_serves_inputs_of_its_own_shapes_alone() -> None:
 
 
 @torch.inference_mode()
-def test_captured_text_encoders_give_what_they_give_as_they_are(checkpoint: Checkpoint) -> None:
+def test_captured_text_encoders_equal_eager_ones(checkpoint: Checkpoint) -> None:
     encoder = PromptEncoder(checkpoint.pipe, checkpoint.device, 8)
     encoder.warm_up()
     kept = [encoder.encode(prompt) for prompt in ("a red apple", "a plum")]
     for embedding, prompt in zip(kept, ("a red apple", "a plum"), strict=True):
         expected = TextEncoders(checkpoint.pipe, GPU)(*encoder._ids(prompt))[1]
-        assert torch.equal(embedding.pooled, expected), "an embedding is not overwritten by the next"
+        assert torch.equal(embedding.pooled, expected), "the next embedding must not overwrite it"
 
 
 @torch.inference_mode()
@@ -161,7 +161,7 @@ def test_previews_on_their_own_stream_are_those_of_their_latents(checkpoint: Che
     latents = [torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(seed)) for seed in range(20)]
     pending = []
     for latent in latents:
-        clean = latent.to(GPU) + 0  # made on the denoising's stream a moment ago, and let go of at once
+        clean = latent.to(GPU) + 0  # just created on the denoising stream, and freed at once
         pending.append(decoder.decode(clean))
         del clean
         torch.randn(1, 4, 8, 8, device=GPU)
@@ -200,13 +200,15 @@ def _answers(processes: Sequence["subprocess.Popen[str]"]) -> list[dict[str, Any
     return [json.loads(output.splitlines()[-1]) for output in outputs]
 
 
-def test_processes_add_in_the_same_order_and_who_loads_a_compiled_model_times_nothing(tmp_path: Path) -> None:
-    """Block sizes decide the order of a sum: chosen by time, each process had its own."""
+def test_processes_add_in_the_same_order_and_do_not_time_a_loaded_model_again(tmp_path: Path) -> None:
+    """Block sizes decide the order of a sum: chosen by timing, they would differ between processes."""
     shared, other = tmp_path / "shared", tmp_path / "other"
     first, alone = _answers([_started(shared), _started(other)])
     later = _answers([_started(shared) for _ in range(3)])
     assert {answer["digest"] for answer in (first, alone, *later)} == {first["digest"]}
-    assert not any("_red_" in name or "_per_" in name for name in first["timed"]), "a sum's order is a rule"
+    assert not any("_red_" in name or "_per_" in name for name in first["timed"]), (
+        "the order of a sum must not depend on timing"
+    )
     assert [answer["timed"] for answer in later] == [[]] * 3
 
 
@@ -231,7 +233,7 @@ def generated(running: Engine, *slots: Slot) -> list[Generated]:
 
 
 @pytest.mark.parametrize("mode", ["none", "regional", "full"])
-def test_an_image_has_the_same_bits_alone_and_in_a_crowd(checkpoint: Checkpoint, mode: str) -> None:
+def test_an_image_has_the_same_bits_alone_and_beside_others(checkpoint: Checkpoint, mode: str) -> None:
     slots = [make_slot(seed=seed, prompt=f"apple {seed}", keep_pixels=True, num_inference_steps=8) for seed in range(4)]
     others = [
         make_slot(seed=9, width=128, num_inference_steps=20, preview_steps=frozenset({1})),
@@ -248,10 +250,10 @@ def test_an_image_has_the_same_bits_alone_and_in_a_crowd(checkpoint: Checkpoint,
 
 @torch.inference_mode()
 @pytest.mark.parametrize("mode", ["regional", "full"])
-def test_a_cuda_graph_is_made_of_what_was_compiled(
+def test_a_cuda_graph_captures_the_compiled_model(
     checkpoint: Checkpoint, mode: Compile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A guard that its inputs do not meet would record the UNet as it is, in silence."""
+    """If a guard did not match the inputs, the graph would silently be captured from the eager UNet."""
     begin = Begin(checkpoint)
     fail_where_nothing_fits(monkeypatch)
     denoiser = Denoiser(checkpoint, make_forward(checkpoint.unet, mode))

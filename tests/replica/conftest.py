@@ -1,4 +1,4 @@
-"""Checkpoints to load: the tiny one to change at will, and one with SDXL's blocks, as folder and as file."""
+"""Checkpoints to load: a copy of the tiny one for changes, and one with SDXL's blocks, as folder and as file."""
 
 import shutil
 from pathlib import Path
@@ -16,15 +16,15 @@ MODELS = ("unet", "vae", "text_encoder", "text_encoder_2")
 
 @pytest.fixture
 def copy(tiny_path: Path, tmp_path: Path) -> Path:
-    """The tiny model, to be changed."""
+    """A copy of the tiny model that a test may change."""
     return Path(shutil.copytree(tiny_path, tmp_path / "copy"))
 
 
 @pytest.fixture(scope="session")
 def pipe(tiny_path: Path) -> StableDiffusionXLPipeline:
-    """The tiny model with SDXL's own arrangement of blocks.
+    """The tiny model with SDXL's arrangement of blocks.
 
-    The text encoders' widths differ, because diffusers tells the two apart by them.
+    The text encoders' widths differ, because diffusers distinguishes the two by width.
     """
     pipe = StableDiffusionXLPipeline.from_pretrained(tiny_path, add_watermarker=False)
     width = 2 * pipe.text_encoder.config.hidden_size
@@ -50,7 +50,7 @@ def pipe(tiny_path: Path) -> StableDiffusionXLPipeline:
 
 
 def _randomize(pipe: StableDiffusionXLPipeline) -> None:
-    """Give norms and biases values of their own: new models have ones and zeros there, the same wherever they land."""
+    """Randomize norms and biases: they start as ones and zeros, so a test would not see them swapped."""
     for name in MODELS:
         for parameter in getattr(pipe, name).parameters():
             if parameter.ndim == 1:
@@ -66,7 +66,7 @@ def folder(pipe: StableDiffusionXLPipeline, tmp_path_factory: pytest.TempPathFac
 
 @pytest.fixture(scope="session")
 def configs(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder without any weights, so that all of them must come from the file."""
+    """The folder without weights, so that all of them must come from the file."""
     return Path(
         shutil.copytree(
             folder,

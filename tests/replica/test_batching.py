@@ -1,4 +1,4 @@
-"""The step scheduler by itself, under thousands of random schedules. Their clock is the number of steps taken."""
+"""The step scheduler alone, under thousands of random schedules, in which time is the number of steps."""
 
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,12 +14,12 @@ PATIENCE = 1000
 """After so many points of the loop every schedule has ended."""
 
 ACTIONS = ("submit", "go_on", "make_file", "cancel", "go_on", "submit", "go_on", "doom", "go_on", "break_call", "go_on")
-"""What a byte of a script stands for, by its rest; the quotient says which job is meant, or what is asked for."""
+"""The action of a script's byte, chosen by remainder. The quotient selects the job, or the parameters of a new one."""
 
 
 @dataclass(eq=False)
 class Image:
-    """What is asked for, and what happened to it."""
+    """A requested image and its history."""
 
     number: int
     steps: int
@@ -46,7 +46,7 @@ class Turn:
 
 
 class Play:
-    """An engine without models that plays a script. Its loop stops wherever another thread may come between."""
+    """An engine without models that plays a script. Its loop yields wherever another thread could run."""
 
     def __init__(self, max_batch_size: int, images_per_call: int, script: bytes) -> None:
         self.max_batch_size, self.images_per_call = max_batch_size, images_per_call
@@ -89,17 +89,20 @@ class Play:
             assert ended == (was is State.WAITING)
 
     def doom(self, number: int) -> None:
-        """Let the next that is done for a job fail: its preparation, a step or its file."""
+        """Make the next operation on a job fail: its preparation, a step or its file."""
         for job in self._one(self.unfinished, number):
             job.payload.doomed = True
 
     def break_call(self, _: int) -> None:
-        """Let the next UNet call fail."""
+        """Make the next UNet call fail."""
         self._broken = True
 
     def make_file(self, number: int = 0) -> None:
         for job in self._one(self.of(State.DENOISED), number):
-            self.scheduler.mark_failed(job) if job.payload.doomed else self.scheduler.mark_finished(job)
+            if job.payload.doomed:
+                self.scheduler.mark_failed(job)
+            else:
+                self.scheduler.mark_finished(job)
 
     def go_on(self, _: int = 0) -> None:
         next(self._loop)
@@ -170,7 +173,7 @@ def test_jobs_are_admitted_in_the_order_of_their_arrival(play: Play) -> None:
 
 
 @schedules
-def test_the_batch_is_never_larger_than_its_bound_and_no_place_in_it_stays_empty(play: Play) -> None:
+def test_the_batch_never_exceeds_its_limit_and_is_full_while_jobs_wait(play: Play) -> None:
     assert all(load.active <= play.max_batch_size for load in play.loads)
     assert all(load.active == play.max_batch_size or not load.waiting for load in play.full_when_admitted)
 
@@ -198,7 +201,7 @@ def test_no_job_waits_for_more_than_one_turn_of_each_other_group(play: Play) -> 
 
 
 @schedules
-def test_a_cancelled_job_ends_before_the_next_step_but_for_one_that_is_denoised(play: Play) -> None:
+def test_a_cancelled_job_ends_before_the_next_step_unless_it_is_denoised(play: Play) -> None:
     for job in play.jobs:
         image = job.payload
         match image.cancelled_in:
@@ -206,7 +209,7 @@ def test_a_cancelled_job_ends_before_the_next_step_but_for_one_that_is_denoised(
                 assert image.states == [State.WAITING, State.CANCELLED]
             case State.ACTIVE:
                 assert job.state is State.CANCELLED or (image.doomed and job.state is State.FAILED)
-                # The first of these may have been chosen when it was cancelled: while others were admitted.
+                # Its next step may already have been chosen when it was cancelled.
                 assert not any(
                     job in call for turn in play.turns[image.turns_before_cancel + 1 :] for call in turn.calls
                 )
@@ -215,7 +218,7 @@ def test_a_cancelled_job_ends_before_the_next_step_but_for_one_that_is_denoised(
 
 
 @schedules
-def test_a_failure_takes_no_other_job_with_it(play: Play) -> None:
+def test_a_failure_does_not_affect_other_jobs(play: Play) -> None:
     for job in play.jobs:
         image = job.payload
         if not image.doomed and image.cancelled_in not in (State.WAITING, State.ACTIVE):
@@ -231,7 +234,7 @@ def test_no_job_is_lost_and_each_ends_once(play: Play) -> None:
 
 
 @schedules
-def test_a_scheduler_without_jobs_sleeps(play: Play) -> None:
+def test_a_scheduler_without_jobs_is_idle(play: Play) -> None:
     assert play.scheduler.idle
     assert (play.scheduler.drop_cancelled(), play.scheduler.admit(), play.scheduler.next_calls()) == ([], None, [])
     idle = play.idle_rounds

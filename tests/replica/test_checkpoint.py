@@ -35,7 +35,7 @@ def test_the_name_is_the_last_part_of_the_path_or_as_configured(tiny_path: Path,
     assert load_checkpoint(ModelConfig(path=str(tiny_path), name="mine"), CPU).info.name == "mine"
 
 
-def test_a_checkpoint_may_bring_its_preview_vae_or_have_it_elsewhere_or_not_at_all(tiny_path: Path, copy: Path) -> None:
+def test_a_preview_vae_may_be_in_the_checkpoint_or_elsewhere_or_absent(tiny_path: Path, copy: Path) -> None:
     elsewhere = copy / PREVIEW_FOLDER
     for preview_path in (None, PREVIEW_FOLDER, str(elsewhere)):
         assert load_checkpoint(ModelConfig(path=str(tiny_path), preview_path=preview_path), CPU).preview_vae is not None
@@ -77,7 +77,7 @@ def test_the_vae_never_runs_in_float16_unless_it_is_safe(tiny_path: Path, dtype:
 
 @pytest.fixture
 def safe_vae(copy: Path) -> Path:
-    """Another VAE, one that says it does not overflow in float16."""
+    """A VAE whose config says that it does not overflow in float16."""
     vae = AutoencoderKL.from_pretrained(copy / "vae")
     with torch.no_grad():
         vae.decoder.conv_out.bias += 0.5
@@ -111,7 +111,7 @@ def test_a_vae_that_is_safe_in_float16_runs_in_it(copy: Path, safe_vae: Path) ->
 
 @pytest.mark.parametrize("setting", ["vae_path", "preview_path"])
 @pytest.mark.parametrize("name", ["/no/such/folder", "no/such/hub/id"])
-def test_a_part_that_is_nowhere_is_an_error_that_names_the_setting(tiny_path: Path, setting: str, name: str) -> None:
+def test_a_missing_part_is_an_error_that_names_the_setting(tiny_path: Path, setting: str, name: str) -> None:
     with pytest.raises(CheckpointError, match=f"model.{setting}: {name} is neither"):
         load_checkpoint(ModelConfig(path=str(tiny_path), **{setting: name}), CPU)
 
@@ -129,9 +129,9 @@ def test_a_variants_weights_are_its_own(copy: Path) -> None:
 @pytest.mark.parametrize("part", ["unet", "text_encoder"])
 @pytest.mark.parametrize("variant", [None, "fp16"])
 def test_the_files_that_are_hashed_are_those_that_are_loaded(copy: Path, part: PartName, variant: str | None) -> None:
-    """Of shards and a whole file, diffusers takes the shards, transformers the whole.
+    """Where shards and a single file exist, diffusers loads the shards, transformers the single file.
 
-    Parts without the variant have none.
+    Parts without weights of the variant use those without a variant.
     """
     folder = copy / part
     model = (UNet2DConditionModel if part == "unet" else CLIPTextModel).from_pretrained(folder)

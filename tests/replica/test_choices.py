@@ -1,4 +1,4 @@
-"""What the compiler is told; that GPUs run what comes of it is for `tests/gpu`."""
+"""The overrides of compiler heuristics. `tests/gpu` tests the compiled kernels."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # the com
 
 
 def whole(numbers: int, hint: ReductionHint = ReductionHint.INNER, cooperative: bool = False) -> bool:
-    """Would a row of so many numbers be held as a whole?"""
+    """Return whether a kernel would hold a whole row of this many numbers."""
     features: Any = SimpleNamespace(
         get_reduction_hint=lambda: hint, reduction_numel=Integer(numbers), numel=Integer(1_000_000)
     )
@@ -44,7 +44,7 @@ def test_rows_as_wide_as_sdxls_are_held_as_a_whole() -> None:
     assert not whole(1280)
 
 
-def test_nothing_of_it_is_left_where_a_compilation_fails() -> None:
+def test_the_overrides_end_when_a_compilation_fails() -> None:
     def fail() -> None:
         with our_choices():
             raise RuntimeError
@@ -63,7 +63,7 @@ def compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def cached() -> bool:
-    """Compile a norm; does it come from torch's cache?"""
+    """Compile a norm and return whether it came from torch's cache."""
     torch._dynamo.reset()
     counters.clear()
     torch.compile(lambda rows: F.layer_norm(rows, (1280,)))(torch.zeros(4, 1280))
@@ -71,7 +71,7 @@ def cached() -> bool:
 
 
 @torch.inference_mode()
-def test_what_was_compiled_otherwise_is_not_used_again(compiled: None) -> None:
+def test_cached_kernels_compiled_without_the_overrides_are_not_used(compiled: None) -> None:
     assert not cached()
     assert cached()
     with our_choices():

@@ -33,23 +33,22 @@ from serve_app.replica.unet import UNetInputs, as_it_is, make_forward
 from tests.conftest import SDXL_BLOCKS, make_slot
 
 pytestmark = [
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # the compiler's own imports give them
-    pytest.mark.filterwarnings(
-        "ignore:Dynamo detected a call to a `functools.lru_cache`"
-    ),  # diffusers asks for torch's version
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # from the compiler's own imports
+    # diffusers calls a cached function to get torch's version.
+    pytest.mark.filterwarnings("ignore:Dynamo detected a call to a `functools.lru_cache`"),
     pytest.mark.timeout(600),
 ]
 
 
 @pytest.fixture(scope="module")
 def kernels(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What torch keeps of single kernels: the same ones come up in many tests, and compiling them takes longest."""
+    """The folder of torch's kernel cache, shared by all tests: many use the same kernels, which are slow to compile."""
     return tmp_path_factory.mktemp("kernels")
 
 
 @pytest.fixture
 def kept(kernels: Path) -> Path:
-    """Where compiled models are kept, empty at the start of a test."""
+    """The folder of compiled models, empty at the start of a test."""
     folder = kernels / "parallel-sdxl"
     shutil.rmtree(folder, ignore_errors=True)
     return folder
@@ -57,13 +56,13 @@ def kept(kernels: Path) -> Path:
 
 @pytest.fixture
 def fresh(tiny_path: Path, kernels: Path, kept: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Checkpoint]:
-    """A checkpoint of its own, since compiling changes it, and nothing compiled yet."""
+    """A new checkpoint, since compiling changes it, with nothing compiled yet."""
     monkeypatch.setitem(os.environ, "TORCHINDUCTOR_CACHE_DIR", "")
     use_compile_cache(str(kernels))
     torch._dynamo.reset()
     counters.clear()
     torch.set_num_threads(1)
-    with inductor.patch({"cpp.simdlen": 1}):  # plain code is compiled in half the time
+    with inductor.patch({"cpp.simdlen": 1}):  # code without SIMD compiles in half the time
         yield load_checkpoint(ModelConfig(path=str(tiny_path)), torch.device("cpu"))
     torch._dynamo.reset()
 
@@ -74,18 +73,18 @@ def trajectory(checkpoint: Checkpoint, slot: Slot) -> Trajectory:
 
 
 def small_model(checkpoint: Checkpoint) -> Forward[torch.Tensor]:
-    """What takes least to compile: the preview VAE."""
+    """Return the model that compiles fastest: the preview VAE."""
     assert checkpoint.preview_vae is not None
     return decoder_forward(checkpoint.preview_vae, "full")
 
 
 def compilations() -> int:
-    """How many graphs were handed to the compiler's back end."""
+    """Return how many graphs the compiler's back end has received."""
     return int(counters["aot_autograd"]["total"])
 
 
 def fail_where_nothing_fits(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What would run as it is, because nothing compiled fits, shall be an error."""
+    """Raise an error instead of running eagerly when no compiled model fits."""
 
     def refuse(*_: object) -> None:
         raise AssertionError("nothing compiled fits")
@@ -104,7 +103,7 @@ def fail_where_nothing_fits(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def chosen_by_rule(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
-    """A list that gets, for each graph that code is made for, whether the compiler may not choose by time."""
+    """A list that receives, for each generated graph, whether the compiler was forbidden to choose by timing."""
     seen: list[bool] = []
     codegen = GraphLowering.codegen
 
@@ -118,7 +117,7 @@ def chosen_by_rule(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
 
 @pytest.mark.parametrize("mode", ["regional", "full"])
 @torch.inference_mode()
-def test_compiled_equals_as_it_is(
+def test_compiled_equals_eager(
     mode: Compile,
     fresh: Checkpoint,
     checkpoint: Checkpoint,
@@ -131,7 +130,9 @@ def test_compiled_equals_as_it_is(
     warm = compilations()
     assert warm > 0
     assert chosen_by_rule
-    assert all(chosen_by_rule), "block sizes chosen by time would add in another order in each process"
+    assert all(chosen_by_rule), (
+        "block sizes chosen by timing would differ between processes, and with them the order of sums"
+    )
     fail_where_nothing_fits(monkeypatch)
     for images in (1, 2, 3):
         slots = [make_slot(seed=seed) for seed in range(images)]
@@ -155,7 +156,7 @@ def test_every_size_has_a_compiled_model_of_its_own(fresh: Checkpoint, monkeypat
 
 @torch.inference_mode()
 def test_blocks_of_one_width_share_their_compilations(fresh: Checkpoint) -> None:
-    """SDXL has 70 blocks of two widths, here arranged as it has them; a single row is compiled for by itself."""
+    """SDXL has 70 blocks of two widths, as here. A single row is compiled separately."""
     arranged = {
         **SDXL_BLOCKS,
         "block_out_channels": (32, 32, 64),
@@ -181,7 +182,7 @@ def test_blocks_of_one_width_share_their_compilations(fresh: Checkpoint) -> None
 
 
 @torch.inference_mode()
-def test_what_was_not_warmed_up_works_and_compiles_nothing(fresh: Checkpoint, checkpoint: Checkpoint) -> None:
+def test_shapes_that_were_not_warmed_up_work_without_compiling(fresh: Checkpoint, checkpoint: Checkpoint) -> None:
     denoiser, decoder = Denoiser(fresh, make_forward(fresh.unet, "full")), Decoder(fresh, "full")
     for slot in (make_slot(width=128), make_slot(guidance_scale=0)):
         ours = denoiser.predict([trajectory(fresh, slot)])[0]
@@ -193,7 +194,7 @@ def test_what_was_not_warmed_up_works_and_compiles_nothing(fresh: Checkpoint, ch
 
 
 def weighted(_: Any, sample: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
-    """What a UNet is to a forward: a function whose inputs do not all have the sample's shape."""
+    """Stand in for a UNet: a function whose inputs do not all have the sample's shape."""
     return sample * context.mean(dim=1, keepdim=True)
 
 
@@ -202,7 +203,7 @@ def weighted(_: Any, sample: torch.Tensor, context: torch.Tensor) -> torch.Tenso
 def test_inputs_beyond_the_first_have_shapes_of_their_own(
     rows: int, fresh: Checkpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As prompts of two lengths have: what is compiled for one must not keep the other from being compiled."""
+    """As for prompts of two lengths: compiling one must not prevent compiling the other."""
     assert fresh.preview_vae is not None
     forward = compilation.Compiled(weighted, fresh.preview_vae)
     fail_where_nothing_fits(monkeypatch)
@@ -239,8 +240,8 @@ with torch.inference_mode():
 """
 
 
-def test_starts_share_what_one_has_compiled(tiny_path: Path, kernels: Path, kept: Path) -> None:
-    """Two at the same time, as the replicas of a machine, and one later: one compiles, all generate the same."""
+def test_processes_share_a_compiled_model(tiny_path: Path, kernels: Path, kept: Path) -> None:
+    """Start two processes at the same time, as replicas do, and one later: one compiles, all generate the same."""
     command = [sys.executable, "-c", _START, str(kernels), str(tiny_path)]
     together = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
     answers = [process.communicate(timeout=300)[0].split() for process in together]
@@ -268,15 +269,15 @@ def test_a_kept_model_that_cannot_be_read_is_compiled_again(
 
 
 @torch.inference_mode()
-def test_where_the_number_of_rows_matters_it_has_a_model_of_its_own(
+def test_a_number_of_rows_that_matters_to_the_compiler_has_its_own_model(
     fresh: Checkpoint, checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On the CPU the compiler takes another convolution from 16 rows on, and says so in a guard."""
+    """On the CPU the compiler uses another convolution from 16 rows on, and adds a guard for that."""
     forward = small_model(fresh)
     for rows in (4, 16):
         forward.warm_up(torch.zeros(rows, 4, 8, 8))
     assert checkpoint.preview_vae is not None
-    for rows in (3, 15, 16, 17):  # nobody asked for the last: as it is
+    for rows in (3, 15, 16, 17):  # 17 was not warmed up and runs eagerly
         latents = torch.randn(rows, 4, 8, 8, generator=torch.Generator().manual_seed(rows))
         torch.testing.assert_close(
             forward(latents), checkpoint.preview_vae.decode(latents).sample, atol=1e-4, rtol=1e-4
@@ -289,7 +290,7 @@ def test_where_the_number_of_rows_matters_it_has_a_model_of_its_own(
 
 
 @torch.inference_mode()
-def test_a_folder_without_locks_keeps_models_all_the_same(
+def test_models_are_saved_to_a_folder_without_locks(
     fresh: Checkpoint, kept: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def no_locks(*_: object, **__: object) -> None:
@@ -304,9 +305,9 @@ def test_a_folder_without_locks_keeps_models_all_the_same(
 
 @torch.inference_mode()
 def test_a_compiled_model_is_kept_for_what_it_depends_on(fresh: Checkpoint, tiny_path: Path, kept: Path) -> None:
-    """Other weights of the same architecture use it again.
+    """It is reused for other weights of the same architecture.
 
-    Another precision does not, nor, on the CPU, another number of threads.
+    It is not reused for another precision or, on the CPU, another number of threads.
     """
     latents = torch.linspace(-2, 2, 256).view(1, 4, 8, 8)
     other = load_checkpoint(ModelConfig(path=str(tiny_path)), torch.device("cpu"))
@@ -330,10 +331,10 @@ def test_a_compiled_model_is_kept_for_what_it_depends_on(fresh: Checkpoint, tiny
 
 
 @torch.inference_mode()
-def test_compiled_decoders_equal_those_as_they_are(
+def test_compiled_decoders_equal_eager_ones(
     fresh: Checkpoint, checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """For latents of any layout: a scheduler's may be laid out like the UNet's output, the first ones are not."""
+    """In any memory layout: a scheduler may return latents in the layout of the UNet's output."""
     assert fresh.preview_vae is not None
     assert checkpoint.preview_vae is not None
     latents = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))

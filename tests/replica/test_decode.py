@@ -20,6 +20,6 @@ def test_latents_are_unscaled_as_the_pipeline_does(checkpoint: Checkpoint) -> No
         assert np.array_equal(Decoder(checkpoint, "none").decode(latents).wait(), np.asarray(stock))
 
 
-def test_values_that_are_not_numbers_are_no_picture() -> None:
+def test_values_that_are_not_finite_are_an_error() -> None:
     with pytest.raises(SlotFailed, match="not numbers"):
         PendingPixels(torch.full((1, 3, 2, 2), float("nan"))).wait()

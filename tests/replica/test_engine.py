@@ -29,7 +29,7 @@ def psnr(a: Any, b: Any) -> float:
 
 
 class Gate:
-    """Holds the engine before a step until it is opened, so that a test knows where the loop stands."""
+    """Blocks the engine before each step, so that a test controls how far the loop goes."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self._permits = threading.Semaphore(0)
@@ -46,11 +46,11 @@ class Gate:
         monkeypatch.setattr(Denoiser, "predict", gated)
 
     def wait(self) -> None:
-        """Wait until the loop stands before its next step."""
+        """Wait until the loop is blocked before its next step."""
         assert self._arrived.acquire(timeout=60)
 
     def step(self, steps: int = 1) -> None:
-        """Let the loop take steps, and wait until it stands before the one after."""
+        """Let the loop take steps, and wait until it is blocked before the next one."""
         for _ in range(steps):
             self._permits.release()
             self.wait()
@@ -85,7 +85,7 @@ def test_each_image_depends_on_its_seed_alone(make_engine: MakeEngine) -> None:
     mixed = running.generate(make_slot(seed=1, scheduler="euler_a", guidance_scale=0, prompt="other"), slots[2])[1]
     assert len({p.b64_json for p in together}) == 4
     for a, b in zip(together, alone, strict=True):
-        assert np.array_equal(pixels(a), pixels(b)), "an image is alone in its UNet calls"
+        assert np.array_equal(pixels(a), pixels(b)), "by default images do not share UNet calls"
     assert np.array_equal(pixels(mixed), pixels(together[2]))
 
 
@@ -114,7 +114,7 @@ def test_a_slot_joins_and_leaves_between_steps(make_engine: MakeEngine, gate: Ga
     gate.wait()
     short = running.submit(make_slot(num_inference_steps=2))
     gate.step()
-    assert [len(group) for group in gate.groups] == [1, 2], "the newcomer takes part in the very next step"
+    assert [len(group) for group in gate.groups] == [1, 2], "the new slot joins at the next step"
     gate.step(2)
     assert isinstance(short.result(), Generated)
     assert [len(group) for group in gate.groups] == [1, 2, 2, 1]
@@ -134,9 +134,7 @@ def test_slots_beyond_the_batch_wait_in_order(make_engine: MakeEngine, gate: Gat
     generated = [group[0].conditioning.context[1:] for group in gate.groups]
     expected = [running.engine._models.prompts.encode(prompt).context for prompt in prompts for _ in range(2)]
     assert len(generated) == 6
-    assert all(torch.equal(a, b) for a, b in zip(generated, expected, strict=True)), (
-        "in order, and each until it is done"
-    )
+    assert all(torch.equal(a, b) for a, b in zip(generated, expected, strict=True)), "in order, one after another"
     assert (running.engine.load().active, running.engine.load().waiting) == (0, 0)
 
 
@@ -160,8 +158,8 @@ def test_a_cancelled_slot_frees_the_engine_within_one_step(
     gate.wait()
     gate.step(steps_before)
     running.engine.cancel(job)
-    gate.step()  # the step that was under way
-    assert len(gate.groups[-1]) == 1, "the very next step goes without it"
+    gate.step()  # the step that had already begun
+    assert len(gate.groups[-1]) == 1, "the next step does not include it"
     gate.open()
     stays.result()
     assert sorted(running.watch.outcomes) == ["cancelled", "succeeded"]
@@ -180,7 +178,7 @@ def test_a_waiting_slot_is_cancelled_at_once(make_engine: MakeEngine, gate: Gate
 
 
 def poisoned(monkeypatch: pytest.MonkeyPatch, poison: Callable[[PromptEmbedding], PromptEmbedding]) -> None:
-    """Let the prompt "poison" be encoded to something else."""
+    """Change the embedding of the prompt "poison"."""
     encode = PromptEncoder.encode
 
     def poisoning(self: PromptEncoder, prompt: str) -> PromptEmbedding:
@@ -219,9 +217,7 @@ def test_a_slot_that_cannot_be_prepared_fails_alone(
     assert isinstance(good.result(), Generated)
 
 
-def test_running_out_of_memory_fails_the_batch_and_no_more(
-    make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_running_out_of_memory_fails_only_the_batch(make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     predict = Denoiser.predict
 
     def hungry(denoiser: Denoiser, trajectories: Any) -> Any:
@@ -254,7 +250,7 @@ def test_running_out_of_memory_fails_the_batch_and_no_more(
 def test_a_dead_device_is_reported_to_the_health_check_wherever_it_shows(
     make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch, place: str
 ) -> None:
-    """Errors of a device come at the next call that waits for it, whichever that is."""
+    """A device error appears at the next call that waits for the device, which can be any of these."""
 
     def broken(*_: Any) -> Any:
         raise torch.AcceleratorError("an illegal memory access was encountered")
@@ -268,7 +264,7 @@ def test_a_dead_device_is_reported_to_the_health_check_wherever_it_shows(
         running.engine.check()
 
 
-def test_a_preview_that_cannot_be_encoded_costs_no_picture(
+def test_a_failed_preview_does_not_fail_the_picture(
     make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def broken(*_: Any) -> Any:
@@ -279,7 +275,7 @@ def test_a_preview_that_cannot_be_encoded_costs_no_picture(
     assert "no encoder" in caplog.text
 
 
-def test_a_picture_is_counted_by_the_time_it_is_there(make_engine: MakeEngine) -> None:
+def test_a_picture_is_counted_before_it_is_delivered(make_engine: MakeEngine) -> None:
     running, counted = make_engine(), Queue[int]()
     for number in range(1, 4):
         running.engine.submit(
@@ -306,7 +302,7 @@ def test_one_prompt_is_encoded_once_for_all_its_seeds(make_engine: MakeEngine, m
 @pytest.mark.parametrize(
     ("wanted", "expected"), [({1, 3}, [1, 3]), ({2}, [2]), (set(), []), ({1, 2, 3, 4, 9}, [1, 2, 3])]
 )
-def test_previews_come_after_the_steps_they_are_wanted_of_but_never_the_last(
+def test_previews_follow_the_requested_steps_except_the_last(
     make_engine: MakeEngine, gate: Gate, wanted: set[int], expected: list[int]
 ) -> None:
     steps = 4
@@ -324,14 +320,14 @@ def test_previews_come_after_the_steps_they_are_wanted_of_but_never_the_last(
     assert [e.step for e in collector.events if isinstance(e, Preview)] == expected
 
 
-def test_previews_keep_their_distance(make_engine: MakeEngine) -> None:
+def test_previews_respect_the_minimum_interval(make_engine: MakeEngine) -> None:
     running = make_engine(preview=PreviewConfig(min_interval_s=60))
     collector = running.submit(make_slot(num_inference_steps=20, preview_steps=frozenset(range(1, 20))))
     collector.result()
     assert [e.step for e in collector.events if isinstance(e, Preview)] == [1]
 
 
-def test_progress_is_told_at_most_four_times_a_second(make_engine: MakeEngine) -> None:
+def test_progress_is_reported_at_most_four_times_a_second(make_engine: MakeEngine) -> None:
     collector = make_engine().submit(make_slot(num_inference_steps=20))
     work = collector.result().work
     told = [e.step for e in collector.events if isinstance(e, Progress)]
@@ -339,7 +335,7 @@ def test_progress_is_told_at_most_four_times_a_second(make_engine: MakeEngine) -
     assert len(told) <= 1 + 4 * (work.denoise + work.decode)
 
 
-def test_what_fails_at_the_warm_up_is_told(checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_warm_up_error_is_raised(checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: Any) -> Any:
         raise OSError("no compiler")
 

@@ -1,4 +1,4 @@
-"""The engine's promise: the latents of every slot are those of diffusers' own pipeline run alone."""
+"""The engine's guarantee: every slot has the same latents as diffusers' own pipeline run alone."""
 
 import itertools
 from collections.abc import Callable, Mapping, Set
@@ -43,8 +43,8 @@ class Kind(NamedTuple):
 KINDS: Mapping[str, Kind] = {
     "turbo": Kind(EulerAncestralDiscreteScheduler(**TRAILING), (1, 4)),
     "v": Kind(EulerDiscreteScheduler(**LEADING, **V), (1, 4)),
-    # From 21 steps on Karras' first two timesteps are the same. Not one step: Euler's goes from 4096 to 1, and shows
-    # the last bit of the UNet.
+    # From 21 steps on, Karras' first two timesteps are the same. One step is left out: Euler's goes from 4096 to 1,
+    # and amplifies the last bit of the UNet.
     "zero-snr": Kind(EulerDiscreteScheduler(**LEADING, **ZERO_SNR), (4, 25, 30, 50)),
     "zero-snr-trailing": Kind(DDIMScheduler(**TRAILING, **ZERO_SNR), (4, 21)),
     "epsilon-zero-snr": Kind(EulerDiscreteScheduler(**LEADING, rescale_betas_zero_snr=True), (4,), {}, {"ddim"}),
@@ -54,7 +54,7 @@ KINDS: Mapping[str, Kind] = {
     "set-to-zero-snr": Kind(UniPCMultistepScheduler(**BETAS), (4,), ZERO_SNR),
 }
 
-# Written out apart from the service's own table.
+# Written out independently of the service's own table.
 STOCK: Mapping[SchedulerName, Any] = {
     "euler": lambda config: EulerDiscreteScheduler.from_config(config),
     "euler_a": lambda config: EulerAncestralDiscreteScheduler.from_config(config),

@@ -1,4 +1,4 @@
-"""Two checkpoints that generate different pictures have different hashes, and the same one always has the same."""
+"""Checkpoints that generate different pictures have different hashes; the same checkpoint always has the same hash."""
 
 import hashlib
 import json
@@ -40,13 +40,13 @@ CHANGES: dict[str, Callable[[Path], object]] = {
     "an empty prompt": lambda f: edit(f / "model_index.json", force_zeros_for_empty_prompt=False),
     "a VAE's scale": lambda f: edit(f / "vae/config.json", scaling_factor=0.18215),
     "a UNet's heads": lambda f: edit(f / "unet/config.json", attention_head_dim=[4, 8]),
-    "a tokenizer's padding": lambda f: edit(f / "tokenizer_2/tokenizer_config.json", pad_token="a"),  # noqa: S106 - a word
+    "a tokenizer's padding": lambda f: edit(f / "tokenizer_2/tokenizer_config.json", pad_token="a"),  # noqa: S106, not a secret
     "a tokenizer's words": lambda f: (f / "tokenizer/tokenizer.json").write_text("{}"),
 }
 
 
 @pytest.mark.parametrize("what", CHANGES)
-def test_whatever_pictures_depend_on_changes_the_hash(tiny_path: Path, copy: Path, what: str) -> None:
+def test_everything_that_pictures_depend_on_changes_the_hash(tiny_path: Path, copy: Path, what: str) -> None:
     assert hash_of(copy) == hash_of(tiny_path)
     CHANGES[what](copy)
     assert hash_of(copy) != hash_of(tiny_path)
@@ -95,7 +95,7 @@ def test_a_local_folder_may_hold_other_configs_whatever_its_name(
 
 @pytest.fixture
 def hub(configs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A hub that holds the configs under any name."""
+    """A hub that has the configs under any name."""
     monkeypatch.setattr(sources, "fetch_configs", lambda _: configs)
 
 
@@ -105,7 +105,7 @@ CONFIGS: dict[str, Callable[[Path], object]] = {
     "a text encoder's activation": lambda f: edit(f / "text_encoder/config.json", hidden_act="gelu"),
     "a text encoder's norm": lambda f: edit(f / "text_encoder_2/config.json", layer_norm_eps=0.1),
     "a UNet's heads": lambda f: edit(f / "unet/config.json", attention_head_dim=[4, 8, 8]),
-    "a tokenizer's padding": lambda f: edit(f / "tokenizer_2/tokenizer_config.json", pad_token="a"),  # noqa: S106 - a word
+    "a tokenizer's padding": lambda f: edit(f / "tokenizer_2/tokenizer_config.json", pad_token="a"),  # noqa: S106, not a secret
     "the scheduler": lambda f: edit(f / "scheduler/scheduler_config.json", rescale_betas_zero_snr=True),
     "a scheduler that says nothing": lambda f: (f / "scheduler/scheduler_config.json").write_text(
         '{"_class_name": "EulerDiscreteScheduler"}'
@@ -116,7 +116,7 @@ CONFIGS: dict[str, Callable[[Path], object]] = {
 
 @pytest.mark.usefixtures("hub")
 @pytest.mark.parametrize("what", CONFIGS)
-def test_whatever_named_configs_say_changes_a_files_hash(file: Path, configs: Path, tmp_path: Path, what: str) -> None:
+def test_any_change_in_named_configs_changes_a_files_hash(file: Path, configs: Path, tmp_path: Path, what: str) -> None:
     same, other = (Path(shutil.copytree(configs, tmp_path / name)) for name in ("same", "other"))
     CONFIGS[what](other)
     hashes = [hash_of(file, config_path=str(folder)) for folder in (configs, same, other)]

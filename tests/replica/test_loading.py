@@ -1,4 +1,4 @@
-"""What can be told of a replica's settings only where its files are."""
+"""Checks of a replica's settings that need its files."""
 
 import json
 import os
@@ -44,7 +44,7 @@ def test_a_setting_without_effect_on_such_a_checkpoint_is_refused(
         load(AppArgs(model=config(path, **{setting: "fp16"})))
 
 
-def test_those_with_an_effect_are_taken(tmp_path: Path) -> None:
+def test_a_setting_with_an_effect_is_accepted(tmp_path: Path) -> None:
     (tmp_path / "file.safetensors").touch()
     for taken in (
         config("embedded", name="mine", vae_path="owner/vae"),
@@ -59,24 +59,24 @@ def test_those_with_an_effect_are_taken(tmp_path: Path) -> None:
 
 def test_8_bit_floats_that_change_no_layer_are_logged(tiny_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     load(AppArgs(model=config(tiny_path, width=64, height=64), engine=EngineConfig(quantization="fp8")))
-    assert "engine.quantization: fp8 changes no layer" in caplog.text
+    assert "engine.quantization: fp8 has no effect" in caplog.text
 
 
 def test_a_vae_that_cannot_decode_all_sizes_is_refused(tiny_path: Path, tmp_path: Path) -> None:
-    """One that makes sixteen pixels of a latent would generate 24x24 as 16x16."""
+    """A VAE that decodes a latent to 16 pixels would generate 24x24 as 16x16."""
     folder = Path(shutil.copytree(tiny_path, tmp_path / "copy"))
     given = json.loads((folder / "vae" / "config.json").read_text())
     blocks = ("block_out_channels", "down_block_types", "up_block_types")
     deeper = {key: [*given[key], given[key][-1]] for key in blocks}
     AutoencoderKL.from_config({**given, **deeper}).save_pretrained(folder / "vae")
-    with pytest.raises(CheckpointError, match=r"^model\.path: its VAE makes 16 pixels of a latent, but sizes"):
+    with pytest.raises(CheckpointError, match=r"^model\.path: its VAE decodes a latent to 16 pixels, but sizes"):
         load(AppArgs(model=config(folder)))
 
 
 @pytest.mark.parametrize("folder", ["{file}", "{file}/below", "~nobody-of-that-name/cache"])
-def test_a_cache_that_is_no_folder_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: str) -> None:
+def test_a_cache_that_is_not_a_folder_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: str) -> None:
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "as it was")
     (tmp_path / "file").touch()
-    with pytest.raises(ValueError, match=r"^engine\.compile_cache: .* cannot be made: "):
+    with pytest.raises(ValueError, match=r"^engine\.compile_cache: .* cannot be created: "):
         use_compile_cache(folder.format(file=tmp_path / "file"))
     assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == "as it was"

@@ -1,4 +1,4 @@
-"""Norms for the layout of GPUs, which compute the same on a CPU."""
+"""Norms for the memory layout of GPUs; they can be tested on a CPU."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from serve_app.replica.norms import ChannelsLastGroupNorm, use_channels_last_nor
 
 
 def pair(groups: int, channels: int) -> tuple[nn.Module, nn.Module]:
-    """A norm of torch's, and ours with its weights."""
+    """Return torch's norm, and ours with the same weights."""
     theirs = nn.Sequential(nn.GroupNorm(groups, channels, eps=1e-6))
     for parameter in theirs.parameters():
         nn.init.normal_(parameter, mean=1)
@@ -35,7 +35,7 @@ def test_equals_torchs_own(shape: tuple[int, ...], mean: float) -> None:
 @pytest.mark.parametrize(
     "value", [torch.full((1, 64, 16, 16), 3.3), 1e-3 * torch.randn(1, 64, 16, 16), torch.zeros(2, 64, 4, 4)]
 )
-def test_what_hardly_varies(value: torch.Tensor) -> None:
+def test_inputs_with_small_variance(value: torch.Tensor) -> None:
     theirs, ours = pair(32, 64)
     torch.testing.assert_close(ours(value), theirs(value), atol=1e-2, rtol=1e-3)
 
@@ -64,7 +64,7 @@ def test_a_row_does_not_depend_on_the_others() -> None:
 
 
 @torch.inference_mode()
-def test_a_model_gives_what_it_gave(tiny_path: Path) -> None:
+def test_a_model_gives_the_same_output_with_these_norms(tiny_path: Path) -> None:
     checkpoint = load_checkpoint(ModelConfig(path=str(tiny_path)), torch.device("cpu"))
     latents = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     before = checkpoint.vae.decode(latents).sample

@@ -14,7 +14,7 @@ def latent(step: int) -> torch.Tensor:
     return torch.full((1, 4, 8, 8), float(step))
 
 
-def test_a_newer_preview_takes_the_place_of_one_that_had_to_wait() -> None:
+def test_a_newer_preview_replaces_a_waiting_one() -> None:
     pace = PreviewPace(frozenset(range(1, 10)), min_interval_s=1.0)
     pace.step_done(1, latent(1))
     first = pace.take(now=0.0)
@@ -71,7 +71,7 @@ def test_a_preview_is_of_the_pictures_shape_and_never_larger_than_its_limit(
 
 @pytest.mark.parametrize("statistics", [None, ((0.5, -1.0, 0.0, 2.0), (1.0, 2.0, 0.5, 4.0))])
 @pytest.mark.parametrize(("factor", "shift"), [(1.0, 0.0), (2.0, 0.25)])
-def test_a_tiny_vae_gets_the_latents_it_has_learned(
+def test_a_tiny_vae_gets_latents_scaled_as_in_its_training(
     checkpoint: Checkpoint, statistics: tuple[tuple[float, ...], ...] | None, factor: float, shift: float
 ) -> None:
     assert checkpoint.preview_vae is not None
@@ -92,10 +92,10 @@ def test_a_tiny_vae_gets_the_latents_it_has_learned(
     assert np.array_equal(shown, expected)
 
 
-def test_what_lies_at_an_edge_is_not_moved_in_a_preview(checkpoint: Checkpoint) -> None:
-    """Sides that are no multiple of what is pooled are cut, not stretched.
+def test_edges_are_not_shifted_in_a_preview(checkpoint: Checkpoint) -> None:
+    """Sides that are not a multiple of the pooling size are cropped, not stretched.
 
-    What they share with a longer picture is the same.
+    The part they share with a longer picture is the same.
     """
     assert checkpoint.preview_vae is not None
     decoder = PreviewDecoder(checkpoint, checkpoint.preview_vae, 128, "none")

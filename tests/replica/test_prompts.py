@@ -60,13 +60,13 @@ def test_the_cache_forgets_the_prompt_unused_for_longest(encoder: PromptEncoder)
         ("Word " * 18 + "ends Word 苹果", "s Word 苹果"),
     ],
 )
-def test_says_what_the_model_does_not_see(checkpoint: Checkpoint, prompt: str, unseen: str) -> None:
+def test_the_cut_off_part_of_a_prompt_is_returned(checkpoint: Checkpoint, prompt: str, unseen: str) -> None:
     # The tiny vocabulary has a token for each letter.
     assert PromptReader(checkpoint.pipe).cut_off(prompt) == unseen
 
 
 def test_reading_a_prompt_does_not_disturb_encoding_on_another_thread(checkpoint: Checkpoint) -> None:
-    """A tokenizer shared by two threads fails within a few hundred of these."""
+    """A tokenizer shared by two threads fails within a few hundred of these calls."""
     reader, stop, faults = PromptReader(checkpoint.pipe), threading.Event(), []
     prompt = "x" * 80
 

@@ -1,4 +1,4 @@
-"""What cannot be served, or not as it was meant, is refused with one sentence that names the setting and the file."""
+"""Checkpoints that cannot be served are refused with one sentence that names the setting and the file."""
 
 import contextlib
 import json
@@ -63,8 +63,16 @@ def extra_weights(extra: Weights) -> Callable[[Weights], object]:
     return lambda weights: weights.update(extra)
 
 
+def without(prefix: str) -> Callable[[Weights], None]:
+    def remove(weights: Weights) -> None:
+        for key in [key for key in weights if key.startswith(prefix)]:
+            del weights[key]
+
+    return remove
+
+
 def shards(folder: Path) -> None:
-    """Ask for a second file of weights, which is not there."""
+    """Write an index that lists a second file of weights, which is missing."""
     index = {"metadata": {}, "weight_map": {"conv_in.weight": "one.safetensors", "conv_out.weight": "two.safetensors"}}
     (folder / UNET).rename(folder / "unet" / "one.safetensors")
     (folder / f"{UNET}.index.json").write_text(json.dumps(index))
@@ -77,7 +85,7 @@ FOLDERS: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "refiner": (
         lambda f: edit(f / "model_index.json", text_encoder=[None, None]),
-        "model.path: {f} has no first text encoder, as SDXL's refiner",
+        "model.path: {f} has no first text encoder, like SDXL's refiner",
     ),
     "another kind": (
         lambda f: edit(f / "model_index.json", _class_name="StableDiffusion3Pipeline"),
@@ -85,11 +93,11 @@ FOLDERS: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "not SDXL's UNet": (
         lambda f: edit(f / "unet/config.json", addition_embed_type=None),
-        "model.path: {f}/unet is no SDXL UNet",
+        "model.path: {f}/unet is not an SDXL UNet",
     ),
     "edits pictures": (
         lambda f: edit(f / "unet/config.json", in_channels=8),
-        "model.path: {f}/unet is no text-to-image model, its UNet takes 8 channels and returns 4; only whole",
+        "model.path: {f}/unet is not a text-to-image model, its UNet takes 8 channels and returns 4; only whole",
     ),
     "quantized": (
         lambda f: edit(f / "unet/config.json", quantization_config={"quant_method": "x"}),
@@ -117,15 +125,15 @@ FOLDERS: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "no index": (
         lambda f: (f / "model_index.json").unlink(),
-        "model.path: {f} is no diffusers folder, it has no model_index.json",
+        "model.path: {f} is not a diffusers folder, it has no model_index.json",
     ),
     "broken index": (
         lambda f: (f / "model_index.json").write_text("<html>"),
-        "model.path: {f}/model_index.json is missing or no JSON",
+        "model.path: {f}/model_index.json is missing or not JSON",
     ),
     "no config": (
         lambda f: (f / "unet/config.json").unlink(),
-        "model.path: {f}/unet/config.json is missing or no JSON",
+        "model.path: {f}/unet/config.json is missing or not JSON",
     ),
     "pickled": (
         lambda f: (f / UNET).rename((f / UNET).with_suffix(".bin")),
@@ -147,7 +155,7 @@ FOLDERS: dict[str, tuple[Callable[[Path], object], str]] = {
     "a shard missing": (shards, "model.path: {f}/unet lacks two.safetensors"),
     "cut off": (
         lambda f: (f / UNET).write_bytes((f / UNET).read_bytes()[:-1]),
-        f"model.path: {{f}}/{UNET} is no whole .safetensors file",
+        f"model.path: {{f}}/{UNET} is not a complete .safetensors file",
     ),
     "git-lfs": (
         lambda f: (f / UNET).write_text("version https://git-lfs.github.com/spec/v1\n"),
@@ -169,14 +177,14 @@ def test_a_folder_that_cannot_be_served_is_refused_before_its_weights_are_read(c
 
 
 def test_a_folder_of_single_files_says_which_to_name(file: Path) -> None:
-    assert early_refusal(file.parent).endswith(f"to serve a single file name it, such as {file}")
+    assert early_refusal(file.parent).endswith(f"to serve a single file, name it, such as {file}")
 
 
 PARTS = ("text_encoder", "text_encoder_2", "unet", "vae")
 
 
 @pytest.mark.parametrize("part", [*PARTS, PREVIEW_FOLDER])
-@pytest.mark.parametrize("fault", ["lacks weights", "no place for", "other shapes"])
+@pytest.mark.parametrize("fault", ["lacks weights", "its config does not have", "shapes differ"])
 def test_a_part_that_is_not_what_its_config_says_is_refused(copy: Path, part: str, fault: str) -> None:
     weights_file = next((copy / part).glob("*.safetensors"))
     key = next(
@@ -189,7 +197,7 @@ def test_a_part_that_is_not_what_its_config_says_is_refused(copy: Path, part: st
         match fault:
             case "lacks weights":
                 del weights[key]
-            case "no place for":
+            case "its config does not have":
                 key_scale = f"{key}_scale"
                 weights[key_scale] = torch.ones(())
             case _:
@@ -201,13 +209,13 @@ def test_a_part_that_is_not_what_its_config_says_is_refused(copy: Path, part: st
     assert key.removeprefix("text_model.") in refusal(copy)
 
 
-def test_what_pictures_do_not_depend_on_may_be_there_or_not(copy: Path) -> None:
+def test_weights_that_pictures_do_not_depend_on_are_optional(copy: Path) -> None:
     for encoder in ("text_encoder", "text_encoder_2"):
         extra = {"logit_scale": torch.ones(()), "text_model.embeddings.position_ids": torch.arange(77)[None]}
         change(copy / encoder / "model.safetensors", extra_weights(extra))
     change(copy / "text_encoder/model.safetensors", lambda w: w.update({"text_projection.weight": torch.ones(32, 32)}))
     tiny = copy / PREVIEW_FOLDER / "diffusion_pytorch_model.safetensors"
-    change(tiny, lambda w: [w.pop(key) for key in list(w) if key.startswith("encoder.")])
+    change(tiny, without("encoder."))
     assert load_checkpoint(ModelConfig(path=str(copy)), CPU).preview_vae is not None
 
 
@@ -229,14 +237,14 @@ def test_a_tokenizer_that_is_not_its_encoders_is_refused(copy: Path, name: str, 
     assert message in refused
 
 
-def test_a_tokenizer_that_ends_prompts_otherwise_is_refused(copy: Path) -> None:
+def test_a_tokenizer_with_another_end_token_is_refused(copy: Path) -> None:
     edit(copy / "text_encoder_2/config.json", eos_token_id=7)
     assert refusal(copy) == f"model.path: {copy / 'tokenizer_2'} ends prompts with token 513, its text encoder with 7"
 
 
-def test_a_tokenizer_that_is_nowhere_is_refused(copy: Path) -> None:
+def test_a_missing_tokenizer_is_refused(copy: Path) -> None:
     shutil.rmtree(copy / "tokenizer_2")
-    assert refusal(copy) == f"model.path: {copy / 'tokenizer_2'} is no folder; the tokenizer's files belong there"
+    assert refusal(copy) == f"model.path: {copy / 'tokenizer_2'} is not a folder; the tokenizer's files belong there"
 
 
 SCHEDULERS: dict[str, tuple[dict[str, object], str]] = {
@@ -253,7 +261,7 @@ SCHEDULERS: dict[str, tuple[dict[str, object], str]] = {
 
 @pytest.fixture
 def no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No weights are to be read."""
+    """Fail if weights are read."""
 
     def refuse(*_: object) -> None:
         raise AssertionError("weights were read")
@@ -283,10 +291,6 @@ def test_a_scheduler_of_an_unknown_class_is_refused(copy: Path, index: object, f
     assert refused.endswith("; name a scheduler of diffusers in model_index.json")
 
 
-def without(prefix: str) -> Callable[[Weights], object]:
-    return lambda weights: [weights.pop(key) for key in list(weights) if key.startswith(prefix)]
-
-
 def takes(channels: int) -> Callable[[Weights], object]:
     first = {"model.diffusion_model.input_blocks.0.0.weight": torch.zeros(32, channels, 3, 3)}
     return lambda weights: weights.update(first)
@@ -304,10 +308,10 @@ def lora(weights: Weights) -> None:
 
 FILES: dict[str, tuple[Callable[[Weights], object], str]] = {
     "inpainting": (takes(9), "is an SDXL inpainting model, its UNet takes 9 channels and returns 4; only whole"),
-    "edits pictures": (takes(8), "is no text-to-image model, its UNet takes 8 channels and returns 4; only whole"),
-    "depth": (takes(5), "is no text-to-image model, its UNet takes 5 channels and returns 4; only whole"),
+    "edits pictures": (takes(8), "is not a text-to-image model, its UNet takes 8 channels and returns 4; only whole"),
+    "depth": (takes(5), "is not a text-to-image model, its UNet takes 5 channels and returns 4; only whole"),
     "refiner": (refiner, "is an SDXL refiner, it has no first text encoder"),
-    "a LoRA": (lora, "is no SDXL checkpoint, but Stable Diffusion 1, a LoRA, or one model of several"),
+    "a LoRA": (lora, "is not an SDXL checkpoint, but Stable Diffusion 1, a LoRA, or one model of several"),
     "no VAE": (without("first_stage_model."), "has no VAE; name one in model.vae_path"),
     "no text encoder": (without("conditioner.embedders.1."), "it has no second text encoder"),
     "no UNet": (without("model.diffusion_model."), "it has no UNet"),
@@ -328,7 +332,7 @@ def spoiled(file: Path, tmp_path: Path) -> Callable[[Callable[[Weights], object]
 
 
 @pytest.mark.parametrize("case", FILES)
-def test_a_file_that_is_no_whole_sdxl_is_refused_before_its_weights_are_read(
+def test_a_file_that_is_not_a_whole_sdxl_is_refused_before_its_weights_are_read(
     spoiled: Any, configs: Path, case: str
 ) -> None:
     act, message = FILES[case]
@@ -356,15 +360,18 @@ def test_a_pickle_is_refused_by_any_name(file: Path, configs: Path, tmp_path: Pa
         (b"PK\x03\x04", "holds pickled weights"),
         (b"GGUF\x03\0\0\0{\0\0\0", "is a GGUF file"),
         (b"\n <!DOCTYPE html>", "is a web page"),
-        # The first byte is the lowest of the header's length, and any.
-        *[(bytes([first, 2, 4, 0, 0, 0, 0, 0]) + b'{"a', "is no whole .safetensors file") for first in b"\x80<P\nG"],
-        (b"PK\x03\x04\0\0\0\0{", "is no whole .safetensors file"),
-        (b"\n<\4\0\0\0\0\0{", "is no whole .safetensors file"),
-        (b"\x80\x81", "is no whole .safetensors file"),
-        (b"", "is no whole .safetensors file"),
+        # The first byte is the lowest of the header's length, so it can be anything.
+        *[
+            (bytes([first, 2, 4, 0, 0, 0, 0, 0]) + b'{"a', "is not a complete .safetensors file")
+            for first in b"\x80<P\nG"
+        ],
+        (b"PK\x03\x04\0\0\0\0{", "is not a complete .safetensors file"),
+        (b"\n<\4\0\0\0\0\0{", "is not a complete .safetensors file"),
+        (b"\x80\x81", "is not a complete .safetensors file"),
+        (b"", "is not a complete .safetensors file"),
     ],
 )
-def test_a_file_is_called_what_it_is(tmp_path: Path, start: bytes, says: str) -> None:
+def test_the_kind_of_a_file_is_named(tmp_path: Path, start: bytes, says: str) -> None:
     (tmp_path / "file").write_bytes(start)
     with pytest.raises(CheckpointError, match=rf"^model\.vae_path: {tmp_path}/file {says}"):
         read_header("vae_path", tmp_path / "file")
@@ -380,7 +387,7 @@ LAYERS = {
 
 
 @pytest.mark.parametrize("layer", LAYERS.values(), ids=LAYERS)
-@pytest.mark.parametrize("fault", ["lacks", "no place for", "other shapes", "quantized"])
+@pytest.mark.parametrize("fault", ["lacks", "its config does not have", "shapes differ", "quantized"])
 def test_a_file_that_is_not_what_its_configs_say_is_refused(
     spoiled: Any, configs: Path, layer: str, fault: str
 ) -> None:
@@ -388,7 +395,7 @@ def test_a_file_that_is_not_what_its_configs_say_is_refused(
         match fault:
             case "lacks":
                 del weights[layer]
-            case "no place for":
+            case "its config does not have":
                 weights[layer.replace(".weight", ".oft_diag")] = torch.ones(1)
             case "quantized":
                 weights[layer] = weights[layer].to(torch.int8)
@@ -411,10 +418,10 @@ CONFIGS = "; its config comes from model.config_path"
         ("second", "conditioner.embedders.1.model.", "ln_final.bias"),
     ],
 )
-def test_of_a_file_it_is_said_which_model_is_not_whole(
+def test_the_incomplete_model_of_a_file_is_named(
     spoiled: Any, configs: Path, encoder: str, prefix: str, norm: str
 ) -> None:
-    """And that its config may be wrong only where it may: the config does not make a file lack weights."""
+    """The config is mentioned only for unknown weights: a config cannot cause missing weights."""
     path = spoiled(lambda weights: weights.pop(prefix + norm))
     start = f"model.path: {path} ({encoder} text encoder) "
     lacking = refusal(path, config_path=str(configs))
@@ -422,7 +429,7 @@ def test_of_a_file_it_is_said_which_model_is_not_whole(
     assert lacking.endswith("final_layer_norm.bias")
     path = spoiled(extra_weights({f"{prefix}foo.weight": torch.ones(1)}))
     unknown = refusal(path, config_path=str(configs))
-    assert unknown.startswith(f"{start}holds weights that its config has no place for: ")
+    assert unknown.startswith(f"{start}holds weights that its config does not have: ")
     assert unknown.endswith(f"foo.weight{CONFIGS}")
 
 
@@ -438,7 +445,7 @@ def test_a_config_that_no_model_can_be_made_from_is_refused(
     assert " cannot be loaded as " in refusal(file, config_path=str(others))
 
 
-def test_what_other_tools_leave_in_a_file_is_harmless(spoiled: Any, configs: Path) -> None:
+def test_extra_tensors_of_other_tools_are_harmless(spoiled: Any, configs: Path) -> None:
     def act(weights: Weights) -> None:
         weights["first_stage_model.loss.logvar"] = torch.ones(())
         weights["conditioner.embedders.0.transformer.text_projection.weight"] = torch.ones(32, 32)
@@ -464,7 +471,7 @@ def test_a_damaged_part_is_refused_by_its_setting(tiny_path: Path, tmp_path: Pat
 
 
 @pytest.mark.parametrize(("setting", "own"), [("vae_path", "vae"), ("preview_path", PREVIEW_FOLDER)])
-def test_of_a_whole_checkpoint_it_is_said_which_folder_to_name(tiny_path: Path, setting: str, own: str) -> None:
+def test_for_a_whole_checkpoint_the_right_folder_is_named(tiny_path: Path, setting: str, own: str) -> None:
     assert early_refusal(tiny_path, **{setting: str(tiny_path)}) == (
         f"model.{setting}: {tiny_path} is not a model's own folder, it has no config.json; name {tiny_path / own}"
     )
@@ -475,7 +482,7 @@ NOWHERE = ("~nobody-of-that-name/x", "n" * 300, f"{'n' * 300}/x", "file/below")
 
 @pytest.mark.parametrize("name", NOWHERE)
 @pytest.mark.parametrize("setting", ["path", "config_path", "vae_path", "preview_path"])
-def test_a_name_that_nothing_can_have_is_refused_by_its_setting(
+def test_an_impossible_name_is_refused_by_its_setting(
     file: Path, configs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, setting: str, name: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -492,7 +499,7 @@ def test_a_name_that_nothing_can_have_is_refused_by_its_setting(
 
 @pytest.fixture
 def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """No network, and nothing that was fetched before."""
+    """No network, and an empty cache."""
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
 
@@ -509,10 +516,12 @@ def test_a_hub_id_that_cannot_be_fetched_is_refused(tiny_path: Path, file: Path)
         setting = [*settings][-1]
         refused = refusal(**settings)
         assert refused.startswith(
-            f"model.{setting}: nobody/nothing is neither here nor could it be fetched from the hub"
+            f"model.{setting}: nobody/nothing is not on this machine and could not be fetched from the hub"
         )
         assert refused.endswith(advice)
-    assert refusal(file, config_path="no/such/hub/id").startswith("model.config_path: no/such/hub/id is no folder here")
+    assert refusal(file, config_path="no/such/hub/id").startswith(
+        "model.config_path: no/such/hub/id is not a folder here"
+    )
     refused = refusal(file)
-    assert refused.startswith("model.config_path: stabilityai/stable-diffusion-xl-base-1.0 is neither here")
+    assert refused.startswith("model.config_path: stabilityai/stable-diffusion-xl-base-1.0 is not on this machine")
     assert refused.endswith(advice)

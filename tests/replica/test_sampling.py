@@ -1,4 +1,4 @@
-"""What a checkpoint says of how it is sampled, and what the settings say instead."""
+"""What a checkpoint says about sampling, and how settings override it."""
 
 import json
 from typing import Any
@@ -66,14 +66,14 @@ def test_a_file_of_an_edm_model_is_refused(keys: tuple[str, ...]) -> None:
 
 @pytest.mark.parametrize("own", [EulerDiscreteScheduler, PNDMScheduler])
 @pytest.mark.parametrize("name", SCHEDULER_NAMES)
-def test_what_is_changed_reaches_every_scheduler(own: Any, name: SchedulerName) -> None:
-    """Also where the checkpoint's config does not speak of it, or its class does not know it."""
+def test_an_override_reaches_every_scheduler(own: Any, name: SchedulerName) -> None:
+    """Even if the checkpoint's config does not mention it, or its scheduler class does not know it."""
     changes = {**ZERO_SNR, "timestep_spacing": "trailing"}
     config = make_scheduler(name, effective_config(own(**BETAS), changes)).config
     assert {setting: config[setting] for setting in changes} == changes
 
 
-def test_settings_come_before_what_the_checkpoint_says(with_scheduler: WithScheduler) -> None:
+def test_settings_override_the_checkpoint(with_scheduler: WithScheduler) -> None:
     path = with_scheduler(EulerDiscreteScheduler(**BETAS, **ZERO_SNR, timestep_spacing="leading"))
     own, changed = (
         loaded(path=str(path), **settings).info.model_dump(exclude={"name", "revision", "hash"})
@@ -94,7 +94,7 @@ UNSUPPORTED = [
 
 @pytest.mark.parametrize("scheduler", ["euler", None])
 @pytest.mark.parametrize("own", UNSUPPORTED, ids=lambda own: type(own).__name__)
-def test_of_models_with_continuous_noise_levels_there_is_no_advice(
+def test_models_with_continuous_noise_levels_get_no_advice(
     own: SchedulerMixin,
     scheduler: str | None,
     with_scheduler: WithScheduler,
@@ -135,7 +135,7 @@ def test_the_advice_is_right_for_the_config() -> None:
         ({}, {"rescale_betas_zero_snr": True}, r"^model\.rescale_betas_zero_snr: .*: v_prediction"),
     ],
 )
-def test_a_config_that_cannot_be_meant_is_refused(own: dict[str, str], changes: dict[str, Any], message: str) -> None:
+def test_a_nonsensical_config_is_refused(own: dict[str, str], changes: dict[str, Any], message: str) -> None:
     with pytest.raises(CheckpointError, match=message):
         effective_config(EulerDiscreteScheduler(**BETAS, **own), changes)
 
@@ -152,15 +152,15 @@ def test_zero_snr_that_a_file_asks_for_is_refused_as_the_files(settings: dict[st
     assert not effective_config(own, {**settings, "rescale_betas_zero_snr": False}, markers)["rescale_betas_zero_snr"]
 
 
-def test_a_prediction_that_only_a_file_knows_is_refused_unless_a_setting_says_another() -> None:
+def test_a_files_unknown_prediction_type_is_refused_unless_a_setting_overrides_it() -> None:
     own, markers = EulerDiscreteScheduler(**BETAS), marked([], {"modelspec.prediction_type": "flow"})
     with pytest.raises(CheckpointError, match=r"^model\.prediction_type: .* own flow is not supported; choose one of"):
         effective_config(own, {}, markers)
     assert effective_config(own, V, markers)["prediction_type"] == "v_prediction"
 
 
-def test_what_a_config_leaves_to_its_scheduler_is_not_said(with_scheduler: WithScheduler) -> None:
-    """Its class may have another default than the class that a request names."""
+def test_defaults_of_the_scheduler_are_not_reported(with_scheduler: WithScheduler) -> None:
+    """Its class may have a different default than the class that a request names."""
     path = with_scheduler(DDIMScheduler())
     (path / "scheduler/scheduler_config.json").write_text(json.dumps({**BETAS, "_class_name": "DDIMScheduler"}))
     checkpoint = loaded(path=str(path), rescale_betas_zero_snr=False)

@@ -1,4 +1,4 @@
-"""Scaled 8-bit floats are the weights they stand for."""
+"""Scaled 8-bit floats are loaded as the weights they represent."""
 
 import json
 from pathlib import Path
@@ -27,7 +27,7 @@ def is_layer(key: str, tensor: torch.Tensor) -> bool:
 
 
 def scaled(weights: Weights) -> tuple[Weights, Weights]:
-    """Return the weights with their layers as scaled 8-bit floats, and what those stand for."""
+    """Return the weights with their layers as scaled 8-bit floats, and the weights that those represent."""
     stored: Weights = {
         "scaled_fp8": torch.empty(2, dtype=FP8),
         "model.diffusion_model.scaled_fp8": torch.empty(0, dtype=FP8),
@@ -52,7 +52,7 @@ def load(weights: Weights, file: Path, configs: Path) -> Checkpoint:
     return load_checkpoint(ModelConfig(path=str(file), config_path=str(configs)), CPU)
 
 
-def test_a_scaled_file_is_the_model_it_stands_for(file: Path, configs: Path, tmp_path: Path) -> None:
+def test_a_scaled_file_is_the_model_it_represents(file: Path, configs: Path, tmp_path: Path) -> None:
     stored, meant = scaled(load_file(file))
     loaded, expected = (load(weights, tmp_path / "scaled.safetensors", configs) for weights in (stored, meant))
     for name in MODELS:
@@ -94,7 +94,7 @@ def quant(words: str) -> torch.Tensor:
         ({"layer.weight_scale": torch.ones(4, 4)}, "scales layer.weight by (4, 4) numbers"),
         (
             {"layer.weight_scale": torch.ones(()), "layer.weight": torch.ones(4, 4, dtype=torch.int8)},
-            "scales layer.weight, which are no floats",
+            "scales layer.weight, which are not floats",
         ),
         ({"nothing.scale_weight": torch.ones(())}, "holds nothing.scale_weight, a scale of weights that it lacks"),
     ],
@@ -109,7 +109,9 @@ def test_scales_in_a_folder_are_refused(copy: Path) -> None:
     file = copy / "unet/diffusion_pytorch_model.safetensors"
     weights = load_file(file)
     save_file({**weights, "mid_block.attentions.0.proj_in.scale_weight": torch.full((), 0.5)}, file)
-    with pytest.raises(CheckpointError, match=r"no place for: mid_block\.attentions\.0\.proj_in\.scale_weight"):
+    with pytest.raises(
+        CheckpointError, match=r"its config does not have: mid_block\.attentions\.0\.proj_in\.scale_weight"
+    ):
         load_checkpoint(ModelConfig(path=str(copy)), CPU)
 
 

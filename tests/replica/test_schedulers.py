@@ -20,7 +20,7 @@ from serve_app.schemas import PredictionType, TimestepSpacing
 from tests.conftest import BETAS, ZERO_SNR
 
 CONFIG = dict(EulerDiscreteScheduler(**BETAS).config)
-CONFIG.pop("_use_default_values")  # what it lists gives way to the defaults of other classes
+CONFIG.pop("_use_default_values")  # other classes replace what it lists with their defaults
 PREDICTIONS: tuple[PredictionType, ...] = get_args(PredictionType)
 SPACINGS: tuple[TimestepSpacing, ...] = get_args(TimestepSpacing)
 MOST = 998
@@ -29,7 +29,7 @@ MOST = 998
 
 @pytest.mark.parametrize("name", SCHEDULER_NAMES)
 def test_the_clean_latent_is_what_the_noise_was_added_to(name: SchedulerName) -> None:
-    """A model that knows the answer: the prediction of x0 must be that answer after the very first step."""
+    """A model that knows the answer: the prediction of x0 must be that answer after the first step."""
     scheduler = make_scheduler(name, CONFIG)
     scheduler.set_timesteps(10)
     generator = torch.Generator().manual_seed(0)
@@ -53,7 +53,7 @@ def test_a_checkpoints_own_scheduler_has_its_name(name: SchedulerName) -> None:
 
 
 @pytest.mark.parametrize("other", [LCMScheduler(), DPMSolverMultistepScheduler(algorithm_type="sde-dpmsolver++")])
-def test_other_schedulers_have_none(other: LCMScheduler | DPMSolverMultistepScheduler) -> None:
+def test_other_schedulers_have_no_name(other: LCMScheduler | DPMSolverMultistepScheduler) -> None:
     assert scheduler_name({"_class_name": type(other).__name__, **other.config}) is None
 
 
@@ -95,7 +95,7 @@ def test_karras_levels_come_in_any_number(steps: int) -> None:
 
 
 def ends_at(scheduler: Any, steps: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Sample with a model that always knows the answer; return what came out, and the answer."""
+    """Sample with a model that always knows the answer; return the result and the answer."""
     set_steps(scheduler, steps)
     generator = torch.Generator().manual_seed(0)
     clean, noise = (torch.randn(1, 1, 2, 2, generator=generator) for _ in range(2))
@@ -126,21 +126,21 @@ def test_a_perfect_model_is_sampled_to_its_answer(name: SchedulerName, spacing: 
 
 @pytest.mark.parametrize("name", SCHEDULER_NAMES)
 @pytest.mark.parametrize("steps", [859, MOST])
-def test_so_it_is_in_as_many_steps_as_can_be_allowed(name: SchedulerName, steps: int) -> None:
+def test_a_perfect_model_is_sampled_to_its_answer_in_the_most_steps_allowed(name: SchedulerName, steps: int) -> None:
     scheduler = make_scheduler(name, {**CONFIG, **ZERO_SNR, "timestep_spacing": "trailing"})
     latents, clean = ends_at(scheduler, steps)
     assert torch.allclose(latents, clean, atol=0.05)
 
 
 @pytest.mark.parametrize("name", SCHEDULER_NAMES)
-def test_a_flag_for_other_levels_gives_way_to_karras(name: SchedulerName) -> None:
+def test_karras_overrides_flags_for_other_levels(name: SchedulerName) -> None:
     scheduler = make_scheduler(name, {**CONFIG, "use_exponential_sigmas": True})
     assert bool(scheduler.config.get("use_karras_sigmas")) == (name == "dpmpp_2m_karras")
 
 
 def test_a_schedule_that_does_not_exist_is_refused() -> None:
     short = {**CONFIG, "num_train_timesteps": 50, "timestep_spacing": "leading"}
-    # One goes from 49 to 0; the others keep a timestep for the end, and the offset takes one more.
+    # One scheduler goes from 49 to 0; the others keep a timestep for the end, and the offset takes another.
     assert most_steps("ddim", {**short, "steps_offset": 0}, 100) == 50
     assert most_steps("dpmpp_2m", short, 100) == 48
     with pytest.raises(ValueError, match="no schedule of 60 steps"):

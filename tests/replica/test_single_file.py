@@ -1,4 +1,4 @@
-"""A fine-tune shipped as one `.safetensors` file in the original layout is the same model as its diffusers folder."""
+"""A single `.safetensors` file in the original layout is the same model as its diffusers folder."""
 
 import hashlib
 import socket
@@ -24,7 +24,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def lookups(monkeypatch: pytest.MonkeyPatch) -> list[object]:
-    """Names that somebody wanted resolved; libraries may swallow the error and go on."""
+    """Host names that were looked up; libraries may ignore the error and go on."""
     wanted: list[object] = []
 
     def refuse(host: object, *_: object, **__: object) -> None:
@@ -64,7 +64,7 @@ def test_a_half_precision_file_is_the_half_precision_folder(
     assert_same_weights(loaded, load_checkpoint(ModelConfig(path=str(folder), dtype=dtype), CPU))
 
 
-def test_it_is_known_by_the_files_own_name_and_hash(file: Path, configs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_has_the_files_own_name_and_hash(file: Path, configs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sources, "fetch_configs", lambda _: configs)
     info = load_checkpoint(ModelConfig(path=str(file)), CPU).info
     assert info.name == "fine-tune_v1.0"

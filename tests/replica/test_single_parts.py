@@ -1,4 +1,4 @@
-"""VAEs as people have them: one `.safetensors` file, in the original layout or in that of diffusers."""
+"""VAEs in one `.safetensors` file, in the original layout or in that of diffusers."""
 
 import json
 from pathlib import Path
@@ -41,7 +41,7 @@ def test_a_vae_in_one_file_takes_the_place_of_the_checkpoints_own(tiny_path: Pat
     assert not [
         key for key, tensor in stock.state_dict().items() if not torch.equal(other.vae.state_dict()[key], tensor)
     ]
-    # diffusers would take a VAE on its own for that of Stable Diffusion 1, whose latents have another scale.
+    # diffusers would treat a separate VAE as that of Stable Diffusion 1, whose latents have another scale.
     assert other.vae.config.scaling_factor == own.vae.config.scaling_factor == 0.13025
     assert other.info.hash != own.info.hash
 
@@ -60,7 +60,7 @@ def tiny_weights(vae: AutoencoderTiny, layout: str) -> Weights:
     weights = dict(vae.state_dict())
     if layout == "diffusers":
         return weights
-    # In the author's layout a layer without weights comes first, it bounds the latents.
+    # In the author's layout the first layer has no weights; it clamps the latents.
     decoder = {
         key.removeprefix("decoder.layers."): tensor for key, tensor in weights.items() if key.startswith("decoder.")
     }

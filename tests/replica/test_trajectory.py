@@ -14,10 +14,10 @@ from tests.conftest import make_slot
 STEPS = 4
 
 
-@pytest.mark.parametrize("name", ["euler", "ddim"])  # the others look back at earlier steps, or draw noise at each
+@pytest.mark.parametrize("name", ["euler", "ddim"])  # the others use earlier steps, or draw noise at each step
 @torch.inference_mode()
 def test_a_trajectory_can_begin_at_any_step(name: SchedulerName, checkpoint: Checkpoint) -> None:
-    """From where another is at that step it goes the same way."""
+    """Begun with another's latents at that step, it gives the same latents from there on."""
     recipe = make_slot(scheduler=name, num_inference_steps=STEPS).recipe
     embeddings = PromptEncoder(checkpoint.pipe, checkpoint.device, 4).conditions(recipe)
     denoiser = Denoiser(checkpoint, as_it_is(checkpoint.unet))
