@@ -17,7 +17,7 @@ from serve_app.replica.denoise import Denoiser
 from serve_app.replica.prompts import PromptEncoder
 from serve_app.replica.quantize import to_fp8
 from serve_app.replica.trajectory import Trajectory
-from serve_app.replica.unet import as_it_is
+from serve_app.replica.unet import eager
 
 _PROMPTS = (
     "a red apple",
@@ -56,7 +56,7 @@ def _load(dtype: str, device: torch.device) -> Checkpoint:
 def _generate(checkpoint: Checkpoint) -> Generated:
     model = ModelConfig()
     encoder = PromptEncoder(checkpoint.pipe, checkpoint.device, len(_PROMPTS) + 1)
-    denoiser, decoder = Denoiser(checkpoint, as_it_is(checkpoint.unet)), Decoder(checkpoint, "none")
+    denoiser, decoder = Denoiser(checkpoint, eager(checkpoint.unet)), Decoder(checkpoint, "none")
     generated = []
     for prompt in _PROMPTS:
         recipe = Recipe(

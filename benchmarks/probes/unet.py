@@ -9,7 +9,7 @@ import torch
 from serve_app.replica.attention import prompt_context
 from serve_app.replica.checkpoint import Checkpoint
 from serve_app.replica.device import fast_layout
-from serve_app.replica.unet import UNetInputs, as_it_is
+from serve_app.replica.unet import UNetInputs, eager
 
 Call = Callable[..., torch.Tensor]
 """A UNet call as in `compilation.Forward`."""
@@ -19,7 +19,7 @@ _ROUNDS = 20
 
 def unet_call(checkpoint: Checkpoint) -> Call:
     """Return a call that runs the UNet eagerly."""
-    return as_it_is(checkpoint.unet)
+    return eager(checkpoint.unet)
 
 
 def compiled_call(checkpoint: Checkpoint, any_size: bool = False) -> Call:

@@ -71,7 +71,7 @@ def use_compile_cache(folder: str) -> None:
     os.environ[_CACHE_VARIABLE] = str(path)
 
 
-class AsItIs:
+class Eager:
     """Runs a model eagerly."""
 
     def __init__(self, function: Function, module: nn.Module) -> None:
@@ -85,7 +85,7 @@ class AsItIs:
         pass
 
 
-class Compiled(AsItIs):
+class Compiled(Eager):
     """Runs a compiled model. Shapes that were not warmed up run eagerly: compiling them would hold up every slot."""
 
     def __init__(self, function: Function, module: nn.Module, options: Mapping[str, Any] | None = None) -> None:

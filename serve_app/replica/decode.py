@@ -11,7 +11,7 @@ from serve_app.config import Compile
 from serve_app.errors import SlotFailed
 from serve_app.imaging import Pixels
 from serve_app.replica.checkpoint import Checkpoint
-from serve_app.replica.compilation import AsItIs, Compiled, Forward
+from serve_app.replica.compilation import Compiled, Eager, Forward
 from serve_app.replica.device import fast_layout
 
 
@@ -89,7 +89,7 @@ class Decoder:
 
 def decoder_forward(vae: AutoencoderKL | AutoencoderTiny, mode: Compile) -> Forward[torch.Tensor]:
     """Return a VAE's decoder, latents to (rows, 3, h, w) in -1..1, compiled if `engine.compile` is `full`."""
-    return Compiled(_decode, vae) if mode == "full" else AsItIs(_decode, vae)
+    return Compiled(_decode, vae) if mode == "full" else Eager(_decode, vae)
 
 
 def _decode(vae: AutoencoderKL | AutoencoderTiny, latents: torch.Tensor) -> torch.Tensor:

@@ -13,7 +13,7 @@ from serve_app.replica.checkpoint import Checkpoint
 from serve_app.replica.denoise import Denoiser
 from serve_app.replica.prompts import PromptEncoder
 from serve_app.replica.trajectory import Trajectory
-from serve_app.replica.unet import as_it_is
+from serve_app.replica.unet import eager
 
 _FP8 = torch.float8_e4m3fn
 _LARGEST = torch.finfo(_FP8).max
@@ -102,7 +102,7 @@ def _measure(checkpoint: Checkpoint, model: ModelConfig, fewest_features: int) -
         for name, linear in large_linears(checkpoint.unet, fewest_features)
     ]
     encoder = PromptEncoder(checkpoint.pipe, checkpoint.device, len(_PROMPTS) + 2)
-    denoiser = Denoiser(checkpoint, as_it_is(checkpoint.unet))  # a CUDA graph does not call hooks
+    denoiser = Denoiser(checkpoint, eager(checkpoint.unet))  # a CUDA graph does not call hooks
     for seed, prompt in enumerate(_PROMPTS):
         recipe = Recipe(
             prompt=prompt,

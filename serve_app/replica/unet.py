@@ -7,7 +7,7 @@ from diffusers import UNet2DConditionModel
 
 from serve_app.config import Compile
 from serve_app.replica.attention import blocks
-from serve_app.replica.compilation import BY_RULE, AsItIs, Compiled, Forward
+from serve_app.replica.compilation import BY_RULE, Compiled, Eager, Forward
 from serve_app.replica.cuda_graphs import with_cuda_graphs
 
 _MOST_COMPILATIONS = 64
@@ -30,7 +30,7 @@ def make_forward(unet: UNet2DConditionModel, mode: Compile) -> Forward[torch.Ten
     """Return the UNet's forward for `engine.compile`. It takes `UNetInputs` and returns the prediction."""
     match mode:
         case "none":
-            forward = as_it_is(unet)
+            forward = eager(unet)
         case "regional":
             forward = _CompiledBlocks(unet)
         case "full":
@@ -38,12 +38,12 @@ def make_forward(unet: UNet2DConditionModel, mode: Compile) -> Forward[torch.Ten
     return with_cuda_graphs(forward, unet.device)
 
 
-def as_it_is(unet: UNet2DConditionModel) -> AsItIs:
+def eager(unet: UNet2DConditionModel) -> Eager:
     """Return a forward that runs the UNet eagerly."""
-    return AsItIs(_predict, unet)
+    return Eager(_predict, unet)
 
 
-class _CompiledBlocks(AsItIs):
+class _CompiledBlocks(Eager):
     """Compiles the transformer blocks, of which SDXL has 70, once for any size.
 
     The compiler treats a single row as a separate case.

@@ -23,7 +23,7 @@ from serve_app.config import Compile, EngineConfig, ModelConfig, PreviewConfig
 from serve_app.messages import Generated, Preview, Slot
 from serve_app.recipe import SchedulerName
 from serve_app.replica.checkpoint import Checkpoint, load_checkpoint
-from serve_app.replica.compilation import AsItIs, Compiled
+from serve_app.replica.compilation import Compiled, Eager
 from serve_app.replica.cuda_graphs import with_cuda_graphs
 from serve_app.replica.decode import Decoder
 from serve_app.replica.denoise import Denoiser
@@ -33,7 +33,7 @@ from serve_app.replica.previews import PreviewDecoder
 from serve_app.replica.prompts import PromptEncoder, TextEncoders
 from serve_app.replica.quantize import to_fp8
 from serve_app.replica.trajectory import Trajectory
-from serve_app.replica.unet import as_it_is, make_forward
+from serve_app.replica.unet import eager, make_forward
 from tests.conftest import Collector, Watch, make_slot
 from tests.replica.test_compilation import fail_where_nothing_fits, weighted
 from tests.replica.test_norms import group_norms
@@ -84,7 +84,7 @@ def nothing_waits() -> Iterator[None]:
 def test_a_cuda_graph_equals_the_unet_warmed_up_or_not(checkpoint: Checkpoint) -> None:
     begin = Begin(checkpoint)
     plain, replayed = (
-        Denoiser(checkpoint, as_it_is(checkpoint.unet)),
+        Denoiser(checkpoint, eager(checkpoint.unet)),
         Denoiser(checkpoint, make_forward(checkpoint.unet, "none")),
     )
     replayed.warm_up([begin(), begin()])
@@ -105,7 +105,7 @@ def test_a_cuda_graph_equals_the_unet_warmed_up_or_not(checkpoint: Checkpoint) -
 
 @torch.inference_mode()
 def test_a_cuda_graph_runs_only_for_its_own_shapes() -> None:
-    forward, sample = with_cuda_graphs(AsItIs(weighted, nn.Identity()), GPU), torch.ones(2, 8, device=GPU)
+    forward, sample = with_cuda_graphs(Eager(weighted, nn.Identity()), GPU), torch.ones(2, 8, device=GPU)
     for _ in range(3):
         for length in (77, 154):
             context = torch.full((2, length), float(length), device=GPU)

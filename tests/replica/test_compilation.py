@@ -29,7 +29,7 @@ from serve_app.replica.denoise import Denoiser
 from serve_app.replica.previews import PreviewDecoder
 from serve_app.replica.prompts import PromptEncoder
 from serve_app.replica.trajectory import Trajectory
-from serve_app.replica.unet import UNetInputs, as_it_is, make_forward
+from serve_app.replica.unet import UNetInputs, eager, make_forward
 from tests.conftest import SDXL_BLOCKS, make_slot
 
 pytestmark = [
@@ -124,7 +124,7 @@ def test_compiled_equals_eager(
     chosen_by_rule: list[bool],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    plain, compiled = Denoiser(checkpoint, as_it_is(checkpoint.unet)), Denoiser(fresh, make_forward(fresh.unet, mode))
+    plain, compiled = Denoiser(checkpoint, eager(checkpoint.unet)), Denoiser(fresh, make_forward(fresh.unet, mode))
     for images in (1, 2):
         compiled.warm_up([trajectory(fresh, make_slot()) for _ in range(images)])
     warm = compilations()
@@ -174,7 +174,7 @@ def test_blocks_of_one_width_share_their_compilations(fresh: Checkpoint) -> None
         torch.randn(2, 32),
         torch.zeros(2, 6),
     )
-    plain = as_it_is(unet)(*inputs)
+    plain = eager(unet)(*inputs)
     forward = make_forward(unet, "regional")
     forward.warm_up(*inputs)
     assert counters["stats"]["unique_graphs"] == 4
@@ -187,7 +187,7 @@ def test_shapes_that_were_not_warmed_up_work_without_compiling(fresh: Checkpoint
     for slot in (make_slot(width=128), make_slot(guidance_scale=0)):
         ours = denoiser.predict([trajectory(fresh, slot)])[0]
         torch.testing.assert_close(
-            ours, Denoiser(checkpoint, as_it_is(checkpoint.unet)).predict([trajectory(checkpoint, slot)])[0]
+            ours, Denoiser(checkpoint, eager(checkpoint.unet)).predict([trajectory(checkpoint, slot)])[0]
         )
     assert decoder.decode(torch.zeros(1, 4, 8, 8)).wait().shape == (64, 64, 3)
     assert compilations() == 0

@@ -9,7 +9,7 @@ from serve_app.config import ModelConfig
 from serve_app.replica.checkpoint import Checkpoint, load_checkpoint
 from serve_app.replica.denoise import Denoiser
 from serve_app.replica.quantize import Fp8Linear, to_fp8
-from serve_app.replica.unet import as_it_is
+from serve_app.replica.unet import eager
 from tests.conftest import make_slot
 from tests.replica.test_compilation import trajectory
 
@@ -43,12 +43,12 @@ def test_values_beyond_the_measured_peak_are_cut_and_stay_numbers() -> None:
 
 def test_the_unet_predicts_nearly_the_same_and_the_same_each_time(fresh: Checkpoint, tiny_path: Path) -> None:
     with torch.inference_mode():
-        before = Denoiser(fresh, as_it_is(fresh.unet)).predict([trajectory(fresh, make_slot())])[0]
+        before = Denoiser(fresh, eager(fresh.unet)).predict([trajectory(fresh, make_slot())])[0]
         replaced = to_fp8(fresh, ModelConfig(**MODEL), fewest_features=32)
-        after = Denoiser(fresh, as_it_is(fresh.unet)).predict([trajectory(fresh, make_slot())])[0]
+        after = Denoiser(fresh, eager(fresh.unet)).predict([trajectory(fresh, make_slot())])[0]
         other = load_checkpoint(ModelConfig(path=str(tiny_path)), torch.device("cpu"))
         to_fp8(other, ModelConfig(**MODEL), fewest_features=32)
-        again = Denoiser(other, as_it_is(other.unet)).predict([trajectory(other, make_slot())])[0]
+        again = Denoiser(other, eager(other.unet)).predict([trajectory(other, make_slot())])[0]
     assert replaced > 10
     assert F.cosine_similarity(before.float().flatten(), after.float().flatten(), dim=0) > 0.99
     assert not torch.equal(before, after)

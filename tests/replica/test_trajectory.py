@@ -8,7 +8,7 @@ from serve_app.replica.denoise import Denoiser
 from serve_app.replica.prompts import PromptEncoder
 from serve_app.replica.schedulers import make_scheduler, set_steps
 from serve_app.replica.trajectory import Guidance, Start, Trajectory
-from serve_app.replica.unet import as_it_is
+from serve_app.replica.unet import eager
 from tests.conftest import make_slot
 
 STEPS = 4
@@ -20,7 +20,7 @@ def test_a_trajectory_can_begin_at_any_step(name: SchedulerName, checkpoint: Che
     """Begun with another's latents at that step, it gives the same latents from there on."""
     recipe = make_slot(scheduler=name, num_inference_steps=STEPS).recipe
     embeddings = PromptEncoder(checkpoint.pipe, checkpoint.device, 4).conditions(recipe)
-    denoiser = Denoiser(checkpoint, as_it_is(checkpoint.unet))
+    denoiser = Denoiser(checkpoint, eager(checkpoint.unet))
     whole = Trajectory.of(recipe, 7, checkpoint, embeddings)
     passed = [whole.latents]
     while not whole.done:
