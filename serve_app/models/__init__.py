@@ -1,12 +1,12 @@
-"""The model that comes with the package."""
+"""The model that ships with the package."""
 
 from pathlib import Path
 
 EMBEDDED = "embedded"
-"""What `model.path` says for it."""
+"""The value of `model.path` that selects it."""
 
 PREVIEW_FOLDER = "preview_vae"
-"""The subfolder of a checkpoint that holds its AutoencoderTiny, where it brings one along."""
+"""The subfolder of a checkpoint with its AutoencoderTiny, if it has one."""
 
 
 def embedded_path() -> Path:

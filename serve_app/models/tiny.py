@@ -1,6 +1,6 @@
-"""A tiny SDXL with random weights: diffusers' and transformers' real classes at a size that a test can afford.
+"""A tiny SDXL with random weights for tests: real diffusers and transformers classes, small enough to run quickly.
 
-It generates abstract patches, the same for the same seed, in no time: for tests.
+It generates abstract patches, the same for the same seed.
 """
 
 import json
@@ -26,7 +26,7 @@ _TEXT_WIDTH = 32
 
 
 def build(parent: Path) -> Path:
-    """Return `parent/tiny-random-sdxl-1`; make it first if it is not there. Several processes may call this at once."""
+    """Return `parent/tiny-random-sdxl-1`, and create it if missing. Several processes may call this at once."""
     folder = parent / _NAME
     if folder.is_dir():
         return folder
@@ -121,7 +121,7 @@ def _text_config(width: int) -> CLIPTextConfig:
 
 
 def _vocabulary() -> list[str]:
-    """CLIP's tokens without a single merge: every byte inside a word, every byte at its end, and the two markers."""
+    """CLIP's vocabulary without merges: every byte inside a word, every byte at a word's end, and the two markers."""
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     # Byte-pair vocabularies write the other bytes as letters from 256 up.
     letters = [chr(b) for b in printable] + [chr(256 + i) for i in range(256 - len(printable))]

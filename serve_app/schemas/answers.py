@@ -17,23 +17,25 @@ class Answer(BaseModel):
 
 
 class ModelInfo(Answer):
-    """Which weights generated a picture, and how they are sampled."""
+    """The weights that generated a picture, and how they are sampled."""
 
     name: str
     revision: str | None = Field(description="Commit or tag of a hub checkpoint.")
     hash: str = Field(
-        description="First 10 hex digits of a SHA-256 over the weights, configs and settings that pictures depend on; "
-        "of a single file with diffusers' usual configs, the file's own."
+        description="First 10 hex digits of the SHA-256 over the weights, configs and settings that pictures depend "
+        "on. For a single file with diffusers' usual configs: of the file itself."
     )
     prediction_type: PredictionType | None = Field(default=None, description="What the UNet predicts.")
     timestep_spacing: TimestepSpacing | None = Field(
-        default=None, description="How the steps lie among the timesteps. Null, as below: the scheduler's default."
+        default=None, description="How steps are spaced over the timesteps. Null: the scheduler's default."
     )
-    rescale_betas_zero_snr: bool | None = Field(default=None, description="Whether the last timestep is all noise.")
+    rescale_betas_zero_snr: bool | None = Field(
+        default=None, description="Whether the last timestep is pure noise. Null: the scheduler's default."
+    )
 
 
 def _without_bounds(schema: dict[str, Any]) -> None:
-    """Take out of an answer's schema what concerns requests alone."""
+    """Remove from an answer's schema what only applies to requests."""
     for field in schema["properties"].values():
         for kind in (field, *field.get("anyOf", ())):
             for bound in _BOUNDS & kind.keys():
@@ -41,9 +43,9 @@ def _without_bounds(schema: dict[str, Any]) -> None:
 
 
 class Parameters(Output, Recipe):
-    """Every setting that took effect; with a seed, enough to generate an image again."""
+    """Every setting in effect; together with a seed, enough to generate an image again."""
 
-    # Of a newer service there may be more.
+    # Extra fields are ignored: a newer service may send more.
     model_config = ConfigDict(
         extra="ignore", json_schema_extra=_without_bounds, json_schema_serialization_defaults_required=True
     )
@@ -58,7 +60,7 @@ class ErrorDetail(Answer):
 
 
 class Picture(Answer):
-    """An image of a request that succeeded."""
+    """An image that was generated."""
 
     index: int
     seed: int
@@ -70,7 +72,7 @@ class Picture(Answer):
 
 
 class NoPicture(Answer):
-    """An image of a request that ended without a picture, and why."""
+    """An image that failed or was cancelled, and why."""
 
     index: int
     seed: int
@@ -82,7 +84,7 @@ Image = Picture | NoPicture
 
 
 class Grid(Answer):
-    """All images on one sheet: row-major, ceil(sqrt(n)) columns, failed cells grey."""
+    """All images on one sheet: row-major, ceil(sqrt(n)) columns, missing images grey."""
 
     width: int
     height: int
@@ -91,7 +93,7 @@ class Grid(Answer):
 
 
 class Timings(Answer):
-    """Seconds. `total` is the whole request; the rest is where the image that came last spent it, 0 where none came."""
+    """Seconds. `total` is the whole request; the others are those of the last image, 0 if none was generated."""
 
     queue: float
     encode_prompt: float
@@ -102,7 +104,7 @@ class Timings(Answer):
 
 
 class Result(Answer):
-    """What every answer of `POST /generate` holds besides the images."""
+    """The part of an answer of `POST /generate` besides the images."""
 
     id: str
     created: int = Field(description="Unix time in seconds.")
@@ -119,14 +121,14 @@ class BatchResult(Result):
 
 
 class Cancelled(Answer):
-    """The answer of `DELETE /generations/{id}`: which of the images asked for are cancelled, now or before."""
+    """The answer of `DELETE /generations/{id}`: which of these images are cancelled, now or earlier."""
 
     id: str
     cancelled: list[int]
 
 
 class Problem(Answer):
-    """What every error body holds under `error`."""
+    """The content of `error` in an error body."""
 
     type: str
     message: str
@@ -156,4 +158,4 @@ class ServiceStatus(Answer):
     replicas: ReplicaCount
     images_in_flight: int
     images_waiting: int
-    images_per_second: float = Field(description="Images finished by all replicas, over the last minute.")
+    images_per_second: float = Field(description="Images per second of all replicas, over the last minute.")

@@ -1,4 +1,4 @@
-"""The server-sent events of a stream, in the order in which they may come."""
+"""The server-sent events of a stream, roughly in order of appearance."""
 
 from typing import Literal
 
@@ -6,7 +6,7 @@ from serve_app.schemas.answers import Answer, ErrorBody, ErrorDetail, Grid, Para
 
 
 class StartEvent(Answer):
-    """First event of a stream, before any step is computed."""
+    """The first event of a stream, sent before any step."""
 
     type: Literal["start"] = "start"
     id: str
@@ -16,7 +16,7 @@ class StartEvent(Answer):
 
 
 class QueuedEvent(Answer):
-    """The image waits; `position` 1 is next in line."""
+    """The image is queued; `position` 1 is next."""
 
     type: Literal["queued"] = "queued"
     index: int
@@ -32,7 +32,7 @@ class ProgressEvent(Answer):
 
 
 class PreviewEvent(Answer):
-    """The picture as predicted after `step` of the steps."""
+    """The picture predicted after `step` steps."""
 
     type: Literal["preview"] = "preview"
     index: int
@@ -68,7 +68,10 @@ class GridEvent(Grid):
 
 
 class CompletedEvent(Answer):
-    """Last event of a stream with an image, or with all cancelled; `warnings` holds those since the start event."""
+    """The last event of a stream that gave an image, or whose images were all cancelled.
+
+    `warnings` are those since the start event.
+    """
 
     type: Literal["completed"] = "completed"
     id: str
@@ -77,7 +80,7 @@ class CompletedEvent(Answer):
 
 
 class ErrorEvent(ErrorBody):
-    """Last event of a stream that failed: without a single image, and not because all were cancelled."""
+    """The last event of a stream that gave no image, unless all images were cancelled."""
 
     type: Literal["error"] = "error"
 

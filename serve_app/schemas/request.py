@@ -12,33 +12,33 @@ from serve_app.recipe import LONGEST_TEXT, SEED_SPAN, FirstSeed, Output, OutputF
 ResponseFormat = Literal["b64_json", "url"]
 
 _LONGEST_SIDES: Mapping[OutputFormat, int] = {"webp": 16383, "jpeg": 65500, "png": 2**31 - 1}
-"""What the file formats hold, in pixels."""
+"""The longest side of each file format, in pixels."""
 
 _OTHER_FIELDS = 1024
-"""Bytes, more than all fields take that are neither texts nor lists."""
+"""Bytes: more than all fields take together that are neither texts nor lists."""
 
 
 def can_be_key(text: str) -> bool:
-    """Whether an Authorization header carries this as an API key: visible ASCII characters alone."""
+    """Whether an Authorization header can carry this as an API key: visible ASCII characters only."""
     return text.isascii() and text.isprintable() and " " not in text
 
 
 def longest_body(max_images: int, max_steps: int) -> int:
-    """Return how many bytes the longest request has that these limits allow."""
-    text = "\U0001f34e" * LONGEST_TEXT  # twelve bytes each, where a client escapes all but ASCII, as Python's do
+    """Return the size in bytes of the largest request that these limits allow."""
+    text = "\U0001f34e" * LONGEST_TEXT  # twelve bytes each from a client that escapes all but ASCII, as Python does
     seeds, steps = [SEED_SPAN - 1] * max_images, list(range(1, max_steps))
     fields = {"prompt": text, "negative_prompt": text, "seeds": seeds, "preview_steps": steps}
     return len(json.dumps(fields)) + _OTHER_FIELDS
 
 
 def sheet_cells(images: int) -> tuple[int, int]:
-    """Return the columns and rows of the contact sheet of so many images."""
+    """Return the columns and rows of a contact sheet."""
     columns = ceil(sqrt(images))
     return columns, ceil(images / columns)
 
 
 class FieldError(ValueError):
-    """A field is wrong in the light of others; pydantic itself would blame the body as a whole."""
+    """A field that is wrong because of other fields; pydantic alone would blame the whole body."""
 
     def __init__(self, field: str, message: str) -> None:
         super().__init__(message)
@@ -48,26 +48,26 @@ class FieldError(ValueError):
 class GenerateRequest(Output, Recipe):
     """The body of `POST /generate` and `POST /stream`.
 
-    These are the outer bounds; `serve_app.ingress.requests` derives a class with the service's limits and defaults.
+    `serve_app.ingress.requests` derives a class with the service's own limits and defaults.
     """
 
-    num_images: int = Field(default=4, ge=1, description="How many images, each with a seed of its own.")
+    num_images: int = Field(default=4, ge=1, description="How many images, each with its own seed.")
     seed: FirstSeed | None = Field(
         default=None,
-        description="Seed of the first image; image i gets seed + i modulo 2^32. Random where null or -1.",
+        description="Seed of the first image; image i gets seed + i modulo 2^32. Null or -1: random.",
     )
     seeds: list[Seed] | None = Field(
-        default=None, min_length=1, description="The distinct seeds to generate, instead of seed and num_images."
+        default=None, min_length=1, description="Distinct seeds, one image each, instead of seed and num_images."
     )
     response_format: ResponseFormat = Field(
         default="b64_json",
-        description="How images and the grid come: as base64 text, or at a `url`, which needs the option files.path.",
+        description="Return images and grid as base64 text, or as a `url`, which needs the option files.path.",
     )
     preview_every: int = Field(
         default=5,
         ge=0,
         le=100,
-        description="A preview after step 1 and after every such step, never after the last; 0: none.",
+        description="Previews after step 1 and after every multiple of this, except the last step; 0: none.",
     )
     preview_steps: list[Annotated[int, Field(ge=1)]] | None = Field(
         default=None,
@@ -98,7 +98,7 @@ class GenerateRequest(Output, Recipe):
             raise FieldError(
                 "preview_steps",
                 f"each must be below num_inference_steps ({self.num_inference_steps}): "
-                "after the last step comes the image",
+                "the last step gives the image itself",
             )
         return self
 
@@ -108,5 +108,5 @@ class GenerateRequest(Output, Recipe):
         longest, most = max(columns * self.width, rows * self.height), _LONGEST_SIDES[self.output_format]
         if longest > most:
             what = f"the {'grid' if self.grid else 'picture'} would be {longest} pixels long"
-            raise FieldError("output_format", f"{what}, {self.output_format} holds {most}; ask for png")
+            raise FieldError("output_format", f"{what}, but {self.output_format} allows {most}; use png")
         return self

@@ -138,6 +138,6 @@ def test_a_picture_that_cannot_be_stored_is_a_fault_that_is_told(
     own = {} if "fal" in route else {"response_format": "url"}
     response = client.post(route, json={"prompt": "a", **own, **({"stream": True} if "v1" in route else {})})
     assert response.status_code == (200 if route in STREAMS else 500)
-    assert "the service failed at this request; its log says why" in response.text.strip().splitlines()[-1]
-    assert "cannot be written to the folder of files.path" in caplog.text
+    assert "the service failed on this request; its log says why" in response.text.strip().splitlines()[-1]
+    assert "cannot write an image to files.path" in caplog.text
     assert str(tmp_path) not in response.text
