@@ -1,4 +1,4 @@
-"""A server that gives one answer, whatever it is asked; as a proxy too."""
+"""A server, or proxy, that gives the same answer to every request."""
 
 import ssl
 from collections.abc import Iterator, Mapping

@@ -1,4 +1,4 @@
-"""How commands end where nothing was foreseen, or nobody can be told."""
+"""How commands end on unexpected errors, and when their output cannot be written or read."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""What the environment says of proxies and certificates, and of which way that is for which URL."""
+"""Proxies and certificates from the environment."""
 
 import ssl
 import sys
@@ -94,7 +94,7 @@ def test_a_proxy_that_does_not_speak_tls_is_not_taken_for_the_service(tmp_path: 
 
 @pytest.fixture
 def ways(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    """An environment that knows one proxy for all."""
+    """An environment with one proxy for all URLs."""
     monkeypatch.setenv("ALL_PROXY", "http://proxy.example:3128")
     return monkeypatch
 

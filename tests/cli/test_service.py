@@ -1,4 +1,4 @@
-"""Answers that a running service gives seldom, from a server that gives nothing else."""
+"""Answers that a real service rarely gives, from a server that gives only these."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""fal's fast-sdxl over a pool that is a fake."""
+"""fal's fast-sdxl API over a fake pool."""
 
 import json
 from collections.abc import Iterator

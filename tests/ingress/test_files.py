@@ -1,4 +1,4 @@
-"""Files that live for a while in a folder that several processes share."""
+"""Files that expire, in a folder shared by several processes."""
 
 import base64
 import os

@@ -1,4 +1,4 @@
-"""The OpenAI Images API over a pool that is a fake: what is asked for, and in which words it is refused."""
+"""The OpenAI Images API over a fake pool."""
 
 import asyncio
 import json

@@ -1,4 +1,4 @@
-"""Every way to be refused, in one shape."""
+"""All refusals, in one format."""
 
 import gzip
 import json
@@ -80,11 +80,11 @@ ROUTES = {
     "/fal-ai/fast-sdxl": 422,
     "/fal-ai/fast-sdxl/stream": 422,
 }
-"""All that take a body, and their status of bad input."""
+"""The routes that take a body, with their status for bad input."""
 
 
 def refusal(response: Any) -> tuple[str, str | None]:
-    """Return what an error says, in whichever dialect, and of which field."""
+    """Return the message and the field of an error in any dialect."""
     body = response.json()
     if "detail" in body:
         (item,) = body["detail"]

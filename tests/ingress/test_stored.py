@@ -1,4 +1,4 @@
-"""Streams and answers with URLs in place of images, for readers that take no long line."""
+"""Streams and answers with URLs instead of images, for readers that cannot take long lines."""
 
 import asyncio
 from base64 import b64decode, b64encode
@@ -22,7 +22,7 @@ from tests.fakes import FakePool, Metrics, NoPeers
 from tests.ingress.conftest import ARGS, events_of
 
 LINE = 64 * 2**10
-"""What asyncio's readers take at most of one line, and many others."""
+"""The longest line that asyncio's readers, and many others, accept."""
 
 STREAMS = ["/stream", "/v1/images/generations", "/fal-ai/fast-sdxl/stream"]
 
