@@ -1,4 +1,8 @@
-"""Work beside other work."""
+"""A background task tied to a context.
+
+Why not `asyncio.TaskGroup`: it waits for its tasks instead of cancelling them, and wraps errors, HTTP errors among
+them, in an ExceptionGroup.
+"""
 
 import asyncio
 from collections.abc import AsyncIterator, Coroutine
@@ -10,7 +14,7 @@ T = TypeVar("T")
 
 @asynccontextmanager
 async def background(work: Coroutine[Any, Any, T]) -> AsyncIterator[asyncio.Task[T]]:
-    """Do some work for as long as the context is open, and give its task; leaving cancels it and waits for its end."""
+    """Run `work` as a task while the context is open. Leaving cancels it and waits until it has ended."""
     task = asyncio.create_task(work)
     try:
         yield task

@@ -1,6 +1,6 @@
 """The service's configuration: the `args` of a Serve YAML, or `key=value` of `serve run serve_app.app:build`.
 
-Frozen and strict: an unknown key is an error, because Serve itself would drop it in silence.
+Unknown keys are errors: Serve itself would silently drop them.
 """
 
 from os.path import normpath
@@ -26,58 +26,57 @@ class Config(BaseModel):
 
 
 class ModelConfig(Config):
-    """Which checkpoint is served, and what a request gets that does not say."""
+    """The served checkpoint, and the defaults of requests."""
 
     path: Text = Field(
         default=EMBEDDED,
-        description="A local diffusers folder, a single .safetensors file, a hub id, or `embedded`: the model that "
-        "comes with the package.",
+        description="A local diffusers folder, a single .safetensors file, a hub id, or `embedded` for the model that "
+        "ships with the package.",
     )
     revision: Text | None = Field(default=None, description="Branch, tag or commit of a hub id.")
     variant: Text | None = Field(default=None, description="Variant of the weight files, such as `fp16`.")
     config_path: Text | None = Field(
         default=None,
-        description="For a single file: the diffusers folder or hub id with its configs and tokenizers. Null: what "
-        "diffusers takes the file for.",
+        description="For a single file: the diffusers folder or hub id with its configs and tokenizers. Null: "
+        "diffusers detects them from the file.",
     )
     dtype: Literal["float32", "bfloat16", "float16"] = Field(
         default="float32", description="Precision of the weights; latents are always float32 between steps."
     )
     name: Text | None = Field(
-        default=None, description="The name that answers and pictures carry; the last part of `path` where null."
+        default=None, description="The model's name in answers and pictures. Null: the last part of `path`."
     )
     preview_path: Text | None = Field(
         default=None,
         description="The AutoencoderTiny that decodes previews: a subfolder of the checkpoint, a local folder, "
         "a .safetensors file such as `taesdxl_decoder.safetensors`, or a hub id. "
-        "Null: the subfolder `preview_vae` if there is one, else no previews.",
+        "Null: the subfolder `preview_vae` if it exists, else no previews.",
     )
     vae_path: Text | None = Field(
         default=None,
         description="The AutoencoderKL that decodes pictures: a subfolder of the checkpoint, a local folder, "
         "a .safetensors file (its config is the checkpoint's own, unless a config.json lies beside it), or a hub id. "
-        "Null: the checkpoint's own, in bfloat16 where `dtype` is float16 and it overflows there, as SDXL's does.",
+        "Null: the checkpoint's own; with `dtype` float16 it runs in bfloat16 if it overflows, as SDXL's does.",
     )
-    scheduler: SchedulerName | None = Field(
-        default=None, description="Default scheduler; the checkpoint's own where null."
-    )
+    scheduler: SchedulerName | None = Field(default=None, description="Default scheduler. Null: the checkpoint's own.")
     prediction_type: PredictionType | None = Field(
         default=None,
-        description="What the UNet predicts. Null: the checkpoint's own, by its scheduler's config or a `v_pred`.",
+        description="What the UNet predicts. Null: read from the scheduler's config, or from a `v_pred` key in a "
+        "single file.",
     )
     timestep_spacing: TimestepSpacing | None = Field(
         default=None,
-        description="How the steps lie among the timesteps. Most distilled models (Turbo, Lightning, Hyper) are made "
-        "for `trailing`; as single files they do not say so. Null: the checkpoint's own.",
+        description="How steps are spaced over the timesteps. Most distilled models (Turbo, Lightning, Hyper) need "
+        "`trailing`; single files do not say so. Null: the checkpoint's own.",
     )
     rescale_betas_zero_snr: bool | None = Field(
         default=None,
-        description="Whether the last timestep is nothing but noise, and no signal. Null: the checkpoint's own, by its "
-        "scheduler's config or a `ztsnr`.",
+        description="Whether the last timestep is pure noise (zero terminal SNR). Null: read from the scheduler's "
+        "config, or from a `ztsnr` key in a single file.",
     )
     num_inference_steps: int = Field(default=20, ge=1, description="Default number of denoising steps.")
     guidance_scale: float = Field(
-        default=3.0, ge=0, le=30, description="Default guidance scale; at 1 or less no unconditional pass is made."
+        default=3.0, ge=0, le=30, description="Default guidance scale; 1 or less turns guidance off."
     )
     guidance_rescale: float = Field(default=0.0, ge=0, le=1, description="Default guidance rescale.")
     width: Side = Field(default=256, description="Default width in pixels.")
@@ -102,7 +101,7 @@ class ModelConfig(Config):
         if self.prediction_type == "epsilon" and self.rescale_betas_zero_snr:
             raise ValueError(
                 "model.rescale_betas_zero_snr: true cannot go with model.prediction_type: epsilon; "
-                "where nothing but noise is left, a model that predicts noise says nothing"
+                "at zero SNR the input is pure noise, so predicting the noise gives no picture"
             )
         return self
 
@@ -111,36 +110,36 @@ class EngineConfig(Config):
     """How one replica turns slots into UNet calls."""
 
     max_batch_size: int = Field(
-        default=4, ge=1, description="Most images a replica generates at once; the rest wait in order of arrival."
+        default=4, ge=1, description="How many images a replica generates at once; others wait in order of arrival."
     )
     images_per_call: int = Field(
         default=1,
         ge=1,
-        description="Most images that share a UNet call. 1: what else is generated never changes a bit of an "
-        "image, since kernels round differently at another number of rows. More is faster where one image does not "
-        "fill the GPU.",
+        description="How many images may share a UNet call. With 1, an image never depends on what else is generated: "
+        "kernels round differently for other batch sizes. More is faster if one image does not fill the GPU.",
     )
     compile: Compile = Field(
         default="none",
-        description="`full`: the UNet and the VAEs compiled for the sizes warmed up, two minutes each at a first "
-        "start; others run as with `none`. `regional`: the UNet's transformer blocks alone, seconds, any size.",
+        description="`full`: compile the UNet and the VAEs for the default size and `warm_up_sizes` (two minutes each "
+        "at a first start); other sizes run uncompiled. `regional`: compile only the UNet's transformer blocks, for "
+        "any size (seconds).",
     )
     warm_up_sizes: tuple[Size, ...] = Field(
         default=(),
-        description="Sizes to get ready for at the start besides the default one, as `1152x896` (width x height).",
+        description="Sizes to warm up at the start besides the default size, such as `1152x896` (width x height).",
     )
     compile_cache: Text | None = Field(
         default=None,
-        description="Folder of compiled models, which other replicas and later starts load; `~` is the home folder. "
-        "As trusted as code: nobody else should be able to write to it. Null: torch's own, in the temporary folder.",
+        description="Folder of compiled models, shared by replicas and later starts; `~` is the home folder. "
+        "It is loaded as code: let no one else write to it. Null: torch's cache in the temporary folder.",
     )
     quantization: Quantization = Field(
         default="none",
-        description="`fp8`: the UNet's large linear layers in 8-bit floats, "
-        "on GPUs that have them (Hopper, Ada and later).",
+        description="`fp8`: run the UNet's large linear layers in 8-bit floats. Needs a GPU with fp8 (Hopper, Ada or "
+        "later).",
     )
     prompt_cache_size: int = Field(
-        default=16, ge=1, description="How many encoded prompts a replica keeps; SDXL's take 26 MB each."
+        default=16, ge=1, description="How many encoded prompts a replica caches; SDXL's take 26 MB each."
     )
     file_threads: int = Field(default=2, ge=1, description="Threads that encode image files beside the denoising loop.")
 
@@ -153,13 +152,13 @@ class EngineConfig(Config):
 
 
 class PreviewConfig(Config):
-    """What bounds the previews of an image, whatever a request asks for and however slowly a client reads."""
+    """Limits on previews, whatever a request asks for and however slowly the client reads."""
 
     max_size: int = Field(
-        default=512, ge=8, description="Longest side of a preview in pixels; larger latents are pooled before decoding."
+        default=512, ge=8, description="Longest side of a preview in pixels; larger latents are shrunk before decoding."
     )
     min_interval_s: float = Field(
-        default=0.1, ge=0, description="Least time between two previews of one image, in seconds."
+        default=0.1, ge=0, description="Minimum time between two previews of one image, in seconds."
     )
     jpeg_quality: int = Field(default=80, ge=1, le=95, description="JPEG quality of previews.")
 
@@ -167,52 +166,52 @@ class PreviewConfig(Config):
 class LimitsConfig(Config):
     """What a request may ask for."""
 
-    max_images: int = Field(default=16, ge=1, description="Most images in one request.")
+    max_images: int = Field(default=16, ge=1, description="Maximum number of images in one request.")
     max_steps: int = Field(
         default=100,
         ge=1,
         le=998,
-        description="Most denoising steps of an image; schedulers have a thousand, less their offset.",
+        description="Maximum number of denoising steps. Schedulers have 1000 timesteps, less their offset.",
     )
-    max_body_bytes: int = Field(default=65536, ge=1024, description="Largest request body in bytes.")
+    max_body_bytes: int = Field(default=65536, ge=1024, description="Maximum size of a request body in bytes.")
 
 
 class AdmissionConfig(Config):
-    """When a request is turned away with 429."""
+    """When requests are refused with 429."""
 
-    max_waiting_images: int = Field(
-        default=64, ge=0, description="Most images that may wait for a replica, for each ingress replica."
-    )
+    max_waiting_images: int = Field(default=64, ge=0, description="How many images may queue in each ingress replica.")
 
 
 class FilesConfig(Config):
-    """Where images are kept for answers that hold URLs, and for how long."""
+    """Where images are stored for answers with URLs, and for how long."""
 
     path: AbsolutePath | None = Field(
         default=None,
-        description="Absolute path of the files' folder, shared by all ingress replicas. Null: no answers with URLs.",
+        description="Absolute path of the folder of images, shared by all ingress replicas. Null: no URLs in answers.",
     )
     ttl_s: float = Field(default=3600.0, ge=1, description="How long a file is kept, in seconds.")
     max_bytes: int = Field(
-        default=2**30, ge=2**20, description="Most bytes of all files together; the oldest go first."
+        default=2**30,
+        ge=2**20,
+        description="Maximum size of all files together, in bytes; the oldest are deleted first.",
     )
     base_url: BaseUrl | None = Field(
         default=None,
         description="What URLs begin with, such as https://images.example.com. "
-        "Null: the address that the request was sent to.",
+        "Null: the address the request was sent to.",
     )
 
 
 class AuthConfig(Config):
-    """Who may use the service. Keys are never part of a configuration, which is shown in dashboards and logs."""
+    """Who may use the service. The config never holds the keys: dashboards and logs show it."""
 
     keys_env: VariableName | None = Field(
         default=None,
-        description="Name of an environment variable of the ingress with the API keys, separated by commas or lines.",
+        description="Name of the ingress's environment variable with the API keys, separated by commas or newlines.",
     )
     keys_file: AbsolutePath | None = Field(
         default=None,
-        description="Absolute path of a file with an API key on each line; it is read again when it changes.",
+        description="Absolute path of a file with one API key per line; reloaded when it changes.",
     )
 
     @property
@@ -222,7 +221,7 @@ class AuthConfig(Config):
 
 
 class CorsConfig(Config):
-    """Which other sites' pages may call the service."""
+    """Which other web pages may call the service."""
 
     allow_origins: Origins = Field(
         default=(), description="Origins such as https://app.example.com, or `*` for any. Empty: none."
@@ -234,21 +233,21 @@ def _lies_in(path: str, folder: str) -> bool:
 
 
 class AppArgs(Config):
-    """Everything the application builder takes."""
+    """All settings of the service: the builder's arguments."""
 
-    num_replicas: int = Field(default=2, ge=1, description="SDXL replicas, each a single-GPU (or CPU) actor.")
+    num_replicas: int = Field(default=2, ge=1, description="Number of SDXL replicas, each on one GPU or on the CPU.")
     num_gpus: Share = Field(
-        default=0, ge=0, le=1, description="GPUs of a replica: 1; 0 to run on the CPU; 0.5: two share one."
+        default=0, ge=0, le=1, description="GPUs per replica: 1; 0 for the CPU; 0.5 lets two replicas share a GPU."
     )
     num_cpus: Share = Field(
         default=1,
         ge=0,
         allow_inf_nan=False,
-        description="CPU cores of a replica; on the CPU also its number of torch threads.",
+        description="CPU cores per replica; without a GPU also its number of torch threads.",
     )
-    ingress_replicas: int = Field(default=1, ge=1, description="HTTP ingress replicas.")
+    ingress_replicas: int = Field(default=1, ge=1, description="Number of HTTP ingress replicas.")
     request_timeout_s: float = Field(
-        default=300.0, ge=1, description="Deadline of a request: what is finished by then is returned."
+        default=300.0, ge=1, description="Deadline of a request; the images finished by then are returned."
     )
     model: ModelConfig = ModelConfig()
     engine: EngineConfig = EngineConfig()
@@ -261,7 +260,7 @@ class AppArgs(Config):
 
     @property
     def warm_up_sizes(self) -> tuple[tuple[int, int], ...]:
-        """Width and height of all sizes to get ready for at the start, the default first."""
+        """Width and height of all sizes to warm up at the start, the default first."""
         others = tuple(
             (int(width), int(height)) for width, height in (size.split("x") for size in self.engine.warm_up_sizes)
         )
@@ -282,12 +281,12 @@ class AppArgs(Config):
         if self.admission.max_waiting_images < self.limits.max_images:
             raise ValueError(
                 "admission.max_waiting_images must be at least limits.max_images, "
-                "or a full request could never be admitted"
+                "or the largest request could never be admitted"
             )
         given, needed = self.limits.max_body_bytes, longest_body(self.limits.max_images, self.limits.max_steps)
         if given < needed:
             raise ValueError(
-                f"limits.max_body_bytes ({given}) must be at least {needed}, or full requests could not be sent"
+                f"limits.max_body_bytes ({given}) must be at least {needed}, or the largest request could not be sent"
             )
         if self.engine.quantization == "fp8" and self.num_gpus > 0 and self.model.dtype == "float32":
             raise ValueError("engine.quantization: fp8 on a GPU needs model.dtype: bfloat16 or float16")
@@ -298,12 +297,12 @@ class AppArgs(Config):
         files, picture = self.files, 3 * self.model.max_size**2
         if files.path is None:
             if files.base_url is not None:
-                raise ValueError("files.base_url needs files.path: without a folder no answer holds a URL")
+                raise ValueError("files.base_url needs files.path: without a folder there are no URLs")
             return self
         if self.auth.keys_file is not None and _lies_in(self.auth.keys_file, files.path):
-            raise ValueError(f"auth.keys_file must not lie in files.path ({files.path}), whose files need no key")
+            raise ValueError(f"auth.keys_file must not lie in files.path ({files.path}): files there are public")
         if files.max_bytes < picture:
             raise ValueError(
-                f"files.max_bytes ({files.max_bytes}) must be at least {picture}, a picture of model.max_size"
+                f"files.max_bytes ({files.max_bytes}) must be at least {picture}: one picture of model.max_size"
             )
         return self

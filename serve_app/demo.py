@@ -1,4 +1,4 @@
-"""`make demo`: start the service, generate four images with the command line as a newcomer would, stop it again."""
+"""`make demo`: start the service, generate four images with the command line, stop the service."""
 
 import os
 import shlex
@@ -25,12 +25,10 @@ _STOP_TIMEOUT_S = 30.0
 
 
 def main() -> None:
-    """Run the demo, whatever the environment says. Raises CommandError."""
+    """Run the demo, ignoring proxies and keys of the environment. Raises CommandError."""
     if _answers():
-        raise Unusable(
-            f"something answers on {URL} already; stop it first (or generate with it: parallel-sdxl generate)"
-        )
-    os.environ.pop(KEY_VARIABLE, None)  # a key of another service
+        raise Unusable(f"something is already running on {URL}; stop it first (or use it: parallel-sdxl generate)")
+    os.environ.pop(KEY_VARIABLE, None)  # it belongs to another service
     with _service():
         print(f"$ {shlex.join(['.venv/bin/parallel-sdxl', *COMMAND])}", flush=True)
         app(COMMAND)
@@ -38,13 +36,13 @@ def main() -> None:
 
 @contextmanager
 def _service() -> Iterator[None]:
-    """Run the service on the embedded model for as long as the context is open."""
+    """Run the service on the embedded model while the context is open."""
     log = OUT / "service.log"
     make_folder(OUT)
     print(f"starting the service on {URL} (log: {log}) ...", flush=True)
     with log.open("w") as file:
         serve = Path(sys.executable).with_name("serve")
-        # A session of its own: Ctrl-C must reach this program alone, which then stops the service in order.
+        # A session of its own, so that Ctrl-C reaches only this program, which then stops the service cleanly.
         process = subprocess.Popen(  # noqa: S603 - our own command
             [serve, "run", "configs/local.yaml"], stdout=file, stderr=file, start_new_session=True
         )
@@ -60,7 +58,7 @@ def _wait_until_ready(process: subprocess.Popen[bytes], log: Path) -> None:
     deadline = time.monotonic() + _START_TIMEOUT_S
     while not _answers("/health"):
         if process.poll() is not None:
-            raise Unavailable(f"the service has ended before it was ready; see {log}")
+            raise Unavailable(f"the service exited before it was ready; see {log}")
         if time.monotonic() > deadline:
             raise Unavailable(f"the service was not ready within {_START_TIMEOUT_S:g} s; see {log}")
         time.sleep(0.5)
@@ -77,7 +75,7 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
 
 def _answers(path: str = "/-/healthz") -> bool:
     try:
-        # Its own service on this machine: neither a proxy nor certificates of the environment have a part in it.
+        # The service runs on this machine: ignore the environment's proxies and certificates.
         return httpx2.get(URL + path, timeout=2, trust_env=False).status_code == httpx2.codes.OK
     except httpx2.RequestError:
         return False

@@ -1,28 +1,28 @@
-"""What can go wrong, as types.
+"""The error types.
 
-    ServiceError            a request as a whole is refused or has failed; becomes an HTTP answer
-    |-- NotFound            404  there is nothing by that name (any more)
-    |   `-- ModelNotFound   404  another model is asked for than the served one
+    ServiceError            the whole request is refused or failed; becomes an HTTP answer
+    |-- NotFound            404  nothing has that name (any more)
+    |   `-- ModelNotFound   404  the request names a model that is not served
     |-- InvalidRequest      422  a field is wrong; `param` names it
-    |-- TooManyWaiting      429  the waiting line is full; `retry_after_s` says when to come back
+    |-- TooManyWaiting      429  the queue is full; `retry_after_s` says when to retry
     |-- GenerationFailed    500  every image of the request failed
-    |-- InternalError       500  a fault of ours; the log says more
+    |-- InternalError       500  a bug in the service; the log says more
     |-- NotReady            503  no replica has loaded its model yet
-    `-- DeadlineExceeded    504  the deadline passed with nothing finished
-    SlotFailed              one image failed, the others go on; crosses from the replica to the ingress
+    `-- DeadlineExceeded    504  the deadline passed before any image finished
+    SlotFailed              one image failed, the others go on; sent from the replica to the ingress
     SlotCancelled           one image was cancelled on its replica
-    ReplicaLost             the replica died under a slot; the fan-out may generate the slot again elsewhere
+    ReplicaLost             the replica died while generating a slot; the fan-out may retry it elsewhere
     CheckpointError         a checkpoint cannot be served: the replica does not start
 
-Every constructor hands all of its arguments to `Exception.__init__`: Ray rebuilds exceptions from `args`, and one
-that cannot be rebuilt arrives without its type.
+Every constructor passes all its arguments to `Exception.__init__`: Ray rebuilds exceptions from `args`, and an error
+that it cannot rebuild loses its type.
 """
 
 from typing import ClassVar
 
 
 class ServiceError(Exception):
-    """A request that ends without a picture; `type` and `status` are what the client sees."""
+    """The whole request is refused or failed. The client sees `type` and `status`."""
 
     status: ClassVar[int]
     type: ClassVar[str]
@@ -67,7 +67,7 @@ class InternalError(ServiceError):
     type = "internal"
 
     def __init__(self) -> None:
-        super().__init__("the service failed at this request; its log says why")
+        super().__init__("the service failed on this request; its log says why")
         self.args = ()
 
 
@@ -82,7 +82,7 @@ class DeadlineExceeded(ServiceError):
 
 
 class SlotFailed(Exception):
-    """One image failed. `type` is a slug for programs, `message` a sentence for people without internals in it."""
+    """One image failed. `type` is for programs; `message` is for people and reveals no internals."""
 
     def __init__(self, type: str, message: str) -> None:
         super().__init__(type, message)
@@ -91,7 +91,7 @@ class SlotFailed(Exception):
 
 
 class SlotCancelled(Exception):
-    """One image was cancelled before it was finished."""
+    """One image was cancelled before it finished."""
 
 
 class ReplicaLost(Exception):
@@ -103,6 +103,6 @@ class CheckpointError(Exception):
 
 
 def first_line(error: BaseException) -> str:
-    """Return the gist of another library's error, for a sentence of ours."""
+    """Return another library's error as one line, to quote in a message of ours."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

@@ -1,4 +1,4 @@
-"""EXIF user comments: one to write, and those of other programs to read. EXIF 2.32, 4.6."""
+"""EXIF user comments: writes our own, reads those of other programs. See EXIF 2.32, section 4.6."""
 
 import struct
 
@@ -8,11 +8,11 @@ from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 _UNICODE = b"UNICODE\0"
 _CODES = (b"ASCII\0\0\0", b"JIS\0\0\0\0\0", _UNICODE, bytes(8))
-"""A user comment starts with one of these; many programs leave it out."""
+"""A user comment should start with one of these; many programs omit it."""
 
 _SIGNATURE = b"Exif\0\0"
 _TIFF_HEADER = b"MM\0*\0\0\0\x08"
-"""Big-endian. The first directory starts 8 bytes from here, and all offsets count from here."""
+"""Big-endian. The first directory starts at offset 8; all offsets count from this header."""
 
 _INCH = 2
 _CENTERED = 1
@@ -20,7 +20,7 @@ _SRGB = 1
 
 
 def exif_block(comment: str, width: int, height: int) -> bytes:
-    """Return the EXIF of a picture of this size in pixels: a comment, and what the standard asks for in any case."""
+    """Return the EXIF of a picture: its comment, and the fields that the standard requires. Sizes in pixels."""
     details = ImageFileDirectory_v2(_TIFF_HEADER, group=ExifTags.IFD.Exif)
     binary: dict[int, bytes] = {
         ExifTags.Base.ExifVersion: b"0232",
@@ -29,7 +29,7 @@ def exif_block(comment: str, width: int, height: int) -> bytes:
         ExifTags.Base.FlashPixVersion: b"0100",
     }
     details.update(binary)
-    details.tagtype.update(dict.fromkeys(binary, TiffTags.UNDEFINED))  # Pillow would call most of them BYTE
+    details.tagtype.update(dict.fromkeys(binary, TiffTags.UNDEFINED))  # Pillow would write most of them as BYTE
     details[ExifTags.Base.ColorSpace] = _SRGB
     details[ExifTags.Base.ExifImageWidth] = width
     details[ExifTags.Base.ExifImageHeight] = height
@@ -49,13 +49,13 @@ def exif_block(comment: str, width: int, height: int) -> bytes:
 
 
 def user_comment(image: Pillow.Image) -> str:
-    """Return the user comment of an open picture, in whatever encoding it is; empty where there is none."""
+    """Return the user comment of an open picture, decoded; empty if it has none."""
     try:
         exif = image.getexif()
         comment = exif.get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.UserComment, b"")
-    except (SyntaxError, ValueError, TypeError, OSError, struct.error):  # what Pillow raises at broken EXIF and XMP
+    except (SyntaxError, ValueError, TypeError, OSError, struct.error):  # Pillow raises these on broken EXIF and XMP
         return ""
-    if isinstance(comment, str):  # of TIFF type ASCII, which Pillow decodes so
+    if isinstance(comment, str):  # Pillow decodes the TIFF type ASCII as latin-1
         comment = comment.encode("latin-1", "replace")
     if not isinstance(comment, bytes):
         return ""
@@ -68,15 +68,15 @@ def _encoding(code: bytes, text: bytes, endian: str | None) -> str:
         return _utf16(text, endian)
     if code.startswith(b"JIS"):
         return "iso2022_jp" if b"\x1b" in text else "shift_jis"
-    return "utf-8"  # ASCII is a part of it, and programs write it under any of the other codes
+    return "utf-8"  # it includes ASCII, and programs write it under any of the codes
 
 
 def _utf16(text: bytes, endian: str | None) -> str:
-    """Return which UTF-16 a text is. The standard does not say, and programs do not keep to their file's byte order."""
+    """Guess the byte order of UTF-16 text. The standard does not fix it, and programs ignore their file's."""
     if text.startswith((b"\xff\xfe", b"\xfe\xff")):
         return "utf-16"
     evens, odds = text[::2], text[1::2]
     big, little = ((len(set(high)), -high.count(0)) for high in (evens, odds))
     if big == little:
         return "utf-16-le" if endian == "<" else "utf-16-be"
-    return "utf-16-be" if big < little else "utf-16-le"  # a script's letters share their high bytes
+    return "utf-16-be" if big < little else "utf-16-le"  # letters of one script share their high byte

@@ -1,4 +1,4 @@
-"""Pixels to files. No torch."""
+"""Encodes pixels as image files. No torch."""
 
 import base64
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ _WEBP_QUALITY = 90
 
 
 def encode_picture(pixels: Pixels, slot: Slot, model: ModelInfo) -> str:
-    """Return a finished picture as a file in base64 text, with all that is needed to generate it again."""
+    """Return a finished picture as a base64 file that holds all parameters needed to generate it again."""
     return _encode(
         pixels,
         slot.output.output_format,
@@ -37,12 +37,12 @@ def encode_picture(pixels: Pixels, slot: Slot, model: ModelInfo) -> str:
 
 
 def encode_preview(pixels: Pixels, quality: int) -> str:
-    """Return a preview as a bare JPEG in base64 text."""
+    """Return a preview as a base64 JPEG without metadata."""
     return base64.b64encode(_saved(pixels, "JPEG", quality)).decode("ascii")
 
 
 def contact_sheet(cells: Sequence[Pixels | None], width: int, height: int) -> Pixels:
-    """Return all cells on one sheet: row-major, ceil(sqrt(n)) columns, no gaps, cells without a picture grey."""
+    """Return all cells on one sheet: row-major, ceil(sqrt(n)) columns, no gaps, missing pictures grey."""
     columns, rows = sheet_cells(len(cells))
     sheet = np.full((rows * height, columns * width, 3), _MISSING_CELL, dtype=np.uint8)
     for i, cell in enumerate(cells):
@@ -53,7 +53,7 @@ def contact_sheet(cells: Sequence[Pixels | None], width: int, height: int) -> Pi
 
 
 def encode_sheet(pixels: Pixels, output_format: OutputFormat, quality: int | None) -> str:
-    """Return a contact sheet as a file in base64 text; `quality` as in `Slot.output_compression`."""
+    """Return a contact sheet as a base64 file; `quality` is `Output.output_compression`."""
     return _encode(pixels, output_format, quality, "", {})
 
 

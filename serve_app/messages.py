@@ -1,4 +1,4 @@
-"""What crosses between the ingress and a replica: plain frozen data, so that neither side knows the other."""
+"""Messages between the ingress and the replicas: plain frozen data, so that neither side imports the other."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,8 +14,8 @@ _PARTS = {*Recipe.model_fields, *Output.model_fields}
 class Slot:
     """One image to generate. The picture depends on the seed and the recipe alone.
 
-    `index` is its place in the request; previews are wanted after the steps in `preview_steps`. With `keep_pixels` the
-    replica also leaves the decoded pixels in the object store, for a contact sheet.
+    `index` is its place in the request; `preview_steps` are the steps with a preview. With `keep_pixels` the replica
+    also puts the decoded pixels into the object store, for a contact sheet.
     """
 
     index: int
@@ -27,7 +27,7 @@ class Slot:
 
     @classmethod
     def of(cls, fields: Mapping[str, Any]) -> Self:
-        """Return a slot of fields that are its own, its recipe's or its output's. Raises ValidationError."""
+        """Build a slot from the fields of a slot, a recipe and an output in one mapping. Raises ValidationError."""
         own = {name: value for name, value in fields.items() if name not in _PARTS}
         recipe = {name: value for name, value in fields.items() if name in Recipe.model_fields}
         output = {name: value for name, value in fields.items() if name in Output.model_fields}
@@ -36,7 +36,7 @@ class Slot:
 
 @dataclass(frozen=True, slots=True)
 class CallId:
-    """One call for a slot: who made it, and how many it had made before."""
+    """Identifies a call for a slot: the caller, and the call's number there, from 0."""
 
     caller: str
     number: int
@@ -44,27 +44,27 @@ class CallId:
 
 @dataclass(frozen=True, slots=True)
 class OpenCalls:
-    """The calls a caller still waits for, by number, of the `made` it has made so far."""
+    """The calls that a caller still waits for, by number; `made` is how many it has made so far."""
 
     caller: str
     made: int
     numbers: frozenset[int]
 
     def has_given_up(self, call: CallId) -> bool:
-        """Return whether the caller has made this call and waits for it no more."""
+        """Return whether the caller made this call and no longer waits for it."""
         return call.caller == self.caller and call.number < self.made and call.number not in self.numbers
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """`step` denoising steps are done."""
+    """`step` denoising steps are finished."""
 
     step: int
 
 
 @dataclass(frozen=True, slots=True)
 class Preview:
-    """A JPEG, as base64 text, of the picture predicted after `step` steps."""
+    """The picture predicted after `step` steps, as a base64 JPEG."""
 
     step: int
     width: int
@@ -74,7 +74,7 @@ class Preview:
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """Seconds a replica spent on a slot once it was admitted to a batch."""
+    """Seconds a replica spent on a slot after admitting it to a batch."""
 
     encode_prompt: float
     denoise: float
@@ -84,7 +84,7 @@ class Work:
 
 @dataclass(frozen=True, slots=True)
 class Generated:
-    """A finished image: the file as base64 text, and a reference to its pixels if asked for.
+    """A finished image: the base64 file, and a reference to its pixels if `Slot.keep_pixels`.
 
     Pixels are uint8 RGB, height x width x 3.
     """
@@ -102,11 +102,11 @@ SlotEvent = Progress | Preview | Generated
 
 @dataclass(frozen=True, slots=True)
 class ReplicaStatus:
-    """What a replica says of itself.
+    """A replica's status.
 
-    `schedulers` are those that can sample its model, `scheduler` is the one of requests that name none. `prompt_tokens`
-    is how many the text encoders read, `capacity` how many images it generates at once, `finished` how many it has
-    generated since it started.
+    `schedulers` are those that can sample its model; `scheduler` is the default. `prompt_tokens` is how many tokens the
+    text encoders read, `capacity` how many images it generates at once, `finished` how many it has generated since it
+    started.
     """
 
     id: str

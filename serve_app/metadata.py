@@ -1,4 +1,4 @@
-"""What a picture says of how it was made: for programs, for other UIs, and for whoever asks if a model made it."""
+"""The parameters inside a picture file: for programs, other UIs, and readers that ask whether a model made it."""
 
 import json
 import re
@@ -15,7 +15,7 @@ from serve_app.messages import Slot
 from serve_app.recipe import Output, Recipe, SchedulerName
 from serve_app.schemas import GenerateRequest, ModelInfo
 
-# The names that popular UIs read in a picture's parameters.
+# Scheduler names as popular UIs write them.
 _SAMPLERS: dict[SchedulerName, str] = {
     "euler": "Euler",
     "euler_a": "Euler a",
@@ -26,13 +26,13 @@ _SAMPLERS: dict[SchedulerName, str] = {
 }
 
 _PARTS = re.compile(r"(Negative prompt|Steps):")
-"""The words by which readers find the parts of the text."""
+"""Readers split the text at these words."""
 _LINE_BREAKS = re.compile(r"\r\n?")
 _CONTROLS = re.compile(r"[\0-\x08\x0b-\x1f\x7f-\x9f\ufeff\ufffe\uffff]")
 _SEPARATORS = re.compile(r"[,:\x7f-\x9f\u2028\u2029]")
-"""Of values and of lines."""
+"""Characters that separate values or lines."""
 
-# https://cv.iptc.org/newscodes/digitalsourcetype/: media made by a model trained on sampled content.
+# trainedAlgorithmicMedia marks generated pictures: https://cv.iptc.org/newscodes/digitalsourcetype/
 _XMP = (
     '<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>'
     '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
@@ -50,7 +50,7 @@ _WRITTEN_FIELDS = {"seed", *Recipe.model_fields, *Output.model_fields}
 
 @dataclass(frozen=True, slots=True)
 class Embedded:
-    """What a picture of ours says of itself: the request that gives it and no other again, and what generated it."""
+    """The parameters in a picture of ours: a request that generates it again, and what generated it."""
 
     request: GenerateRequest
     model: ModelInfo
@@ -58,7 +58,7 @@ class Embedded:
 
 
 class _Written(BaseModel):
-    """The JSON of `parameters_json`, whose other fields are those of a request."""
+    """The JSON of `parameters_json`; its extra fields are those of a request."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -67,7 +67,7 @@ class _Written(BaseModel):
 
 
 def parameters_text(slot: Slot, model: ModelInfo) -> str:
-    """Return the parameters in the form that popular UIs read from a PNG's `parameters` chunk."""
+    """Return the parameters as text for popular UIs, which read it from a PNG's `parameters` chunk."""
     recipe = slot.recipe
     assert recipe.scheduler is not None, "the plan has chosen one"
     lines = [_shielded(recipe.prompt)]
@@ -89,7 +89,7 @@ def parameters_text(slot: Slot, model: ModelInfo) -> str:
 
 
 def parameters_json(slot: Slot, model: ModelInfo) -> dict[str, object]:
-    """Return the parameters for programs: a request for this one picture, and what generated it."""
+    """Return the parameters for programs: a request for this picture, and what generated it."""
     return {
         **slot.recipe.model_dump(),
         "seed": slot.seed,
@@ -100,21 +100,21 @@ def parameters_json(slot: Slot, model: ModelInfo) -> dict[str, object]:
 
 
 def xmp_packet(parameters: dict[str, object]) -> str:
-    """Return the XMP of a picture with these parameters, none for a sheet: that a model made it, and how."""
-    # JSON in ASCII alone: XML cannot hold every character that JSON can.
+    """Return the XMP packet, which says that a model made the picture, and how. A sheet has no parameters."""
+    # json.dumps escapes all but ASCII: XML cannot hold every character that JSON can.
     return _XMP.format(parameters=quoteattr(json.dumps(parameters)))
 
 
 def embedded_parameters(image: Pillow.Image) -> Embedded | None:
-    """Return what `parameters_json` put into an open picture; None where there is nothing of the kind.
+    """Return what `parameters_json` put into an open picture, or None if there is none.
 
-    Raises ValueError where it is there but is not what this version writes.
+    Raises ValueError if this version cannot read it.
     """
     packet = image.info.get("xmp", b"")
     if not isinstance(packet, bytes) or _XMP_NAMESPACE.encode() not in packet:
         return None
     try:
-        # No untrusted XML gets far: expat bounds the expansion of entities, and ElementTree fetches none.
+        # Safe for untrusted XML: expat limits entity expansion, and ElementTree fetches nothing.
         root = ElementTree.fromstring(packet.rstrip(b"\0 "))  # noqa: S314 - as above
     except (ElementTree.ParseError, LookupError) as error:
         raise ValueError(f"its XMP packet is not XML: {error}") from None
@@ -124,30 +124,30 @@ def embedded_parameters(image: Pillow.Image) -> Embedded | None:
     written = _Written.model_validate_json(text)
     request = written.model_extra or {}
     if "seed" not in request or not set(request) <= _WRITTEN_FIELDS:
-        raise ValueError("it names no single picture")
+        raise ValueError("it does not describe a single picture")
     return Embedded(GenerateRequest.model_validate({**request, "num_images": 1}), written.model, written.version)
 
 
 def parameters_chunk(image: Pillow.Image) -> str | None:
-    """Return the text that popular UIs put into a picture: a PNG's `parameters` chunk, else the EXIF user comment."""
+    """Return the text that popular UIs write: a PNG's `parameters` chunk, else the EXIF user comment."""
     if text := image.info.get("parameters"):
         return str(text)
     return user_comment(image) or None
 
 
 def _shielded(prompt: str) -> str:
-    """Return a prompt that no reader takes for another part of the text.
+    """Return a prompt in which no reader finds another part of the text.
 
-    There is no way to quote a prompt. To CLIP's tokens neither a space before a colon nor the kind of line break makes
-    a difference.
+    The format cannot quote a prompt. The changes (a space before a colon, the kind of line break) do not change CLIP's
+    tokens.
     """
     return _PARTS.sub(r"\1 :", _CONTROLS.sub("\ufffd", _LINE_BREAKS.sub("\n", prompt)))
 
 
 def _quoted(value: str) -> str:
-    """Return a value for the last line: as it is, or as a JSON string, which popular UIs read.
+    """Return a value for the last line of the text: as it is, or as a JSON string, which popular UIs read.
 
-    In the string what separates values is escaped too, for readers that split the line without looking at quotes.
+    Separators inside the string are escaped too, because some readers split the line without looking at quotes.
     """
     if value.isprintable() and value == value.strip() and not set(value) & set(',:"'):
         return value

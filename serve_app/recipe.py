@@ -1,4 +1,4 @@
-"""What a picture depends on: each setting once, with its bounds, its default and its meaning."""
+"""The settings that a picture depends on, each defined once with its bounds, default and meaning."""
 
 from typing import Annotated, Any, Literal, Self
 
@@ -11,18 +11,18 @@ SEED_SPAN = 2**32
 """Seeds are taken modulo this number."""
 LONGEST_TEXT = 2000
 RANDOM = -1
-"""What stands for a random seed, as in most tools of this field."""
+"""Asks for a random seed, as in most image tools."""
 
 
 def _not_random(seed: Any) -> Any:
     if seed == RANDOM:
-        raise ValueError(f"{RANDOM}, a random seed, is for `seed` alone: a list names each seed")
+        raise ValueError(f"{RANDOM} (random) is only allowed for `seed`; list every seed here")
     return seed
 
 
 Seed = Annotated[int, Field(ge=0, lt=SEED_SPAN), BeforeValidator(_not_random)]
 FirstSeed = Annotated[int, Field(ge=RANDOM, lt=SEED_SPAN), AfterValidator(lambda n: None if n == RANDOM else n)]
-"""A seed, or `RANDOM`, which is the same as none."""
+"""A seed; `RANDOM` becomes None."""
 
 
 def _whole(value: Any) -> Any:
@@ -32,25 +32,25 @@ def _whole(value: Any) -> Any:
 
 
 class Body(BaseModel):
-    """A JSON object in a request; also one inside another."""
+    """A JSON object in a request body, nested ones included."""
 
-    # Strict: "4" is not a number and true is not 1; a client that sends them has a bug worth hearing of.
+    # Strict: "4" is not a number and true is not 1. A client that sends them has a bug that it should hear about.
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     @model_validator(mode="before")
     @classmethod
     def _whole_numbers_are_integers(cls, body: Any) -> Any:
-        """JSON has one kind of number, and languages with one kind write 7 as 7.0: to JSON Schema both are integers."""
+        """Accept 7.0 as 7: some languages write integers that way, and JSON Schema calls both integers."""
         return {name: _whole(value) for name, value in body.items()} if isinstance(body, dict) else body
 
     @classmethod
     def of(cls, whole: BaseModel) -> Self:
-        """Return the part of a validated object that this class is."""
+        """Return this class's fields of a validated object."""
         return cls.model_validate({name: getattr(whole, name) for name in cls.model_fields})
 
 
 class Recipe(Body):
-    """All that a picture depends on besides its seed and the model."""
+    """Everything a picture depends on besides its seed and the model."""
 
     prompt: str = Field(min_length=1, max_length=LONGEST_TEXT, description="What to generate.")
     negative_prompt: str = Field(
@@ -64,20 +64,21 @@ class Recipe(Body):
         ge=0,
         le=30,
         allow_inf_nan=False,
-        description="Classifier-free guidance; 1 or less switches it off.",
+        description="Classifier-free guidance; 1 or less turns it off.",
     )
     guidance_rescale: float = Field(
         default=0.0,
         ge=0,
         le=1,
         allow_inf_nan=False,
-        description="How far guidance is scaled back to the contrast without it; 0.7 suits v-prediction models.",
+        description="How far guidance is scaled back to the contrast of an unguided picture; 0.7 suits v-prediction "
+        "models.",
     )
     scheduler: SchedulerName | None = Field(default=None, description="Null: the model's default.")
 
     @property
     def guided(self) -> bool:
-        """Whether the negative prompt is looked at, at the price of a second row in each UNet call."""
+        """Whether the negative prompt counts, which adds a second row to each UNet call."""
         return self.guidance_scale > 1
 
 
@@ -89,5 +90,5 @@ class Output(Body):
         default=None,
         ge=0,
         le=100,
-        description="Quality of a JPEG (95 where null) or WebP (90); a PNG is lossless and takes no notice.",
+        description="Quality of a JPEG (default 95) or WebP (default 90); ignored for PNG, which is lossless.",
     )

@@ -1,4 +1,4 @@
-"""Kinds of settings, each with the one sentence that refuses what can never work."""
+"""Types of settings, each with a message that refuses values which can never work."""
 
 import re
 from typing import Annotated
@@ -10,55 +10,57 @@ from pydantic_core import Url
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 _INVISIBLE = {"Cc", "Cs", "Zl", "Zp"}
 _PRECISION = 4
-"""Decimal places of the resources that Ray counts."""
+"""Ray counts resources to this many decimal places."""
 
 
 def _text(value: str) -> str:
     if not value or value != value.strip() or any(category(character) in _INVISIBLE for character in value):
-        raise ValueError("must hold text, without spaces around it or line breaks in it; leave it out for the default")
+        raise ValueError("must hold text without surrounding spaces or line breaks; leave it out for the default")
     return value
 
 
 def _absolute_path(value: str) -> str:
     if not value.startswith("/"):
-        raise ValueError(f"must be an absolute path: each process may take {value} to lie elsewhere")
+        raise ValueError(f"must be an absolute path: {value} would depend on each process's working folder")
     return value
 
 
 def _variable_name(value: str) -> str:
     if not re.fullmatch(r"[-._a-zA-Z][-._a-zA-Z0-9]*", value):
-        raise ValueError("must be the name of an environment variable, such as API_KEYS; the keys are its value")
+        raise ValueError("must be the name of an environment variable, such as API_KEYS; the variable holds the keys")
     return value
 
 
 def _base_url(value: str) -> str:
     url = _url(value)
     if not url or url.scheme not in _DEFAULT_PORTS or {url.query, url.fragment, url.username, url.password} != {None}:
-        raise ValueError("must be http:// or https:// and a host, without user, ? and #, such as https://a.example.com")
+        raise ValueError("must be http:// or https:// and a host, without user, ? or #, such as https://a.example.com")
     return str(url).rstrip("/")
 
 
 def _origin(value: str) -> str:
-    if value in ("*", "null"):  # a browser calls a page from a file null
+    if value in ("*", "null"):  # browsers send null as the origin of a local file
         return value
     url = _url(value)
     if not url or not url.host or "*" in url.host:
-        raise ValueError(f"{value} is no origin: write scheme and host, such as https://a.example.com, or * for any")
+        raise ValueError(
+            f"{value} is not an origin: write scheme and host, such as https://a.example.com, or * for any"
+        )
     port = "" if url.port in (None, _DEFAULT_PORTS.get(url.scheme)) else f":{url.port}"
     if value != (origin := f"{url.scheme}://{url.host}{port}"):
-        raise ValueError(f"{value} never matches: browsers send the origin as {origin}; write that")
+        raise ValueError(f"{value} never matches; browsers send the origin as {origin}")
     return value
 
 
 def _origins(value: tuple[str, ...]) -> tuple[str, ...]:
     if "*" in value and len(value) > 1:
-        raise ValueError("* stands for any origin: leave it alone, or leave it out")
+        raise ValueError("* stands for any origin: list nothing else beside it")
     return value
 
 
 def _share(value: float) -> float:
     if value != round(value, _PRECISION):
-        raise ValueError(f"must have at most {_PRECISION} decimal places, such as 0.3333: so Ray counts")
+        raise ValueError(f"must have at most {_PRECISION} decimal places, such as 0.3333: Ray counts no finer")
     return value
 
 
@@ -73,7 +75,7 @@ Text = Annotated[str, AfterValidator(_text)]
 AbsolutePath = Annotated[Text, AfterValidator(_absolute_path)]
 VariableName = Annotated[str, AfterValidator(_variable_name)]
 BaseUrl = Annotated[str, AfterValidator(_base_url)]
-"""Without a slash at its end, and as a browser would write it."""
+"""Without a trailing slash, normalised as browsers do."""
 Origins = Annotated[tuple[Annotated[str, AfterValidator(_origin)], ...], AfterValidator(_origins)]
 Share = Annotated[float, AfterValidator(_share)]
-"""A part of what Ray shares out, such as GPUs."""
+"""An amount of a Ray resource, such as GPUs."""

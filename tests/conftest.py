@@ -21,12 +21,12 @@ from serve_app.replica.checkpoint import Checkpoint, load_checkpoint
 from serve_app.replica.engine import Engine
 from serve_app.replica.observer import Silent
 
-# Tests and what they start talk to this machine alone, whatever way to others the environment names.
+# Tests and the processes they start only talk to this machine: ignore the environment's proxies.
 for name in list(os.environ):
     if name.lower().endswith("_proxy") or name in ("SSL_CERT_FILE", "SSL_CERT_DIR"):
         del os.environ[name]
 
-# Those tests look at CUDA graphs, streams and waits, of which a CPU has none.
+# These tests need CUDA graphs, streams and waits, which a CPU does not have.
 collect_ignore = [] if torch.cuda.is_available() else ["gpu"]
 
 INTEGRATION = Path(__file__).parent / "integration"
@@ -45,7 +45,7 @@ WithScheduler = Callable[[SchedulerMixin], Path]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Let one process run all that needs the cluster, however many run the rest."""
+    """Run all tests that need the cluster in one process, however many processes run the rest."""
     for item in items:
         if item.path.is_relative_to(INTEGRATION):
             item.add_marker(pytest.mark.xdist_group("cluster"))

@@ -36,7 +36,7 @@ class Ref:
 
 
 def generated(slot: Slot) -> Generated:
-    """A picture of one colour, which is the slot's index."""
+    """A picture in one colour: the slot's index."""
     pixels = np.full((slot.recipe.height, slot.recipe.width, 3), slot.index, dtype=np.uint8)
     return Generated(
         slot.recipe.width,
@@ -53,7 +53,7 @@ async def nothing_special(slot: Slot) -> None: ...
 
 @dataclass
 class FakePool(Pool):
-    """Generates at once. `before` runs in each slot's call and may wait or raise; `open` are the slots in work."""
+    """Generates immediately. `before` runs in each slot's call and may wait or raise; `open` are the running slots."""
 
     before: Callable[[Slot], Awaitable[None]] = nothing_special
     status: PoolStatus = field(default_factory=lambda: PoolStatus((REPLICA, REPLICA), images_per_second=1.0))

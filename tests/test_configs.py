@@ -1,4 +1,4 @@
-"""Every config file says only what Serve and the builder take: Serve drops what it does not know in silence."""
+"""Config files only have keys that Serve and the builder know: Serve silently drops unknown ones."""
 
 from collections.abc import Iterator
 from pathlib import Path

@@ -12,7 +12,7 @@ UNICODE, ASCII, JIS, NO_CODE = b"UNICODE\0", b"ASCII\0\0\0", b"JIS\0\0\0\0\0", b
 
 
 def with_comment(comment: bytes | str, endian: str = ">") -> Image.Image:
-    """Return a picture as somebody else wrote it."""
+    """Return a picture as another program would write it."""
     exif = Image.Exif()
     exif.endian = endian
     exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.UserComment] = comment

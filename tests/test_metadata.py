@@ -1,4 +1,4 @@
-"""Pictures carry what is needed to generate them again."""
+"""Picture files contain the parameters needed to generate them again."""
 
 import base64
 import io

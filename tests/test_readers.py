@@ -1,4 +1,4 @@
-"""What readers that we did not write take from our files."""
+"""Our files, read by other programs."""
 
 import base64
 import json
@@ -34,7 +34,7 @@ FORMATS: list[OutputFormat] = ["png", "jpeg", "webp"]
 PIXELS: Pixels = np.random.default_rng(0).integers(0, 256, (64, 48, 3), dtype=np.uint8)
 SEED = 4294967295
 
-# What is asked for, and what readers take for the prompt where that cannot be the same.
+# Prompts, and what readers return if it cannot be the same text.
 PROMPTS: dict[str, tuple[str, str | None]] = {
     "quotes": ("""say "hi", it's \\"\\ \\'""", None),
     "lines": ("a cat\n\non a mat: red, blue", None),

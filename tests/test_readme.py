@@ -1,4 +1,4 @@
-"""The README says what is so."""
+"""The README matches the code."""
 
 import json
 import re

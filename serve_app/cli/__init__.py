@@ -1,1 +1,1 @@
-"""The command line: a client of any service over HTTP. Knows neither Ray nor torch."""
+"""The command line: an HTTP client of any service. Imports neither Ray nor torch."""

@@ -11,7 +11,7 @@ def main() -> NoReturn:
 
 
 def _app() -> None:
-    # Here, so that an interrupt while modules load is no traceback either.
+    # Imported here, so that Ctrl-C during imports shows no traceback either.
     from serve_app.cli.main import app
 
     app(prog_name="parallel-sdxl")

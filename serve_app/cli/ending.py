@@ -1,4 +1,4 @@
-"""How a command ends, whatever happens: with a documented exit code, and a sentence where there is something to say."""
+"""Ends every command with a documented exit code and, if it failed, a one-line message."""
 
 import os
 import signal
@@ -20,33 +20,34 @@ TRACEBACK_VARIABLE = "PARALLEL_SDXL_TRACEBACK"
 
 def run(command: Callable[[], object]) -> NoReturn:
     """Run a command and end the process."""
-    # Being ended is being interrupted: what is generated is cancelled, the terminal gets its cursor back.
+    # Treat SIGTERM like Ctrl-C: cancel what is being generated and restore the terminal's cursor.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    warnings.simplefilter("ignore")  # libraries' words to programmers, such as Pillow's on broken files
+    warnings.simplefilter("ignore")  # they are for programmers, such as Pillow's about broken files
     sys.stdout, sys.stderr = _stream(sys.stdout), _stream(sys.stderr)
     sys.exit(_outcome(command))
 
 
 def _stream(stream: TextIO) -> TextIO:
-    """Return a standard stream with faults of its own types; as it is, where it is closed or none of the usual kind."""
+    """Return a standard stream that raises CommandErrors; unchanged if it is closed or not a plain file."""
     if not (isinstance(stream, TextIOWrapper) and isinstance(getattr(stream.buffer, "raw", stream.buffer), FileIO)):
         return stream
-    # Backslashes, since a prompt may hold what the terminal's encoding has not.
+    # Escape with backslashes what the terminal's encoding lacks: a prompt may hold any character.
     output = BufferedWriter(_Output(stream.fileno(), "w", closefd=False))
     return TextIOWrapper(output, stream.encoding, "backslashreplace", line_buffering=stream.line_buffering)
 
 
 class _Output(FileIO):
-    """What lies below a standard stream: here, since each library makes something else of an OSError."""
+    """The file below a standard stream. It catches OSError because each library above handles it differently."""
 
     def write(self, data: "ReadableBuffer", /) -> int:
         try:
             return super().write(data)
         except OSError as error:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), self.fileno())  # for what is said later, by Python's end too
+            # Send later output, Python's last flush included, to nowhere.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.fileno())
             if isinstance(error, BrokenPipeError):
                 raise Unread from None
-            raise Unwritten(f"the output cannot be written: {error.strerror}") from None
+            raise Unwritten(f"cannot write the output: {error.strerror}") from None
 
 
 def _outcome(command: Callable[[], object]) -> int:
@@ -68,7 +69,7 @@ def _outcome(command: Callable[[], object]) -> int:
 def _code(command: Callable[[], object]) -> int:
     try:
         command()
-    except SystemExit as end:  # Typer's way to end, with a number
+    except SystemExit as end:  # Typer ends with an exit code
         return int(end.code or Exit.OK)
     return Exit.OK
 
@@ -76,7 +77,7 @@ def _code(command: Callable[[], object]) -> int:
 def _unforeseen(error: Exception) -> str:
     if os.environ.get(TRACEBACK_VARIABLE):
         return "".join(traceback.format_exception(error))
-    return f"this was not foreseen: {error!r}. {TRACEBACK_VARIABLE}=1 shows where it happened; please report it."
+    return f"unexpected error: {error!r}. {TRACEBACK_VARIABLE}=1 shows where it happened; please report it."
 
 
 def _tell(words: str) -> None:

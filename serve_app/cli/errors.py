@@ -1,42 +1,42 @@
-"""Why a command ends without what it was asked for, as types that know their exit code."""
+"""The errors that end a command, each with its exit code."""
 
 from enum import IntEnum
 from typing import ClassVar
 
 
 class Exit(IntEnum):
-    """Exit codes, as `--help` and the README tell them."""
+    """Exit codes, as documented in `--help` and the README."""
 
     OK = 0
     MISSING = 1
     UNUSABLE = 2
     UNAVAILABLE = 3
     UNFORESEEN = 4
-    # As shells tell of SIGINT and SIGPIPE.
+    # As shells report SIGINT and SIGPIPE.
     INTERRUPTED = 130
     UNREAD = 141
 
 
 class CommandError(Exception):
-    """The message is a sentence for people, and says what to do."""
+    """Ends a command. The message is for people and says what to do."""
 
     exit_code: ClassVar[Exit]
 
 
 class NotGenerated(CommandError):
-    """Images are missing, though the service took the request."""
+    """The service accepted the request, but images are missing."""
 
     exit_code = Exit.MISSING
 
 
 class Unusable(CommandError):
-    """The command was given something that cannot be used, such as a file without parameters."""
+    """The command cannot use its input, such as a file without parameters."""
 
     exit_code = Exit.UNUSABLE
 
 
 class SettingRefused(Unusable):
-    """The service refuses the field `param` of the request, or the request as a whole."""
+    """The service refuses the field `param`, or the whole request if it is None."""
 
     def __init__(self, message: str, param: str | None) -> None:
         super().__init__(message, param)
@@ -48,16 +48,16 @@ class SettingRefused(Unusable):
 
 
 class Unavailable(CommandError):
-    """The service is not there, has no room, wants a key, or broke off."""
+    """The service cannot be reached, is busy, needs a key, or closed the connection."""
 
     exit_code = Exit.UNAVAILABLE
 
 
 class Unwritten(Unusable):
-    """What the command says cannot be written."""
+    """The command's output cannot be written."""
 
 
 class Unread(CommandError):
-    """Nobody reads what the command says, so that there is nothing more to say."""
+    """The reader of the command's output has gone, as with `| head`; there is no message."""
 
     exit_code = Exit.UNREAD

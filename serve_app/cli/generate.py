@@ -15,7 +15,7 @@ from serve_app.schemas import GridEvent, ImageEvent
 
 
 def generate(service: Service, body: dict[str, Any], out: Path, console: Console) -> None:
-    """Generate the images of a request, writing each to `out` as soon as it is finished. Raises CommandError."""
+    """Generate the images of a request and write each to `out` as soon as it is finished. Raises CommandError."""
     started = time.monotonic()
     make_folder(out)
     body = only_seen_previews(console, body)

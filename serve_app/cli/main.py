@@ -1,4 +1,4 @@
-"""The commands and their options. What a command does is imported when it runs, so that --help is there at once."""
+"""The commands and their options. A command's code is imported only when it runs, so that --help is fast."""
 
 import os
 from dataclasses import dataclass
@@ -15,20 +15,20 @@ if TYPE_CHECKING:
     from serve_app.cli.service import Service
 
 _EXIT_CODES = (
-    "Exit codes: 0 all is well; 1 images are missing, or the picture is not the same; 2 the command, a setting or a "
-    "file cannot be used; 3 the service is not there, busy, or wants a key; 4 the command itself failed "
-    "(PARALLEL_SDXL_TRACEBACK=1 shows where); 130 interrupted; 141 nobody reads the output."
+    "Exit codes: 0 success; 1 images are missing, or the picture is not the same; 2 the command, a setting or a "
+    "file is invalid; 3 the service cannot be reached, is busy, or needs a key; 4 a bug in the command "
+    "(PARALLEL_SDXL_TRACEBACK=1 shows where); 130 interrupted; 141 the reader of the output has gone."
 )
 
 app = typer.Typer(
-    help="Generate with a parallel-sdxl service, and generate its pictures again.",
+    help="Generate images with a parallel-sdxl service, and reproduce its pictures.",
     epilog=_EXIT_CODES,
     no_args_is_help=True,
-    rich_markup_mode=None,  # whose tables cut option names off in a narrow terminal
+    rich_markup_mode=None,  # its tables cut off option names in a narrow terminal
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-# Fields of a request whose option has another name.
+# Options whose name differs from their field in a request.
 _OPTIONS = {
     "prompt": "PROMPT",
     "num_inference_steps": "--steps",
@@ -73,19 +73,19 @@ def _http_url(url: str) -> str:
 
 
 def _text(words: str | None) -> str | None:
-    """Refuse what is no text: Python passes bytes of another encoding on as lone surrogates."""
+    """Refuse text in another encoding, whose bytes Python turns into lone surrogates."""
     if words and not words.isascii() and any("\ud800" <= c <= "\udfff" for c in words):
-        raise typer.BadParameter("it is not UTF-8; set the terminal's encoding to it")
+        raise typer.BadParameter("it is not UTF-8; set the terminal's encoding to UTF-8")
     return words
 
 
-# The key has no option: it would stay in the shell's history.
+# There is no option for the key: it would stay in the shell's history.
 Url = Annotated[
     str,
     typer.Option(
         envvar="PARALLEL_SDXL_URL",
         callback=_http_url,
-        help="Where the service is; PARALLEL_SDXL_API_KEY holds its key if it wants one.",
+        help="Where the service is; PARALLEL_SDXL_API_KEY holds its key if it needs one.",
     ),
 ]
 Picture = Annotated[
@@ -112,10 +112,10 @@ def _main(
 def generate(
     prompt: Annotated[str, typer.Argument(metavar="PROMPT", callback=_text, help="What to generate.")],
     num_images: Annotated[
-        int | None, typer.Option("--num-images", "-n", help="How many images, each with a seed of its own.")
+        int | None, typer.Option("--num-images", "-n", help="How many images, each with its own seed.")
     ] = None,
     seed: Annotated[
-        int | None, typer.Option(help="Seed of the first image; each next one is one more. Random if not given.")
+        int | None, typer.Option(help="Seed of the first image; the next ones count up. Random by default.")
     ] = None,
     seeds: Annotated[
         Seeds | None, typer.Option(parser=Seeds.parse, metavar="7,8,1234", help="The seeds, instead of --seed and -n.")
@@ -125,7 +125,7 @@ def generate(
         Size | None, typer.Option(parser=Size.parse, metavar="WxH", help="Width and height in pixels.")
     ] = None,
     steps: Annotated[int | None, typer.Option(help="Denoising steps.")] = None,
-    guidance: Annotated[float | None, typer.Option(help="Classifier-free guidance; 1 or less: none.")] = None,
+    guidance: Annotated[float | None, typer.Option(help="Classifier-free guidance; 1 or less turns it off.")] = None,
     guidance_rescale: Annotated[
         float | None, typer.Option(help="How far guidance is scaled back, 0 to 1; 0.7 for v-prediction models.")
     ] = None,
@@ -138,20 +138,20 @@ def generate(
     ] = None,
     preview_every: Annotated[
         int | None,
-        typer.Option(help="Show pictures in the terminal, if it can, after step 1 and every such step; 0: never."),
+        typer.Option(help="Show previews, if the terminal can, after step 1 and every multiple of this; 0: never."),
     ] = None,
     grid: Annotated[
         bool | None,
-        typer.Option("--grid/--no-grid", help="Write a sheet of all images too; by default if there are several."),
+        typer.Option("--grid/--no-grid", help="Also write a sheet of all images; the default if there are several."),
     ] = None,
     out: Annotated[Path, typer.Option(file_okay=False, help="Folder to write to.")] = Path("out"),
     url: Url = URL,
 ) -> None:
     """Generate images of a prompt and write them to files.
 
-    What is not given is the service's choice; `info` tells it of a picture. Files are named by seed (seed-7.png) and
-    grid.png; a name that another picture has gets a number (seed-7-2.png): nothing is overwritten. Ctrl-C cancels what
-    is unfinished on the service too; finished images stay.
+    The service chooses whatever you leave out; `info` shows its choices. Files are named seed-7.png and grid.png, or
+    seed-7-2.png if the name is taken: nothing is overwritten. Ctrl-C cancels unfinished images on the service too;
+    finished images stay.
     """
     several = num_images != 1 and (seeds is None or len(seeds.seeds) > 1)
     given = {
@@ -187,11 +187,11 @@ def reproduce(
     picture: Picture,
     out: Annotated[
         Path | None,
-        typer.Option(file_okay=False, help="Folder to write the new picture to; by default it is not kept."),
+        typer.Option(file_okay=False, help="Folder for the new picture; by default it is not kept."),
     ] = None,
     url: Url = URL,
 ) -> None:
-    """Generate a picture again with the parameters in it, and say whether it is the same, pixel for pixel."""
+    """Generate a picture again from the parameters in it, and compare every pixel."""
     from serve_app.cli import reproduce as command
 
     same = command.reproduce(_service(url), picture, out, _console())
@@ -200,7 +200,7 @@ def reproduce(
 
 @app.command(epilog=_EXIT_CODES)
 def info(picture: Picture) -> None:
-    """Print the parameters that a picture holds."""
+    """Print the parameters in a picture."""
     from serve_app.cli import info as command
 
     command.info(picture, _console())

@@ -1,4 +1,4 @@
-"""`parallel-sdxl reproduce`: generate a picture again and compare."""
+"""`parallel-sdxl reproduce`: generates a picture again and compares."""
 
 from dataclasses import dataclass
 from io import BytesIO
@@ -20,18 +20,16 @@ from serve_app.metadata import Embedded
 from serve_app.schemas import GridEvent, ImageEvent, ModelInfo
 
 _SAME_PICTURE_DB = 50.0
-"""Rounding stays above it: 51 dB for SDXL in bfloat16 with several images a UNet call, 60 dB in float32.
-
-See README, Seeds.
+"""Differences by rounding stay above this: 51 dB for SDXL in bfloat16 with several images per UNet call, 60 dB in
+float32. See Seeds in the README.
 """
 _CHANNELS = ("red", "green", "blue")
 
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """How two pictures of one size differ: in how many pixels, and at most and on average for each channel.
-
-    A channel has 255 levels.
+    """How two pictures of one size differ: the number of different pixels, and per channel the largest and the mean
+    difference (channels are 0 to 255).
     """
 
     pixels: int
@@ -41,7 +39,7 @@ class Difference:
 
 
 def difference(a: Pixels, b: Pixels) -> Difference:
-    """Compare two pictures, RGB, (height, width, 3) of one shape."""
+    """Compare two RGB pictures of the same shape, (height, width, 3)."""
     off = np.abs(a.astype(np.int16) - b)
     squares = float(np.mean(np.square(off, dtype=np.float64)))
     return Difference(
@@ -53,7 +51,7 @@ def difference(a: Pixels, b: Pixels) -> Difference:
 
 
 def reproduce(service: Service, picture: Path, out: Path | None, console: Console) -> bool:
-    """Generate a picture again with the parameters in it, and say whether it is the same. Raises CommandError."""
+    """Generate a picture again from the parameters in it; return whether it is the same. Raises CommandError."""
     image = opened(picture)
     embedded, before = read(picture, image), np.asarray(image.convert("RGB"))
     if not embedded:
@@ -94,7 +92,7 @@ def _compare_models(console: Console, embedded: Embedded, model: ModelInfo, vers
 def _verdict(console: Console, picture: Path, before: Pixels, after: Pixels) -> bool:
     if before.shape != after.shape:
         now, then = (f"{pixels.shape[1]}x{pixels.shape[0]}" for pixels in (before, after))
-        say(console, f"not the same: {picture} is {now} now, and was generated as {then}", style="red")
+        say(console, f"not the same: {picture} is {now}, but was generated as {then}", style="red")
         return False
     if np.array_equal(before, after):
         say(console, f"the same: every pixel of {picture} is equal", style="green")
@@ -103,7 +101,7 @@ def _verdict(console: Console, picture: Path, before: Pixels, after: Pixels) -> 
     close = off.psnr_db >= _SAME_PICTURE_DB
     say(
         console,
-        f"{'the same picture, not the same bits' if close else 'not the same'} ({off.psnr_db:.1f} dB PSNR): "
+        f"{'the same picture with rounding differences' if close else 'not the same'} ({off.psnr_db:.1f} dB PSNR): "
         f"{off.pixels} of {before.shape[0] * before.shape[1]} pixels differ",
         style="yellow" if close else "red",
     )
@@ -112,6 +110,6 @@ def _verdict(console: Console, picture: Path, before: Pixels, after: Pixels) -> 
     if close:
         say(
             console,
-            "Another kind of GPU, precision or version rounds otherwise. The README's Seeds says what is equal.",
+            "Other GPUs, precisions and versions round differently; see Seeds in the README.",
         )
     return False

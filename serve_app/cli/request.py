@@ -1,10 +1,8 @@
-"""One request from its first event to its last: shown while it goes on, its files kept."""
+"""Follows one request from its first event to its last: shows progress and saves files."""
 
 from base64 import b64decode
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass
-from itertools import count
 from pathlib import Path
 from tempfile import TemporaryFile
 
@@ -28,27 +26,27 @@ from serve_app.schemas import (
 )
 
 Keep = Callable[[ImageEvent | GridEvent, bytes], str]
-"""Takes a finished file and returns what to say of it."""
+"""Takes a finished file and returns the text to show for it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Ending:
-    """What there is to say of a request once it is over: why images are missing, and the service's last warnings."""
+    """The end of a request: why images are missing, and the service's last warnings."""
 
     missing: tuple[str, ...]
     warnings: tuple[str, ...]
 
 
 def opening(events: Iterator[Event]) -> StartEvent:
-    """Return the first event of a stream."""
-    with suppress(StopIteration):
-        if isinstance(start := next(events), StartEvent):
-            return start
-    raise Unavailable("the service broke off before it began")
+    """Return the first event of a stream. Raises Unavailable if it is no start event."""
+    start = next(events, None)
+    if not isinstance(start, StartEvent):
+        raise Unavailable("the service closed the stream before it began")
+    return start
 
 
 def introduce(console: Console, start: StartEvent) -> None:
-    """Say what is going to be generated."""
+    """Print what will be generated."""
     p, images = start.parameters, len(start.seeds)
     say(
         console,
@@ -59,13 +57,13 @@ def introduce(console: Console, start: StartEvent) -> None:
 
 
 def warn(console: Console, warnings: list[str] | tuple[str, ...]) -> None:
-    """Pass the service's warnings on."""
+    """Print the service's warnings."""
     for warning in warnings:
         say(console, f"note: {warning}", style="yellow")
 
 
 def follow(events: Iterator[Event], view: View, keep: Keep) -> Ending:
-    """Follow a request to its end. Raises Unavailable where the events end before it does."""
+    """Follow a request to its end. Raises Unavailable if the stream ends early."""
     missing: list[str] = []
     with view:
         for event in events:
@@ -90,14 +88,11 @@ def follow(events: Iterator[Event], view: View, keep: Keep) -> Ending:
                     return Ending(tuple(missing or [event.error.message]), ())
                 case CompletedEvent():
                     return Ending(tuple(missing), tuple(event.warnings))
-    raise Unavailable("the service broke off before the end")
+    raise Unavailable("the service closed the stream before the end")
 
 
 def make_folder(folder: Path) -> None:
-    """Create a folder if it is not there, and try to write to it: before the work whose result it is for.
-
-    Raises Unusable.
-    """
+    """Create a folder if needed and check that it is writable, before any work. Raises Unusable."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         TemporaryFile(dir=folder).close()
@@ -106,23 +101,26 @@ def make_folder(folder: Path) -> None:
 
 
 def save(folder: Path, stem: str, event: ImageEvent | GridEvent, data: bytes) -> Path:
-    """Write a file and return its path.
+    """Write a file and return its path. Raises Unusable if that fails.
 
-    Its name is `stem`, and a number if another file has that name; a file with the same content stays as it is. Raises
-    Unusable where it cannot be written.
+    The name is `stem`, with a number if a file with other content has that name.
     """
     suffix = event.media_type.removeprefix("image/")
-    names = (f"{stem}.{suffix}" if number == 1 else f"{stem}-{number}.{suffix}" for number in count(1))
-    path = folder
+    path, number = folder / f"{stem}.{suffix}", 1
     try:
-        for path in (folder / name for name in names):
-            try:
-                with path.open("xb") as file:
-                    file.write(data)
-            except FileExistsError:
-                if path.read_bytes() != data:
-                    continue
-            break
+        while not _holds(path, data):
+            number += 1
+            path = folder / f"{stem}-{number}.{suffix}"
     except OSError as error:
         raise Unusable(f"cannot write {path}: {error.strerror}") from None
     return path
+
+
+def _holds(path: Path, data: bytes) -> bool:
+    """Write data to a new file; if the file exists, return whether it holds this data."""
+    try:
+        with path.open("xb") as file:
+            file.write(data)
+    except FileExistsError:
+        return path.read_bytes() == data
+    return True

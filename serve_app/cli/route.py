@@ -1,4 +1,7 @@
-"""The way to a service: its URL, and what the environment says of proxies and certificates."""
+"""The way to a service: its URL, and the environment's proxies and certificates.
+
+Why not httpx's own reading of the environment: it fails on a broken proxy variable even for a service on this machine.
+"""
 
 import os
 import re
@@ -15,14 +18,14 @@ import httpx2
 
 from serve_app.cli.errors import Unavailable, Unusable
 
-# A stream is never silent for long: it is kept alive every 15 s.
+# A stream sends a ping every 15 s, so 60 s of silence mean that it is dead.
 _TIMEOUT = httpx2.Timeout(60, connect=10)
 _CERTIFICATE_VARIABLES = ("SSL_CERT_FILE", "SSL_CERT_DIR", "SSLKEYLOGFILE")
 
 
 @dataclass(frozen=True, slots=True)
 class Proxy:
-    """A proxy, and the setting that names it."""
+    """A proxy and the setting it comes from."""
 
     setting: str
     url: httpx2.URL
@@ -30,14 +33,14 @@ class Proxy:
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """How the service at `url` is reached. Its methods raise CommandError."""
+    """How to reach the service at `url`. Its methods raise CommandError."""
 
     url: httpx2.URL
     proxy: Proxy | None
 
     @classmethod
     def to(cls, text: str) -> Self:
-        """Read a service's URL, and what the environment says of the way there. Raises Unusable."""
+        """Parse a service's URL and find its proxy in the environment. Raises Unusable."""
         url = _url(text)
         return cls(url, None if _on_this_machine(url) else _proxy(url))
 
@@ -48,12 +51,12 @@ class Route:
 
     @property
     def detour(self) -> str:
-        """What lies between, for messages."""
-        return f" through the proxy that {self.proxy.setting} names" if self.proxy else ""
+        """The proxy in between, for messages."""
+        return f" through the proxy of {self.proxy.setting}" if self.proxy else ""
 
     def client(self, headers: dict[str, str]) -> httpx2.Client:
-        """Return a client of the service, which asks the environment for nothing more."""
-        # Without a file of certificates, which an http:// URL does not need.
+        """Return an HTTP client of the service that reads nothing else from the environment."""
+        # An http:// URL needs no certificates, so a broken certificate setting must not matter.
         tls = _tls() if self._tls_to_proxy or self.url.scheme == "https" else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         proxy = httpx2.Proxy(self.proxy.url, ssl_context=tls if self._tls_to_proxy else None) if self.proxy else None
         try:
@@ -66,7 +69,7 @@ class Route:
                 trust_env=False,
             )
         except ImportError:
-            assert self.proxy, "a package is missing for SOCKS alone"
+            assert self.proxy, "only SOCKS needs another package"
             raise _unusable(self.proxy.setting, self.url, "for SOCKS the package `socksio` must be installed") from None
 
     @property
@@ -75,47 +78,47 @@ class Route:
 
     @contextmanager
     def explained(self) -> Iterator[None]:
-        """Say what is wrong where the service cannot be reached, or breaks off."""
+        """Explain connection errors: raises Unavailable."""
         try:
             yield
         except (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.ProxyError) as error:
             raise self._no_connection(error) from None
         except httpx2.TransportError as error:
-            raise Unavailable(f"the connection to {self.place} broke off: {error or type(error).__name__}") from None
+            raise Unavailable(f"lost the connection to {self.place}: {error or type(error).__name__}") from None
 
     def _no_connection(self, error: httpx2.TransportError) -> Unavailable:
         match None if self._tls_to_proxy else _tls_fault(error):
             case ssl.SSLCertVerificationError() as fault:
                 return Unavailable(
                     f"the certificate of {self.place} is not trusted ({fault.verify_message}); "
-                    "if it should be, SSL_CERT_FILE names a file with the certificate of who signed it"
+                    "to trust it, set SSL_CERT_FILE to a file with the certificate of its authority"
                 )
             case ssl.SSLError() as fault:
                 return Unavailable(f"{self.place} does not speak TLS ({fault.reason}); is its URL http://?")
-        why = error or "no answer in time"
+        why = error or "timeout"
         if self.proxy:
             return Unavailable(
-                f"the proxy that {self.proxy.setting} names gives no connection to {self.place} ({why}); "
+                f"cannot reach {self.place} through the proxy of {self.proxy.setting} ({why}); "
                 f"correct or unset it, or add {self.url.host} to NO_PROXY"
             )
-        start = "`make serve` or `serve run configs/local.yaml` starts a service; --url names another."
+        start = "Start a service with `make serve` or `serve run configs/local.yaml`, or name another with --url."
         return Unavailable(f"nothing answers on {self.place} ({why}). {start}")
 
 
 def _url(text: str) -> httpx2.URL:
     try:
         url = httpx2.URL(text)
-        url.raw_host.decode("ascii").encode("idna")  # as the resolver does, too late for a word about it
+        url.raw_host.decode("ascii").encode("idna")  # the resolver does this too, but too late for a clear message
     except (httpx2.InvalidURL, UnicodeError) as error:
-        # The parser quotes what it does not understand, which may be half of a password.
+        # The parser's message quotes the part it does not understand, which may be half of a password.
         why = "write special characters of a name or password as %XX" if "@" in text else str(error)
         raise Unusable(f"{_without_password(text)} is not a URL: {why}") from None
     if not url.host:
-        raise Unusable(f"{_without_password(text)} is not a URL: it names no host")
+        raise Unusable(f"{_without_password(text)} is not a URL: it has no host")
     if not _is_port(url):
-        raise Unusable(f"{_without_password(text)} is not a URL: ports are 1 to 65535")
+        raise Unusable(f"{_without_password(text)} is not a URL: ports go from 1 to 65535")
     if url.query or url.fragment:
-        raise Unusable(f"{_without_password(text)} is not the URL of a service: leave out what comes from ? or # on")
+        raise Unusable(f"{_without_password(text)} is not the URL of a service: remove the part from ? or # on")
     return url
 
 
@@ -128,12 +131,12 @@ def _without_password(text: str) -> str:
 
 
 def _on_this_machine(url: httpx2.URL) -> bool:
-    """Say whether a URL's host is this machine, however it is written: Localhost, 127.1, ::ffff:127.0.0.1, 0.0.0.0."""
+    """Return whether a URL's host is this machine in any spelling: Localhost, 127.1, ::ffff:127.0.0.1, 0.0.0.0."""
     host = url.raw_host.decode("ascii").rstrip(".")
     if host == "localhost" or host.endswith(".localhost"):
         return True
     try:
-        found = socket.getaddrinfo(host, None, flags=socket.AI_NUMERICHOST)  # which asks nobody
+        found = socket.getaddrinfo(host, None, flags=socket.AI_NUMERICHOST)  # without DNS
     except socket.gaierror:
         return False
     for *_, (text, *_) in found:
@@ -146,7 +149,7 @@ def _on_this_machine(url: httpx2.URL) -> bool:
 
 
 def _proxy(url: httpx2.URL) -> Proxy | None:
-    """Return the proxy that the environment (or the system, where it has such settings) names for a URL."""
+    """Return the proxy for a URL from the environment, or from the system's settings if it has any."""
     settings = getproxies()
     kind = next((kind for kind in (url.scheme, "all") if settings.get(kind)), None)
     if kind is None or any(_covers(entry, url) for entry in re.split(r"[,\s]+", settings.get("no", "").lower())):
@@ -156,18 +159,20 @@ def _proxy(url: httpx2.URL) -> Proxy | None:
     setting = next(named, "the system's proxy setting")
     try:
         proxy = httpx2.URL(text if "://" in text else f"http://{text}")
-        httpx2.Proxy(proxy)  # which knows the schemes that can be used
+        httpx2.Proxy(proxy)  # raises if it does not support the scheme
     except httpx2.InvalidURL:
         raise _unusable(setting, url, "it is not a URL") from None
     except ValueError:
-        raise _unusable(setting, url, "proxies are http://, https:// or socks5://") from None
+        raise _unusable(setting, url, "it must be http://, https:// or socks5://") from None
     if not proxy.host or not _is_port(proxy):
-        raise _unusable(setting, url, "it names no host, or no port that there is")
+        raise _unusable(setting, url, "it has no host, or an invalid port")
     return Proxy(setting, proxy)
 
 
 def _covers(entry: str, url: httpx2.URL) -> bool:
-    """Say whether an entry of NO_PROXY names a URL's host: `*`, a name and all below it, an address or a network."""
+    """Return whether an entry of NO_PROXY matches a URL's host: `*`, a domain with its subdomains, an address or a
+    network.
+    """
     try:
         return ip_address(url.host) in ip_network(entry.strip("[]"), strict=False)
     except ValueError:
@@ -177,7 +182,7 @@ def _covers(entry: str, url: httpx2.URL) -> bool:
 
 def _unusable(setting: str, url: httpx2.URL, why: str) -> Unusable:
     what_to_do = f"correct or unset it, or add {url.host} to NO_PROXY"
-    return Unusable(f"{setting} names no proxy that can be used: {why}; {what_to_do}")
+    return Unusable(f"the proxy of {setting} cannot be used: {why}; {what_to_do}")
 
 
 def _tls() -> ssl.SSLContext:
@@ -186,11 +191,11 @@ def _tls() -> ssl.SSLContext:
     except OSError as error:
         settings = " or ".join(name for name in _CERTIFICATE_VARIABLES if os.environ.get(name))
         why = error.strerror or error
-        raise Unusable(f"{settings or 'what OpenSSL is set to'} cannot be used: {why}; correct or unset it") from None
+        raise Unusable(f"{settings or 'the default of OpenSSL'} cannot be used: {why}; correct or unset it") from None
 
 
 def _tls_fault(error: BaseException | None) -> ssl.SSLError | None:
-    """Return what the TLS library said, where an error of the client comes from that."""
+    """Return the TLS error behind a client's error, if there is one."""
     if error is None or isinstance(error, ssl.SSLError):
         return error
     return _tls_fault(error.__cause__ or error.__context__)

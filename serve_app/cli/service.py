@@ -1,4 +1,4 @@
-"""A service as its client sees it: events in, errors that say what to do."""
+"""The client of a service: yields its events, and turns its errors into messages that say what to do."""
 
 import json
 from collections.abc import Iterator
@@ -20,21 +20,21 @@ _EVENT: TypeAdapter[Event] = TypeAdapter(Annotated[Event, Field(discriminator="t
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """The service that a route leads to. Its methods raise CommandError."""
+    """The service at the end of a route. Its methods raise CommandError."""
 
     route: Route
     key: str | None = field(repr=False)
 
     @contextmanager
     def stream(self, body: dict[str, Any]) -> Iterator[Iterator[Event]]:
-        """Send a request and give its events.
+        """Send a request and yield an iterator of its events.
 
-        Leaving closes the connection, by which the service cancels what is unfinished.
+        Leaving the context closes the connection, and the service then cancels what is unfinished.
         """
         with (
             self._explained(),
             self._client() as http,
-            # One event holds a whole picture or the grid of all: no bound but the service's own.
+            # No size limit: one event may hold a whole picture or grid.
             http.sse(
                 "/stream",
                 method="POST",
@@ -47,7 +47,7 @@ class Service:
             yield (self._event(message.data) for message in source)
 
     def version(self) -> str:
-        """Return the version that the service runs."""
+        """Return the service's version."""
         with self._explained(), self._client() as http:
             return Health.model_validate_json(http.get("/health").content).version
 
@@ -55,9 +55,9 @@ class Service:
         headers = {}
         if self.key:
             if not can_be_key(self.key):
-                raise Unusable(f"{KEY_VARIABLE} holds characters that no key has")
+                raise Unusable(f"{KEY_VARIABLE} holds characters that are not allowed in a key")
             if self.route.url.userinfo:
-                raise Unusable(f"a request has one password or key: leave out the URL's, or unset {KEY_VARIABLE}")
+                raise Unusable(f"use either the URL's password or a key: remove the password or unset {KEY_VARIABLE}")
             headers["Authorization"] = f"Bearer {self.key}"
         return self.route.client(headers)
 
@@ -82,9 +82,9 @@ class Service:
         match response.status_code, problem:
             case httpx2.codes.UNAUTHORIZED, _:
                 raise Unavailable(
-                    f"the service does not take the key in {KEY_VARIABLE}"
+                    f"the service refuses the key in {KEY_VARIABLE}"
                     if self.key
-                    else f"the service wants a key: set the environment variable {KEY_VARIABLE}"
+                    else f"the service needs a key: set the environment variable {KEY_VARIABLE}"
                 )
             case httpx2.codes.TOO_MANY_REQUESTS, _:
                 raise Unavailable(f"the service is busy: try again {_when(response)}")
@@ -92,16 +92,16 @@ class Service:
                 raise SettingRefused(problem.message, problem.param)
             case httpx2.codes.SERVICE_UNAVAILABLE, Problem():
                 raise Unavailable(
-                    f"the service is not ready: {problem.message}; {self.route.place}/health says when it is"
+                    f"the service is not ready: {problem.message}; {self.route.place}/health shows when it is"
                 )
             case _, Problem():
-                raise Unavailable(f"the service answers with {response.status_code}: {problem.message}")
+                raise Unavailable(f"the service answers {response.status_code}: {problem.message}")
             case _:
-                raise self._stranger(f"; it answers with {response.status_code} {response.reason_phrase}")
+                raise self._stranger(f"; it answers {response.status_code} {response.reason_phrase}")
 
     def _stranger(self, detail: str = "") -> Unavailable:
         return Unavailable(
-            f"what answers on {self.route.place}{self.route.detour} is no parallel-sdxl service "
+            f"{self.route.place}{self.route.detour} is not a parallel-sdxl service "
             f"that this version understands, or is still starting{detail}"
         )
 
@@ -109,7 +109,7 @@ class Service:
 def _json(body: dict[str, Any]) -> bytes:
     try:
         return json.dumps(body, allow_nan=False, ensure_ascii=False).encode()
-    except ValueError as error:  # not a number, or bytes of the command line that are no text
+    except ValueError as error:  # NaN, or an argument that is not UTF-8
         raise Unusable(f"a setting cannot be sent: {error}") from None
 
 

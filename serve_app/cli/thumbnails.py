@@ -1,4 +1,4 @@
-"""Pictures on a terminal: by its own graphics protocol, or as half blocks in true colour."""
+"""Pictures on a terminal: by its graphics protocol, or as half blocks in true colour."""
 
 import os
 from base64 import b64encode
@@ -14,29 +14,29 @@ from rich.console import Console
 from serve_app.schemas import StartEvent
 
 _ROWS = (8, 6, 4)
-"""Heights of a thumbnail in lines, the first that fits is taken."""
+"""Heights of a thumbnail in lines; the first that fits is used."""
 _GAP = 2
 _CELL = (10, 20)
-"""Width and height in pixels that a cell of the terminal is taken to have."""
+"""Assumed width and height of a terminal cell in pixels."""
 
 
 @dataclass(frozen=True, slots=True)
 class Cells:
-    """A place on the terminal, in its cells."""
+    """A size on the terminal, in cells."""
 
     columns: int
     rows: int
 
 
 Draw = Callable[[Pillow.Image, Cells, int], str]
-"""Takes a picture, its size in cells and its index; returns what to send with the cursor at its upper left corner."""
+"""Takes a picture, its size in cells and its index; returns what to write with the cursor at its upper left corner."""
 
 
 def draw_of(console: Console, environ: Mapping[str, str] = os.environ) -> Draw | None:
-    """Return the best way of this terminal, None if it has none."""
+    """Return the best way to draw on this terminal, or None."""
     if not console.color_system or console.no_color:
         return None
-    if "TMUX" not in environ:  # a multiplexer swallows the protocols, whatever terminal it runs in
+    if "TMUX" not in environ:  # tmux swallows the protocols
         if "KITTY_WINDOW_ID" in environ or environ.get("TERM") in ("xterm-kitty", "xterm-ghostty"):
             return kitty
         if environ.get("TERM_PROGRAM") in ("iTerm.app", "WezTerm") or environ.get("LC_TERMINAL") == "iTerm2":
@@ -45,10 +45,10 @@ def draw_of(console: Console, environ: Mapping[str, str] = os.environ) -> Draw |
 
 
 def kitty(picture: Pillow.Image, cells: Cells, index: int) -> str:
-    """https://sw.kovidgoyal.net/kitty/graphics-protocol/: a picture with the id of an old one takes its place."""
+    """https://sw.kovidgoyal.net/kitty/graphics-protocol/: a picture replaces the one with the same id."""
     data = _file(picture, cells, "PNG")
     pieces = [data[i : i + 4096] for i in range(0, len(data), 4096)]
-    # Ids are the whole terminal's: ours start at the process's.
+    # Ids are shared by the whole terminal: derive ours from the process id.
     heads = [f"a=T,f=100,q=2,C=1,i={(os.getpid() << 8) + index + 1},c={cells.columns},r={cells.rows},"] + [""] * (
         len(pieces) - 1
     )
@@ -68,7 +68,7 @@ def iterm2(picture: Pillow.Image, cells: Cells, index: int) -> str:
 
 
 def half_blocks(picture: Pillow.Image, cells: Cells, index: int) -> str:
-    """Two pixels a cell: the upper one in the colour of the letter, the lower one in that behind it."""
+    """Two pixels per cell: the foreground colour is the upper one, the background the lower one."""
     data = picture.resize((cells.columns, 2 * cells.rows)).tobytes()
     pixels = [f"{data[i]};{data[i + 1]};{data[i + 2]}" for i in range(0, len(data), 3)]
     lines = []
@@ -86,7 +86,7 @@ def _file(picture: Pillow.Image, cells: Cells, kind: str) -> str:
 
 
 class Thumbnails:
-    """Rows of small pictures above the progress bars, which leave the cursor on the last of them."""
+    """Rows of small pictures above the progress bars. The cursor is on the last bar."""
 
     def __init__(self, console: Console, draw: Draw, start: StartEvent, cells: Cells) -> None:
         self._console = console
@@ -98,7 +98,7 @@ class Thumbnails:
 
     @classmethod
     def above(cls, console: Console, start: StartEvent) -> Self | None:
-        """Return the largest thumbnails that fit above one bar an image; None without room or a way to draw."""
+        """Return the largest thumbnails that fit above one bar per image; None without room or a way to draw."""
         draw, aspect = draw_of(console), start.parameters.width / start.parameters.height
         if draw is None:
             return None
@@ -109,14 +109,14 @@ class Thumbnails:
         return None
 
     def make_room(self) -> None:
-        """Leave the lines free that the thumbnails take; the bars begin below."""
+        """Print empty lines for the thumbnails, with their captions; the bars come below."""
         for i in range(0, len(self._seeds), self._per_line):
             captions = (_caption(seed, self._cells.columns) for seed in self._seeds[i : i + self._per_line])
             self._console.out("\n" * self._cells.rows + (" " * _GAP).join(captions), highlight=False)
 
     def show(self, index: int, data: bytes) -> None:
         """Draw a picture file in its place."""
-        if self._console.size != self._size:  # nobody knows what went where
+        if self._console.size != self._size:  # after a resize the positions are unknown
             return
         line, place = divmod(index, self._per_line)
         up = self._height + len(self._seeds) - 1 - line * (self._cells.rows + 1)
@@ -131,11 +131,11 @@ class Thumbnails:
 
 
 def _per_line(console: Console, cells: Cells) -> int:
-    # The last column stays free: a cursor that waits there to wrap moves otherwise in every terminal.
+    # Keep the last column free: terminals disagree on where the cursor is after writing there.
     return (console.width - 1 + _GAP) // (cells.columns + _GAP)
 
 
 def _caption(seed: int, columns: int) -> str:
-    """Return a seed for below its picture; its end, where it is too long, since neighbours differ there."""
+    """Return the seed as a caption; if it is too long only its end, where neighbours differ."""
     text = str(seed)
     return f"{text if len(text) <= columns else '…' + text[len(text) - columns + 1 :]:<{columns}}"

@@ -1,4 +1,4 @@
-"""How a request on its way looks: bars and pictures on a terminal, plain lines anywhere else."""
+"""Shows the progress of a request: bars and pictures on a terminal, plain lines elsewhere."""
 
 import time
 from typing import Any, Protocol, Self
@@ -17,7 +17,7 @@ _WIDE = 70
 
 
 class View(Protocol):
-    """Shows the images of one request, from being entered to being left."""
+    """Shows the images of one request while its context is open."""
 
     def __enter__(self) -> Self: ...
     def __exit__(self, *_: object) -> None: ...
@@ -29,33 +29,33 @@ class View(Protocol):
 
 
 def only_seen_previews(console: Console, body: dict[str, Any]) -> dict[str, Any]:
-    """Return a request's body that asks for no previews, unless by its own field, where nobody would see them."""
+    """Turn previews off in a request's body if they cannot be shown, unless it sets them itself."""
     seen = _is_screen(console) and draw_of(console)
     return body if seen else {"preview_every": 0, **body}
 
 
 def view_of(console: Console, start: StartEvent, body: dict[str, Any]) -> View:
-    """Return the view that suits the request and where the output goes."""
+    """Return the view for a request on this console."""
     if not _is_screen(console):
         return Lines(console, start)
     return Bars(console, start, Thumbnails.above(console, start) if body.get("preview_every") != 0 else None)
 
 
 def _is_screen(console: Console) -> bool:
-    # Not console.is_terminal, which FORCE_COLOR makes true for a CI's log as well.
+    # Not console.is_terminal: FORCE_COLOR makes it true for a CI log too.
     return console.file.isatty() and not console.is_dumb_terminal
 
 
 class Bars:
-    """One progress bar per image, and above them the pictures where the terminal can show any."""
+    """One progress bar per image, with the pictures above if the terminal can show them."""
 
     def __init__(self, console: Console, start: StartEvent, thumbnails: Thumbnails | None) -> None:
         bar = 20 if console.width >= _WIDE else 10
-        # Refreshed by events alone: no thread writes while a picture is drawn.
+        # Refreshed only on events: no other thread may write while a picture is drawn.
         self._progress = Progress(
             TextColumn("seed {task.fields[seed]}"),
             BarColumn(bar),
-            # With room for the ^C that a terminal shows, which would else wrap and shift all lines.
+            # Leave room for the ^C that terminals echo: it would wrap and shift all lines.
             _State(
                 Column(max_width=console.width - bar - len(f"seed {SEED_SPAN}  ^C "), no_wrap=True, overflow="ellipsis")
             ),
@@ -81,7 +81,7 @@ class Bars:
         self._progress.stop()
 
     def queued(self, index: int, position: int) -> None:
-        self._say(index, f"queued, #{position} in line")
+        self._say(index, f"queued, position {position}")
 
     def step(self, index: int, step: int) -> None:
         self._say(index, f"step {step}/{self._steps}", completed=step)
@@ -111,7 +111,7 @@ class _State(ProgressColumn):
 
 
 class Lines:
-    """A line for every quarter of an image and for what became of it."""
+    """Prints a line for every quarter of an image, and one for its end."""
 
     def __init__(self, console: Console, start: StartEvent) -> None:
         self._console = console
@@ -128,7 +128,7 @@ class Lines:
     def queued(self, index: int, position: int) -> None:
         if self._told[index] < 0:
             self._told[index] = 0
-            self._say(index, f"queued, #{position} in line")
+            self._say(index, f"queued, position {position}")
 
     def step(self, index: int, step: int) -> None:
         quarter = 4 * step // self._steps

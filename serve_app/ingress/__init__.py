@@ -1,1 +1,1 @@
-"""The gateway process: HTTP only. Knows neither torch nor, but for its Serve deployment, Ray."""
+"""The gateway process: HTTP only. Never imports torch; only `deployment.py` imports Ray."""

@@ -1,4 +1,4 @@
-"""The HTTP app: its APIs put together, over any service that can answer them. Knows neither Ray nor torch."""
+"""The HTTP app: all APIs over one `Service`. Imports neither Ray nor torch."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, nullcontext
@@ -21,10 +21,10 @@ from serve_app.ingress.service import Service
 
 
 def create_api(service: Service, args: AppArgs, disconnect: Errors = ()) -> FastAPI:
-    """Return the app of one service, with that service's limits in its request bodies.
+    """Return the app of one service; its request bodies have that service's limits.
 
-    `disconnect` is what the server's `receive` raises where the client has gone; ASGI has a message for it instead.
-    Raises ValueError where its API keys are missing or its files' folder cannot be used.
+    `disconnect` are errors that the server's `receive` raises instead of ASGI's message when the client has gone.
+    Raises ValueError if API keys are missing or the folder of files cannot be used.
     """
     stored = Files(Path(args.files.path), args.files) if args.files.path else None
 
@@ -40,7 +40,7 @@ def create_api(service: Service, args: AppArgs, disconnect: Errors = ()) -> Fast
         lifespan=lifespan,
         middleware=middleware(args, problems, disconnect),
         redirect_slashes=False,
-        # FastAPI's pages load their scripts from a CDN, to which a self-hosted service must send nobody.
+        # FastAPI's pages load scripts from a CDN; a self-hosted service must not send browsers there.
         docs_url=None,
         redoc_url=None,
     )
@@ -58,7 +58,7 @@ def create_api(service: Service, args: AppArgs, disconnect: Errors = ()) -> Fast
 
 
 def _described(args: AppArgs, dialect: Dialect) -> dict[str, Any]:
-    """Return what makes OpenAPI say that routes need a key, which `Keys` sees to."""
+    """Return router options that document the need for a key; `Keys` enforces it."""
     if not args.auth.required:
         return {}
     return {"dependencies": [Depends(HTTPBearer(auto_error=False))], "responses": dialect.responses(401)}

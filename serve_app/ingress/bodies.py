@@ -1,4 +1,4 @@
-"""What a request's body may be, whichever route reads it."""
+"""Limits on request bodies, for every route."""
 
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
@@ -6,10 +6,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 
 class PlainBodies:
-    """Refuse a body of more than `max_bytes` as it is read, and one that is compressed.
+    """Refuses bodies above `max_bytes` while they are read, and compressed ones.
 
-    FastAPI's own `max_body_size` answers in plain text, and it knows no Content-Encoding; this one raises, so that the
-    app's handlers shape the answer.
+    Why not FastAPI's `max_body_size`: it answers in plain text and ignores Content-Encoding. This raises, so that the
+    app's error handlers word the answer.
     """
 
     def __init__(self, app: ASGIApp, max_bytes: int) -> None:
@@ -29,7 +29,7 @@ class PlainBodies:
             told = await receive()
             received += len(told.get("body", b""))
             if received and encoding not in ("", "identity"):
-                message = f"Content-Encoding: {encoding} is not understood; send the body uncompressed"
+                message = f"Content-Encoding: {encoding} is not supported; send the body uncompressed"
                 raise HTTPException(415, message, {"Accept-Encoding": "identity"})
             if received > self._max_bytes:
                 raise HTTPException(413, f"the body must not be larger than {self._max_bytes} bytes")

@@ -13,17 +13,17 @@ from serve_app.metrics import IngressMetrics
 
 
 class Ingress:
-    """Fans requests out to the replicas. Its constructor does no work, so that /health answers from the start."""
+    """Fans requests out to the replicas. The constructor does no work, so /health answers from the start."""
 
     def __init__(self, args: AppArgs, replicas: DeploymentHandle) -> None:
         self._args = args
         self._service = FanOut(Pool(replicas), Peers(), args, IngressMetrics())
 
     async def cancel(self, id: str, index: int | None) -> list[int]:
-        """Cancel what this replica holds of a request; for its peers, which may have got the call instead."""
+        """Cancel a request's images if this replica holds them. Its peers call this: any of them may get the DELETE."""
         return self._service.cancel_here(id, index)
 
-    # Bound late: Serve would pickle an app given to the decorator by value, with all module globals frozen.
+    # Bound late: Serve pickles an app passed to the decorator by value, with frozen copies of all module globals.
     def __serve_build_asgi_app__(self) -> FastAPI:
-        # Once the client has gone, Serve cancels with this error what asks its proxy for the request.
+        # When the client has gone, Serve makes `receive` raise this error.
         return create_api(self._service, self._args, disconnect=TaskCancelledError)

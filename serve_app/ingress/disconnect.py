@@ -1,15 +1,15 @@
-"""Clients that hang up, where the server tells of them by an error."""
+"""Client disconnects that the server reports as an error."""
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 Errors = type[Exception] | tuple[type[Exception], ...]
-"""What an `except` takes."""
+"""One or several exception types, as `except` takes them."""
 
 
 class ErrorAsDisconnect:
-    """Tell the app that the client has gone, as ASGI does, where the server's `receive` raises `errors` instead.
+    """Turns `errors` raised by the server's `receive` into ASGI's `http.disconnect`.
 
-    An app takes any error of `receive` for a fault of its own and logs it at length.
+    Apps treat any error of `receive` as a bug of their own and log a traceback.
     """
 
     def __init__(self, app: ASGIApp, errors: Errors) -> None:

@@ -1,4 +1,4 @@
-"""The URLs of stored images, and the route behind them."""
+"""URLs of stored images, and the route that serves them."""
 
 from collections.abc import Awaitable, Callable
 from typing import Any, get_args
@@ -12,16 +12,16 @@ from serve_app.recipe import OutputFormat
 from serve_app.schemas import Grid, Picture
 
 UrlOf = Callable[[Picture | Grid], Awaitable[str]]
-"""Keeps a picture and returns its URL."""
+"""Stores a picture and returns its URL."""
 
 
 def url_maker(files: Files | None, request: Request) -> UrlOf:
-    """Return what keeps the pictures of a request that asks for URLs. Raises InvalidRequest without files.
+    """Return the function that stores the pictures of a request. Raises InvalidRequest if there are no files.
 
-    The URLs lie below `files.base_url`, or the address that the request was sent to.
+    URLs start with `files.base_url`, or else with the address the request was sent to.
     """
     if files is None:
-        message = "response_format: url needs the service's option files.path; ask for b64_json"
+        message = "response_format: url needs the service's option files.path; use b64_json"
         raise InvalidRequest(message, "response_format")
     base = (files.base_url or str(request.base_url)).rstrip("/")
 
@@ -32,7 +32,7 @@ def url_maker(files: Files | None, request: Request) -> UrlOf:
 
 
 def router(files: Files, dialect: Dialect) -> APIRouter:
-    """Return the route that hands the files out."""
+    """Return the route that serves the files."""
     routes = APIRouter()
     found: dict[int | str, dict[str, Any]] = {
         200: {
@@ -44,7 +44,7 @@ def router(files: Files, dialect: Dialect) -> APIRouter:
 
     @routes.get("/files/{name}", response_class=Response, responses={**found, **dialect.responses(404)})
     async def file(name: str) -> Response:
-        """Return an image whose URL an answer has given."""
+        """Return a stored image, by the URL from an answer."""
         content = await files.read(name)
         return Response(
             content, media_type=f"image/{name.rpartition('.')[2]}", headers={"X-Content-Type-Options": "nosniff"}

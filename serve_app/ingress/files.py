@@ -1,4 +1,4 @@
-"""Images as files for a while."""
+"""Images stored as files for a limited time."""
 
 import asyncio
 import base64
@@ -28,10 +28,10 @@ _TIDY_INTERVAL_S = 60.0
 
 
 class Files:
-    """A folder of images. It may be shared by several processes, which know no more of it than what lies there.
+    """A folder of images. Several processes may share it; its only state is the files.
 
-    A file goes when it is older than `ttl_s`; while all are larger than `max_bytes` together, the oldest goes.
-    Files of other names are left alone. Raises ValueError where it is no folder to write to.
+    Deletes files older than `ttl_s`, and the oldest while all together exceed `max_bytes`. Never touches files with
+    other names. Raises ValueError if the folder cannot be written to.
     """
 
     def __init__(self, folder: Path, config: FilesConfig) -> None:
@@ -42,11 +42,11 @@ class Files:
             folder.mkdir(parents=True, exist_ok=True)
             TemporaryFile(dir=folder).close()
         except OSError as error:
-            raise ValueError(f"files.path: {folder} cannot be made or written to: {error}") from error
+            raise ValueError(f"files.path: {folder} cannot be created or written to: {error}") from error
 
     @asynccontextmanager
     async def tidied(self) -> AsyncIterator[None]:
-        """Let files go when their time has come, for as long as the context is open."""
+        """Delete expired files regularly while the context is open."""
 
         async def keep_tidy() -> None:
             while True:
@@ -57,19 +57,19 @@ class Files:
             yield
 
     async def keep(self, picture: Picture | Grid) -> str:
-        """Write a picture to a new file and return its name. Raises InternalError where that cannot be done."""
+        """Write a picture to a new file and return its name. Raises InternalError if it cannot be written."""
         try:
             return await asyncio.to_thread(self._save, picture)
         except OSError as error:
-            logger.exception("an image cannot be written to the folder of files.path, %s", self._folder)
+            logger.exception("cannot write an image to files.path (%s)", self._folder)
             raise InternalError() from error
 
     async def read(self, name: str) -> bytes:
-        """Return a file that `keep` has written. Raises NotFound."""
+        """Return a file written by `keep`. Raises NotFound."""
         if _NAME.fullmatch(name):
             with suppress(FileNotFoundError):
                 return await asyncio.to_thread(self._read, self._folder / name)
-        raise NotFound("there is no such file, or its time has passed")
+        raise NotFound("there is no such file, or it has expired")
 
     def _read(self, path: Path) -> bytes:
         stat = path.lstat()
@@ -86,7 +86,7 @@ class Files:
         return path.name
 
     def _tidy(self) -> None:
-        """Remove what is too old or too much. If that fails, pictures are handed out all the same."""
+        """Delete expired files, and the oldest above `max_bytes`. Only log failures: pictures are still served."""
         try:
             total = 0
             for stat, path in sorted(self._kept(), key=lambda kept: kept[0].st_mtime_ns, reverse=True):
@@ -94,13 +94,13 @@ class Files:
                 if self._too_old(stat) or total > self._config.max_bytes:
                     path.unlink(missing_ok=True)
         except OSError:
-            logger.exception("the folder of files.path, %s, cannot be tidied", self._folder)
+            logger.exception("cannot delete old images in files.path (%s)", self._folder)
 
     def _kept(self) -> list[tuple[os.stat_result, Path]]:
         kept = []
         for path in self._folder.iterdir():
             if _NAME.fullmatch(path.name.removesuffix(_UNFINISHED)):
-                with suppress(FileNotFoundError):  # another process tidies as well
+                with suppress(FileNotFoundError):  # another process deleted it
                     kept.append((path.lstat(), path))
         return [(stat, path) for stat, path in kept if S_ISREG(stat.st_mode)]
 

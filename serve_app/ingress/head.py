@@ -1,10 +1,10 @@
-"""HEAD, which load balancers and link checkers send: the headers of GET, without the body."""
+"""HEAD requests, as load balancers and link checkers send them: the headers of GET without its body."""
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 
 class HeadAsGet:
-    """Answer HEAD wherever there is a GET. Starlette does so by itself, FastAPI does not."""
+    """Answers HEAD on every GET route. Starlette's routes do this, FastAPI's do not."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app

@@ -18,10 +18,9 @@ _SCHEMES = {"bearer", "key"}  # OpenAI's and the service's own clients; fal's
 
 
 class KeyRing:
-    """The keys that are valid now: those of an environment variable and those of a file.
+    """The valid API keys, from an environment variable and a file; the file is reloaded when it changes.
 
-    The file is read again when it changes. Raises ValueError where either is configured and has none: the service must
-    not start open, nor with keys nobody has.
+    Raises ValueError if a configured source holds no key: the service must not start open, or closed to everyone.
     """
 
     def __init__(self, auth: AuthConfig, environ: Mapping[str, str] = os.environ) -> None:
@@ -34,21 +33,21 @@ class KeyRing:
             raise ValueError(f"auth.keys_file: {self._file} holds no key")
 
     def __contains__(self, key: str) -> bool:
-        """Say whether a key is valid, in a time that tells nothing of how near it comes to one."""
+        """Return whether a key is valid, in constant time: the timing must not help to guess a key."""
         given, found = key.encode(), False
         for valid in (*self._fixed, *self._from_file()):
             found |= hmac.compare_digest(given, valid)
         return found
 
     def _from_file(self) -> list[bytes]:
-        """Return the file's keys; none where it cannot be read: a lost or spoilt file must let nobody in."""
+        """Return the file's keys, or none if it cannot be read: a lost or broken file must not open the service."""
         try:
             return self._load(self._file) if self._file else []
         except ValueError:
             return []
 
     def _load(self, file: Path) -> list[bytes]:
-        """Return the file's keys, read again if it has changed. Raises ValueError where that cannot be done."""
+        """Return the file's keys; reload them if it has changed. Raises ValueError if it cannot be read."""
         try:
             stat = file.stat()
             version = (stat.st_mtime_ns, stat.st_ino)
@@ -62,19 +61,19 @@ class KeyRing:
 
 
 def _split(text: str, source: str) -> list[bytes]:
-    """Return the keys in a text. Raises ValueError where a client could not send one."""
+    """Return the keys in a text. Raises ValueError if one could not be sent in a header."""
     keys = [key.strip() for key in text.replace(",", "\n").splitlines() if key.strip()]
     if not all(map(can_be_key, keys)):
         raise ValueError(
-            f"{source} holds a key with a character that no HTTP header carries; use visible ASCII characters"
+            f"{source} holds a key with a character not allowed in an HTTP header; use visible ASCII characters"
         )
     return [key.encode() for key in keys]
 
 
 class Keys:
-    """Refuse requests without a valid key with 401.
+    """Refuses requests without a valid key with 401.
 
-    The page, the health and stored files need none; a stored file's name is a secret itself.
+    The page, /health and stored files need no key: the names of stored files cannot be guessed.
     """
 
     def __init__(self, app: ASGIApp, ring: KeyRing, problems: Problems) -> None:

@@ -1,4 +1,4 @@
-"""What every request passes before the routes."""
+"""The middleware in front of all routes."""
 
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
@@ -13,11 +13,11 @@ from serve_app.ingress.problems import Problems
 
 
 def middleware(args: AppArgs, problems: Problems, disconnect: Errors) -> list[Middleware]:
-    """Return the middleware of one service, outermost first. Raises ValueError where its API keys are missing."""
+    """Return the middleware of one service, outermost first. Raises ValueError if API keys are missing."""
     return [
         Middleware(ErrorAsDisconnect, errors=disconnect),
         Middleware(PrefixAsFolder),
-        *_cors(args.cors),  # before the keys: a browser asks for leave without one
+        *_cors(args.cors),  # before the keys: a browser's preflight request has none
         *_keys(args.auth, problems),
         Middleware(PlainBodies, max_bytes=args.limits.max_body_bytes),
         Middleware(HeadAsGet),

@@ -24,10 +24,10 @@ Events = AsyncGenerator[Event | StoredEvent]
 
 def router(
     service: Service,
-    Body: type[GenerateRequest],  # noqa: N803 - a class, made for this service
+    Body: type[GenerateRequest],  # noqa: N803 - a class, created for this service
     files: Files | None,
 ) -> APIRouter:
-    """Return the routes of one service, whose request bodies are `Body`; without files there are no URLs."""
+    """Return the routes of one service with request bodies of type `Body`; without files there are no URLs."""
     routes = APIRouter()
     errors = DIALECT.responses
     described = sse.described(*get_args(Event), *get_args(StoredEvent))
@@ -44,20 +44,20 @@ def router(
         return StreamingResponse(in_pieces(answer), media_type="application/json")
 
     async def accepted(body: Body, http: Request) -> AsyncIterator[Events]:  # type: ignore[valid-type]  # as above
-        # A dependency, because the route itself is a generator: once it runs, the status is 200.
+        # A dependency, because the route is a generator: once it runs, the status is already 200.
         keep = url_of(body, http)
         async with service.stream(body) as events:
             yield stored_events(events, keep) if keep else events
 
     @routes.post("/stream", response_class=EventSourceResponse, responses=errors(413, 415, 422, 429, 503) | described)
     async def stream(events: Annotated[Events, Depends(accepted)]) -> AsyncIterator[ServerSentEvent]:
-        """Generate all images and tell how it goes, as server-sent events."""
+        """Generate all images and report progress as server-sent events."""
         async for event in events:
             yield ServerSentEvent(data=event, event=event.type)
 
     @routes.delete("/generations/{id}", responses=errors(404, 503))
     async def cancel(id: str) -> Cancelled:
-        """Cancel all unfinished images of a running request; repeatable. The id is in the stream's start event."""
+        """Cancel all unfinished images of a running request. Repeatable. The id is in the stream's start event."""
         return await service.cancel(id)
 
     @routes.delete("/generations/{id}/images/{index}", responses=errors(404, 422, 503))
@@ -67,19 +67,19 @@ def router(
 
     @routes.get("/status")
     async def status() -> ServiceStatus:
-        """Say how busy the service is, at most a second ago."""
+        """Return how busy the service is; at most a second old."""
         return service.status()
 
     return routes
 
 
 def health_router(service: Service) -> APIRouter:
-    """Return the one route that never needs a key."""
+    """Return the only route that never needs a key."""
     routes = APIRouter()
 
     @routes.get("/health", response_model=Health, responses={503: {"model": Health}})
     async def health() -> JSONResponse:
-        """Say whether images can be generated: 200 with at least one replica ready, 503 while starting."""
+        """Return whether images can be generated: 200 with at least one replica ready, 503 while starting."""
         state = service.health()
         return JSONResponse(state.model_dump(), 200 if state.status == "ready" else 503)
 

@@ -1,4 +1,4 @@
-"""Answers of many megabytes."""
+"""JSON answers of many megabytes."""
 
 from collections.abc import AsyncIterator
 
@@ -7,7 +7,7 @@ from pydantic_core import to_json
 
 
 async def in_pieces(answer: BaseModel) -> AsyncIterator[bytes]:
-    """Yield an answer as JSON, one list item at a time, so that it never holds up the event loop for long."""
+    """Yield an answer as JSON, one list item at a time, so that it never blocks the event loop for long."""
     text = b"{"
     for field in type(answer).model_fields:
         value = getattr(answer, field)

@@ -1,4 +1,4 @@
-"""The page at `/` and its static files: plain HTML, CSS and JavaScript modules from `serve_app/playground/`."""
+"""Serves the page at `/` and its static files from `serve_app/playground/`."""
 
 from hashlib import sha256
 from os import PathLike, stat_result
@@ -12,8 +12,8 @@ from starlette.types import Scope
 
 _FOLDER = Path(__file__).parent.parent / "playground"
 
-# Nothing inline and nothing from elsewhere: a prompt or an error message that holds markup stays text, and no picture
-# leaves the service.
+# Nothing inline and nothing from other sites: markup in a prompt or an error message stays text, and pictures stay on
+# the service.
 _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -22,7 +22,7 @@ _HEADERS = {
     "Content-Security-Policy": _POLICY,
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
-    # Asked for again each time and answered by 304: a new version is never mixed with an old one.
+    # Browsers revalidate every file (and get a 304), so that they never mix two versions.
     "Cache-Control": "no-cache",
 }
 
@@ -31,7 +31,7 @@ class _Files(StaticFiles):
     def file_response(
         self, full_path: str | PathLike[str], stat_result: stat_result, scope: Scope, status_code: int = 200
     ) -> Response:
-        # Of the content, where Starlette takes age and size: in a reproducible build all files are of one age.
+        # Hash the content: Starlette's tag uses time and size, and in a reproducible build all files have one time.
         tag = sha256(Path(full_path).read_bytes()).hexdigest()
         response = FileResponse(full_path, status_code, {**_HEADERS, "ETag": f'"{tag}"'}, stat_result=stat_result)
         return (
@@ -42,11 +42,11 @@ class _Files(StaticFiles):
 
 
 def install(api: FastAPI) -> None:
-    """Serve the page at `/` and what it is made of below `/playground`."""
+    """Serve the page at `/` and its files below `/playground`."""
     files = _Files(directory=_FOLDER)
     api.mount("/playground", files)
 
     @api.get("/", response_class=HTMLResponse)
     async def playground(request: Request) -> Response:
-        """The playground: a page to try the service with."""
+        """The playground: a page to try out the service."""
         return await files.get_response("index.html", request.scope)

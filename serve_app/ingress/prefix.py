@@ -1,4 +1,4 @@
-"""A service below a path of its own, such as `/x`, where the page lies at `/x/`."""
+"""A service mounted below a path such as `/x`; its page is at `/x/`."""
 
 from starlette.datastructures import URL
 from starlette.responses import RedirectResponse
@@ -6,7 +6,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 
 class PrefixAsFolder:
-    """Send who asks for the bare prefix on to the folder of that name: all addresses in the page are relative to it."""
+    """Redirects `/x` to `/x/`, because all addresses in the page are relative."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -15,6 +15,6 @@ class PrefixAsFolder:
         if scope["type"] != "http" or not scope["path"] or scope["path"] != scope.get("root_path"):
             await self._app(scope, receive, send)
             return
-        # Relative as well: a proxy in front may have taken a prefix of its own away.
+        # Relative too: a proxy in front may strip another prefix.
         folder = URL(path=f"{scope['path'].rpartition('/')[2]}/", query=scope["query_string"].decode("latin-1"))
         await RedirectResponse(str(folder))(scope, receive, send)

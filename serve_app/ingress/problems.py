@@ -1,4 +1,4 @@
-"""Every way a request can be refused, in the words of the API it was sent to."""
+"""Error answers, each in the format of the API that the request was sent to."""
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -33,9 +33,9 @@ _MOST_FAULTS = 5
 
 @dataclass(frozen=True, slots=True)
 class Dialect:
-    """How one API, all routes below `prefix`, words its errors: `body` turns a status and a problem into a `model`.
+    """The error format of one API (all routes below `prefix`): `body` turns a status and a problem into a `model`.
 
-    `invalid` is its status of bad input.
+    `invalid` is its status for bad input.
     """
 
     prefix: str
@@ -44,14 +44,14 @@ class Dialect:
     invalid: int = InvalidRequest.status
 
     def responses(self, *statuses: int) -> dict[int | str, dict[str, Any]]:
-        """Return what OpenAPI says of these statuses."""
+        """Return the OpenAPI description of these statuses."""
         return {status: {"model": self.model} for status in statuses}
 
 
 class Problems:
     """Answers every error of an app in the dialect of its path.
 
-    The first dialect whose prefix fits is taken, so the one without a prefix comes last.
+    The first dialect whose prefix matches wins, so the one without a prefix comes last.
     """
 
     def __init__(self, *dialects: Dialect) -> None:
@@ -66,7 +66,7 @@ class Problems:
     def answer(
         self, scope: Scope, status: int, problem: Problem, headers: Mapping[str, str] | None = None
     ) -> JSONResponse:
-        """Return the answer to a request that is refused."""
+        """Return the answer to a refused request."""
         path = scope["path"].removeprefix(scope.get("root_path", ""))
         dialect = next(d for d in self._dialects if f"{path}/".startswith(d.prefix))
         if status == InvalidRequest.status:
@@ -93,7 +93,7 @@ class Problems:
 
     async def _on_http(self, request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, HTTPException)
-        if error.status_code == 400:  # FastAPI's word for bytes that Python's JSON parser chokes on
+        if error.status_code == 400:  # FastAPI's status for a body that Python's JSON parser cannot read
             message = _unread(error.__cause__, request.headers.get("content-type", ""))
             return self.answer(request.scope, InvalidRequest.status, Problem(type=InvalidRequest.type, message=message))
         message = _HTTP_MESSAGES.get(error.status_code, error.detail)
@@ -109,7 +109,7 @@ def problem_of(error: ServiceError) -> Problem:
 
 
 def _param(fault: dict[str, Any]) -> str | None:
-    """Return the path of the field that is wrong, such as `seeds.1`, or None if it is the body as a whole."""
+    """Return the path of the wrong field, such as `seeds.1`, or None if the whole body is wrong."""
     if fault["type"] == "json_invalid":
         return None
     if isinstance(error := fault.get("ctx", {}).get("error"), FieldError):
@@ -119,19 +119,19 @@ def _param(fault: dict[str, Any]) -> str | None:
 
 
 def _unread(cause: BaseException | None, content_type: str) -> str:
-    """Return why a body could not be read as JSON at all."""
+    """Return why a body could not be read as JSON."""
     match cause:
         case UnicodeDecodeError() if cause.encoding.startswith("utf-8"):
             charset = _charset(content_type)
-            declared = "" if charset in ("utf-8", "utf8") else f", not as {charset}"
-            where = f"from byte {cause.start} on (0x{cause.object[cause.start]:02x})"
-            return f"the body is not UTF-8 {where}; JSON is sent as UTF-8{declared}"
+            declared = "" if charset in ("utf-8", "utf8") else f", not {charset}"
+            where = f"at byte {cause.start} (0x{cause.object[cause.start]:02x})"
+            return f"the body is not UTF-8 {where}; JSON must be UTF-8{declared}"
         case UnicodeDecodeError():
-            return f"the body looks like {cause.encoding} and is not; JSON is sent as UTF-8"
+            return f"the body looks like {cause.encoding} but is not; JSON must be UTF-8"
         case RecursionError():
-            return "the body holds lists or objects nested thousands deep"
+            return "the body holds lists or objects nested too deeply"
         case ValueError():
-            return "the body holds a number of thousands of digits"
+            return "the body holds a number with too many digits"
         case _:
             return "the body is not valid JSON"
 
@@ -142,9 +142,9 @@ def _sentence(fault: dict[str, Any], content_type: str) -> str:
     if _param(fault) is None and fault["type"] in ("missing", "model_attributes_type", "dict_type"):
         return f"the body must be a JSON object, sent with Content-Type: application/json{_sent_as(content_type)}"
     if fault["type"] == "extra_forbidden":
-        return f"{_param(fault)}: there is no such field"
+        return f"{_param(fault)}: no such field"
     if fault["type"] in ("int_type", "float_type", "finite_number") and _is_beyond_floats(fault["input"]):
-        return f"{_param(fault)}: must be a finite number of ordinary size"
+        return f"{_param(fault)}: must be a finite number that fits a float"
     message = fault["msg"].removeprefix("Value error, ")
     return f"{_param(fault)}: {message}" if _param(fault) else message
 
@@ -162,5 +162,5 @@ def _charset(content_type: str) -> str:
 
 
 def _is_beyond_floats(value: Any) -> bool:
-    """Return whether this is a number too large for a float, infinite or none at all."""
+    """Return whether this is a number that no finite float holds: too large, infinite or NaN."""
     return isinstance(value, int | float) and not abs(value) <= sys.float_info.max

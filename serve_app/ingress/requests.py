@@ -1,4 +1,4 @@
-"""The request classes of one service: with this service's limits and defaults in them."""
+"""Request classes with the limits and defaults of one service."""
 
 from typing import Annotated, Any
 
@@ -11,11 +11,11 @@ from serve_app.recipe import Body, Recipe
 from serve_app.schemas import GenerateRequest
 
 _SERVED_DEFAULTS = Recipe.model_fields.keys() & ModelConfig.model_fields.keys() - {"scheduler"}
-"""Settings whose default is the served model's. The scheduler's may be the checkpoint's own, not known here."""
+"""Settings that default to the served model's. Not the scheduler: the checkpoint may hold its default."""
 
 
 class ForeignRequest(Body):
-    """A request body of another API: strict, as the service's own, but a null is the default."""
+    """A request body of another API: strict like our own, but null means the default."""
 
     @model_validator(mode="before")
     @classmethod
@@ -24,7 +24,7 @@ class ForeignRequest(Body):
 
 
 def request_model(args: AppArgs) -> type[GenerateRequest]:
-    """Return the class to validate bodies with, so that OpenAPI shows the very numbers that bad input is refused by."""
+    """Return the class that validates bodies; OpenAPI shows the same limits because it reads this class."""
     limits, model = args.limits, args.model
     side = {"ge": model.min_size, "le": model.max_size}
     bounds: dict[str, dict[str, Any]] = {
@@ -45,7 +45,7 @@ def request_model(args: AppArgs) -> type[GenerateRequest]:
 def borrowed(request: type[GenerateRequest], name: str, **changes: Any) -> Any:
     """Return a field of a service's requests with its bounds, for the request class of another API.
 
-    `changes` are as `Field` takes them.
+    `changes` are arguments of `Field`.
     """
     field = request.model_fields[name]
     return Annotated[
@@ -58,14 +58,14 @@ def borrowed(request: type[GenerateRequest], name: str, **changes: Any) -> Any:
 
 
 def sizes(model: ModelConfig) -> str:
-    """Return in words which widths and heights are served."""
+    """Return the allowed widths and heights in words."""
     return f"multiples of 8 from {model.min_size} to {model.max_size}"
 
 
 def translated(request: type[GenerateRequest], model: ModelConfig, size_param: str, **fields: Any) -> GenerateRequest:
     """Return a request of another API as one of this service. Raises InvalidRequest or RequestValidationError.
 
-    The fields it has borrowed have passed these bounds before; the size has not, and is called `size_param` there.
+    Borrowed fields are already within bounds; the size is checked here, and errors call it `size_param`.
     """
     try:
         return request(**fields)

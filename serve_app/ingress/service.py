@@ -1,4 +1,4 @@
-"""What the routes of every API need of the service behind them."""
+"""The interface between the routes of every API and the service behind them."""
 
 from collections.abc import AsyncGenerator
 from contextlib import AbstractAsyncContextManager
@@ -8,7 +8,7 @@ from serve_app.schemas import BatchResult, Cancelled, Event, GenerateRequest, He
 
 
 class Service(Protocol):
-    """Answers requests. Whatever it refuses, it raises as ServiceError."""
+    """Answers requests; raises ServiceError for those it refuses."""
 
     def running(self) -> AbstractAsyncContextManager[None]: ...
     def model(self) -> ModelInfo: ...

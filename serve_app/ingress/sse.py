@@ -1,6 +1,5 @@
-"""Server-sent events, where FastAPI's own are not enough.
-
-They are described here, and streamed from routes that may also answer otherwise.
+"""Server-sent events beyond what FastAPI offers: their OpenAPI description, and streams from routes that may also
+answer with plain JSON.
 """
 
 import asyncio
@@ -14,15 +13,15 @@ _PING_INTERVAL_S = 15.0
 
 
 def described(*events: type[BaseModel], last: str | None = None) -> dict[int | str, dict[str, Any]]:
-    """Return the OpenAPI description of a stream of such events, ended by the bare data `last`.
+    """Return the OpenAPI description of a stream of these events, ended by the bare data `last`.
 
-    Its schema is that of one event's data, as in OpenAI's own document: the word for streams, `itemSchema`, comes with
-    OpenAPI 3.2, which generators of clients do not take yet. Models inside the events must be part of other answers as
-    well: they are referred to.
+    The schema is that of one event's data, as in OpenAI's own document: OpenAPI 3.2 adds `itemSchema` for streams, but
+    client generators do not support it yet. Models nested in the events are referenced, so they must also be part of
+    another answer.
     """
     told = [_schema(event) for event in events] + ([] if last is None else [{"type": "string", "const": last}])
     description = (
-        "Server-sent events. The schema is that of the `data` of one; its `type`, if any, is the event's name."
+        "Server-sent events. The schema describes the `data` of one event; its `type`, if any, is the event's name."
     )
     return {200: {"description": description, "content": {EventSourceResponse.media_type: {"schema": {"anyOf": told}}}}}
 
@@ -34,7 +33,7 @@ def _schema(event: type[BaseModel]) -> dict[str, Any]:
 
 
 def streamed(frames: AsyncGenerator[bytes]) -> EventSourceResponse:
-    """Return an answer of such frames, with pings while none come, as FastAPI makes it of a generator route."""
+    """Return a streaming answer that sends pings while no frames come, as FastAPI does for generator routes."""
     return EventSourceResponse(_with_pings(frames), headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
 
 

@@ -1,4 +1,4 @@
-"""Answers and events that hold the URL of a stored image in place of the image."""
+"""Answers and events with the URL of a stored image instead of the image."""
 
 from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any, Literal
@@ -22,7 +22,7 @@ from serve_app.schemas import (
 
 
 class StoredPicture(Answer):
-    """An image of a request that succeeded, at a URL."""
+    """An image that was generated, at a URL."""
 
     index: int
     seed: int
@@ -61,7 +61,7 @@ StoredEvent = StoredImageEvent | StoredGridEvent
 
 
 async def stored_result(result: BatchResult, url_of: UrlOf) -> StoredResult:
-    """Return an answer whose images are stored."""
+    """Store the images of an answer and return it with their URLs."""
     return StoredResult(
         **result.model_dump(include=set(Result.model_fields)),
         images=[await _image(image, url_of) for image in result.images],
@@ -70,7 +70,7 @@ async def stored_result(result: BatchResult, url_of: UrlOf) -> StoredResult:
 
 
 async def stored_events(events: AsyncIterator[Event], url_of: UrlOf) -> AsyncGenerator[Event | StoredEvent]:
-    """Yield a stream's events, finished images and the grid stored; where they cannot be, an error ends it."""
+    """Store a stream's images and grid, and yield its events with their URLs; a failure ends it with an error."""
     try:
         async for event in events:
             match event:

@@ -1,4 +1,4 @@
-"""The model that comes with the package."""
+"""The model that ships with the package."""
 
 from pathlib import Path
 

@@ -1,6 +1,6 @@
-"""A tiny SDXL with random weights, for tests: the real classes of diffusers and transformers, small enough to be fast.
+"""A tiny SDXL with random weights for tests: real diffusers and transformers classes, small enough to run quickly.
 
-It generates abstract patches, the same ones for the same seed.
+It generates abstract patches, the same for the same seed.
 """
 
 import json
@@ -26,7 +26,7 @@ _TEXT_WIDTH = 32
 
 
 def build(parent: Path) -> Path:
-    """Return `parent/tiny-random-sdxl-1`, creating it if needed. Several processes may call this at once."""
+    """Return `parent/tiny-random-sdxl-1`, and create it if missing. Several processes may call this at once."""
     folder = parent / _NAME
     if folder.is_dir():
         return folder
@@ -121,9 +121,9 @@ def _text_config(width: int) -> CLIPTextConfig:
 
 
 def _vocabulary() -> list[str]:
-    """Return CLIP's tokens without merges: every byte inside a word, every byte at its end, and the two markers."""
+    """CLIP's vocabulary without merges: every byte inside a word, every byte at a word's end, and the two markers."""
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
-    # Byte-pair vocabularies write the unprintable bytes as characters from 256 up.
+    # Byte-pair vocabularies write the other bytes as letters from 256 up.
     letters = [chr(b) for b in printable] + [chr(256 + i) for i in range(256 - len(printable))]
     return [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
 

@@ -2,10 +2,10 @@
 
 import { key, withKey } from "./key.js";
 
-/** Turn a message of the service into one for a person. */
+/** Turn a message of the service into a sentence for people. */
 export const sentence = (message) => message.charAt(0).toUpperCase() + message.slice(1) + (/[.!?]$/.test(message) ? "" : ".");
 
-/** What went wrong with a request as a whole. `status` is 0 where no answer came; `retryAfterS` is null where nothing was said. */
+/** Why a whole request failed. `status` is 0 without an answer; `retryAfterS` is null if the service did not give it. */
 export class ApiError extends Error {
   constructor(status, message, param = null, retryAfterS = null) {
     super(sentence(message));
@@ -14,7 +14,7 @@ export class ApiError extends Error {
     this.retryAfterS = retryAfterS;
   }
 
-  /** What a person can do about it, as a button says it. */
+  /** The label of the button that may fix it. */
   get remedy() {
     return this.status === 401 ? "Enter a key" : "Try again";
   }
@@ -37,7 +37,7 @@ export async function* stream(body, signal) {
   for await (const data of frames(response.body, signal)) yield JSON.parse(data);
 }
 
-/** Stop one image, or all of a generation where `index` is null. What has ended meanwhile is no error. */
+/** Stop one image, or all of a generation if `index` is null. It is no error if they have ended meanwhile. */
 export async function cancel(id, index = null) {
   const path = `generations/${id}` + (index === null ? "" : `/images/${index}`);
   try {
@@ -63,11 +63,11 @@ async function call(path, options = {}) {
 async function refusal(response) {
   const problem = await response.json().then((body) => body.error, () => null);
   const wait = Number.parseInt(response.headers.get("Retry-After"), 10);
-  const message = response.status === 401 ? "This service wants an API key." : (problem?.message ?? `The service answered ${response.status}.`);
+  const message = response.status === 401 ? "This service needs an API key." : (problem?.message ?? `The service answered ${response.status}.`);
   return new ApiError(response.status, message, problem?.param, Number.isNaN(wait) ? null : wait);
 }
 
-/** Yield the data of each server-sent event. A frame may hold megabytes, so each piece of it is looked at once. */
+/** Yield the data of each server-sent event. A frame may hold megabytes, so each piece is scanned only once. */
 async function* frames(body, signal) {
   const reader = body.pipeThrough(new TextDecoderStream()).getReader();
   let pieces = [];

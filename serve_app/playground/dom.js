@@ -1,4 +1,4 @@
-// What several modules need of the document.
+// Shared helpers for the document.
 
 export const byId = (id) => document.getElementById(id);
 
@@ -6,12 +6,12 @@ export const fromTemplate = (id) => byId(id).content.firstElementChild.cloneNode
 
 export const count = (n, noun) => `${n} ${noun}${n === 1 ? "" : "s"}`;
 
-/** Tell a person who does not see the page; for events they wait for, not for every step. */
+/** Announce a message to screen readers: for events people wait for, not for every step. */
 export function announce(text) {
   byId("announcer").textContent = text;
 }
 
-/** Copy a text and show on the button that it has been done. */
+/** Copy a text and show success on the button. */
 export async function copy(text, button, what) {
   if (!(await write(text, button))) return announce(`The browser does not let this page copy: ${text}`);
   announce(`${what} copied`);
@@ -25,7 +25,7 @@ async function write(text, button) {
   if (navigator.clipboard) {
     return navigator.clipboard.writeText(text).then(() => true, () => false);
   }
-  // Over plain HTTP, as in a local network, browsers offer the old way only.
+  // Over plain HTTP, as in a local network, browsers only allow the old way.
   const area = Object.assign(document.createElement("textarea"), { value: text, className: "visually-hidden" });
   (button.closest("dialog") ?? document.body).append(area); // an open dialog makes all else inert
   area.select();

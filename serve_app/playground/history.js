@@ -1,4 +1,4 @@
-// Finished runs, kept in this browser alone: the last ones, as far as their pictures fit a bound.
+// Finished runs, kept only in this browser: the latest ones, up to a limit on their pictures' size.
 
 const DATABASE = "parallel-sdxl";
 const MOST_RUNS = 24;
@@ -36,7 +36,7 @@ export async function entries() {
   return newestFirst(await result(runs.getAll()));
 }
 
-/** Return the pictures of a kept run, { seed, blob } each; none if it has gone meanwhile. */
+/** Return the pictures of a kept run, { seed, blob } each; none if it was removed meanwhile. */
 export async function picturesOf(id) {
   const { pictures } = begin(await open(), "readonly");
   return (await result(pictures.get(id))) ?? [];
@@ -51,7 +51,7 @@ export async function clear() {
 
 const newestFirst = (kept) => kept.sort((a, b) => b.kept - a.kept);
 
-/** Return the ids of the oldest runs, beyond the bounds. */
+/** Return the ids of the oldest runs beyond the limits. */
 function surplus(kept) {
   let bytes = 0;
   return newestFirst(kept).filter((entry, i) => (bytes += entry.bytes) > MOST_BYTES || i >= MOST_RUNS).map(({ id }) => id);
@@ -73,7 +73,7 @@ function begin(database, mode) {
     transaction.addEventListener("complete", resolve);
     transaction.addEventListener("abort", () => reject(transaction.error));
   });
-  done.catch(() => {}); // whoever only reads does not wait for it
+  done.catch(() => {}); // readers do not await it
   return { runs: transaction.objectStore("runs"), pictures: transaction.objectStore("pictures"), done };
 }
 

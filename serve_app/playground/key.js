@@ -17,7 +17,7 @@ export async function withKey(action) {
       return await action();
     } catch (error) {
       if (error.status !== 401) throw error;
-      if (key() !== tried) continue; // another action has been given one meanwhile
+      if (key() !== tried) continue; // another action got one meanwhile
       forgetKey();
       if (!(await ask(tried ? "The service does not know this key." : ""))) throw error;
     }
@@ -33,7 +33,7 @@ export function showWhetherKept() {
   byId("forget-key").hidden = key() === null;
 }
 
-/** Open the dialog, once for all who ask at the same time; resolve to whether a key was given. */
+/** Open the dialog, once for simultaneous callers; resolve to whether a key was entered. */
 function ask(complaint) {
   asking ??= new Promise((resolve) => {
     const [dialog, input, error] = [byId("key"), byId("key-input"), byId("key-error")];

@@ -1,4 +1,4 @@
-// The page: what the form, the runs, the viewer and the history have to do with each other.
+// The page: connects the form, the runs, the viewer and the history.
 
 import { requestProperties } from "./api.js";
 import { announce, byId, copy, count } from "./dom.js";
@@ -77,7 +77,7 @@ function put(run) {
   if (top < 0 || top > innerHeight / 2) runView.element.scrollIntoView();
 }
 
-/** Take the oldest runs off the page; refused ones do not push out those with pictures. */
+/** Remove the oldest runs from the page; refused runs do not displace those with pictures. */
 function tidy() {
   const ended = [...shown.keys()].filter((run) => !run.active);
   for (const runs of Map.groupBy(ended, (run) => run.refused).values()) runs.slice(0, -MOST_RUNS).forEach(drop);
@@ -164,7 +164,7 @@ for (const chip of document.querySelectorAll(".chip")) {
 byId("clear-history").addEventListener("click", () => {
   if (confirm("Delete all pictures that this browser keeps of this page?")) past.clear().then(showHistory);
 });
-// Another tab may have added to it.
+// Another tab may have added a run.
 document.addEventListener("visibilitychange", () => {
   if (!document.hidden) showHistory().catch(() => {});
 });

@@ -1,4 +1,4 @@
-// A run: one prompt with its settings, some seeds, and what becomes of each image. No document in here.
+// A run: one prompt with its settings, some seeds, and the state of each image. It does not touch the document.
 
 import { ApiError, cancel, sentence, stream } from "./api.js";
 
@@ -52,7 +52,7 @@ export class Run extends EventTarget {
     return new Run(settings, pictures.map((picture) => ({ ...fresh(null), ...picture, state: "done" })), { id, model });
   }
 
-  /** Whether the service took none of it. */
+  /** Whether the service refused all of it. */
   get refused() {
     return this.problem !== null && this.id === null;
   }
@@ -65,7 +65,7 @@ export class Run extends EventTarget {
     return this.images.some((image) => ACTIVE.has(image.state));
   }
 
-  /** Generate some of the images, again if need be, in one request. Refusals become `problem`; only invalid input (422) is thrown. */
+  /** Generate some of the images (again) in one request. Refusals become `problem`; only invalid input (422) is thrown. */
   async generate(images = this.images) {
     const generation = { id: null, images, stop: new AbortController() };
     this.#start(images, generation);
@@ -90,7 +90,7 @@ export class Run extends EventTarget {
     if (image.generation.id !== null) await this.#stop(image);
   }
 
-  /** Stop all images. Hanging up does it too, where the service cannot be told. */
+  /** Stop all images. Closing the connection also does it, if the request to cancel fails. */
   async cancelAll() {
     const generations = new Set(this.images.filter((image) => ACTIVE.has(image.state)).map((image) => image.generation));
     await Promise.all([...generations].map(async (generation) => {
@@ -130,7 +130,7 @@ export class Run extends EventTarget {
     else this.dispatchEvent(new Event("change"));
   }
 
-  /** A place in line is taken by one image: whichever had it before is with a replica now, though it has not been heard of. */
+  /** Only one image has a position in the queue: the image that had it before has reached a replica, though no event says so yet. */
   #moveOn(generation, position) {
     const before = generation.images.find((image) => image.state === "queued" && image.position === position);
     if (before) this.#change(before, { state: "starting" });
@@ -145,7 +145,7 @@ export class Run extends EventTarget {
     this.#leave(generation, "failed", "Not generated.");
   }
 
-  /** Give an end to the images of a generation that have none yet. */
+  /** End the images of a generation that have not ended yet. */
   #leave(generation, state, reason) {
     for (const image of generation.images) if (ACTIVE.has(image.state)) this.#change(image, { state, reason });
     this.dispatchEvent(new Event("change"));
@@ -153,7 +153,7 @@ export class Run extends EventTarget {
 
   #change(image, changes) {
     Object.assign(image, changes);
-    // A picture that was to be generated again is still there if that is called off.
+    // Keep the old picture if generating it again was cancelled.
     if (image.state === "cancelled" && image.blob) image.state = "done";
     this.dispatchEvent(new CustomEvent("image", { detail: image }));
   }

@@ -20,7 +20,7 @@ export class Settings {
     form.addEventListener("input", (event) => this.#mirror(event.target));
   }
 
-  /** Take bounds and defaults from the JSON Schema of the request body, and fill the form; what has been typed meanwhile stays. */
+  /** Take bounds and defaults from the JSON Schema of the request body and fill the form; keep what was typed meanwhile. */
   describe(properties, values) {
     const typed = NAMES.map((name) => [name, this.#field(name).value]).filter(([, value]) => value !== "");
     for (const name of NAMES) {
@@ -33,7 +33,7 @@ export class Settings {
     this.fill({ ...values, ...Object.fromEntries(typed) });
   }
 
-  /** Fill the form: what `values` does not name gets its default. */
+  /** Fill the form; fields not in `values` get their defaults. */
   fill(values) {
     for (const name of NAMES) {
       const field = this.#field(name);
@@ -65,7 +65,7 @@ export class Settings {
     return this.#values();
   }
 
-  /** A browser looks at maxlength while somebody types, not at what came with a link. */
+  /** Browsers check maxlength only for typed text, not for text from a link. */
   #tooLong(name) {
     const { value, maxLength, labels } = this.#field(name);
     const length = [...value].length; // as the service counts: not in UTF-16 units
@@ -78,7 +78,7 @@ export class Settings {
     return SIDES[name] ? `${SIDES[name]}: a multiple of ${step}, from ${min} to ${max}.` : validationMessage;
   }
 
-  /** Show what the service says of a field of the request (`param`); return whether the form has it. */
+  /** Show the service's message about a field of the request (`param`); return whether the form has that field. */
   reject(param, message) {
     const name = param?.split(".")[0] === "seeds" ? "seed" : param;
     if (!NAMES.includes(name)) return false;
@@ -121,7 +121,7 @@ export class Settings {
     field.replaceChildren(...labels, ...options.map((option) => new Option(option.replaceAll("_", " "), option)));
   }
 
-  /** Offer shapes of about as many pixels as the default size has. */
+  /** Offer shapes with about as many pixels as the default size. */
   #offerShapes({ width, height }) {
     const pixels = width.default * height.default;
     const side = (length, { minimum, maximum, multipleOf }) => Math.min(maximum, Math.max(minimum, Math.round(length / multipleOf) * multipleOf));
@@ -130,7 +130,7 @@ export class Settings {
     this.#form.elements.shape.replaceChildren(...options, new Option("Another size", ""));
   }
 
-  /** Keep what shows the same value twice in step: number and slider, shape and sides. */
+  /** Keep controls of the same value in sync: number and slider, shape and sides. */
   #mirror(input) {
     if (input.id === "shape") {
       const [width, height] = input.value.split("x");

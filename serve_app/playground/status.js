@@ -1,4 +1,4 @@
-// The strip that says what the replicas are doing. Asked for gently, and not at all while nobody looks.
+// The strip that shows what the replicas are doing. It polls slowly, and not at all while the page is hidden.
 
 import { serviceStatus } from "./api.js";
 import { byId } from "./dom.js";

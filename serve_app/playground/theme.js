@@ -1,4 +1,4 @@
-// Not a module: it runs before the first paint, so that a chosen theme never flashes in from the other one.
+// Not a module, so that it runs before the first paint: the page never flashes in the wrong theme.
 (() => {
   const NAME = "parallel-sdxl-theme";
   const THEMES = ["auto", "light", "dark"];

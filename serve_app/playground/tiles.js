@@ -7,7 +7,7 @@ import { toUrl } from "./settings.js";
 
 const urls = new WeakMap();
 
-/** Return the address of an image's picture in this page; the same one until there is another picture. */
+/** Return the object URL of an image's picture; the same one until the picture changes. */
 export function urlOf(image) {
   if (urls.get(image)?.blob !== image.blob) {
     letGo(image);
@@ -23,7 +23,7 @@ function letGo(image) {
 
 export const fileName = (image) => `seed-${image.seed}.${image.blob.type.replace("image/", "").replace("jpeg", "jpg")}`;
 
-/** The section of one run. `actions` are { open, more, use, generate, remove } and take the run, and the image where it is about one. */
+/** The section of one run. `actions` are { open, more, use, generate, remove }; they take the run, and the image if they act on one. */
 export class RunView {
   #run;
   #actions;
@@ -51,7 +51,7 @@ export class RunView {
     this.#show();
   }
 
-  /** Let go of the pictures. */
+  /** Release the pictures' URLs. */
   discard() {
     clearTimeout(this.#countdown);
     this.element.remove();
@@ -187,7 +187,7 @@ function stateText({ state, position, step, steps, stopping }) {
   if (stopping && ACTIVE.has(state)) return "Cancelling";
   switch (state) {
     case "starting": return "Starting";
-    case "queued": return position === 1 ? "Next in line" : `Place ${position} in line`;
+    case "queued": return `Queued, position ${position}`;
     case "running": return `Step ${step} of ${steps}`;
     case "done": return "Done";
     case "failed": return "Failed";

@@ -1,4 +1,4 @@
-"""A server that gives one answer, whatever it is asked; as a proxy too."""
+"""A server, or proxy, that gives the same answer to every request."""
 
 import ssl
 from collections.abc import Iterator, Mapping
@@ -47,7 +47,7 @@ FAILED = FailedEvent(index=1, seed=8, error=ErrorDetail(type="internal", message
 COMPLETED = CompletedEvent(
     id="1", timings=Timings(queue=0, encode_prompt=0, denoise=0, decode=0, encode=0, total=0), warnings=["no grid"]
 )
-ERROR = ErrorEvent(error=Problem(type="internal", message="the service failed at this request; its log says why"))
+ERROR = ErrorEvent(error=Problem(type="internal", message="the service failed on this request; its log says why"))
 
 
 @contextmanager

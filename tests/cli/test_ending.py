@@ -1,4 +1,4 @@
-"""How commands end where nothing was foreseen, or nobody can be told."""
+"""How commands end on unexpected errors, and when their output cannot be written or read."""
 
 import os
 import signal
@@ -41,7 +41,7 @@ def test_output_that_cannot_be_written(command: str, env: dict[str, str], pictur
         }
         full, environ = os.open("/dev/full", os.O_WRONLY), {"PYTHONUNBUFFERED": "", **env}
         done = to_descriptor(full, command, *arguments.get(command, ()), **environ)
-    assert (done.returncode, done.stderr) == (2, "Error: the output cannot be written: No space left on device\n")
+    assert (done.returncode, done.stderr) == (2, "Error: cannot write the output: No space left on device\n")
 
 
 @pytest.mark.parametrize("command", ["--help", "info"])
@@ -82,7 +82,7 @@ def test_what_was_not_foreseen_is_a_sentence_that_says_where_to_see_more(tmp_pat
         done = run("generate", "a", "--out", tmp_path, "--url", url)
         told = run("generate", "a", "--out", tmp_path, "--url", url, PARALLEL_SDXL_TRACEBACK="1")
     assert (done.returncode, told.returncode) == (4, 4)
-    assert done.stderr.startswith("Error: this was not foreseen: Error(")
+    assert done.stderr.startswith("Error: unexpected error: Error(")
     assert "PARALLEL_SDXL_TRACEBACK=1" in done.stderr
     assert "Traceback" not in done.stderr
     assert "Traceback" in told.stderr

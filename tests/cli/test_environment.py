@@ -1,4 +1,4 @@
-"""What the environment says of proxies and certificates, and of which way that is for which URL."""
+"""Proxies and certificates from the environment."""
 
 import ssl
 import sys
@@ -64,9 +64,9 @@ def test_a_service_elsewhere_is_reached_through_the_proxy(way: str, tmp_path: Pa
         (
             {"HTTP_PROXY": "http://127.0.0.1:9"},
             3,
-            "the proxy that HTTP_PROXY names gives no connection to http://gpu.e",
+            "cannot reach http://gpu.example:8000 through the proxy of HTTP_PROXY",
         ),
-        ({"all_proxy": "socks://me:password@127.0.0.1:1080/"}, 2, "all_proxy names no proxy that can be used: proxies"),
+        ({"all_proxy": "socks://me:password@127.0.0.1:1080/"}, 2, "the proxy of all_proxy cannot be used: it must be"),
     ],
 )
 def test_a_proxy_that_cannot_be_used_is_named(env: dict[str, str], code: int, words: str, tmp_path: Path) -> None:
@@ -82,19 +82,19 @@ def test_what_a_proxy_answers_in_place_of_the_service_is_said_to_be_the_proxys(u
     with answering(502, b"") as (proxy, _):
         done = run("generate", "a", "--out", tmp_path, "--url", url, ALL_PROXY=proxy)
     assert done.returncode == 3
-    assert "the proxy that ALL_PROXY names" in done.stderr
+    assert "through the proxy of ALL_PROXY" in done.stderr
     assert "502 Bad Gateway" in done.stderr
 
 
 def test_a_proxy_that_does_not_speak_tls_is_not_taken_for_the_service(tmp_path: Path) -> None:
     with answering(200, b"") as (proxy, _):
         done = run("generate", "a", "--out", tmp_path, "--url", ELSEWHERE, ALL_PROXY=proxy.replace("http", "https"))
-    assert (done.returncode, "the proxy that ALL_PROXY names gives no connection" in done.stderr) == (3, True)
+    assert (done.returncode, "through the proxy of ALL_PROXY" in done.stderr) == (3, True)
 
 
 @pytest.fixture
 def ways(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    """An environment that knows one proxy for all."""
+    """An environment with one proxy for all URLs."""
     monkeypatch.setenv("ALL_PROXY", "http://proxy.example:3128")
     return monkeypatch
 
@@ -180,10 +180,10 @@ def test_one_proxy_is_looked_at_and_the_others_may_be_what_they_like(ways: pytes
 @pytest.mark.parametrize(
     ("value", "why"),
     [
-        ("socks://127.0.0.1:1080/", "proxies are http://"),
+        ("socks://127.0.0.1:1080/", "must be http://"),
         ("http://[::1", "not a URL"),
-        ("http://", "names no host"),
-        ("http://proxy.example:99999", "no port"),
+        ("http://", "has no host"),
+        ("http://proxy.example:99999", "an invalid port"),
         ("\udcff", "not a URL"),
         ("socks5://127.0.0.1:9", "`socksio` must be installed"),
     ],

@@ -60,7 +60,7 @@ def test_parameters_of_another_time_are_told_from_none(tmp_path: Path) -> None:
     Image.new("RGB", (8, 8)).save(tmp_path / "old.webp", xmp=packet.encode())
     done = run("info", tmp_path / "old.webp")
     assert done.returncode == 2
-    assert "are not what this version writes" in done.stderr
+    assert "this version cannot read the parameters" in done.stderr
 
 
 def xmp(parameters: str) -> bytes:
@@ -74,8 +74,8 @@ MODEL = '"model": {"name": "sdxl", "revision": null, "hash": "0123456789"}, "ver
 @pytest.mark.parametrize(
     ("packet", "says"),
     [
-        (xmp('{"prompt": "a", ' + MODEL + "}"), "it names no single picture"),
-        (xmp('{"prompt": "a", "seed": 1, "grid": true, ' + MODEL + "}"), "it names no single picture"),
+        (xmp('{"prompt": "a", ' + MODEL + "}"), "it does not describe a single picture"),
+        (xmp('{"prompt": "a", "seed": 1, "grid": true, ' + MODEL + "}"), "it does not describe a single picture"),
         (xmp('{"prompt": 5, "seed": 1, ' + MODEL + "}"), "prompt: Input should be a valid string"),
         (b'<?xml version="1.0" encoding="foo"?>' + xmp("{}"), "its XMP packet is not XML"),
         (b"<a><b", "holds no parameters"),

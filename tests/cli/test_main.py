@@ -37,7 +37,7 @@ def test_help_tells_the_exit_codes(command: tuple[str, ...]) -> None:
     for columns in ("80", "50"):
         done = run(*command, "--help", COLUMNS=columns)
         assert done.returncode == 0
-        assert "Exit codes: 0 all is well; 1 " in " ".join(done.stdout.split())
+        assert "Exit codes: 0 success; 1 " in " ".join(done.stdout.split())
         assert max(map(len, done.stdout.splitlines())) <= int(columns)
         assert "…" not in done.stdout
 

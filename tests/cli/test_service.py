@@ -1,4 +1,4 @@
-"""Answers that a running service gives seldom, from a server that gives nothing else."""
+"""Answers that a real service rarely gives, from a server that gives only these."""
 
 import json
 from pathlib import Path
@@ -21,14 +21,14 @@ def problem(type: str, message: str = "words") -> bytes:
             problem("unauthorized"),
             {},
             {},
-            "the service wants a key: set the environment variable PARALLEL_SDXL_API_KEY",
+            "the service needs a key: set the environment variable PARALLEL_SDXL_API_KEY",
         ),
         (
             401,
             problem("unauthorized"),
             {},
             {"PARALLEL_SDXL_API_KEY": "wrong"},
-            "does not take the key in PARALLEL_SDXL_API_KEY",
+            "refuses the key in PARALLEL_SDXL_API_KEY",
         ),
         (429, problem("too_many_waiting"), {"Retry-After": "12"}, {}, "the service is busy: try again in 12 s"),
         (
@@ -38,16 +38,16 @@ def problem(type: str, message: str = "words") -> bytes:
             {},
             "the service is not ready: no replica is ready yet",
         ),
-        (500, problem("internal", "its log says why"), {}, {}, "answers with 500: its log says why"),
+        (500, problem("internal", "its log says why"), {}, {}, "answers 500: its log says why"),
         (502, b"<h1>Bad Gateway</h1>", {}, {}, "502 Bad Gateway"),
-        (404, b"Path '/stream' not found", {}, {}, "is no parallel-sdxl service"),
-        (200, b"<h1>Welcome</h1>", {}, {}, "is no parallel-sdxl service"),
+        (404, b"Path '/stream' not found", {}, {}, "is not a parallel-sdxl service"),
+        (200, b"<h1>Welcome</h1>", {}, {}, "is not a parallel-sdxl service"),
         (
             200,
             b"no gzip",
             {"Content-Type": "text/event-stream", "Content-Encoding": "gzip"},
             {},
-            "is no parallel-sdxl service",
+            "is not a parallel-sdxl service",
         ),
     ],
 )
@@ -129,7 +129,7 @@ def test_a_stream_that_breaks_off_leaves_what_came(tmp_path: Path) -> None:
     with streaming(START, IMAGE, headers={"Content-Length": "1000000"}) as (url, _):
         done = run("generate", "a", "--out", tmp_path, "--url", url)
     assert done.returncode == 3
-    assert f"the connection to {url} broke off" in done.stderr
+    assert f"lost the connection to {url}" in done.stderr
     assert (tmp_path / "seed-7.png").read_bytes() == b"picture"
 
 
@@ -137,4 +137,4 @@ def test_a_stream_without_its_last_event_is_not_all_there_is(tmp_path: Path) -> 
     with streaming(START, IMAGE) as (url, _):
         done = run("generate", "a", "--out", tmp_path, "--url", url)
     assert done.returncode == 3
-    assert "broke off" in done.stderr
+    assert "closed the stream before the end" in done.stderr

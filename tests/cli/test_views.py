@@ -37,7 +37,7 @@ def test_lines_are_few_however_many_steps_there_are() -> None:
         lines.missing(1, "failed: it was not to be, as so often when there is much to be said in one line")
     assert isinstance(console.file, io.StringIO)
     assert [line[line.index("seed") :] for line in console.file.getvalue().splitlines()] == [
-        "seed 8  queued, #3 in line",
+        "seed 8  queued, position 3",
         "seed 7  step 1/100",
         "seed 7  step 25/100",
         "seed 7  step 50/100",

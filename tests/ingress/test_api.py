@@ -199,7 +199,7 @@ def test_stream_tells_the_whole_story(client: TestClient, metrics: Metrics) -> N
     assert len(metrics.first_previews) == 1
 
 
-def test_busy_service_tells_the_place_in_line(client: TestClient, pool: FakePool) -> None:
+def test_a_busy_service_tells_the_position_in_the_queue(client: TestClient, pool: FakePool) -> None:
     pool.status = PoolStatus((REPLICA,))
     events = events_of(client.post("/stream", json={"prompt": "a", "num_images": 6}))
     queued = [(e["index"], e["position"]) for e in events if e["type"] == "queued"]
@@ -279,7 +279,7 @@ def test_without_a_replica_it_is_a_503(client: TestClient, pool: FakePool, route
 
 
 @pytest.mark.parametrize("route", ["/generate", "/stream"])
-def test_a_full_line_is_a_429_with_retry_after(client: TestClient, pool: FakePool, route: str) -> None:
+def test_a_full_queue_is_a_429_with_retry_after(client: TestClient, pool: FakePool, route: str) -> None:
     pool.status = PoolStatus((), 0.5)
     pool.status = PoolStatus((REPLICA,), 0.5)  # 4 at once and 9 waiting
     full = FanOut(pool, NoPeers(), ARGS, Metrics())
@@ -290,7 +290,7 @@ def test_a_full_line_is_a_429_with_retry_after(client: TestClient, pool: FakePoo
         assert (response.status_code, response.json()["error"]["type"]) == (429, "too_many_waiting")
         assert response.headers["retry-after"] == "2"
         assert busy.post(route, json={"prompt": "a", "num_images": 3}).status_code == 200
-        assert len(full._admission.positions(0)) == 10, "places in line are given back"
+        assert len(full._admission.positions(0)) == 10, "places in the queue are given back"
 
 
 def test_the_deadline_with_nothing_finished_is_a_504(pool: FakePool) -> None:
@@ -376,7 +376,7 @@ def test_a_file_longer_than_its_format_holds_is_refused_before_it_is_generated(p
         assert response.status_code == 422
         problem = response.json()["error"]
         assert problem["param"] == "output_format"
-        assert problem["message"] == f"output_format: {what}, webp holds 16383; ask for png"
+        assert problem["message"] == f"output_format: {what}, but webp allows 16383; use png"
     assert not pool.slots
     fits = GenerateRequest(prompt="a", output_format="webp", width=4088, height=4088, num_images=12, grid=True)
     assert sheet_cells(fits.num_images) == (4, 3)

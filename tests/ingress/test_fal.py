@@ -1,4 +1,4 @@
-"""fal's fast-sdxl over a pool that is a fake."""
+"""fal's fast-sdxl API over a fake pool."""
 
 import json
 from collections.abc import Iterator
@@ -155,7 +155,7 @@ def test_what_would_not_be_as_asked_for_is_a_422_in_fals_words(
 def test_what_belongs_to_a_queue_is_a_404_that_says_so(client: TestClient, method: str, path: str, host: str) -> None:
     response = client.request(method, path, headers={"host": host}, json={"prompt": "a"} if method == "POST" else None)
     assert response.status_code == 404
-    assert "there is no queue here" in response.json()["detail"][0]["msg"]
+    assert "this service has no queue" in response.json()["detail"][0]["msg"]
 
 
 def test_every_other_error_is_in_fals_words(client: TestClient, pool: FakePool) -> None:

@@ -1,4 +1,4 @@
-"""Files that live for a while in a folder that several processes share."""
+"""Files that expire, in a folder shared by several processes."""
 
 import base64
 import os
@@ -187,11 +187,11 @@ async def test_a_folder_that_cannot_be_tidied_costs_no_picture(
     age(tmp_path, old, 101)
     monkeypatch.setattr(Path, "unlink", broken)
     assert await files.read(await saved(files)) == b"picture"
-    assert "cannot be tidied" in caplog.text
+    assert "cannot delete old images" in caplog.text
 
 
 @pytest.mark.parametrize("path", ["{file}", "{file}/below", "/proc/no-such-folder", "/proc/self"])
 def test_a_folder_that_cannot_be_used_is_refused(serve: Callable[..., TestClient], tmp_path: Path, path: str) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(ValueError, match=r"^files\.path: .* cannot be made or written to: "):
+    with pytest.raises(ValueError, match=r"^files\.path: .* cannot be created or written to: "):
         serve(path=path.format(file=tmp_path / "file"))

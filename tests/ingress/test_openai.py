@@ -1,4 +1,4 @@
-"""The OpenAI Images API over a pool that is a fake: what is asked for, and in which words it is refused."""
+"""The OpenAI Images API over a fake pool."""
 
 import asyncio
 import json
@@ -250,7 +250,9 @@ def test_no_name_is_none(sdk: OpenAI, client: TestClient) -> None:
 def test_another_model_is_not_found(serve: Callable[..., OpenAI], name: str) -> None:
     sdk = serve(path=HUB_ID)
     for asked in (lambda: sdk.images.generate(prompt="a", model=name), lambda: sdk.models.retrieve(name)):
-        with pytest.raises(NotFoundError, match=f'the model "{name}" is not served here; "fake" is') as raised:
+        with pytest.raises(
+            NotFoundError, match=f'the model "{name}" is not served here; this service has "fake"'
+        ) as raised:
             asked()
         assert (raised.value.code, raised.value.param) == ("model_not_found", "model")
 
@@ -336,7 +338,7 @@ def test_every_error_below_v1_is_in_openais_words(
     )
 
 
-def test_a_full_line_is_a_429_with_retry_after(client: TestClient, pool: FakePool) -> None:
+def test_a_full_queue_is_a_429_with_retry_after(client: TestClient, pool: FakePool) -> None:
     pool.status = PoolStatus((REPLICA,), 0.5)
     full = FanOut(pool, NoPeers(), ARGS, Metrics())
     for image in range(13):

@@ -1,4 +1,4 @@
-"""The OpenAPI document describes every route, event and error truly."""
+"""The OpenAPI document describes every route, event and error correctly."""
 
 from collections.abc import Iterator
 from typing import Any, get_args
@@ -59,7 +59,7 @@ def events_of(document: dict[str, Any], path: str) -> list[dict[str, Any]]:
 
 
 def test_it_is_a_document_of_its_version(document: dict[str, Any]) -> None:
-    """By the official schema, and by a client that takes no word it does not know."""
+    """Checked by the official schema and by a strict client."""
     assert document["openapi"].startswith("3.1.")
     assert [error.message for error in OpenAPIV31SpecValidator(document).iter_errors()] == []
     OpenAPI("http://testserver/openapi.json", document)

@@ -1,4 +1,4 @@
-"""Every way to be refused, in one shape."""
+"""All refusals, in one format."""
 
 import gzip
 import json
@@ -80,11 +80,11 @@ ROUTES = {
     "/fal-ai/fast-sdxl": 422,
     "/fal-ai/fast-sdxl/stream": 422,
 }
-"""All that take a body, and their status of bad input."""
+"""The routes that take a body, with their status for bad input."""
 
 
 def refusal(response: Any) -> tuple[str, str | None]:
-    """Return what an error says, in whichever dialect, and of which field."""
+    """Return the message and the field of an error in any dialect."""
     body = response.json()
     if "detail" in body:
         (item,) = body["detail"]
@@ -102,8 +102,8 @@ def refusal(response: Any) -> tuple[str, str | None]:
         (b"null", "JSON object"),
         (b'{"prompt": "a", "guidance_scale": NaN}', "guidance_scale: must be a finite number"),
         (b'{"prompt": "\\ud800"}', "unicode"),
-        ('{"prompt":"café"}'.encode("latin-1"), "not UTF-8 from byte 14 on (0xe9); JSON is sent as UTF-8"),
-        (b'{"prompt": "\xff\xfe\x80"}', "not UTF-8 from byte 12 on (0xff)"),
+        ('{"prompt":"café"}'.encode("latin-1"), "not UTF-8 at byte 14 (0xe9); JSON must be UTF-8"),
+        (b'{"prompt": "\xff\xfe\x80"}', "not UTF-8 at byte 12 (0xff)"),
         (b"\xff\xfe", "not valid JSON"),
         ('{"prompt":"a"}'.encode("utf-16")[:-1], "looks like utf-16"),
         (b"[" * 9_000, "nested"),
@@ -126,7 +126,7 @@ def test_a_charset_is_no_help_to_json(client: TestClient) -> None:
         )
         for charset in ("iso-8859-1", "utf-8")
     )
-    assert refusal(latin)[0].endswith("JSON is sent as UTF-8, not as iso-8859-1")
+    assert refusal(latin)[0].endswith("JSON must be UTF-8, not iso-8859-1")
     assert utf8.json()["parameters"]["prompt"] == "café"
 
 
@@ -237,7 +237,7 @@ def test_a_seed_of_minus_one_is_a_random_one_which_is_told(
 @pytest.mark.parametrize("route", ["/generate", "/v1/images/generations"])
 def test_in_a_list_of_seeds_it_is_refused_with_a_reason(client: TestClient, route: str) -> None:
     response = client.post(route, json={"prompt": "a", "seeds": [1, -1]})
-    assert refusal(response) == ("seeds.1: -1, a random seed, is for `seed` alone: a list names each seed", "seeds.1")
+    assert refusal(response) == ("seeds.1: -1 (random) is only allowed for `seed`; list every seed here", "seeds.1")
 
 
 def test_many_faults_are_counted_and_not_all_told(client: TestClient) -> None:

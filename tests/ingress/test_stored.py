@@ -1,4 +1,4 @@
-"""Streams and answers with URLs in place of images, for readers that take no long line."""
+"""Streams and answers with URLs instead of images, for readers that cannot take long lines."""
 
 import asyncio
 from base64 import b64decode, b64encode
@@ -22,7 +22,7 @@ from tests.fakes import FakePool, Metrics, NoPeers
 from tests.ingress.conftest import ARGS, events_of
 
 LINE = 64 * 2**10
-"""What asyncio's readers take at most of one line, and many others."""
+"""The longest line that asyncio's readers, and many others, accept."""
 
 STREAMS = ["/stream", "/v1/images/generations", "/fal-ai/fast-sdxl/stream"]
 
@@ -138,6 +138,6 @@ def test_a_picture_that_cannot_be_stored_is_a_fault_that_is_told(
     own = {} if "fal" in route else {"response_format": "url"}
     response = client.post(route, json={"prompt": "a", **own, **({"stream": True} if "v1" in route else {})})
     assert response.status_code == (200 if route in STREAMS else 500)
-    assert "the service failed at this request; its log says why" in response.text.strip().splitlines()[-1]
-    assert "cannot be written to the folder of files.path" in caplog.text
+    assert "the service failed on this request; its log says why" in response.text.strip().splitlines()[-1]
+    assert "cannot write an image to files.path" in caplog.text
     assert str(tmp_path) not in response.text

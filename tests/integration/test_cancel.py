@@ -67,7 +67,7 @@ async def test_other_requests_go_on(app: Running) -> None:
 
 
 async def test_storms_of_clients_that_leave_at_any_moment_leave_no_trace(app: Running) -> None:
-    """All 24 places in line are free again: two requests of twelve are taken at once."""
+    """All 24 places in the queue are free again: two requests of twelve images are admitted at once."""
     random = Random(0)  # noqa: S311 - no secret
 
     async def come_and_go(client: httpx2.AsyncClient) -> None:

@@ -28,6 +28,11 @@ def test_replica_metrics_are_exported(app: Running, name: str) -> None:
     )
 
 
+def test_queued_images_are_measured(app: Running) -> None:
+    app.generate(num_images=1)
+    eventually(lambda: any(line.startswith("ray_psdxl_images_queued{") for line in app.metrics_page()))
+
+
 def test_the_time_to_the_first_preview_is_measured(app: Running) -> None:
     before = app.metric("ray_psdxl_first_preview_seconds_count")
     app.stream(num_images=2)

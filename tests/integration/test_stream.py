@@ -54,7 +54,7 @@ def test_the_stream_starts_before_the_first_step_is_done(app: Running) -> None:
         assert json.loads(first.removeprefix("data: "))["type"] == "start"
 
 
-def test_a_crowd_hears_of_its_place_in_line(app: Running) -> None:
+def test_queued_images_report_their_position(app: Running) -> None:
     events = app.stream(num_images=16, num_inference_steps=20)
     queued = [e for e in events if e["type"] == "queued"]
     assert {e["index"] for e in queued} == set(range(8, 16)), "eight are generated at once"

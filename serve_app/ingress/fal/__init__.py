@@ -1,7 +1,4 @@
-"""fal's fast-sdxl: its input and output, over the same service.
-
-Clients' `run` and `stream` move over by changing the host alone.
-"""
+"""fal's fast-sdxl API. Clients that use `run` and `stream` only change the host."""
 
 from serve_app.ingress.fal.errors import DIALECT
 from serve_app.ingress.fal.routes import router

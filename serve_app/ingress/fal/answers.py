@@ -1,4 +1,4 @@
-"""From the service's own answers and events to fal's."""
+"""Translates the service's answers and events to fal's."""
 
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable
 
@@ -20,7 +20,7 @@ async def output(
     warnings: list[str],
     url_of: UrlOf,
 ) -> FastSdxlOutput:
-    """Return the output of a request: the images there are, why there are no others, and what a person should know."""
+    """Return the output of a request: its images, the reasons for missing ones, and warnings."""
     pictures = [image for image in images if isinstance(image, own.Picture)]
     return FastSdxlOutput(
         images=[_file(picture, await url_of(picture)) for picture in pictures],
@@ -38,7 +38,7 @@ async def output(
 
 
 async def frames(events: AsyncIterator[own.Event], url_of: UrlOf) -> AsyncGenerator[BaseModel]:
-    """Yield a stream's frames: previews, each of one image, and at the end the output or an error."""
+    """Yield a stream's frames: previews of one image each, then the output or an error."""
     images: dict[int, own.Image] = {}
     async for event in events:
         match event:

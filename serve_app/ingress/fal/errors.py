@@ -1,4 +1,4 @@
-"""Errors as fal words them."""
+"""Errors in fal's format."""
 
 from serve_app.ingress.fal.schemas import ErrorItem, FalErrorBody
 from serve_app.ingress.problems import Dialect
@@ -6,7 +6,7 @@ from serve_app.schemas import Problem
 
 
 def body_of(problem: Problem) -> FalErrorBody:
-    """Return the body that tells of a problem."""
+    """Return the body that reports a problem."""
     path = problem.param.split(".") if problem.param else []
     return FalErrorBody(detail=[ErrorItem(loc=["body", *path], msg=problem.message, type=problem.type)])
 

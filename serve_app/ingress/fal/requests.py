@@ -1,4 +1,4 @@
-"""From fal's input to the service's own requests."""
+"""Translates fal's input to the service's requests."""
 
 from typing import Any
 
@@ -10,14 +10,11 @@ from serve_app.ingress.requests import borrowed, sizes, translated
 from serve_app.schemas import GenerateRequest
 
 _SAME = ("prompt", "negative_prompt", "num_inference_steps", "guidance_scale", "num_images", "seed")
-"""Fields that both APIs have."""
+"""Fields that are the same in both APIs."""
 
 
 def fast_sdxl_input(request: type[GenerateRequest], model: ModelConfig) -> type[FastSdxlInput]:
-    """Return the class to validate bodies with.
-
-    Its bounds and defaults are those of a service's own requests, but for the number of images: the default is one.
-    """
+    """Return the class that validates bodies, with a service's own bounds and defaults; but `num_images` is 1."""
     fields: dict[str, Any] = {name: borrowed(request, name) for name in _SAME} | {
         "num_images": borrowed(request, "num_images", default=1),
         "image_size": (
@@ -33,7 +30,7 @@ def fast_sdxl_input(request: type[GenerateRequest], model: ModelConfig) -> type[
 
 
 def own_request(body: FastSdxlInput, request: type[GenerateRequest], model: ModelConfig) -> GenerateRequest:
-    """Return what a body asks for as a request of this service. Raises InvalidRequest."""
+    """Translate a body to a request of this service. Raises InvalidRequest."""
     match body.image_size:
         case None:
             width, height = model.width, model.height

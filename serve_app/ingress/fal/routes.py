@@ -23,17 +23,17 @@ from serve_app.schemas import GenerateRequest
 
 
 def router(service: Service, request: type[GenerateRequest], args: AppArgs, files: Files | None) -> APIRouter:
-    """Return the routes of one service, whose own requests are `request`; without files images are data URIs."""
+    """Return the routes of one service with requests of type `request`; without files images are data URIs."""
     routes = APIRouter(prefix="/fal-ai/fast-sdxl", dependencies=[Depends(_not_queued)])
     errors = DIALECT.responses
-    Body = fast_sdxl_input(request, args.model)  # noqa: N806 - a class, made for this service
+    Body = fast_sdxl_input(request, args.model)  # noqa: N806 - a class, created for this service
 
     def url_of(body: FastSdxlInput, http: Request) -> UrlOf:
         return data_uri if body.sync_mode or files is None else url_maker(files, http)
 
     @routes.post("", response_model=FastSdxlOutput, responses=errors(404, 413, 415, 422, 429, 500, 503, 504))
     async def run(body: Body, http: Request) -> Response:  # type: ignore[valid-type]  # a class made at run time
-        """Generate all images, as fal's clients ask for them with `run`."""
+        """Generate all images: the `run` of fal's clients."""
         result = await service.generate(own_request(body, request, args.model))
         seed, prompt = result.images[0].seed, result.parameters.prompt
         answer = await output(result.images, seed, prompt, result.timings, result.warnings, url_of(body, http))
@@ -49,7 +49,7 @@ def router(service: Service, request: type[GenerateRequest], args: AppArgs, file
         "/stream", response_class=EventSourceResponse, responses=described | errors(404, 413, 415, 422, 429, 503)
     )
     async def stream(told: Annotated[AsyncGenerator[BaseModel], Depends(accepted)]) -> AsyncIterator[ServerSentEvent]:
-        """Generate all images and show how they form, as fal's clients ask for it with `stream`."""
+        """Generate all images with previews: the `stream` of fal's clients."""
         async for frame in told:
             yield ServerSentEvent(data=frame)
 
@@ -61,10 +61,10 @@ def router(service: Service, request: type[GenerateRequest], args: AppArgs, file
 
 
 def _not_queued(http: Request) -> None:
-    """Refuse what fal's clients send to a queue: at a host of that name, or with a webhook to call."""
+    """Refuse what fal's clients send to a queue: requests to a `queue.` host, or with a webhook."""
     if (http.url.hostname or "").startswith("queue.") or "fal_webhook" in http.query_params:
         raise _no_queue()
 
 
 def _no_queue() -> NotFound:
-    return NotFound("there is no queue here, so no submit, subscribe, status or result: use run or stream")
+    return NotFound("this service has no queue, so no submit, subscribe, status or result; use run or stream")

@@ -1,4 +1,4 @@
-"""fal-ai/fast-sdxl as this service speaks it: input, output, the frames of a stream and errors."""
+"""fal-ai/fast-sdxl as this service implements it: input, output, frames of a stream and errors."""
 
 from typing import Annotated, Any, Literal, Self
 
@@ -20,7 +20,7 @@ SIZES: dict[SizeName, tuple[int, int]] = {
 }
 """Width and height in pixels."""
 
-_NO_EFFECT = "Accepted, without effect."
+_NO_EFFECT = "Accepted, but has no effect."
 
 
 class Size(Body):
@@ -33,9 +33,10 @@ def _name_or_size(size: Any) -> str:
 
 
 class FastSdxlInput(ForeignRequest):
-    """The body of `POST /fal-ai/fast-sdxl`. The served model's defaults take the place of fal's; a null is the default.
+    """The body of `POST /fal-ai/fast-sdxl`. Defaults are the served model's, not fal's; null means the default.
 
-    `serve_app.ingress.fal.requests` derives the class: fields without a default here become `GenerateRequest`'s.
+    `serve_app.ingress.fal.requests` derives the class that is used: fields without a default here get
+    `GenerateRequest`'s.
     """
 
     prompt: str
@@ -50,25 +51,25 @@ class FastSdxlInput(ForeignRequest):
     format: Literal["jpeg", "png"] = Field(default="jpeg", description="File format of the images.")
     sync_mode: bool = Field(
         default=False,
-        description="Give images as data URIs, as is done in any case without the service's option files.path.",
+        description="Return images as data URIs. Without the service's option files.path they always are.",
     )
     request_id: str | None = Field(default=None, description=_NO_EFFECT)
-    enable_safety_checker: bool = Field(default=False, description="There is none: true is refused.")
+    enable_safety_checker: bool = Field(default=False, description="Not supported: true is refused.")
     safety_checker_version: Literal["v1", "v2"] | None = Field(default=None, description=_NO_EFFECT)
     expand_prompt: bool = Field(default=False, description="Not supported: true is refused.")
-    loras: list[Any] = Field(default=[], description="Not supported: only an empty list is taken.")
-    embeddings: list[Any] = Field(default=[], description="Not supported: only an empty list is taken.")
+    loras: list[Any] = Field(default=[], description="Not supported: only an empty list is accepted.")
+    embeddings: list[Any] = Field(default=[], description="Not supported: only an empty list is accepted.")
 
     @model_validator(mode="after")
     def _can_be_generated(self) -> Self:
         for field in ("enable_safety_checker", "expand_prompt", "loras", "embeddings"):
             if getattr(self, field):
-                raise FieldError(field, "is not supported, and the picture would not be as asked for without it")
+                raise FieldError(field, "is not supported; leaving it out would change the picture")
         return self
 
 
 class File(Answer):
-    """An image at a URL: where it is stored, or a data URI, which has no file name."""
+    """An image at a URL: that of a stored file, or a data URI without a file name."""
 
     url: str
     width: int
@@ -79,7 +80,7 @@ class File(Answer):
 
 
 class Failure(Answer):
-    """Why there is no image of this seed."""
+    """Why the image of a seed is missing."""
 
     image_index: int
     seed: int
@@ -88,10 +89,10 @@ class Failure(Answer):
 
 
 class FastSdxlOutput(Answer):
-    """The answer, and the last frame of a stream. `seed` is the first of the request, `seeds` are those of `images`."""
+    """The answer, or the last frame of a stream. `seed` is the request's first seed, `seeds` are those of `images`."""
 
     images: list[File]
-    timings: dict[str, float] = Field(description="Seconds; `inference` is the denoising of the image that came last.")
+    timings: dict[str, float] = Field(description="Seconds; `inference` is the denoising time of the last image.")
     seed: int
     seeds: list[int]
     prompt: str
@@ -100,7 +101,7 @@ class FastSdxlOutput(Answer):
 
 
 class PreviewFrame(Answer):
-    """A frame of a stream: one image as predicted after `step` of the steps."""
+    """A frame of a stream: one image predicted after `step` steps."""
 
     images: list[File]
     image_index: int
@@ -116,6 +117,6 @@ class ErrorItem(Answer):
 
 
 class FalErrorBody(Answer):
-    """An error; also the last frame of a stream without a single image."""
+    """An error, or the last frame of a stream that gave no image."""
 
     detail: list[ErrorItem]

@@ -1,4 +1,4 @@
-"""The OpenAI Images API: what its SDKs send and read, over the same service."""
+"""The OpenAI Images API, for OpenAI's SDKs."""
 
 from serve_app.ingress.openai.errors import DIALECT
 from serve_app.ingress.openai.routes import router

@@ -1,4 +1,4 @@
-"""From the service's own answers and events to those of the OpenAI Images API."""
+"""Translates the service's answers and events to those of the OpenAI Images API."""
 
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
@@ -26,7 +26,7 @@ ImageEvent = PartialImageEvent | CompletedEvent | FailedEvent | ErrorEvent
 
 
 async def images_response(result: BatchResult, url_of: UrlOf | None) -> ImagesResponse:
-    """Return the answer to a request that is not a stream, with URLs or, without `url_of`, with the images."""
+    """Return the answer to a request without `stream`: with URLs, or without `url_of` with the images."""
     parameters = result.parameters
     return ImagesResponse(
         created=result.created,
@@ -46,7 +46,7 @@ async def _item(image: Image, url_of: UrlOf | None) -> ImageItem:
 
 
 async def frames(events: AsyncIterator[Event | StoredEvent], request: GenerateRequest) -> AsyncGenerator[bytes]:
-    """Yield a stream as it goes over the wire."""
+    """Yield a stream's server-sent events as bytes."""
     warnings: list[str] = []
     async for event in events:
         if isinstance(event, own.StartEvent):
@@ -59,7 +59,7 @@ async def frames(events: AsyncIterator[Event | StoredEvent], request: GenerateRe
 
 
 def _told(event: Event | StoredEvent, request: GenerateRequest, warnings: list[str]) -> ImageEvent | None:
-    """Return what is told of an event: nothing of those that OpenAI has no word for."""
+    """Return OpenAI's event for one of ours, or None if OpenAI has none."""
     where = {"created_at": int(time.time()), "size": f"{request.width}x{request.height}"}
     match event:
         case own.PreviewEvent():

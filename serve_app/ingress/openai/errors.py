@@ -1,4 +1,4 @@
-"""Errors as OpenAI words them."""
+"""Errors in OpenAI's format."""
 
 from typing import Literal
 
@@ -6,7 +6,7 @@ from serve_app.ingress.openai.schemas import OpenAIError, OpenAIErrorBody
 from serve_app.ingress.problems import Dialect
 from serve_app.schemas import Problem
 
-# Codes that OpenAI's clients know by another name than the service's own.
+# OpenAI's names for some of the service's error types.
 _CODES = {
     "unauthorized": "invalid_api_key",
     "too_many_waiting": "rate_limit_exceeded",
@@ -15,7 +15,7 @@ _CODES = {
 
 
 def body_of(status: int, problem: Problem) -> OpenAIErrorBody:
-    """Return the body that tells of a problem."""
+    """Return the body that reports a problem."""
     code = _CODES.get(problem.type, problem.type)
     return OpenAIErrorBody(
         error=OpenAIError(message=problem.message, type=_type(status), param=problem.param, code=code)

@@ -1,4 +1,4 @@
-"""From the OpenAI Images API's requests to the service's own."""
+"""Translates requests of the OpenAI Images API to the service's own."""
 
 import re
 from typing import Any
@@ -14,12 +14,12 @@ from serve_app.recipe import Output, Recipe
 from serve_app.schemas import GenerateRequest
 
 _SAME = {*Recipe.model_fields, *Output.model_fields, "seed", "seeds"} - {"width", "height"}
-"""Fields that both APIs have."""
+"""Fields that are the same in both APIs."""
 
 
 def images_request(request: type[GenerateRequest], model: ModelConfig) -> type[ImagesRequest]:
-    """Return the class to validate bodies with, with the bounds and defaults of a service's own requests."""
-    fields: dict[str, Any] = {name: borrowed(request, name) for name in _SAME} | {
+    """Return the class that validates bodies, with a service's own bounds and defaults."""
+    fields: dict[str, Any] = {name: borrowed(request, name) for name in sorted(_SAME)} | {
         "n": borrowed(request, "num_images", default=1),
         "size": (
             str,
@@ -32,7 +32,7 @@ def images_request(request: type[GenerateRequest], model: ModelConfig) -> type[I
 
 
 def own_request(body: ImagesRequest, request: type[GenerateRequest], model: ModelConfig) -> GenerateRequest:
-    """Return what a body asks for as a request of this service. Raises InvalidRequest or RequestValidationError."""
+    """Translate a body to a request of this service. Raises InvalidRequest or RequestValidationError."""
     width, height = _size(body.size, model)
     return translated(
         request,
@@ -47,9 +47,9 @@ def own_request(body: ImagesRequest, request: type[GenerateRequest], model: Mode
 
 
 def wants_urls(body: ImagesRequest, can_be: bool) -> bool:
-    """Return whether finished images are to come at URLs.
+    """Return whether to answer with URLs.
 
-    Where the request does not say, they do if they `can_be`, it is no stream, and the model asked for is known for it.
+    By default only if the service can (`can_be`), the request is no stream, and OpenAI's model of that name does so.
     """
     if body.response_format is not None:
         return body.response_format == "url"
@@ -65,6 +65,6 @@ def _size(text: str, model: ModelConfig) -> tuple[int, int]:
 
 
 def _spread(partial_images: int, steps: int) -> list[int]:
-    """Return the steps after which partial images are due, evenly spread; fewer where steps are too few."""
+    """Return the steps with a partial image, evenly spread; fewer than asked for if there are too few steps."""
     due = {round(steps * k / (partial_images + 1)) for k in range(1, partial_images + 1)}
     return sorted(step for step in due if 0 < step < steps)

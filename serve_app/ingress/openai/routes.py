@@ -32,14 +32,14 @@ from serve_app.schemas import GenerateRequest
 
 
 def router(service: Service, request: type[GenerateRequest], args: AppArgs, files: Files | None) -> APIRouter:
-    """Return the routes of one service, whose own requests are `request`; without files there are no URLs."""
+    """Return the routes of one service with requests of type `request`; without files there are no URLs."""
     routes = APIRouter(prefix="/v1")
     errors = DIALECT.responses
-    Body = images_request(request, args.model)  # noqa: N806 - a class, made for this service
+    Body = images_request(request, args.model)  # noqa: N806 - a class, created for this service
     described = sse.described(PartialImageEvent, CompletedEvent, FailedEvent, ErrorEvent, last=DONE)
 
     async def generated(body: Body, http: Request) -> AsyncIterator[Response]:  # type: ignore[valid-type]  # a class made at run time
-        # A dependency, because a stream's request is open for as long as its answer is being sent.
+        # A dependency, because a stream's request stays open while its answer is sent.
         images: ImagesRequest = body
         asked = own_request(images, request, args.model)
         if images.model is not None:
@@ -53,10 +53,10 @@ def router(service: Service, request: type[GenerateRequest], args: AppArgs, file
         yield StreamingResponse(in_pieces(answer), media_type="application/json")
 
     def known(model: str) -> ModelCard:
-        """Return the served model by a name that stands for it. Raises ModelNotFound, NotReady."""
+        """Return the served model under one of its names. Raises ModelNotFound, NotReady."""
         name = service.model().name
         if not stands_for(model, (name, args.model.path)):
-            raise ModelNotFound(f'the model "{model}" is not served here; "{name}" is', "model")
+            raise ModelNotFound(f'the model "{model}" is not served here; this service has "{name}"', "model")
         return ModelCard(id=model)
 
     @routes.post(
@@ -65,17 +65,17 @@ def router(service: Service, request: type[GenerateRequest], args: AppArgs, file
         responses=described | errors(400, 404, 413, 415, 429, 500, 503, 504),
     )
     async def generate(answer: Annotated[Response, Depends(generated)]) -> Response:
-        """Generate n images, as OpenAI's SDKs ask for them."""
+        """Generate n images: the `images.generate` of OpenAI's SDKs."""
         return answer
 
     @routes.get("/models", responses=errors(503))
     async def models() -> ModelList:
-        """List the one model that is served."""
+        """List the served model."""
         return ModelList(data=[ModelCard(id=service.model().name)])
 
     @routes.get("/models/{model:path}", responses=errors(404, 503))
     async def retrieve(model: str) -> ModelCard:
-        """Describe the served model, by its name or one that stands for it."""
+        """Describe the served model, by its name or an alias."""
         return known(model)
 
     return routes

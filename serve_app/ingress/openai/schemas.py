@@ -1,6 +1,6 @@
-"""The OpenAI Images API as this service speaks it: bodies, answers, events and errors.
+"""The OpenAI Images API as this service implements it: bodies, answers, events and errors.
 
-What OpenAI does not have, its SDKs let through: `image_index`, `seed`, `step`, `failure`, `warnings`.
+Its SDKs pass on our additional fields: `image_index`, `seed`, `step`, `failure`, `warnings`.
 """
 
 from typing import Literal, Self
@@ -11,35 +11,35 @@ from serve_app.ingress.requests import ForeignRequest
 from serve_app.recipe import OutputFormat
 from serve_app.schemas import Answer, ErrorDetail, FieldError, ResponseFormat
 
-_NO_EFFECT = "Accepted, without effect."
+_NO_EFFECT = "Accepted, but has no effect."
 
 
 class ImagesRequest(ForeignRequest):
-    """The body of `POST /v1/images/generations`. A null is the default.
+    """The body of `POST /v1/images/generations`. Null means the default.
 
-    `serve_app.ingress.openai.requests` derives the class: it has the recipe's settings too, and fields without a
-    default here become `GenerateRequest`'s.
+    `serve_app.ingress.openai.requests` derives the class that is used: it adds the recipe's settings, and fields
+    without a default here get `GenerateRequest`'s.
     """
 
     prompt: str
     model: str | None = Field(
         default=None,
-        description="The served model's name or path; `gpt-image-*`, `chatgpt-image-*` and `dall-e-*` stand for it "
-        "too, also after `openai/`. Empty: the same as none.",
+        description="The served model's name or path. `gpt-image-*`, `chatgpt-image-*` and `dall-e-*` mean the served "
+        "model too, also with the prefix `openai/`. Empty is the same as null.",
     )
     n: int
     size: str
     response_format: ResponseFormat | None = Field(
         default=None,
-        description="How finished images come; `url` needs the service's option files.path. Null: `b64_json`, but "
-        "`url` for a `dall-e-*` without stream, where there is that option.",
+        description="Format of finished images; `url` needs the service's option files.path. Null: `url` for a "
+        "`dall-e-*` without stream if that option is set, else `b64_json`.",
     )
     stream: bool = Field(default=False, description="Answer with server-sent events.")
     partial_images: int = Field(
-        default=0, ge=0, le=3, description="Previews of each image, spread evenly over its steps; needs stream."
+        default=0, ge=0, le=3, description="Number of previews per image, spread evenly over its steps; needs stream."
     )
     background: Literal["auto", "opaque", "transparent"] = Field(
-        default="auto", description="Pictures are opaque: `transparent` is refused."
+        default="auto", description="`transparent` is refused: pictures are opaque."
     )
     quality: Literal["auto", "low", "medium", "high", "xhigh", "max", "standard", "hd"] = Field(
         default="auto", description=_NO_EFFECT
@@ -59,16 +59,16 @@ class ImagesRequest(ForeignRequest):
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         if self.background == "transparent":
-            raise FieldError("background", "transparent is not supported: the picture would be opaque")
+            raise FieldError("background", "transparent is not supported: pictures are opaque")
         if self.partial_images and not self.stream:
             raise FieldError("partial_images", "needs stream: true")
         if self.seeds is not None and "n" in self.model_fields_set and self.n != len(self.seeds):
-            raise FieldError("n", "must be the number of seeds where they are given; it may be left out")
+            raise FieldError("n", "must equal the number of seeds, or be left out")
         return self
 
 
 class ImageItem(Answer):
-    """One image: in `b64_json` or, if asked for, at `url`; neither and a `failure` where there is none."""
+    """One image in `b64_json`, or at `url` if asked for; or the `failure` if it is missing."""
 
     b64_json: str | None = None
     url: str | None = None
@@ -88,20 +88,20 @@ class ImagesResponse(Answer):
 
 
 class _ImageEvent(Answer):
-    """What both kinds of picture say of themselves."""
+    """The fields that partial and finished images share."""
 
     background: Literal["opaque"] = "opaque"
     created_at: int = Field(description="Unix time in seconds.")
     output_format: OutputFormat
     quality: Literal["auto"] = "auto"
-    size: str = Field(description="Of the finished image; the file of a partial image may be smaller.")
+    size: str = Field(description="Size of the finished image; a partial image may be smaller.")
     image_index: int
     seed: int
     step: int
 
 
 class PartialImageEvent(_ImageEvent):
-    """The picture as predicted after `step` of the steps; always a JPEG."""
+    """The picture predicted after `step` steps; always a JPEG."""
 
     type: Literal["image_generation.partial_image"] = "image_generation.partial_image"
     b64_json: str
@@ -109,18 +109,18 @@ class PartialImageEvent(_ImageEvent):
 
 
 class CompletedEvent(_ImageEvent):
-    """A finished image, in `b64_json` or at `url`; there are as many as images asked for, less those that failed."""
+    """A finished image, in `b64_json` or at `url`. There is one for each image that did not fail."""
 
     type: Literal["image_generation.completed"] = "image_generation.completed"
     b64_json: str | None = None
     url: str | None = None
-    warnings: list[str] = Field(description="Of the whole request, as in an answer that is not a stream.")
+    warnings: list[str] = Field(description="Warnings about the whole request, as in an answer without stream.")
 
 
 class FailedEvent(Answer):
     """This image failed or was cancelled; the others go on."""
 
-    # Not `error`: at that the SDK would raise and lose the others.
+    # Not `error`: the SDK would raise and lose the other images.
     type: Literal["image_generation.failed"] = "image_generation.failed"
     image_index: int
     seed: int
@@ -139,7 +139,7 @@ class OpenAIErrorBody(Answer):
 
 
 class ErrorEvent(OpenAIErrorBody):
-    """The end of a stream without a single image; the SDK raises it."""
+    """The end of a stream that gave no image; the SDK raises it."""
 
     type: Literal["error"] = "error"
 
@@ -147,7 +147,7 @@ class ErrorEvent(OpenAIErrorBody):
 class ModelCard(Answer):
     id: str
     object: Literal["model"] = "model"
-    created: int = Field(default=0, description="Not known of weights: 0.")
+    created: int = Field(default=0, description="Always 0: not known for weights.")
     owned_by: Literal["parallel-sdxl"] = "parallel-sdxl"
 
 

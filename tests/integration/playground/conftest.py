@@ -65,7 +65,7 @@ class Playground:
 
     def generate(self, **fields: Any) -> None:
         self.fill(**{"prompt": "a red apple", "seed": 7, **fields})
-        self.page.get_by_role("button", name="Generate").click()
+        self.page.get_by_role("button", name="Generate", exact=True).click()
 
     def tile(self, seed: int) -> Locator:
         """Return the tile of a seed in the newest run that has it."""

@@ -107,15 +107,15 @@ def test_what_the_service_refuses_is_said_beside_the_field(playground: Playgroun
     playground.wait_for(4, "done")
 
 
-def test_a_busy_service_tells_the_place_in_line(playground: Playground, service: Running) -> None:
+def test_a_busy_service_tells_the_position_in_the_queue(playground: Playground, service: Running) -> None:
     with service.http.stream(
         "POST", "/stream", json={"prompt": "a", **SMALL, "num_images": 8, "num_inference_steps": 998}
     ) as others:
         eventually(lambda: in_flight(service) == 8)
         playground.generate(images=2)
         playground.wait_for(2, "queued")
-        expect(playground.tile(7)).to_contain_text("Next in line")
-        expect(playground.tile(8)).to_contain_text("Place 2 in line")
+        expect(playground.tile(7)).to_contain_text("Queued, position 1")
+        expect(playground.tile(8)).to_contain_text("Queued, position 2")
         strip = playground.page.locator("#service")
         expect(strip).to_contain_text("Generating")
         expect(strip.locator("[data-value=waiting]")).to_have_text("2")

@@ -1,0 +1,99 @@
+"""The server-sent events of a stream, roughly in order of appearance."""
+
+from typing import Literal
+
+from serve_app.schemas.answers import Answer, ErrorBody, ErrorDetail, Grid, Parameters, Picture, Timings
+
+
+class StartEvent(Answer):
+    """The first event of a stream, sent before any step."""
+
+    type: Literal["start"] = "start"
+    id: str
+    seeds: list[int]
+    parameters: Parameters
+    warnings: list[str]
+
+
+class QueuedEvent(Answer):
+    """The image is queued; `position` 1 is next."""
+
+    type: Literal["queued"] = "queued"
+    index: int
+    position: int
+
+
+class ProgressEvent(Answer):
+    type: Literal["progress"] = "progress"
+    index: int
+    seed: int
+    step: int
+    num_inference_steps: int
+
+
+class PreviewEvent(Answer):
+    """The picture predicted after `step` steps."""
+
+    type: Literal["preview"] = "preview"
+    index: int
+    seed: int
+    step: int
+    num_inference_steps: int
+    width: int
+    height: int
+    media_type: str
+    b64_json: str
+
+
+class ImageEvent(Picture):
+    type: Literal["image"] = "image"
+
+
+class FailedEvent(Answer):
+    type: Literal["failed"] = "failed"
+    index: int
+    seed: int
+    error: ErrorDetail
+
+
+class CancelledEvent(Answer):
+    type: Literal["cancelled"] = "cancelled"
+    index: int
+    seed: int
+    error: ErrorDetail
+
+
+class GridEvent(Grid):
+    type: Literal["grid"] = "grid"
+
+
+class CompletedEvent(Answer):
+    """The last event of a stream that gave an image, or whose images were all cancelled.
+
+    `warnings` are those since the start event.
+    """
+
+    type: Literal["completed"] = "completed"
+    id: str
+    timings: Timings
+    warnings: list[str]
+
+
+class ErrorEvent(ErrorBody):
+    """The last event of a stream that gave no image, unless all images were cancelled."""
+
+    type: Literal["error"] = "error"
+
+
+Event = (
+    StartEvent
+    | QueuedEvent
+    | ProgressEvent
+    | PreviewEvent
+    | ImageEvent
+    | FailedEvent
+    | CancelledEvent
+    | GridEvent
+    | CompletedEvent
+    | ErrorEvent
+)

@@ -1,0 +1,112 @@
+"""The body of a request, with the bounds that hold for every service."""
+
+import json
+from collections.abc import Mapping
+from math import ceil, sqrt
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from serve_app.recipe import LONGEST_TEXT, SEED_SPAN, FirstSeed, Output, OutputFormat, Recipe, Seed
+
+ResponseFormat = Literal["b64_json", "url"]
+
+_LONGEST_SIDES: Mapping[OutputFormat, int] = {"webp": 16383, "jpeg": 65500, "png": 2**31 - 1}
+"""The longest side of each file format, in pixels."""
+
+_OTHER_FIELDS = 1024
+"""Bytes: more than all fields take together that are neither texts nor lists."""
+
+
+def can_be_key(text: str) -> bool:
+    """Whether an Authorization header can carry this as an API key: visible ASCII characters only."""
+    return text.isascii() and text.isprintable() and " " not in text
+
+
+def longest_body(max_images: int, max_steps: int) -> int:
+    """Return the size in bytes of the largest request that these limits allow."""
+    text = "\U0001f34e" * LONGEST_TEXT  # twelve bytes each from a client that escapes all but ASCII, as Python does
+    seeds, steps = [SEED_SPAN - 1] * max_images, list(range(1, max_steps))
+    fields = {"prompt": text, "negative_prompt": text, "seeds": seeds, "preview_steps": steps}
+    return len(json.dumps(fields)) + _OTHER_FIELDS
+
+
+def sheet_cells(images: int) -> tuple[int, int]:
+    """Return the columns and rows of a contact sheet."""
+    columns = ceil(sqrt(images))
+    return columns, ceil(images / columns)
+
+
+class FieldError(ValueError):
+    """A field that is wrong because of other fields; pydantic alone would blame the whole body."""
+
+    def __init__(self, field: str, message: str) -> None:
+        super().__init__(message)
+        self.field = field
+
+
+class GenerateRequest(Output, Recipe):
+    """The body of `POST /generate` and `POST /stream`.
+
+    `serve_app.ingress.requests` derives a class with the service's own limits and defaults.
+    """
+
+    num_images: int = Field(default=4, ge=1, description="How many images, each with its own seed.")
+    seed: FirstSeed | None = Field(
+        default=None,
+        description="Seed of the first image; image i gets seed + i modulo 2^32. Null or -1: random.",
+    )
+    seeds: list[Seed] | None = Field(
+        default=None, min_length=1, description="Distinct seeds, one image each, instead of seed and num_images."
+    )
+    response_format: ResponseFormat = Field(
+        default="b64_json",
+        description="Return images and grid as base64 text, or as a `url`, which needs the option files.path.",
+    )
+    preview_every: int = Field(
+        default=5,
+        ge=0,
+        le=100,
+        description="Previews after step 1 and after every multiple of this, except the last step; 0: none.",
+    )
+    preview_steps: list[Annotated[int, Field(ge=1)]] | None = Field(
+        default=None,
+        max_length=1000,
+        description="Previews after exactly these steps, instead of preview_every; empty: none.",
+    )
+    grid: bool = Field(default=False, description="Also return one contact sheet of all images.")
+
+    @model_validator(mode="after")
+    def _one_way_to_name_seeds(self) -> Self:
+        if self.seeds is None:
+            return self
+        if self.seed is not None:
+            raise FieldError("seeds", "give either seed or seeds, not both")
+        if "num_images" in self.model_fields_set:
+            raise FieldError("seeds", "give either num_images or seeds, not both: each seed is one image")
+        if len(set(self.seeds)) != len(self.seeds):
+            raise FieldError("seeds", "must be distinct")
+        return self
+
+    @model_validator(mode="after")
+    def _one_way_to_name_previews(self) -> Self:
+        if self.preview_steps is None:
+            return self
+        if "preview_every" in self.model_fields_set:
+            raise FieldError("preview_steps", "give either preview_every or preview_steps, not both")
+        if max(self.preview_steps, default=0) >= self.num_inference_steps:
+            raise FieldError(
+                "preview_steps",
+                f"each must be below num_inference_steps ({self.num_inference_steps}): "
+                "the last step gives the image itself",
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _fits_its_files(self) -> Self:
+        columns, rows = sheet_cells(len(self.seeds) if self.seeds else self.num_images) if self.grid else (1, 1)
+        longest, most = max(columns * self.width, rows * self.height), _LONGEST_SIDES[self.output_format]
+        if longest > most:
+            what = f"the {'grid' if self.grid else 'picture'} would be {longest} pixels long"
+            raise FieldError("output_format", f"{what}, but {self.output_format} allows {most}; use png")
+        return self
