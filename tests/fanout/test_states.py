@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections import Counter, defaultdict
 from collections.abc import AsyncGenerator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import product
 from typing import Any, get_args
@@ -77,6 +78,15 @@ async def test_a_generation_runs_once() -> None:
     assert generation.state is GenerationState.ENDED
 
 
+STATE_TOLD_BY = {
+    "queued": SlotState.QUEUED,
+    "progress": SlotState.RUNNING,
+    "preview": SlotState.RUNNING,
+    "image": SlotState.SUCCEEDED,
+    "failed": SlotState.FAILED,
+    "cancelled": SlotState.CANCELLED,
+}
+
 SAYINGS: tuple[SlotEvent | BaseException, ...] = (
     Progress(1),
     Preview(1, 8, 8, "cHJldmlldw=="),
@@ -141,6 +151,8 @@ class Client:
     async def listen(self, deadline: float) -> None:
         async for event in self.generation.events(deadline):
             self.events.append(event)
+            told = self.generation.slot_states[event.index]  # type: ignore[union-attr]  # it tells of slots alone
+            assert told is STATE_TOLD_BY[event.type]
             await self.looking.wait()
 
 
@@ -172,7 +184,8 @@ async def finish(how: str, replicas: Replicas, client: Client, listener: asyncio
         await asyncio.wait_for(listener, 5)
         return
     listener.cancel()
-    await asyncio.gather(listener, return_exceptions=True)
+    with suppress(asyncio.CancelledError):
+        await listener
     if how == "deadline":
         await client.listen(deadline=0)
 
@@ -181,15 +194,14 @@ def check(generation: Generation, client: Client, slots: int, finished: bool) ->
     told: dict[int, list[Any]] = defaultdict(list)
     for event in client.events:
         told[event.index].append(event)  # type: ignore[union-attr]  # a generation tells of slots alone
-    ends = {"image": "succeeded", "failed": "failed", "cancelled": "cancelled"}
     for index in range(slots):
         kinds = [event.type for event in told[index]]
-        at = [place for place, kind in enumerate(kinds) if kind in ends]
+        at = [place for place, kind in enumerate(kinds) if STATE_TOLD_BY[kind].ended]
         assert len(at) <= 1, "a slot ends once"
         assert len(at) == 1 or not finished, "a slot ends"
         assert at in ([], [len(kinds) - 1]), "nothing is told after the end"
         if at:
-            assert generation.slot_states[index].value == ends[kinds[-1]]
+            assert generation.slot_states[index] is STATE_TOLD_BY[kinds[-1]]
         begun = next((place for place, kind in enumerate(kinds) if kind in ("progress", "preview")), len(kinds))
         assert "queued" not in kinds[begun:]
     assert all(generation.slot_states[index] is SlotState.CANCELLED for index in generation.cancelled)
@@ -233,10 +245,10 @@ def test_whatever_happens_each_slot_ends_once(story: tuple[int, int, list[Step]]
         check(generation, client, slots, finished=how != "leave")
         assert admission.waiting(0) == 0
 
-        images, states = generation.images, generation.slot_states
+        ended = generation.images, generation.slot_states, generation.cancelled
         generation.cancel(None)
         async for event in generation.events(deadline=0):
             raise AssertionError(event)
-        assert (generation.images, generation.slot_states) == (images, states), "what has ended stays as it is"
+        assert (generation.images, generation.slot_states, generation.cancelled) == ended, "what has ended stays so"
 
     asyncio.run(run())
