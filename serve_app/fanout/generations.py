@@ -1,4 +1,4 @@
-"""The requests an ingress replica has in hand, by id: what there is to cancel."""
+"""The requests that an ingress replica generates, by id, so that they can be cancelled."""
 
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ class Generations:
 
     def __init__(self) -> None:
         self._generations: dict[str, Generation] = {}
-        self._ended: OrderedDict[str, frozenset[int]] = OrderedDict()
+        self._remembered: OrderedDict[str, frozenset[int]] = OrderedDict()
 
     @contextmanager
     def holding(self, id: str, generation: Generation) -> Iterator[None]:
@@ -25,9 +25,9 @@ class Generations:
         finally:
             del self._generations[id]
             if generation.cancelled:
-                self._ended[id] = frozenset(generation.cancelled)
-            if len(self._ended) > _REMEMBERED_REQUESTS:
-                self._ended.popitem(last=False)
+                self._remembered[id] = generation.cancelled
+            if len(self._remembered) > _REMEMBERED_REQUESTS:
+                self._remembered.popitem(last=False)
 
     def cancel(self, id: str, index: int | None) -> list[int]:
         """Cancel one image of a request, or with None all that have not ended; return the cancelled ones.
@@ -35,8 +35,9 @@ class Generations:
         Those cancelled before are among them. Empty where there is nothing to cancel: the request is not here or has
         finished, the image has ended or never was.
         """
-        generation = self._generations.get(id)
-        if generation is not None:
+        if generation := self._generations.get(id):
             generation.cancel(index)
-        cancelled = generation.cancelled if generation is not None else self._ended.get(id, frozenset[int]())
+            cancelled = generation.cancelled
+        else:
+            cancelled = self._remembered.get(id, frozenset())
         return sorted(i for i in cancelled if index in (None, i))

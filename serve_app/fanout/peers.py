@@ -24,5 +24,5 @@ class Peers:
             answers = await broadcast(handle, "cancel", id, index)
         except (DeploymentUnavailableError, TimeoutError) as error:
             raise NotReady("not all ingress replicas have answered; try again") from error
-        # One that died in between has taken its requests along.
-        return next(filter(None, answers), [])
+        # Only the replica that holds the request names any; if it has died in between, none does.
+        return [index for answer in answers for index in answer]

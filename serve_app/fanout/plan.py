@@ -1,11 +1,52 @@
-"""From a request to its slots."""
+"""From a request to its plan: slots, deadline, effective parameters, warnings."""
 
 import secrets
+import time
+import uuid
 from collections.abc import Sequence
+from dataclasses import dataclass
 
-from serve_app.messages import Slot
+from serve_app.errors import InvalidRequest
+from serve_app.fanout.prompt_syntax import syntax_warning
+from serve_app.messages import ReplicaStatus, Slot
 from serve_app.recipe import SEED_SPAN, Output, Recipe, SchedulerName
-from serve_app.schemas import GenerateRequest
+from serve_app.schemas import GenerateRequest, Parameters
+
+_FEW_STEPS = 8
+_UNSPACED: tuple[SchedulerName, ...] = ("dpmpp_2m_karras",)
+"""Their timesteps follow from the noise levels, whatever the spacing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A request that can be generated, before anything is. `started` and `deadline` are monotonic."""
+
+    id: str
+    started: float
+    deadline: float
+    wants_grid: bool
+    parameters: Parameters
+    slots: list[Slot]
+    warnings: list[str]
+
+
+def plan_of(request: GenerateRequest, replica: ReplicaStatus, timeout_s: float) -> Plan:
+    """Return the plan of a request that starts now. Raises InvalidRequest where the served model cannot do it."""
+    started = time.monotonic()
+    slots = slots_of(request, seeds_of(request), replica.scheduler)
+    recipe, output = slots[0].recipe, slots[0].output
+    if recipe.scheduler not in replica.schedulers:
+        advice = f"choose one of {', '.join(replica.schedulers)}"
+        raise InvalidRequest(f"scheduler: {recipe.scheduler} cannot sample the served model; {advice}", "scheduler")
+    return Plan(
+        id=str(uuid.uuid4()),
+        started=started,
+        deadline=started + timeout_s,
+        wants_grid=request.grid,
+        parameters=Parameters(**dict(recipe), **dict(output), model=replica.model),
+        slots=slots,
+        warnings=warnings_of(request, slots[0], replica),
+    )
 
 
 def seeds_of(request: GenerateRequest) -> list[int]:
@@ -33,3 +74,25 @@ def slots_of(request: GenerateRequest, seeds: Sequence[int], default_scheduler: 
     return [
         Slot(index, seed, recipe, output, preview_steps, keep_pixels=request.grid) for index, seed in enumerate(seeds)
     ]
+
+
+def warnings_of(request: GenerateRequest, slot: Slot, replica: ReplicaStatus) -> list[str]:
+    """Return a sentence for each setting that has no effect or is seldom meant; `slot` is any one of the request."""
+    warnings = []
+    if request.negative_prompt and not request.guided:
+        warnings.append("negative_prompt has no effect: guidance_scale is 1 or less")
+    if "guidance_rescale" in request.model_fields_set and request.guidance_rescale and not request.guided:
+        warnings.append("guidance_rescale has no effect: guidance_scale is 1 or less")
+    if request.output_compression is not None and request.output_format == "png":
+        warnings.append("output_compression has no effect: a PNG is lossless")
+    if slot.preview_steps and not replica.has_previews:
+        warnings.append("no previews: the model has no preview decoder")
+    leading = replica.model.timestep_spacing == "leading" and slot.recipe.scheduler not in _UNSPACED
+    if leading and slot.recipe.num_inference_steps <= _FEW_STEPS:
+        warnings.append(
+            f"num_inference_steps: {slot.recipe.num_inference_steps} is few for leading timesteps; a distilled "
+            "model (Turbo, Lightning, Hyper) needs model.timestep_spacing: trailing, any other more steps"
+        )
+    prompts = {"prompt": request.prompt, "negative_prompt": request.negative_prompt}
+    warnings += filter(None, (syntax_warning(field, prompt) for field, prompt in prompts.items()))
+    return warnings

@@ -121,7 +121,7 @@ class Pool:
             try:
                 yield response
             except Exception as error:
-                raise _ours(error) from error
+                raise _translated(error) from error
             finally:
                 response.cancel()
 
@@ -176,7 +176,7 @@ class Pool:
         )
 
 
-def _ours(error: Exception) -> Exception:
+def _translated(error: Exception) -> Exception:
     """Return Ray's error as one of ours where it has a meaning here. SlotFailed crosses with its own type."""
     if isinstance(error, _LOST):
         return ReplicaLost(str(error))

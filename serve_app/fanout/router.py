@@ -1,7 +1,7 @@
-"""Which slot is next, and which replica gets it: in order of arrival, and the images of a request spread, every time.
+"""Sends slots to replicas: in order of arrival, and the images of one request spread over all of them.
 
-Serve's default looks at two random replicas per call and so puts several slots of one fan-out on the same GPU while
-others idle.
+Written by hand, because Serve's default piles the slots of a request on one replica while others idle, its round robin
+does not know the load, and its capacity queue ran the slots of a request one after the other.
 """
 
 import asyncio
@@ -19,15 +19,15 @@ from ray.serve.request_router import FIFOMixin, PendingRequest, ReplicaID, Reque
 
 _REMEMBERED_REQUESTS = 256
 _UNSENT_S = 1.0
-"""How long a choice may go unsent.
+"""Forget a choice that was not sent within this time.
 
-Only a call cancelled at that very moment needs it; every other is sent or given up.
+It is needed for a call that is cancelled just as its replica is chosen; every other choice is sent or replaced.
 """
 
 
 @dataclass(frozen=True, slots=True)
-class _Looking:
-    """A call that a routing task seeks a replica for. Tasks take calls as these arrive: `place` is their order."""
+class _RoutedCall:
+    """A call that a routing task is finding a replica for. `place` is its order of arrival."""
 
     call: PendingRequest
     place: int
@@ -42,15 +42,16 @@ class _Choice:
     made: float
 
 
-# FIFOMixin, because the calls of one fan-out share a request id: matched by id, only one of them would be fulfilled.
+# FIFOMixin is needed: the calls of one request share a request id, and Serve alone would fulfil only one call an id.
 class SpreadRouter(FIFOMixin, RequestRouter):
     """Prefers replicas with room in their batch, then with the fewest calls of the same request, then of all.
 
-    A replica with `max_open_calls` gets none. This bound is the router's and not `max_ongoing_requests`, because at
-    that a replica takes no calls at all, be they for its status or its health.
+    A replica with `max_open_calls` gets none. The router holds this bound instead of `max_ongoing_requests`, because a
+    replica that has reached that refuses every call, also those for its status and its health.
 
-    A request's own calls come before the load, because the load is late: a call counts until some time after its result
-    has arrived, and by it four images on four replicas that have just become idle would not go one to each.
+    Calls of the same request are compared before the load, because the load is out of date: it counts a call until some
+    time after its result has arrived. By load alone, four images would not go one to each of four replicas that have
+    just become idle.
     """
 
     def initialize_state(self, max_open_calls: int) -> None:
@@ -58,7 +59,7 @@ class SpreadRouter(FIFOMixin, RequestRouter):
         self._open: Counter[ReplicaID] = Counter()
         self._unsent: dict[int, _Choice] = {}
         self._requests: OrderedDict[str, dict[int, _Choice]] = OrderedDict()
-        self._routed_by: WeakKeyDictionary[asyncio.Task[Any], _Looking] = WeakKeyDictionary()
+        self._routed_calls: WeakKeyDictionary[asyncio.Task[Any], _RoutedCall] = WeakKeyDictionary()
         self._places = count()
         self._last_chosen: dict[ReplicaID, float] = {}
 
@@ -67,18 +68,18 @@ class SpreadRouter(FIFOMixin, RequestRouter):
     ) -> Sequence[list[RunningReplica]]:
         if not candidate_replicas or pending_request is None:
             return [[replica] for replica in candidate_replicas]
-        # Without it a pool with no room left makes Serve ask again in a busy loop.
+        # Without this, Serve asks again in a busy loop while no replica has room.
         pending_request.routing_context.should_backoff = True
-        looking = self._routed_by.get(_current_task())
-        if looking is None or looking.call is not pending_request:
-            looking = self._routed_by[_current_task()] = _Looking(pending_request, next(self._places))
-        ranked = self._ranked(candidate_replicas, looking)
+        routed = self._routed_calls.get(_current_task())
+        if routed is None or routed.call is not pending_request:
+            routed = self._routed_calls[_current_task()] = _RoutedCall(pending_request, next(self._places))
+        ranked = self._rank_replicas(candidate_replicas, routed)
         if ranked:
-            self._choose(pending_request, ranked[0].replica_id)
+            self._record_choice(pending_request, ranked[0].replica_id)
         return [[replica] for replica in ranked]
 
-    def _ranked(self, replicas: list[RunningReplica], looking: _Looking) -> list[RunningReplica]:
-        call, now = looking.call, time.monotonic()
+    def _rank_replicas(self, replicas: list[RunningReplica], routed: _RoutedCall) -> list[RunningReplica]:
+        call, now = routed.call, time.monotonic()
         self._unsent = {
             key: c
             for key, c in self._unsent.items()
@@ -86,7 +87,7 @@ class SpreadRouter(FIFOMixin, RequestRouter):
         }
         load = self._open + Counter(c.replica_id for c in self._unsent.values())
         free = sum(max(0, self._max_open_calls - load[r.replica_id]) for r in replicas)
-        if self._looking_before(looking.place) >= free:
+        if self._count_earlier_calls(routed.place) >= free:
             return []
         siblings = Counter(
             c.replica_id for c in self._requests.get(_request_id(call), {}).values() if c.call is not call
@@ -95,21 +96,21 @@ class SpreadRouter(FIFOMixin, RequestRouter):
         def rank(replica: RunningReplica) -> tuple[bool, int, int, int, float]:
             id_ = replica.replica_id
             return (
-                load[id_] >= self._max_open_calls // 2,  # one half is generated, the other is next in line
+                load[id_] >= self._max_open_calls // 2,  # one half is generated, the other is queued
                 siblings[id_],
                 load[id_],
-                self.replica_queue_len_cache.get(id_) or 0,  # with the calls of other ingress replicas
+                self.replica_queue_len_cache.get(id_) or 0,  # counts the calls of other ingress replicas too
                 self._last_chosen.get(id_, 0.0),
             )
 
         return sorted((r for r in replicas if load[r.replica_id] < self._max_open_calls), key=rank)
 
-    def _looking_before(self, place: int) -> int:
+    def _count_earlier_calls(self, place: int) -> int:
         """Return how many calls that came before this place are still looking for a replica."""
-        earlier = (other.call for task, other in self._routed_by.items() if other.place < place and not task.done())
+        earlier = (other.call for task, other in self._routed_calls.items() if other.place < place and not task.done())
         return sum(not call.future.done() and id(call) not in self._unsent for call in earlier)
 
-    def _choose(self, call: PendingRequest, replica_id: ReplicaID) -> None:
+    def _record_choice(self, call: PendingRequest, replica_id: ReplicaID) -> None:
         choice = _Choice(call, replica_id, time.monotonic())
         self._unsent[id(call)] = choice
         self._requests.setdefault(_request_id(call), {})[id(call)] = choice
@@ -119,30 +120,30 @@ class SpreadRouter(FIFOMixin, RequestRouter):
         self._last_chosen[replica_id] = choice.made
 
     def _get_pending_request_matching_metadata(self, request_metadata: Any = None) -> PendingRequest | None:
-        # Each routing task fulfils the call it chose for. Handing its replica to the oldest call instead, as Serve
-        # does, would send the task on to its next replica, and two calls of a fan-out to one. `_looking_before` keeps
-        # their order.
-        looking = self._routed_by.get(_current_task())
-        return looking.call if looking is not None and not looking.call.future.done() else None
+        # Let each routing task fulfil the call that it chose a replica for. Serve gives the replica to the oldest call
+        # instead, and the task then goes on to its next replica: two calls of a request may land on one.
+        # `_count_earlier_calls` keeps the order of arrival.
+        routed = self._routed_calls.get(_current_task())
+        return routed.call if routed is not None and not routed.call.future.done() else None
 
     def _fulfill_next_pending_request(self, replica: RunningReplica, request_metadata: Any = None) -> None:
         if call := self._get_pending_request_matching_metadata():
-            self._choose(call, replica.replica_id)  # not its first choice if that was full
-        # Serve cancels a request's calls from another thread, also between a look at a call and its fulfilment. That is
-        # no error to log.
+            self._record_choice(call, replica.replica_id)  # not its first choice if that was full
+        # Serve cancels a request's calls from another thread, possibly after we have looked whether a call is done. Do
+        # not let it log that as an error.
         with suppress(asyncio.InvalidStateError):
             super()._fulfill_next_pending_request(replica, request_metadata)
 
     def on_send_request(self, replica_id: ReplicaID) -> None:
         super().on_send_request(replica_id)
         self._open[replica_id] += 1
-        # The newest it may have been: a choice that is never sent must grow old, not be handed on from call to call.
+        # We cannot tell which choice was sent. Drop the newest, so that one never sent expires.
         sent = [(c.made, key) for key, c in self._unsent.items() if c.replica_id == replica_id and c.call.future.done()]
         if sent:
             del self._unsent[max(sent)[1]]
 
     def on_request_completed(self, replica_id: ReplicaID, internal_request_id: str) -> None:
-        # Also called where sending itself failed, without a call that was counted.
+        # Stay at 0 or above: Serve calls this also for a call that it failed to send, which was never counted.
         self._open[replica_id] = max(0, self._open[replica_id] - 1)
 
     def update_replicas(self, replicas: list[RunningReplica]) -> None:
@@ -164,7 +165,7 @@ def _current_task() -> asyncio.Task[Any]:
 
 
 def spread(max_open_calls: int) -> RequestRouterConfig:
-    """Return how a handle routes: each replica takes so many of its calls at a time; more wait in the router."""
+    """Return a handle's routing: send each replica at most so many calls at a time, and queue the rest."""
     return RequestRouterConfig(
         request_router_class=SpreadRouter,
         request_router_kwargs={"max_open_calls": max_open_calls},

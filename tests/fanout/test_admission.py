@@ -20,7 +20,7 @@ def test_as_many_as_the_replicas_can_generate_do_not_wait() -> None:
     assert admission_of(6).waiting(capacity=4) == 2
 
 
-def test_the_line_moves_up_when_one_leaves() -> None:
+def test_the_queue_moves_up_when_one_leaves() -> None:
     admission = admission_of(6)
     admission.leave(0)
     assert admission.positions(capacity=4) == {5: 1}
@@ -38,7 +38,7 @@ def test_everyone_hears_of_it_once() -> None:
     assert sorted(heard) == ["moved", "moved", "shared"]
 
 
-def test_a_full_line_turns_away_and_says_when_to_come_back() -> None:
+def test_a_full_queue_turns_away_and_says_when_to_come_back() -> None:
     admission = admission_of(8)
     admission.admit(0, capacity=4, images_per_second=1)
     with pytest.raises(TooManyWaiting, match="4 images are waiting") as refusal:

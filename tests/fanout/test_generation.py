@@ -38,7 +38,7 @@ async def followed(
 
 
 async def events_of(generation: Generation, generate: Script, seconds: float = 30) -> list[Event]:
-    with generation.in_line():
+    with generation.admitted():
         async with followed(generation, generate, seconds) as events:
             return [event async for event in events]
 
@@ -190,7 +190,7 @@ async def test_at_the_deadline_the_rest_has_failed_and_is_cancelled() -> None:
     assert sorted(closed) == [0, 1, 2]
 
 
-async def test_closing_the_events_closes_every_call_and_gives_up_the_places_in_line() -> None:
+async def test_closing_the_events_closes_every_call_and_gives_up_the_places_in_the_queue() -> None:
     open_calls: set[int] = set()
 
     async def generate(slot: Slot) -> AsyncGenerator[SlotEvent]:
@@ -203,7 +203,7 @@ async def test_closing_the_events_closes_every_call_and_gives_up_the_places_in_l
 
     admission = Admission(100)
     generation = generation_of(3, admission)
-    with generation.in_line():
+    with generation.admitted():
         async with followed(generation, generate) as events:
             await anext(events)
             await asyncio.sleep(0)
@@ -221,7 +221,7 @@ async def test_waiting_slots_are_told_their_place_whenever_it_changes() -> None:
         yield GENERATED
 
     generation = generation_of(3, Admission(100), capacity=1)
-    with generation.in_line():
+    with generation.admitted():
         async with followed(generation, generate) as events:
             assert [await anext(events), await anext(events)] == [
                 QueuedEvent(index=1, position=1),

@@ -1,0 +1,71 @@
+"""What a client is told of a slot, from what a replica says of it."""
+
+from typing import Literal
+
+from serve_app.messages import Generated, Preview, Progress, Slot
+from serve_app.schemas import (
+    CancelledEvent,
+    ErrorDetail,
+    FailedEvent,
+    Image,
+    ImageEvent,
+    NoPicture,
+    Picture,
+    PreviewEvent,
+    ProgressEvent,
+)
+
+DEADLINE_EXCEEDED = ErrorDetail(
+    type="deadline_exceeded", message="the request's deadline passed before this image was finished"
+)
+CANCELLED = ErrorDetail(type="cancelled", message="the image was cancelled")
+REPLICA_LOST = ErrorDetail(
+    type="replica_lost", message="the replica died while generating this image, and so did the one that tried again"
+)
+INTERNAL = ErrorDetail(type="internal", message="the image could not be generated; the service's log says why")
+
+
+def failed(slot: Slot, error: ErrorDetail) -> NoPicture:
+    return _without_picture(slot, "failed", error)
+
+
+def cancelled(slot: Slot) -> NoPicture:
+    return _without_picture(slot, "cancelled", CANCELLED)
+
+
+def picture(slot: Slot, generated: Generated) -> Picture:
+    return Picture(
+        index=slot.index,
+        seed=slot.seed,
+        width=generated.width,
+        height=generated.height,
+        media_type=generated.media_type,
+        b64_json=generated.b64_json,
+    )
+
+
+def step_event(slot: Slot, event: Progress | Preview) -> ProgressEvent | PreviewEvent:
+    """Tell of a step that is done, and of its preview where there is one."""
+    step = {
+        "index": slot.index,
+        "seed": slot.seed,
+        "step": event.step,
+        "num_inference_steps": slot.recipe.num_inference_steps,
+    }
+    if isinstance(event, Progress):
+        return ProgressEvent(**step)
+    return PreviewEvent(
+        **step, width=event.width, height=event.height, media_type="image/jpeg", b64_json=event.b64_json
+    )
+
+
+def end_event(image: Image) -> ImageEvent | FailedEvent | CancelledEvent:
+    """Tell how a slot has ended."""
+    if isinstance(image, Picture):
+        return ImageEvent(**dict(image))
+    kind = FailedEvent if image.status == "failed" else CancelledEvent
+    return kind(index=image.index, seed=image.seed, error=image.error)
+
+
+def _without_picture(slot: Slot, status: Literal["failed", "cancelled"], error: ErrorDetail) -> NoPicture:
+    return NoPicture(index=slot.index, seed=slot.seed, status=status, error=error)
