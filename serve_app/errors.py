@@ -12,6 +12,7 @@
     SlotFailed              one image failed, the others go on; sent from the replica to the ingress
     SlotCancelled           one image was cancelled on its replica
     ReplicaLost             the replica died while generating a slot; the fan-out may retry it elsewhere
+    SlotReturned            the replica cannot generate and returns the slot; the fan-out generates it elsewhere
     CheckpointError         a checkpoint cannot be served: the replica does not start
 
 Every constructor passes all its arguments to `Exception.__init__`: Ray rebuilds exceptions from `args`, and an error
@@ -96,6 +97,10 @@ class SlotCancelled(Exception):
 
 class ReplicaLost(Exception):
     """The replica that was generating a slot is gone."""
+
+
+class SlotReturned(Exception):
+    """The replica cannot generate (any more). The slot is generated elsewhere; this does not count as one of its tries."""
 
 
 class CheckpointError(Exception):

@@ -1,5 +1,6 @@
 """Messages between the ingress and the replicas: plain frozen data, so that neither side imports the other."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
@@ -35,11 +36,17 @@ class Slot:
 
 
 @dataclass(frozen=True, slots=True)
-class CallId:
-    """Identifies a call for a slot: the caller, and the call's number there, from 0."""
+class Call:
+    """One attempt to have a slot generated.
+
+    `caller` and `number` (from 0, per caller) identify it. The caller waits at most `timeout_s` seconds; the replica
+    drops the slot then. The router sends it to no replica in `avoid`, by `ReplicaStatus.id`.
+    """
 
     caller: str
     number: int
+    timeout_s: float = math.inf
+    avoid: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +57,7 @@ class OpenCalls:
     made: int
     numbers: frozenset[int]
 
-    def has_given_up(self, call: CallId) -> bool:
+    def has_given_up(self, call: Call) -> bool:
         """Return whether the caller made this call and no longer waits for it."""
         return call.caller == self.caller and call.number < self.made and call.number not in self.numbers
 
@@ -119,3 +126,5 @@ class ReplicaStatus:
     active: int
     waiting: int
     finished: int
+    fault: str | None = None
+    """Why the replica takes no slots, or None."""

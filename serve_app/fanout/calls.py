@@ -4,7 +4,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from serve_app.messages import CallId, OpenCalls
+from serve_app.messages import Call, OpenCalls
 
 
 class Calls:
@@ -16,13 +16,13 @@ class Calls:
         self._open: set[int] = set()
 
     @contextmanager
-    def new(self) -> Iterator[CallId]:
-        """Give a call its id and wait for it for as long as the context is open."""
+    def new(self) -> Iterator[Call]:
+        """Make a call and wait for it for as long as the context is open."""
         number = self._made
         self._made += 1
         self._open.add(number)
         try:
-            yield CallId(self._caller, number)
+            yield Call(self._caller, number)
         finally:
             self._open.discard(number)
 

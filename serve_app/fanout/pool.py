@@ -116,8 +116,8 @@ class Pool:
 
         Errors of the replica are raised as ours.
         """
-        with self._calls.new() as id_:
-            response = method.remote(slot, id_)
+        with self._calls.new() as call:
+            response = method.remote(slot, call)
             try:
                 yield response
             except Exception as error:

@@ -12,7 +12,7 @@ import ray
 from ray import serve
 
 from serve_app.config import AppArgs
-from serve_app.messages import CallId, Generated, OpenCalls, ReplicaStatus, Slot, SlotEvent
+from serve_app.messages import Call, Generated, OpenCalls, ReplicaStatus, Slot, SlotEvent
 from serve_app.metrics import ReplicaMetrics
 from serve_app.recipe import Output, Recipe, SchedulerName
 
@@ -30,7 +30,7 @@ class Replica:
         from serve_app.replica.prompts import PromptReader
 
         self._args = args
-        self._calls: dict[asyncio.Task[Any], CallId] = {}
+        self._calls: dict[asyncio.Task[Any], Call] = {}
         started = time.perf_counter()
         self._checkpoint = await asyncio.to_thread(load, args)
         loaded = time.perf_counter()
@@ -40,7 +40,7 @@ class Replica:
         await asyncio.wrap_future(self._engine.start(slots))
         await asyncio.wrap_future(self._checkpoint.named)  # an error in the weights' files must end the start
         for slot in slots:
-            await self.generate(slot, CallId("warm-up", 0))
+            await self.generate(slot, Call("warm-up", 0))
         logger.info(
             "ready: %s loaded in %.1f s, warmed up in %.1f s",
             self._checkpoint.info.name,
@@ -52,15 +52,15 @@ class Replica:
         if hasattr(self, "_engine"):
             self._engine.stop()
 
-    async def generate(self, slot: Slot, id: CallId) -> Generated:
+    async def generate(self, slot: Slot, call: Call) -> Generated:
         """Generate a slot. Raises SlotFailed."""
-        async with aclosing(self.stream(slot, id)) as events:
+        async with aclosing(self.stream(slot, call)) as events:
             async for event in events:
                 if isinstance(event, Generated):
                     return event
         raise AssertionError("the last event of a slot must be its picture")
 
-    async def stream(self, slot: Slot, id: CallId) -> AsyncGenerator[SlotEvent]:
+    async def stream(self, slot: Slot, call: Call) -> AsyncGenerator[SlotEvent]:
         """Generate a slot and yield its events; the picture is the last. Raises SlotFailed."""
         from serve_app.replica.mailbox import Mailbox
 
@@ -68,7 +68,7 @@ class Replica:
         assert task is not None, "Serve runs calls in tasks"
         mailbox = Mailbox()
         job = self._engine.submit(slot, mailbox.post)
-        self._calls[task] = id  # by task: Serve may send a call twice
+        self._calls[task] = call  # by task: Serve may send a call twice
         try:
             async for event in mailbox.events():
                 if isinstance(event, Generated) and event.pixels is not None:
@@ -88,8 +88,8 @@ class Replica:
 
         Their cancellation was lost, or is still on its way.
         """
-        for task, id in self._calls.items():
-            if open_calls.has_given_up(id):
+        for task, call in self._calls.items():
+            if open_calls.has_given_up(call):
                 task.cancel()
         return await self.status()
 

@@ -11,7 +11,7 @@ from ray.serve.handle import DeploymentBroadcastResponse
 
 from serve_app.background import background
 from serve_app.fanout.pool import POLL_INTERVAL_S, Pool
-from serve_app.messages import CallId, OpenCalls, Slot
+from serve_app.messages import Call, OpenCalls, Slot
 from tests.conftest import make_slot
 from tests.fakes import REPLICA
 
@@ -26,7 +26,7 @@ class Handle:
     unready: int = 0
     on_answer: Callable[[], Any] = lambda: None
     polls: list[OpenCalls] = field(default_factory=list)
-    calls: list[CallId] = field(default_factory=list)
+    calls: list[Call] = field(default_factory=list)
 
     def options(self, **_: Any) -> "Handle":
         return self
@@ -35,8 +35,8 @@ class Handle:
     def stream(self) -> "Handle":
         return self
 
-    def remote(self, _: Slot, id: CallId) -> "Response":
-        self.calls.append(id)
+    def remote(self, _: Slot, call: Call) -> "Response":
+        self.calls.append(call)
         return Response()
 
     def broadcast(self, method: str, calls: OpenCalls) -> DeploymentBroadcastResponse:
