@@ -100,7 +100,7 @@ class ReplicaLost(Exception):
 
 
 class SlotReturned(Exception):
-    """The replica cannot generate (any more). The slot is generated elsewhere; it does not count as one of its tries."""
+    """The replica cannot generate (any more). The slot is generated elsewhere; this is not one of its tries."""
 
 
 class CheckpointError(Exception):
