@@ -71,11 +71,15 @@ class Service:
         generated = sum(timings[part] for part in ("encode_prompt", "denoise", "decode", "encode"))
         return Answered(seconds, generated, timings["encode"])
 
-    def picture(self, **body: Any) -> bytes:
-        """Return the file of one image; `body` overrides the workload's fields."""
-        response = self._http.post("/generate", json=self._body(1, **body))
-        _check(response, 1)
-        return base64.b64decode(response.json()["images"][0]["b64_json"])
+    def pictures(self, images: int, **body: Any) -> list[bytes]:
+        """Return the files of a request's images; `body` overrides the workload's fields."""
+        response = self._http.post("/generate", json=self._body(images, **body))
+        _check(response, images)
+        return [base64.b64decode(image["b64_json"]) for image in response.json()["images"]]
+
+    def ready(self) -> int:
+        """Return how many replicas are ready."""
+        return _ready(self.url)
 
     def stream(self, images: int, **changes: Any) -> Streamed:
         started = time.perf_counter()
@@ -122,10 +126,12 @@ class Service:
 
 
 @contextmanager
-def open_service(conditions: Conditions) -> Iterator[Service]:
-    """Run the service until the context closes; it is ready and warm."""
+def open_service(conditions: Conditions, import_path: str | None = None) -> Iterator[Service]:
+    """Run the service until the context closes; it is ready and warm. `import_path` is for another builder."""
     port = free_port()
     document = conditions.document()
+    if import_path is not None:
+        document["applications"][0]["import_path"] = import_path
     document["http_options"] = {**document["http_options"], "host": "127.0.0.1", "port": port}
     with tempfile.TemporaryDirectory() as folder:
         config, log = Path(folder, "serve.yaml"), Path(folder, "serve.log")
@@ -153,15 +159,15 @@ def open_service(conditions: Conditions) -> Iterator[Service]:
 
 def _wait_until_ready(process: "subprocess.Popen[bytes]", port: int, replicas: int, log: Path) -> None:
     deadline = time.perf_counter() + _START_TIMEOUT_S
-    while _ready(port) != replicas:
+    while _ready(f"http://127.0.0.1:{port}") != replicas:
         if process.poll() is not None or time.perf_counter() > deadline:
             raise RuntimeError(f"the service did not start:\n{log.read_text()[-3000:]}")
         time.sleep(0.1)
 
 
-def _ready(port: int) -> int:
+def _ready(url: str) -> int:
     try:
-        health = httpx2.get(f"http://127.0.0.1:{port}/health", timeout=5, trust_env=False).json()
+        health = httpx2.get(f"{url}/health", timeout=5, trust_env=False).json()
     except (httpx2.TransportError, json.JSONDecodeError):
         return 0
     return int(health["replicas"]["ready"])

@@ -1,50 +1,104 @@
-"""Whether an image changes with the replica, with concurrent requests, or when a replica dies. Runs over HTTP."""
+"""Whether a picture depends on its replica, on the crowd, or on a replica's failure: over HTTP, on all GPUs.
+
+Sixteen requests of four images each, with all schedulers and mixed sizes, guidance and steps. Their images are first
+generated one by one; then all at once, undisturbed and with one replica failing in the middle.
+"""
 
 import os
 import signal
+import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import cycle, islice, product
+from pathlib import Path
 from typing import Any, get_args
 
+import psutil
 import torch
 
 from benchmarks.conditions import Conditions, Workload
+from benchmarks.faulty import FAULTS, Fault, inject
 from benchmarks.probes.seeds import Differ, digest
 from benchmarks.processes import replica_pids
 from benchmarks.service import Service, open_service
 from serve_app.recipe import SchedulerName
 
-_IMAGES = 32
+_REQUESTS = 16
+_IMAGES = 4
 _GUIDANCE = (5.0, 0.0, 7.5)
 _CPU_DEVICES = 2
+_RECOVERY_S = 180.0
+
+Fail = Callable[[int], None]
+"""Makes the process of a replica fail."""
 
 
 def probe(conditions: Conditions) -> Iterator[str]:
-    """Yield how many pictures equal those generated one by one. Raises Differ."""
+    """Yield how many pictures are equal to those generated alone, round by round. Raises Differ."""
     devices = tuple(range(_CPU_DEVICES if conditions.cpu else torch.cuda.device_count()))
-    bodies = list(islice(cycle(_bodies(conditions.workload)), _IMAGES))
-    with open_service(conditions.model_copy(update={"devices": devices})) as service:
-        started = time.perf_counter()
-        alone = _one_by_one(service, bodies)
-        seconds = time.perf_counter() - started
-        yield f"{len(alone)} pictures generated one after the other by {len(devices)} replicas: {seconds:.1f} s"
-        rounds: Mapping[str, float | None] = {
-            "once more": None,
-            "all at once": None,
-            "all at once, a replica killed": seconds / len(devices) / 3,
+    bodies = list(islice(cycle(_bodies(conditions.workload)), _REQUESTS))
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ[FAULTS] = folder  # for the replicas' processes
+        faults: Mapping[str, Fail] = {
+            "one runs out of memory": lambda pid: inject(Path(folder), pid, Fault.OUT_OF_MEMORY),
+            "one is frozen": partial(_signal, signal.SIGSTOP),
+            "one hangs in a step": lambda pid: inject(Path(folder), pid, Fault.HANG),
+            "one is killed": partial(_signal, signal.SIGKILL),
         }
-        for name, kill_after_s in rounds.items():
-            pictures = _one_by_one(service, bodies) if name == "once more" else _together(service, bodies, kill_after_s)
-            differing = [bodies[i] for i, pair in enumerate(zip(alone, pictures, strict=True)) if len(set(pair)) > 1]
-            yield f"{name}: {_IMAGES - len(differing)} of {_IMAGES} equal bit for bit"
-            if differing:
-                raise Differ(f"{name}, other pixels for {differing[0]} and {len(differing) - 1} more")
+        with open_service(conditions.model_copy(update={"devices": devices}), "benchmarks.faulty:build") as service:
+            started = time.perf_counter()
+            alone = [
+                _generate(service, body, number, index)
+                for number, body in enumerate(bodies)
+                for index in range(_IMAGES)
+            ]
+            yield f"{len(alone)} images one after the other, {len(devices)} replicas: {_seconds(started):.1f} s"
+            undisturbed, line = _round(service, bodies, alone, None, 0)
+            yield f"all at once: {line}"
+            for name, fail in faults.items():
+                seconds, line = _round(service, bodies, alone, fail, undisturbed / 3)
+                yield f"{name}: {line}, {seconds - undisturbed:.1f} s later than undisturbed"
+                _recover(service)
+
+
+def _round(
+    service: Service, bodies: Sequence[Mapping[str, Any]], alone: Sequence[str], fail: Fail | None, after_s: float
+) -> tuple[float, str]:
+    """Return how long all requests took together, and how many pictures are equal. Raises Differ."""
+    started = time.perf_counter()
+    with ThreadPoolExecutor(len(bodies)) as clients:
+        asked = [clients.submit(_generate_all, service, body, number) for number, body in enumerate(bodies)]
+        if fail is not None:
+            time.sleep(after_s)
+            fail(replica_pids(service.pid)[0])
+        pictures = [picture for answer in asked for picture in answer.result()]
+    seconds = _seconds(started)
+    differing = [place for place, pair in enumerate(zip(alone, pictures, strict=True)) if len(set(pair)) > 1]
+    if differing:
+        raise Differ(f"{len(differing)} of {len(alone)} images differ, the first: {bodies[differing[0] // _IMAGES]}")
+    return seconds, f"{len(pictures)} of {len(alone)} arrived, equal bit for bit, in {seconds:.1f} s"
+
+
+def _recover(service: Service) -> None:
+    """Let a frozen replica go on, and wait until all are ready."""
+    for pid in replica_pids(service.pid):
+        _signal(signal.SIGCONT, pid)
+    deadline = time.perf_counter() + _RECOVERY_S
+    while service.ready() != len(service.conditions.devices):
+        if time.perf_counter() > deadline:
+            raise RuntimeError("the failed replica did not come back")
+        time.sleep(0.2)
+
+
+def _signal(number: signal.Signals, pid: int) -> None:
+    if psutil.pid_exists(pid):
+        os.kill(pid, number)
 
 
 def _bodies(work: Workload) -> Iterator[dict[str, Any]]:
-    """Yield settings, all schedulers twice with different sizes, guidance and steps."""
+    """Yield settings: every scheduler three times, with different sizes, guidance and steps."""
     wide = work.size * 9 // 8
     sizes = cycle([(work.size, work.size), (work.small_size, work.small_size), (work.size, wide), (wide, work.size)])
     steps = cycle([work.steps, work.few_steps, 2 * work.few_steps])
@@ -52,6 +106,8 @@ def _bodies(work: Workload) -> Iterator[dict[str, Any]]:
         product(_GUIDANCE, get_args(SchedulerName)), sizes, steps, strict=False
     ):
         yield {
+            "prompt": "a red apple",
+            "output_format": "png",
             "width": width,
             "height": height,
             "num_inference_steps": count,
@@ -60,18 +116,14 @@ def _bodies(work: Workload) -> Iterator[dict[str, Any]]:
         }
 
 
-def _generated(service: Service, body: Mapping[str, Any], seed: int) -> str:
-    return digest(service.picture(seed=seed, prompt="a red apple", output_format="png", **body))
+def _generate(service: Service, body: Mapping[str, Any], number: int, index: int) -> str:
+    (picture,) = service.pictures(1, seed=_IMAGES * number + index, **body)
+    return digest(picture)
 
 
-def _one_by_one(service: Service, bodies: Sequence[Mapping[str, Any]]) -> list[str]:
-    return [_generated(service, body, seed) for seed, body in enumerate(bodies)]
+def _generate_all(service: Service, body: Mapping[str, Any], number: int) -> list[str]:
+    return [digest(picture) for picture in service.pictures(_IMAGES, seed=_IMAGES * number, **body)]
 
 
-def _together(service: Service, bodies: Sequence[Mapping[str, Any]], kill_after_s: float | None) -> list[str]:
-    with ThreadPoolExecutor(len(bodies)) as clients:
-        asked = [clients.submit(_generated, service, body, seed) for seed, body in enumerate(bodies)]
-        if kill_after_s is not None:
-            time.sleep(kill_after_s)
-            os.kill(replica_pids(service.pid)[0], signal.SIGKILL)
-        return [picture.result() for picture in asked]
+def _seconds(since: float) -> float:
+    return time.perf_counter() - since
