@@ -18,7 +18,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-com
 install = $(PIP) $(1)$(if $(WAYS), || { $(again); env $(WAYS:%=-u %) $(PIP) $(1); })
 again = echo 'Installing once more without $(WAYS) ...'
 
-.PHONY: demo serve test check fix bench clean
+.PHONY: demo serve test check fix bench soak clean
 
 demo: .venv/service  ## generate four images with the embedded model and write them to out/
 	$(BIN)/python -m serve_app.demo
@@ -41,6 +41,9 @@ fix: .venv/dev  ## repair what check finds, where that can be done by machine
 
 bench: .venv/service  ## print what fan-out, HTTP and previews cost on this machine, as ratios
 	$(BIN)/python -m benchmarks.overhead
+
+soak: .venv/service  ## let clients leave and parts of the service die, and count what is lost (under 20 minutes)
+	$(BIN)/python -m benchmarks.soak
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
