@@ -44,6 +44,7 @@ ZERO_SNR = {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True}
 WithScheduler = Callable[[SchedulerMixin], Path]
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in this hook too, and a test in no group goes to any process
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Let one process run all that needs the cluster, however many run the rest."""
     for item in items:

@@ -52,7 +52,7 @@ def test_guidance_takes_any_decimal(playground: Playground) -> None:
 
 def test_a_prompt_of_a_link_that_is_too_long_is_refused_before_it_is_sent(open_playground: OpenPlayground) -> None:
     page = open_playground("#prompt=" + 2001 * "a").page
-    page.get_by_role("button", name="Generate").click()
+    page.get_by_role("button", name="Generate", exact=True).click()
     expect(page.get_by_label("Prompt", exact=True)).to_have_accessible_description(
         "Prompt: at most 2000 characters, and this has 2001."
     )
@@ -75,7 +75,7 @@ def test_what_is_typed_before_the_bounds_are_known_stays(playground: Playground)
         playground.page.goto(playground.url + "/#prompt=a+pear&seed=5")
     playground.fill(prompt="a plum")
     held[0].continue_()
-    expect(playground.page.get_by_role("button", name="Generate")).to_be_enabled()
+    expect(playground.page.get_by_role("button", name="Generate", exact=True)).to_be_enabled()
     expect(playground.page.get_by_label("Prompt", exact=True)).to_have_value("a plum")
     expect(playground.page.get_by_label("Seed", exact=True)).to_have_value("5")
     expect(playground.page.get_by_label("Steps")).to_have_value("20")
