@@ -35,6 +35,7 @@ class WholeRows(InductorChoices):
 @contextmanager
 def our_choices() -> Iterator[None]:
     """Make this thread's compilations follow `WholeRows`."""
-    # The thread follows the handler; the class in the settings tells torch's caches that it does.
-    with config.patch(inductor_choices_class=WholeRows), V.set_choices_handler(WholeRows()):
+    # The thread follows the handler; the class in the settings tells torch's caches that it does. The handler is set
+    # first: a thread that has none yet makes one of the class in the settings, and falls back to it afterwards.
+    with V.set_choices_handler(WholeRows()), config.patch(inductor_choices_class=WholeRows):
         yield
