@@ -12,7 +12,7 @@ from ray import serve
 from ray.serve import RunTarget
 
 from serve_app.app import build
-from serve_app.config import FilesConfig
+from serve_app.config import AdmissionConfig, FilesConfig
 from serve_app.fanout.pool import POLL_INTERVAL_S
 from tests.integration.conftest import (
     REPLICAS,
@@ -32,9 +32,9 @@ LONG = {"prompt": "a red apple", **SMALL, "num_inference_steps": 998, "num_image
 @pytest.fixture(scope="module")
 def url(cluster: Cluster, tiny_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     url, files = f"{cluster.url}/two", FilesConfig(path=str(tmp_path_factory.mktemp("files")))
-    serve.run_many(
-        [RunTarget(build(tiny_args(tiny_path, ingress_replicas=2, files=files)), name="two", route_prefix="/two")]
-    )
+    room = AdmissionConfig(max_waiting_images=32)  # for all requests of a test, whichever ingress gets them
+    args = tiny_args(tiny_path, ingress_replicas=2, files=files, admission=room)
+    serve.run_many([RunTarget(build(args), name="two", route_prefix="/two")])
     with httpx2.Client(base_url=url, timeout=60) as http:
         eventually(lambda: ready_throughout(http, seconds=1.5 * POLL_INTERVAL_S))
     yield url

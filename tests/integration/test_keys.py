@@ -35,9 +35,7 @@ def test_below_a_prefix_the_same_is_open(locked: str) -> None:
 
 
 def test_a_service_whose_keys_are_missing_does_not_start(cluster: Cluster, tiny_path: Path) -> None:
-    args = tiny_args(  # no machine has room for its replica, which need not load
-        tiny_path, num_replicas=1, num_cpus=999, auth=AuthConfig(keys_file="/no/such/keys")
-    )
+    args = tiny_args(tiny_path, num_replicas=1, auth=AuthConfig(keys_file="/no/such/keys"))
     try:
         serve.run_many(
             [RunTarget(build(args), name="keyless", route_prefix="/keyless")], wait_for_applications_running=False
