@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 import torch
 from diffusers import SchedulerMixin, StableDiffusionXLPipeline
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
 
 from serve_app.config import EngineConfig, ModelConfig, PreviewConfig
 from serve_app.errors import SlotFailed
@@ -29,8 +31,6 @@ for name in list(os.environ):
 # These tests need CUDA graphs, streams and waits, which a CPU does not have.
 collect_ignore = [] if torch.cuda.is_available() else ["gpu"]
 
-INTEGRATION = Path(__file__).parent / "integration"
-
 SDXL_BLOCKS = {
     "layers_per_block": 2,
     "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
@@ -44,11 +44,32 @@ ZERO_SNR = {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True}
 WithScheduler = Callable[[SchedulerMixin], Path]
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run all tests that need the cluster in one process, however many processes run the rest."""
-    for item in items:
-        if item.path.is_relative_to(INTEGRATION):
-            item.add_marker(pytest.mark.xdist_group("cluster"))
+TOGETHER = {
+    "tests/integration/": "cluster",
+    "tests/replica/test_choices.py": "compiler",
+    "tests/replica/test_compilation.py": "compiler",
+}
+"""Tests that share what takes long to make, by where they are: one process runs all that need it."""
+
+
+def share_of(nodeid: str) -> str:
+    """Return the name of the tests that one process runs with this one; by itself, that of the test."""
+    return next((name for path, name in TOGETHER.items() if nodeid.startswith(path)), nodeid)
+
+
+class Shares(LoadScopeScheduling):
+    """Gives processes their shares of the tests, those of most tests first.
+
+    Marks for xdist's own `loadgroup` have no effect with pytest 9.2 (pytest-xdist issue 1386).
+    """
+
+    def _split_scope(self, nodeid: str) -> str:
+        return share_of(nodeid)
+
+
+@pytest.hookimpl(optionalhook=True)  # xdist's
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Shares:
+    return Shares(config, log)
 
 
 @pytest.fixture(scope="session")

@@ -35,6 +35,7 @@ class WholeRows(InductorChoices):
 @contextmanager
 def our_choices() -> Iterator[None]:
     """Make this thread's compilations follow `WholeRows`."""
-    # The handler applies to this thread; the class in the config becomes part of the key in torch's caches.
-    with config.patch(inductor_choices_class=WholeRows), V.set_choices_handler(WholeRows()):
+    # The handler applies to this thread; the class in the config becomes part of the key in torch's caches. The handler
+    # is set first: a thread without one makes one of the config's class, and would keep it afterwards.
+    with V.set_choices_handler(WholeRows()), config.patch(inductor_choices_class=WholeRows):
         yield

@@ -29,6 +29,7 @@ from serve_app.config import (
 from serve_app.messages import ReplicaStatus
 
 APP = "test"
+KEY = "right"
 REPLICAS = 2
 MIN_INTERVAL_S = 0.05
 
@@ -185,16 +186,13 @@ async def frames(response: httpx2.Response) -> AsyncIterator[dict[str, Any]]:
             yield json.loads(line.removeprefix("data: "))
 
 
-@contextmanager
-def locked_service(cluster: Cluster, tiny_path: Path, folder: Path, key: str, name: str) -> Iterator[str]:
-    """Run a service that wants a key, below a path of its own, and yield its URL."""
-    keys = folder / "keys"
-    keys.write_text(f"{key}\n")
+@pytest.fixture(scope="session")
+def locked(cluster: Cluster, tiny_path: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The URL of a service that wants KEY, below a path of its own."""
+    keys = tmp_path_factory.mktemp("keys") / "keys"
+    keys.write_text(f"{KEY}\n")
     args = tiny_args(tiny_path, num_replicas=1, auth=AuthConfig(keys_file=str(keys)))
-    serve.run_many([RunTarget(build(args), name=name, route_prefix=f"/{name}")])
-    url = f"{cluster.url}/{name}"
-    try:
-        eventually(lambda: httpx2.get(f"{url}/health").status_code == 200)
-        yield url
-    finally:
-        serve.delete(name)
+    serve.run_many([RunTarget(build(args), name="locked", route_prefix="/locked")])
+    url = f"{cluster.url}/locked"
+    eventually(lambda: httpx2.get(f"{url}/health").status_code == 200)
+    return url

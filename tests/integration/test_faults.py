@@ -1,7 +1,6 @@
 """What happens when parts of the service die or are not there yet."""
 
 import threading
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx2
@@ -10,25 +9,28 @@ import pytest
 import ray
 from ray import serve
 from ray.serve import RunTarget
+from ray.serve._private.common import DeploymentID
 
 from serve_app.app import build
 from serve_app.fanout.broadcast import TIMEOUT_S
-from serve_app.fanout.pool import POLL_INTERVAL_S
-from tests.integration.conftest import REPLICAS, SMALL, Cluster, Running, eventually, ready_throughout, tiny_args
+from tests.integration.conftest import APP, REPLICAS, SMALL, Cluster, Running, eventually, ready_throughout, tiny_args
 
 
 def replica_actors() -> list[ray.actor.ActorHandle]:
     controller = serve.context._global_client._controller
     infos = ray.get(controller._all_running_replicas.remote())
-    return [info.get_actor_handle() for id_, group in infos.items() if id_.name == "Replica" for info in group]
+    return [info.get_actor_handle() for info in infos[DeploymentID(name="Replica", app_name=APP)]]
+
+
+@pytest.fixture(scope="module")
+def whole(service: Running) -> dict[int, str]:
+    """The pictures of two seeds, where nothing happens to a replica."""
+    answer = service.generate(num_images=2, seed=70, num_inference_steps=300)
+    return {image["seed"]: image["b64_json"] for image in answer["images"]}
 
 
 @pytest.mark.parametrize("route", ["generate", "stream"])
-def test_a_replica_that_dies_takes_no_image_with_it(app: Running, route: str) -> None:
-    whole = {
-        image["seed"]: image["b64_json"]
-        for image in app.generate(num_images=2, seed=70, num_inference_steps=300)["images"]
-    }
+def test_a_replica_that_dies_takes_no_image_with_it(app: Running, whole: dict[int, str], route: str) -> None:
     answers: list[object] = []
     request = threading.Thread(
         target=lambda: answers.append(getattr(app, route)(num_images=2, seed=70, num_inference_steps=300))
@@ -90,32 +92,3 @@ def test_too_many_images_are_turned_away_and_room_is_made_again(app: Running) ->
         assert app.http.get("/status").json()["images_waiting"] == 16
         assert ready_throughout(app.http, seconds=2 * TIMEOUT_S), "a busy service is not a starting one"
     eventually(lambda: app.http.post("/generate", json={"prompt": "a", **SMALL, "num_images": 1}).status_code == 200)
-
-
-def test_several_ingress_replicas_share_the_fleet(cluster: Cluster, tiny_path: Path) -> None:
-    target = RunTarget(build(tiny_args(tiny_path, ingress_replicas=2)), name="shared", route_prefix="/shared")
-    serve.run_many([target])
-    try:
-        with httpx2.Client(base_url=f"{cluster.url}/shared", timeout=60) as http:
-            eventually(lambda: ready_throughout(http, seconds=1.5 * POLL_INTERVAL_S))
-            with ThreadPoolExecutor(8) as pool:
-                answers = list(
-                    pool.map(
-                        lambda _: http.post(
-                            "/generate", json={"prompt": "a", **SMALL, "num_images": 4, "seed": 3}
-                        ).json(),
-                        range(8),
-                    )
-                )
-        assert all("images" in answer for answer in answers), [
-            answer["error"] for answer in answers if "error" in answer
-        ]
-        assert all(image["status"] == "succeeded" for answer in answers for image in answer["images"])
-        assert len({image["b64_json"] for answer in answers for image in answer["images"]}) == 4, (
-            "whoever took the request"
-        )
-        replicas = serve.get_deployment_handle("Replica", "shared").broadcast("status").results(timeout_s=10)
-        assert sum(r.finished for r in replicas) == 8 * 4 + REPLICAS, "and a warm-up each"
-        assert min(r.finished for r in replicas) >= 8, "both have had their part"
-    finally:
-        serve.delete("shared")

@@ -1,6 +1,5 @@
 """A service that asks for a key."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import httpx2
@@ -11,33 +10,27 @@ from ray.serve import RunTarget
 
 from serve_app.app import build
 from serve_app.config import AuthConfig
-from tests.integration.conftest import Cluster, eventually, locked_service, tiny_args
+from tests.integration.conftest import KEY, Cluster, eventually, tiny_args
 
 
-@pytest.fixture(scope="module")
-def url(cluster: Cluster, tiny_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with locked_service(cluster, tiny_path, tmp_path_factory.mktemp("keys"), "secret", "locked") as url:
-        yield url
-
-
-def test_the_sdk_gets_in_with_a_key_and_not_without(url: str) -> None:
-    with OpenAI(api_key="secret", base_url=f"{url}/v1", max_retries=0, timeout=60) as sdk:
+def test_the_sdk_gets_in_with_a_key_and_not_without(locked: str) -> None:
+    with OpenAI(api_key=KEY, base_url=f"{locked}/v1", max_retries=0, timeout=60) as sdk:
         assert [card.id for card in sdk.models.list()] == ["tiny"]
         assert sdk.images.generate(prompt="a", size="64x64", extra_body={"num_inference_steps": 1}).data
     with (
-        OpenAI(api_key="guess", base_url=f"{url}/v1", max_retries=0, timeout=60) as sdk,
+        OpenAI(api_key="guess", base_url=f"{locked}/v1", max_retries=0, timeout=60) as sdk,
         pytest.raises(AuthenticationError) as raised,
     ):
         sdk.images.generate(prompt="a")
     assert raised.value.code == "invalid_api_key"
 
 
-def test_below_a_prefix_the_same_is_open(url: str) -> None:
-    assert httpx2.get(f"{url}/health").status_code == 200
-    assert httpx2.get(f"{url}/status").status_code == 401
-    page = httpx2.get(url, follow_redirects=True)
-    assert (page.status_code, str(page.url)) == (200, f"{url}/")
-    document = httpx2.get(f"{url}/openapi.json", headers={"Authorization": "Bearer secret"}).json()
+def test_below_a_prefix_the_same_is_open(locked: str) -> None:
+    assert httpx2.get(f"{locked}/health").status_code == 200
+    assert httpx2.get(f"{locked}/status").status_code == 401
+    page = httpx2.get(locked, follow_redirects=True)
+    assert (page.status_code, str(page.url)) == (200, f"{locked}/")
+    document = httpx2.get(f"{locked}/openapi.json", headers={"Authorization": f"Bearer {KEY}"}).json()
     assert document["servers"] == [{"url": "/locked"}]
 
 

@@ -25,7 +25,7 @@ MAX_OPEN = 8
 class Caller:
     """Calls replicas from inside the cluster, as the ingress does."""
 
-    def __init__(self, replicas: DeploymentHandle) -> None:
+    def __init__(self, replicas: DeploymentHandle, *_: DeploymentHandle) -> None:
         self._replicas = replicas
 
     async def fan_out(self, calls: int, seconds: float) -> list[int]:
@@ -118,37 +118,39 @@ class Worker:
         return "pong"
 
 
-@contextmanager
-def calling(name: str, env: dict[str, str]) -> Iterator[DeploymentHandle]:
-    options: dict[str, Any] = {"ray_actor_options": {"num_cpus": 0, "runtime_env": {"env_vars": env}}}
+FORGETFUL = {
+    "RAY_SERVE_QUEUE_LENGTH_CACHE_TIMEOUT_S": "0.001",
+    **{f"RAY_SERVE_{limit}QUEUE_LENGTH_RESPONSE_DEADLINE_S": "5" for limit in ("", "MAX_")},  # on a busy machine
+}
+
+
+@pytest.fixture(scope="module")
+def caller(cluster: Cluster) -> Iterator[DeploymentHandle]:
+    """A caller of four replicas; another, `Forgetful`, has the same ones."""
     replicas = serve.deployment(
         Worker,
         num_replicas=REPLICAS,
         max_ongoing_requests=MAX_OPEN + 1,
         request_router_config=spread(MAX_OPEN),
-        **options,
-    )
-    yield serve.run(serve.deployment(Caller, **options).bind(replicas.bind()), name=name, route_prefix=None)
-    serve.delete(name)
+        ray_actor_options={"num_cpus": 0},
+    ).bind()
+    forgetful = serve.deployment(
+        Caller,
+        name="Forgetful",
+        ray_actor_options={"num_cpus": 0, "runtime_env": {"env_vars": FORGETFUL}},
+    ).bind(replicas)
+    both = serve.deployment(Caller, ray_actor_options={"num_cpus": 0}).bind(replicas, forgetful)
+    yield serve.run(both, name="router", route_prefix=None)
+    serve.delete("router")
 
 
-@pytest.fixture(scope="module")
-def caller(cluster: Cluster) -> Iterator[DeploymentHandle]:
-    with calling("router", {}) as handle:
-        yield handle
-
-
-@pytest.fixture(scope="module")
-def forgetful(cluster: Cluster) -> Iterator[DeploymentHandle]:
+@pytest.fixture
+def forgetful(caller: DeploymentHandle) -> DeploymentHandle:
     """A caller that forgets the replicas' queue lengths before its next call, and must ask for them.
 
     Any caller does so after ten seconds.
     """
-    patience = {
-        f"RAY_SERVE_{limit}QUEUE_LENGTH_RESPONSE_DEADLINE_S": "5" for limit in ("", "MAX_")
-    }  # on a busy machine
-    with calling("forgetful", {"RAY_SERVE_QUEUE_LENGTH_CACHE_TIMEOUT_S": "0.001", **patience}) as handle:
-        yield handle
+    return serve.get_deployment_handle("Forgetful", "router")
 
 
 def test_four_calls_on_four_idle_replicas_go_one_to_each_every_time(caller: DeploymentHandle) -> None:

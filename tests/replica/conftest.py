@@ -14,6 +14,12 @@ from tests.single_file import save_single_file
 MODELS = ("unet", "vae", "text_encoder", "text_encoder_2")
 
 
+@pytest.fixture(scope="session")
+def kernels(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What torch keeps of single kernels: the same ones come up in many tests, and compiling them takes longest."""
+    return tmp_path_factory.mktemp("kernels")
+
+
 @pytest.fixture
 def copy(tiny_path: Path, tmp_path: Path) -> Path:
     """A copy of the tiny model that a test may change."""

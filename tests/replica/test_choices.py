@@ -1,6 +1,7 @@
 """The overrides of compiler heuristics. `tests/gpu` tests the compiled kernels."""
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -55,10 +56,21 @@ def test_the_overrides_end_when_a_compilation_fails() -> None:
     assert config.inductor_choices_class is None
 
 
+def test_nothing_of_it_is_left_in_a_thread_that_compiles_for_the_first_time() -> None:
+    def used() -> type[InductorChoices]:
+        with our_choices():
+            pass
+        return type(V.choices)
+
+    with ThreadPoolExecutor(1) as thread:
+        assert thread.submit(used).result() is InductorChoices
+
+
 @pytest.fixture
-def compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
-    yield
+def compiled(kernels: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(kernels))
+    with config.patch({"cpp.simdlen": 1}):  # plain code is compiled in half the time
+        yield
     torch._dynamo.reset()
 
 

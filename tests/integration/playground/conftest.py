@@ -14,7 +14,7 @@ _NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable
 _NONE = f"no browser found, looked for {', '.join(_NAMES)}; on Debian: apt-get install chromium"
 
 # Images that leave time to act, also where the browser has to share its cores with them.
-LONG = {"steps": 400, "width_in_pixels": 128, "height_in_pixels": 128}
+LONG = {"steps": 200, "width_in_pixels": 128, "height_in_pixels": 128}
 ENDLESS = {"steps": 998, "width_in_pixels": 256, "height_in_pixels": 256}
 
 _PATIENCE_MS = 20_000

@@ -1,19 +1,9 @@
 """The page of a service that asks for a key, below a path of its own."""
 
-from collections.abc import Iterator
-from pathlib import Path
-
-import pytest
 from playwright.sync_api import expect
 
-from tests.integration.conftest import Cluster, locked_service
+from tests.integration.conftest import KEY
 from tests.integration.playground.conftest import OpenPlayground
-
-
-@pytest.fixture(scope="module")
-def locked(cluster: Cluster, tiny_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with locked_service(cluster, tiny_path, tmp_path_factory.mktemp("keys"), "right", "locked_page") as url:
-        yield url
 
 
 # `locked` comes first: Serve deploys nothing while Playwright's loop runs.
@@ -33,9 +23,9 @@ def test_a_key_is_asked_for_and_kept_for_the_tab_only(locked: str, open_playgrou
     page.keyboard.press("Escape")
     expect(page.get_by_text("This service needs an API key.")).to_be_visible()
     page.get_by_role("button", name="Enter a key").click()
-    key.fill("right")
+    key.fill(KEY)
     dialog.get_by_role("button", name="Use this key").click()
-    playground.generate(steps=400)
+    playground.generate(steps=150)
     expect(playground.tile(8)).to_have_attribute("data-state", "running")
     playground.tile(8).get_by_role("button", name="Cancel this image").click()
     playground.wait_for(1, "cancelled")
@@ -44,7 +34,7 @@ def test_a_key_is_asked_for_and_kept_for_the_tab_only(locked: str, open_playgrou
 
     page.reload()
     page.locator("#generate:enabled").wait_for()
-    assert page.evaluate("Object.values(sessionStorage)") == ["right"]
+    assert page.evaluate("Object.values(sessionStorage)") == [KEY]
     assert page.evaluate("[...Object.values(localStorage), document.cookie]") == [""]
     page.get_by_role("button", name="Forget the API key").click()
     playground.generate(images=1, steps=4)
@@ -52,7 +42,7 @@ def test_a_key_is_asked_for_and_kept_for_the_tab_only(locked: str, open_playgrou
     page.keyboard.press("Escape")
     expect(page.locator(".run .notice p").first).to_have_text("This service needs an API key.")
     page.get_by_role("button", name="Enter a key").click()
-    key.fill("right")
+    key.fill(KEY)
     page.keyboard.press("Enter")
     playground.wait_for(1, "done")
     playground.forgive("status of 401")
