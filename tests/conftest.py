@@ -99,6 +99,11 @@ class Collector:
     def post(self, event: SlotEvent | Exception) -> None:
         self._queue.put(event)
 
+    @property
+    def posted(self) -> list[SlotEvent | Exception]:
+        """What has been posted so far and not been taken."""
+        return list(self._queue.queue)
+
     def next(self) -> SlotEvent | Exception:
         event = self._queue.get(timeout=60)
         self.events.append(event)
