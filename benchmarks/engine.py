@@ -12,7 +12,6 @@ from torch._C._autograd import DeviceType
 from benchmarks.conditions import Conditions
 from benchmarks.idle import idle_fraction
 from benchmarks.measures import rates
-from serve_app.errors import SlotFailed
 from serve_app.messages import Generated, Slot, SlotEvent
 from serve_app.replica.engine import Engine, SlotJob
 from serve_app.replica.loading import load
@@ -66,7 +65,7 @@ class EngineBench:
     def generate(self, slots: Sequence[Slot]) -> float:
         """Generate slots that are submitted together; return the seconds until the last file is done."""
         assert self._engine is not None
-        events: Queue[SlotEvent | SlotFailed] = Queue()
+        events: Queue[SlotEvent | Exception] = Queue()
         started = time.perf_counter()
         for slot in slots:
             self._engine.submit(slot, events.put)
@@ -105,7 +104,7 @@ class EngineBench:
     def _keep_busy(self, slot: Slot, seconds: float) -> list[float]:
         """Keep twice as many slots in the engine as it generates at once; return when each finished."""
         assert self._engine is not None
-        events: Queue[SlotEvent | SlotFailed] = Queue()
+        events: Queue[SlotEvent | Exception] = Queue()
         finished: list[float] = []
         least, end = 2 * self._images + 2 * self._window + 1, time.perf_counter() + seconds
         jobs: list[SlotJob] = []
@@ -137,14 +136,14 @@ def open_engine(conditions: Conditions) -> Iterator[EngineBench]:
         bench.close()
 
 
-def _generated(engine: Engine, events: "Queue[SlotEvent | SlotFailed]") -> Generated:
+def _generated(engine: Engine, events: "Queue[SlotEvent | Exception]") -> Generated:
     while True:
         try:
             event = events.get(timeout=_PATIENCE_S)
         except Empty:
             engine.check()
             continue
-        if isinstance(event, SlotFailed):
+        if isinstance(event, Exception):
             raise event
         if isinstance(event, Generated):
             return event

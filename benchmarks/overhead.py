@@ -23,7 +23,6 @@ from ray import serve
 from benchmarks.ports import free_port
 from serve_app.app import build
 from serve_app.config import AppArgs
-from serve_app.errors import SlotFailed
 from serve_app.messages import Generated, Slot, SlotEvent
 from serve_app.recipe import Output, Recipe
 from serve_app.replica.checkpoint import load_checkpoint, quiet_progress_bars
@@ -150,7 +149,7 @@ def _engine(args: AppArgs) -> Iterator[Callable[[], float]]:
     slot = Slot(0, 7, recipe, Output())
 
     def seconds() -> float:
-        events: Queue[SlotEvent | SlotFailed] = Queue()
+        events: Queue[SlotEvent | Exception] = Queue()
         started = time.perf_counter()
         engine.submit(slot, events.put)
         event: Any = None

@@ -142,6 +142,12 @@ class EngineConfig(Config):
         default=16, ge=1, description="How many encoded prompts a replica caches; SDXL's take 26 MB each."
     )
     file_threads: int = Field(default=2, ge=1, description="Threads that encode image files beside the denoising loop.")
+    stall_timeout_s: float = Field(
+        default=120.0,
+        gt=0,
+        description="How long a step, an encoded prompt or a file may take at first, in seconds, before the replica "
+        "counts as stalled and is replaced. Later ones may take 20 times as long as usual, and at least 10 seconds.",
+    )
 
     @model_validator(mode="after")
     def _as_many_as_there_are(self) -> Self:

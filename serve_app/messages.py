@@ -1,6 +1,7 @@
 """Messages between the ingress and the replicas: plain frozen data, so that neither side imports the other."""
 
 import math
+import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
@@ -35,12 +36,22 @@ class Slot:
         return cls(**own, recipe=Recipe.model_validate(recipe), output=Output.model_validate(output))
 
 
+def new_caller(actor: str | None) -> str:
+    """Return a name for a caller. If it is a Ray actor, the replicas ask Ray whether it lives when it does not poll."""
+    return f"{actor or ''}/{uuid.uuid4().hex}"
+
+
+def actor_of(caller: str) -> str | None:
+    """Return the name of the actor that a caller is, if it is one."""
+    return caller.rpartition("/")[0] or None
+
+
 @dataclass(frozen=True, slots=True)
 class Call:
     """One attempt to have a slot generated.
 
-    `caller` and `number` (from 0, per caller) identify it. The caller waits at most `timeout_s` seconds; the replica
-    drops the slot then. The router sends it to no replica in `avoid`, by `ReplicaStatus.id`.
+    `caller` (see `new_caller`) and `number` (from 0, per caller) identify it. The caller waits at most `timeout_s`
+    seconds; the replica drops the slot then. The router sends it to no replica in `avoid`, by `ReplicaStatus.id`.
     """
 
     caller: str

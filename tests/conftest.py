@@ -16,7 +16,6 @@ from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
 
 from serve_app.config import EngineConfig, ModelConfig, PreviewConfig
-from serve_app.errors import SlotFailed
 from serve_app.messages import Generated, Slot, SlotEvent
 from serve_app.models.tiny import build
 from serve_app.replica.checkpoint import Checkpoint, load_checkpoint
@@ -115,22 +114,27 @@ class Collector:
     """Takes the events of one slot and waits for the last."""
 
     def __init__(self) -> None:
-        self.events: list[SlotEvent | SlotFailed] = []
-        self._queue: Queue[SlotEvent | SlotFailed] = Queue()
+        self.events: list[SlotEvent | Exception] = []
+        self._queue: Queue[SlotEvent | Exception] = Queue()
 
-    def post(self, event: SlotEvent | SlotFailed) -> None:
+    def post(self, event: SlotEvent | Exception) -> None:
         self._queue.put(event)
 
-    def next(self) -> SlotEvent | SlotFailed:
+    @property
+    def posted(self) -> list[SlotEvent | Exception]:
+        """What has been posted so far and not been taken."""
+        return list(self._queue.queue)
+
+    def next(self) -> SlotEvent | Exception:
         event = self._queue.get(timeout=60)
         self.events.append(event)
         return event
 
     def result(self) -> Generated:
-        """Return the picture; raise SlotFailed where there is none."""
+        """Return the picture; raise the error where there is none."""
         while True:
             event = self.next()
-            if isinstance(event, SlotFailed):
+            if isinstance(event, Exception):
                 raise event
             if isinstance(event, Generated):
                 return event

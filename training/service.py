@@ -14,7 +14,6 @@ from PIL import Image
 from tqdm import tqdm
 
 from serve_app.config import EngineConfig, ModelConfig, PreviewConfig
-from serve_app.errors import SlotFailed
 from serve_app.messages import Generated, Slot, SlotEvent
 from serve_app.recipe import Output, Recipe
 from serve_app.replica.checkpoint import Checkpoint, load_checkpoint
@@ -44,7 +43,7 @@ class Service:
 
     def generate(self, asked: Sequence[tuple[str, int]], steps: int, size: int) -> torch.Tensor:
         """Generate (prompt, seed) pairs; return (pictures, 3, size, size), -1 to 1, in their order."""
-        events: queue.Queue[tuple[int, SlotEvent | SlotFailed]] = queue.Queue()
+        events: queue.Queue[tuple[int, SlotEvent | Exception]] = queue.Queue()
         for number, (prompt, seed) in enumerate(asked):
             slot = Slot(number, seed, _recipe(prompt, size, steps), Output())
             self.engine.submit(slot, lambda event, number=number: events.put((number, event)))  # type: ignore[misc]  # a lambda's default
@@ -52,7 +51,7 @@ class Service:
         with tqdm(total=len(asked), desc="generate", mininterval=5) as bar:
             while bar.n < len(asked):
                 number, event = events.get()
-                if isinstance(event, SlotFailed):
+                if isinstance(event, Exception):
                     raise event
                 if isinstance(event, Generated):
                     pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(event.b64_json))).convert("RGB"))

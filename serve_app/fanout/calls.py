@@ -1,17 +1,17 @@
 """The calls a pool has made and which of them it still waits for."""
 
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from serve_app.messages import Call, OpenCalls
+from serve_app.messages import Call, OpenCalls, new_caller
 
 
 class Calls:
     """Numbers calls, so that what is known of them holds whatever overtakes what on the way."""
 
-    def __init__(self) -> None:
-        self._caller = uuid.uuid4().hex
+    def __init__(self, actor: str | None = None) -> None:
+        """Take the name of the Ray actor that makes them, if it has one."""
+        self._caller = new_caller(actor)
         self._made = 0
         self._open: set[int] = set()
 

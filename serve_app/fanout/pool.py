@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from ray import ObjectRef, exceptions
-from ray.serve.exceptions import DeploymentUnavailableError
+from ray import ObjectRef, exceptions, serve
+from ray.serve.exceptions import DeploymentUnavailableError, RayServeException
 from ray.serve.handle import DeploymentHandle
 
 from serve_app.errors import NotReady, ReplicaLost, SlotCancelled
@@ -78,7 +78,7 @@ class Pool:
     def __init__(self, handle: DeploymentHandle) -> None:
         self._handle = handle
         self._streams = handle.options(stream=True)
-        self._calls = Calls()
+        self._calls = Calls(_own_actor())
         self._finished: deque[tuple[float, dict[str, int]]] = deque()
         self.status = PoolStatus()
 
@@ -174,6 +174,14 @@ class Pool:
             if now > then
             else 0.0
         )
+
+
+def _own_actor() -> str | None:
+    """Return the name of the actor this runs in, if it is a Serve replica."""
+    try:
+        return str(serve.get_replica_context().replica_id.to_full_id_str())
+    except RayServeException:
+        return None
 
 
 def _translated(error: Exception) -> Exception:

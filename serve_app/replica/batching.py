@@ -11,7 +11,7 @@ from typing import Generic, TypeVar
 
 
 class State(Enum):
-    """The state of a job. Every job ends once, in one of the last three states; see `_NEXT`."""
+    """The state of a job. Every job ends once, in one of the last four states; see `_NEXT`."""
 
     WAITING = "waiting"
     """Waiting for a place in the batch."""
@@ -22,6 +22,8 @@ class State(Enum):
     FINISHED = "finished"
     FAILED = "failed"
     CANCELLED = "cancelled"
+    RETURNED = "returned"
+    """Not generated here, but elsewhere: the engine can generate nothing any more."""
 
     @property
     def ended(self) -> bool:
@@ -29,12 +31,13 @@ class State(Enum):
 
 
 _NEXT: Mapping[State, frozenset[State]] = {
-    State.WAITING: frozenset({State.ACTIVE, State.CANCELLED}),
-    State.ACTIVE: frozenset({State.DENOISED, State.FAILED, State.CANCELLED}),
-    State.DENOISED: frozenset({State.FINISHED, State.FAILED}),
+    State.WAITING: frozenset({State.ACTIVE, State.CANCELLED, State.RETURNED}),
+    State.ACTIVE: frozenset({State.DENOISED, State.FAILED, State.CANCELLED, State.RETURNED}),
+    State.DENOISED: frozenset({State.FINISHED, State.FAILED, State.CANCELLED, State.RETURNED}),
     State.FINISHED: frozenset(),
     State.FAILED: frozenset(),
     State.CANCELLED: frozenset(),
+    State.RETURNED: frozenset(),
 }
 
 
@@ -79,6 +82,7 @@ class StepScheduler(Generic[Payload]):
         self._images_per_call = images_per_call
         self._waiting: deque[Job[Payload]] = deque()
         self._groups: OrderedDict[Hashable, list[Job[Payload]]] = OrderedDict()  # in the order of their turns
+        self._denoised: set[Job[Payload]] = set()
         self._finished = 0
 
     @property
@@ -99,10 +103,10 @@ class StepScheduler(Generic[Payload]):
     def cancel(self, job: Job[Payload]) -> bool:
         """Cancel a job; return whether that ended it at once. An active job ends at the next `drop_cancelled`.
 
-        A job that has done all its steps, or has ended, is not affected.
+        A job that has ended is not affected.
         """
         job.cancel_requested = True
-        if job.state is not State.WAITING:
+        if job.state not in (State.WAITING, State.DENOISED):
             return False
         self._move(job, State.CANCELLED)
         return True
@@ -144,6 +148,14 @@ class StepScheduler(Generic[Payload]):
         """End an active or denoised job that has failed. Raises IllegalTransition."""
         self._move(job, State.FAILED)
 
+    def return_all(self) -> Sequence[Job[Payload]]:
+        """End all jobs that have not ended, because none can be generated any more, and return them."""
+        active = (job for jobs in self._groups.values() for job in jobs)
+        unfinished = [*self._waiting, *active, *self._denoised]
+        for job in unfinished:
+            self._move(job, State.RETURNED)
+        return unfinished
+
     @property
     def _active(self) -> int:
         return sum(map(len, self._groups.values()))
@@ -156,8 +168,11 @@ class StepScheduler(Generic[Payload]):
             self._waiting.remove(job)
         elif job.state is State.ACTIVE:
             self._leave_group(job)
+        self._denoised.discard(job)
         if state is State.ACTIVE:
             self._groups.setdefault(job.group, []).append(job)
+        elif state is State.DENOISED:
+            self._denoised.add(job)
         job.state = state
 
     def _leave_group(self, job: Job[Payload]) -> None:

@@ -6,17 +6,22 @@ import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import replace
-from typing import Any
 
 import ray
 from ray import serve
+from ray.exceptions import RayError
 
 from serve_app.config import AppArgs
+from serve_app.errors import SlotReturned
 from serve_app.messages import Call, Generated, OpenCalls, ReplicaStatus, Slot, SlotEvent
 from serve_app.metrics import ReplicaMetrics
 from serve_app.recipe import Output, Recipe, SchedulerName
 
 logger = logging.getLogger("ray.serve")
+
+_SERVE_NAMESPACE = "serve"
+_ASK_TIMEOUT_S = 2.0
+"""How long Ray may take to say whether an actor lives."""
 
 
 class Replica:
@@ -26,11 +31,14 @@ class Replica:
 
     async def __init__(self, args: AppArgs) -> None:  # type: ignore[misc]  # Serve awaits it
         from serve_app.replica.engine import Engine
+        from serve_app.replica.leases import Leases
         from serve_app.replica.loading import load
+        from serve_app.replica.pixels import PixelStore
         from serve_app.replica.prompts import PromptReader
 
         self._args = args
-        self._calls: dict[asyncio.Task[Any], Call] = {}
+        self._leases = Leases()
+        self._pixels = PixelStore()
         started = time.perf_counter()
         self._checkpoint = await asyncio.to_thread(load, args)
         loaded = time.perf_counter()
@@ -47,13 +55,14 @@ class Replica:
             loaded - started,
             time.perf_counter() - loaded,
         )
+        self._checks = asyncio.create_task(self._keep_checking())
 
     def __del__(self) -> None:
         if hasattr(self, "_engine"):
             self._engine.stop()
 
     async def generate(self, slot: Slot, call: Call) -> Generated:
-        """Generate a slot. Raises SlotFailed."""
+        """Generate a slot. Raises SlotFailed, SlotReturned."""
         async with aclosing(self.stream(slot, call)) as events:
             async for event in events:
                 if isinstance(event, Generated):
@@ -61,22 +70,40 @@ class Replica:
         raise AssertionError("the last event of a slot must be its picture")
 
     async def stream(self, slot: Slot, call: Call) -> AsyncGenerator[SlotEvent]:
-        """Generate a slot and yield its events; the picture is the last. Raises SlotFailed."""
+        """Generate a slot and yield its events; the picture is the last. Raises SlotFailed, SlotReturned."""
+        from serve_app.replica.failures import Returned
+
+        try:
+            async with aclosing(self._events(slot, call)) as events:
+                async for event in events:
+                    if isinstance(event, Generated) and event.pixels is not None:
+                        yield replace(event, pixels=await self._pixels.put(event.pixels))
+                    else:
+                        yield event
+        except Returned as error:
+            raise SlotReturned(_own_id(), str(error)) from None
+
+    async def _events(self, slot: Slot, call: Call) -> AsyncGenerator[SlotEvent]:
+        """Yield the engine's events for a slot for as long as its caller waits. Raises SlotFailed, Returned."""
         from serve_app.replica.mailbox import Mailbox
 
         task = asyncio.current_task()
         assert task is not None, "Serve runs calls in tasks"
         mailbox = Mailbox()
         job = self._engine.submit(slot, mailbox.post)
-        self._calls[task] = call  # by task: Serve may send a call twice
+
+        def drop(error: Exception | None) -> None:
+            self._engine.cancel(job)
+            if error is None:
+                task.cancel()
+            else:
+                mailbox.post(error)
+
         try:
-            async for event in mailbox.events():
-                if isinstance(event, Generated) and event.pixels is not None:
-                    yield replace(event, pixels=ray.put(event.pixels))
-                else:
+            with self._leases.held(call, drop):
+                async for event in mailbox.events():
                     yield event
         finally:
-            del self._calls[task]
             self._engine.cancel(job)
 
     async def cut_off(self, prompt: str) -> str:
@@ -84,20 +111,15 @@ class Replica:
         return self._reader.cut_off(prompt)
 
     async def poll(self, open_calls: OpenCalls) -> ReplicaStatus:
-        """Return this replica's status, and cancel calls that the caller no longer waits for.
-
-        Their cancellation was lost, or is still on its way.
-        """
-        for task, call in self._calls.items():
-            if open_calls.has_given_up(call):
-                task.cancel()
+        """Return this replica's status, and drop the calls that the caller no longer waits for."""
+        self._leases.poll(open_calls)
         return await self.status()
 
     async def status(self) -> ReplicaStatus:
         """Return which model this replica runs and how busy it is."""
         load = self._engine.load()
         return ReplicaStatus(
-            id=serve.get_replica_context().replica_id.unique_id,
+            id=_own_id(),
             model=self._checkpoint.info,
             scheduler=self._checkpoint.scheduler,
             schedulers=self._checkpoint.schedulers,
@@ -107,11 +129,40 @@ class Replica:
             active=load.active,
             waiting=load.waiting,
             finished=load.finished,
+            fault=self._engine.fault,
         )
 
     def check_health(self) -> None:
         """Raise if the engine can no longer generate, so that Serve replaces this replica."""
         self._engine.check()
+
+    async def _keep_checking(self) -> None:
+        """Look for stalled work and for callers that are gone, as long as this replica lives."""
+        from serve_app.replica.leases import CHECK_INTERVAL_S
+
+        while True:
+            await asyncio.sleep(CHECK_INTERVAL_S)
+            try:
+                self._engine.look_for_stalls()
+                await self._leases.check(_lives)
+            except Exception:
+                logger.exception("could not check for stalls and lost callers")
+
+
+async def _lives(actor: str) -> bool:
+    """Return whether a Serve actor lives; if Ray does not say, it may."""
+    try:
+        async with asyncio.timeout(_ASK_TIMEOUT_S):
+            await asyncio.to_thread(ray.get_actor, actor, namespace=_SERVE_NAMESPACE)
+    except ValueError:
+        return False
+    except (RayError, TimeoutError):
+        logger.warning("could not ask Ray whether %s lives", actor, exc_info=True)
+    return True
+
+
+def _own_id() -> str:
+    return str(serve.get_replica_context().replica_id.unique_id)
 
 
 def _warm_up_slots(args: AppArgs, scheduler: SchedulerName) -> list[Slot]:

@@ -1,7 +1,8 @@
 """The engine of a replica: carries out what the step scheduler decides.
 
 Its loop runs on its own thread, and only that thread runs the models. Slots join and leave between two steps. A slot
-that fails or is cancelled does not affect other slots.
+that fails or is cancelled does not affect other slots. An engine that can generate nothing any more has a fault: it
+returns all its slots, and takes no others.
 """
 
 import logging
@@ -22,19 +23,24 @@ from serve_app.replica.batching import Job, Load, State, StepScheduler
 from serve_app.replica.checkpoint import Checkpoint
 from serve_app.replica.denoise import CallGroup
 from serve_app.replica.device import RunAhead
-from serve_app.replica.failures import slot_failure
+from serve_app.replica.failures import Returned, slot_failure
+from serve_app.replica.guarded import GuardedObserver, guarded
 from serve_app.replica.model_runner import ModelRunner, Running
 from serve_app.replica.observer import Observer
 from serve_app.replica.output_processor import OutputProcessor
 from serve_app.replica.previews import PreviewPace
+from serve_app.replica.watchdog import Watchdog
 
 logger = logging.getLogger("ray.serve")
 
 PROGRESS_INTERVAL_S = 0.25
 """Least time between two progress events of one slot."""
 
-Post = Callable[[SlotEvent | SlotFailed], None]
-"""Takes a slot's events, from any thread. Generated or SlotFailed is the last; a cancelled slot has no last event."""
+_STOP_S = 10.0
+"""How long to wait for the last step at the end. One that has stalled never ends."""
+
+Post = Callable[[SlotEvent | Exception], None]
+"""Takes a slot's events, from any thread. The last is Generated or an error; a cancelled slot has no last event."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,17 +61,20 @@ class Engine:
         self, checkpoint: Checkpoint, config: EngineConfig, preview: PreviewConfig, observer: Observer
     ) -> None:
         self._config = config
-        self._observer = observer
+        self._observer = GuardedObserver(observer)
+        self._watchdog = Watchdog(config.stall_timeout_s)
         self._models = ModelRunner(checkpoint, config, preview)
         self._run_ahead = RunAhead(checkpoint.device)
-        self._outputs = OutputProcessor(checkpoint, config.file_threads, preview.jpeg_quality, observer)
+        self._outputs = OutputProcessor(
+            checkpoint, config.file_threads, preview.jpeg_quality, self._observer, self._watchdog
+        )
         self._torch_threads = torch.get_num_threads()
         self._thread: threading.Thread | None = None
-        self._changed = threading.Condition()  # guards the next two
+        self._changed = threading.Condition()  # guards the next three
         self._scheduler = StepScheduler[Submission](config.max_batch_size, config.images_per_call)
         self._stopping = False
+        self._fault: str | None = None
         self._running: dict[SlotJob, Running] = {}
-        self._broken: Exception | None = None
 
     def start(self, warm_up: Sequence[Slot] = ()) -> Future[None]:
         """Start the loop. When the future is done, it has warmed up for UNet calls of 1 to `images_per_call` slots.
@@ -83,29 +92,40 @@ class Engine:
             self._stopping = True
             self._changed.notify()
         if self._thread:
-            self._thread.join()
+            self._thread.join(_STOP_S)
         self._outputs.stop()
 
+    @property
+    def fault(self) -> str | None:
+        """Why nothing can be generated any more: the loop has ended or stalled, or the device has failed."""
+        return self._fault
+
     def check(self) -> None:
-        """Raise RuntimeError if nothing can be generated any more: the loop has ended or the device has failed."""
-        if not (self._thread and self._thread.is_alive()):
-            raise RuntimeError("the engine's thread has ended")
-        if self._broken is not None:
-            raise RuntimeError("the device has failed") from self._broken
+        """Raise RuntimeError if the engine has a fault."""
+        if self._fault is not None:
+            raise RuntimeError(self._fault)
+
+    def look_for_stalls(self) -> None:
+        """Find out whether work has stalled. To be called about every half second."""
+        if stalled := self._watchdog.stalled():
+            self._break_down(stalled)
 
     def submit(self, slot: Slot, post: Post) -> SlotJob:
-        """Queue a slot; its events go to `post`."""
+        """Queue a slot; its events go to `post`. Raises Returned if the engine has a fault."""
         with self._changed:
-            job = self._scheduler.submit(Submission(slot, post), CallGroup.of(slot.recipe))
+            if self._fault is not None:
+                raise Returned(self._fault)
+            job = self._scheduler.submit(Submission(slot, guarded(post)), CallGroup.of(slot.recipe))
             self._changed.notify()
         return job
 
     def cancel(self, job: SlotJob) -> None:
-        """Cancel a job: at once if it is waiting, before the next step if it is active."""
+        """Cancel a job: before the next step if it is active, otherwise at once."""
         with self._changed:
-            if self._scheduler.cancel(job):
-                self._observer.ended("cancelled")
+            ended = self._scheduler.cancel(job)
             self._changed.notify()
+        if ended:
+            self._observer.ended("cancelled")
 
     def load(self) -> Load:
         with self._changed:
@@ -116,12 +136,26 @@ class Engine:
         # OpenMP has a thread count per calling thread, and a new thread starts with all cores.
         torch.set_num_threads(self._torch_threads)
         try:
+            if self._warmed_up(warm_up, ready):
+                self._loop()
+        except Exception:
+            logger.exception("the engine's loop failed")
+        finally:
+            if not self._stopping:
+                self._break_down("the engine's thread has ended")
+
+    def _warmed_up(self, warm_up: Sequence[Slot], ready: Future[None]) -> bool:
+        """Warm up, tell the future how that ended, and return whether it went well."""
+        try:
             # On this thread: compiled models depend on the thread's settings and would be compiled again for others.
             self._models.warm_up(warm_up, min(self._config.images_per_call, self._config.max_batch_size))
         except Exception as error:
             ready.set_exception(error)
-            return
+            return False
         ready.set_result(None)
+        return True
+
+    def _loop(self) -> None:
         while self._wait_for_work():
             self._drop_cancelled()
             self._admit()
@@ -131,8 +165,12 @@ class Engine:
 
     def _wait_for_work(self) -> bool:
         with self._changed:
-            self._changed.wait_for(lambda: self._stopping or not self._scheduler.idle)
-            return not self._stopping
+            self._changed.wait_for(lambda: self._ended or not self._scheduler.idle)
+            return not self._ended
+
+    @property
+    def _ended(self) -> bool:
+        return self._stopping or self._fault is not None
 
     def _drop_cancelled(self) -> None:
         with self._changed:
@@ -143,7 +181,7 @@ class Engine:
 
     def _admit(self) -> None:
         while job := self._next_admitted():
-            with self._failing([job]):
+            with self._failing([job]), self._watchdog.watching("preparing a slot"):
                 self._running[job] = self._models.begin(job.payload.slot)
 
     def _next_admitted(self) -> SlotJob | None:
@@ -154,7 +192,7 @@ class Engine:
         with self._changed:
             calls = self._scheduler.next_calls()
         for jobs in calls:
-            with self._failing(jobs):
+            with self._failing(jobs), self._watchdog.watching(f"a step of {len(jobs)} x {jobs[0].group}"):
                 self._advance(jobs)
             for job in jobs:
                 if job.state is State.ACTIVE:
@@ -186,12 +224,14 @@ class Engine:
         running.pace.step_done(trajectory.step, trajectory.clean)
         if self._models.previews and (wanted := running.pace.take(now)):
             step, clean = wanted
-            pending = self._models.previews.decode(clean)
+            with self._watchdog.watching(f"a preview of {job.group}"):
+                pending = self._models.previews.decode(clean)
             self._outputs.preview(step, pending, now, partial(self._deliver_preview, job, running.pace))
 
     def _decode(self, job: SlotJob, running: Running) -> None:
         denoised = time.perf_counter()
-        pending = self._models.decoder.decode(running.trajectory.latents)
+        with self._watchdog.watching(f"the decoder for {job.group}"):
+            pending = self._models.decoder.decode(running.trajectory.latents)
         with self._changed:
             self._scheduler.mark_denoised(job)
         del self._running[job]
@@ -202,9 +242,11 @@ class Engine:
         if isinstance(outcome, Exception):
             self._fail(job, outcome)
             return
-        self._observer.ended("succeeded")
         with self._changed:
+            if job.state.ended:  # cancelled or returned while its file was encoded
+                return
             self._scheduler.mark_finished(job)
+        self._observer.ended("succeeded")
         job.payload.post(outcome)  # last, so that the counts include it once a client has the picture
 
     def _deliver_preview(self, job: SlotJob, pace: PreviewPace, outcome: Preview | Exception) -> None:
@@ -214,28 +256,43 @@ class Engine:
             case SlotFailed():
                 pass  # not finite: the picture will fail with the same error
             case _:
-                self._note_device_error(outcome)
+                self._break_down_if_device_failed(outcome)
                 logger.error("a preview of seed %d could not be encoded", job.payload.slot.seed, exc_info=outcome)
         pace.busy = False
 
     @contextmanager
     def _failing(self, jobs: Sequence[SlotJob]) -> Iterator[None]:
-        """On an error, fail those of `jobs` that have not ended, and no other jobs."""
+        """On an error, fail those of `jobs` that have not ended, and no other jobs unless the device has failed."""
         try:
             yield
         except Exception as error:
             for job in jobs:
-                if not job.state.ended:
-                    self._fail(job, error)
+                self._fail(job, error)
 
     def _fail(self, job: SlotJob, error: Exception) -> None:
-        self._note_device_error(error)
+        self._break_down_if_device_failed(error)
         with self._changed:
+            if job.state.ended:
+                return
             self._scheduler.mark_failed(job)
         self._running.pop(job, None)  # absent before a job begins and after its last step
         self._observer.ended("failed")
         job.payload.post(slot_failure(error, job.payload.slot))
 
-    def _note_device_error(self, error: Exception) -> None:
-        if isinstance(error, torch.AcceleratorError):
-            self._broken = error  # after such an error, every later call on the device fails too
+    def _break_down_if_device_failed(self, error: Exception) -> None:
+        if isinstance(error, torch.AcceleratorError):  # after such an error, every later call on the device fails too
+            logger.error("the device has failed", exc_info=error)
+            self._break_down("the device has failed")
+
+    def _break_down(self, fault: str) -> None:
+        """Return all slots that have not ended, and take no others."""
+        with self._changed:
+            if self._fault is not None:
+                return
+            self._fault = fault
+            returned = self._scheduler.return_all()
+            self._changed.notify()
+        logger.error("this replica can generate nothing any more: %s; it returns %d slots", fault, len(returned))
+        for job in returned:
+            self._observer.ended("returned")
+            job.payload.post(Returned(fault))

@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import AsyncIterator
 
-from serve_app.errors import SlotFailed
 from serve_app.messages import Generated, Preview, Progress, SlotEvent
 
 
@@ -15,13 +14,13 @@ class Mailbox:
         self._filled = asyncio.Event()
         self._progress: Progress | None = None
         self._preview: Preview | None = None
-        self._last: Generated | SlotFailed | None = None
+        self._last: Generated | Exception | None = None
 
-    def post(self, event: SlotEvent | SlotFailed) -> None:
-        """Add an event. May be called from any thread."""
+    def post(self, event: SlotEvent | Exception) -> None:
+        """Add an event, or the error that there is instead of a picture. May be called from any thread."""
         self._loop.call_soon_threadsafe(self._put, event)
 
-    def _put(self, event: SlotEvent | SlotFailed) -> None:
+    def _put(self, event: SlotEvent | Exception) -> None:
         match event:
             case Progress():
                 self._progress = event
@@ -32,7 +31,7 @@ class Mailbox:
         self._filled.set()
 
     async def events(self) -> AsyncIterator[SlotEvent]:
-        """Yield events; the last one is the picture. Raises SlotFailed if there is no picture."""
+        """Yield events; the last one is the picture. Raises the error that was posted instead."""
         while True:
             await self._filled.wait()
             self._filled.clear()
@@ -42,7 +41,7 @@ class Mailbox:
                 yield progress
             if preview:
                 yield preview
-            if isinstance(self._last, SlotFailed):
+            if isinstance(self._last, Exception):
                 raise self._last
             if self._last is not None:
                 yield self._last

@@ -11,6 +11,7 @@ from serve_app.messages import Generated, Preview, Slot, Work
 from serve_app.replica.checkpoint import Checkpoint
 from serve_app.replica.decode import PendingPixels
 from serve_app.replica.observer import Observer
+from serve_app.replica.watchdog import Watchdog
 
 Made = TypeVar("Made", Generated, Preview)
 
@@ -18,17 +19,20 @@ Made = TypeVar("Made", Generated, Preview)
 class OutputProcessor:
     """Encodes files and previews. Calls `done` with the result or the error, on one of its threads."""
 
-    def __init__(self, checkpoint: Checkpoint, file_threads: int, jpeg_quality: int, observer: Observer) -> None:
+    def __init__(
+        self, checkpoint: Checkpoint, file_threads: int, jpeg_quality: int, observer: Observer, watchdog: Watchdog
+    ) -> None:
         self._checkpoint = checkpoint
         self._jpeg_quality = jpeg_quality
         self._observer = observer
+        self._watchdog = watchdog
         self._files = ThreadPoolExecutor(file_threads, thread_name_prefix="files")
         self._previews = ThreadPoolExecutor(1, thread_name_prefix="previews")  # must not wait for files
 
     def stop(self) -> None:
-        """Finish the running tasks and drop the queued ones."""
+        """Drop the queued tasks; do not wait for the running ones, which may never end."""
         for threads in (self._files, self._previews):
-            threads.shutdown(cancel_futures=True)
+            threads.shutdown(wait=False, cancel_futures=True)
 
     def image(
         self,
@@ -48,11 +52,14 @@ class OutputProcessor:
         self._previews.submit(_report, done, lambda: self._preview(step, pending, started))
 
     def _image(self, slot: Slot, pending: PendingPixels, denoised: float, work: Work) -> Generated:
-        pixels = pending.wait()
+        size = f"{slot.recipe.width}x{slot.recipe.height}"
+        with self._watchdog.watching(f"decoding {size} pixels"):
+            pixels = pending.wait()
         height, width, _ = pixels.shape
         info = self._checkpoint.info
         decoded = time.perf_counter()
-        b64 = encode_picture(pixels, slot, info)
+        with self._watchdog.watching(f"encoding {size} pixels as {slot.output.output_format}"):
+            b64 = encode_picture(pixels, slot, info)
         encode_s = time.perf_counter() - decoded
         self._observer.encoded(encode_s)
         return Generated(

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import pytest
 from hypothesis import given, settings
@@ -9,7 +10,10 @@ from hypothesis import strategies as st
 
 from serve_app.replica.batching import IllegalTransition, Job, Load, State, StepScheduler
 
-ENDS = {State.FINISHED, State.FAILED, State.CANCELLED}
+ENDS = {State.FINISHED, State.FAILED, State.CANCELLED, State.RETURNED}
+AT_ONCE = {State.WAITING, State.DENOISED}
+"""The states in which a cancelled job ends at once."""
+
 PATIENCE = 1000
 """After so many points of the loop every schedule has ended."""
 
@@ -48,7 +52,7 @@ class Turn:
 class Play:
     """An engine without models that plays a script. Its loop yields wherever another thread could run."""
 
-    def __init__(self, max_batch_size: int, images_per_call: int, script: bytes) -> None:
+    def __init__(self, max_batch_size: int, images_per_call: int, script: bytes, patience: int = PATIENCE) -> None:
         self.max_batch_size, self.images_per_call = max_batch_size, images_per_call
         self.scheduler = StepScheduler[Image](max_batch_size, images_per_call)
         self.jobs: list[ImageJob] = []
@@ -63,7 +67,7 @@ class Play:
             number, action = divmod(byte, len(ACTIONS))
             getattr(self, ACTIONS[action])(number)
             self._look()
-        for _ in range(PATIENCE):
+        for _ in range(patience):
             if not self.unfinished:
                 break
             for drain in (self.go_on, self.make_file):
@@ -86,7 +90,7 @@ class Play:
             if job.payload.cancelled_in is None:
                 job.payload.cancelled_in, job.payload.turns_before_cancel = job.state, len(self.turns)
             was, ended = job.state, self.scheduler.cancel(job)
-            assert ended == (was is State.WAITING)
+            assert ended == (was in AT_ONCE)
 
     def doom(self, number: int) -> None:
         """Make the next operation on a job fail: its preparation, a step or its file."""
@@ -152,17 +156,19 @@ class Play:
         return [jobs[number % len(jobs)]] if jobs else []
 
 
-plays = st.builds(
-    Play,
-    max_batch_size=st.integers(1, 6),
-    images_per_call=st.integers(1, 3),
-    script=st.binary(min_size=20, max_size=80),
-)
+def plays(patience: int) -> st.SearchStrategy[Play]:
+    return st.builds(
+        Play,
+        max_batch_size=st.integers(1, 6),
+        images_per_call=st.integers(1, 3),
+        script=st.binary(min_size=20, max_size=80),
+        patience=st.just(patience),
+    )
 
 
-def schedules(test: Callable[[Play], None]) -> Callable[[], None]:
+def schedules(test: Callable[[Play], None], patience: int = PATIENCE) -> Callable[[], None]:
     """Run a test with hundreds of random schedules, the same ones each time."""
-    return settings(max_examples=300, derandomize=True, database=None, deadline=None)(given(plays)(test))
+    return settings(max_examples=300, derandomize=True, database=None, deadline=None)(given(plays(patience))(test))
 
 
 @schedules
@@ -201,7 +207,7 @@ def test_no_job_waits_for_more_than_one_turn_of_each_other_group(play: Play) -> 
 
 
 @schedules
-def test_a_cancelled_job_ends_before_the_next_step_unless_it_is_denoised(play: Play) -> None:
+def test_a_cancelled_job_ends_before_the_next_step(play: Play) -> None:
     for job in play.jobs:
         image = job.payload
         match image.cancelled_in:
@@ -213,6 +219,8 @@ def test_a_cancelled_job_ends_before_the_next_step_unless_it_is_denoised(play: P
                 assert not any(
                     job in call for turn in play.turns[image.turns_before_cancel + 1 :] for call in turn.calls
                 )
+            case State.DENOISED:
+                assert image.states[-2:] == [State.DENOISED, State.CANCELLED]
             case _:
                 assert job.state is not State.CANCELLED
 
@@ -221,7 +229,7 @@ def test_a_cancelled_job_ends_before_the_next_step_unless_it_is_denoised(play: P
 def test_a_failure_does_not_affect_other_jobs(play: Play) -> None:
     for job in play.jobs:
         image = job.payload
-        if not image.doomed and image.cancelled_in not in (State.WAITING, State.ACTIVE):
+        if not image.doomed and image.cancelled_in not in (State.WAITING, State.ACTIVE, State.DENOISED):
             assert job.state is State.FINISHED
             assert image.taken == image.steps
 
@@ -243,6 +251,18 @@ def test_a_scheduler_without_jobs_is_idle(play: Play) -> None:
     assert play.idle_rounds > idle
 
 
+@partial(schedules, patience=0)
+def test_all_jobs_that_have_not_ended_are_returned_at_any_moment(play: Play) -> None:
+    unfinished, ends = play.unfinished, {job: job.state for job in play.of(*ENDS)}
+    assert set(play.scheduler.return_all()) == set(unfinished)
+    assert {job.state for job in unfinished} <= {State.RETURNED}
+    assert {job: job.state for job in ends} == ends
+    assert play.scheduler.idle
+    assert (play.scheduler.drop_cancelled(), play.scheduler.admit(), play.scheduler.next_calls()) == ([], None, [])
+    assert (play.scheduler.load.active, play.scheduler.load.waiting) == (0, 0)
+    assert play.scheduler.return_all() == []
+
+
 MARKS: Mapping[str, set[State]] = {
     "denoised": {State.ACTIVE},
     "finished": {State.DENOISED},
@@ -254,6 +274,8 @@ def job_in(state: State, scheduler: StepScheduler[None]) -> Job[None]:
     job = scheduler.submit(None, group="a")
     if state is State.CANCELLED:
         scheduler.cancel(job)
+    elif state is State.RETURNED:
+        scheduler.return_all()
     elif state is not State.WAITING:
         scheduler.admit()
         before = {State.DENOISED: ["denoised"], State.FINISHED: ["denoised", "finished"], State.FAILED: ["failed"]}
@@ -282,8 +304,8 @@ def test_a_mark_that_does_not_fit_a_jobs_state_is_refused_and_changes_nothing(ma
 def test_cancelling_twice_or_too_late_changes_nothing(state: State) -> None:
     scheduler = StepScheduler[None](max_batch_size=1, images_per_call=1)
     job = job_in(state, scheduler)
-    assert scheduler.cancel(job) == (state is State.WAITING)
-    ended = State.CANCELLED if state in (State.WAITING, State.ACTIVE) else state
+    assert scheduler.cancel(job) == (state in AT_ONCE)
+    ended = State.CANCELLED if state in (State.WAITING, State.ACTIVE, State.DENOISED) else state
     assert list(scheduler.drop_cancelled()) == ([job] if state is State.ACTIVE else [])
     assert job.state is ended
     assert not scheduler.cancel(job)

@@ -14,6 +14,7 @@ from serve_app.messages import Generated, Preview, Progress
 from serve_app.replica.checkpoint import Checkpoint
 from serve_app.replica.denoise import Denoiser
 from serve_app.replica.engine import Engine
+from serve_app.replica.failures import Returned
 from serve_app.replica.observer import Silent
 from serve_app.replica.prompts import PromptEmbedding, PromptEncoder
 from tests.conftest import Collector, MakeEngine, make_slot
@@ -247,7 +248,7 @@ def test_running_out_of_memory_fails_only_the_batch(make_engine: MakeEngine, mon
         "prompts.PromptEncoder.encode",
     ],
 )
-def test_a_dead_device_is_reported_to_the_health_check_wherever_it_shows(
+def test_a_dead_device_returns_the_slots_and_fails_the_health_check_wherever_it_shows(
     make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch, place: str
 ) -> None:
     """A device error appears at the next call that waits for the device, which can be any of these."""
@@ -258,10 +259,13 @@ def test_a_dead_device_is_reported_to_the_health_check_wherever_it_shows(
     monkeypatch.setattr(f"serve_app.replica.{place}", broken)
     running = make_engine()
     running.engine.check()
-    with pytest.raises(SlotFailed):
-        running.submit(make_slot(preview_steps=frozenset({1}))).result()
+    with pytest.raises(Returned, match="device has failed"):
+        running.submit(make_slot(preview_steps=frozenset({1}), num_inference_steps=50)).result()
     with pytest.raises(RuntimeError, match="device has failed"):
         running.engine.check()
+    with pytest.raises(Returned):
+        running.submit(make_slot())
+    assert running.watch.outcomes == ["returned"]
 
 
 def test_a_failed_preview_does_not_fail_the_picture(

@@ -1,0 +1,101 @@
+"""Replicas work for callers that live, and as long as they wait."""
+
+import asyncio
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import httpx2
+import psutil
+import pytest
+from ray import serve
+from ray.serve import RunTarget
+from ray.serve.handle import DeploymentHandle
+
+from serve_app.app import build
+from serve_app.errors import SlotFailed, SlotReturned
+from serve_app.messages import Call, ReplicaStatus
+from serve_app.replica.leases import LEASE_S
+from tests.conftest import make_slot
+from tests.integration.conftest import SMALL, Cluster, eventually, tiny_args
+
+NAME = "owners"
+LONG = {"width": 256, "height": 256, "num_inference_steps": 998}
+
+
+@pytest.fixture(scope="module")
+def url(cluster: Cluster, tiny_path: Path) -> Iterator[str]:
+    serve.run_many([RunTarget(build(tiny_args(tiny_path)), name=NAME, route_prefix=f"/{NAME}")])
+    yield f"{cluster.url}/{NAME}"
+    serve.delete(NAME)
+
+
+@pytest.fixture
+def replicas(url: str) -> DeploymentHandle:
+    handle = serve.get_deployment_handle("Replica", NAME)
+    eventually(lambda: busy(handle) == 0)
+    return handle
+
+
+def busy(handle: DeploymentHandle) -> int:
+    statuses: list[ReplicaStatus] = handle.broadcast("status").results(timeout_s=10)
+    return sum(r.active + r.waiting for r in statuses)
+
+
+def ingress_process() -> int:
+    (found,) = [
+        p.pid
+        for p in psutil.process_iter(["cmdline"])
+        if f"ServeReplica:{NAME}:Ingress" in " ".join(p.info["cmdline"] or ())
+    ]
+    return found
+
+
+def ready(url: str) -> bool:
+    try:
+        return httpx2.get(f"{url}/health").status_code == 200
+    except httpx2.HTTPError:
+        return False
+
+
+@pytest.mark.parametrize("route", ["generate", "stream"])
+def test_the_images_of_an_ingress_that_is_killed_are_dropped(url: str, replicas: DeploymentHandle, route: str) -> None:
+    eventually(lambda: ready(url))
+    body = {"prompt": "a", **LONG, "num_images": 8}
+
+    def ask() -> None:
+        with suppress(httpx2.HTTPError):
+            httpx2.post(f"{url}/{route}", json=body, timeout=60)
+
+    client = threading.Thread(target=ask)
+    client.start()
+    eventually(lambda: busy(replicas) == 8)
+    os.kill(ingress_process(), signal.SIGKILL)
+    killed = time.monotonic()
+    eventually(lambda: busy(replicas) == 0, seconds=LEASE_S + 2)
+    print(f"idle {time.monotonic() - killed:.1f} s after the kill")
+    client.join(60)
+    eventually(lambda: ready(url))
+    started = time.monotonic()
+    answer = httpx2.post(f"{url}/generate", json={"prompt": "a", **SMALL, "num_images": 2}, timeout=60)
+    print(f"answered after {time.monotonic() - started:.1f} s")
+    assert answer.status_code == 200
+
+
+async def test_a_call_is_dropped_at_its_own_deadline(replicas: DeploymentHandle) -> None:
+    response = replicas.generate.remote(make_slot(**LONG), Call("somebody", 0, timeout_s=1))
+    with pytest.raises(SlotFailed) as failure:
+        await response
+    assert failure.value.type == "deadline_exceeded"
+    await asyncio.to_thread(eventually, lambda: busy(replicas) == 0, 1)
+
+
+async def test_the_slot_of_a_caller_that_never_polls_and_is_no_actor_is_returned(replicas: DeploymentHandle) -> None:
+    with pytest.raises(SlotReturned):
+        async with asyncio.timeout(LEASE_S + 2):
+            await replicas.generate.remote(make_slot(**LONG), Call("somebody", 0))
+    await asyncio.to_thread(eventually, lambda: busy(replicas) == 0, 1)

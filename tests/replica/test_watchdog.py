@@ -1,0 +1,100 @@
+"""The watchdog with a clock of the test's own."""
+
+from contextlib import ExitStack
+
+from serve_app.replica.watchdog import Watchdog
+
+FIRST_S = 120.0
+
+
+class Watched:
+    def __init__(self, stall_timeout_s: float = FIRST_S) -> None:
+        self.now = 0.0
+        self.watchdog = Watchdog(stall_timeout_s, lambda: self.now)
+
+    def work(self, seconds: float, times: int = 1, name: str = "a step") -> None:
+        for _ in range(times):
+            with self.watchdog.watching(name):
+                self.now += seconds
+
+    def stalls_after(self, name: str = "a step", every: float = 0.5) -> float:
+        """Return how long a piece of work runs before it counts as stalled."""
+        began = self.now
+        with self.watchdog.watching(name):
+            while self.watchdog.stalled() is None:
+                self.now += every
+                assert self.now - began < 10_000
+        return self.now - began
+
+
+def test_the_first_uses_may_take_long() -> None:
+    for uses in (0, 1):
+        watched = Watched()
+        watched.work(1, times=uses)
+        assert FIRST_S <= watched.stalls_after() <= FIRST_S + 1
+
+
+def test_later_ones_may_take_twenty_times_as_long_as_usual() -> None:
+    watched = Watched()
+    watched.work(90)
+    watched.work(2, times=5)
+    assert 40 <= watched.stalls_after() <= 41
+
+
+def test_quick_work_may_take_ten_seconds() -> None:
+    watched = Watched()
+    watched.work(0.01, times=5)
+    assert 10 <= watched.stalls_after() <= 11
+
+
+def test_names_are_learned_separately() -> None:
+    watched = Watched()
+    watched.work(0.01, times=5)
+    assert watched.stalls_after("a file") >= FIRST_S
+
+
+def test_one_slow_time_is_forgotten() -> None:
+    watched = Watched()
+    watched.work(1, times=5)
+    watched.work(15)
+    assert 300 <= watched.stalls_after() <= 301
+    watched.work(1, times=800)
+    assert watched.stalls_after() <= 21
+
+
+def test_the_timeout_bounds_the_floor() -> None:
+    watched = Watched(stall_timeout_s=2)
+    watched.work(0.01, times=5)
+    assert 2 <= watched.stalls_after() <= 3
+
+
+def test_time_in_which_the_whole_process_stood_still_does_not_count() -> None:
+    watched = Watched()
+    watched.work(0.01, times=5)
+    with watched.watchdog.watching("a step"):
+        watched.watchdog.stalled()
+        watched.now += 60
+        assert watched.watchdog.stalled() is None
+
+
+def test_work_that_ends_in_time_never_counts_as_stalled() -> None:
+    watched = Watched()
+    for _ in range(100):
+        with ExitStack() as works:
+            for thread in range(4):
+                works.enter_context(watched.watchdog.watching(f"thread {thread}"))
+            watched.now += 1
+            assert watched.watchdog.stalled() is None
+
+
+def test_work_that_fails_is_over() -> None:
+    watched = Watched()
+    try:
+        watched.work(0.01, times=5)
+        with watched.watchdog.watching("a step"):
+            raise ZeroDivisionError
+    except ZeroDivisionError:
+        pass
+    for _ in range(100):
+        watched.now += 1
+        assert watched.watchdog.stalled() is None
