@@ -91,7 +91,8 @@ class Replica:
         for task, call in self._calls.items():
             if open_calls.has_given_up(call):
                 task.cancel()
-        return await self.status()
+        others = sum(call.caller != open_calls.caller for call in self._calls.values())
+        return replace(await self.status(), others=others)
 
     async def status(self) -> ReplicaStatus:
         """Return which model this replica runs and how busy it is."""
