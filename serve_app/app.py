@@ -5,7 +5,7 @@ from ray.serve import Application
 from ray.serve.schema import LoggingConfig
 
 from serve_app.config import AppArgs
-from serve_app.fanout.router import spread
+from serve_app.fanout.router import directed
 from serve_app.ingress.deployment import Ingress
 from serve_app.replica.deployment import Replica
 
@@ -15,15 +15,15 @@ _CONTROL_CALLS = 16
 def build(args: AppArgs) -> Application:
     """Return the application for `serve run serve_app.app:build key=value ...` or a Serve config file."""
     shutdown_s = args.request_timeout_s + 10
-    # One batch running and one queued; the rest waits in the router for the first replica with room.
+    # One batch running and one queued; the rest waits in the ingress for the first replica with room.
     slots = 2 * args.engine.max_batch_size
     replicas = serve.deployment(
         Replica,
         num_replicas=args.num_replicas,
         ray_actor_options={"num_cpus": args.num_cpus, "num_gpus": args.num_gpus},
-        # The router limits slots. The extra room is for status and prompt calls, which must not wait behind images.
+        # The ingress limits slots. The extra room is for status and prompt calls, which must not wait behind images.
         max_ongoing_requests=args.ingress_replicas * slots + _CONTROL_CALLS,
-        request_router_config=spread(slots),
+        request_router_config=directed(),
         graceful_shutdown_timeout_s=shutdown_s,
         # Serve replaces a hung replica after three timeouts; its slots are generated elsewhere.
         health_check_period_s=5,

@@ -185,7 +185,9 @@ class LimitsConfig(Config):
 class AdmissionConfig(Config):
     """When requests are refused with 429."""
 
-    max_waiting_images: int = Field(default=64, ge=0, description="How many images may queue in each ingress replica.")
+    max_waiting_images: int = Field(
+        default=64, ge=0, description="How many images may queue. Each ingress replica takes its part."
+    )
 
 
 class FilesConfig(Config):

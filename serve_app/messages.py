@@ -51,13 +51,14 @@ class Call:
     """One attempt to have a slot generated.
 
     `caller` (see `new_caller`) and `number` (from 0, per caller) identify it. The caller waits at most `timeout_s`
-    seconds; the replica drops the slot then. The router sends it to no replica in `avoid`, by `ReplicaStatus.id`.
+    seconds; the replica drops the slot then. The router sends it to `replica` (`ReplicaStatus.id`), or to any where
+    none is named.
     """
 
     caller: str
     number: int
     timeout_s: float = math.inf
-    avoid: frozenset[str] = frozenset()
+    replica: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,3 +140,5 @@ class ReplicaStatus:
     finished: int
     fault: str | None = None
     """Why the replica takes no slots, or None."""
+    others: int = 0
+    """How many calls of others than the one that asked it holds."""

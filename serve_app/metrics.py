@@ -58,7 +58,9 @@ class IngressMetrics:
         self._first_preview = metrics.Histogram(
             "psdxl_first_preview_seconds", "Time from a streamed request to its first preview.", boundaries=_SECONDS
         )
-        self._retried = metrics.Counter("psdxl_slots_retried", "Slots retried because their replica died.")
+        self._retried = metrics.Counter(
+            "psdxl_slots_retried", "Slots generated again because their replica died, hung or returned them."
+        )
 
     def first_preview(self, seconds: float) -> None:
         self._first_preview.observe(seconds)

@@ -1,13 +1,19 @@
 """A pool without replicas, for the fan-out and the routes above it."""
 
+import math
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, get_args
 
 import numpy as np
 
+from serve_app.fanout.admission import Admission
+from serve_app.fanout.dispatch import Dispatcher
+from serve_app.fanout.order import Ticket
 from serve_app.fanout.peers import Peers
-from serve_app.fanout.pool import Pool, PoolStatus
+from serve_app.fanout.placement import Placement
+from serve_app.fanout.pool import Pool, Tell, nobody
+from serve_app.fanout.sight import PoolStatus
 from serve_app.messages import Generated, Preview, Progress, ReplicaStatus, Slot, SlotEvent, Work
 from serve_app.metrics import IngressMetrics
 from serve_app.recipe import SchedulerName
@@ -56,14 +62,16 @@ class FakePool(Pool):
     """Generates immediately. `before` runs in each slot's call and may wait or raise; `open` are the running slots."""
 
     before: Callable[[Slot], Awaitable[None]] = nothing_special
-    status: PoolStatus = field(default_factory=lambda: PoolStatus((REPLICA, REPLICA), images_per_second=1.0))
+    status: PoolStatus = field(
+        default_factory=lambda: PoolStatus((REPLICA, replace(REPLICA, id="def")), images_per_second=1.0)
+    )
     unseen: str = ""
     open: set[int] = field(default_factory=set)
     slots: list[Slot] = field(default_factory=list)
 
-    async def keep_polling(self) -> None: ...
+    async def keep_polling(self, tell: Tell = nobody) -> None: ...
 
-    async def generate(self, slot: Slot) -> AsyncGenerator[SlotEvent]:
+    async def generate(self, slot: Slot, replica: str = "abc", deadline: float = math.inf) -> AsyncGenerator[SlotEvent]:
         self.open.add(slot.index)
         self.slots.append(slot)
         try:
@@ -72,11 +80,11 @@ class FakePool(Pool):
         finally:
             self.open.discard(slot.index)
 
-    async def watch(self, slot: Slot) -> AsyncGenerator[SlotEvent]:
+    async def watch(self, slot: Slot, replica: str = "abc", deadline: float = math.inf) -> AsyncGenerator[SlotEvent]:
         yield Progress(1)
         for step in sorted(slot.preview_steps):
             yield Preview(step, 8, 8, "preview")
-        async for event in self.generate(slot):
+        async for event in self.generate(slot, replica, deadline):
             yield event
 
     async def pixels(self, ref: Any) -> Any:
@@ -84,6 +92,15 @@ class FakePool(Pool):
 
     async def cut_off(self, prompt: str) -> str:
         return self.unseen if prompt else ""
+
+
+def tickets(n: int, client: str = "someone", generation: str = "some") -> list[Ticket]:
+    return [Ticket(client, generation, index) for index in range(n)]
+
+
+def dispatcher_of(admission: Admission, *replicas: ReplicaStatus) -> Dispatcher:
+    """A dispatcher over replicas that stay as they are, by default one with room for all."""
+    return Dispatcher(admission, lambda: replicas or (replace(REPLICA, capacity=100),), Placement())
 
 
 class NoPeers(Peers):

@@ -3,10 +3,25 @@
 import asyncio
 from typing import Any
 
+from ray import ObjectRef
 from ray.serve.handle import DeploymentHandle
 
 TIMEOUT_S = 2.0
 """How long replicas may take to answer."""
+
+
+async def ask_each(handle: DeploymentHandle, method: str, *args: Any) -> "dict[str, ObjectRef[Any]]":
+    """Ask all replicas and return their answers to come, by the replica's actor.
+
+    Raises DeploymentUnavailableError where there is none, TimeoutError if Serve does not say which there are.
+    """
+    # Not Serve's own `results_async`: it gathers the answers, and one replica that hangs would hide the others'.
+    # Not its timeout either: it is a wait_for, which in Python 3.11 loses a cancellation that comes together with the
+    # answers; a poll would go on after the ingress is told to end, and hold it to the end of its grace.
+    async with asyncio.timeout(TIMEOUT_S):
+        results = await handle.broadcast(method, *args)._fetch_replica_results_async()
+        refs = [await result.to_object_ref_async() for result in results]
+    return {ref.task_id().actor_id().hex(): ref for ref in refs}
 
 
 async def broadcast(handle: DeploymentHandle, method: str, *args: Any) -> list[Any]:
@@ -14,8 +29,7 @@ async def broadcast(handle: DeploymentHandle, method: str, *args: Any) -> list[A
 
     Raises TimeoutError where one hangs, DeploymentUnavailableError where none is.
     """
-    # Not Serve's own timeout: it is a wait_for, which in Python 3.11 loses a cancellation that comes together with the
-    # answers; a poll would go on after the ingress is told to end, and hold it to the end of its grace.
     async with asyncio.timeout(TIMEOUT_S):
-        answers = await handle.broadcast(method, *args).results_async(return_exceptions=True)
+        refs = await ask_each(handle, method, *args)
+        answers = await asyncio.gather(*refs.values(), return_exceptions=True)
     return [a for a in answers if not isinstance(a, BaseException)]

@@ -3,21 +3,27 @@
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import aclosing, asynccontextmanager, contextmanager
+from functools import partial
+from math import ceil
 
 from serve_app import __version__
 from serve_app.background import background
+from serve_app.client import client
 from serve_app.config import AppArgs
 from serve_app.errors import DeadlineExceeded, GenerationFailed, InternalError, NotFound, ServiceError
 from serve_app.fanout.admission import Admission
+from serve_app.fanout.dispatch import Dispatcher
 from serve_app.fanout.generation import Generate, Generation
 from serve_app.fanout.generations import Generations
 from serve_app.fanout.peers import Peers
+from serve_app.fanout.placement import Placement, share_of
 from serve_app.fanout.plan import Plan, plan_of
 from serve_app.fanout.pool import Pool
 from serve_app.fanout.states import SlotState
 from serve_app.imaging import Pixels, contact_sheet, encode_sheet
+from serve_app.messages import SlotEvent
 from serve_app.metrics import IngressMetrics
 from serve_app.schemas import (
     BatchResult,
@@ -50,13 +56,17 @@ class FanOut:
         self._peers = peers
         self._args = args
         self._metrics = metrics
-        self._admission = Admission(args.admission.max_waiting_images)
+        share = ceil(args.admission.max_waiting_images / args.ingress_replicas)
+        self._admission = Admission(max(share, args.limits.max_images), self._capacity)
+        self._dispatcher = Dispatcher(
+            self._admission, lambda: self._pool.status.replicas, Placement(args.ingress_replicas)
+        )
         self._requests = Generations()
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Keep an eye on the replicas for as long as the context is open."""
-        async with background(self._pool.keep_polling()):
+        async with background(self._pool.keep_polling(self._dispatcher.look)):
             yield
 
     def model(self) -> ModelInfo:
@@ -72,7 +82,7 @@ class FanOut:
         return ServiceStatus(
             replicas=self._replicas(),
             images_in_flight=pool.active,
-            images_waiting=max(pool.waiting, self._admission.waiting(pool.capacity)),
+            images_waiting=max(pool.waiting, self._admission.waiting()),
             images_per_second=round(pool.images_per_second, 3),
         )
 
@@ -147,28 +157,30 @@ class FanOut:
     def _admitted(self, plan: Plan) -> Iterator[Generation]:
         """Put the request's images in the queue for as long as the context is open. Raises TooManyWaiting."""
         pool = self._pool.status
-        self._admission.admit(len(plan.slots), pool.capacity, pool.images_per_second)
+        share = ceil(pool.capacity / self._args.ingress_replicas)
+        self._admission.admit(len(plan.slots), share, pool.images_per_second)
         generation = Generation(
-            plan.slots, self._admission, lambda: self._pool.status.capacity, plan.started, self._metrics.retried
+            plan.slots, self._admission, self._dispatcher.turn, plan.started, self._metrics.retried, client.get()
         )
         try:
             with generation.admitted(), self._requests.holding(plan.id, generation):
-                self._metrics.waiting(self._admission.waiting(pool.capacity))
+                self._metrics.waiting(self._admission.waiting())
                 yield generation
         finally:
-            self._metrics.waiting(self._admission.waiting(self._pool.status.capacity))
+            self._metrics.waiting(self._admission.waiting())
             for state in generation.slot_states:
                 self._metrics.ended(state.value)
 
     @asynccontextmanager
     async def _generating(
-        self, plan: Plan, generation: Generation, generate: Generate
+        self, plan: Plan, generation: Generation, generate: Callable[..., AsyncGenerator[SlotEvent]]
     ) -> AsyncIterator[Awaitable[list[str]]]:
         """Generate for as long as the context is open.
 
         Give a task that finds out meanwhile what the model does not read of the prompts, and returns warnings.
         """
-        async with background(self._find_unread(plan.parameters)) as unread, generation.generating(generate):
+        by_deadline: Generate = partial(generate, deadline=plan.deadline)
+        async with background(self._find_unread(plan.parameters)) as unread, generation.generating(by_deadline):
             yield unread
 
     async def _find_unread(self, asked: Parameters) -> list[str]:
@@ -222,6 +234,11 @@ class FanOut:
             if cells[i] is None
         ]
         return await asyncio.to_thread(_encode_contact_sheet, cells, plan.parameters), warnings
+
+    def _capacity(self) -> int:
+        """Return how many images of this ingress replica are generated at once."""
+        pool = self._pool.status
+        return share_of(pool.capacity, pool.others, self._args.ingress_replicas)
 
     def _replicas(self) -> ReplicaCount:
         return ReplicaCount(ready=self._pool.status.ready, target=self._args.num_replicas)

@@ -3,12 +3,12 @@
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import aclosing, asynccontextmanager, contextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from serve_app.errors import ReplicaLost, SlotCancelled, SlotFailed
+from serve_app.errors import ReplicaLost, SlotCancelled, SlotFailed, SlotReturned
 from serve_app.fanout.admission import Admission
 from serve_app.fanout.events import (
     DEADLINE_EXCEEDED,
@@ -20,14 +20,31 @@ from serve_app.fanout.events import (
     picture,
     step_event,
 )
+from serve_app.fanout.order import Ticket
 from serve_app.fanout.states import GenerationState, SlotState
 from serve_app.messages import Generated, Slot, SlotEvent, Work
 from serve_app.schemas import ErrorDetail, Event, Image, NoPicture, QueuedEvent, Timings
 
 logger = logging.getLogger("ray.serve")
 
-Generate = Callable[[Slot], AsyncGenerator[SlotEvent]]
-"""Generates one slot: Pool.generate for the picture alone, or Pool.watch for previews too."""
+Generate = Callable[[Slot, str], AsyncGenerator[SlotEvent]]
+"""Generates one slot on the replica named: by Pool.generate for the picture alone, or Pool.watch for previews too."""
+
+Turn = Callable[[Ticket, set[str]], AbstractAsyncContextManager[str]]
+"""Gives a slot a replica to use: Dispatcher.turn."""
+
+_MOST_LOST = 2
+"""Replicas that may die of a slot, or while they have it, before it fails."""
+
+_PAUSE_S = 0.05
+"""Between two tries, so that a slot that every replica returns at once does not keep all busy."""
+
+
+class _ToldToWait:
+    """News: the slot is no longer on a replica and waits for another."""
+
+
+_TOLD_TO_WAIT = _ToldToWait()
 
 
 @dataclass(eq=False, slots=True)
@@ -38,6 +55,7 @@ class _SlotRecord:
     """
 
     slot: Slot
+    ticket: Ticket
     state: SlotState = SlotState.QUEUED
     cancel_requested: bool = False
     position: int | None = None
@@ -52,7 +70,7 @@ class _SlotRecord:
         self.state = self.state.to(state)
 
 
-_News = tuple[_SlotRecord, SlotEvent | NoPicture] | None
+_News = tuple[_SlotRecord, SlotEvent | NoPicture | _ToldToWait] | None
 """What has happened to a slot, or None: the queue has moved."""
 
 
@@ -70,16 +88,21 @@ class Generation:
         self,
         slots: Sequence[Slot],
         admission: Admission,
-        capacity: Callable[[], int],
+        turn: Turn,
         started: float,
         on_retry: Callable[[], None],
+        client: Hashable = None,
     ) -> None:
+        """`client` is who shares turns with the other generations of the same name; None: nobody."""
         self._admission = admission
-        self._capacity = capacity
+        self._turn = turn
         self._started = started
         self._on_retry = on_retry
         self._state = GenerationState.ADMITTED
-        self._records = [_SlotRecord(slot) for slot in slots]
+        self._records = [
+            _SlotRecord(slot, Ticket(self if client is None else client, self, slot.index, _work_of(slot)))
+            for slot in slots
+        ]
         self._inbox: asyncio.Queue[_News] = asyncio.Queue()
         self.failures: list[NoPicture] = []
         self.timings = Timings(queue=0, encode_prompt=0, denoise=0, decode=0, encode=0, total=0)
@@ -111,8 +134,7 @@ class Generation:
     @contextmanager
     def admitted(self) -> Iterator[None]:
         """Hold a place in the queue for every slot that has not ended; leaving ends them all."""
-        for record in self._records:
-            self._admission.join(record, self._post_queue_moved)
+        self._admission.join([record.ticket for record in self._records], self._post_queue_moved)
         try:
             yield
         finally:
@@ -180,12 +202,7 @@ class Generation:
     async def _generate_slot(self, record: _SlotRecord, generate: Generate) -> None:
         """Post a slot's events; the last one always ends it."""
         try:
-            try:
-                await self._post_events(record, generate)
-            except ReplicaLost:
-                # The seed makes the second try the same picture.
-                self._on_retry()
-                await self._post_events(record, generate)
+            await self._generate_somewhere(record, generate)
         except SlotFailed as error:
             self._post_failure(record, ErrorDetail(type=error.type, message=error.message))
         except (SlotCancelled, asyncio.CancelledError) as error:
@@ -200,9 +217,31 @@ class Generation:
             logger.exception("slot with seed %d failed", record.slot.seed)
             self._post_failure(record, INTERNAL)
 
-    async def _post_events(self, record: _SlotRecord, generate: Generate) -> None:
+    async def _generate_somewhere(self, record: _SlotRecord, generate: Generate) -> None:
+        """Post the events of a slot on one replica after another, until one has generated it.
+
+        The seed makes every try the same picture. Raises ReplicaLost when too many have died.
+        """
+        failed: set[str] = set()
+        lost = 0
+        while True:
+            try:
+                async with self._turn(record.ticket, failed) as replica:
+                    await self._post_events(record, generate, replica)
+                return
+            except SlotReturned:
+                pass  # not the slot's doing
+            except ReplicaLost:
+                lost += 1
+                if lost == _MOST_LOST:
+                    raise
+            self._on_retry()
+            self._inbox.put_nowait((record, _TOLD_TO_WAIT))
+            await asyncio.sleep(_PAUSE_S)
+
+    async def _post_events(self, record: _SlotRecord, generate: Generate, replica: str) -> None:
         """Post the events of one call. Raises ReplicaLost where no picture is among them."""
-        async with aclosing(generate(record.slot)) as events:
+        async with aclosing(generate(record.slot, replica)) as events:
             async for event in events:
                 self._inbox.put_nowait((record, event))
                 if isinstance(event, Generated):
@@ -214,15 +253,15 @@ class Generation:
 
     def _tell_positions(self) -> Iterator[Event]:
         """Yield the places in the queue that have changed."""
-        positions = self._admission.positions(self._capacity())
+        positions = self._admission.positions()
         for record in self._records:
-            position = positions.get(record)
+            position = positions.get(record.ticket)
             if position is None or position == record.position or record.state is not SlotState.QUEUED:
                 continue
             record.position = position
             yield QueuedEvent(index=record.slot.index, position=position)
 
-    def _apply(self, record: _SlotRecord, news: SlotEvent | NoPicture) -> Event | None:
+    def _apply(self, record: _SlotRecord, news: SlotEvent | NoPicture | _ToldToWait) -> Event | None:
         """Change a slot's state by its news and return the event to tell; None where it has ended already."""
         if record.state.ended:
             return None
@@ -235,6 +274,12 @@ class Generation:
                 record.pixels = news.pixels
                 self.timings = _timings_of(news.work, time.monotonic() - self._started)
                 return self._end(record, picture(record.slot, news))
+            case _ToldToWait():
+                if record.state is SlotState.RUNNING:
+                    record.move_to(SlotState.QUEUED)
+                record.position = None
+                self._post_queue_moved()
+                return None
             case _:
                 if record.state is SlotState.QUEUED:
                     record.move_to(SlotState.RUNNING)
@@ -246,10 +291,15 @@ class Generation:
         record.image = image
         if isinstance(image, NoPicture) and not record.cancel_requested:
             self.failures.append(image)
-        self._admission.leave(record)
+        self._admission.leave(record.ticket, succeeded=record.state is SlotState.SUCCEEDED)
         if all(state.ended for state in self.slot_states):
             self._state = self._state.to(GenerationState.ENDED)
         return end_event(image)
+
+
+def _work_of(slot: Slot) -> float:
+    """Return how much work a slot is, compared with others."""
+    return float(slot.recipe.num_inference_steps * slot.recipe.width * slot.recipe.height)
 
 
 def _timings_of(work: Work, total: float) -> Timings:

@@ -3,19 +3,19 @@
 import asyncio
 import logging
 import time
-from collections import deque
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator, Set
 from contextlib import contextmanager
-from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from ray import ObjectRef, exceptions, serve
 from ray.serve.exceptions import DeploymentUnavailableError, RayServeException
 from ray.serve.handle import DeploymentHandle
 
-from serve_app.errors import NotReady, ReplicaLost, SlotCancelled
-from serve_app.fanout.broadcast import broadcast
+from serve_app.errors import NotReady, ReplicaLost, SlotCancelled, SlotReturned
+from serve_app.fanout.broadcast import ask_each, broadcast
 from serve_app.fanout.calls import Calls
+from serve_app.fanout.sight import PoolStatus, Sight
 from serve_app.imaging import Pixels
 from serve_app.messages import Generated, ReplicaStatus, Slot, SlotEvent
 
@@ -30,8 +30,8 @@ _STARTING_POLL_INTERVAL_S = 0.1
 Serve calls the application running before the ingress knows, and requests may follow at once.
 """
 
+_SHORTEST_PAUSE_S = 0.05
 _PIXELS_TIMEOUT_S = 10.0
-_RATE_WINDOW_S = 60.0
 _LONGEST_LOWER_CASE = 1.5
 """By how much lower-casing, which CLIP's tokenizers do first, can lengthen a text in bytes."""
 
@@ -43,30 +43,12 @@ _LOST = (
     exceptions.ObjectLostError,
 )
 
+Tell = Callable[[Set[str]], None]
+"""Hears of each change which replicas are lost from sight."""
 
-@dataclass(frozen=True, slots=True)
-class PoolStatus:
-    """What all ready replicas said at the last poll."""
 
-    replicas: tuple[ReplicaStatus, ...] = ()
-    images_per_second: float = 0.0
-
-    @property
-    def ready(self) -> int:
-        return len(self.replicas)
-
-    @property
-    def capacity(self) -> int:
-        """How many images can be generated at once."""
-        return sum(r.capacity for r in self.replicas)
-
-    @property
-    def active(self) -> int:
-        return sum(r.active for r in self.replicas)
-
-    @property
-    def waiting(self) -> int:
-        return sum(r.waiting for r in self.replicas)
+def nobody(lost: Set[str]) -> None:
+    """Nobody is told."""
 
 
 class Pool:
@@ -79,7 +61,8 @@ class Pool:
         self._handle = handle
         self._streams = handle.options(stream=True)
         self._calls = Calls(_own_actor())
-        self._finished: deque[tuple[float, dict[str, int]]] = deque()
+        self._sight = Sight()
+        self._tell: Tell = nobody
         self.status = PoolStatus()
 
     @property
@@ -89,39 +72,55 @@ class Pool:
             raise NotReady("no replica is ready; ask GET /health and try again")
         return self.status.replicas[0]
 
-    async def keep_polling(self) -> None:
-        """Keep `status` fresh, and the replicas from generating for nobody, until cancelled."""
+    async def keep_polling(self, tell: Tell = nobody) -> None:
+        """Keep `status` fresh, and the replicas from generating for nobody, until cancelled.
+
+        Tell of each change which replicas are lost from sight.
+        """
+        self._tell = tell
         while True:
+            began = time.monotonic()
             try:
-                self.status = await self._poll()
+                await self._poll()
             except Exception:
                 logger.exception("could not ask the replicas for their status")
-            await asyncio.sleep(POLL_INTERVAL_S if self.status.ready else _STARTING_POLL_INTERVAL_S)
+            interval = POLL_INTERVAL_S if self.status.ready else _STARTING_POLL_INTERVAL_S
+            await asyncio.sleep(max(_SHORTEST_PAUSE_S, began + interval - time.monotonic()))
 
-    async def generate(self, slot: Slot) -> AsyncGenerator[SlotEvent]:
-        """Yield a slot's picture alone, collected by its ObjectRef. Raises SlotFailed, SlotCancelled or ReplicaLost."""
-        with self._calling(self._handle.generate, slot) as response:
+    async def generate(self, slot: Slot, replica: str, deadline: float) -> AsyncGenerator[SlotEvent]:
+        """Yield a slot's picture alone, collected by its ObjectRef.
+
+        Raises SlotFailed, SlotCancelled, SlotReturned or ReplicaLost.
+        """
+        with self._calling(self._handle.generate, slot, replica, deadline) as response:
             generated: Generated = await (await response._to_object_ref())
             yield generated
 
-    async def watch(self, slot: Slot) -> AsyncGenerator[SlotEvent]:
-        """Yield a slot's events as they happen, its picture last. Raises SlotFailed, SlotCancelled or ReplicaLost."""
-        with self._calling(self._streams.stream, slot) as response:
+    async def watch(self, slot: Slot, replica: str, deadline: float) -> AsyncGenerator[SlotEvent]:
+        """Yield a slot's events as they happen, its picture last.
+
+        Raises SlotFailed, SlotCancelled, SlotReturned or ReplicaLost.
+        """
+        with self._calling(self._streams.stream, slot, replica, deadline) as response:
             async for event in response:
                 yield event
 
     @contextmanager
-    def _calling(self, method: Any, slot: Slot) -> Iterator[Any]:
+    def _calling(self, method: Any, slot: Slot, replica: str, deadline: float) -> Iterator[Any]:
         """Call a replica's method with a slot and give its response; leaving cancels it.
 
-        Errors of the replica are raised as ours.
+        Errors of the replica are raised as ours. One that loses or returns a slot gets no more until it answers a poll.
         """
-        with self._calls.new() as call:
+        with self._calls.new(replica, deadline - time.monotonic()) as call:
             response = method.remote(slot, call)
             try:
                 yield response
             except Exception as error:
-                raise _translated(error) from error
+                ours = _translated(error)
+                if isinstance(ours, ReplicaLost | SlotReturned):
+                    self._sight.doubt(replica)
+                    self._look()
+                raise ours from error
             finally:
                 response.cancel()
 
@@ -151,29 +150,35 @@ class Pool:
             return ""
         return str(answers[0]) if answers else ""
 
-    async def _poll(self) -> PoolStatus:
+    async def _poll(self) -> None:
+        """Ask each replica, and wait for the answers until the next poll is due; later ones count when they come."""
         try:
-            replicas: tuple[ReplicaStatus, ...] = tuple(await broadcast(self._handle, "poll", self._calls.still_open()))
+            answers = await ask_each(self._handle, "poll", self._calls.still_open())
         except DeploymentUnavailableError:
-            return PoolStatus()
+            self._sight.polled(())
+            self._look()
+            return
         except TimeoutError:
-            # One replica hangs, and Serve says nothing of the others. Its health check will end it; until then keep the
-            # last status.
-            return self.status
-        self._finished.append((time.monotonic(), {r.id: r.finished for r in replicas}))
-        return PoolStatus(replicas, self._rate())
+            return  # Serve is starting or busy, which says nothing of the replicas
+        self._sight.polled(answers)
+        waiting = {asyncio.ensure_future(answer): actor for actor, answer in answers.items()}
+        for task, actor in waiting.items():
+            task.add_done_callback(partial(self._answered, actor))
+        _, silent = await asyncio.wait(waiting, timeout=POLL_INTERVAL_S)
+        self._sight.missed(waiting[task] for task in silent)
+        self._sight.note_finished()
+        self._look()
 
-    def _rate(self) -> float:
-        """Return the images per second of the replicas that were there at both ends of the window."""
-        now, finished = self._finished[-1]
-        while now - self._finished[0][0] > _RATE_WINDOW_S:
-            self._finished.popleft()
-        then, before = self._finished[0]
-        return (
-            sum(finished[id_] - before[id_] for id_ in finished.keys() & before.keys()) / (now - then)
-            if now > then
-            else 0.0
-        )
+    def _answered(self, actor: str, answer: "asyncio.Future[ReplicaStatus]") -> None:
+        if answer.cancelled() or answer.exception() is not None:
+            self._sight.failed(actor)
+        else:
+            self._sight.answered(actor, answer.result())
+        self._look()
+
+    def _look(self) -> None:
+        self.status = self._sight.status()
+        self._tell(self.status.lost)
 
 
 def _own_actor() -> str | None:

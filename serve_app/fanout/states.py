@@ -31,7 +31,7 @@ class SlotState(State):
     """Where a slot is, as its client is told. It ends once, in one of the last three."""
 
     QUEUED = "queued"
-    """No replica has reported a step yet."""
+    """No replica has reported a step yet, or none of the one it was sent to last."""
     RUNNING = "running"
     SUCCEEDED = "succeeded"
     FAILED = "failed"
@@ -51,7 +51,8 @@ class GenerationState(State):
 _NEXT: Mapping[State, frozenset[State]] = {
     # Straight to SUCCEEDED: a call for the picture alone reports no steps.
     SlotState.QUEUED: frozenset({SlotState.RUNNING, SlotState.SUCCEEDED, SlotState.FAILED, SlotState.CANCELLED}),
-    SlotState.RUNNING: frozenset({SlotState.SUCCEEDED, SlotState.FAILED, SlotState.CANCELLED}),
+    # Back to QUEUED: its replica is lost or returns it, and another generates it from the start.
+    SlotState.RUNNING: frozenset({SlotState.QUEUED, SlotState.SUCCEEDED, SlotState.FAILED, SlotState.CANCELLED}),
     SlotState.SUCCEEDED: frozenset(),
     SlotState.FAILED: frozenset(),
     SlotState.CANCELLED: frozenset(),

@@ -1,5 +1,6 @@
 """API keys: who may use the service."""
 
+import hashlib
 import hmac
 import os
 from collections.abc import Mapping
@@ -8,6 +9,7 @@ from pathlib import Path
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from serve_app.client import client
 from serve_app.config import AuthConfig
 from serve_app.ingress.problems import Problems
 from serve_app.schemas import Problem, can_be_key
@@ -83,6 +85,7 @@ class Keys:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or self._may_pass(scope):
+            client.set(_name_of(_key_of(scope)) if scope["type"] == "http" else None)
             await self._app(scope, receive, send)
             return
         problem = Problem(type="unauthorized", message="a valid API key is needed, sent as Authorization: Bearer KEY")
@@ -92,5 +95,15 @@ class Keys:
         path = scope["path"].removeprefix(scope.get("root_path", ""))
         if path in _OPEN or path.startswith(_OPEN_BELOW):
             return True
-        scheme, _, key = Headers(scope=scope).get("authorization", "").partition(" ")
-        return scheme.lower() in _SCHEMES and key.strip() in self._ring
+        return _key_of(scope) in self._ring
+
+
+def _key_of(scope: Scope) -> str:
+    """Return the key a request carries, or an empty text, which is never a valid one."""
+    scheme, _, key = Headers(scope=scope).get("authorization", "").partition(" ")
+    return key.strip() if scheme.lower() in _SCHEMES else ""
+
+
+def _name_of(key: str) -> str:
+    """Return a name that says which key it is without telling the key."""
+    return hashlib.sha256(key.encode()).hexdigest()

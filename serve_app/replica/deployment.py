@@ -113,7 +113,7 @@ class Replica:
     async def poll(self, open_calls: OpenCalls) -> ReplicaStatus:
         """Return this replica's status, and drop the calls that the caller no longer waits for."""
         self._leases.poll(open_calls)
-        return await self.status()
+        return replace(await self.status(), others=self._leases.of_others(open_calls.caller))
 
     async def status(self) -> ReplicaStatus:
         """Return which model this replica runs and how busy it is."""

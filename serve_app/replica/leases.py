@@ -61,6 +61,10 @@ class Leases:
         self._heard[open_calls.caller] = self._clock()
         self._drop(open_calls.has_given_up, None)
 
+    def of_others(self, caller: str) -> int:
+        """Return how many leases other callers hold."""
+        return sum(lease.call.caller != caller for lease in self._leases)
+
     async def check(self, lives: Lives) -> None:
         """Drop the calls whose time is over, and those of callers that have died."""
         self._drop_late()

@@ -1,16 +1,18 @@
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager
+from dataclasses import replace
 
 import pytest
 
-from serve_app.errors import ReplicaLost, SlotCancelled, SlotFailed
+from serve_app.errors import ReplicaLost, SlotCancelled, SlotFailed, SlotReturned
 from serve_app.fanout.admission import Admission
 from serve_app.fanout.generation import Generation
-from serve_app.messages import Generated, Preview, Progress, Slot, SlotEvent, Work
+from serve_app.messages import Generated, Preview, Progress, ReplicaStatus, Slot, SlotEvent, Work
 from serve_app.schemas import CancelledEvent, Event, FailedEvent, ImageEvent, PreviewEvent, ProgressEvent, QueuedEvent
 from tests.conftest import make_slot
+from tests.fakes import REPLICA, dispatcher_of
 
 GENERATED = Generated(64, 64, "image/png", "cGljdHVyZQ==", Work(0.1, 0.2, 0.3, 0.4), pixels="ref")
 Script = Callable[[Slot], AsyncGenerator[SlotEvent]]
@@ -21,26 +23,31 @@ def slots(n: int) -> list[Slot]:
 
 
 def generation_of(
-    n: int, admission: Admission | None = None, capacity: int = 100, retries: list[None] | None = None
+    n: int,
+    admission: Admission | None = None,
+    capacity: int = 100,
+    retries: list[None] | None = None,
+    replicas: Sequence[ReplicaStatus] = (),
 ) -> Generation:
     retried = [] if retries is None else retries
-    return Generation(
-        slots(n), admission or Admission(100), lambda: capacity, time.monotonic(), lambda: retried.append(None)
-    )
+    admission = admission or Admission(100, lambda: capacity)
+    turn = dispatcher_of(admission, *replicas).turn
+    return Generation(slots(n), admission, turn, time.monotonic(), lambda: retried.append(None))
 
 
 @asynccontextmanager
 async def followed(
     generation: Generation, generate: Script, seconds: float = 30
 ) -> AsyncIterator[AsyncGenerator[Event]]:
-    async with generation.generating(generate), aclosing(generation.events(time.monotonic() + seconds)) as events:
-        yield events
+    events = generation.events(time.monotonic() + seconds)
+    with generation.admitted():
+        async with generation.generating(lambda slot, _: generate(slot)), aclosing(events):
+            yield events
 
 
 async def events_of(generation: Generation, generate: Script, seconds: float = 30) -> list[Event]:
-    with generation.admitted():
-        async with followed(generation, generate, seconds) as events:
-            return [event async for event in events]
+    async with followed(generation, generate, seconds) as events:
+        return [event async for event in events]
 
 
 async def picture(slot: Slot) -> AsyncGenerator[SlotEvent]:
@@ -119,6 +126,75 @@ async def test_a_slot_whose_replica_is_lost_is_generated_once_more() -> None:
     assert isinstance(events[-1], ImageEvent)
     assert tries == [make_slot(seed=50)] * 2, "the very same slot: seed and all"
     assert len(retries) == 1
+
+
+async def test_a_slot_that_is_returned_is_generated_elsewhere_however_often_and_told_to_wait() -> None:
+    tried: list[str] = []
+
+    async def generate(_: Slot, replica: str) -> AsyncGenerator[SlotEvent]:
+        tried.append(replica)
+        yield Progress(1)
+        if len(tried) < 4:
+            raise SlotReturned
+        yield GENERATED
+
+    replicas = [replace(REPLICA, id=id_, capacity=1) for id_ in "abcd"]
+    generation = generation_of(1, replicas=replicas)
+    with generation.admitted():
+        async with generation.generating(generate):
+            events = [event async for event in generation.events(time.monotonic() + 30)]
+    assert [type(e) for e in events] == [*[ProgressEvent] * 4, ImageEvent]
+    assert sorted(tried) == list("abcd"), "each time by another"
+
+
+async def test_slots_on_a_replica_that_is_lost_from_sight_are_generated_elsewhere() -> None:
+    replicas = [replace(REPLICA, id="frozen"), replace(REPLICA, id="well")]
+    admission = Admission(100, lambda: 8)
+    dispatcher = dispatcher_of(admission, *replicas)
+    tried: list[tuple[int, str]] = []
+
+    async def generate(slot: Slot, replica: str) -> AsyncGenerator[SlotEvent]:
+        tried.append((slot.seed, replica))
+        yield Progress(1)
+        if replica == "frozen":
+            await asyncio.Event().wait()
+        await asyncio.sleep(0.01)
+        yield GENERATED
+
+    generation = Generation(slots(4), admission, dispatcher.turn, time.monotonic(), lambda: None)
+    with generation.admitted():
+        async with generation.generating(generate):
+            asyncio.get_running_loop().call_later(0.05, dispatcher.look, frozenset({"frozen"}))
+            events = [event async for event in generation.events(time.monotonic() + 5)]
+    assert sum(isinstance(e, ImageEvent) for e in events) == 4
+    lost = [seed for seed, replica in tried if replica == "frozen"]
+    assert len(lost) == 2
+    assert sorted(seed for seed, replica in tried if replica == "well") == [50, 51, 52, 53], "with the same seeds"
+
+
+async def test_a_slot_that_waits_again_says_its_place() -> None:
+    """Its replica returns it, and all others are busy."""
+    replicas = [replace(REPLICA, capacity=1)]
+    release = asyncio.Event()
+    returned: list[int] = []
+
+    async def generate(slot: Slot) -> AsyncGenerator[SlotEvent]:
+        yield Progress(1)
+        if slot.index == 0 and not returned:
+            returned.append(0)
+            raise SlotReturned
+        await release.wait()
+        yield GENERATED
+
+    generation = generation_of(3, capacity=1, replicas=replicas)
+    async with followed(generation, generate) as events:
+        told = []
+        async with asyncio.timeout(5):
+            async for event in events:
+                told.append((event.type, getattr(event, "index", None)))
+                if told[-1] == ("queued", 0):
+                    release.set()
+    assert told.index(("progress", 0)) < told.index(("queued", 0)) < told.index(("image", 0))
 
 
 async def test_a_call_that_serve_cancels_is_a_cancelled_image_and_holds_nobody_up() -> None:
@@ -201,16 +277,15 @@ async def test_closing_the_events_closes_every_call_and_gives_up_the_places_in_t
         finally:
             open_calls.discard(slot.index)
 
-    admission = Admission(100)
+    admission = Admission(100, lambda: 100)
     generation = generation_of(3, admission)
-    with generation.admitted():
-        async with followed(generation, generate) as events:
-            await anext(events)
-            await asyncio.sleep(0)
-            assert open_calls == {0, 1, 2}
-            assert admission.waiting(0) == 3
-        assert not open_calls
-    assert admission.waiting(0) == 0
+    async with followed(generation, generate) as events:
+        await anext(events)
+        await asyncio.sleep(0)
+        assert open_calls == {0, 1, 2}
+        assert admission.unfinished == 3
+    assert not open_calls
+    assert admission.unfinished == 0
 
 
 async def test_waiting_slots_are_told_their_place_whenever_it_changes() -> None:
@@ -220,19 +295,18 @@ async def test_waiting_slots_are_told_their_place_whenever_it_changes() -> None:
         await turn[slot.index].wait()
         yield GENERATED
 
-    generation = generation_of(3, Admission(100), capacity=1)
-    with generation.admitted():
-        async with followed(generation, generate) as events:
-            assert [await anext(events), await anext(events)] == [
-                QueuedEvent(index=1, position=1),
-                QueuedEvent(index=2, position=2),
-            ]
-            turn[0].set()
-            assert isinstance(await anext(events), ImageEvent)
-            assert await anext(events) == QueuedEvent(index=2, position=1)
-            turn[1].set()
-            turn[2].set()
-            assert [type(e) async for e in events] == [ImageEvent, ImageEvent]
+    generation = generation_of(3, capacity=1)
+    async with followed(generation, generate) as events:
+        assert [await anext(events), await anext(events)] == [
+            QueuedEvent(index=1, position=1),
+            QueuedEvent(index=2, position=2),
+        ]
+        turn[0].set()
+        assert isinstance(await anext(events), ImageEvent)
+        assert await anext(events) == QueuedEvent(index=2, position=1)
+        turn[1].set()
+        turn[2].set()
+        assert [type(e) async for e in events] == [ImageEvent, ImageEvent]
 
 
 async def test_a_cancelled_slot_ends_and_the_others_go_on() -> None:

@@ -1,9 +1,10 @@
 """What the ingress knows of its replicas."""
 
 import asyncio
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Generator, Set
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ray.serve.exceptions import DeploymentUnavailableError
@@ -11,7 +12,8 @@ from ray.serve.handle import DeploymentBroadcastResponse
 
 from serve_app.background import background
 from serve_app.fanout.pool import POLL_INTERVAL_S, Pool
-from serve_app.messages import Call, OpenCalls, Slot
+from serve_app.fanout.sight import Sight
+from serve_app.messages import Call, OpenCalls, ReplicaStatus, Slot
 from tests.conftest import make_slot
 from tests.fakes import REPLICA
 
@@ -25,6 +27,7 @@ class Handle:
 
     unready: int = 0
     on_answer: Callable[[], Any] = lambda: None
+    answers: "list[Answer]" = field(default_factory=lambda: [Answer()])
     polls: list[OpenCalls] = field(default_factory=list)
     calls: list[Call] = field(default_factory=list)
 
@@ -50,7 +53,7 @@ class Handle:
         self.unready -= 1
         if self.unready >= 0:
             raise DeploymentUnavailableError("Replica")
-        return [Result()]
+        return self.answers
 
 
 class Response:
@@ -65,9 +68,30 @@ class Response:
     def cancel(self) -> None: ...
 
 
-class Result:
-    async def get_async(self) -> Any:
-        return REPLICA
+@dataclass
+class Answer:
+    """One replica's answer, which may come later or never, as a Serve result and as the ObjectRef it holds."""
+
+    actor: str = "actor"
+    value: ReplicaStatus = REPLICA
+    after: asyncio.Event | None = None
+
+    async def to_object_ref_async(self) -> "Answer":
+        return self
+
+    def task_id(self) -> "Answer":
+        return self
+
+    def actor_id(self) -> "Answer":
+        return self
+
+    def hex(self) -> str:
+        return self.actor
+
+    def __await__(self) -> Generator[Any, None, ReplicaStatus]:
+        if self.after is not None:
+            yield from self.after.wait().__await__()
+        return self.value
 
 
 async def test_replicas_that_become_ready_are_known_before_a_regular_poll_is_due() -> None:
@@ -89,7 +113,9 @@ async def test_polling_ends_when_told_to_whatever_is_answered_at_that_moment() -
 async def test_each_poll_says_which_calls_are_still_waited_for() -> None:
     handle = Handle()
     pool = Pool(handle)
-    watching = [asyncio.create_task(anext(pool.watch(make_slot()))) for _ in range(3)]
+    watching = [
+        asyncio.create_task(anext(pool.watch(make_slot(), REPLICA.id, time.monotonic() + 60))) for _ in range(3)
+    ]
     async with background(pool.keep_polling()):
         await asyncio.sleep(0)
         watching[1].cancel()
@@ -100,3 +126,65 @@ async def test_each_poll_says_which_calls_are_still_waited_for() -> None:
     for task in watching:
         task.cancel()
     await asyncio.gather(*watching, return_exceptions=True)
+
+
+WELL, FROZEN = replace(REPLICA, id="well"), replace(REPLICA, id="frozen")
+
+
+async def test_a_replica_that_hangs_hides_no_other_and_is_lost_from_sight_until_it_answers() -> None:
+    thaws, told = asyncio.Event(), list[Set[str]]()
+    handle = Handle(answers=[Answer("1", WELL), Answer("2", FROZEN)])
+    pool = Pool(handle)
+    async with background(pool.keep_polling(told.append)):
+        await asyncio.sleep(0.1)
+        assert [r.id for r in pool.status.replicas] == ["well", "frozen"]
+        handle.answers = [Answer("1", replace(WELL, active=3)), Answer("2", FROZEN, thaws)]
+        await asyncio.sleep(1.5 * POLL_INTERVAL_S)
+        assert pool.status.active == 3, "what the others say is news"
+        await asyncio.sleep(3 * POLL_INTERVAL_S)
+        assert [r.id for r in pool.status.replicas] == ["well"]
+        assert told[-1] == {"frozen"}
+        thaws.set()
+        await asyncio.sleep(0.1)
+        assert [r.id for r in pool.status.replicas] == ["well", "frozen"]
+        assert told[-1] == set()
+
+
+def sight_of(*replicas: ReplicaStatus) -> Sight:
+    sight = Sight()
+    sight.polled([f"actor of {r.id}" for r in replicas])
+    for replica in replicas:
+        sight.answered(f"actor of {replica.id}", replica)
+    return sight
+
+
+def test_a_replica_that_says_it_cannot_generate_gets_nothing_and_loses_what_it_has() -> None:
+    status = sight_of(WELL, replace(FROZEN, fault="out of its mind")).status()
+    assert [r.id for r in status.replicas] == ["well"]
+    assert status.lost == {"frozen"}
+
+
+def test_a_replica_that_fails_a_call_gets_no_more_until_it_answers_again_and_keeps_the_others() -> None:
+    sight = sight_of(WELL, FROZEN)
+    sight.doubt("frozen")
+    assert [r.id for r in sight.status().replicas] == ["well"]
+    assert not sight.status().lost
+    sight.answered("actor of frozen", FROZEN)
+    assert sight.status().ready == 2
+
+
+def test_a_replica_that_serve_no_longer_lists_gets_nothing_and_may_finish_what_it_has() -> None:
+    sight = sight_of(WELL, FROZEN)
+    sight.polled(["actor of well"])
+    assert [r.id for r in sight.status().replicas] == ["well"]
+    assert not sight.status().lost
+
+
+async def test_a_call_says_where_it_goes_and_for_how_long_it_is_waited_for() -> None:
+    handle = Handle()
+    with suppress(TimeoutError):
+        async with asyncio.timeout(0.1):
+            await anext(Pool(handle).watch(make_slot(), "abc", time.monotonic() + 60))
+    (call,) = handle.calls
+    assert call.replica == "abc"
+    assert 59 < call.timeout_s <= 60

@@ -20,11 +20,12 @@ from serve_app.fanout.states import GenerationState, IllegalTransition, SlotStat
 from serve_app.messages import Generated, Preview, Progress, Slot, SlotEvent, Work
 from serve_app.schemas import Event, NoPicture, Picture, QueuedEvent
 from tests.conftest import make_slot
+from tests.fakes import dispatcher_of
 
 ENDS = {SlotState.SUCCEEDED, SlotState.FAILED, SlotState.CANCELLED}
 LEGAL_FOR_SLOTS = {
     *((SlotState.QUEUED, end) for end in (SlotState.RUNNING, *ENDS)),
-    *((SlotState.RUNNING, end) for end in ENDS),
+    *((SlotState.RUNNING, end) for end in (SlotState.QUEUED, *ENDS)),
 }
 LEGAL_FOR_GENERATIONS = {
     (GenerationState.ADMITTED, GenerationState.RUNNING),
@@ -68,7 +69,8 @@ def test_the_last_states_of_a_slot_are_what_the_api_calls_them() -> None:
 
 
 async def test_a_generation_runs_once() -> None:
-    generation = Generation([make_slot()], Admission(1), lambda: 1, time.monotonic(), lambda: None)
+    admission = Admission(1, lambda: 1)
+    generation = Generation([make_slot()], admission, dispatcher_of(admission).turn, time.monotonic(), lambda: None)
     with generation.admitted():
         async with generation.generating(Replicas(1).generate):
             pass
@@ -132,7 +134,7 @@ class Replicas:
     def __init__(self, slots: int) -> None:
         self.sayings: list[asyncio.Queue[SlotEvent | BaseException]] = [asyncio.Queue() for _ in range(slots)]
 
-    async def generate(self, slot: Slot) -> AsyncGenerator[SlotEvent]:
+    async def generate(self, slot: Slot, replica: str) -> AsyncGenerator[SlotEvent]:
         while True:
             saying = await self.sayings[slot.index].get()
             if isinstance(saying, BaseException):
@@ -231,10 +233,9 @@ def test_whatever_happens_each_slot_ends_once(story: tuple[int, int, list[Step]]
     slots, capacity, steps = story
 
     async def run() -> None:
-        admission, replicas = Admission(100), Replicas(slots)
-        generation = Generation(
-            [make_slot(index=i, seed=i) for i in range(slots)], admission, lambda: capacity, 0, lambda: None
-        )
+        admission, replicas = Admission(100, lambda: capacity), Replicas(slots)
+        turn = dispatcher_of(admission).turn
+        generation = Generation([make_slot(index=i, seed=i) for i in range(slots)], admission, turn, 0, lambda: None)
         client = Client(generation)
         with generation.admitted():
             await play(generation, replicas, client, steps[:early])
@@ -243,7 +244,7 @@ def test_whatever_happens_each_slot_ends_once(story: tuple[int, int, list[Step]]
                 await play(generation, replicas, client, steps[early:])
                 await finish(how, replicas, client, listener)
         check(generation, client, slots, finished=how != "leave")
-        assert admission.waiting(0) == 0
+        assert admission.unfinished == 0
 
         ended = generation.images, generation.slot_states, generation.cancelled
         generation.cancel(None)

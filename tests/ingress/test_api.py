@@ -15,11 +15,11 @@ from serve_app import __version__
 from serve_app.config import ModelConfig
 from serve_app.errors import SlotFailed
 from serve_app.fanout.fanout import FanOut
-from serve_app.fanout.pool import PoolStatus
+from serve_app.fanout.sight import PoolStatus
 from serve_app.ingress.api import create_api
 from serve_app.messages import Slot
 from serve_app.schemas import GenerateRequest, TimestepSpacing, sheet_cells
-from tests.fakes import REPLICA, FakePool, Metrics, NoPeers
+from tests.fakes import REPLICA, FakePool, Metrics, NoPeers, tickets
 from tests.ingress.conftest import ARGS, events_of
 
 
@@ -139,8 +139,8 @@ async def test_a_stream_nobody_reads_gives_its_places_back_and_counts_as_cancell
 ) -> None:
     service = FanOut(pool, NoPeers(), ARGS, metrics)
     async with service.stream(GenerateRequest(prompt="a", num_images=3)):
-        assert service._admission.waiting(0) == 3
-    assert service._admission.waiting(0) == 0
+        assert service._admission.unfinished == 3
+    assert service._admission.unfinished == 0
     assert metrics.outcomes == ["cancelled"] * 3
 
 
@@ -200,6 +200,10 @@ def test_stream_tells_the_whole_story(client: TestClient, metrics: Metrics) -> N
 
 
 def test_a_busy_service_tells_the_position_in_the_queue(client: TestClient, pool: FakePool) -> None:
+    async def take_a_while(_: Slot) -> None:
+        await asyncio.sleep(0.1)
+
+    pool.before = take_a_while
     pool.status = PoolStatus((REPLICA,))
     events = events_of(client.post("/stream", json={"prompt": "a", "num_images": 6}))
     queued = [(e["index"], e["position"]) for e in events if e["type"] == "queued"]
@@ -283,14 +287,13 @@ def test_a_full_queue_is_a_429_with_retry_after(client: TestClient, pool: FakePo
     pool.status = PoolStatus((), 0.5)
     pool.status = PoolStatus((REPLICA,), 0.5)  # 4 at once and 9 waiting
     full = FanOut(pool, NoPeers(), ARGS, Metrics())
-    for image in range(10):
-        full._admission.join(image, lambda: None)
+    full._admission.join(tickets(10), lambda: None)
     with TestClient(create_api(full, ARGS)) as busy:
         response = busy.post(route, json={"prompt": "a", "num_images": 4})
         assert (response.status_code, response.json()["error"]["type"]) == (429, "too_many_waiting")
         assert response.headers["retry-after"] == "2"
         assert busy.post(route, json={"prompt": "a", "num_images": 3}).status_code == 200
-        assert len(full._admission.positions(0)) == 10, "places in the queue are given back"
+        assert full._admission.unfinished == 10, "places in the queue are given back"
 
 
 def test_the_deadline_with_nothing_finished_is_a_504(pool: FakePool) -> None:

@@ -11,7 +11,7 @@ from starlette.testclient import TestClient
 from serve_app.config import FilesConfig, ModelConfig
 from serve_app.errors import SlotFailed
 from serve_app.fanout.fanout import FanOut
-from serve_app.fanout.pool import PoolStatus
+from serve_app.fanout.sight import PoolStatus
 from serve_app.ingress.api import create_api
 from serve_app.messages import Slot
 from tests.fakes import FakePool, Metrics, NoPeers

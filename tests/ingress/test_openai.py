@@ -15,13 +15,13 @@ from starlette.testclient import TestClient
 from serve_app.config import FilesConfig, ModelConfig
 from serve_app.errors import SlotFailed
 from serve_app.fanout.fanout import FanOut
-from serve_app.fanout.pool import PoolStatus
+from serve_app.fanout.sight import PoolStatus
 from serve_app.ingress import sse
 from serve_app.ingress.api import create_api
 from serve_app.ingress.openai.answers import frames
 from serve_app.messages import Slot
 from serve_app.schemas import Event, GenerateRequest, StartEvent
-from tests.fakes import REPLICA, FakePool, Metrics, NoPeers
+from tests.fakes import REPLICA, FakePool, Metrics, NoPeers, tickets
 from tests.ingress.conftest import ARGS
 
 URL = "/v1/images/generations"
@@ -341,8 +341,7 @@ def test_every_error_below_v1_is_in_openais_words(
 def test_a_full_queue_is_a_429_with_retry_after(client: TestClient, pool: FakePool) -> None:
     pool.status = PoolStatus((REPLICA,), 0.5)
     full = FanOut(pool, NoPeers(), ARGS, Metrics())
-    for image in range(13):
-        full._admission.join(image, lambda: None)
+    full._admission.join(tickets(13), lambda: None)
     with TestClient(create_api(full, ARGS)) as busy:
         for stream in (False, True):
             response = busy.post(URL, json={"prompt": "a", "stream": stream})

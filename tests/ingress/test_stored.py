@@ -1,6 +1,7 @@
 """Streams and answers with URLs instead of images, for readers that cannot take long lines."""
 
 import asyncio
+import math
 from base64 import b64decode, b64encode
 from collections.abc import AsyncGenerator, Iterator
 from dataclasses import replace
@@ -30,8 +31,8 @@ STREAMS = ["/stream", "/v1/images/generations", "/fal-ai/fast-sdxl/stream"]
 class LargePictures(FakePool):
     """Generates pictures of a megabyte, each of its own."""
 
-    async def generate(self, slot: Slot) -> AsyncGenerator[SlotEvent]:
-        async for event in super().generate(slot):
+    async def generate(self, slot: Slot, replica: str = "abc", deadline: float = math.inf) -> AsyncGenerator[SlotEvent]:
+        async for event in super().generate(slot, replica, deadline):
             assert isinstance(event, Generated)
             yield replace(event, b64_json=content(slot.seed))
 

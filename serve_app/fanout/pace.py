@@ -1,0 +1,42 @@
+"""How long images take, learned from those that have just been generated."""
+
+from collections import deque
+from collections.abc import Iterable
+from heapq import heapify, heappop, heappush
+from statistics import fmean
+
+_REMEMBERED = 32
+_OVERDUE = 0.25
+"""What is left of an image that takes longer than usual, as a part of the usual time."""
+
+
+class Pace:
+    """The seconds that a unit of work takes while an image is among those in work."""
+
+    def __init__(self) -> None:
+        self._recent: deque[float] = deque(maxlen=_REMEMBERED)
+
+    def finished(self, work: float, seconds: float) -> None:
+        self._recent.append(seconds / work)
+
+    @property
+    def known(self) -> bool:
+        return bool(self._recent)
+
+    def seconds_until(self, images: int, in_work: Iterable[tuple[float, float]], waiting: Iterable[float]) -> float:
+        """Return when so many images will have left: those in work, by work and age, and the waiting, by work.
+
+        Each that leaves makes room for the next.
+        """
+        unit = fmean(self._recent)
+        ends = [max(unit * work - age, _OVERDUE * unit * work) for work, age in in_work]
+        heapify(ends)
+        queue, end = iter(waiting), 0.0
+        for _ in range(images):
+            if not ends:
+                break
+            end = heappop(ends)
+            for work in queue:
+                heappush(ends, end + unit * work)
+                break
+        return end
