@@ -65,10 +65,13 @@ async def test_a_cancellation_that_comes_together_with_the_end_of_the_task_is_no
 
 
 async def test_the_callers_error_comes_before_the_tasks_which_is_logged(caplog: pytest.LogCaptureFixture) -> None:
-    with pytest.raises(ValueError, match="the caller's own"):
+    async def caller() -> None:
         async with background(fails_at_its_end()):
             await asyncio.sleep(0)
             raise ValueError("the caller's own")
+
+    with pytest.raises(ValueError, match="the caller's own"):
+        await caller()
     assert "the task's own" in caplog.text
 
 

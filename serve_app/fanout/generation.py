@@ -63,6 +63,7 @@ class Generation:
 
     Attributes:
         failures: what ended without a picture and was not asked to, in order of their ends.
+        warnings: what the replicas say of the pictures, each sentence once.
         timings: where the picture that came last spent its time, zeros before the first; `total` counts from `started`.
     """
 
@@ -82,6 +83,7 @@ class Generation:
         self._records = [_SlotRecord(slot) for slot in slots]
         self._inbox: asyncio.Queue[_News] = asyncio.Queue()
         self.failures: list[NoPicture] = []
+        self.warnings: list[str] = []
         self.timings = Timings(queue=0, encode_prompt=0, denoise=0, decode=0, encode=0, total=0)
 
     @property
@@ -246,6 +248,7 @@ class Generation:
                 return self._end(record, news)
             case Generated():
                 record.pixels = news.pixels
+                self.warnings += [warning for warning in news.warnings if warning not in self.warnings]
                 self.timings = _timings_of(news.work, time.monotonic() - self._started)
                 return self._end(record, picture(record.slot, news))
             case _:

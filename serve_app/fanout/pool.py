@@ -32,8 +32,6 @@ Serve calls the application running before the ingress knows, and requests may f
 
 _PIXELS_TIMEOUT_S = 10.0
 _RATE_WINDOW_S = 60.0
-_LONGEST_LOWER_CASE = 1.5
-"""By how much lower-casing, which CLIP's tokenizers do first, can lengthen a text in bytes."""
 
 _LOST = (
     exceptions.ActorDiedError,
@@ -136,20 +134,6 @@ class Pool:
         except (exceptions.RayError, TimeoutError):
             logger.warning("the pixels of an image were lost", exc_info=True)
             return None
-
-    async def cut_off(self, prompt: str) -> str:
-        """Return the end of a prompt that the text encoders do not see.
-
-        It is empty if they see it all or no replica answers.
-        """
-        room = min((replica.prompt_tokens for replica in self.status.replicas), default=0)
-        if len(prompt.encode()) * _LONGEST_LOWER_CASE <= room:
-            return ""  # a token has at least a byte
-        try:
-            answers = await broadcast(self._handle, "cut_off", prompt)
-        except (DeploymentUnavailableError, TimeoutError):
-            return ""
-        return str(answers[0]) if answers else ""
 
     async def _poll(self) -> PoolStatus:
         try:

@@ -15,6 +15,7 @@ from serve_app.config import AppArgs
 from serve_app.messages import Call, Generated, OpenCalls, ReplicaStatus, Slot, SlotEvent
 from serve_app.metrics import ReplicaMetrics
 from serve_app.recipe import Output, Recipe, SchedulerName
+from serve_app.side_work import side_work
 
 logger = logging.getLogger("ray.serve")
 
@@ -71,17 +72,20 @@ class Replica:
         self._calls[task] = call  # by task: Serve may send a call twice
         try:
             async for event in mailbox.events():
-                if isinstance(event, Generated) and event.pixels is not None:
-                    yield replace(event, pixels=ray.put(event.pixels))
-                else:
-                    yield event
+                yield self._told(event, slot) if isinstance(event, Generated) else event
         finally:
             del self._calls[task]
             self._engine.cancel(job)
 
-    async def cut_off(self, prompt: str) -> str:
-        """Return the end of a prompt that the text encoders do not see; empty if they see all of it."""
-        return self._reader.cut_off(prompt)
+    def _told(self, generated: Generated, slot: Slot) -> Generated:
+        """Return a picture with what the model has not read of its prompts, and its pixels left in the object store."""
+        warnings = list(generated.warnings)
+        with side_work("it is not known whether the model has read the whole prompt", warnings):
+            warnings += self._reader.warnings(slot.recipe)
+        ref = None
+        with side_work(f"the pixels of image {slot.index} are lost to the grid"):
+            ref = None if generated.pixels is None else ray.put(generated.pixels)
+        return replace(generated, pixels=ref, warnings=tuple(warnings))
 
     async def poll(self, open_calls: OpenCalls) -> ReplicaStatus:
         """Return this replica's status, and cancel calls that the caller no longer waits for.
@@ -101,7 +105,6 @@ class Replica:
             model=self._checkpoint.info,
             scheduler=self._checkpoint.scheduler,
             schedulers=self._checkpoint.schedulers,
-            prompt_tokens=self._reader.room,
             has_previews=self._checkpoint.preview_vae is not None,
             capacity=self._args.engine.max_batch_size,
             active=load.active,
