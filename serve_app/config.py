@@ -247,7 +247,10 @@ class AppArgs(Config):
     )
     ingress_replicas: int = Field(default=1, ge=1, description="Number of HTTP ingress replicas.")
     request_timeout_s: float = Field(
-        default=300.0, ge=1, description="Deadline of a request; the images finished by then are returned."
+        default=300.0,
+        ge=1,
+        description="Longest time for a request, which may set a shorter `timeout_s`; the images finished by then are "
+        "returned.",
     )
     model: ModelConfig = ModelConfig()
     engine: EngineConfig = EngineConfig()

@@ -168,17 +168,16 @@ class FanOut:
         """
         async for event in generation.events(plan.deadline):
             yield event
-        self._require_picture(generation)
+        self._require_picture(plan, generation)
 
-    def _require_picture(self, generation: Generation) -> None:
+    def _require_picture(self, plan: Plan, generation: Generation) -> None:
         """Raise ServiceError if there is no picture, unless all images were cancelled."""
         failures = generation.failures
         if not failures or SlotState.SUCCEEDED in generation.slot_states:
             return
         if any(failure.error.type == DeadlineExceeded.type for failure in failures):
             raise DeadlineExceeded(
-                f"no image was finished within {self._args.request_timeout_s:g} s; "
-                "ask for fewer or smaller images, or fewer steps"
+                f"no image was finished within {plan.timeout_s:g} s; ask for fewer or smaller images, or fewer steps"
             )
         raise GenerationFailed(f"all images failed: {failures[0].error.message}")
 
