@@ -12,12 +12,11 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from serve_app.models import EMBEDDED
 from serve_app.recipe import SchedulerName
 from serve_app.schemas import PredictionType, TimestepSpacing, longest_body
-from serve_app.values import AbsolutePath, BaseUrl, Origins, Share, Text, VariableName
+from serve_app.values import AbsolutePath, BaseUrl, Origins, Share, Sizes, Text, VariableName
 
 Compile = Literal["none", "regional", "full"]
 Quantization = Literal["none", "fp8"]
 
-Size = Annotated[str, Field(pattern=r"^[1-9]\d{0,4}x[1-9]\d{0,4}$")]
 Side = Annotated[int, Field(ge=8, multiple_of=8)]
 
 
@@ -124,7 +123,7 @@ class EngineConfig(Config):
         "at a first start); other sizes run uncompiled. `regional`: compile only the UNet's transformer blocks, for "
         "any size (seconds).",
     )
-    warm_up_sizes: tuple[Size, ...] = Field(
+    warm_up_sizes: Sizes = Field(
         default=(),
         description="Sizes to warm up at the start besides the default size, such as `1152x896` (width x height).",
     )
@@ -255,7 +254,10 @@ class AppArgs(Config):
     )
     ingress_replicas: int = Field(default=1, ge=1, description="Number of HTTP ingress replicas.")
     request_timeout_s: float = Field(
-        default=300.0, ge=1, description="Deadline of a request; the images finished by then are returned."
+        default=300.0,
+        ge=1,
+        description="Longest time for a request, which may set a shorter `timeout_s`; the images finished by then are "
+        "returned.",
     )
     model: ModelConfig = ModelConfig()
     engine: EngineConfig = EngineConfig()

@@ -52,8 +52,8 @@ def contact_sheet(cells: Sequence[Pixels | None], width: int, height: int) -> Pi
     return sheet
 
 
-def encode_sheet(pixels: Pixels, output_format: OutputFormat, quality: int | None) -> str:
-    """Return a contact sheet as a base64 file; `quality` is `Output.output_compression`."""
+def encode_bare(pixels: Pixels, output_format: OutputFormat, quality: int | None) -> str:
+    """Return a base64 file that says of itself only that a model made it; `quality` is `Output.output_compression`."""
     return _encode(pixels, output_format, quality, "", {})
 
 

@@ -105,7 +105,7 @@ class Work:
 class Generated:
     """A finished image: the base64 file, and a reference to its pixels if `Slot.keep_pixels`.
 
-    Pixels are uint8 RGB, height x width x 3.
+    Pixels are uint8 RGB, height x width x 3. `warnings` say what a person should know of it.
     """
 
     width: int
@@ -114,6 +114,7 @@ class Generated:
     b64_json: str
     work: Work
     pixels: Any = None
+    warnings: tuple[str, ...] = ()
 
 
 SlotEvent = Progress | Preview | Generated
@@ -123,9 +124,8 @@ SlotEvent = Progress | Preview | Generated
 class ReplicaStatus:
     """A replica's status.
 
-    `schedulers` are those that can sample its model; `scheduler` is the default. `prompt_tokens` is how many tokens the
-    text encoders read, `capacity` how many images it generates at once, `finished` how many it has generated since it
-    started.
+    `schedulers` are those that can sample its model; `scheduler` is the default. `capacity` is how many images it
+    generates at once, `finished` how many it has generated since it started.
     """
 
     id: str
@@ -133,7 +133,6 @@ class ReplicaStatus:
     scheduler: SchedulerName
     schedulers: tuple[SchedulerName, ...]
     has_previews: bool
-    prompt_tokens: int
     capacity: int
     active: int
     waiting: int

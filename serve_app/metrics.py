@@ -5,6 +5,10 @@ Serve tags each with deployment, replica and application.
 
 from ray.serve import metrics
 
+from serve_app.side_work import side_work
+
+_counted = side_work("a metric could not be counted")
+
 _SECONDS = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60]
 
 
@@ -48,7 +52,7 @@ class ReplicaMetrics:
 
 
 class IngressMetrics:
-    """The metrics of one ingress replica. Create it once, in the ingress's constructor."""
+    """The metrics of one ingress replica. Create it once, in the ingress's constructor. Its methods never raise."""
 
     def __init__(self) -> None:
         self._images = metrics.Counter(
@@ -62,14 +66,18 @@ class IngressMetrics:
             "psdxl_slots_retried", "Slots generated again because their replica died, hung or returned them."
         )
 
+    @_counted
     def first_preview(self, seconds: float) -> None:
         self._first_preview.observe(seconds)
 
+    @_counted
     def ended(self, outcome: str) -> None:
         self._images.inc(tags={"outcome": outcome})
 
+    @_counted
     def waiting(self, images: int) -> None:
         self._queued.set(images)
 
+    @_counted
     def retried(self) -> None:
         self._retried.inc()

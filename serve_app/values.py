@@ -1,10 +1,10 @@
 """Types of settings, each with a message that refuses values which can never work."""
 
 import re
-from typing import Annotated
+from typing import Annotated, Any
 from unicodedata import category
 
-from pydantic import AfterValidator
+from pydantic import AfterValidator, BeforeValidator
 from pydantic_core import Url
 
 _DEFAULT_PORTS = {"http": 80, "https": 443}
@@ -58,6 +58,18 @@ def _origins(value: tuple[str, ...]) -> tuple[str, ...]:
     return value
 
 
+def _size(value: str) -> str:
+    if not re.fullmatch(r"[1-9]\d{0,4}x[1-9]\d{0,4}", value, re.ASCII):
+        raise ValueError(f"{value} is not a size: write width x height in pixels, such as 1152x896")
+    return value
+
+
+def _listed(value: Any) -> Any:
+    if isinstance(value, str):
+        raise ValueError(f"must be a list, even of one, such as [{value}]")
+    return value
+
+
 def _share(value: float) -> float:
     if value != round(value, _PRECISION):
         raise ValueError(f"must have at most {_PRECISION} decimal places, such as 0.3333: Ray counts no finer")
@@ -76,6 +88,9 @@ AbsolutePath = Annotated[Text, AfterValidator(_absolute_path)]
 VariableName = Annotated[str, AfterValidator(_variable_name)]
 BaseUrl = Annotated[str, AfterValidator(_base_url)]
 """Without a trailing slash, normalised as browsers do."""
-Origins = Annotated[tuple[Annotated[str, AfterValidator(_origin)], ...], AfterValidator(_origins)]
+Origins = Annotated[
+    tuple[Annotated[str, AfterValidator(_origin)], ...], BeforeValidator(_listed), AfterValidator(_origins)
+]
+Sizes = Annotated[tuple[Annotated[str, AfterValidator(_size)], ...], BeforeValidator(_listed)]
 Share = Annotated[float, AfterValidator(_share)]
 """An amount of a Ray resource, such as GPUs."""

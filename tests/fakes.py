@@ -26,7 +26,6 @@ REPLICA = ReplicaStatus(
     scheduler="euler",
     schedulers=SCHEDULERS,
     has_previews=True,
-    prompt_tokens=75,
     capacity=4,
     active=0,
     waiting=0,
@@ -59,13 +58,14 @@ async def nothing_special(slot: Slot) -> None: ...
 
 @dataclass
 class FakePool(Pool):
-    """Generates immediately. `before` runs in each slot's call and may wait or raise; `open` are the running slots."""
+    """Generates immediately. `before` runs in each slot's call and may wait or raise; `open` are the running slots,
+    `warnings` what each picture comes with."""
 
     before: Callable[[Slot], Awaitable[None]] = nothing_special
     status: PoolStatus = field(
         default_factory=lambda: PoolStatus((REPLICA, replace(REPLICA, id="def")), images_per_second=1.0)
     )
-    unseen: str = ""
+    warnings: tuple[str, ...] = ()
     open: set[int] = field(default_factory=set)
     slots: list[Slot] = field(default_factory=list)
 
@@ -76,7 +76,7 @@ class FakePool(Pool):
         self.slots.append(slot)
         try:
             await self.before(slot)
-            yield generated(slot)
+            yield replace(generated(slot), warnings=self.warnings)
         finally:
             self.open.discard(slot.index)
 
@@ -89,9 +89,6 @@ class FakePool(Pool):
 
     async def pixels(self, ref: Any) -> Any:
         return None if ref is None else ref.value
-
-    async def cut_off(self, prompt: str) -> str:
-        return self.unseen if prompt else ""
 
 
 def tickets(n: int, client: str = "someone", generation: str = "some") -> list[Ticket]:

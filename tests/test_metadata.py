@@ -13,7 +13,7 @@ from PIL import ExifTags, Image
 
 from serve_app import __version__
 from serve_app.fanout.plan import seeds_of, slots_of
-from serve_app.imaging import Pixels, encode_picture, encode_sheet
+from serve_app.imaging import Pixels, encode_bare, encode_picture
 from serve_app.messages import Slot
 from serve_app.metadata import embedded_parameters, parameters_chunk
 from serve_app.recipe import Output, OutputFormat
@@ -143,7 +143,7 @@ def test_the_longest_prompts_fit_every_format(output_format: OutputFormat) -> No
 
 @pytest.mark.parametrize("output_format", FORMATS)
 def test_a_sheet_says_so_too(output_format: OutputFormat) -> None:
-    image = Image.open(io.BytesIO(base64.b64decode(encode_sheet(PIXELS, output_format, None))))
+    image = Image.open(io.BytesIO(base64.b64decode(encode_bare(PIXELS, output_format, None))))
     assert xmp_of(image)[SOURCE_TYPE] == TRAINED_MEDIA
     assert not image.getexif()
     assert "exif" not in image.info, "an empty block would not be EXIF"

@@ -24,7 +24,7 @@ from sd_parsers.extractors import _jpeg_usercomment
 from sd_prompt_reader.image_data_reader import ImageDataReader
 
 from serve_app.exif import user_comment
-from serve_app.imaging import Pixels, encode_picture, encode_preview, encode_sheet
+from serve_app.imaging import Pixels, encode_bare, encode_picture, encode_preview
 from serve_app.metadata import embedded_parameters, parameters_text
 from serve_app.recipe import OutputFormat
 from serve_app.schemas import ModelInfo
@@ -128,7 +128,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
 def others(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """What else we write: a grid in every format, and a preview."""
     folder = tmp_path_factory.mktemp("others")
-    contents = {f"grid.{f}": encode_sheet(PIXELS, f, None) for f in FORMATS}
+    contents = {f"grid.{f}": encode_bare(PIXELS, f, None) for f in FORMATS}
     contents["preview.jpeg"] = encode_preview(PIXELS, 80)
     for name, content in contents.items():
         (folder / name).write_bytes(base64.b64decode(content))

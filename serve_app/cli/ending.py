@@ -5,7 +5,7 @@ import signal
 import sys
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, MutableMapping
 from contextlib import suppress
 from io import BufferedWriter, FileIO, TextIOWrapper
 from typing import TYPE_CHECKING, NoReturn, TextIO
@@ -23,8 +23,16 @@ def run(command: Callable[[], object]) -> NoReturn:
     # Treat SIGTERM like Ctrl-C: cancel what is being generated and restore the terminal's cursor.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     warnings.simplefilter("ignore")  # they are for programmers, such as Pillow's about broken files
+    _forget_no_size(os.environ)
     sys.stdout, sys.stderr = _stream(sys.stdout), _stream(sys.stderr)
     sys.exit(_outcome(command))
+
+
+def _forget_no_size(environ: MutableMapping[str, str]) -> None:
+    """Take a width or height of 0 as unknown, as terminals mean it: rich would print nothing."""
+    for name in ("COLUMNS", "LINES"):
+        if not environ.get(name, "").strip("0"):
+            environ.pop(name, None)
 
 
 def _stream(stream: TextIO) -> TextIO:

@@ -37,6 +37,7 @@ _OPTIONS = {
     "height": "--size",
     "output_format": "--format",
     "output_compression": "--compression",
+    "timeout_s": "--timeout",
 }
 
 
@@ -144,6 +145,9 @@ def generate(
         bool | None,
         typer.Option("--grid/--no-grid", help="Also write a sheet of all images; the default if there are several."),
     ] = None,
+    timeout: Annotated[
+        float | None, typer.Option(metavar="SECONDS", help="Stop then, and keep the images that are finished.")
+    ] = None,
     out: Annotated[Path, typer.Option(file_okay=False, help="Folder to write to.")] = Path("out"),
     url: Url = URL,
 ) -> None:
@@ -170,6 +174,7 @@ def generate(
         "output_compression": output_compression,
         "preview_every": preview_every,
         "grid": several if grid is None else grid,
+        "timeout_s": timeout,
     }
     from serve_app.cli import generate as command
     from serve_app.cli.errors import SettingRefused

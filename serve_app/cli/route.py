@@ -7,7 +7,7 @@ import os
 import re
 import socket
 import ssl
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from ipaddress import IPv6Address, ip_address, ip_network
@@ -20,7 +20,6 @@ from serve_app.cli.errors import Unavailable, Unusable
 
 # A stream sends a ping every 15 s, so 60 s of silence mean that it is dead.
 _TIMEOUT = httpx2.Timeout(60, connect=10)
-_CERTIFICATE_VARIABLES = ("SSL_CERT_FILE", "SSL_CERT_DIR", "SSLKEYLOGFILE")
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,9 +188,25 @@ def _tls() -> ssl.SSLContext:
     try:
         return httpx2.create_ssl_context()
     except OSError as error:
-        settings = " or ".join(name for name in _CERTIFICATE_VARIABLES if os.environ.get(name))
         why = error.strerror or error
-        raise Unusable(f"{settings or 'the default of OpenSSL'} cannot be used: {why}; correct or unset it") from None
+        raise Unusable(f"{_broken_setting()} cannot be used: {why}; correct or unset it") from None
+
+
+def _broken_setting() -> str:
+    """Return which of the environment's certificate settings fails."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    uses: dict[str, Callable[[str], None]] = {
+        "SSL_CERT_FILE": lambda path: context.load_verify_locations(cafile=path),
+        "SSL_CERT_DIR": lambda path: context.load_verify_locations(capath=path),
+        "SSLKEYLOGFILE": lambda path: setattr(context, "keylog_filename", path),
+    }
+    for name, use in uses.items():
+        try:
+            if path := os.environ.get(name):
+                use(path)
+        except OSError:
+            return name
+    return "the default of OpenSSL"
 
 
 def _tls_fault(error: BaseException | None) -> ssl.SSLError | None:

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from contextlib import aclosing, asynccontextmanager, contextmanager
 from functools import partial
 from math import ceil
@@ -15,15 +15,14 @@ from serve_app.config import AppArgs
 from serve_app.errors import DeadlineExceeded, GenerationFailed, InternalError, NotFound, ServiceError
 from serve_app.fanout.admission import Admission
 from serve_app.fanout.dispatch import Dispatcher
-from serve_app.fanout.generation import Generate, Generation
+from serve_app.fanout.generation import Generation
 from serve_app.fanout.generations import Generations
 from serve_app.fanout.peers import Peers
 from serve_app.fanout.placement import Placement, share_of
 from serve_app.fanout.plan import Plan, plan_of
 from serve_app.fanout.pool import Pool
 from serve_app.fanout.states import SlotState
-from serve_app.imaging import Pixels, contact_sheet, encode_sheet
-from serve_app.messages import SlotEvent
+from serve_app.imaging import Pixels, contact_sheet, encode_bare
 from serve_app.metrics import IngressMetrics
 from serve_app.schemas import (
     BatchResult,
@@ -44,8 +43,11 @@ from serve_app.schemas import (
     StartEvent,
     Timings,
 )
+from serve_app.side_work import brief_side_work
 
 logger = logging.getLogger("ray.serve")
+
+_GRID_TIMEOUT_S = 60.0
 
 
 class FanOut:
@@ -90,10 +92,9 @@ class FanOut:
         """Generate all images and return them together. Raises ServiceError where there is none."""
         plan = self._plan(request.model_copy(update={"preview_steps": []}))
         with self._admitted(plan) as generation:
-            async with self._generating(plan, generation, self._pool.generate) as unread:
+            async with generation.generating(partial(self._pool.generate, deadline=plan.deadline)):
                 async for _ in self._slot_events(plan, generation):
                     pass
-                unread_warnings = await unread
             grid, grid_warnings = await self._make_grid(plan, generation)
         return BatchResult(
             id=plan.id,
@@ -102,7 +103,7 @@ class FanOut:
             images=list(generation.images.values()),
             grid=grid,
             timings=_timings(plan, generation),
-            warnings=[*plan.warnings, *unread_warnings, *grid_warnings],
+            warnings=[*plan.warnings, *generation.warnings, *grid_warnings],
         )
 
     @asynccontextmanager
@@ -132,18 +133,17 @@ class FanOut:
 
     async def _events(self, plan: Plan, generation: Generation) -> AsyncGenerator[Event]:
         try:
-            async with self._generating(plan, generation, self._pool.watch) as unread:
+            async with generation.generating(partial(self._pool.watch, deadline=plan.deadline)):
                 seeds = [slot.seed for slot in plan.slots]
-                yield StartEvent(
-                    id=plan.id, seeds=seeds, parameters=plan.parameters, warnings=[*plan.warnings, *await unread]
-                )
+                yield StartEvent(id=plan.id, seeds=seeds, parameters=plan.parameters, warnings=plan.warnings)
                 async with aclosing(self._slot_events(plan, generation)) as events:
                     async for event in self._observe_first_preview(plan, events):
                         yield event
             grid, grid_warnings = await self._make_grid(plan, generation)
             if grid:
                 yield GridEvent(**dict(grid))
-            yield CompletedEvent(id=plan.id, timings=_timings(plan, generation), warnings=grid_warnings)
+            warnings = [*generation.warnings, *grid_warnings]
+            yield CompletedEvent(id=plan.id, timings=_timings(plan, generation), warnings=warnings)
         except ServiceError as error:
             yield ErrorEvent(error=Problem(type=error.type, message=error.message, param=error.param))
         except Exception:
@@ -171,28 +171,6 @@ class FanOut:
             for state in generation.slot_states:
                 self._metrics.ended(state.value)
 
-    @asynccontextmanager
-    async def _generating(
-        self, plan: Plan, generation: Generation, generate: Callable[..., AsyncGenerator[SlotEvent]]
-    ) -> AsyncIterator[Awaitable[list[str]]]:
-        """Generate for as long as the context is open.
-
-        Give a task that finds out meanwhile what the model does not read of the prompts, and returns warnings.
-        """
-        by_deadline: Generate = partial(generate, deadline=plan.deadline)
-        async with background(self._find_unread(plan.parameters)) as unread, generation.generating(by_deadline):
-            yield unread
-
-    async def _find_unread(self, asked: Parameters) -> list[str]:
-        try:
-            ends = await asyncio.gather(self._pool.cut_off(asked.prompt), self._pool.cut_off(asked.negative_prompt))
-        except Exception:
-            # Without the warning the pictures are as good.
-            logger.exception("could not ask the replicas what they read of a prompt")
-            return []
-        unseen = zip(("prompt", "negative_prompt"), ends, strict=True)
-        return [f"{name} is longer than the model can read; it does not see: {end}" for name, end in unseen if end]
-
     async def _slot_events(self, plan: Plan, generation: Generation) -> AsyncGenerator[Event]:
         """Yield what happens to the images.
 
@@ -200,17 +178,16 @@ class FanOut:
         """
         async for event in generation.events(plan.deadline):
             yield event
-        self._require_picture(generation)
+        self._require_picture(plan, generation)
 
-    def _require_picture(self, generation: Generation) -> None:
+    def _require_picture(self, plan: Plan, generation: Generation) -> None:
         """Raise ServiceError if there is no picture, unless all images were cancelled."""
         failures = generation.failures
         if not failures or SlotState.SUCCEEDED in generation.slot_states:
             return
         if any(failure.error.type == DeadlineExceeded.type for failure in failures):
             raise DeadlineExceeded(
-                f"no image was finished within {self._args.request_timeout_s:g} s; "
-                "ask for fewer or smaller images, or fewer steps"
+                f"no image was finished within {plan.timeout_s:g} s; ask for fewer or smaller images, or fewer steps"
             )
         raise GenerationFailed(f"all images failed: {failures[0].error.message}")
 
@@ -224,16 +201,18 @@ class FanOut:
 
     async def _make_grid(self, plan: Plan, generation: Generation) -> tuple[Grid | None, list[str]]:
         """Return the contact sheet if one is wanted and has a picture on it, and what a person should know of it."""
-        refs = generation.pixels
+        refs, warnings = generation.pixels, list[str]()
         if not (plan.wants_grid and refs):
             return None, []
-        cells = await asyncio.gather(*[self._pool.pixels(refs.get(slot.index)) for slot in plan.slots])
-        warnings = [
-            f"the grid lacks image {i}: the replica that generated it is gone; the image itself is complete"
-            for i in refs
-            if cells[i] is None
-        ]
-        return await asyncio.to_thread(_encode_contact_sheet, cells, plan.parameters), warnings
+        async with brief_side_work("the grid could not be made; the images are complete", warnings, _GRID_TIMEOUT_S):
+            cells = await asyncio.gather(*[self._pool.pixels(refs.get(slot.index)) for slot in plan.slots])
+            warnings += [
+                f"the grid lacks image {i}: its pixels were lost; the image itself is complete"
+                for i in refs
+                if cells[i] is None
+            ]
+            return await asyncio.to_thread(_encode_contact_sheet, cells, plan.parameters), warnings
+        return None, warnings
 
     def _capacity(self) -> int:
         """Return how many images of this ingress replica are generated at once."""
@@ -251,7 +230,7 @@ def _encode_contact_sheet(cells: Sequence[Pixels | None], parameters: Parameters
         width=width,
         height=height,
         media_type=f"image/{parameters.output_format}",
-        b64_json=encode_sheet(pixels, parameters.output_format, parameters.output_compression),
+        b64_json=encode_bare(pixels, parameters.output_format, parameters.output_compression),
     )
 
 

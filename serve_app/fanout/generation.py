@@ -81,6 +81,7 @@ class Generation:
 
     Attributes:
         failures: what ended without a picture and was not asked to, in order of their ends.
+        warnings: what the replicas say of the pictures, each sentence once.
         timings: where the picture that came last spent its time, zeros before the first; `total` counts from `started`.
     """
 
@@ -105,6 +106,7 @@ class Generation:
         ]
         self._inbox: asyncio.Queue[_News] = asyncio.Queue()
         self.failures: list[NoPicture] = []
+        self.warnings: list[str] = []
         self.timings = Timings(queue=0, encode_prompt=0, denoise=0, decode=0, encode=0, total=0)
 
     @property
@@ -177,9 +179,8 @@ class Generation:
             try:
                 news = await self._next_news(deadline)
             except TimeoutError:
-                for record in self._records:
-                    if event := self._apply(record, failed(record.slot, DEADLINE_EXCEEDED)):
-                        yield event
+                for last in self._end_by_deadline():
+                    yield last
                 return
             if news is None:
                 for moved in self._tell_positions():
@@ -188,13 +189,27 @@ class Generation:
                 yield event
 
     async def _next_news(self, deadline: float) -> _News:
-        """Return what is in the inbox, even after the deadline: what has been generated counts. Raises TimeoutError."""
+        """Return the next of the inbox. Raises TimeoutError from the deadline on, however full the inbox is."""
+        left = deadline - time.monotonic()
+        if left <= 0:
+            raise TimeoutError
         if not self._inbox.empty():
             return self._inbox.get_nowait()
         # Not wait_for: in Python 3.11 it loses a cancellation that comes together with an item, and Serve cancels a
         # request and its calls together.
-        async with asyncio.timeout(deadline - time.monotonic()):
+        async with asyncio.timeout(left):
             return await self._inbox.get()
+
+    def _end_by_deadline(self) -> Iterator[Event]:
+        """Stop all work. Yield the ends that came before, however much is still to be told, and fail the rest."""
+        came = [self._inbox.get_nowait() for _ in range(self._inbox.qsize())]
+        for record in self._records:
+            if record.task is not None:
+                record.task.cancel()
+        ends = [news for news in came if news is not None and isinstance(news[1], Generated | NoPicture)]
+        for record, end in [*ends, *((record, failed(record.slot, DEADLINE_EXCEEDED)) for record in self._records)]:
+            if event := self._apply(record, end):
+                yield event
 
     def _post_queue_moved(self) -> None:
         self._inbox.put_nowait(None)
@@ -272,6 +287,7 @@ class Generation:
                 return self._end(record, news)
             case Generated():
                 record.pixels = news.pixels
+                self.warnings += [warning for warning in news.warnings if warning not in self.warnings]
                 self.timings = _timings_of(news.work, time.monotonic() - self._started)
                 return self._end(record, picture(record.slot, news))
             case _ToldToWait():

@@ -19,19 +19,27 @@ _UNSPACED: tuple[SchedulerName, ...] = ("dpmpp_2m_karras",)
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A request that can be generated, before anything is. `started` and `deadline` are monotonic."""
+    """A request that can be generated, before anything is. `started` is monotonic."""
 
     id: str
     started: float
-    deadline: float
+    timeout_s: float
     wants_grid: bool
     parameters: Parameters
     slots: list[Slot]
     warnings: list[str]
 
+    @property
+    def deadline(self) -> float:
+        """When the request ends whatever is still missing; monotonic."""
+        return self.started + self.timeout_s
 
-def plan_of(request: GenerateRequest, replica: ReplicaStatus, timeout_s: float) -> Plan:
-    """Return the plan of a request that starts now. Raises InvalidRequest where the served model cannot do it."""
+
+def plan_of(request: GenerateRequest, replica: ReplicaStatus, longest_s: float) -> Plan:
+    """Return the plan of a request that starts now; it has `longest_s` seconds, or less if it says so.
+
+    Raises InvalidRequest where the served model cannot do it.
+    """
     started = time.monotonic()
     slots = slots_of(request, seeds_of(request), replica.scheduler)
     recipe, output = slots[0].recipe, slots[0].output
@@ -41,7 +49,7 @@ def plan_of(request: GenerateRequest, replica: ReplicaStatus, timeout_s: float) 
     return Plan(
         id=str(uuid.uuid4()),
         started=started,
-        deadline=started + timeout_s,
+        timeout_s=min(request.timeout_s or longest_s, longest_s),
         wants_grid=request.grid,
         parameters=Parameters(**dict(recipe), **dict(output), model=replica.model),
         slots=slots,

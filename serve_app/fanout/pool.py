@@ -13,7 +13,7 @@ from ray.serve.exceptions import DeploymentUnavailableError, RayServeException
 from ray.serve.handle import DeploymentHandle
 
 from serve_app.errors import NotReady, ReplicaLost, SlotCancelled, SlotReturned
-from serve_app.fanout.broadcast import ask_each, broadcast
+from serve_app.fanout.broadcast import ask_each
 from serve_app.fanout.calls import Calls
 from serve_app.fanout.sight import PoolStatus, Sight
 from serve_app.imaging import Pixels
@@ -32,8 +32,6 @@ Serve calls the application running before the ingress knows, and requests may f
 
 _SHORTEST_PAUSE_S = 0.05
 _PIXELS_TIMEOUT_S = 10.0
-_LONGEST_LOWER_CASE = 1.5
-"""By how much lower-casing, which CLIP's tokenizers do first, can lengthen a text in bytes."""
 
 _LOST = (
     exceptions.ActorDiedError,
@@ -135,20 +133,6 @@ class Pool:
         except (exceptions.RayError, TimeoutError):
             logger.warning("the pixels of an image were lost", exc_info=True)
             return None
-
-    async def cut_off(self, prompt: str) -> str:
-        """Return the end of a prompt that the text encoders do not see.
-
-        It is empty if they see it all or no replica answers.
-        """
-        room = min((replica.prompt_tokens for replica in self.status.replicas), default=0)
-        if len(prompt.encode()) * _LONGEST_LOWER_CASE <= room:
-            return ""  # a token has at least a byte
-        try:
-            answers = await broadcast(self._handle, "cut_off", prompt)
-        except (DeploymentUnavailableError, TimeoutError):
-            return ""
-        return str(answers[0]) if answers else ""
 
     async def _poll(self) -> None:
         """Ask each replica, and wait for the answers until the next poll is due; later ones count when they come."""

@@ -1,6 +1,5 @@
 """URLs of stored images, and the route that serves them."""
 
-from collections.abc import Awaitable, Callable
 from typing import Any, get_args
 
 from fastapi import APIRouter, Request, Response
@@ -10,25 +9,37 @@ from serve_app.ingress.files import Files
 from serve_app.ingress.problems import Dialect
 from serve_app.recipe import OutputFormat
 from serve_app.schemas import Grid, Picture
+from serve_app.side_work import brief_side_work
 
-UrlOf = Callable[[Picture | Grid], Awaitable[str]]
-"""Stores a picture and returns its URL."""
+_TIMEOUT_S = 10.0
+"""For one file; a network's file system may hang."""
 
 
-def url_maker(files: Files | None, request: Request) -> UrlOf:
-    """Return the function that stores the pictures of a request. Raises InvalidRequest if there are no files.
+class Urls:
+    """Stores the pictures of one answer. `warnings` name those that could not be stored."""
+
+    def __init__(self, files: Files, base: str) -> None:
+        self.warnings: list[str] = []
+        self._files = files
+        self._base = base.rstrip("/")
+
+    async def of(self, picture: Picture | Grid) -> str | None:
+        """Store a picture and return its URL; None where that fails, and the picture itself must be sent."""
+        what = f"image {picture.index}" if isinstance(picture, Picture) else "the grid"
+        async with brief_side_work(f"{what} could not be stored: it is sent without a URL", self.warnings, _TIMEOUT_S):
+            return f"{self._base}/files/{await self._files.keep(picture)}"
+        return None
+
+
+def urls_of(files: Files | None, request: Request) -> Urls:
+    """Return what stores the pictures of a request. Raises InvalidRequest if there are no files.
 
     URLs start with `files.base_url`, or else with the address the request was sent to.
     """
     if files is None:
         message = "response_format: url needs the service's option files.path; use b64_json"
         raise InvalidRequest(message, "response_format")
-    base = (files.base_url or str(request.base_url)).rstrip("/")
-
-    async def url_of(picture: Picture | Grid) -> str:
-        return f"{base}/files/{await files.keep(picture)}"
-
-    return url_of
+    return Urls(files, files.base_url or str(request.base_url))
 
 
 def router(files: Files, dialect: Dialect) -> APIRouter:

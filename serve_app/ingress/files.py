@@ -16,7 +16,7 @@ from typing import get_args
 
 from serve_app.background import background
 from serve_app.config import FilesConfig
-from serve_app.errors import InternalError, NotFound
+from serve_app.errors import NotFound
 from serve_app.recipe import OutputFormat
 from serve_app.schemas import Grid, Picture
 
@@ -57,12 +57,8 @@ class Files:
             yield
 
     async def keep(self, picture: Picture | Grid) -> str:
-        """Write a picture to a new file and return its name. Raises InternalError if it cannot be written."""
-        try:
-            return await asyncio.to_thread(self._save, picture)
-        except OSError as error:
-            logger.exception("cannot write an image to files.path (%s)", self._folder)
-            raise InternalError() from error
+        """Write a picture to a new file and return its name. Raises OSError if it cannot be written."""
+        return await asyncio.to_thread(self._save, picture)
 
     async def read(self, name: str) -> bytes:
         """Return a file written by `keep`. Raises NotFound."""
@@ -80,8 +76,13 @@ class Files:
     def _save(self, picture: Picture | Grid) -> str:
         path = self._folder / f"{secrets.token_urlsafe(24)}.{picture.media_type.removeprefix('image/')}"
         unfinished = path.with_name(path.name + _UNFINISHED)
-        unfinished.write_bytes(base64.b64decode(picture.b64_json))
-        unfinished.rename(path)
+        try:
+            unfinished.write_bytes(base64.b64decode(picture.b64_json))
+            unfinished.rename(path)
+        except OSError:
+            with suppress(OSError):
+                unfinished.unlink()  # half a file would take what room is left
+            raise
         self._tidy()
         return path.name
 

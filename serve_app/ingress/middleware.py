@@ -6,6 +6,7 @@ from starlette.middleware.cors import CORSMiddleware
 from serve_app.config import AppArgs, AuthConfig, CorsConfig
 from serve_app.ingress.bodies import PlainBodies
 from serve_app.ingress.disconnect import ErrorAsDisconnect, Errors
+from serve_app.ingress.faults import AnsweredFaults
 from serve_app.ingress.head import HeadAsGet
 from serve_app.ingress.keys import KeyRing, Keys
 from serve_app.ingress.prefix import PrefixAsFolder
@@ -18,6 +19,7 @@ def middleware(args: AppArgs, problems: Problems, disconnect: Errors) -> list[Mi
         Middleware(ErrorAsDisconnect, errors=disconnect),
         Middleware(PrefixAsFolder),
         *_cors(args.cors),  # before the keys: a browser's preflight request has none
+        Middleware(AnsweredFaults, problems=problems),
         *_keys(args.auth, problems),
         Middleware(PlainBodies, max_bytes=args.limits.max_body_bytes),
         Middleware(HeadAsGet),

@@ -8,13 +8,23 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 
 from serve_app.ingress import sse
-from serve_app.ingress.file_urls import UrlOf, url_maker
+from serve_app.ingress.file_urls import Urls, urls_of
 from serve_app.ingress.files import Files
 from serve_app.ingress.pieces import in_pieces
 from serve_app.ingress.problems import Dialect
 from serve_app.ingress.service import Service
 from serve_app.ingress.stored import StoredEvent, StoredResult, stored_events, stored_result
-from serve_app.schemas import BatchResult, Cancelled, ErrorBody, Event, GenerateRequest, Health, ServiceStatus
+from serve_app.schemas import (
+    BatchResult,
+    Cancelled,
+    ErrorBody,
+    ErrorEvent,
+    Event,
+    GenerateRequest,
+    Health,
+    Problem,
+    ServiceStatus,
+)
 
 DIALECT = Dialect(prefix="", model=ErrorBody, body=lambda _, problem: ErrorBody(error=problem))
 
@@ -32,22 +42,22 @@ def router(
     errors = DIALECT.responses
     described = sse.described(*get_args(Event), *get_args(StoredEvent))
 
-    def url_of(body: GenerateRequest, http: Request) -> UrlOf | None:
-        return url_maker(files, http) if body.response_format == "url" else None
+    def urls(body: GenerateRequest, http: Request) -> Urls | None:
+        return urls_of(files, http) if body.response_format == "url" else None
 
     @routes.post("/generate", response_model=AnyResult, responses=errors(413, 415, 422, 429, 500, 503, 504))
     async def generate(body: Body, http: Request) -> Response:  # type: ignore[valid-type]  # a class made at run time
         """Generate all images and return them together."""
-        keep = url_of(body, http)
+        keep = urls(body, http)
         result = await service.generate(body)
         answer = await stored_result(result, keep) if keep else result
         return StreamingResponse(in_pieces(answer), media_type="application/json")
 
     async def accepted(body: Body, http: Request) -> AsyncIterator[Events]:  # type: ignore[valid-type]  # as above
         # A dependency, because the route is a generator: once it runs, the status is already 200.
-        keep = url_of(body, http)
+        keep = urls(body, http)
         async with service.stream(body) as events:
-            yield stored_events(events, keep) if keep else events
+            yield sse.ended(stored_events(events, keep) if keep else events, _error)
 
     @routes.post("/stream", response_class=EventSourceResponse, responses=errors(413, 415, 422, 429, 503) | described)
     async def stream(events: Annotated[Events, Depends(accepted)]) -> AsyncIterator[ServerSentEvent]:
@@ -71,6 +81,10 @@ def router(
         return service.status()
 
     return routes
+
+
+def _error(problem: Problem) -> ErrorEvent:
+    return ErrorEvent(error=problem)
 
 
 def health_router(service: Service) -> APIRouter:

@@ -13,7 +13,7 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.types import Scope
 
-from serve_app.errors import InternalError, InvalidRequest, ServiceError, TooManyWaiting
+from serve_app.errors import InvalidRequest, ServiceError, TooManyWaiting
 from serve_app.schemas import FieldError, Problem
 
 _HTTP_TYPES = {
@@ -61,7 +61,6 @@ class Problems:
         api.add_exception_handler(ServiceError, self._on_service_error)
         api.add_exception_handler(RequestValidationError, self._on_invalid)
         api.add_exception_handler(HTTPException, self._on_http)
-        api.add_exception_handler(Exception, self._on_fault)
 
     def answer(
         self, scope: Scope, status: int, problem: Problem, headers: Mapping[str, str] | None = None
@@ -99,9 +98,6 @@ class Problems:
         message = _HTTP_MESSAGES.get(error.status_code, error.detail)
         problem = Problem(type=_HTTP_TYPES.get(error.status_code, "http_error"), message=message)
         return self.answer(request.scope, error.status_code, problem, error.headers)
-
-    async def _on_fault(self, request: Request, _: Exception) -> JSONResponse:
-        return self.answer(request.scope, InternalError.status, problem_of(InternalError()))
 
 
 def problem_of(error: ServiceError) -> Problem:

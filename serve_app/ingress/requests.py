@@ -1,5 +1,6 @@
 """Request classes with the limits and defaults of one service."""
 
+from math import isfinite
 from typing import Annotated, Any
 
 from fastapi.exceptions import RequestValidationError
@@ -33,6 +34,7 @@ def request_model(args: AppArgs) -> type[GenerateRequest]:
         "width": side,
         "height": side,
         "num_inference_steps": {"le": limits.max_steps},
+        "timeout_s": {"le": args.request_timeout_s} if isfinite(args.request_timeout_s) else {},
     }
     defaults = {name: {"default": getattr(model, name)} for name in _SERVED_DEFAULTS}
     fields: dict[str, Any] = {

@@ -3,11 +3,21 @@ answer with plain JSON.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator
-from typing import Any
+import logging
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+from typing import Any, TypeVar
 
 from fastapi.sse import KEEPALIVE_COMMENT, EventSourceResponse
 from pydantic import BaseModel
+
+from serve_app.errors import InternalError, ServiceError
+from serve_app.ingress.problems import problem_of
+from serve_app.schemas import Problem
+
+logger = logging.getLogger("ray.serve")
+
+Frame = TypeVar("Frame")
 
 _PING_INTERVAL_S = 15.0
 
@@ -30,6 +40,19 @@ def _schema(event: type[BaseModel]) -> dict[str, Any]:
     schema = event.model_json_schema(ref_template="#/components/schemas/{model}", mode="serialization")
     schema.pop("$defs", None)
     return schema
+
+
+async def ended(frames: AsyncGenerator[Frame], last: Callable[[Problem], Frame]) -> AsyncGenerator[Frame]:
+    """Yield a stream's frames. Whatever raises becomes its last one: no stream ends in the middle of a sentence."""
+    try:
+        async with aclosing(frames):
+            async for frame in frames:
+                yield frame
+    except ServiceError as error:
+        yield last(problem_of(error))
+    except Exception:
+        logger.exception("a stream failed")
+        yield last(problem_of(InternalError()))
 
 
 def streamed(frames: AsyncGenerator[bytes]) -> EventSourceResponse:

@@ -1,15 +1,14 @@
 """Answers and events with the URL of a stored image instead of the image."""
 
+import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
-from typing import Any, Literal
+from typing import Literal, TypeVar
 
-from serve_app.errors import ServiceError
-from serve_app.ingress.file_urls import UrlOf
-from serve_app.ingress.problems import problem_of
+from serve_app.ingress.file_urls import Urls
 from serve_app.schemas import (
     Answer,
     BatchResult,
-    ErrorEvent,
+    CompletedEvent,
     Event,
     Grid,
     GridEvent,
@@ -43,10 +42,10 @@ class StoredGrid(Answer):
 
 
 class StoredResult(Result):
-    """The answer of `POST /generate` with `response_format: url`."""
+    """The answer of `POST /generate` with `response_format: url`. What could not be stored is in it as it is."""
 
-    images: list[StoredPicture | NoPicture]
-    grid: StoredGrid | None
+    images: list[StoredPicture | Picture | NoPicture]
+    grid: StoredGrid | Grid | None
 
 
 class StoredImageEvent(StoredPicture):
@@ -59,34 +58,37 @@ class StoredGridEvent(StoredGrid):
 
 StoredEvent = StoredImageEvent | StoredGridEvent
 
+Sent = TypeVar("Sent", bound=Picture | Grid)
+Stored = TypeVar("Stored", bound=StoredPicture | StoredGrid)
 
-async def stored_result(result: BatchResult, url_of: UrlOf) -> StoredResult:
+
+async def stored_result(result: BatchResult, urls: Urls) -> StoredResult:
     """Store the images of an answer and return it with their URLs."""
-    return StoredResult(
-        **result.model_dump(include=set(Result.model_fields)),
-        images=[await _image(image, url_of) for image in result.images],
-        grid=StoredGrid(**await _at_url(result.grid, url_of)) if result.grid else None,
-    )
+    images = await asyncio.gather(*[_image(image, urls) for image in result.images])
+    grid = result.grid and await _stored(result.grid, StoredGrid, urls)
+    own = {name: getattr(result, name) for name in Result.model_fields}
+    return StoredResult(**own | {"warnings": [*result.warnings, *urls.warnings]}, images=images, grid=grid)
 
 
-async def stored_events(events: AsyncIterator[Event], url_of: UrlOf) -> AsyncGenerator[Event | StoredEvent]:
-    """Store a stream's images and grid, and yield its events with their URLs; a failure ends it with an error."""
-    try:
-        async for event in events:
-            match event:
-                case ImageEvent():
-                    yield StoredImageEvent(**await _at_url(event, url_of))
-                case GridEvent():
-                    yield StoredGridEvent(**await _at_url(event, url_of))
-                case _:
-                    yield event
-    except ServiceError as error:
-        yield ErrorEvent(error=problem_of(error))
+async def stored_events(events: AsyncIterator[Event], urls: Urls) -> AsyncGenerator[Event | StoredEvent]:
+    """Store a stream's images and grid, and yield its events with their URLs."""
+    async for event in events:
+        match event:
+            case ImageEvent():
+                yield await _stored(event, StoredImageEvent, urls)
+            case GridEvent():
+                yield await _stored(event, StoredGridEvent, urls)
+            case CompletedEvent():
+                yield event.model_copy(update={"warnings": [*event.warnings, *urls.warnings]})
+            case _:
+                yield event
 
 
-async def _image(image: Image, url_of: UrlOf) -> StoredPicture | NoPicture:
-    return StoredPicture(**await _at_url(image, url_of)) if isinstance(image, Picture) else image
+async def _image(image: Image, urls: Urls) -> StoredPicture | Image:
+    return await _stored(image, StoredPicture, urls) if isinstance(image, Picture) else image
 
 
-async def _at_url(picture: Picture | Grid, url_of: UrlOf) -> dict[str, Any]:
-    return {**picture.model_dump(exclude={"b64_json"}), "url": await url_of(picture)}
+async def _stored(picture: Sent, kind: type[Stored], urls: Urls) -> Stored | Sent:
+    """Return a picture with its URL, or as it is where it could not be stored."""
+    url = await urls.of(picture)
+    return picture if url is None else kind(**picture.model_dump(exclude={"b64_json"}), url=url)

@@ -16,6 +16,7 @@ from serve_app.errors import SlotReturned
 from serve_app.messages import Call, Generated, OpenCalls, ReplicaStatus, Slot, SlotEvent
 from serve_app.metrics import ReplicaMetrics
 from serve_app.recipe import Output, Recipe, SchedulerName
+from serve_app.side_work import side_work
 
 logger = logging.getLogger("ray.serve")
 
@@ -76,10 +77,7 @@ class Replica:
         try:
             async with aclosing(self._events(slot, call)) as events:
                 async for event in events:
-                    if isinstance(event, Generated) and event.pixels is not None:
-                        yield replace(event, pixels=await self._pixels.put(event.pixels))
-                    else:
-                        yield event
+                    yield await self._told(event, slot) if isinstance(event, Generated) else event
         except Returned as error:
             raise SlotReturned(_own_id(), str(error)) from None
 
@@ -106,9 +104,13 @@ class Replica:
         finally:
             self._engine.cancel(job)
 
-    async def cut_off(self, prompt: str) -> str:
-        """Return the end of a prompt that the text encoders do not see; empty if they see all of it."""
-        return self._reader.cut_off(prompt)
+    async def _told(self, generated: Generated, slot: Slot) -> Generated:
+        """Return a picture with what the model has not read of its prompts, and its pixels left in the object store."""
+        warnings = list(generated.warnings)
+        with side_work("it is not known whether the model has read the whole prompt", warnings):
+            warnings += self._reader.warnings(slot.recipe)
+        pixels = None if generated.pixels is None else await self._pixels.put(generated.pixels)
+        return replace(generated, pixels=pixels, warnings=tuple(warnings))
 
     async def poll(self, open_calls: OpenCalls) -> ReplicaStatus:
         """Return this replica's status, and drop the calls that the caller no longer waits for."""
@@ -123,7 +125,6 @@ class Replica:
             model=self._checkpoint.info,
             scheduler=self._checkpoint.scheduler,
             schedulers=self._checkpoint.schedulers,
-            prompt_tokens=self._reader.room,
             has_previews=self._checkpoint.preview_vae is not None,
             capacity=self._args.engine.max_batch_size,
             active=load.active,

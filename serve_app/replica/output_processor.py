@@ -6,12 +6,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import TypeVar
 
-from serve_app.imaging import encode_picture, encode_preview
+from serve_app.imaging import Pixels, encode_bare, encode_picture, encode_preview
 from serve_app.messages import Generated, Preview, Slot, Work
 from serve_app.replica.checkpoint import Checkpoint
 from serve_app.replica.decode import PendingPixels
 from serve_app.replica.observer import Observer
 from serve_app.replica.watchdog import Watchdog
+from serve_app.side_work import side_work
 
 Made = TypeVar("Made", Generated, Preview)
 
@@ -56,10 +57,9 @@ class OutputProcessor:
         with self._watchdog.watching(f"decoding {size} pixels"):
             pixels = pending.wait()
         height, width, _ = pixels.shape
-        info = self._checkpoint.info
         decoded = time.perf_counter()
         with self._watchdog.watching(f"encoding {size} pixels as {slot.output.output_format}"):
-            b64 = encode_picture(pixels, slot, info)
+            b64, warnings = self._file(pixels, slot)
         encode_s = time.perf_counter() - decoded
         self._observer.encoded(encode_s)
         return Generated(
@@ -69,7 +69,15 @@ class OutputProcessor:
             b64,
             replace(work, decode=decoded - denoised, encode=encode_s),
             pixels if slot.keep_pixels else None,
+            tuple(warnings),
         )
+
+    def _file(self, pixels: Pixels, slot: Slot) -> tuple[str, list[str]]:
+        """Return a picture's file and what a person should know of it."""
+        warnings: list[str] = []
+        with side_work(f"the file of image {slot.index} does not say how it was generated", warnings):
+            return encode_picture(pixels, slot, self._checkpoint.info), warnings
+        return encode_bare(pixels, slot.output.output_format, slot.output.output_compression), warnings
 
     def _preview(self, step: int, pending: PendingPixels, started: float) -> Preview:
         pixels = pending.wait()

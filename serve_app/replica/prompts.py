@@ -13,6 +13,9 @@ from serve_app.replica.attention import prompt_context
 from serve_app.replica.cuda_graphs import with_cuda_graphs
 from serve_app.replica.device import to_device
 
+_LONGEST_LOWER_CASE = 1.5
+"""By how much lower-casing, which CLIP's tokenizers do first, can lengthen a text in bytes."""
+
 
 @dataclass(frozen=True, slots=True)
 class PromptEmbedding:
@@ -120,12 +123,21 @@ class PromptReader:
 
     def __init__(self, pipe: StableDiffusionXLPipeline) -> None:
         self._tokenizer = copy.deepcopy(pipe.tokenizer_2)
-        self.room: int = pipe.tokenizer_2.model_max_length - 2  # without the start and end tokens
+        self._room: int = pipe.tokenizer_2.model_max_length - 2  # without the start and end tokens
+
+    def warnings(self, recipe: Recipe) -> tuple[str, ...]:
+        """Return a sentence for each text of a recipe that is longer than the text encoders read."""
+        ends = {"prompt": self.cut_off(recipe.prompt), "negative_prompt": self.cut_off(recipe.negative_prompt)}
+        return tuple(
+            f"{name} is longer than the model can read; it does not see: {end}" for name, end in ends.items() if end
+        )
 
     def cut_off(self, prompt: str) -> str:
         """Return the end of a prompt that the text encoders do not see; empty if they see all of it."""
+        if len(prompt.encode()) * _LONGEST_LOWER_CASE <= self._room:
+            return ""  # a token has at least a byte
         encoded = self._tokenizer(
             prompt, add_special_tokens=False, truncation=False, verbose=False, return_offsets_mapping=True
         )
         offsets: list[tuple[int, int]] = encoded.offset_mapping
-        return prompt[offsets[self.room][0] :].strip() if len(offsets) > self.room else ""
+        return prompt[offsets[self._room][0] :].strip() if len(offsets) > self._room else ""

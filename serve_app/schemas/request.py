@@ -75,6 +75,13 @@ class GenerateRequest(Output, Recipe):
         description="Previews after exactly these steps, instead of preview_every; empty: none.",
     )
     grid: bool = Field(default=False, description="Also return one contact sheet of all images.")
+    timeout_s: float | None = Field(
+        default=None,
+        gt=0,
+        allow_inf_nan=False,
+        description="Deadline in seconds: images finished by then are returned, the others fail with "
+        "`deadline_exceeded`. Null: the service's own limit.",
+    )
 
     @model_validator(mode="after")
     def _one_way_to_name_seeds(self) -> Self:

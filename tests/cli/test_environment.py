@@ -203,6 +203,27 @@ def test_a_file_of_certificates_that_cannot_be_used_is_named(name: str, tmp_path
     assert "SSL_CERT_FILE cannot be used" in done.stderr
 
 
+@pytest.mark.parametrize("broken", ["SSL_CERT_FILE", "SSLKEYLOGFILE"])
+def test_of_several_settings_of_tls_the_one_that_cannot_be_used_is_named(broken: str, tmp_path: Path) -> None:
+    (tmp_path / "authorities").mkdir()
+    good = {
+        "SSL_CERT_FILE": str(certificate(tmp_path)),
+        "SSL_CERT_DIR": str(tmp_path / "authorities"),
+        "SSLKEYLOGFILE": str(tmp_path / "keys.log"),
+    }
+    env = good | {broken: str(tmp_path / "nowhere" / "file")}
+    done = run("generate", "a", "--out", tmp_path, "--url", "https://gpu.example", **env)
+    assert done.returncode == 2
+    assert " ".join(done.stderr.split()).startswith(f"Error: {broken} cannot be used: No such file")
+
+
+@pytest.mark.parametrize("columns", ["0", "00", ""])
+def test_a_terminal_of_no_width_is_one_of_unknown_width(columns: str, tmp_path: Path) -> None:
+    with streaming(START, IMAGE, COMPLETED) as (url, _):
+        done = run("generate", "a", "--out", tmp_path, "--url", url, COLUMNS=columns, LINES=columns)
+    assert "1 of 2 images in" in done.stdout
+
+
 def test_certificates_of_an_authority_of_ones_own_are_trusted_where_named(tmp_path: Path) -> None:
     path = certificate(tmp_path)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)

@@ -1,78 +1,98 @@
-"""What does not wait for what, over a pool that generates when it is told to."""
+"""What neither delays nor costs a picture, over a pool that generates when it is told to."""
 
 import asyncio
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import pytest
+from ray.serve import metrics
 
 from serve_app.config import AppArgs
 from serve_app.fanout.fanout import FanOut
 from serve_app.messages import Slot
-from serve_app.schemas import GenerateRequest, StartEvent
+from serve_app.metrics import IngressMetrics
+from serve_app.schemas import BatchResult, CompletedEvent, Event, GenerateRequest, StartEvent
 from tests.fakes import FakePool, Metrics, NoPeers
 
-REQUEST = GenerateRequest(prompt="a cat and a dog", num_images=2, seed=0, preview_steps=[])
+REQUEST = GenerateRequest(prompt="a cat and a dog", num_images=2, seed=0, preview_steps=[], width=64, height=64)
+SHEET = REQUEST.model_copy(update={"grid": True})
+UNREAD = "prompt is longer than the model can read; it does not see: dog"
+
+
+def fan_out(pool: FakePool, metrics: IngressMetrics | None = None) -> FanOut:
+    return FanOut(pool, NoPeers(), AppArgs(), metrics or Metrics())
+
+
+async def told(service: FanOut, request: GenerateRequest) -> tuple[BatchResult, list[Event]]:
+    """Return what both kinds of request are told."""
+    answer = await service.generate(request)
+    async with service.stream(request) as stream:
+        return answer, [event async for event in stream if event.type != "progress"]
 
 
 @dataclass
-class SlowReaders(FakePool):
-    """Knows what the model does not see of a prompt only once all slots are being generated."""
+class Mute(FakePool):
+    """Its replicas answer nothing at all."""
 
-    generating: asyncio.Event = field(default_factory=asyncio.Event)
-
-    async def generate_begins(self, slot: Slot) -> None:
-        if len(self.slots) == REQUEST.num_images:
-            self.generating.set()
+    async def forever(self, slot: Slot) -> None:
+        await asyncio.Event().wait()
 
     async def cut_off(self, prompt: str) -> str:
-        await self.generating.wait()
-        return "dog" if prompt else ""
+        await asyncio.Event().wait()
+        return ""
 
 
-def fan_out() -> FanOut:
-    pool = SlowReaders()
-    pool.before = pool.generate_begins
-    return FanOut(pool, NoPeers(), AppArgs(), Metrics())
+async def test_a_stream_starts_before_any_replica_answers_anything() -> None:
+    pool = Mute()
+    pool.before = pool.forever
+    request = REQUEST.model_copy(update={"prompt": "a long prompt " * 50})
+    async with asyncio.timeout(0.5), fan_out(pool).stream(request) as stream:
+        assert isinstance(await anext(stream), StartEvent)
 
 
-WARNING = "prompt is longer than the model can read; it does not see: dog"
+async def test_what_a_replica_has_not_read_of_a_prompt_is_said_once_with_its_pictures() -> None:
+    answer, events = await told(fan_out(FakePool(warnings=(UNREAD,))), REQUEST)
+    assert answer.warnings == [UNREAD]
+    assert [event.type for event in events] == ["start", "image", "image", "completed"]
+    assert isinstance(events[-1], CompletedEvent)
+    assert events[-1].warnings == [UNREAD]
 
 
-async def test_an_answer_is_generated_while_its_prompt_is_looked_at() -> None:
-    async with asyncio.timeout(5):
-        answer = await fan_out().generate(REQUEST)
-    assert [image.status for image in answer.images] == ["succeeded", "succeeded"]
-    assert answer.warnings == [WARNING]
+class Torn(FakePool):
+    """Its pixels are not of the size that they should be."""
+
+    async def pixels(self, ref: Any) -> Any:
+        return np.zeros((7, 7, 3), dtype=np.uint8)
 
 
-async def test_a_stream_is_generated_before_it_can_say_so() -> None:
-    async with asyncio.timeout(5), fan_out().stream(REQUEST) as stream:
-        events = [event async for event in stream]
-    assert [event.type for event in events if event.type != "progress"] == ["start", "image", "image", "completed"]
-    assert isinstance(events[0], StartEvent)
-    assert events[0].warnings == [WARNING]
-
-
-class Speechless(FakePool):
-    async def cut_off(self, prompt: str) -> str:
+class Unreachable(FakePool):
+    async def pixels(self, ref: Any) -> Any:
         raise RuntimeError("not one of the errors that are expected")
 
 
-async def test_no_picture_is_lost_with_what_could_not_be_said_of_its_prompt(caplog: pytest.LogCaptureFixture) -> None:
-    answer = await FanOut(Speechless(), NoPeers(), AppArgs(), Metrics()).generate(REQUEST)
+@pytest.mark.parametrize("pool", [Torn(), Unreachable()], ids=lambda pool: type(pool).__name__)
+async def test_a_grid_that_cannot_be_made_costs_no_image(pool: FakePool, caplog: pytest.LogCaptureFixture) -> None:
+    answer, events = await told(fan_out(pool), SHEET)
     assert [image.status for image in answer.images] == ["succeeded", "succeeded"]
-    assert answer.warnings == []
-    assert "could not ask the replicas" in caplog.text
+    assert (answer.grid, answer.warnings) == (None, ["the grid could not be made; the images are complete"])
+    assert [event.type for event in events] == ["start", "image", "image", "completed"]
+    assert isinstance(events[-1], CompletedEvent)
+    assert events[-1].warnings == answer.warnings
+    assert "Traceback" in caplog.text
 
 
-async def test_looking_at_a_prompt_ends_with_its_request() -> None:
-    service = fan_out()
-    before = asyncio.all_tasks()
-    async with service.stream(
-        REQUEST.model_copy(update={"num_images": 1})
-    ) as stream:  # never looked at: it waits for two slots
-        first = asyncio.create_task(anext(stream))
-        await asyncio.sleep(0.01)
-        first.cancel()
-        await asyncio.gather(first, return_exceptions=True)
-    assert asyncio.all_tasks() == before
+async def test_metrics_that_cannot_be_counted_cost_no_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    counted = IngressMetrics()
+
+    def broken(*_: Any, **__: Any) -> None:
+        raise ConnectionError("the metrics agent is gone")
+
+    monkeypatch.setattr(metrics.Counter, "inc", broken)
+    monkeypatch.setattr(metrics.Gauge, "set", broken)
+    monkeypatch.setattr(metrics.Histogram, "observe", broken)
+    request = REQUEST.model_copy(update={"preview_steps": [1]})
+    answer, events = await told(fan_out(FakePool(), counted), request)
+    assert [image.status for image in answer.images] == ["succeeded", "succeeded"]
+    assert events[-1].type == "completed"
+    counted.retried()

@@ -236,6 +236,37 @@ async def test_what_was_generated_by_the_deadline_counts() -> None:
     assert kinds.count(ImageEvent) == 2
 
 
+async def test_the_deadline_is_kept_however_much_there_is_to_tell() -> None:
+    """Each event takes its reader longer than the next one takes to come, so that there is always one to tell."""
+    closed: list[int] = []
+
+    async def generate(slot: Slot) -> AsyncGenerator[SlotEvent]:
+        if slot.index == 0:
+            await asyncio.sleep(0.15)
+            yield GENERATED
+            return
+        try:
+            for step in range(1000):
+                yield Progress(step)
+                await asyncio.sleep(0.001)
+        finally:
+            closed.append(slot.index)
+
+    generation, started = generation_of(3), time.monotonic()
+    ends: list[Event] = []
+    async with followed(generation, generate, 0.2) as events:
+        async for event in events:
+            if not isinstance(event, ProgressEvent):
+                ends.append(event)
+                if len(ends) == 1:
+                    assert isinstance(event, ImageEvent), "it came in time, though behind many others"
+                    await asyncio.sleep(0)
+                    assert sorted(closed) == [1, 2], "the work has stopped before its end is told"
+            await asyncio.sleep(0.01)
+    assert [type(event) for event in ends] == [ImageEvent, FailedEvent, FailedEvent]
+    assert time.monotonic() - started < 1
+
+
 async def test_events_that_end_without_a_picture_are_a_lost_replica() -> None:
     async def generate(slot: Slot) -> AsyncGenerator[SlotEvent]:
         yield Progress(1)

@@ -1,6 +1,9 @@
+import time
+
 import pytest
 
 from serve_app.fanout.prompt_syntax import found_in, syntax_warning
+from serve_app.recipe import LONGEST_TEXT
 
 
 @pytest.mark.parametrize(
@@ -10,6 +13,7 @@ from serve_app.fanout.prompt_syntax import found_in, syntax_warning
         "(((a red, apple)))", "(red)1.4", "(red)++", "(embedding:name:1.2)", "[x]", "[a red apple]", "[x|y]",
         "[a:b:10]", "[a:10]", "[:a:0.5]", "<lora:name:0.8>", "<lyco:my name:1>", "<hypernet:name>", "embedding:name",
         "{red|blue}", "__colours__", "BREAK", "ADDCOL",
+        "(f(x):1.2)", "(a (red) and (blue) cat: 1.2)", "(red (apple):2)",
     ],
 )  # fmt: skip
 def test_what_other_tools_act_on_is_found(syntax: str) -> None:
@@ -24,6 +28,7 @@ def test_what_other_tools_act_on_is_found(syntax: str) -> None:
         "(like this)", "(see (this))", "a (red) (apple)", "f(x)", "(1990)-style", "(a)-(b)", "(C++)", "[1]",
         "[2020-2021]", "[]", "()", "(())", "((1))", ":)", ":(", ":] [:", "a :) b (:", "(hello :)", "(so cute :3)",
         "<3", "a <b> c", "<https://a.b/c>", "(16:9)", "(at 10:30)", "1:1.5", "embedding: a story", "embeddings", "{x}",
+        "(see (16:9))", "(f(x))", "(at (10:30))",
         "a__b", "____", "_x_", "break the ice", "CATS AND DOGS", r"\(red:1.4\)", r"\[x\]", r"\(\(x\)\)", r"\<lora:x:1>",
         r"(red:1.4\)", "",
     ],
@@ -31,6 +36,13 @@ def test_what_other_tools_act_on_is_found(syntax: str) -> None:
 def test_words_are_words(words: str) -> None:
     assert found_in(words) == []
     assert syntax_warning("prompt", words) is None
+
+
+@pytest.mark.parametrize("piece", ["(", "(a", "(a)", "(a(b)", "((a)b", "(a:1", "(a(b):", "((("])
+def test_no_prompt_takes_long(piece: str) -> None:
+    started = time.perf_counter()
+    found_in(piece * (LONGEST_TEXT // len(piece)))
+    assert time.perf_counter() - started < 1
 
 
 def test_prompts_joined_by_and_are_found() -> None:

@@ -237,11 +237,9 @@ def test_warnings_say_what_a_person_should_know(
 
 
 def test_a_prompt_that_is_cut_off_is_a_warning(client: TestClient, pool: FakePool) -> None:
-    pool.unseen = "and a dog"
-    assert (
-        "it does not see: and a dog"
-        in client.post("/generate", json={"prompt": "a cat and a dog"}).json()["warnings"][0]
-    )
+    pool.warnings = ("prompt is longer than the model can read; it does not see: and a dog",)
+    assert client.post("/generate", json={"prompt": "a cat and a dog"}).json()["warnings"] == [*pool.warnings]
+    assert events_of(client.post("/stream", json={"prompt": "a cat and a dog"}))[-1]["warnings"] == [*pool.warnings]
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import base64
 import os
 import time
 from collections.abc import Callable
+from errno import ENOSPC
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from serve_app.config import AppArgs, FilesConfig
 from serve_app.errors import NotFound
 from serve_app.fanout.fanout import FanOut
 from serve_app.ingress.api import create_api
-from serve_app.ingress.file_urls import url_maker
+from serve_app.ingress.file_urls import urls_of
 from serve_app.ingress.files import Files
 from serve_app.schemas import Picture
 from tests.fakes import FakePool, Metrics, NoPeers
@@ -60,6 +61,19 @@ async def test_what_is_saved_is_found_under_an_unguessable_name(tmp_path: Path) 
     assert sorted(os.listdir(tmp_path / "new" / "folder")) == sorted(names), "no unfinished file is left"
 
 
+async def test_a_full_disk_keeps_no_half_of_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files, write = Files(tmp_path, FilesConfig()), Path.write_bytes
+
+    def half(self: Path, data: bytes) -> int:
+        write(self, data[: len(data) // 2])
+        raise OSError(ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", half)
+    with pytest.raises(OSError, match="No space left"):
+        await saved(files)
+    assert os.listdir(tmp_path) == []
+
+
 @pytest.mark.parametrize(
     ("base_url", "expected"),
     [
@@ -69,7 +83,8 @@ async def test_what_is_saved_is_found_under_an_unguessable_name(tmp_path: Path) 
     ],
 )
 async def test_urls_begin_as_configured(tmp_path: Path, base_url: str | None, expected: str) -> None:
-    url = await url_maker(Files(tmp_path, FilesConfig(base_url=base_url)), REQUEST)(picture())
+    url = await urls_of(Files(tmp_path, FilesConfig(base_url=base_url)), REQUEST).of(picture())
+    assert url is not None
     assert url.startswith(expected)
 
 

@@ -108,6 +108,7 @@ def test_also_those_of_the_other_apis(document: dict[str, Any]) -> None:
         "image_generation.partial_image",
         "image_generation.completed",
         "image_generation.failed",
+        "image_generation.warnings",
         "error",
     ]
     assert [told["title"] for told in events_of(document, "/fal-ai/fast-sdxl/stream")] == [

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
+from serve_app.fanout.fanout import FanOut
 from tests.fakes import FakePool
 
 BAD = [
@@ -280,14 +281,12 @@ def test_wrong_routes_and_methods_answer_in_the_same_shape(
     assert response.json()["error"]["type"] == type_
 
 
-def test_a_fault_of_ours_keeps_its_details_to_itself(
-    client: TestClient, pool: FakePool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def broken(ref: object) -> None:
+def test_a_fault_of_ours_keeps_its_details_to_itself(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def broken(*_: object) -> None:
         raise ZeroDivisionError("/secret/path")
 
-    monkeypatch.setattr(pool, "pixels", broken)
-    response = client.post("/generate", json={"prompt": "a", "grid": True})
+    monkeypatch.setattr(FanOut, "generate", broken)
+    response = client.post("/generate", json={"prompt": "a"})
     assert response.status_code == 500
     assert response.json()["error"]["type"] == "internal"
     assert "secret" not in response.text

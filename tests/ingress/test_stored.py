@@ -1,10 +1,13 @@
 """Streams and answers with URLs instead of images, for readers that cannot take long lines."""
 
 import asyncio
+import json
 import math
+import threading
 from base64 import b64decode, b64encode
 from collections.abc import AsyncGenerator, Iterator
 from dataclasses import replace
+from errno import ENOSPC
 from pathlib import Path
 from shutil import rmtree
 from typing import Any
@@ -16,6 +19,7 @@ from starlette.testclient import TestClient
 from serve_app.config import FilesConfig, PreviewConfig
 from serve_app.fanout.fanout import FanOut
 from serve_app.imaging import encode_preview
+from serve_app.ingress import file_urls
 from serve_app.ingress.api import create_api
 from serve_app.messages import Generated, Slot, SlotEvent
 from serve_app.schemas import PreviewEvent
@@ -131,14 +135,79 @@ def test_a_preview_of_256_pixels_fits_into_such_a_line_whatever_it_shows() -> No
     assert len(f"data: {event.model_dump_json()}\n") < LINE
 
 
-@pytest.mark.parametrize("route", [*STREAMS, "/generate", "/fal-ai/fast-sdxl"])
-def test_a_picture_that_cannot_be_stored_is_a_fault_that_is_told(
-    client: TestClient, tmp_path: Path, caplog: pytest.LogCaptureFixture, route: str
-) -> None:
-    rmtree(tmp_path / "files")
-    own = {} if "fal" in route else {"response_format": "url"}
-    response = client.post(route, json={"prompt": "a", **own, **({"stream": True} if "v1" in route else {})})
-    assert response.status_code == (200 if route in STREAMS else 500)
-    assert "the service failed on this request; its log says why" in response.text.strip().splitlines()[-1]
-    assert "cannot write an image to files.path" in caplog.text
+def not_stored(index: int) -> str:
+    return f"image {index} could not be stored: it is sent without a URL"
+
+
+GRID_NOT_STORED = "the grid could not be stored: it is sent without a URL"
+
+
+@pytest.fixture(params=["unwritable", "full", "hanging"])
+def unstorable(
+    request: pytest.FixtureRequest, client: TestClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[TestClient]:
+    """The service, once its folder takes no more files."""
+    release = threading.Event()
+
+    def full(self: Path, data: bytes) -> int:
+        raise OSError(ENOSPC, "No space left on device")
+
+    def hanging(self: Path, data: bytes) -> int:
+        release.wait(60)
+        return 0
+
+    match request.param:
+        case "unwritable":
+            rmtree(tmp_path / "files")
+        case "full":
+            monkeypatch.setattr(Path, "write_bytes", full)
+        case _:
+            monkeypatch.setattr(file_urls, "_TIMEOUT_S", 0.05)
+            monkeypatch.setattr(Path, "write_bytes", hanging)
+    yield client
+    release.set()
+
+
+BODY = {"prompt": "a", "seed": 7, "width": 64, "height": 64, "response_format": "url"}
+
+
+def test_what_cannot_be_stored_is_in_the_answer(unstorable: TestClient, tmp_path: Path) -> None:
+    response = unstorable.post("/generate", json={**BODY, "num_images": 2, "grid": True})
+    answer = response.json()
+    assert [image["b64_json"] for image in answer["images"]] == [content(7), content(8)]
+    assert b64decode(answer["grid"]["b64_json"]).startswith(b"\x89PNG")
+    assert sorted(answer["warnings"]) == [not_stored(0), not_stored(1), GRID_NOT_STORED]
     assert str(tmp_path) not in response.text
+
+
+def test_what_cannot_be_stored_is_in_the_stream(unstorable: TestClient) -> None:
+    events = events_of(unstorable.post("/stream", json={**BODY, "num_images": 2, "grid": True}))
+    assert {event["b64_json"] for event in events if event["type"] == "image"} == {content(7), content(8)}
+    assert [event["type"] for event in events[-2:]] == ["grid", "completed"]
+    assert b64decode(events[-2]["b64_json"]).startswith(b"\x89PNG")
+    assert sorted(events[-1]["warnings"]) == [not_stored(0), not_stored(1), GRID_NOT_STORED]
+
+
+def test_openais_answer_has_it_as_base64(unstorable: TestClient) -> None:
+    body = {"prompt": "a", "seed": 7, "n": 2, "response_format": "url"}
+    answer = unstorable.post("/v1/images/generations", json=body).json()
+    assert [image["b64_json"] for image in answer["data"]] == [content(7), content(8)]
+    assert sorted(answer["warnings"]) == [not_stored(0), not_stored(1)]
+
+
+def test_openais_stream_has_it_as_base64(unstorable: TestClient) -> None:
+    body = {"prompt": "a", "seed": 7, "n": 2, "response_format": "url", "stream": True}
+    *lines, last = unstorable.post("/v1/images/generations", json=body).text.strip().split("\n\n")
+    assert last == "data: [DONE]"
+    events = [json.loads(line.partition("data: ")[2]) for line in lines]
+    assert {event["b64_json"] for event in events if "completed" in event["type"]} == {content(7), content(8)}
+    assert events[-1]["type"] == "image_generation.warnings"
+    assert sorted(events[-1]["warnings"]) == [not_stored(0), not_stored(1)]
+
+
+@pytest.mark.parametrize("route", ["", "/stream"])
+def test_fals_answer_and_last_frame_have_it_as_data_uris(unstorable: TestClient, route: str) -> None:
+    response = unstorable.post(f"/fal-ai/fast-sdxl{route}", json={"prompt": "a", "seed": 7, "num_images": 2})
+    last = json.loads(response.text.strip().split("\n\n")[-1].removeprefix("data: "))
+    assert [image["url"] for image in last["images"]] == [f"data:image/jpeg;base64,{content(i)}" for i in (7, 8)]
+    assert sorted(last["warnings"]) == [not_stored(0), not_stored(1)]

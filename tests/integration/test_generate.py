@@ -72,7 +72,7 @@ def test_a_long_prompt_is_cut_with_a_warning(app: Running) -> None:
     body = {"prompt": prompt, "num_images": 1, "num_inference_steps": 9}  # fewer would be a warning too
     (warning,) = app.generate(**body)["warnings"]
     assert warning.endswith("it does not see: and a lighthouse")
-    assert app.stream(**body)[0]["warnings"] == [warning]
+    assert app.stream(**body)[-1]["warnings"] == [warning]
 
 
 def test_every_response_has_a_request_id(app: Running) -> None:

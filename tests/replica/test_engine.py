@@ -279,6 +279,23 @@ def test_a_failed_preview_does_not_fail_the_picture(
     assert "no encoder" in caplog.text
 
 
+@pytest.mark.parametrize("output_format", ["png", "jpeg", "webp"])
+def test_a_file_that_cannot_say_how_it_was_made_still_holds_the_picture(
+    make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, output_format: str
+) -> None:
+    def broken(*_: Any) -> Any:
+        raise ValueError("EXIF data is too long")
+
+    slot = make_slot(index=3, output_format=output_format, keep_pixels=True)
+    (whole,) = make_engine().generate(slot)
+    monkeypatch.setattr("serve_app.imaging.parameters_text", broken)
+    (bare,) = make_engine().generate(slot)
+    assert np.array_equal(pixels(bare), pixels(whole))
+    assert bare.warnings == ("the file of image 3 does not say how it was generated",)
+    assert whole.warnings == ()
+    assert "EXIF data is too long" in caplog.text
+
+
 def test_a_picture_is_counted_before_it_is_delivered(make_engine: MakeEngine) -> None:
     running, counted = make_engine(), Queue[int]()
     for number in range(1, 4):

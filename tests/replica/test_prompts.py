@@ -4,6 +4,7 @@ import threading
 import pytest
 import torch
 
+from serve_app.recipe import Recipe
 from serve_app.replica.attention import prompt_context
 from serve_app.replica.checkpoint import Checkpoint
 from serve_app.replica.prompts import PromptEncoder, PromptReader
@@ -63,6 +64,15 @@ def test_the_cache_forgets_the_prompt_unused_for_longest(encoder: PromptEncoder)
 def test_the_cut_off_part_of_a_prompt_is_returned(checkpoint: Checkpoint, prompt: str, unseen: str) -> None:
     # The tiny vocabulary has a token for each letter.
     assert PromptReader(checkpoint.pipe).cut_off(prompt) == unseen
+
+
+def test_each_text_that_is_not_read_to_its_end_is_a_warning(checkpoint: Checkpoint) -> None:
+    recipe = Recipe(prompt="a" * 75 + " cat", negative_prompt="b" * 75 + " dog")
+    assert PromptReader(checkpoint.pipe).warnings(recipe) == (
+        "prompt is longer than the model can read; it does not see: cat",
+        "negative_prompt is longer than the model can read; it does not see: dog",
+    )
+    assert PromptReader(checkpoint.pipe).warnings(Recipe(prompt="a cat")) == ()
 
 
 def test_reading_a_prompt_does_not_disturb_encoding_on_another_thread(checkpoint: Checkpoint) -> None:

@@ -1,15 +1,14 @@
 """Translates the service's answers and events to fal's."""
 
+import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable
 
 from pydantic import BaseModel
 
 from serve_app import schemas as own
-from serve_app.errors import ServiceError
 from serve_app.ingress.fal.errors import body_of
 from serve_app.ingress.fal.schemas import Failure, FastSdxlOutput, File, PreviewFrame
-from serve_app.ingress.file_urls import UrlOf
-from serve_app.ingress.problems import problem_of
+from serve_app.ingress.file_urls import Urls
 
 
 async def output(
@@ -18,12 +17,16 @@ async def output(
     prompt: str,
     timings: own.Timings,
     warnings: list[str],
-    url_of: UrlOf,
+    urls: Urls | None,
 ) -> FastSdxlOutput:
-    """Return the output of a request: its images, the reasons for missing ones, and warnings."""
+    """Return the output of a request: its images, the reasons for missing ones, and warnings.
+
+    Without `urls`, or where an image could not be stored, it is a data URI.
+    """
     pictures = [image for image in images if isinstance(image, own.Picture)]
+    files = await asyncio.gather(*[_stored(picture, urls) for picture in pictures])
     return FastSdxlOutput(
-        images=[_file(picture, await url_of(picture)) for picture in pictures],
+        images=files,
         timings={"inference": timings.denoise, **dict(timings)},
         seed=seed,
         seeds=[picture.seed for picture in pictures],
@@ -33,11 +36,11 @@ async def output(
             for image in images
             if not isinstance(image, own.Picture)
         ],
-        warnings=warnings,
+        warnings=[*warnings, *urls.warnings] if urls else warnings,
     )
 
 
-async def frames(events: AsyncIterator[own.Event], url_of: UrlOf) -> AsyncGenerator[BaseModel]:
+async def frames(events: AsyncIterator[own.Event], urls: Urls | None) -> AsyncGenerator[BaseModel]:
     """Yield a stream's frames: previews of one image each, then the output or an error."""
     images: dict[int, own.Image] = {}
     async for event in events:
@@ -55,19 +58,17 @@ async def frames(events: AsyncIterator[own.Event], url_of: UrlOf) -> AsyncGenera
             case own.CompletedEvent():
                 warnings = [*warnings, *event.warnings]
                 pictures = [images[index] for index in sorted(images)]
-                try:
-                    yield await output(pictures, seed, prompt, event.timings, warnings, url_of)
-                except ServiceError as error:
-                    yield body_of(problem_of(error))
+                yield await output(pictures, seed, prompt, event.timings, warnings, urls)
             case own.ErrorEvent():
                 yield body_of(event.error)
 
 
-async def data_uri(picture: own.Picture | own.Grid) -> str:
-    return _data_uri(picture)
+async def _stored(picture: own.Picture, urls: Urls | None) -> File:
+    url = await urls.of(picture) if urls else None
+    return _file(picture, url or _data_uri(picture))
 
 
-def _data_uri(file: own.Picture | own.Grid | own.PreviewEvent) -> str:
+def _data_uri(file: own.Picture | own.PreviewEvent) -> str:
     return f"data:{file.media_type};base64,{file.b64_json}"
 
 

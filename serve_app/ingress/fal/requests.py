@@ -9,7 +9,7 @@ from serve_app.ingress.fal.schemas import SIZES, FastSdxlInput, Size
 from serve_app.ingress.requests import borrowed, sizes, translated
 from serve_app.schemas import GenerateRequest
 
-_SAME = ("prompt", "negative_prompt", "num_inference_steps", "guidance_scale", "num_images", "seed")
+_SAME = ("prompt", "negative_prompt", "num_inference_steps", "guidance_scale", "num_images", "seed", "timeout_s")
 """Fields that are the same in both APIs."""
 
 

@@ -11,11 +11,11 @@ from pydantic import BaseModel
 from serve_app.config import AppArgs
 from serve_app.errors import NotFound
 from serve_app.ingress import sse
-from serve_app.ingress.fal.answers import data_uri, frames, output
-from serve_app.ingress.fal.errors import DIALECT
+from serve_app.ingress.fal.answers import frames, output
+from serve_app.ingress.fal.errors import DIALECT, body_of
 from serve_app.ingress.fal.requests import fast_sdxl_input, own_request
 from serve_app.ingress.fal.schemas import FalErrorBody, FastSdxlInput, FastSdxlOutput, PreviewFrame
-from serve_app.ingress.file_urls import UrlOf, url_maker
+from serve_app.ingress.file_urls import Urls, urls_of
 from serve_app.ingress.files import Files
 from serve_app.ingress.pieces import in_pieces
 from serve_app.ingress.service import Service
@@ -28,20 +28,20 @@ def router(service: Service, request: type[GenerateRequest], args: AppArgs, file
     errors = DIALECT.responses
     Body = fast_sdxl_input(request, args.model)  # noqa: N806 - a class, created for this service
 
-    def url_of(body: FastSdxlInput, http: Request) -> UrlOf:
-        return data_uri if body.sync_mode or files is None else url_maker(files, http)
+    def urls(body: FastSdxlInput, http: Request) -> Urls | None:
+        return None if body.sync_mode or files is None else urls_of(files, http)
 
     @routes.post("", response_model=FastSdxlOutput, responses=errors(404, 413, 415, 422, 429, 500, 503, 504))
     async def run(body: Body, http: Request) -> Response:  # type: ignore[valid-type]  # a class made at run time
         """Generate all images: the `run` of fal's clients."""
         result = await service.generate(own_request(body, request, args.model))
         seed, prompt = result.images[0].seed, result.parameters.prompt
-        answer = await output(result.images, seed, prompt, result.timings, result.warnings, url_of(body, http))
+        answer = await output(result.images, seed, prompt, result.timings, result.warnings, urls(body, http))
         return StreamingResponse(in_pieces(answer), media_type="application/json")
 
     async def accepted(body: Body, http: Request) -> AsyncIterator[AsyncGenerator[BaseModel]]:  # type: ignore[valid-type]  # as above
         async with service.stream(own_request(body, request, args.model)) as events:
-            yield frames(events, url_of(body, http))
+            yield sse.ended(frames(events, urls(body, http)), body_of)
 
     described = sse.described(PreviewFrame, FastSdxlOutput, FalErrorBody)
 

@@ -48,6 +48,7 @@ class FastSdxlInput(ForeignRequest):
     guidance_scale: float
     num_images: int
     seed: int | None
+    timeout_s: float | None
     format: Literal["jpeg", "png"] = Field(default="jpeg", description="File format of the images.")
     sync_mode: bool = Field(
         default=False,

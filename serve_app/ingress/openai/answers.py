@@ -1,5 +1,6 @@
 """Translates the service's answers and events to those of the OpenAI Images API."""
 
+import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
 
@@ -7,7 +8,7 @@ from fastapi.sse import format_sse_event
 
 from serve_app import schemas as own
 from serve_app.errors import GenerationFailed
-from serve_app.ingress.file_urls import UrlOf
+from serve_app.ingress.file_urls import Urls
 from serve_app.ingress.openai.errors import body_of
 from serve_app.ingress.openai.schemas import (
     CompletedEvent,
@@ -16,33 +17,35 @@ from serve_app.ingress.openai.schemas import (
     ImageItem,
     ImagesResponse,
     PartialImageEvent,
+    WarningsEvent,
 )
 from serve_app.ingress.stored import StoredEvent, StoredImageEvent
-from serve_app.schemas import BatchResult, Event, GenerateRequest, Image, Picture
+from serve_app.schemas import BatchResult, Event, GenerateRequest, Image, Picture, Problem
 
 DONE = "[DONE]"
 
-ImageEvent = PartialImageEvent | CompletedEvent | FailedEvent | ErrorEvent
+ImageEvent = PartialImageEvent | CompletedEvent | FailedEvent | WarningsEvent | ErrorEvent
 
 
-async def images_response(result: BatchResult, url_of: UrlOf | None) -> ImagesResponse:
-    """Return the answer to a request without `stream`: with URLs, or without `url_of` with the images."""
+async def images_response(result: BatchResult, urls: Urls | None) -> ImagesResponse:
+    """Return the answer to a request without `stream`: with URLs, or without `urls` with the images."""
     parameters = result.parameters
+    data = await asyncio.gather(*[_item(image, urls) for image in result.images])
     return ImagesResponse(
         created=result.created,
         output_format=parameters.output_format,
         size=f"{parameters.width}x{parameters.height}",
-        warnings=result.warnings,
-        data=[await _item(image, url_of) for image in result.images],
+        warnings=[*result.warnings, *urls.warnings] if urls else result.warnings,
+        data=data,
     )
 
 
-async def _item(image: Image, url_of: UrlOf | None) -> ImageItem:
+async def _item(image: Image, urls: Urls | None) -> ImageItem:
     if not isinstance(image, Picture):
         return ImageItem(image_index=image.index, seed=image.seed, failure=image.error)
-    if url_of is not None:
-        return ImageItem(url=await url_of(image), image_index=image.index, seed=image.seed)
-    return ImageItem(b64_json=image.b64_json, image_index=image.index, seed=image.seed)
+    url = await urls.of(image) if urls else None
+    at = {"b64_json": image.b64_json} if url is None else {"url": url}
+    return ImageItem(**at, image_index=image.index, seed=image.seed)
 
 
 async def frames(events: AsyncIterator[Event | StoredEvent], request: GenerateRequest) -> AsyncGenerator[bytes]:
@@ -52,10 +55,19 @@ async def frames(events: AsyncIterator[Event | StoredEvent], request: GenerateRe
         if isinstance(event, own.StartEvent):
             warnings = event.warnings
         if (told := _told(event, request, warnings)) is not None:
-            yield format_sse_event(data_str=told.model_dump_json(), event=told.type)
+            yield _framed(told)
         if isinstance(told, ErrorEvent):
             return
     yield format_sse_event(data_str=DONE)
+
+
+def error_frame(problem: Problem) -> bytes:
+    """Return the last event of a stream that failed."""
+    return _framed(ErrorEvent(error=body_of(GenerationFailed.status, problem).error))
+
+
+def _framed(told: ImageEvent) -> bytes:
+    return format_sse_event(data_str=told.model_dump_json(), event=told.type)
 
 
 def _told(event: Event | StoredEvent, request: GenerateRequest, warnings: list[str]) -> ImageEvent | None:
@@ -84,6 +96,8 @@ def _told(event: Event | StoredEvent, request: GenerateRequest, warnings: list[s
             )
         case own.FailedEvent() | own.CancelledEvent():
             return FailedEvent(image_index=event.index, seed=event.seed, failure=event.error)
+        case own.CompletedEvent() if event.warnings:
+            return WarningsEvent(warnings=event.warnings)
         case own.ErrorEvent():
             return ErrorEvent(error=body_of(GenerationFailed.status, event.error).error)
         case _:

@@ -9,9 +9,9 @@ from fastapi.responses import StreamingResponse
 from serve_app.config import AppArgs
 from serve_app.errors import ModelNotFound
 from serve_app.ingress import sse
-from serve_app.ingress.file_urls import url_maker
+from serve_app.ingress.file_urls import urls_of
 from serve_app.ingress.files import Files
-from serve_app.ingress.openai.answers import DONE, frames, images_response
+from serve_app.ingress.openai.answers import DONE, error_frame, frames, images_response
 from serve_app.ingress.openai.errors import DIALECT
 from serve_app.ingress.openai.names import stands_for
 from serve_app.ingress.openai.requests import images_request, own_request, wants_urls
@@ -24,6 +24,7 @@ from serve_app.ingress.openai.schemas import (
     ModelCard,
     ModelList,
     PartialImageEvent,
+    WarningsEvent,
 )
 from serve_app.ingress.pieces import in_pieces
 from serve_app.ingress.service import Service
@@ -36,7 +37,7 @@ def router(service: Service, request: type[GenerateRequest], args: AppArgs, file
     routes = APIRouter(prefix="/v1")
     errors = DIALECT.responses
     Body = images_request(request, args.model)  # noqa: N806 - a class, created for this service
-    described = sse.described(PartialImageEvent, CompletedEvent, FailedEvent, ErrorEvent, last=DONE)
+    described = sse.described(PartialImageEvent, CompletedEvent, FailedEvent, WarningsEvent, ErrorEvent, last=DONE)
 
     async def generated(body: Body, http: Request) -> AsyncIterator[Response]:  # type: ignore[valid-type]  # a class made at run time
         # A dependency, because a stream's request stays open while its answer is sent.
@@ -44,12 +45,13 @@ def router(service: Service, request: type[GenerateRequest], args: AppArgs, file
         asked = own_request(images, request, args.model)
         if images.model is not None:
             known(images.model)
-        url_of = url_maker(files, http) if wants_urls(images, can_be=files is not None) else None
+        urls = urls_of(files, http) if wants_urls(images, can_be=files is not None) else None
         if images.stream:
             async with service.stream(asked) as events:
-                yield sse.streamed(frames(stored_events(events, url_of) if url_of else events, asked))
+                told = frames(stored_events(events, urls) if urls else events, asked)
+                yield sse.streamed(sse.ended(told, error_frame))
             return
-        answer = await images_response(await service.generate(asked), url_of)
+        answer = await images_response(await service.generate(asked), urls)
         yield StreamingResponse(in_pieces(answer), media_type="application/json")
 
     def known(model: str) -> ModelCard:

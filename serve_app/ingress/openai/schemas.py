@@ -114,7 +114,7 @@ class CompletedEvent(_ImageEvent):
     type: Literal["image_generation.completed"] = "image_generation.completed"
     b64_json: str | None = None
     url: str | None = None
-    warnings: list[str] = Field(description="Warnings about the whole request, as in an answer without stream.")
+    warnings: list[str] = Field(description="Warnings about the whole request that are known at its start.")
 
 
 class FailedEvent(Answer):
@@ -125,6 +125,13 @@ class FailedEvent(Answer):
     image_index: int
     seed: int
     failure: ErrorDetail
+
+
+class WarningsEvent(Answer):
+    """Warnings since the start, such as that the model reads less of the prompt; after the images, if there are any."""
+
+    type: Literal["image_generation.warnings"] = "image_generation.warnings"
+    warnings: list[str]
 
 
 class OpenAIError(Answer):
