@@ -1,6 +1,7 @@
 """What happens when parts of the service die or are not there yet."""
 
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -14,7 +15,16 @@ from ray.serve import RunTarget
 from serve_app.app import build
 from serve_app.fanout.broadcast import TIMEOUT_S
 from serve_app.fanout.pool import POLL_INTERVAL_S
-from tests.integration.conftest import REPLICAS, SMALL, Cluster, Running, eventually, ready_throughout, tiny_args
+from tests.integration.conftest import (
+    REPLICAS,
+    SMALL,
+    Cluster,
+    Running,
+    events_of,
+    eventually,
+    ready_throughout,
+    tiny_args,
+)
 
 
 def replica_actors() -> list[ray.actor.ActorHandle]:
@@ -55,6 +65,22 @@ def test_a_replica_that_hangs_does_not_take_the_service_along(app: Running) -> N
     finally:
         hung.resume()
     assert len(app.generate(num_images=4)["images"]) == 4
+
+
+def test_a_stream_starts_at_once_though_a_replica_hangs(app: Running) -> None:
+    hung = next(
+        p for p in psutil.process_iter(["cmdline"]) if "ServeReplica:test:Replica" in " ".join(p.info["cmdline"] or ())
+    )
+    hung.suspend()
+    try:
+        body = {"prompt": "a red apple " * 20, **SMALL, "num_images": 1}
+        started = time.monotonic()
+        with app.http.stream("POST", "/stream", json=body) as response:
+            first = next(events_of(response.iter_lines()))
+        assert first["type"] == "start"
+        assert time.monotonic() - started < TIMEOUT_S, "nothing waits for what a broadcast may take"
+    finally:
+        hung.resume()
 
 
 def test_health_answers_from_the_start_and_requests_are_refused_until_a_replica_is_ready(
