@@ -1,6 +1,7 @@
 """What happens when parts of the service die or are not there yet."""
 
 import threading
+import time
 from pathlib import Path
 
 import httpx2
@@ -13,7 +14,17 @@ from ray.serve._private.common import DeploymentID
 
 from serve_app.app import build
 from serve_app.fanout.broadcast import TIMEOUT_S
-from tests.integration.conftest import APP, REPLICAS, SMALL, Cluster, Running, eventually, ready_throughout, tiny_args
+from tests.integration.conftest import (
+    APP,
+    REPLICAS,
+    SMALL,
+    Cluster,
+    Running,
+    events_of,
+    eventually,
+    ready_throughout,
+    tiny_args,
+)
 
 
 def replica_actors() -> list[ray.actor.ActorHandle]:
@@ -71,6 +82,22 @@ def test_the_images_on_a_replica_that_freezes_are_generated_elsewhere(app: Runni
     images = answer["images"] if isinstance(answer, dict) else [e for e in answer if e["type"] == "image"]  # type: ignore[attr-defined]
     assert {image["seed"]: image["b64_json"] for image in images} == whole
     eventually(lambda: app.http.get("/health").json()["replicas"]["ready"] == REPLICAS)
+
+
+def test_a_stream_starts_at_once_though_a_replica_hangs(app: Running) -> None:
+    hung = next(
+        p for p in psutil.process_iter(["cmdline"]) if "ServeReplica:test:Replica" in " ".join(p.info["cmdline"] or ())
+    )
+    hung.suspend()
+    try:
+        body = {"prompt": "a red apple " * 20, **SMALL, "num_images": 1}
+        started = time.monotonic()
+        with app.http.stream("POST", "/stream", json=body) as response:
+            first = next(events_of(response.iter_lines()))
+        assert first["type"] == "start"
+        assert time.monotonic() - started < TIMEOUT_S, "nothing waits for what a broadcast may take"
+    finally:
+        hung.resume()
 
 
 def test_health_answers_from_the_start_and_requests_are_refused_until_a_replica_is_ready(

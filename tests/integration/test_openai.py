@@ -109,6 +109,15 @@ def test_a_stream_forms_every_picture_in_order(app: Running, sdk: OpenAI) -> Non
         assert {event.seed for event in (*partials, completed)} == {7 + index}  # type: ignore[union-attr]  # as above
 
 
+def test_a_stream_says_last_what_became_known_late(app: Running, sdk: OpenAI) -> None:
+    prompt = "x" * 75 + " and a lighthouse"
+    with sdk.images.generate(prompt=prompt, size="64x64", stream=True, extra_body=extra()) as stream:
+        events: list[Any] = list(stream)  # the last is an extension
+    assert isinstance(events[-2], ImageGenCompletedEvent)
+    assert events[-1].type == "image_generation.warnings"
+    assert "it does not see: and a lighthouse" in events[-1].warnings[0]
+
+
 async def test_the_async_sdk_streams_too(async_sdk: AsyncOpenAI) -> None:
     stream = await async_sdk.images.generate(prompt=PROMPT, n=2, size="64x64", stream=True, extra_body=extra())
     assert [event.type async for event in stream] == ["image_generation.completed"] * 2
