@@ -10,7 +10,8 @@ from serve_app.messages import ReplicaStatus
 _MISSED_POLLS = 3
 """Polls in a row without any answer, after which a replica is lost from sight.
 
-A frozen process does not answer, nor one that a long call keeps from its event loop. A busy machine may take a second.
+A frozen process does not answer, nor one that a long call keeps from its event loop. A busy machine may take a second
+or two. If none answers any more, none is lost: the machine is busy, or it is this process that hears nothing.
 """
 
 _RATE_WINDOW_S = 60.0
@@ -94,16 +95,14 @@ class Sight:
 
     def status(self) -> PoolStatus:
         known = [(seen, seen.status) for seen in self._seen.values() if seen.status is not None]
+        silent = {status.id for seen, status in known if seen.missed >= _MISSED_POLLS}
+        faulty = {status.id for _, status in known if status.fault is not None}
+        if len(silent) == len(known):
+            silent = set()  # it is not the replicas that are slow, and there is nowhere else to generate
         return PoolStatus(
-            replicas=tuple(
-                status
-                for seen, status in known
-                if seen.missed < _MISSED_POLLS and not seen.doubted and status.fault is None
-            ),
+            replicas=tuple(status for seen, status in known if status.id not in silent | faulty and not seen.doubted),
             images_per_second=self._rate(),
-            lost=frozenset(
-                status.id for seen, status in known if seen.missed >= _MISSED_POLLS or status.fault is not None
-            ),
+            lost=frozenset(silent | faulty),
         )
 
     def note_finished(self) -> None:

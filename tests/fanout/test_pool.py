@@ -188,3 +188,12 @@ async def test_a_call_says_where_it_goes_and_for_how_long_it_is_waited_for() -> 
     (call,) = handle.calls
     assert call.replica == "abc"
     assert 59 < call.timeout_s <= 60
+
+
+def test_where_no_replica_answers_any_more_none_is_lost() -> None:
+    """The machine is busy: to generate everything from the start would make it busier."""
+    sight = sight_of(WELL, FROZEN)
+    for _ in range(5):
+        sight.missed(["actor of well", "actor of frozen"])
+    assert sight.status().ready == 2
+    assert not sight.status().lost
