@@ -87,17 +87,18 @@ class Engine:
         return ready
 
     def stop(self) -> None:
-        """Stop after the current step. Unfinished slots get no more events."""
+        """Stop after the current step, and return the unfinished slots."""
         with self._changed:
             self._stopping = True
             self._changed.notify()
         if self._thread:
             self._thread.join(_STOP_S)
+        self._break_down("it has been stopped")
         self._outputs.stop()
 
     @property
     def fault(self) -> str | None:
-        """Why nothing can be generated any more: the loop has ended or stalled, or the device has failed."""
+        """Why nothing can be generated any more: the loop has ended or stalled, the device has failed, or `stop`."""
         return self._fault
 
     def check(self) -> None:
@@ -165,12 +166,8 @@ class Engine:
 
     def _wait_for_work(self) -> bool:
         with self._changed:
-            self._changed.wait_for(lambda: self._ended or not self._scheduler.idle)
-            return not self._ended
-
-    @property
-    def _ended(self) -> bool:
-        return self._stopping or self._fault is not None
+            self._changed.wait_for(lambda: self._stopping or self._fault or not self._scheduler.idle)
+            return not (self._stopping or self._fault)
 
     def _drop_cancelled(self) -> None:
         with self._changed:
@@ -292,7 +289,8 @@ class Engine:
             self._fault = fault
             returned = self._scheduler.return_all()
             self._changed.notify()
-        logger.error("this replica can generate nothing any more: %s; it returns %d slots", fault, len(returned))
+        if returned or not self._stopping:
+            logger.error("nothing can be generated any more: %s; %d slots are returned", fault, len(returned))
         for job in returned:
             self._observer.ended("returned")
             job.payload.post(Returned(fault))

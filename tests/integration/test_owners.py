@@ -1,8 +1,6 @@
 """Replicas work for callers that live, and as long as they wait."""
 
 import asyncio
-import os
-import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -17,6 +15,7 @@ from ray.serve import RunTarget
 from ray.serve.handle import DeploymentHandle
 
 from serve_app.app import build
+from serve_app.config import ModelConfig
 from serve_app.errors import SlotFailed, SlotReturned
 from serve_app.messages import Call, ReplicaStatus
 from serve_app.replica.leases import LEASE_S
@@ -46,13 +45,9 @@ def busy(handle: DeploymentHandle) -> int:
     return sum(r.active + r.waiting for r in statuses)
 
 
-def ingress_process() -> int:
-    (found,) = [
-        p.pid
-        for p in psutil.process_iter(["cmdline"])
-        if f"ServeReplica:{NAME}:Ingress" in " ".join(p.info["cmdline"] or ())
-    ]
-    return found
+def processes(deployment: str) -> list[psutil.Process]:
+    title = f"ServeReplica:{NAME}:{deployment}"
+    return [p for p in psutil.process_iter(["cmdline"]) if title in " ".join(p.info["cmdline"] or ())]
 
 
 def ready(url: str) -> bool:
@@ -74,7 +69,8 @@ def test_the_images_of_an_ingress_that_is_killed_are_dropped(url: str, replicas:
     client = threading.Thread(target=ask)
     client.start()
     eventually(lambda: busy(replicas) == 8)
-    os.kill(ingress_process(), signal.SIGKILL)
+    (ingress,) = processes("Ingress")
+    ingress.kill()
     killed = time.monotonic()
     eventually(lambda: busy(replicas) == 0, seconds=LEASE_S + 2)
     print(f"idle {time.monotonic() - killed:.1f} s after the kill")
@@ -86,8 +82,38 @@ def test_the_images_of_an_ingress_that_is_killed_are_dropped(url: str, replicas:
     assert answer.status_code == 200
 
 
+def test_a_replica_that_was_frozen_finds_its_caller_gone(replicas: DeploymentHandle) -> None:
+    replicas.generate.remote(make_slot(**LONG), Call("/somebody", 0))
+    eventually(lambda: busy(replicas) == 1)
+    frozen = processes("Replica")
+    for process in frozen:
+        process.suspend()
+    time.sleep(LEASE_S)
+    for process in frozen:
+        process.resume()
+    eventually(lambda: busy(replicas) == 0, seconds=3)
+
+
+async def test_a_replica_and_an_ingress_that_are_being_replaced_finish_what_they_began(
+    cluster: Cluster, url: str, replicas: DeploymentHandle, tiny_path: Path
+) -> None:
+    """Polls do not reach them for longer than a lease."""
+    async with httpx2.AsyncClient(timeout=100) as client:
+        eventually(lambda: ready(url))
+        body = {"prompt": "a", **LONG, "num_images": 8}
+        request = asyncio.create_task(client.post(f"{url}/generate", json=body))
+        await asyncio.to_thread(eventually, lambda: busy(replicas) == 8)
+        began = time.monotonic()
+        changed = tiny_args(tiny_path, model=ModelConfig(path=str(tiny_path), name="changed", max_size=256))
+        await asyncio.to_thread(serve.run_many, [RunTarget(build(changed), name=NAME, route_prefix=f"/{NAME}")])
+        answer = await request
+    print(f"finished {time.monotonic() - began:.1f} s after the change")
+    assert time.monotonic() - began > 2 * LEASE_S
+    assert [image["status"] for image in answer.json()["images"]] == ["succeeded"] * 8
+
+
 async def test_a_call_is_dropped_at_its_own_deadline(replicas: DeploymentHandle) -> None:
-    response = replicas.generate.remote(make_slot(**LONG), Call("somebody", 0, timeout_s=1))
+    response = replicas.generate.remote(make_slot(**LONG), Call("/somebody", 0, timeout_s=1))
     with pytest.raises(SlotFailed) as failure:
         await response
     assert failure.value.type == "deadline_exceeded"
@@ -97,5 +123,5 @@ async def test_a_call_is_dropped_at_its_own_deadline(replicas: DeploymentHandle)
 async def test_the_slot_of_a_caller_that_never_polls_and_is_no_actor_is_returned(replicas: DeploymentHandle) -> None:
     with pytest.raises(SlotReturned):
         async with asyncio.timeout(LEASE_S + 2):
-            await replicas.generate.remote(make_slot(**LONG), Call("somebody", 0))
+            await replicas.generate.remote(make_slot(**LONG), Call("/somebody", 0))
     await asyncio.to_thread(eventually, lambda: busy(replicas) == 0, 1)

@@ -190,6 +190,21 @@ def test_a_file_that_is_never_finished_returns_all_slots(make_engine: MakeEngine
     assert running.watch.outcomes == ["returned"]
 
 
+def test_stopping_returns_what_has_not_ended(make_engine: MakeEngine, step: Block) -> None:
+    running = make_engine(max_batch_size=1)
+    collectors = running.submit_together(make_slot(), make_slot())
+    step.wait()
+    stopping = threading.Thread(target=running.engine.stop)
+    stopping.start()
+    step.end()
+    stopping.join(30)
+    for collector in collectors:
+        with pytest.raises(Returned, match="stopped"):
+            collector.result()
+    with pytest.raises(Returned):
+        running.submit(make_slot())
+
+
 def test_an_image_cancelled_while_its_file_is_encoded_is_cancelled_and_not_sent(
     make_engine: MakeEngine, file: Block
 ) -> None:
