@@ -12,7 +12,7 @@
     SlotFailed              one image failed, the others go on; sent from the replica to the ingress
     SlotCancelled           one image was cancelled on its replica
     ReplicaLost             the replica died while generating a slot; the fan-out may retry it elsewhere
-    SlotReturned            the replica cannot generate and returns the slot; the fan-out generates it elsewhere
+    SlotReturned            the replica does not generate the slot; the fan-out has it generated elsewhere
     CheckpointError         a checkpoint cannot be served: the replica does not start
 
 Every constructor passes all its arguments to `Exception.__init__`: Ray rebuilds exceptions from `args`, and an error
@@ -100,7 +100,14 @@ class ReplicaLost(Exception):
 
 
 class SlotReturned(Exception):
-    """The replica cannot generate (any more). The slot is generated elsewhere; this is not one of its tries."""
+    """The replica cannot or must not generate the slot. It is generated elsewhere; this is not one of its tries.
+
+    `replica` is the id of the replica.
+    """
+
+    def __init__(self, replica: str, reason: str) -> None:
+        super().__init__(replica, reason)
+        self.replica = replica
 
 
 class CheckpointError(Exception):

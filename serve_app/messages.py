@@ -40,13 +40,15 @@ class Call:
     """One attempt to have a slot generated.
 
     `caller` and `number` (from 0, per caller) identify it. The caller waits at most `timeout_s` seconds; the replica
-    drops the slot then. The router sends it to no replica in `avoid`, by `ReplicaStatus.id`.
+    drops the slot then. The router sends it to no replica in `avoid`, by `ReplicaStatus.id`, while there are others.
+    A replica whose weights have another hash than `model` returns the slot; None allows any.
     """
 
     caller: str
     number: int
     timeout_s: float = math.inf
     avoid: frozenset[str] = frozenset()
+    model: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +93,7 @@ class Work:
 
 @dataclass(frozen=True, slots=True)
 class Generated:
-    """A finished image: the base64 file, and a reference to its pixels if `Slot.keep_pixels`.
+    """A finished image: the base64 file, the model that made it, and a reference to its pixels if `Slot.keep_pixels`.
 
     Pixels are uint8 RGB, height x width x 3.
     """
@@ -101,6 +103,7 @@ class Generated:
     media_type: str
     b64_json: str
     work: Work
+    model: ModelInfo
     pixels: Any = None
 
 

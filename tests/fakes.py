@@ -1,7 +1,7 @@
 """A pool without replicas, for the fan-out and the routes above it."""
 
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, get_args
 
 import numpy as np
@@ -14,9 +14,10 @@ from serve_app.recipe import SchedulerName
 from serve_app.schemas import ModelInfo
 
 SCHEDULERS: tuple[SchedulerName, ...] = get_args(SchedulerName)
+MODEL = ModelInfo(name="fake", revision=None, hash="0123456789")
 REPLICA = ReplicaStatus(
     id="abc",
-    model=ModelInfo(name="fake", revision=None, hash="0123456789"),
+    model=MODEL,
     scheduler="euler",
     schedulers=SCHEDULERS,
     has_previews=True,
@@ -44,6 +45,7 @@ def generated(slot: Slot) -> Generated:
         f"image/{slot.output.output_format}",
         f"picture{slot.seed}",
         Work(0, 0, 0, 0),
+        MODEL,
         Ref(pixels),
     )
 
@@ -53,30 +55,34 @@ async def nothing_special(slot: Slot) -> None: ...
 
 @dataclass
 class FakePool(Pool):
-    """Generates immediately. `before` runs in each slot's call and may wait or raise; `open` are the running slots."""
+    """Generates immediately. `before` runs in each slot's call and may wait or raise; `open` are the running slots.
+
+    `models` are those that generate some slots, by index, instead of the one in `status`.
+    """
 
     before: Callable[[Slot], Awaitable[None]] = nothing_special
     status: PoolStatus = field(default_factory=lambda: PoolStatus((REPLICA, REPLICA), images_per_second=1.0))
     unseen: str = ""
     open: set[int] = field(default_factory=set)
     slots: list[Slot] = field(default_factory=list)
+    models: dict[int, ModelInfo] = field(default_factory=dict)
 
     async def keep_polling(self) -> None: ...
 
-    async def generate(self, slot: Slot) -> AsyncGenerator[SlotEvent]:
+    async def generate(self, slot: Slot, model: str) -> AsyncGenerator[SlotEvent]:
         self.open.add(slot.index)
         self.slots.append(slot)
         try:
             await self.before(slot)
-            yield generated(slot)
+            yield replace(generated(slot), model=self.models.get(slot.index, MODEL))
         finally:
             self.open.discard(slot.index)
 
-    async def watch(self, slot: Slot) -> AsyncGenerator[SlotEvent]:
+    async def watch(self, slot: Slot, model: str) -> AsyncGenerator[SlotEvent]:
         yield Progress(1)
         for step in sorted(slot.preview_steps):
             yield Preview(step, 8, 8, "preview")
-        async for event in self.generate(slot):
+        async for event in self.generate(slot, model):
             yield event
 
     async def pixels(self, ref: Any) -> Any:

@@ -16,13 +16,13 @@ class Calls:
         self._open: set[int] = set()
 
     @contextmanager
-    def new(self) -> Iterator[Call]:
+    def new(self, avoid: frozenset[str] = frozenset(), model: str | None = None) -> Iterator[Call]:
         """Make a call and wait for it for as long as the context is open."""
         number = self._made
         self._made += 1
         self._open.add(number)
         try:
-            yield Call(self._caller, number)
+            yield Call(self._caller, number, avoid=avoid, model=model)
         finally:
             self._open.discard(number)
 

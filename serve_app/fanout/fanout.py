@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import aclosing, asynccontextmanager, contextmanager
 
 from serve_app import __version__
@@ -11,13 +11,15 @@ from serve_app.background import background
 from serve_app.config import AppArgs
 from serve_app.errors import DeadlineExceeded, GenerationFailed, InternalError, NotFound, ServiceError
 from serve_app.fanout.admission import Admission
-from serve_app.fanout.generation import Generate, Generation
+from serve_app.fanout.events import model_warnings
+from serve_app.fanout.generation import Generation
 from serve_app.fanout.generations import Generations
 from serve_app.fanout.peers import Peers
 from serve_app.fanout.plan import Plan, plan_of
 from serve_app.fanout.pool import Pool
 from serve_app.fanout.states import SlotState
 from serve_app.imaging import Pixels, contact_sheet, encode_sheet
+from serve_app.messages import Slot, SlotEvent
 from serve_app.metrics import IngressMetrics
 from serve_app.schemas import (
     BatchResult,
@@ -92,7 +94,7 @@ class FanOut:
             images=list(generation.images.values()),
             grid=grid,
             timings=_timings(plan, generation),
-            warnings=[*plan.warnings, *unread_warnings, *grid_warnings],
+            warnings=[*plan.warnings, *unread_warnings, *model_warnings(generation.images.values()), *grid_warnings],
         )
 
     @asynccontextmanager
@@ -133,7 +135,8 @@ class FanOut:
             grid, grid_warnings = await self._make_grid(plan, generation)
             if grid:
                 yield GridEvent(**dict(grid))
-            yield CompletedEvent(id=plan.id, timings=_timings(plan, generation), warnings=grid_warnings)
+            warnings = [*model_warnings(generation.images.values()), *grid_warnings]
+            yield CompletedEvent(id=plan.id, timings=_timings(plan, generation), warnings=warnings)
         except ServiceError as error:
             yield ErrorEvent(error=Problem(type=error.type, message=error.message, param=error.param))
         except Exception:
@@ -149,7 +152,12 @@ class FanOut:
         pool = self._pool.status
         self._admission.admit(len(plan.slots), pool.capacity, pool.images_per_second)
         generation = Generation(
-            plan.slots, self._admission, lambda: self._pool.status.capacity, plan.started, self._metrics.retried
+            plan.slots,
+            plan.parameters.model,
+            self._admission,
+            lambda: self._pool.status.capacity,
+            plan.started,
+            self._metrics.retried,
         )
         try:
             with generation.admitted(), self._requests.holding(plan.id, generation):
@@ -162,13 +170,17 @@ class FanOut:
 
     @asynccontextmanager
     async def _generating(
-        self, plan: Plan, generation: Generation, generate: Generate
+        self, plan: Plan, generation: Generation, generate: Callable[[Slot, str], AsyncGenerator[SlotEvent]]
     ) -> AsyncIterator[Awaitable[list[str]]]:
         """Generate for as long as the context is open.
 
         Give a task that finds out meanwhile what the model does not read of the prompts, and returns warnings.
         """
-        async with background(self._find_unread(plan.parameters)) as unread, generation.generating(generate):
+
+        def of_one_model(slot: Slot) -> AsyncGenerator[SlotEvent]:
+            return generate(slot, plan.parameters.model.hash)
+
+        async with background(self._find_unread(plan.parameters)) as unread, generation.generating(of_one_model):
             yield unread
 
     async def _find_unread(self, asked: Parameters) -> list[str]:

@@ -22,7 +22,7 @@ from serve_app.fanout.events import (
 )
 from serve_app.fanout.states import GenerationState, SlotState
 from serve_app.messages import Generated, Slot, SlotEvent, Work
-from serve_app.schemas import ErrorDetail, Event, Image, NoPicture, QueuedEvent, Timings
+from serve_app.schemas import ErrorDetail, Event, Image, ModelInfo, NoPicture, QueuedEvent, Timings
 
 logger = logging.getLogger("ray.serve")
 
@@ -69,11 +69,13 @@ class Generation:
     def __init__(
         self,
         slots: Sequence[Slot],
+        model: ModelInfo,
         admission: Admission,
         capacity: Callable[[], int],
         started: float,
         on_retry: Callable[[], None],
     ) -> None:
+        self._model = model
         self._admission = admission
         self._capacity = capacity
         self._started = started
@@ -234,7 +236,7 @@ class Generation:
             case Generated():
                 record.pixels = news.pixels
                 self.timings = _timings_of(news.work, time.monotonic() - self._started)
-                return self._end(record, picture(record.slot, news))
+                return self._end(record, picture(record.slot, news, self._model))
             case _:
                 if record.state is SlotState.QUEUED:
                     record.move_to(SlotState.RUNNING)

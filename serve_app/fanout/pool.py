@@ -4,8 +4,8 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ from ray import ObjectRef, exceptions
 from ray.serve.exceptions import DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
-from serve_app.errors import NotReady, ReplicaLost, SlotCancelled
+from serve_app.errors import NotReady, ReplicaLost, SlotCancelled, SlotReturned
 from serve_app.fanout.broadcast import broadcast
 from serve_app.fanout.calls import Calls
 from serve_app.imaging import Pixels
@@ -30,6 +30,9 @@ _STARTING_POLL_INTERVAL_S = 0.1
 Serve calls the application running before the ingress knows, and requests may follow at once.
 """
 
+_RETURNED_PAUSE_S = 0.1
+"""How long to wait before a slot that was returned is sent again."""
+
 _PIXELS_TIMEOUT_S = 10.0
 _RATE_WINDOW_S = 60.0
 _LONGEST_LOWER_CASE = 1.5
@@ -42,6 +45,9 @@ _LOST = (
     exceptions.NodeDiedError,
     exceptions.ObjectLostError,
 )
+
+
+_Attempt = Callable[[Slot, frozenset[str], str | None], AsyncGenerator[SlotEvent]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,25 +104,55 @@ class Pool:
                 logger.exception("could not ask the replicas for their status")
             await asyncio.sleep(POLL_INTERVAL_S if self.status.ready else _STARTING_POLL_INTERVAL_S)
 
-    async def generate(self, slot: Slot) -> AsyncGenerator[SlotEvent]:
-        """Yield a slot's picture alone, collected by its ObjectRef. Raises SlotFailed, SlotCancelled or ReplicaLost."""
-        with self._calling(self._handle.generate, slot) as response:
+    def generate(self, slot: Slot, model: str) -> AsyncGenerator[SlotEvent]:
+        """Yield a slot's picture alone, collected by its ObjectRef. Raises SlotFailed, SlotCancelled or ReplicaLost.
+
+        Weights with the hash `model` generate it; any do where no replica has these.
+        """
+        return self._until_kept(self._generate, slot, model)
+
+    def watch(self, slot: Slot, model: str) -> AsyncGenerator[SlotEvent]:
+        """Yield a slot's events as they happen, its picture last; else as `generate`."""
+        return self._until_kept(self._watch, slot, model)
+
+    async def _until_kept(self, once: _Attempt, slot: Slot, model: str) -> AsyncGenerator[SlotEvent]:
+        """Send a slot to replica after replica, until one does not return it."""
+        returned: frozenset[str] = frozenset()
+        while True:
+            try:
+                async with aclosing(once(slot, *self._terms(returned, model))) as events:
+                    async for event in events:
+                        yield event
+                return
+            except SlotReturned as error:
+                returned |= {error.replica}
+            # What is known of the replicas is up to a second old: they may all return it meanwhile.
+            await asyncio.sleep(_RETURNED_PAUSE_S)
+
+    def _terms(self, returned: frozenset[str], model: str) -> tuple[frozenset[str], str | None]:
+        """Return which replicas a slot must not go to, and which weights the one that takes it must have."""
+        others = frozenset(r.id for r in self.status.replicas if r.model.hash != model)
+        if len(others) == self.status.ready:
+            return frozenset(), None
+        return returned | others, model
+
+    async def _generate(self, slot: Slot, avoid: frozenset[str], model: str | None) -> AsyncGenerator[SlotEvent]:
+        with self._calling(self._handle.generate, slot, avoid, model) as response:
             generated: Generated = await (await response._to_object_ref())
             yield generated
 
-    async def watch(self, slot: Slot) -> AsyncGenerator[SlotEvent]:
-        """Yield a slot's events as they happen, its picture last. Raises SlotFailed, SlotCancelled or ReplicaLost."""
-        with self._calling(self._streams.stream, slot) as response:
+    async def _watch(self, slot: Slot, avoid: frozenset[str], model: str | None) -> AsyncGenerator[SlotEvent]:
+        with self._calling(self._streams.stream, slot, avoid, model) as response:
             async for event in response:
                 yield event
 
     @contextmanager
-    def _calling(self, method: Any, slot: Slot) -> Iterator[Any]:
+    def _calling(self, method: Any, slot: Slot, avoid: frozenset[str], model: str | None) -> Iterator[Any]:
         """Call a replica's method with a slot and give its response; leaving cancels it.
 
         Errors of the replica are raised as ours.
         """
-        with self._calls.new() as call:
+        with self._calls.new(avoid, model) as call:
             response = method.remote(slot, call)
             try:
                 yield response

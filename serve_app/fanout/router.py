@@ -17,6 +17,8 @@ from weakref import WeakKeyDictionary
 from ray.serve.config import RequestRouterConfig
 from ray.serve.request_router import FIFOMixin, PendingRequest, ReplicaID, RequestRouter, RunningReplica
 
+from serve_app.messages import Call
+
 _REMEMBERED_REQUESTS = 256
 _UNSENT_S = 1.0
 """Forget a choice that was not sent within this time.
@@ -45,6 +47,8 @@ class _Choice:
 # FIFOMixin is needed: the calls of one request share a request id, and Serve alone would fulfil only one call an id.
 class SpreadRouter(FIFOMixin, RequestRouter):
     """Prefers replicas with room in their batch, then with the fewest calls of the same request, then of all.
+
+    A call goes to no replica that it must avoid, unless it must avoid all.
 
     A replica with `max_open_calls` gets none. The router holds this bound instead of `max_ongoing_requests`, because a
     replica that has reached that refuses every call, also those for its status and its health.
@@ -80,6 +84,7 @@ class SpreadRouter(FIFOMixin, RequestRouter):
 
     def _rank_replicas(self, replicas: list[RunningReplica], routed: _RoutedCall) -> list[RunningReplica]:
         call, now = routed.call, time.monotonic()
+        replicas = _without_avoided(replicas, call)
         self._unsent = {
             key: c
             for key, c in self._unsent.items()
@@ -156,6 +161,11 @@ class SpreadRouter(FIFOMixin, RequestRouter):
 def _request_id(call: PendingRequest) -> str:
     """Return the id that the calls of one fan-out share."""
     return str(call.metadata.internal_request_id)
+
+
+def _without_avoided(replicas: list[RunningReplica], call: PendingRequest) -> list[RunningReplica]:
+    avoid = {id_ for arg in call.args if isinstance(arg, Call) for id_ in arg.avoid}
+    return [r for r in replicas if r.replica_id.unique_id not in avoid] or replicas
 
 
 def _current_task() -> asyncio.Task[Any]:

@@ -16,6 +16,7 @@ from serve_app.schemas import (
     Image,
     ImageEvent,
     NoPicture,
+    OtherModel,
     Picture,
     Result,
 )
@@ -31,6 +32,7 @@ class StoredPicture(Answer):
     height: int
     media_type: str
     url: str
+    model: OtherModel = None
 
 
 class StoredGrid(Answer):

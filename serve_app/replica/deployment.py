@@ -12,6 +12,7 @@ import ray
 from ray import serve
 
 from serve_app.config import AppArgs
+from serve_app.errors import SlotReturned
 from serve_app.messages import Call, Generated, OpenCalls, ReplicaStatus, Slot, SlotEvent
 from serve_app.metrics import ReplicaMetrics
 from serve_app.recipe import Output, Recipe, SchedulerName
@@ -53,7 +54,7 @@ class Replica:
             self._engine.stop()
 
     async def generate(self, slot: Slot, call: Call) -> Generated:
-        """Generate a slot. Raises SlotFailed."""
+        """Generate a slot. Raises SlotFailed, SlotReturned."""
         async with aclosing(self.stream(slot, call)) as events:
             async for event in events:
                 if isinstance(event, Generated):
@@ -61,11 +62,13 @@ class Replica:
         raise AssertionError("the last event of a slot must be its picture")
 
     async def stream(self, slot: Slot, call: Call) -> AsyncGenerator[SlotEvent]:
-        """Generate a slot and yield its events; the picture is the last. Raises SlotFailed."""
+        """Generate a slot and yield its events; the picture is the last. Raises SlotFailed, SlotReturned."""
         from serve_app.replica.mailbox import Mailbox
 
         task = asyncio.current_task()
         assert task is not None, "Serve runs calls in tasks"
+        if call.model not in (None, self._checkpoint.info.hash):
+            raise SlotReturned(_own_id(), "it has other weights than the request asks for")
         mailbox = Mailbox()
         job = self._engine.submit(slot, mailbox.post)
         self._calls[task] = call  # by task: Serve may send a call twice
@@ -97,7 +100,7 @@ class Replica:
         """Return which model this replica runs and how busy it is."""
         load = self._engine.load()
         return ReplicaStatus(
-            id=serve.get_replica_context().replica_id.unique_id,
+            id=_own_id(),
             model=self._checkpoint.info,
             scheduler=self._checkpoint.scheduler,
             schedulers=self._checkpoint.schedulers,
@@ -112,6 +115,10 @@ class Replica:
     def check_health(self) -> None:
         """Raise if the engine can no longer generate, so that Serve replaces this replica."""
         self._engine.check()
+
+
+def _own_id() -> str:
+    return str(serve.get_replica_context().replica_id.unique_id)
 
 
 def _warm_up_slots(args: AppArgs, scheduler: SchedulerName) -> list[Slot]:

@@ -1,6 +1,6 @@
 """What the service answers with, and the parts that events share with answers."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -59,6 +59,15 @@ class ErrorDetail(Answer):
     message: str
 
 
+OtherModel = Annotated[
+    ModelInfo | None,
+    Field(
+        description="The model that generated this image, if it is another than the one in `parameters`: it was "
+        "replaced while the request ran. Else null."
+    ),
+]
+
+
 class Picture(Answer):
     """An image that was generated."""
 
@@ -69,6 +78,7 @@ class Picture(Answer):
     height: int
     media_type: str
     b64_json: str
+    model: OtherModel = None
 
 
 class NoPicture(Answer):

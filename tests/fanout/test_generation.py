@@ -11,8 +11,9 @@ from serve_app.fanout.generation import Generation
 from serve_app.messages import Generated, Preview, Progress, Slot, SlotEvent, Work
 from serve_app.schemas import CancelledEvent, Event, FailedEvent, ImageEvent, PreviewEvent, ProgressEvent, QueuedEvent
 from tests.conftest import make_slot
+from tests.fakes import MODEL
 
-GENERATED = Generated(64, 64, "image/png", "cGljdHVyZQ==", Work(0.1, 0.2, 0.3, 0.4), pixels="ref")
+GENERATED = Generated(64, 64, "image/png", "cGljdHVyZQ==", Work(0.1, 0.2, 0.3, 0.4), MODEL, pixels="ref")
 Script = Callable[[Slot], AsyncGenerator[SlotEvent]]
 
 
@@ -25,7 +26,7 @@ def generation_of(
 ) -> Generation:
     retried = [] if retries is None else retries
     return Generation(
-        slots(n), admission or Admission(100), lambda: capacity, time.monotonic(), lambda: retried.append(None)
+        slots(n), MODEL, admission or Admission(100), lambda: capacity, time.monotonic(), lambda: retried.append(None)
     )
 
 

@@ -14,7 +14,7 @@ from serve_app.fanout.generations import _REMEMBERED_REQUESTS, Generations
 from serve_app.messages import Slot
 from serve_app.schemas import BatchResult, Event, GenerateRequest, StartEvent
 from tests.conftest import make_slot
-from tests.fakes import FakePool, Metrics, NoPeers
+from tests.fakes import MODEL, FakePool, Metrics, NoPeers
 
 REQUEST = GenerateRequest(prompt="a", num_images=3, seed=0)
 
@@ -113,7 +113,7 @@ async def test_what_is_unknown_finished_or_out_of_range_is_not_found(index: int 
 async def test_the_memory_of_ended_requests_is_bounded() -> None:
     running = Generations()
     for id_ in range(_REMEMBERED_REQUESTS + 1):
-        generation = Generation([make_slot()], Admission(1), lambda: 1, time.monotonic(), lambda: None)
+        generation = Generation([make_slot()], MODEL, Admission(1), lambda: 1, time.monotonic(), lambda: None)
         with running.holding(str(id_), generation):
             running.cancel(str(id_), None)
     assert running.cancel("0", None) == []

@@ -3,15 +3,16 @@
 import asyncio
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ray.serve.exceptions import DeploymentUnavailableError
 from ray.serve.handle import DeploymentBroadcastResponse
 
 from serve_app.background import background
-from serve_app.fanout.pool import POLL_INTERVAL_S, Pool
-from serve_app.messages import Call, OpenCalls, Slot
+from serve_app.errors import SlotReturned
+from serve_app.fanout.pool import POLL_INTERVAL_S, Pool, PoolStatus
+from serve_app.messages import Call, OpenCalls, ReplicaStatus, Slot
 from tests.conftest import make_slot
 from tests.fakes import REPLICA
 
@@ -89,7 +90,7 @@ async def test_polling_ends_when_told_to_whatever_is_answered_at_that_moment() -
 async def test_each_poll_says_which_calls_are_still_waited_for() -> None:
     handle = Handle()
     pool = Pool(handle)
-    watching = [asyncio.create_task(anext(pool.watch(make_slot()))) for _ in range(3)]
+    watching = [asyncio.create_task(anext(pool.watch(make_slot(), REPLICA.model.hash))) for _ in range(3)]
     async with background(pool.keep_polling()):
         await asyncio.sleep(0)
         watching[1].cancel()
@@ -100,3 +101,51 @@ async def test_each_poll_says_which_calls_are_still_waited_for() -> None:
     for task in watching:
         task.cancel()
     await asyncio.gather(*watching, return_exceptions=True)
+
+
+OLD, NEW = (replace(REPLICA, id=id_, model=REPLICA.model.model_copy(update={"hash": id_})) for id_ in ("old", "new"))
+
+
+@dataclass
+class Versions(Handle):
+    """Replicas of other weights return what is not meant for them; the first `returned` calls reach such a one."""
+
+    returned: int = 0
+
+    def remote(self, _: Slot, call: Call) -> Any:
+        self.calls.append(call)
+        return Returned() if len(self.calls) <= self.returned else Response()
+
+
+class Returned(Response):
+    async def __anext__(self) -> Any:
+        raise SlotReturned("new", "other weights")
+
+
+async def calls_of(handle: Versions, *known: ReplicaStatus) -> list[Call]:
+    """Return the calls that are made for a slot of the old weights, among these replicas."""
+    pool = Pool(handle)
+    pool.status = PoolStatus(known)
+    watching = asyncio.create_task(anext(pool.watch(make_slot(), "old")))
+    async with asyncio.timeout(5):
+        while len(handle.calls) <= handle.returned:  # noqa: ASYNC110 - a fake has no event to wait for
+            await asyncio.sleep(0)
+    watching.cancel()
+    await asyncio.gather(watching, return_exceptions=True)
+    return handle.calls
+
+
+async def test_a_request_belongs_to_one_version_of_the_model() -> None:
+    (call,) = await calls_of(Versions(), OLD, NEW)
+    assert (call.avoid, call.model) == ({"new"}, "old")
+
+
+async def test_what_a_replica_returns_does_not_go_there_again() -> None:
+    first, second = await calls_of(Versions(returned=1), OLD)
+    assert (first.avoid, second.avoid) == (frozenset(), {"new"})
+    assert first.model == second.model == "old"
+
+
+async def test_other_weights_generate_what_their_own_can_no_longer() -> None:
+    (call,) = await calls_of(Versions(), NEW)
+    assert (call.avoid, call.model) == (frozenset(), None)

@@ -20,6 +20,7 @@ from serve_app.fanout.states import GenerationState, IllegalTransition, SlotStat
 from serve_app.messages import Generated, Preview, Progress, Slot, SlotEvent, Work
 from serve_app.schemas import Event, NoPicture, Picture, QueuedEvent
 from tests.conftest import make_slot
+from tests.fakes import MODEL
 
 ENDS = {SlotState.SUCCEEDED, SlotState.FAILED, SlotState.CANCELLED}
 LEGAL_FOR_SLOTS = {
@@ -68,7 +69,7 @@ def test_the_last_states_of_a_slot_are_what_the_api_calls_them() -> None:
 
 
 async def test_a_generation_runs_once() -> None:
-    generation = Generation([make_slot()], Admission(1), lambda: 1, time.monotonic(), lambda: None)
+    generation = Generation([make_slot()], MODEL, Admission(1), lambda: 1, time.monotonic(), lambda: None)
     with generation.admitted():
         async with generation.generating(Replicas(1).generate):
             pass
@@ -90,7 +91,7 @@ STATE_TOLD_BY = {
 SAYINGS: tuple[SlotEvent | BaseException, ...] = (
     Progress(1),
     Preview(1, 8, 8, "cHJldmlldw=="),
-    Generated(64, 64, "image/png", "cGljdHVyZQ==", Work(0, 0, 0, 0)),
+    Generated(64, 64, "image/png", "cGljdHVyZQ==", Work(0, 0, 0, 0), MODEL),
     SlotFailed("out_of_memory", "no room"),
     SlotCancelled(),
     ReplicaLost(),
@@ -233,7 +234,7 @@ def test_whatever_happens_each_slot_ends_once(story: tuple[int, int, list[Step]]
     async def run() -> None:
         admission, replicas = Admission(100), Replicas(slots)
         generation = Generation(
-            [make_slot(index=i, seed=i) for i in range(slots)], admission, lambda: capacity, 0, lambda: None
+            [make_slot(index=i, seed=i) for i in range(slots)], MODEL, admission, lambda: capacity, 0, lambda: None
         )
         client = Client(generation)
         with generation.admitted():

@@ -30,8 +30,8 @@ STREAMS = ["/stream", "/v1/images/generations", "/fal-ai/fast-sdxl/stream"]
 class LargePictures(FakePool):
     """Generates pictures of a megabyte, each of its own."""
 
-    async def generate(self, slot: Slot) -> AsyncGenerator[SlotEvent]:
-        async for event in super().generate(slot):
+    async def generate(self, slot: Slot, model: str) -> AsyncGenerator[SlotEvent]:
+        async for event in super().generate(slot, model):
             assert isinstance(event, Generated)
             yield replace(event, b64_json=content(slot.seed))
 
@@ -83,7 +83,7 @@ def test_so_does_a_stream(client: TestClient) -> None:
     assert {index: file_at(client, event) for index, event in images.items()} == {
         i: b64decode(content(7 + i)) for i in range(2)
     }
-    assert images[1].keys() == {"type", "index", "seed", "status", "width", "height", "media_type", "url"}
+    assert images[1].keys() == {"type", "index", "seed", "status", "width", "height", "media_type", "url", "model"}
     assert [event["type"] for event in events[-2:]] == ["grid", "completed"]
     assert file_at(client, events[-2]).startswith(b"\x89PNG")
     assert {event["b64_json"] for event in events if event["type"] == "preview"} == {"preview"}

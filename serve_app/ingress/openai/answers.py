@@ -7,6 +7,7 @@ from fastapi.sse import format_sse_event
 
 from serve_app import schemas as own
 from serve_app.errors import GenerationFailed
+from serve_app.fanout.events import model_warning
 from serve_app.ingress.file_urls import UrlOf
 from serve_app.ingress.openai.errors import body_of
 from serve_app.ingress.openai.schemas import (
@@ -41,8 +42,8 @@ async def _item(image: Image, url_of: UrlOf | None) -> ImageItem:
     if not isinstance(image, Picture):
         return ImageItem(image_index=image.index, seed=image.seed, failure=image.error)
     if url_of is not None:
-        return ImageItem(url=await url_of(image), image_index=image.index, seed=image.seed)
-    return ImageItem(b64_json=image.b64_json, image_index=image.index, seed=image.seed)
+        return ImageItem(url=await url_of(image), image_index=image.index, seed=image.seed, model=image.model)
+    return ImageItem(b64_json=image.b64_json, image_index=image.index, seed=image.seed, model=image.model)
 
 
 async def frames(events: AsyncIterator[Event | StoredEvent], request: GenerateRequest) -> AsyncGenerator[bytes]:
@@ -79,7 +80,8 @@ def _told(event: Event | StoredEvent, request: GenerateRequest, warnings: list[s
                 image_index=event.index,
                 seed=event.seed,
                 step=request.num_inference_steps,
-                warnings=warnings,
+                model=event.model,
+                warnings=[*warnings, *([model_warning(event.index, event.model)] if event.model else [])],
                 **where,
             )
         case own.FailedEvent() | own.CancelledEvent():
