@@ -8,6 +8,7 @@
     |-- GenerationFailed    500  every image of the request failed
     |-- InternalError       500  a bug in the service; the log says more
     |-- NotReady            503  no replica has loaded its model yet
+    |-- ShuttingDown        503  the service has been told to stop; `retry_after_s` says when another may have started
     `-- DeadlineExceeded    504  the deadline passed before any image finished
     SlotFailed              one image failed, the others go on; sent from the replica to the ingress
     SlotCancelled           one image was cancelled on its replica
@@ -27,6 +28,7 @@ class ServiceError(Exception):
 
     status: ClassVar[int]
     type: ClassVar[str]
+    retry_after_s: int | None = None
 
     def __init__(self, message: str, param: str | None = None) -> None:
         super().__init__(message, param)
@@ -75,6 +77,16 @@ class InternalError(ServiceError):
 class NotReady(ServiceError):
     status = 503
     type = "not_ready"
+
+
+class ShuttingDown(ServiceError):
+    status = 503
+    type = "shutting_down"
+    retry_after_s = 10
+
+    def __init__(self) -> None:
+        super().__init__("the service is shutting down; try again, another may take its place")
+        self.args = ()
 
 
 class DeadlineExceeded(ServiceError):

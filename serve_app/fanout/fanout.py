@@ -5,11 +5,12 @@ import logging
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import aclosing, asynccontextmanager, contextmanager
+from typing import Literal
 
 from serve_app import __version__
 from serve_app.background import background
 from serve_app.config import AppArgs
-from serve_app.errors import DeadlineExceeded, GenerationFailed, InternalError, NotFound, ServiceError
+from serve_app.errors import DeadlineExceeded, GenerationFailed, InternalError, NotFound, ServiceError, ShuttingDown
 from serve_app.fanout.admission import Admission
 from serve_app.fanout.events import model_warnings
 from serve_app.fanout.generation import Generation
@@ -43,6 +44,10 @@ from serve_app.schemas import (
 
 logger = logging.getLogger("ray.serve")
 
+_DRAIN_INTERVAL_S = 0.05
+_ENDING_S = 5.0
+"""How long answers may take to be put together once their images have ended."""
+
 
 class FanOut:
     """Answers requests with the pictures of a pool of replicas."""
@@ -54,6 +59,7 @@ class FanOut:
         self._metrics = metrics
         self._admission = Admission(args.admission.max_waiting_images)
         self._requests = Generations()
+        self._draining = False
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -66,8 +72,8 @@ class FanOut:
         return self._pool.replica.model
 
     def health(self) -> Health:
-        ready = self._pool.status.ready
-        return Health(status="ready" if ready else "starting", replicas=self._replicas(), version=__version__)
+        status: Literal["ready", "starting", "stopping"] = "ready" if self._pool.status.ready else "starting"
+        return Health(status="stopping" if self._draining else status, replicas=self._replicas(), version=__version__)
 
     def status(self) -> ServiceStatus:
         pool = self._pool.status
@@ -122,6 +128,24 @@ class FanOut:
         """Cancel as `cancel` does, if this ingress replica holds the request; return what is cancelled, if anything."""
         return self._requests.cancel(id, index)
 
+    async def drain(self, grace_s: float) -> None:
+        """Refuse new requests, and return when the running ones have ended.
+
+        What has not after `grace_s` seconds fails as `shutting_down`; the images finished by then are returned.
+        """
+        self._draining = True
+        if not await self._ended(grace_s):
+            for generation in self._requests.running:
+                generation.shut_down()
+            await self._ended(_ENDING_S)
+
+    async def _ended(self, seconds: float) -> bool:
+        """Wait at most so long until no request runs, and return whether none does."""
+        until = time.monotonic() + seconds
+        while self._requests.running and time.monotonic() < until:  # noqa: ASYNC110 - once in a process's life
+            await asyncio.sleep(_DRAIN_INTERVAL_S)
+        return not self._requests.running
+
     async def _events(self, plan: Plan, generation: Generation) -> AsyncGenerator[Event]:
         try:
             async with self._generating(plan, generation, self._pool.watch) as unread:
@@ -144,6 +168,8 @@ class FanOut:
             yield ErrorEvent(error=Problem(type=InternalError.type, message=InternalError().message))
 
     def _plan(self, request: GenerateRequest) -> Plan:
+        if self._draining:
+            raise ShuttingDown
         return plan_of(request, self._pool.replica, self._args.request_timeout_s)
 
     @contextmanager
@@ -207,6 +233,8 @@ class FanOut:
         failures = generation.failures
         if not failures or SlotState.SUCCEEDED in generation.slot_states:
             return
+        if any(failure.error.type == ShuttingDown.type for failure in failures):
+            raise ShuttingDown
         if any(failure.error.type == DeadlineExceeded.type for failure in failures):
             raise DeadlineExceeded(
                 f"no image was finished within {self._args.request_timeout_s:g} s; "

@@ -14,6 +14,7 @@ from serve_app.fanout.events import (
     DEADLINE_EXCEEDED,
     INTERNAL,
     REPLICA_LOST,
+    SHUTTING_DOWN,
     cancelled,
     end_event,
     failed,
@@ -130,6 +131,11 @@ class Generation:
                 self._inbox.put_nowait((record, cancelled(record.slot)))
                 if record.task is not None:
                     record.task.cancel()
+
+    def shut_down(self) -> None:
+        """Let all images that have not ended fail, because the service ends."""
+        for record in self._records:
+            self._post_failure(record, SHUTTING_DOWN)
 
     @asynccontextmanager
     async def generating(self, generate: Generate) -> AsyncIterator[None]:

@@ -21,6 +21,7 @@ from serve_app.schemas.answers import (
     ServiceStatus,
     TimestepSpacing,
     Timings,
+    model_warning,
 )
 from serve_app.schemas.events import (
     CancelledEvent,
@@ -81,5 +82,6 @@ __all__ = [
     "Timings",
     "can_be_key",
     "longest_body",
+    "model_warning",
     "sheet_cells",
 ]

@@ -137,12 +137,12 @@ async def calls_of(handle: Versions, *known: ReplicaStatus) -> list[Call]:
 
 async def test_a_request_belongs_to_one_version_of_the_model() -> None:
     (call,) = await calls_of(Versions(), OLD, NEW)
-    assert (call.avoid, call.model) == ({"new"}, "old")
+    assert (call.avoid, call.model) == (frozenset({"new"}), "old")
 
 
 async def test_what_a_replica_returns_does_not_go_there_again() -> None:
     first, second = await calls_of(Versions(returned=1), OLD)
-    assert (first.avoid, second.avoid) == (frozenset(), {"new"})
+    assert (first.avoid, second.avoid) == (frozenset(), frozenset({"new"}))
     assert first.model == second.model == "old"
 
 

@@ -7,7 +7,6 @@ from fastapi.sse import format_sse_event
 
 from serve_app import schemas as own
 from serve_app.errors import GenerationFailed
-from serve_app.fanout.events import model_warning
 from serve_app.ingress.file_urls import UrlOf
 from serve_app.ingress.openai.errors import body_of
 from serve_app.ingress.openai.schemas import (
@@ -19,7 +18,7 @@ from serve_app.ingress.openai.schemas import (
     PartialImageEvent,
 )
 from serve_app.ingress.stored import StoredEvent, StoredImageEvent
-from serve_app.schemas import BatchResult, Event, GenerateRequest, Image, Picture
+from serve_app.schemas import BatchResult, Event, GenerateRequest, Image, Picture, model_warning
 
 DONE = "[DONE]"
 
