@@ -8,6 +8,7 @@ import argparse
 import signal
 import threading
 import time
+from contextlib import suppress
 from types import FrameType
 
 import ray
@@ -53,12 +54,11 @@ def drain(grace_s: float) -> None:
     """Let every ingress replica of this cluster refuse new requests and end its running ones."""
     told = []
     for name in serve.status().applications:
-        try:
+        with suppress(RayServeException):  # not an application of ours, or one that has not started
             told.append(serve.get_deployment_handle(Ingress.__name__, name).broadcast("drain", grace_s))
-        except RayServeException:
-            continue  # not an application of ours, or one that has not started
     for answers in told:
-        answers.results(timeout_s=grace_s + _MARGIN_S, return_exceptions=True)
+        with suppress(RayServeException, TimeoutError):
+            answers.results(timeout_s=grace_s + _MARGIN_S, return_exceptions=True)
     time.sleep(_SENDING_S)
 
 
