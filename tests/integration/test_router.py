@@ -16,6 +16,7 @@ from ray.serve.handle import DeploymentHandle
 from ray.serve.request_router import PendingRequest
 
 from serve_app.fanout.router import spread
+from serve_app.messages import Call
 from tests.integration.conftest import Cluster, eventually
 
 REPLICAS = 4
@@ -51,6 +52,11 @@ class Caller:
             while router._open.total():  # noqa: ASYNC110 - the router has no event to wait for
                 await asyncio.sleep(0.01)
         return await self.fan_out(calls, seconds)
+
+    async def avoid(self, replicas: frozenset[str], calls: int) -> list[str]:
+        """Return where calls land that must avoid these replicas."""
+        terms = [Call("test", number, avoid=replicas) for number in range(calls)]
+        return await asyncio.gather(*[self._replicas.remote(0.05, call) for call in terms])
 
     async def one_by_one(self, calls: int) -> list[int]:
         return sorted(Counter([await self._replicas.remote(0) for _ in range(calls)]).values(), reverse=True)
@@ -104,7 +110,7 @@ def logged_errors() -> Iterator[list[logging.LogRecord]]:
 
 
 class Worker:
-    async def __call__(self, seconds: float) -> str:
+    async def __call__(self, seconds: float, call: Call | None = None) -> str:
         await asyncio.sleep(seconds)
         return str(serve.get_replica_context().replica_id.unique_id)
 
@@ -159,6 +165,13 @@ def test_four_calls_on_four_idle_replicas_go_one_to_each_every_time(caller: Depl
 def test_also_when_the_replicas_must_be_asked_first(forgetful: DeploymentHandle) -> None:
     for _ in range(50):
         assert forgetful.fan_out.remote(REPLICAS, 0.1).result(timeout_s=30) == [1, 1, 1, 1]
+
+
+def test_a_call_goes_to_no_replica_that_it_must_avoid_while_there_are_others(caller: DeploymentHandle) -> None:
+    ids = sorted(set(caller.avoid.remote(frozenset(), REPLICAS).result(timeout_s=30)))
+    landed = caller.avoid.remote(frozenset(ids[1:]), MAX_OPEN).result(timeout_s=30)
+    assert set(landed) == {ids[0]}
+    assert len(caller.avoid.remote(frozenset(ids), MAX_OPEN).result(timeout_s=30)) == MAX_OPEN
 
 
 def test_calls_one_at_a_time_take_turns(caller: DeploymentHandle) -> None:

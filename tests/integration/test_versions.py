@@ -19,8 +19,11 @@ from safetensors.torch import load_file, save_file
 
 from serve_app.app import build
 from serve_app.config import ModelConfig
+from serve_app.errors import SlotReturned
+from serve_app.messages import Call
 from serve_app.metadata import embedded_parameters
-from tests.integration.conftest import REPLICAS, SMALL, Cluster, events_of, eventually, tiny_args
+from tests.conftest import make_slot
+from tests.integration.conftest import APP, REPLICAS, SMALL, Cluster, Running, events_of, eventually, tiny_args
 
 CLIENTS = 4
 IMAGES = 4
@@ -110,3 +113,10 @@ def test_an_answer_names_the_model_of_each_of_its_pictures(
         assert bool(others) == any("other weights" in warning for warning in answer["warnings"])
         mixed += bool(others)
     print(f"{len(answers)} answers, {mixed} with pictures of another model than their parameters name; first was {old}")
+
+
+def test_a_replica_returns_what_is_meant_for_other_weights(app: Running) -> None:
+    handle = serve.get_deployment_handle("Replica", APP)
+    with pytest.raises(SlotReturned) as returned:
+        handle.generate.remote(make_slot(), Call("test", 0, model="other")).result(timeout_s=30)
+    assert returned.value.replica in {replica.id for replica in app.replicas()}
