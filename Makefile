@@ -24,7 +24,7 @@ demo: .venv/service  ## generate four images with the embedded model and write t
 	$(BIN)/python -m serve_app.demo
 
 serve: .venv/service  ## keep the service running on http://127.0.0.1:8000
-	$(BIN)/serve run configs/local.yaml
+	$(BIN)/python -m serve_app.serve configs/local.yaml
 
 test: .venv/dev  ## run the whole suite
 	$(BIN)/pytest --numprocesses logical --durations 10

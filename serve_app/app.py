@@ -12,9 +12,13 @@ from serve_app.replica.deployment import Replica
 _CONTROL_CALLS = 16
 
 
+def shutdown_s(args: AppArgs) -> float:
+    """Return how long a replica may take to end: as long as a request, and what answering takes."""
+    return args.request_timeout_s + 10
+
+
 def build(args: AppArgs) -> Application:
     """Return the application for `serve run serve_app.app:build key=value ...` or a Serve config file."""
-    shutdown_s = args.request_timeout_s + 10
     # One batch running and one queued; the rest waits in the ingress for the first replica with room.
     slots = 2 * args.engine.max_batch_size
     replicas = serve.deployment(
@@ -24,7 +28,7 @@ def build(args: AppArgs) -> Application:
         # The ingress limits slots. The extra room is for status and prompt calls, which must not wait behind images.
         max_ongoing_requests=args.ingress_replicas * slots + _CONTROL_CALLS,
         request_router_config=directed(),
-        graceful_shutdown_timeout_s=shutdown_s,
+        graceful_shutdown_timeout_s=shutdown_s(args),
         # Serve replaces a hung replica after three timeouts; its slots are generated elsewhere.
         health_check_period_s=5,
         health_check_timeout_s=10,
@@ -38,6 +42,6 @@ def build(args: AppArgs) -> Application:
         # The ingress mostly waits. Reserving a CPU for it would take one from the replicas.
         ray_actor_options={"num_cpus": 0},
         max_ongoing_requests=1000,
-        graceful_shutdown_timeout_s=shutdown_s,
+        graceful_shutdown_timeout_s=shutdown_s(args),
     )
     return ingress.bind(args, replicas)

@@ -41,10 +41,12 @@ def _service() -> Iterator[None]:
     make_folder(OUT)
     print(f"starting the service on {URL} (log: {log}) ...", flush=True)
     with log.open("w") as file:
-        serve = Path(sys.executable).with_name("serve")
         # A session of its own, so that Ctrl-C reaches only this program, which then stops the service cleanly.
-        process = subprocess.Popen(  # noqa: S603 - our own command
-            [serve, "run", "configs/local.yaml"], stdout=file, stderr=file, start_new_session=True
+        process = subprocess.Popen(
+            [sys.executable, "-m", "serve_app.serve", "configs/local.yaml"],
+            stdout=file,
+            stderr=file,
+            start_new_session=True,
         )
         try:
             _wait_until_ready(process, log)

@@ -8,11 +8,12 @@
     |-- GenerationFailed    500  every image of the request failed
     |-- InternalError       500  a bug in the service; the log says more
     |-- NotReady            503  no replica has loaded its model yet
+    |-- ShuttingDown        503  the service has been told to stop; `retry_after_s` says when another may have started
     `-- DeadlineExceeded    504  the deadline passed before any image finished
     SlotFailed              one image failed, the others go on; sent from the replica to the ingress
     SlotCancelled           one image was cancelled on its replica
     ReplicaLost             the replica died while generating a slot; the fan-out may retry it elsewhere
-    SlotReturned            the replica cannot generate and returns the slot; the fan-out generates it elsewhere
+    SlotReturned            the replica does not generate the slot; the fan-out has it generated elsewhere
     CheckpointError         a checkpoint cannot be served: the replica does not start
 
 Every constructor passes all its arguments to `Exception.__init__`: Ray rebuilds exceptions from `args`, and an error
@@ -27,6 +28,7 @@ class ServiceError(Exception):
 
     status: ClassVar[int]
     type: ClassVar[str]
+    retry_after_s: int | None = None
 
     def __init__(self, message: str, param: str | None = None) -> None:
         super().__init__(message, param)
@@ -77,6 +79,16 @@ class NotReady(ServiceError):
     type = "not_ready"
 
 
+class ShuttingDown(ServiceError):
+    status = 503
+    type = "shutting_down"
+    retry_after_s = 10
+
+    def __init__(self) -> None:
+        super().__init__("the service is shutting down; try again, another may take its place")
+        self.args = ()
+
+
 class DeadlineExceeded(ServiceError):
     status = 504
     type = "deadline_exceeded"
@@ -100,7 +112,7 @@ class ReplicaLost(Exception):
 
 
 class SlotReturned(Exception):
-    """The replica cannot generate (any more). The slot is generated elsewhere; this is not one of its tries."""
+    """The replica cannot generate the slot. It is generated elsewhere; this is not one of its tries."""
 
 
 class CheckpointError(Exception):

@@ -103,7 +103,7 @@ class Work:
 
 @dataclass(frozen=True, slots=True)
 class Generated:
-    """A finished image: the base64 file, and a reference to its pixels if `Slot.keep_pixels`.
+    """A finished image: the base64 file, the model that made it, and a reference to its pixels if `Slot.keep_pixels`.
 
     Pixels are uint8 RGB, height x width x 3. `warnings` say what a person should know of it.
     """
@@ -113,6 +113,7 @@ class Generated:
     media_type: str
     b64_json: str
     work: Work
+    model: ModelInfo
     pixels: Any = None
     warnings: tuple[str, ...] = ()
 

@@ -20,9 +20,10 @@ from serve_app.recipe import SchedulerName
 from serve_app.schemas import ModelInfo
 
 SCHEDULERS: tuple[SchedulerName, ...] = get_args(SchedulerName)
+MODEL = ModelInfo(name="fake", revision=None, hash="0123456789")
 REPLICA = ReplicaStatus(
     id="abc",
-    model=ModelInfo(name="fake", revision=None, hash="0123456789"),
+    model=MODEL,
     scheduler="euler",
     schedulers=SCHEDULERS,
     has_previews=True,
@@ -49,6 +50,7 @@ def generated(slot: Slot) -> Generated:
         f"image/{slot.output.output_format}",
         f"picture{slot.seed}",
         Work(0, 0, 0, 0),
+        MODEL,
         Ref(pixels),
     )
 
@@ -59,7 +61,10 @@ async def nothing_special(slot: Slot) -> None: ...
 @dataclass
 class FakePool(Pool):
     """Generates immediately. `before` runs in each slot's call and may wait or raise; `open` are the running slots,
-    `warnings` what each picture comes with."""
+    `warnings` what each picture comes with.
+
+    `models` are those that generate some slots, by index, instead of the one in `status`.
+    """
 
     before: Callable[[Slot], Awaitable[None]] = nothing_special
     status: PoolStatus = field(
@@ -68,6 +73,7 @@ class FakePool(Pool):
     warnings: tuple[str, ...] = ()
     open: set[int] = field(default_factory=set)
     slots: list[Slot] = field(default_factory=list)
+    models: dict[int, ModelInfo] = field(default_factory=dict)
 
     async def keep_polling(self, tell: Tell = nobody) -> None: ...
 
@@ -76,7 +82,7 @@ class FakePool(Pool):
         self.slots.append(slot)
         try:
             await self.before(slot)
-            yield replace(generated(slot), warnings=self.warnings)
+            yield replace(generated(slot), warnings=self.warnings, model=self.models.get(slot.index, MODEL))
         finally:
             self.open.discard(slot.index)
 

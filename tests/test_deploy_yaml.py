@@ -6,6 +6,7 @@ import ray
 import yaml
 
 import serve_app
+from serve_app.app import shutdown_s
 from serve_app.config import AppArgs
 
 ROOT = Path(__file__).parent.parent
@@ -38,7 +39,19 @@ def test_there_is_a_gpu_for_every_replica_and_time_to_finish(service: dict[str, 
     (container,) = pod["containers"]
     assert workers["replicas"] * int(container["resources"]["limits"]["nvidia.com/gpu"]) == args.num_replicas
     assert float(container["resources"]["limits"]["cpu"]) >= args.num_cpus
-    assert pod["terminationGracePeriodSeconds"] > args.request_timeout_s + 10
+
+
+def test_a_pod_that_is_told_to_end_lets_its_replicas_finish(service: dict[str, Any]) -> None:
+    """Ray kills what runs on a node when its drain is over, Kubernetes when the grace period is."""
+    args = AppArgs.model_validate(yaml.safe_load(service["spec"]["serveConfigV2"])["applications"][0]["args"])
+    cluster = service["spec"]["rayClusterConfig"]
+    for group in [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]:
+        pod = group["template"]["spec"]
+        (container,) = pod["containers"]
+        drain_s = {v["name"]: v["value"] for v in container["env"]}["RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"]
+        assert isinstance(drain_s, str), "Kubernetes takes nothing else"
+        assert float(drain_s) > shutdown_s(args), "what a replica may take"
+        assert pod["terminationGracePeriodSeconds"] >= float(drain_s) + 10, "and for Ray to end"
 
 
 def test_compiled_kernels_outlive_a_pod(service: dict[str, Any]) -> None:

@@ -1,5 +1,6 @@
 """What a client is told of a slot, from what a replica says of it."""
 
+from collections.abc import Iterable
 from typing import Literal
 
 from serve_app.messages import Generated, Preview, Progress, Slot
@@ -9,15 +10,18 @@ from serve_app.schemas import (
     FailedEvent,
     Image,
     ImageEvent,
+    ModelInfo,
     NoPicture,
     Picture,
     PreviewEvent,
     ProgressEvent,
+    model_warning,
 )
 
 DEADLINE_EXCEEDED = ErrorDetail(
     type="deadline_exceeded", message="the request's deadline passed before this image was finished"
 )
+SHUTTING_DOWN = ErrorDetail(type="shutting_down", message="the service was shut down before this image was finished")
 CANCELLED = ErrorDetail(type="cancelled", message="the image was cancelled")
 REPLICA_LOST = ErrorDetail(
     type="replica_lost", message="the replica died while generating this image, and so did the one that tried again"
@@ -33,7 +37,8 @@ def cancelled(slot: Slot) -> NoPicture:
     return _without_picture(slot, "cancelled", CANCELLED)
 
 
-def picture(slot: Slot, generated: Generated) -> Picture:
+def picture(slot: Slot, generated: Generated, asked: ModelInfo) -> Picture:
+    """Tell of a finished image, and of its model if it is not the one that was asked for."""
     return Picture(
         index=slot.index,
         seed=slot.seed,
@@ -41,7 +46,13 @@ def picture(slot: Slot, generated: Generated) -> Picture:
         height=generated.height,
         media_type=generated.media_type,
         b64_json=generated.b64_json,
+        model=None if generated.model.hash == asked.hash else generated.model,
     )
+
+
+def model_warnings(images: Iterable[Image]) -> list[str]:
+    """Return a sentence for each image that another model generated than the one its request began with."""
+    return [model_warning(image.index, image.model) for image in images if isinstance(image, Picture) and image.model]
 
 
 def step_event(slot: Slot, event: Progress | Preview) -> ProgressEvent | PreviewEvent:

@@ -7,14 +7,16 @@ from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from contextlib import aclosing, asynccontextmanager, contextmanager
 from functools import partial
 from math import ceil
+from typing import Literal
 
 from serve_app import __version__
 from serve_app.background import background
 from serve_app.client import client
 from serve_app.config import AppArgs
-from serve_app.errors import DeadlineExceeded, GenerationFailed, InternalError, NotFound, ServiceError
+from serve_app.errors import DeadlineExceeded, GenerationFailed, InternalError, NotFound, ServiceError, ShuttingDown
 from serve_app.fanout.admission import Admission
 from serve_app.fanout.dispatch import Dispatcher
+from serve_app.fanout.events import model_warnings
 from serve_app.fanout.generation import Generation
 from serve_app.fanout.generations import Generations
 from serve_app.fanout.peers import Peers
@@ -48,6 +50,9 @@ from serve_app.side_work import brief_side_work
 logger = logging.getLogger("ray.serve")
 
 _GRID_TIMEOUT_S = 60.0
+_DRAIN_INTERVAL_S = 0.05
+_ENDING_S = 5.0
+"""How long answers may take to be put together once their images have ended."""
 
 
 class FanOut:
@@ -64,6 +69,7 @@ class FanOut:
             self._admission, lambda: self._pool.status.replicas, Placement(args.ingress_replicas)
         )
         self._requests = Generations()
+        self._draining = False
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -76,8 +82,8 @@ class FanOut:
         return self._pool.replica.model
 
     def health(self) -> Health:
-        ready = self._pool.status.ready
-        return Health(status="ready" if ready else "starting", replicas=self._replicas(), version=__version__)
+        status: Literal["ready", "starting", "stopping"] = "ready" if self._pool.status.ready else "starting"
+        return Health(status="stopping" if self._draining else status, replicas=self._replicas(), version=__version__)
 
     def status(self) -> ServiceStatus:
         pool = self._pool.status
@@ -103,7 +109,7 @@ class FanOut:
             images=list(generation.images.values()),
             grid=grid,
             timings=_timings(plan, generation),
-            warnings=[*plan.warnings, *generation.warnings, *grid_warnings],
+            warnings=[*plan.warnings, *_warnings(generation), *grid_warnings],
         )
 
     @asynccontextmanager
@@ -131,6 +137,24 @@ class FanOut:
         """Cancel as `cancel` does, if this ingress replica holds the request; return what is cancelled, if anything."""
         return self._requests.cancel(id, index)
 
+    async def drain(self, grace_s: float) -> None:
+        """Refuse new requests, and return when the running ones have ended.
+
+        What has not after `grace_s` seconds fails as `shutting_down`; the images finished by then are returned.
+        """
+        self._draining = True
+        if not await self._ended(grace_s):
+            for generation in self._requests.running:
+                generation.shut_down()
+            await self._ended(_ENDING_S)
+
+    async def _ended(self, seconds: float) -> bool:
+        """Wait at most so long until no request runs, and return whether none does."""
+        until = time.monotonic() + seconds
+        while self._requests.running and time.monotonic() < until:  # noqa: ASYNC110 - once in a process's life
+            await asyncio.sleep(_DRAIN_INTERVAL_S)
+        return not self._requests.running
+
     async def _events(self, plan: Plan, generation: Generation) -> AsyncGenerator[Event]:
         try:
             async with generation.generating(partial(self._pool.watch, deadline=plan.deadline)):
@@ -142,7 +166,7 @@ class FanOut:
             grid, grid_warnings = await self._make_grid(plan, generation)
             if grid:
                 yield GridEvent(**dict(grid))
-            warnings = [*generation.warnings, *grid_warnings]
+            warnings = [*_warnings(generation), *grid_warnings]
             yield CompletedEvent(id=plan.id, timings=_timings(plan, generation), warnings=warnings)
         except ServiceError as error:
             yield ErrorEvent(error=Problem(type=error.type, message=error.message, param=error.param))
@@ -151,6 +175,8 @@ class FanOut:
             yield ErrorEvent(error=Problem(type=InternalError.type, message=InternalError().message))
 
     def _plan(self, request: GenerateRequest) -> Plan:
+        if self._draining:
+            raise ShuttingDown
         return plan_of(request, self._pool.replica, self._args.request_timeout_s)
 
     @contextmanager
@@ -160,7 +186,13 @@ class FanOut:
         share = ceil(pool.capacity / self._args.ingress_replicas)
         self._admission.admit(len(plan.slots), share, pool.images_per_second)
         generation = Generation(
-            plan.slots, self._admission, self._dispatcher.turn, plan.started, self._metrics.retried, client.get()
+            plan.slots,
+            plan.parameters.model,
+            self._admission,
+            self._dispatcher.turn,
+            plan.started,
+            self._metrics.retried,
+            client.get(),
         )
         try:
             with generation.admitted(), self._requests.holding(plan.id, generation):
@@ -185,6 +217,8 @@ class FanOut:
         failures = generation.failures
         if not failures or SlotState.SUCCEEDED in generation.slot_states:
             return
+        if any(failure.error.type == ShuttingDown.type for failure in failures):
+            raise ShuttingDown
         if any(failure.error.type == DeadlineExceeded.type for failure in failures):
             raise DeadlineExceeded(
                 f"no image was finished within {plan.timeout_s:g} s; ask for fewer or smaller images, or fewer steps"
@@ -236,3 +270,7 @@ def _encode_contact_sheet(cells: Sequence[Pixels | None], parameters: Parameters
 
 def _timings(plan: Plan, generation: Generation) -> Timings:
     return generation.timings.model_copy(update={"total": time.monotonic() - plan.started})
+
+
+def _warnings(generation: Generation) -> list[str]:
+    return [*generation.warnings, *model_warnings(generation.images.values())]

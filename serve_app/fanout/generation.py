@@ -14,6 +14,7 @@ from serve_app.fanout.events import (
     DEADLINE_EXCEEDED,
     INTERNAL,
     REPLICA_LOST,
+    SHUTTING_DOWN,
     cancelled,
     end_event,
     failed,
@@ -23,7 +24,7 @@ from serve_app.fanout.events import (
 from serve_app.fanout.order import Ticket
 from serve_app.fanout.states import GenerationState, SlotState
 from serve_app.messages import Generated, Slot, SlotEvent, Work
-from serve_app.schemas import ErrorDetail, Event, Image, NoPicture, QueuedEvent, Timings
+from serve_app.schemas import ErrorDetail, Event, Image, ModelInfo, NoPicture, QueuedEvent, Timings
 
 logger = logging.getLogger("ray.serve")
 
@@ -88,6 +89,7 @@ class Generation:
     def __init__(
         self,
         slots: Sequence[Slot],
+        model: ModelInfo,
         admission: Admission,
         turn: Turn,
         started: float,
@@ -95,13 +97,14 @@ class Generation:
         client: Hashable = None,
     ) -> None:
         """`client` is who shares turns with the other generations of the same name; None: nobody."""
+        self._model = model
         self._admission = admission
         self._turn = turn
         self._started = started
         self._on_retry = on_retry
         self._state = GenerationState.ADMITTED
         self._records = [
-            _SlotRecord(slot, Ticket(self if client is None else client, self, slot.index, _work_of(slot)))
+            _SlotRecord(slot, Ticket(self if client is None else client, self, slot.index, _work_of(slot), model.hash))
             for slot in slots
         ]
         self._inbox: asyncio.Queue[_News] = asyncio.Queue()
@@ -152,6 +155,11 @@ class Generation:
                 self._inbox.put_nowait((record, cancelled(record.slot)))
                 if record.task is not None:
                     record.task.cancel()
+
+    def shut_down(self) -> None:
+        """Let all images that have not ended fail, because the service ends."""
+        for record in self._records:
+            self._post_failure(record, SHUTTING_DOWN)
 
     @asynccontextmanager
     async def generating(self, generate: Generate) -> AsyncIterator[None]:
@@ -289,7 +297,7 @@ class Generation:
                 record.pixels = news.pixels
                 self.warnings += [warning for warning in news.warnings if warning not in self.warnings]
                 self.timings = _timings_of(news.work, time.monotonic() - self._started)
-                return self._end(record, picture(record.slot, news))
+                return self._end(record, picture(record.slot, news, self._model))
             case _ToldToWait():
                 if record.state is SlotState.RUNNING:
                     record.move_to(SlotState.QUEUED)

@@ -1,7 +1,7 @@
 """The requests that an ingress replica generates, by id, so that they can be cancelled."""
 
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 
 from serve_app.fanout.generation import Generation
@@ -28,6 +28,11 @@ class Generations:
                 self._remembered[id] = generation.cancelled
             if len(self._remembered) > _REMEMBERED_REQUESTS:
                 self._remembered.popitem(last=False)
+
+    @property
+    def running(self) -> Collection[Generation]:
+        """The requests that have not been answered."""
+        return self._generations.values()
 
     def cancel(self, id: str, index: int | None) -> list[int]:
         """Cancel one image of a request, or with None all that have not ended; return the cancelled ones.

@@ -17,12 +17,16 @@ K = TypeVar("K", bound=Hashable)
 
 @dataclass(frozen=True, slots=True)
 class Ticket:
-    """A slot's claim to be generated: for whom, in which generation, and how much work it is, in any unit."""
+    """A slot's claim to be generated: for whom, in which generation, how much work it is (in any unit), and by what.
+
+    `model` is the hash of the weights that its request began with.
+    """
 
     client: Hashable
     generation: Hashable
     index: int
     work: float = field(default=1.0, compare=False)
+    model: str | None = field(default=None, compare=False)
 
 
 @dataclass(slots=True)

@@ -38,12 +38,17 @@ class Placement:
     def choose(
         self, ticket: Ticket, replicas: Sequence[ReplicaStatus], out: Mapping[Ticket, str], avoid: Set[str]
     ) -> str | None:
-        """Return the replica for a slot, or None where it must wait; one to avoid only if all others are gone."""
+        """Return the replica for a slot, or None where it must wait.
+
+        Replicas with other weights than the slot's take it only if none has these, and one to avoid only if all others
+        are gone.
+        """
         if not self.has_room(replicas, out):
             return None
         own = Counter(out.values())
         siblings = Counter(id_ for other, id_ in out.items() if other.generation == ticket.generation)
-        wanted = [r for r in replicas if r.id not in avoid] or replicas
+        same = [r for r in replicas if ticket.model in (None, r.model.hash)] or replicas
+        wanted = [r for r in same if r.id not in avoid] or same
         chosen = min(
             (r for r in wanted if own[r.id] < _DEPTH * r.capacity),
             key=lambda r: (own[r.id] + r.others, siblings[r.id], self._last_chosen.get(r.id, 0)),

@@ -23,6 +23,10 @@ class Ingress:
         """Cancel a request's images if this replica holds them. Its peers call this: any of them may get the DELETE."""
         return self._service.cancel_here(id, index)
 
+    async def drain(self, grace_s: float) -> None:
+        """Refuse new requests and return when the running ones have ended, at most some seconds after the grace."""
+        await self._service.drain(grace_s)
+
     # Bound late: Serve pickles an app passed to the decorator by value, with frozen copies of all module globals.
     def __serve_build_asgi_app__(self) -> FastAPI:
         # When the client has gone, Serve makes `receive` raise this error.

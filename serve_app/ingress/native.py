@@ -93,7 +93,7 @@ def health_router(service: Service) -> APIRouter:
 
     @routes.get("/health", response_model=Health, responses={503: {"model": Health}})
     async def health() -> JSONResponse:
-        """Return whether images can be generated: 200 with at least one replica ready, 503 while starting."""
+        """Return whether images can be generated: 200 with a replica that is ready, 503 while starting or stopping."""
         state = service.health()
         return JSONResponse(state.model_dump(), 200 if state.status == "ready" else 503)
 

@@ -13,7 +13,7 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.types import Scope
 
-from serve_app.errors import InvalidRequest, ServiceError, TooManyWaiting
+from serve_app.errors import InvalidRequest, ServiceError
 from serve_app.schemas import FieldError, Problem
 
 _HTTP_TYPES = {
@@ -74,7 +74,7 @@ class Problems:
 
     async def _on_service_error(self, request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, ServiceError)
-        headers = {"Retry-After": str(error.retry_after_s)} if isinstance(error, TooManyWaiting) else None
+        headers = None if error.retry_after_s is None else {"Retry-After": str(error.retry_after_s)}
         return self.answer(request.scope, error.status, problem_of(error), headers)
 
     async def _on_invalid(self, request: Request, error: Exception) -> JSONResponse:

@@ -15,6 +15,7 @@ from serve_app.schemas import (
     Image,
     ImageEvent,
     NoPicture,
+    OtherModel,
     Picture,
     Result,
 )
@@ -30,6 +31,7 @@ class StoredPicture(Answer):
     height: int
     media_type: str
     url: str
+    model: OtherModel = None
 
 
 class StoredGrid(Answer):

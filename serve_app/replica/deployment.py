@@ -79,7 +79,7 @@ class Replica:
                 async for event in events:
                     yield await self._told(event, slot) if isinstance(event, Generated) else event
         except Returned as error:
-            raise SlotReturned(_own_id(), str(error)) from None
+            raise SlotReturned(str(error)) from None
 
     async def _events(self, slot: Slot, call: Call) -> AsyncGenerator[SlotEvent]:
         """Yield the engine's events for a slot for as long as its caller waits. Raises SlotFailed, Returned."""

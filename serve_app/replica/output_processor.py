@@ -68,6 +68,7 @@ class OutputProcessor:
             f"image/{slot.output.output_format}",
             b64,
             replace(work, decode=decoded - denoised, encode=encode_s),
+            self._checkpoint.info,
             pixels if slot.keep_pixels else None,
             tuple(warnings),
         )

@@ -11,6 +11,7 @@ from serve_app.schemas.answers import (
     Image,
     ModelInfo,
     NoPicture,
+    OtherModel,
     Parameters,
     Picture,
     PredictionType,
@@ -20,6 +21,7 @@ from serve_app.schemas.answers import (
     ServiceStatus,
     TimestepSpacing,
     Timings,
+    model_warning,
 )
 from serve_app.schemas.events import (
     CancelledEvent,
@@ -63,6 +65,7 @@ __all__ = [
     "ImageEvent",
     "ModelInfo",
     "NoPicture",
+    "OtherModel",
     "Parameters",
     "Picture",
     "PredictionType",
@@ -79,5 +82,6 @@ __all__ = [
     "Timings",
     "can_be_key",
     "longest_body",
+    "model_warning",
     "sheet_cells",
 ]

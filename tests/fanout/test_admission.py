@@ -180,6 +180,19 @@ def test_what_other_ingress_replicas_hold_counts_before_what_we_sent() -> None:
     assert list(queue.admission.out.values()) == ["a", "a", "a"]
 
 
+def test_slots_go_to_the_weights_their_request_began_with_while_there_are_any() -> None:
+    new = replace(REPLICA, id="new", model=REPLICA.model.model_copy(update={"hash": "new"}))
+    old = [replace(ticket, model=REPLICA.model.hash) for ticket in tickets(4)]
+    queue = Queue([replace(REPLICA, id="old", others=2), new])
+    queue.admission.join(old, nothing)
+    queue.send_out()
+    assert set(queue.admission.out.values()) == {"old"}, "though the other is empty"
+    queue = Queue([new])
+    queue.admission.join(old, nothing)
+    queue.send_out()
+    assert set(queue.admission.out.values()) == {"new"}, "rather than never"
+
+
 def test_an_ingress_replica_has_its_part_of_the_places_though_others_hold_all() -> None:
     queue = Queue([replace(r, others=4) for r in REPLICAS], placement=Placement(ingresses=2))
     queue.admission.join(tickets(8), nothing)
@@ -222,7 +235,7 @@ def simulate(seed: int, capacity: int, draw: str) -> list[tuple[float, float]]:
             try:
                 admission.admit(excess, capacity, 0)
             except TooManyWaiting as refusal:
-                asked.append((now, refusal.retry_after_s, left, excess))
+                asked.append((now, refusal.retry_after_s or 0, left, excess))
     return answers
 
 

@@ -12,9 +12,9 @@ from serve_app.fanout.generation import Generation
 from serve_app.messages import Generated, Preview, Progress, ReplicaStatus, Slot, SlotEvent, Work
 from serve_app.schemas import CancelledEvent, Event, FailedEvent, ImageEvent, PreviewEvent, ProgressEvent, QueuedEvent
 from tests.conftest import make_slot
-from tests.fakes import REPLICA, dispatcher_of
+from tests.fakes import MODEL, REPLICA, dispatcher_of
 
-GENERATED = Generated(64, 64, "image/png", "cGljdHVyZQ==", Work(0.1, 0.2, 0.3, 0.4), pixels="ref")
+GENERATED = Generated(64, 64, "image/png", "cGljdHVyZQ==", Work(0.1, 0.2, 0.3, 0.4), MODEL, pixels="ref")
 Script = Callable[[Slot], AsyncGenerator[SlotEvent]]
 
 
@@ -32,7 +32,7 @@ def generation_of(
     retried = [] if retries is None else retries
     admission = admission or Admission(100, lambda: capacity)
     turn = dispatcher_of(admission, *replicas).turn
-    return Generation(slots(n), admission, turn, time.monotonic(), lambda: retried.append(None))
+    return Generation(slots(n), MODEL, admission, turn, time.monotonic(), lambda: retried.append(None))
 
 
 @asynccontextmanager
@@ -161,7 +161,7 @@ async def test_slots_on_a_replica_that_is_lost_from_sight_are_generated_elsewher
         await asyncio.sleep(0.01)
         yield GENERATED
 
-    generation = Generation(slots(4), admission, dispatcher.turn, time.monotonic(), lambda: None)
+    generation = Generation(slots(4), MODEL, admission, dispatcher.turn, time.monotonic(), lambda: None)
     with generation.admitted():
         async with generation.generating(generate):
             asyncio.get_running_loop().call_later(0.05, dispatcher.look, frozenset({"frozen"}))

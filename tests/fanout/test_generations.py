@@ -14,7 +14,7 @@ from serve_app.fanout.generations import _REMEMBERED_REQUESTS, Generations
 from serve_app.messages import Slot
 from serve_app.schemas import BatchResult, Event, GenerateRequest, StartEvent
 from tests.conftest import make_slot
-from tests.fakes import FakePool, Metrics, NoPeers, dispatcher_of
+from tests.fakes import MODEL, FakePool, Metrics, NoPeers, dispatcher_of
 
 REQUEST = GenerateRequest(prompt="a", num_images=3, seed=0)
 
@@ -115,7 +115,7 @@ async def test_the_memory_of_ended_requests_is_bounded() -> None:
     for id_ in range(_REMEMBERED_REQUESTS + 1):
         admission = Admission(1, lambda: 1)
         turn = dispatcher_of(admission).turn
-        generation = Generation([make_slot()], admission, turn, time.monotonic(), lambda: None)
+        generation = Generation([make_slot()], MODEL, admission, turn, time.monotonic(), lambda: None)
         with running.holding(str(id_), generation):
             running.cancel(str(id_), None)
     assert running.cancel("0", None) == []

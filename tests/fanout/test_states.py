@@ -20,7 +20,7 @@ from serve_app.fanout.states import GenerationState, IllegalTransition, SlotStat
 from serve_app.messages import Generated, Preview, Progress, Slot, SlotEvent, Work
 from serve_app.schemas import Event, NoPicture, Picture, QueuedEvent
 from tests.conftest import make_slot
-from tests.fakes import dispatcher_of
+from tests.fakes import MODEL, dispatcher_of
 
 ENDS = {SlotState.SUCCEEDED, SlotState.FAILED, SlotState.CANCELLED}
 LEGAL_FOR_SLOTS = {
@@ -70,7 +70,9 @@ def test_the_last_states_of_a_slot_are_what_the_api_calls_them() -> None:
 
 async def test_a_generation_runs_once() -> None:
     admission = Admission(1, lambda: 1)
-    generation = Generation([make_slot()], admission, dispatcher_of(admission).turn, time.monotonic(), lambda: None)
+    generation = Generation(
+        [make_slot()], MODEL, admission, dispatcher_of(admission).turn, time.monotonic(), lambda: None
+    )
     with generation.admitted():
         async with generation.generating(Replicas(1).generate):
             pass
@@ -92,7 +94,7 @@ STATE_TOLD_BY = {
 SAYINGS: tuple[SlotEvent | BaseException, ...] = (
     Progress(1),
     Preview(1, 8, 8, "cHJldmlldw=="),
-    Generated(64, 64, "image/png", "cGljdHVyZQ==", Work(0, 0, 0, 0)),
+    Generated(64, 64, "image/png", "cGljdHVyZQ==", Work(0, 0, 0, 0), MODEL),
     SlotFailed("out_of_memory", "no room"),
     SlotCancelled(),
     ReplicaLost(),
@@ -235,7 +237,8 @@ def test_whatever_happens_each_slot_ends_once(story: tuple[int, int, list[Step]]
     async def run() -> None:
         admission, replicas = Admission(100, lambda: capacity), Replicas(slots)
         turn = dispatcher_of(admission).turn
-        generation = Generation([make_slot(index=i, seed=i) for i in range(slots)], admission, turn, 0, lambda: None)
+        made = [make_slot(index=i, seed=i) for i in range(slots)]
+        generation = Generation(made, MODEL, admission, turn, 0, lambda: None)
         client = Client(generation)
         with generation.admitted():
             await play(generation, replicas, client, steps[:early])

@@ -37,6 +37,7 @@ def test_generate_returns_all_images_in_order(client: TestClient) -> None:
             "height": 256,
             "media_type": "image/png",
             "b64_json": f"picture{7 + i}",
+            "model": None,
         }
         for i in range(3)
     ]
@@ -193,6 +194,7 @@ def test_stream_tells_the_whole_story(client: TestClient, metrics: Metrics) -> N
                 "height": 256,
                 "media_type": "image/png",
                 "b64_json": f"picture{7 + index}",
+                "model": None,
             },
         ]
     assert [e["type"] for e in events][-2] == "grid"

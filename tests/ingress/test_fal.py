@@ -38,7 +38,8 @@ def frames_of(response: Any) -> list[dict[str, Any]]:
 
 def data_uri(index: int, seed: int) -> dict[str, Any]:
     url = f"data:image/jpeg;base64,picture{seed}"
-    return {"url": url, "width": 256, "height": 256, "content_type": "image/jpeg", "file_name": None, "file_size": 6}
+    size = {"width": 256, "height": 256}
+    return {"url": url, **size, "content_type": "image/jpeg", "file_name": None, "file_size": 6, "model": None}
 
 
 def test_the_output_has_fals_fields(client: TestClient) -> None:
@@ -226,6 +227,7 @@ def test_a_stream_shows_previews_and_then_the_output(client: TestClient) -> None
             "content_type": "image/jpeg",
             "file_name": None,
             "file_size": 3,
+            "model": None,
         }
     ]
     assert (last["images"], last["seeds"], last["prompt"]) == ([data_uri(i, 7 + i) for i in range(2)], [7, 8], "a cat")

@@ -54,7 +54,14 @@ def test_an_answer_has_openais_fields_and_ours(client: TestClient) -> None:
         "size": "256x256",
         "warnings": [],
         "data": [
-            {"b64_json": f"picture{7 + i}", "url": None, "image_index": i, "seed": 7 + i, "failure": None}
+            {
+                "b64_json": f"picture{7 + i}",
+                "url": None,
+                "image_index": i,
+                "seed": 7 + i,
+                "model": None,
+                "failure": None,
+            }
             for i in range(2)
         ],
     }
@@ -380,6 +387,7 @@ def test_a_failed_image_is_in_its_place(sdk: OpenAI, pool: FakePool) -> None:
         "url": None,
         "image_index": 1,
         "seed": 1,
+        "model": None,
         "failure": {"type": "out_of_memory", "message": "no room"},
     }
 
@@ -421,6 +429,7 @@ def test_a_stream_has_openais_events_and_says_whose_they_are(client: TestClient)
             "type": "image_generation.completed",
             "b64_json": f"picture{7 + index}",
             "url": None,
+            "model": None,
             "output_format": "webp",
             "step": 2,
             "warnings": [],

@@ -6,8 +6,9 @@ import pytest
 from serve_app.errors import SlotFailed
 from serve_app.messages import Generated, Preview, Progress, SlotEvent, Work
 from serve_app.replica.mailbox import Mailbox
+from tests.fakes import MODEL
 
-GENERATED = Generated(8, 8, "image/png", "", Work(0, 0, 0, 0))
+GENERATED = Generated(8, 8, "image/png", "", Work(0, 0, 0, 0), MODEL)
 
 
 async def test_a_slow_reader_finds_only_the_newest_of_each_kind() -> None:

@@ -6,7 +6,7 @@ from pydantic import Discriminator, Field, Tag, model_validator
 
 from serve_app.ingress.requests import ForeignRequest
 from serve_app.recipe import Body
-from serve_app.schemas import Answer, FieldError
+from serve_app.schemas import Answer, FieldError, OtherModel
 
 SizeName = Literal["square_hd", "square", "portrait_4_3", "portrait_16_9", "landscape_4_3", "landscape_16_9"]
 
@@ -78,6 +78,7 @@ class File(Answer):
     content_type: str
     file_name: str | None
     file_size: int
+    model: OtherModel = None
 
 
 class Failure(Answer):

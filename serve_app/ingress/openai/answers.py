@@ -20,7 +20,7 @@ from serve_app.ingress.openai.schemas import (
     WarningsEvent,
 )
 from serve_app.ingress.stored import StoredEvent, StoredImageEvent
-from serve_app.schemas import BatchResult, Event, GenerateRequest, Image, Picture, Problem
+from serve_app.schemas import BatchResult, Event, GenerateRequest, Image, Picture, Problem, model_warning
 
 DONE = "[DONE]"
 
@@ -45,7 +45,7 @@ async def _item(image: Image, urls: Urls | None) -> ImageItem:
         return ImageItem(image_index=image.index, seed=image.seed, failure=image.error)
     url = await urls.of(image) if urls else None
     at = {"b64_json": image.b64_json} if url is None else {"url": url}
-    return ImageItem(**at, image_index=image.index, seed=image.seed)
+    return ImageItem(**at, image_index=image.index, seed=image.seed, model=image.model)
 
 
 async def frames(events: AsyncIterator[Event | StoredEvent], request: GenerateRequest) -> AsyncGenerator[bytes]:
@@ -91,7 +91,8 @@ def _told(event: Event | StoredEvent, request: GenerateRequest, warnings: list[s
                 image_index=event.index,
                 seed=event.seed,
                 step=request.num_inference_steps,
-                warnings=warnings,
+                model=event.model,
+                warnings=[*warnings, *([model_warning(event.index, event.model)] if event.model else [])],
                 **where,
             )
         case own.FailedEvent() | own.CancelledEvent():

@@ -1,6 +1,6 @@
 """The OpenAI Images API as this service implements it: bodies, answers, events and errors.
 
-Its SDKs pass on our additional fields: `image_index`, `seed`, `step`, `failure`, `warnings`.
+Its SDKs pass on our additional fields: `image_index`, `seed`, `step`, `model`, `failure`, `warnings`.
 """
 
 from typing import Literal, Self
@@ -9,7 +9,7 @@ from pydantic import Field, field_validator, model_validator
 
 from serve_app.ingress.requests import ForeignRequest
 from serve_app.recipe import OutputFormat
-from serve_app.schemas import Answer, ErrorDetail, FieldError, ResponseFormat
+from serve_app.schemas import Answer, ErrorDetail, FieldError, OtherModel, ResponseFormat
 
 _NO_EFFECT = "Accepted, but has no effect."
 
@@ -74,6 +74,7 @@ class ImageItem(Answer):
     url: str | None = None
     image_index: int
     seed: int
+    model: OtherModel = None
     failure: ErrorDetail | None = None
 
 
@@ -114,6 +115,7 @@ class CompletedEvent(_ImageEvent):
     type: Literal["image_generation.completed"] = "image_generation.completed"
     b64_json: str | None = None
     url: str | None = None
+    model: OtherModel = None
     warnings: list[str] = Field(description="Warnings about the whole request that are known at its start.")
 
 

@@ -1,0 +1,119 @@
+"""The service is told to end while it generates: every client gets a whole answer, late ones a refusal."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import yaml
+
+from benchmarks.ports import free_port
+from tests.integration.conftest import REPLICAS, SMALL, events_of, eventually
+
+LARGE = {"width": 256, "height": 256}
+LONG, SHORT = 998, 100
+"""Steps of an image that outlasts the grace, and of one that does not."""
+GRACE_S = 10
+
+
+@contextmanager
+def service(tiny_path: Path, folder: Path) -> Iterator[tuple["subprocess.Popen[bytes]", str]]:
+    """Run the service in a Ray of its own, as `python -m serve_app.serve` does; give its process and its URL."""
+    port, config = free_port(), folder / "config.yaml"
+    args = {
+        "num_replicas": REPLICAS,
+        "model": {"path": str(tiny_path), "width": 64, "height": 64},
+        "limits": {"max_steps": LONG},
+    }
+    app = {"name": "ending", "route_prefix": "/", "import_path": "serve_app.app:build", "args": args}
+    config.write_text(
+        yaml.safe_dump(
+            {
+                "proxy_location": "HeadOnly",
+                "http_options": {"host": "127.0.0.1", "port": port},
+                "applications": [app],
+            }
+        )
+    )
+    command = [sys.executable, "-m", "serve_app.serve", str(config), "--grace", str(GRACE_S)]
+    environment = {**os.environ, "RAY_ADDRESS": "local", "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60"}
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
+    try:
+        yield process, f"http://127.0.0.1:{port}"
+    finally:
+        if process.poll() is None:
+            process.terminate()
+            process.terminate()
+        process.wait(60)
+
+
+def is_ready(url: str) -> bool:
+    try:
+        response = httpx2.get(f"{url}/health")
+    except httpx2.TransportError:
+        return False
+    return response.status_code == 200 and bool(response.json()["replicas"]["ready"] == REPLICAS)
+
+
+def in_flight(url: str) -> int:
+    return int(httpx2.get(f"{url}/status").json()["images_in_flight"])
+
+
+Answers = dict[tuple[str, int], tuple[int, Any]]
+"""Statuses and bodies, or a stream's events, by route and steps."""
+
+
+def ask(url: str, route: str, steps: int, answers: Answers) -> None:
+    body = {"prompt": "a", **(SMALL if steps == SHORT else LARGE), "num_images": 1, "num_inference_steps": steps}
+    with httpx2.Client(base_url=url, timeout=60) as http:
+        if route == "generate":
+            response = http.post("/generate", json=body)
+            answers[route, steps] = response.status_code, response.json()
+        else:
+            with http.stream("POST", "/stream", json=body) as response:
+                answers[route, steps] = response.status_code, list(events_of(response.iter_lines()))
+
+
+@contextmanager
+def asked(url: str, steps: int, answers: Answers) -> Iterator[None]:
+    """Ask for an image of so many steps by each route, and wait for the answers on the way out."""
+    threads = [threading.Thread(target=ask, args=(url, route, steps, answers)) for route in ("generate", "stream")]
+    for thread in threads:
+        thread.start()
+    yield
+    for thread in threads:
+        thread.join()
+
+
+def test_no_answer_is_torn(tiny_path: Path, tmp_path: Path) -> None:
+    answers: Answers = {}
+    refused = {"prompt": "a", **SMALL, "num_images": 1}
+    with service(tiny_path, tmp_path) as (process, url):
+        eventually(lambda: is_ready(url), seconds=120)
+        with asked(url, LONG, answers):
+            eventually(lambda: in_flight(url) == 2)
+            with asked(url, SHORT, answers):
+                eventually(lambda: in_flight(url) == 4 or answers)
+                process.send_signal(signal.SIGTERM)
+                eventually(lambda: httpx2.get(f"{url}/health").json()["status"] == "stopping")
+                late = httpx2.post(f"{url}/generate", json=refused)
+        assert process.wait(60) == 0
+    assert (late.status_code, late.json()["error"]["type"]) == (503, "shutting_down")
+    assert int(late.headers["retry-after"]) > 0
+
+    status, answer = answers["generate", SHORT]
+    assert (status, [image["status"] for image in answer["images"]]) == (200, ["succeeded"])
+    status, events = answers["stream", SHORT]
+    assert (status, [event["type"] for event in events[-2:]]) == (200, ["image", "completed"])
+
+    status, answer = answers["generate", LONG]
+    assert (status, answer["error"]["type"]) == (503, "shutting_down"), "longer than the grace"
+    status, events = answers["stream", LONG]
+    assert (status, events[-1]["type"], events[-1]["error"]["type"]) == (200, "error", "shutting_down")
