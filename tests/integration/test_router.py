@@ -56,7 +56,7 @@ class Caller:
     async def avoid(self, replicas: frozenset[str], calls: int) -> list[str]:
         """Return where calls land that must avoid these replicas."""
         terms = [Call("test", number, avoid=replicas) for number in range(calls)]
-        return await asyncio.gather(*[self._replicas.remote(0.05, call) for call in terms])
+        return list(await asyncio.gather(*[self._replicas.remote(0.05, call) for call in terms]))
 
     async def one_by_one(self, calls: int) -> list[int]:
         return sorted(Counter([await self._replicas.remote(0) for _ in range(calls)]).values(), reverse=True)
