@@ -16,6 +16,7 @@ from serve_app.replica.failures import Returned
 from tests.conftest import Collector, MakeEngine, RunningEngine, Watch, make_slot
 
 ENCODE = "serve_app.replica.output_processor.encode_picture"
+ENCODE_BARE = "serve_app.replica.output_processor.encode_bare"
 
 
 class Block:
@@ -101,7 +102,8 @@ def test_a_receiver_that_raises_costs_others_nothing(
 
     running = make_engine(max_batch_size=2)
     if kind is SlotFailed:
-        monkeypatch.setattr(ENCODE, broken_encoder)
+        for encoder in (ENCODE, ENCODE_BARE):
+            monkeypatch.setattr(encoder, broken_encoder)
     running.engine.submit(make_slot(preview_steps=frozenset({1, 2, 3})), broken)
     assert told.wait(60)
     monkeypatch.undo()
