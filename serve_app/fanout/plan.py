@@ -10,7 +10,7 @@ from serve_app.errors import InvalidRequest
 from serve_app.fanout.prompt_syntax import syntax_warning
 from serve_app.messages import ReplicaStatus, Slot
 from serve_app.recipe import SEED_SPAN, Output, Recipe, SchedulerName
-from serve_app.schemas import GenerateRequest, Parameters
+from serve_app.schemas import GenerateRequest, Parameters, StartEvent
 
 _FEW_STEPS = 8
 _UNSPACED: tuple[SchedulerName, ...] = ("dpmpp_2m_karras",)
@@ -29,6 +29,10 @@ class Plan:
     slots: list[Slot]
     warnings: list[str]
 
+    def start_event(self, more_warnings: Sequence[str] = ()) -> StartEvent:
+        seeds, warnings = [slot.seed for slot in self.slots], [*self.warnings, *more_warnings]
+        return StartEvent(id=self.id, seeds=seeds, parameters=self.parameters, warnings=warnings)
+
 
 def plan_of(request: GenerateRequest, replica: ReplicaStatus, timeout_s: float) -> Plan:
     """Return the plan of a request that starts now. Raises InvalidRequest where the served model cannot do it."""
@@ -39,7 +43,7 @@ def plan_of(request: GenerateRequest, replica: ReplicaStatus, timeout_s: float) 
         advice = f"choose one of {', '.join(replica.schedulers)}"
         raise InvalidRequest(f"scheduler: {recipe.scheduler} cannot sample the served model; {advice}", "scheduler")
     return Plan(
-        id=str(uuid.uuid4()),
+        id=request.id or str(uuid.uuid4()),
         started=started,
         deadline=started + timeout_s,
         wants_grid=request.grid,

@@ -10,6 +10,7 @@ from serve_app.fanout.peers import Peers
 from serve_app.fanout.pool import Pool
 from serve_app.ingress.api import create_api
 from serve_app.metrics import IngressMetrics
+from serve_app.readings import Part
 
 
 class Ingress:
@@ -22,6 +23,10 @@ class Ingress:
     async def cancel(self, id: str, index: int | None) -> list[int]:
         """Cancel a request's images if this replica holds them. Its peers call this: any of them may get the DELETE."""
         return self._service.cancel_here(id, index)
+
+    async def next_part(self, id: str, after: int, wait_s: float) -> Part | None:
+        """Return what a generation has after an event if this replica holds it. Its peers call this as well."""
+        return await self._service.next_part_here(id, after, wait_s)
 
     # Bound late: Serve pickles an app passed to the decorator by value, with frozen copies of all module globals.
     def __serve_build_asgi_app__(self) -> FastAPI:

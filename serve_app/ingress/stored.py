@@ -73,15 +73,20 @@ async def stored_events(events: AsyncIterator[Event], url_of: UrlOf) -> AsyncGen
     """Store a stream's images and grid, and yield its events with their URLs; a failure ends it with an error."""
     try:
         async for event in events:
-            match event:
-                case ImageEvent():
-                    yield StoredImageEvent(**await _at_url(event, url_of))
-                case GridEvent():
-                    yield StoredGridEvent(**await _at_url(event, url_of))
-                case _:
-                    yield event
+            yield await stored_event(event, url_of)
     except ServiceError as error:
         yield ErrorEvent(error=problem_of(error))
+
+
+async def stored_event(event: Event, url_of: UrlOf) -> Event | StoredEvent:
+    """Store the picture of an event, if it has one, and return the event with its URL. Raises InternalError."""
+    match event:
+        case ImageEvent():
+            return StoredImageEvent(**await _at_url(event, url_of))
+        case GridEvent():
+            return StoredGridEvent(**await _at_url(event, url_of))
+        case _:
+            return event
 
 
 async def _image(image: Image, url_of: UrlOf) -> StoredPicture | NoPicture:

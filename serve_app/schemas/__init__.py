@@ -9,6 +9,7 @@ from serve_app.schemas.answers import (
     Grid,
     Health,
     Image,
+    ImageState,
     ModelInfo,
     NoPicture,
     Parameters,
@@ -20,6 +21,7 @@ from serve_app.schemas.answers import (
     ServiceStatus,
     TimestepSpacing,
     Timings,
+    UnfinishedResult,
 )
 from serve_app.schemas.events import (
     CancelledEvent,
@@ -37,6 +39,7 @@ from serve_app.schemas.events import (
 from serve_app.schemas.request import (
     FieldError,
     GenerateRequest,
+    OnDisconnect,
     ResponseFormat,
     can_be_key,
     longest_body,
@@ -61,8 +64,10 @@ __all__ = [
     "Health",
     "Image",
     "ImageEvent",
+    "ImageState",
     "ModelInfo",
     "NoPicture",
+    "OnDisconnect",
     "Parameters",
     "Picture",
     "PredictionType",
@@ -77,6 +82,7 @@ __all__ = [
     "StartEvent",
     "TimestepSpacing",
     "Timings",
+    "UnfinishedResult",
     "can_be_key",
     "longest_body",
     "sheet_cells",
