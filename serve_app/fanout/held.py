@@ -4,6 +4,7 @@ import asyncio
 import math
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import aclosing, asynccontextmanager
+from contextvars import Context
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -45,7 +46,8 @@ class Held:
         self.generation = generation
         self.log = log
         self.terms = terms
-        self.task = asyncio.create_task(run)
+        # In a context of its own: Ray and Serve cancel every call made in that of a request together with the request.
+        self.task = asyncio.create_task(run, context=Context())
         self._created = created
         self._readers = 0
         self._abandoning: asyncio.TimerHandle | None = None
