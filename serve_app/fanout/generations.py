@@ -40,11 +40,8 @@ class Generations:
         Those cancelled before are among them. Empty where there is nothing to cancel: the request is not here or has
         finished, the image has ended or never was.
         """
-        if held := self._held.get(id):
-            held.generation.cancel(index)
-            cancelled = held.generation.cancelled
-        else:
-            cancelled = self._remembered.get(id, frozenset())
+        held = self._held.get(id)
+        cancelled = held.cancel(index) if held else self._remembered.get(id, frozenset())
         return sorted(i for i in cancelled if index in (None, i))
 
     async def close(self) -> None:
@@ -57,6 +54,7 @@ class Generations:
     def _keep(self, id: str) -> None:
         """Keep an ended generation for its time, and as long as there is room."""
         held = self._held[id]
+        held.let_go()
         self._ended[id] = held.log.size
         asyncio.get_running_loop().call_later(held.terms.keep_s, self._drop, id)
         while sum(self._ended.values()) > self._max_bytes:
@@ -65,7 +63,7 @@ class Generations:
     def _drop(self, id: str) -> None:
         if self._ended.pop(id, None) is None:
             return
-        if cancelled := self._held.pop(id).generation.cancelled:
+        if cancelled := self._held.pop(id).cancel(None):
             self._remembered[id] = cancelled
         if len(self._remembered) > _REMEMBERED_REQUESTS:
             self._remembered.popitem(last=False)

@@ -43,7 +43,8 @@ class Held:
     def __init__(
         self, generation: Generation, log: Log, run: Coroutine[Any, Any, None], terms: Terms, created: int
     ) -> None:
-        self.generation = generation
+        self._generation: Generation | None = generation
+        self._cancelled: frozenset[int] = frozenset()
         self.log = log
         self.terms = terms
         # In a context of its own: Ray and Serve cancel every call made in that of a request together with the request.
@@ -51,6 +52,17 @@ class Held:
         self._created = created
         self._readers = 0
         self._abandoning: asyncio.TimerHandle | None = None
+
+    def cancel(self, index: int | None) -> frozenset[int]:
+        """Cancel one image, or with None all that have not ended; return all that were cancelled so far."""
+        if self._generation:
+            self._generation.cancel(index)
+            self._cancelled = self._generation.cancelled
+        return self._cancelled
+
+    def let_go(self) -> None:
+        """Keep of an ended generation only what can be read: it refers to pixels in the object store."""
+        self._generation = None
 
     @asynccontextmanager
     async def reading(self) -> AsyncIterator[None]:

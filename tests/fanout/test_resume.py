@@ -1,6 +1,7 @@
 """Generations outlive the responses that read them, over a pool that generates when it is told to."""
 
 import asyncio
+import gc
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
@@ -13,7 +14,7 @@ from serve_app.fanout.peers import Peers
 from serve_app.messages import Slot
 from serve_app.readings import Entry, Part, Reading
 from serve_app.schemas import BatchResult, ErrorEvent, GenerateRequest, ImageEvent, OnDisconnect, UnfinishedResult
-from tests.fakes import FakePool, Metrics, NoPeers
+from tests.fakes import FakePool, Metrics, NoPeers, Ref
 
 ID = "01234567-89ab-4cde-8f01-23456789abcd"
 KEEP_S = 0.4
@@ -128,6 +129,16 @@ async def test_finish_needs_no_reader_and_is_found_for_a_while_after_its_end() -
             await studio.service.find(ID)
         with pytest.raises(NotFound):
             await rest_of(studio.service, 0)
+
+
+async def test_what_is_kept_holds_no_pixels_in_the_object_store() -> None:
+    studio = Studio()
+    studio.release.set()
+    async with studio.service.open(request(grid=True)) as reading:
+        assert "grid" in [entry.event.type async for entry in reading.entries]
+    assert isinstance((await studio.service.find(ID)).answer, BatchResult)
+    gc.collect()
+    assert [kept for kept in gc.get_objects() if type(kept) is Ref] == []
 
 
 async def test_two_readers_get_the_same_and_the_first_to_leave_cancels_nothing() -> None:
