@@ -136,6 +136,17 @@ async def test_the_memory_of_ended_requests_is_bounded() -> None:
     assert generations.get("1") is None
 
 
+async def test_a_part_for_another_ingress_replica_is_bounded() -> None:
+    generation = held(keep_s=60)
+    for index in range(3):
+        generation.log.append(
+            ImageEvent(index=index, seed=0, width=8, height=8, media_type="image/png", b64_json="x" * 1000)
+        )
+    sizes = {most_bytes: len(generation.part(0, most_bytes).entries) for most_bytes in (1, 1000, 2999, 3000)}
+    assert sizes == {1: 1, 1000: 1, 2999: 2, 3000: 3}
+    await generation.task
+
+
 async def test_what_has_ended_is_kept_for_its_time_and_no_longer() -> None:
     generations = Generations(max_bytes=2**20)
     generations.hold("a", held(keep_s=0.3))

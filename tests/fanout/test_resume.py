@@ -17,7 +17,7 @@ from serve_app.schemas import BatchResult, ErrorEvent, GenerateRequest, ImageEve
 from tests.fakes import FakePool, Metrics, NoPeers, Ref
 
 ID = "01234567-89ab-4cde-8f01-23456789abcd"
-KEEP_S = 0.4
+KEEP_S = 1.0
 ARGS = AppArgs(streams=StreamsConfig(keep_s=KEEP_S))
 
 
@@ -55,6 +55,14 @@ class Studio:
 async def rest_of(service: FanOut, after: int) -> list[Entry]:
     async with asyncio.timeout(5), service.resume(ID, after) as reading:
         return [entry async for entry in reading.entries]
+
+
+async def ended(service: FanOut) -> BatchResult:
+    """Ask for the answer until it is whole."""
+    async with asyncio.timeout(5):
+        while isinstance(answer := (await service.find(ID)).answer, UnfinishedResult):  # noqa: ASYNC110 - as clients do
+            await asyncio.sleep(0.01)
+    return answer
 
 
 def pictures(entries: list[Entry]) -> list[int]:
@@ -158,11 +166,9 @@ async def test_a_generation_without_a_stream_finishes_for_a_client_that_has_gone
     answer.cancel()
     await asyncio.gather(answer, return_exceptions=True)
     studio.release.set()
-    await asyncio.sleep(0.1)
-    found = await studio.service.find(ID)
-    assert isinstance(found.answer, BatchResult)
-    assert [image.status for image in found.answer.images] == ["succeeded"] * 3
-    assert found.answer.grid
+    found = await ended(studio.service)
+    assert [image.status for image in found.images] == ["succeeded"] * 3
+    assert found.grid
 
 
 async def test_nobody_could_find_it_without_an_id() -> None:
@@ -266,8 +272,7 @@ async def test_another_ingress_replica_finds_its_answer(monkeypatch: pytest.Monk
         assert isinstance(unfinished, UnfinishedResult)
         assert [image.status for image in unfinished.images] == ["succeeded", "running", "running"]
         holder.release.set()
-        await asyncio.sleep(0.1)
-        assert (await other.find(ID)) == (await holder.service.find(ID))
+        assert await ended(holder.service) == (await other.find(ID)).answer
 
 
 async def test_a_reader_elsewhere_who_leaves_is_missed_soon(monkeypatch: pytest.MonkeyPatch) -> None:
