@@ -189,6 +189,24 @@ class AdmissionConfig(Config):
     )
 
 
+class StreamsConfig(Config):
+    """How long a generation can be read once its client has gone or it has ended."""
+
+    keep_s: float = Field(
+        default=30.0,
+        ge=0,
+        le=3600,
+        description="How long a generation is kept after its end, and goes on for a client that left and said `wait`, "
+        "in seconds.",
+    )
+    max_kept_bytes: int = Field(
+        default=2**28,
+        ge=0,
+        description="Maximum size of all ended generations that an ingress replica keeps, in bytes of memory; the "
+        "oldest are dropped first.",
+    )
+
+
 class FilesConfig(Config):
     """Where images are stored for answers with URLs, and for how long."""
 
@@ -264,6 +282,7 @@ class AppArgs(Config):
     preview: PreviewConfig = PreviewConfig()
     limits: LimitsConfig = LimitsConfig()
     admission: AdmissionConfig = AdmissionConfig()
+    streams: StreamsConfig = StreamsConfig()
     files: FilesConfig = FilesConfig()
     auth: AuthConfig = AuthConfig()
     cors: CorsConfig = CorsConfig()

@@ -16,6 +16,7 @@ from serve_app.fanout.pool import Pool, Tell, nobody
 from serve_app.fanout.sight import PoolStatus
 from serve_app.messages import Generated, Preview, Progress, ReplicaStatus, Slot, SlotEvent, Work
 from serve_app.metrics import IngressMetrics
+from serve_app.readings import Part
 from serve_app.recipe import SchedulerName
 from serve_app.schemas import ModelInfo
 
@@ -111,6 +112,9 @@ class NoPeers(Peers):
 
     async def cancel(self, id: str, index: int | None) -> list[int]:
         return []
+
+    async def next_part(self, id: str, after: int, wait_s: float) -> Part | None:
+        return None
 
 
 class Metrics(IngressMetrics):

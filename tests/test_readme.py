@@ -63,7 +63,7 @@ def test_every_request_field_is_documented_and_no_other() -> None:
 
 def test_every_event_is_documented() -> None:
     kinds = {get_args(event.model_fields["type"].annotation)[0] for event in get_args(Event)}
-    table = HTTP.split("those of all images interleaved:")[1].split("## Errors")[0]
+    table = HTTP.split("those of all images interleaved:")[1].split("## Broken")[0]
     assert {
         name
         for line in table.splitlines()

@@ -1,8 +1,9 @@
 """The client of a service: yields its events, and turns its errors into messages that say what to do."""
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Generator, Iterator
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
@@ -11,9 +12,17 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from serve_app.cli.errors import SettingRefused, Unavailable, Unusable
 from serve_app.cli.route import Route
-from serve_app.schemas import ErrorBody, Event, Health, Problem, can_be_key
+from serve_app.schemas import CompletedEvent, ErrorBody, ErrorEvent, Event, Health, Problem, StartEvent, can_be_key
 
 KEY_VARIABLE = "PARALLEL_SDXL_API_KEY"
+
+_PAUSES_S = (0.5, 1, 2, 4, 8)
+"""Before each try to go on with a broken stream while nothing new comes; together less than streams.keep_s."""
+
+_CANCEL_TIMEOUT_S = 5
+
+_UNLIMITED = None
+"""One event may hold a whole picture or grid."""
 
 _EVENT: TypeAdapter[Event] = TypeAdapter(Annotated[Event, Field(discriminator="type")])
 
@@ -27,29 +36,57 @@ class Service:
 
     @contextmanager
     def stream(self, body: dict[str, Any]) -> Iterator[Iterator[Event]]:
-        """Send a request and yield an iterator of its events.
+        """Send a request and yield an iterator of its events, which goes on where a connection breaks.
 
-        Leaving the context closes the connection, and the service then cancels what is unfinished.
+        Leaving the context cancels what is unfinished.
         """
-        with (
-            self._explained(),
-            self._client() as http,
-            # No size limit: one event may hold a whole picture or grid.
-            http.sse(
-                "/stream",
-                method="POST",
-                content=_json(body),
-                headers={"Content-Type": "application/json"},
-                max_event_size=None,
-            ) as source,
-        ):
+        content = _json({"on_disconnect": "wait", **body})
+        with self._explained(), self._client() as http, ExitStack() as connection:
+            source = connection.enter_context(
+                http.sse(
+                    "/stream",
+                    method="POST",
+                    content=content,
+                    headers={"Content-Type": "application/json"},
+                    max_event_size=_UNLIMITED,
+                )
+            )
             self._check(source.response)
-            yield (self._event(message.data) for message in source)
+            with closing(self._events(http, connection, source)) as events:
+                yield events
 
     def version(self) -> str:
         """Return the service's version."""
         with self._explained(), self._client() as http:
             return Health.model_validate_json(http.get("/health").content).version
+
+    def _events(self, http: httpx2.Client, connection: ExitStack, source: httpx2.EventSource) -> Generator[Event]:
+        """Yield all events. Raises TransportError where the connection breaks for good."""
+        id_, last, unfinished, pauses = "", "", False, iter(_PAUSES_S)
+        following: httpx2.EventSource | None = source
+        try:
+            while following:
+                lost = None
+                try:
+                    for message in following:
+                        event = self._event(message.data)
+                        if message.id != last:
+                            last, pauses = message.id, iter(_PAUSES_S)
+                        if isinstance(event, StartEvent):
+                            id_ = event.id
+                        unfinished = not isinstance(event, CompletedEvent | ErrorEvent)
+                        yield event
+                except httpx2.TransportError as error:
+                    lost = error
+                # A service without ids, an older one, cannot go on.
+                following = _resume(http, connection, pauses, id_, last) if unfinished and last else None
+            unfinished = False
+            if lost:
+                raise lost
+        finally:
+            if unfinished and last:
+                with suppress(httpx2.HTTPError):
+                    http.delete(f"/generations/{id_}", timeout=_CANCEL_TIMEOUT_S)
 
     def _client(self) -> httpx2.Client:
         headers = {}
@@ -104,6 +141,24 @@ class Service:
             f"{self.route.place}{self.route.detour} is not a parallel-sdxl service "
             f"that this version understands, or is still starting{detail}"
         )
+
+
+def _resume(
+    http: httpx2.Client, connection: ExitStack, pauses: Iterator[float], id_: str, last: str
+) -> httpx2.EventSource | None:
+    """Return the rest of a stream after an event; None where the service cannot be reached or knows of none."""
+    for pause_s in pauses:
+        time.sleep(pause_s)
+        with suppress(httpx2.TransportError):
+            connection.close()
+            source = connection.enter_context(
+                http.sse(f"/generations/{id_}/events", headers={"Last-Event-ID": last}, max_event_size=_UNLIMITED)
+            )
+            if source.response.status_code == httpx2.codes.OK:
+                return source
+            if source.response.is_client_error:
+                return None
+    return None
 
 
 def _json(body: dict[str, Any]) -> bytes:

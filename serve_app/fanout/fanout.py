@@ -3,8 +3,8 @@
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
-from contextlib import aclosing, asynccontextmanager, contextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
+from contextlib import ExitStack, aclosing, asynccontextmanager, contextmanager
 from functools import partial
 from math import ceil
 from typing import Literal
@@ -13,19 +13,33 @@ from serve_app import __version__
 from serve_app.background import background
 from serve_app.client import client
 from serve_app.config import AppArgs
-from serve_app.errors import DeadlineExceeded, GenerationFailed, InternalError, NotFound, ServiceError, ShuttingDown
+from serve_app.errors import (
+    DeadlineExceeded,
+    GenerationFailed,
+    InternalError,
+    InvalidRequest,
+    NotFound,
+    ServiceError,
+    ShuttingDown,
+)
 from serve_app.fanout.admission import Admission
+from serve_app.fanout.answers import answer_of
 from serve_app.fanout.dispatch import Dispatcher
 from serve_app.fanout.events import model_warnings
 from serve_app.fanout.generation import Generation
 from serve_app.fanout.generations import Generations
+from serve_app.fanout.held import Held, Terms
+from serve_app.fanout.log import Log
 from serve_app.fanout.peers import Peers
 from serve_app.fanout.placement import Placement, share_of
 from serve_app.fanout.plan import Plan, plan_of
 from serve_app.fanout.pool import Pool
+from serve_app.fanout.relay import entries_from, part_after, whole
 from serve_app.fanout.states import SlotState
 from serve_app.imaging import Pixels, contact_sheet, encode_bare
+from serve_app.messages import SlotEvent
 from serve_app.metrics import IngressMetrics
+from serve_app.readings import Found, Part, Reading
 from serve_app.schemas import (
     BatchResult,
     Cancelled,
@@ -42,7 +56,6 @@ from serve_app.schemas import (
     Problem,
     ReplicaCount,
     ServiceStatus,
-    StartEvent,
     Timings,
 )
 from serve_app.side_work import brief_side_work
@@ -53,6 +66,9 @@ _GRID_TIMEOUT_S = 60.0
 _DRAIN_INTERVAL_S = 0.05
 _ENDING_S = 5.0
 """How long answers may take to be put together once their images have ended."""
+
+_Generate = Callable[..., AsyncGenerator[SlotEvent]]
+"""Pool.generate or Pool.watch."""
 
 
 class FanOut:
@@ -68,14 +84,17 @@ class FanOut:
         self._dispatcher = Dispatcher(
             self._admission, lambda: self._pool.status.replicas, Placement(args.ingress_replicas)
         )
-        self._requests = Generations()
+        self._requests = Generations(args.streams.max_kept_bytes)
         self._draining = False
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Keep an eye on the replicas for as long as the context is open."""
         async with background(self._pool.keep_polling(self._dispatcher.look)):
-            yield
+            try:
+                yield
+            finally:
+                await self._requests.close()
 
     def model(self) -> ModelInfo:
         """Return which weights are served. Raises NotReady."""
@@ -96,21 +115,16 @@ class FanOut:
 
     async def generate(self, request: GenerateRequest) -> BatchResult:
         """Generate all images and return them together. Raises ServiceError where there is none."""
-        plan = self._plan(request.model_copy(update={"preview_steps": []}))
-        with self._admitted(plan) as generation:
-            async with generation.generating(partial(self._pool.generate, deadline=plan.deadline)):
-                async for _ in self._slot_events(plan, generation):
-                    pass
-            grid, grid_warnings = await self._make_grid(plan, generation)
-        return BatchResult(
-            id=plan.id,
-            created=int(time.time()),
-            parameters=plan.parameters,
-            images=list(generation.images.values()),
-            grid=grid,
-            timings=_timings(plan, generation),
-            warnings=[*plan.warnings, *_warnings(generation), *grid_warnings],
-        )
+        if request.id is None and request.on_disconnect != "cancel":
+            message = "on_disconnect: this answer tells the id too late; choose an id, or use the stream"
+            raise InvalidRequest(message, "on_disconnect")
+        without_previews = request.model_copy(update={"preview_steps": []})
+        held = self._begin(without_previews, self._pool.generate, can_be_found=request.id is not None)
+        async with held.reading():
+            await asyncio.wait([held.task])
+        answer = answer_of(held.part())
+        assert isinstance(answer, BatchResult)
+        return answer
 
     @asynccontextmanager
     async def stream(self, request: GenerateRequest) -> AsyncIterator[AsyncGenerator[Event]]:
@@ -118,10 +132,34 @@ class FanOut:
 
         Whatever refuses it raises ServiceError on the way in.
         """
-        plan = self._plan(request)
-        with self._admitted(plan) as generation:
-            async with aclosing(self._events(plan, generation)) as events:
-                yield events
+        async with self._begin(request, self._pool.watch, can_be_found=False).read() as reading:
+            yield (entry.event async for entry in reading.entries)
+
+    @asynccontextmanager
+    async def open(self, request: GenerateRequest) -> AsyncIterator[Reading]:
+        """Open a request as `stream` does, for a client that may come back; leaving does what it asked for."""
+        async with self._begin(request, self._pool.watch, can_be_found=True).read() as reading:
+            yield reading
+
+    @asynccontextmanager
+    async def resume(self, id: str, after: int) -> AsyncIterator[Reading]:
+        """Read a generation that was opened before from after an event, 0 for the beginning.
+
+        Any ingress replica may hold it. Raises NotFound, NotReady on the way in.
+        """
+        if held := self._requests.get(id):
+            async with held.read(after) as reading:
+                yield reading
+        else:
+            part = await part_after(self._peers, id, after)
+            async with aclosing(entries_from(self._peers, id, part, after)) as entries:
+                yield Reading(entries, part.response_format)
+
+    async def find(self, id: str) -> Found:
+        """Return the answer of a generation so far. Raises the ServiceError it ended with, NotFound, NotReady."""
+        held = self._requests.get(id)
+        part = held.part() if held else await whole(self._peers, id)
+        return Found(answer_of(part), part.response_format)
 
     async def cancel(self, id: str, index: int | None = None) -> Cancelled:
         """Cancel one image of a request, or with None all that have not ended.
@@ -137,6 +175,11 @@ class FanOut:
         """Cancel as `cancel` does, if this ingress replica holds the request; return what is cancelled, if anything."""
         return self._requests.cancel(id, index)
 
+    async def next_part_here(self, id: str, after: int, wait_s: float) -> Part | None:
+        """Return what a generation has after an event, waiting for it so long, if this ingress replica holds it."""
+        held = self._requests.get(id)
+        return await held.next_part(after, wait_s) if held else None
+
     async def drain(self, grace_s: float) -> None:
         """Refuse new requests, and return when the running ones have ended.
 
@@ -144,8 +187,8 @@ class FanOut:
         """
         self._draining = True
         if not await self._ended(grace_s):
-            for generation in self._requests.running:
-                generation.shut_down()
+            for held in self._requests.running:
+                held.shut_down()
             await self._ended(_ENDING_S)
 
     async def _ended(self, seconds: float) -> bool:
@@ -155,11 +198,39 @@ class FanOut:
             await asyncio.sleep(_DRAIN_INTERVAL_S)
         return not self._requests.running
 
-    async def _events(self, plan: Plan, generation: Generation) -> AsyncGenerator[Event]:
+    def _begin(self, request: GenerateRequest, generate: _Generate, *, can_be_found: bool) -> Held:
+        """Start to generate a request in a task of its own; what can be found is kept after its end.
+
+        Raises ServiceError where it is refused.
+        """
+        plan = self._plan(request)
+        self._requests.check_free(plan.id)
+        place = ExitStack()
+        generation = place.enter_context(self._admitted(plan))
+        log = Log()
+        keep_s = self._args.streams.keep_s if can_be_found else 0
+        terms = Terms.of(request.response_format, request.on_disconnect, keep_s)
+        held = Held(generation, log, self._run(plan, generation, generate, log), terms, int(time.time()))
+
+        def conclude(_: asyncio.Task[None]) -> None:
+            place.close()
+            end = CompletedEvent(id=plan.id, timings=_timings(plan, generation), warnings=_warnings(generation))
+            log.conclude(plan.start_event(), generation.images.values(), end)
+
+        # Not in the task itself: one that is cancelled before its first step never runs.
+        held.task.add_done_callback(conclude)
+        self._requests.hold(plan.id, held)
+        return held
+
+    async def _run(self, plan: Plan, generation: Generation, generate: _Generate, log: Log) -> None:
+        async with aclosing(self._events(plan, generation, generate)) as events:
+            async for event in events:
+                log.append(event)
+
+    async def _events(self, plan: Plan, generation: Generation, generate: _Generate) -> AsyncGenerator[Event]:
         try:
-            async with generation.generating(partial(self._pool.watch, deadline=plan.deadline)):
-                seeds = [slot.seed for slot in plan.slots]
-                yield StartEvent(id=plan.id, seeds=seeds, parameters=plan.parameters, warnings=plan.warnings)
+            async with generation.generating(partial(generate, deadline=plan.deadline)):
+                yield plan.start_event()
                 async with aclosing(self._slot_events(plan, generation)) as events:
                     async for event in self._observe_first_preview(plan, events):
                         yield event
@@ -171,7 +242,7 @@ class FanOut:
         except ServiceError as error:
             yield ErrorEvent(error=Problem(type=error.type, message=error.message, param=error.param))
         except Exception:
-            logger.exception("stream %s failed", plan.id)
+            logger.exception("generation %s failed", plan.id)
             yield ErrorEvent(error=Problem(type=InternalError.type, message=InternalError().message))
 
     def _plan(self, request: GenerateRequest) -> Plan:
@@ -195,7 +266,7 @@ class FanOut:
             client.get(),
         )
         try:
-            with generation.admitted(), self._requests.holding(plan.id, generation):
+            with generation.admitted():
                 self._metrics.waiting(self._admission.waiting())
                 yield generation
         finally:

@@ -1,38 +1,44 @@
-"""The requests that an ingress replica generates, by id, so that they can be cancelled."""
+"""The generations that an ingress replica holds, by id: running ones, and ended ones for a while."""
 
+import asyncio
 from collections import OrderedDict
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Collection
 
-from serve_app.fanout.generation import Generation
+from serve_app.errors import InvalidRequest
+from serve_app.fanout.held import Held
 
 _REMEMBERED_REQUESTS = 256
 
 
 class Generations:
-    """Cancels images by their request's id, and remembers what it cancelled of requests that have ended since."""
+    """Finds and cancels generations by id, and remembers what it cancelled of those it has dropped since.
 
-    def __init__(self) -> None:
-        self._generations: dict[str, Generation] = {}
+    All ended ones take at most `max_bytes` bytes together; the oldest go first.
+    """
+
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
+        self._held: dict[str, Held] = {}
+        self._ended: OrderedDict[str, int] = OrderedDict()
         self._remembered: OrderedDict[str, frozenset[int]] = OrderedDict()
 
-    @contextmanager
-    def holding(self, id: str, generation: Generation) -> Iterator[None]:
-        """Let a request be cancelled for as long as the context is open."""
-        self._generations[id] = generation
-        try:
-            yield
-        finally:
-            del self._generations[id]
-            if generation.cancelled:
-                self._remembered[id] = generation.cancelled
-            if len(self._remembered) > _REMEMBERED_REQUESTS:
-                self._remembered.popitem(last=False)
+    def hold(self, id: str, held: Held) -> None:
+        """Hold a generation until it has ended and its time is over."""
+        self._held[id] = held
+        held.task.add_done_callback(lambda _: self._keep(id))
+
+    def get(self, id: str) -> Held | None:
+        return self._held.get(id)
+
+    def check_free(self, id: str) -> None:
+        """Raise InvalidRequest if a generation here has this id."""
+        if id in self._held:
+            raise InvalidRequest("id: a generation already has it; each needs its own", "id")
 
     @property
-    def running(self) -> Collection[Generation]:
-        """The requests that have not been answered."""
-        return self._generations.values()
+    def running(self) -> Collection[Held]:
+        """Those that have not ended."""
+        return [held for held in self._held.values() if not held.task.done()]
 
     def cancel(self, id: str, index: int | None) -> list[int]:
         """Cancel one image of a request, or with None all that have not ended; return the cancelled ones.
@@ -40,9 +46,30 @@ class Generations:
         Those cancelled before are among them. Empty where there is nothing to cancel: the request is not here or has
         finished, the image has ended or never was.
         """
-        if generation := self._generations.get(id):
-            generation.cancel(index)
-            cancelled = generation.cancelled
-        else:
-            cancelled = self._remembered.get(id, frozenset())
+        held = self._held.get(id)
+        cancelled = held.cancel(index) if held else self._remembered.get(id, frozenset())
         return sorted(i for i in cancelled if index in (None, i))
+
+    async def close(self) -> None:
+        """Cancel all that runs and wait until it has ended."""
+        running = [held.task for held in self.running]
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
+
+    def _keep(self, id: str) -> None:
+        """Keep an ended generation for its time, and as long as there is room."""
+        held = self._held[id]
+        held.let_go()
+        self._ended[id] = held.log.size
+        asyncio.get_running_loop().call_later(held.terms.keep_s, self._drop, id)
+        while sum(self._ended.values()) > self._max_bytes:
+            self._drop(next(iter(self._ended)))
+
+    def _drop(self, id: str) -> None:
+        if self._ended.pop(id, None) is None:
+            return
+        if cancelled := self._held.pop(id).cancel(None):
+            self._remembered[id] = cancelled
+        if len(self._remembered) > _REMEMBERED_REQUESTS:
+            self._remembered.popitem(last=False)

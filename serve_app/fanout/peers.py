@@ -1,12 +1,16 @@
 """The ingress replicas as one of them sees them."""
 
 import asyncio
+from functools import cached_property
+from typing import Any
 
 from ray import serve
 from ray.serve.exceptions import DeploymentUnavailableError
+from ray.serve.handle import DeploymentHandle
 
 from serve_app.errors import NotReady
 from serve_app.fanout.broadcast import broadcast
+from serve_app.readings import Part
 
 
 class Peers:
@@ -17,12 +21,25 @@ class Peers:
 
         Raises NotReady where one does not answer.
         """
-        own = serve.get_replica_context()
+        # Only the replica that holds the request names any; if it has died in between, none does.
+        return [index for answer in await self._ask("cancel", id, index) for index in answer]
+
+    async def next_part(self, id: str, after: int, wait_s: float) -> Part | None:
+        """Return what the replica that holds the generation has after an event, None where none does.
+
+        It waits up to so many seconds for something. Raises NotReady where one does not answer.
+        """
+        return next((part for part in await self._ask("next_part", id, after, wait_s) if part), None)
+
+    async def _ask(self, method: str, *args: Any) -> list[Any]:
         # In a thread, because it asks Serve's controller and waits.
-        handle = await asyncio.to_thread(serve.get_deployment_handle, own.deployment, own.app_name)
+        handle = await asyncio.to_thread(lambda: self._handle)
         try:
-            answers = await broadcast(handle, "cancel", id, index)
+            return await broadcast(handle, method, *args)
         except (DeploymentUnavailableError, TimeoutError) as error:
             raise NotReady("not all ingress replicas have answered; try again") from error
-        # Only the replica that holds the request names any; if it has died in between, none does.
-        return [index for answer in answers for index in answer]
+
+    @cached_property
+    def _handle(self) -> DeploymentHandle:
+        own = serve.get_replica_context()
+        return serve.get_deployment_handle(own.deployment, own.app_name)

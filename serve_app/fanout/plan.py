@@ -10,7 +10,7 @@ from serve_app.errors import InvalidRequest
 from serve_app.fanout.prompt_syntax import syntax_warning
 from serve_app.messages import ReplicaStatus, Slot
 from serve_app.recipe import SEED_SPAN, Output, Recipe, SchedulerName
-from serve_app.schemas import GenerateRequest, Parameters
+from serve_app.schemas import GenerateRequest, Parameters, StartEvent
 
 _FEW_STEPS = 8
 _UNSPACED: tuple[SchedulerName, ...] = ("dpmpp_2m_karras",)
@@ -34,6 +34,10 @@ class Plan:
         """When the request ends whatever is still missing; monotonic."""
         return self.started + self.timeout_s
 
+    def start_event(self) -> StartEvent:
+        seeds = [slot.seed for slot in self.slots]
+        return StartEvent(id=self.id, seeds=seeds, parameters=self.parameters, warnings=self.warnings)
+
 
 def plan_of(request: GenerateRequest, replica: ReplicaStatus, longest_s: float) -> Plan:
     """Return the plan of a request that starts now; it has `longest_s` seconds, or less if it says so.
@@ -47,7 +51,7 @@ def plan_of(request: GenerateRequest, replica: ReplicaStatus, longest_s: float) 
         advice = f"choose one of {', '.join(replica.schedulers)}"
         raise InvalidRequest(f"scheduler: {recipe.scheduler} cannot sample the served model; {advice}", "scheduler")
     return Plan(
-        id=str(uuid.uuid4()),
+        id=request.id or str(uuid.uuid4()),
         started=started,
         timeout_s=min(request.timeout_s or longest_s, longest_s),
         wants_grid=request.grid,

@@ -10,6 +10,7 @@ from serve_app.fanout.peers import Peers
 from serve_app.fanout.pool import Pool
 from serve_app.ingress.api import create_api
 from serve_app.metrics import IngressMetrics
+from serve_app.readings import Part
 
 
 class Ingress:
@@ -26,6 +27,10 @@ class Ingress:
     async def drain(self, grace_s: float) -> None:
         """Refuse new requests and return when the running ones have ended, at most some seconds after the grace."""
         await self._service.drain(grace_s)
+
+    async def next_part(self, id: str, after: int, wait_s: float) -> Part | None:
+        """Return what a generation has after an event if this replica holds it. Its peers call this as well."""
+        return await self._service.next_part_here(id, after, wait_s)
 
     # Bound late: Serve pickles an app passed to the decorator by value, with frozen copies of all module globals.
     def __serve_build_asgi_app__(self) -> FastAPI:

@@ -3,7 +3,7 @@
 from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Annotated, get_args
 
-from fastapi import APIRouter, Depends, Request, Response
+from fastapi import APIRouter, Depends, Header, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 
@@ -13,7 +13,8 @@ from serve_app.ingress.files import Files
 from serve_app.ingress.pieces import in_pieces
 from serve_app.ingress.problems import Dialect
 from serve_app.ingress.service import Service
-from serve_app.ingress.stored import StoredEvent, StoredResult, stored_events, stored_result
+from serve_app.ingress.stored import StoredEvent, StoredResult, stored_event, stored_result
+from serve_app.readings import Entry
 from serve_app.schemas import (
     BatchResult,
     Cancelled,
@@ -23,13 +24,18 @@ from serve_app.schemas import (
     GenerateRequest,
     Health,
     Problem,
+    ResponseFormat,
     ServiceStatus,
+    UnfinishedResult,
 )
 
 DIALECT = Dialect(prefix="", model=ErrorBody, body=lambda _, problem: ErrorBody(error=problem))
 
 AnyResult = BatchResult | StoredResult
-Events = AsyncGenerator[Event | StoredEvent]
+Frames = AsyncGenerator[ServerSentEvent]
+LastEventId = Annotated[
+    int, Header(alias="Last-Event-ID", ge=0, description="Id of the last event that the client has. 0: all of them.")
+]
 
 
 def router(
@@ -42,28 +48,57 @@ def router(
     errors = DIALECT.responses
     described = sse.described(*get_args(Event), *get_args(StoredEvent))
 
-    def urls(body: GenerateRequest, http: Request) -> Urls | None:
-        return urls_of(files, http) if body.response_format == "url" else None
+    def urls(form: ResponseFormat, http: Request) -> Urls | None:
+        return urls_of(files, http) if form == "url" else None
+
+    def requested_urls(body: GenerateRequest, http: Request) -> Urls | None:
+        return urls(body.response_format, http)
 
     @routes.post("/generate", response_model=AnyResult, responses=errors(413, 415, 422, 429, 500, 503, 504))
     async def generate(body: Body, http: Request) -> Response:  # type: ignore[valid-type]  # a class made at run time
         """Generate all images and return them together."""
-        keep = urls(body, http)
+        keep = requested_urls(body, http)
         result = await service.generate(body)
         answer = await stored_result(result, keep) if keep else result
         return StreamingResponse(in_pieces(answer), media_type="application/json")
 
-    async def accepted(body: Body, http: Request) -> AsyncIterator[Events]:  # type: ignore[valid-type]  # as above
-        # A dependency, because the route is a generator: once it runs, the status is already 200.
-        keep = urls(body, http)
-        async with service.stream(body) as events:
-            yield sse.ended(stored_events(events, keep) if keep else events, _error)
+    # Dependencies, because the routes are generators: once one runs, the status is already 200.
+    async def opened(body: Body, http: Request) -> AsyncIterator[Frames]:  # type: ignore[valid-type]  # as above
+        keep = requested_urls(body, http)
+        async with service.open(body) as reading:
+            yield sse.ended(_frames(reading.entries, keep), _error)
+
+    async def resumed(id: str, http: Request, last_event_id: LastEventId = 0) -> AsyncIterator[Frames]:
+        async with service.resume(id, last_event_id) as reading:
+            yield sse.ended(_frames(reading.entries, urls(reading.response_format, http)), _error)
 
     @routes.post("/stream", response_class=EventSourceResponse, responses=errors(413, 415, 422, 429, 503) | described)
-    async def stream(events: Annotated[Events, Depends(accepted)]) -> AsyncIterator[ServerSentEvent]:
+    async def stream(frames: Annotated[Frames, Depends(opened)]) -> AsyncIterator[ServerSentEvent]:
         """Generate all images and report progress as server-sent events."""
-        async for event in events:
-            yield ServerSentEvent(data=event, event=event.type)
+        async for frame in frames:
+            yield frame
+
+    @routes.get(
+        "/generations/{id}/events", response_class=EventSourceResponse, responses=errors(404, 422, 503) | described
+    )
+    async def events(frames: Annotated[Frames, Depends(resumed)]) -> AsyncIterator[ServerSentEvent]:
+        """Go on with a stream that broke: all events after Last-Event-ID but those that later ones have superseded."""
+        async for frame in frames:
+            yield frame
+
+    @routes.get(
+        "/generations/{id}",
+        response_model=AnyResult,
+        responses={202: {"model": UnfinishedResult}, **errors(404, 500, 503, 504)},
+    )
+    async def generation(id: str, http: Request) -> Response:
+        """Return the answer of a generation until streams.keep_s after its end; 202 while images are still to come."""
+        found = await service.find(id)
+        if isinstance(found.answer, UnfinishedResult):
+            return JSONResponse(found.answer.model_dump(), 202)
+        keep = urls(found.response_format, http)
+        answer = await stored_result(found.answer, keep) if keep else found.answer
+        return StreamingResponse(in_pieces(answer), media_type="application/json")
 
     @routes.delete("/generations/{id}", responses=errors(404, 503))
     async def cancel(id: str) -> Cancelled:
@@ -83,8 +118,15 @@ def router(
     return routes
 
 
-def _error(problem: Problem) -> ErrorEvent:
-    return ErrorEvent(error=problem)
+async def _frames(entries: AsyncGenerator[Entry], urls: Urls | None) -> Frames:
+    """Yield the frames of a stream, with URLs instead of pictures if wanted."""
+    async for number, event in entries:
+        told = await stored_event(event, urls) if urls else event
+        yield ServerSentEvent(data=told, event=told.type, id=None if number is None else str(number))
+
+
+def _error(problem: Problem) -> ServerSentEvent:
+    return ServerSentEvent(data=ErrorEvent(error=problem), event="error")
 
 
 def health_router(service: Service) -> APIRouter:

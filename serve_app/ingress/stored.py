@@ -75,15 +75,20 @@ async def stored_result(result: BatchResult, urls: Urls) -> StoredResult:
 async def stored_events(events: AsyncIterator[Event], urls: Urls) -> AsyncGenerator[Event | StoredEvent]:
     """Store a stream's images and grid, and yield its events with their URLs."""
     async for event in events:
-        match event:
-            case ImageEvent():
-                yield await _stored(event, StoredImageEvent, urls)
-            case GridEvent():
-                yield await _stored(event, StoredGridEvent, urls)
-            case CompletedEvent():
-                yield event.model_copy(update={"warnings": [*event.warnings, *urls.warnings]})
-            case _:
-                yield event
+        yield await stored_event(event, urls)
+
+
+async def stored_event(event: Event, urls: Urls) -> Event | StoredEvent:
+    """Store the picture of an event, if it has one, and return the event with its URL."""
+    match event:
+        case ImageEvent():
+            return await _stored(event, StoredImageEvent, urls)
+        case GridEvent():
+            return await _stored(event, StoredGridEvent, urls)
+        case CompletedEvent():
+            return event.model_copy(update={"warnings": [*event.warnings, *urls.warnings]})
+        case _:
+            return event
 
 
 async def _image(image: Image, urls: Urls) -> StoredPicture | Image:

@@ -2,6 +2,9 @@
 
 import { key, withKey } from "./key.js";
 
+/** Before each try to go on with a broken stream while nothing new comes; together less than `streams.keep_s`. */
+const PAUSES_MS = [500, 1000, 2000, 4000, 8000];
+
 /** Turn a message of the service into a sentence for people. */
 export const sentence = (message) => message.charAt(0).toUpperCase() + message.slice(1) + (/[.!?]$/.test(message) ? "" : ".");
 
@@ -30,11 +33,65 @@ export async function serviceStatus() {
   return (await call("status")).json();
 }
 
-/** Yield the events of `POST /stream`. Throws ApiError if the request is refused or the connection breaks. */
+/**
+ * Yield the events of `POST /stream`, and go on where the connection breaks. Aborting and leaving the page cancel it.
+ * Throws ApiError if the request is refused or the connection breaks for good.
+ */
 export async function* stream(body, signal) {
-  const options = { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body), signal };
-  const response = await withKey(() => call("stream", options));
-  for await (const data of frames(response.body, signal)) yield JSON.parse(data);
+  const id = randomId();
+  const giveUp = () => call(`generations/${id}`, { method: "DELETE", keepalive: true }).catch(() => {}); // it has ended, or the connection is lost
+  signal.addEventListener("abort", giveUp);
+  addEventListener("pagehide", giveUp);
+  try {
+    const content = JSON.stringify({ ...body, id, on_disconnect: "wait" });
+    const options = { method: "POST", headers: { "Content-Type": "application/json" }, body: content, signal };
+    yield* lasting(await withKey(() => call("stream", options)), id, signal);
+  } finally {
+    signal.removeEventListener("abort", giveUp);
+    removeEventListener("pagehide", giveUp);
+  }
+}
+
+/** Yield the events of a response and of those that go on with it. A service without event ids, an older one, cannot go on. */
+async function* lasting(response, id, signal) {
+  let last = null;
+  let pauses = [...PAUSES_MS];
+  while (response !== null) {
+    let lost = null;
+    try {
+      for await (const frame of frames(response.body, signal)) {
+        if (frame.id !== last) [last, pauses] = [frame.id, [...PAUSES_MS]];
+        const event = JSON.parse(frame.data);
+        yield event;
+        if (event.type === "completed" || event.type === "error") return;
+      }
+    } catch (error) {
+      if (signal.aborted) throw error;
+      lost = error;
+    }
+    response = last === null ? null : await resumed(id, last, pauses, signal);
+    if (response === null && lost !== null) throw lost;
+  }
+}
+
+/** Return the rest of a stream after an event, or null if the service cannot be reached or knows of none. */
+async function resumed(id, last, pauses, signal) {
+  while (pauses.length > 0) {
+    await new Promise((resolve) => setTimeout(resolve, pauses.shift()));
+    try {
+      return await call(`generations/${id}/events`, { headers: { "Last-Event-ID": last }, signal });
+    } catch (error) {
+      if (signal.aborted) throw error;
+      if (error.status >= 400 && error.status < 500) return null;
+    }
+  }
+  return null;
+}
+
+/** Return a random UUID. Not crypto.randomUUID: pages without TLS have none. */
+function randomId() {
+  const random = (digit) => (digit ^ (crypto.getRandomValues(new Uint8Array(1))[0] & (15 >> (digit / 4)))).toString(16);
+  return "10000000-1000-4000-8000-100000000000".replace(/[018]/g, random);
 }
 
 /** Stop one image, or all of a generation if `index` is null. It is no error if they have ended meanwhile. */
@@ -67,10 +124,12 @@ async function refusal(response) {
   return new ApiError(response.status, message, problem?.param, Number.isNaN(wait) ? null : wait);
 }
 
-/** Yield the data of each server-sent event. A frame may hold megabytes, so each piece is scanned only once. */
+/** Yield the data of each server-sent event and the id of the last one that had one. A frame may hold megabytes, so each piece is scanned only once. */
 async function* frames(body, signal) {
   const reader = body.pipeThrough(new TextDecoderStream()).getReader();
   let pieces = [];
+  let data = null;
+  let id = null;
   try {
     for (;;) {
       const { value, done } = await read(reader, signal);
@@ -79,7 +138,11 @@ async function* frames(body, signal) {
       while (lines.length > 1) {
         const line = pieces.join("") + lines.shift();
         pieces = [];
-        if (line.startsWith("data: ")) yield line.slice(6);
+        if (line.startsWith("data: ")) data = line.slice(6);
+        if (line.startsWith("id: ")) id = line.slice(4);
+        if (line !== "" || data === null) continue;
+        yield { data, id };
+        data = null;
       }
       pieces.push(lines[0]);
     }

@@ -9,6 +9,7 @@ from serve_app.schemas.answers import (
     Grid,
     Health,
     Image,
+    ImageState,
     ModelInfo,
     NoPicture,
     OtherModel,
@@ -21,6 +22,7 @@ from serve_app.schemas.answers import (
     ServiceStatus,
     TimestepSpacing,
     Timings,
+    UnfinishedResult,
     model_warning,
 )
 from serve_app.schemas.events import (
@@ -39,6 +41,7 @@ from serve_app.schemas.events import (
 from serve_app.schemas.request import (
     FieldError,
     GenerateRequest,
+    OnDisconnect,
     ResponseFormat,
     can_be_key,
     longest_body,
@@ -63,8 +66,10 @@ __all__ = [
     "Health",
     "Image",
     "ImageEvent",
+    "ImageState",
     "ModelInfo",
     "NoPicture",
+    "OnDisconnect",
     "OtherModel",
     "Parameters",
     "Picture",
@@ -80,6 +85,7 @@ __all__ = [
     "StartEvent",
     "TimestepSpacing",
     "Timings",
+    "UnfinishedResult",
     "can_be_key",
     "longest_body",
     "model_warning",

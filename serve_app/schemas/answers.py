@@ -138,6 +138,24 @@ class BatchResult(Result):
     grid: Grid | None
 
 
+class ImageState(Answer):
+    """How far an image is."""
+
+    index: int
+    seed: int
+    status: Literal["queued", "running", "succeeded", "failed", "cancelled"]
+
+
+class UnfinishedResult(Answer):
+    """The answer of `GET /generations/{id}` while images are still to come."""
+
+    id: str
+    created: int = Field(description="Unix time in seconds.")
+    parameters: Parameters
+    warnings: list[str]
+    images: list[ImageState]
+
+
 class Cancelled(Answer):
     """The answer of `DELETE /generations/{id}`: which of these images are cancelled, now or earlier."""
 

@@ -10,6 +10,9 @@ from pydantic import Field, model_validator
 from serve_app.recipe import LONGEST_TEXT, SEED_SPAN, FirstSeed, Output, OutputFormat, Recipe, Seed
 
 ResponseFormat = Literal["b64_json", "url"]
+OnDisconnect = Literal["cancel", "wait", "finish"]
+
+_UUID = "^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$"
 
 _LONGEST_SIDES: Mapping[OutputFormat, int] = {"webp": 16383, "jpeg": 65500, "png": 2**31 - 1}
 """The longest side of each file format, in pixels."""
@@ -81,6 +84,17 @@ class GenerateRequest(Output, Recipe):
         allow_inf_nan=False,
         description="Deadline in seconds: images finished by then are returned, the others fail with "
         "`deadline_exceeded`. Null: the service's own limit.",
+    )
+    on_disconnect: OnDisconnect = Field(
+        default="cancel",
+        description="What happens to unfinished images once the client has gone: `cancel` them at once, `wait` for it "
+        "to come back within streams.keep_s, or `finish` them.",
+    )
+    id: str | None = Field(
+        default=None,
+        pattern=_UUID,
+        description="Id of the generation, a random UUID of the client's own, to find it by even if the answer never "
+        "arrives. Null: the service chooses one.",
     )
 
     @model_validator(mode="after")

@@ -1,7 +1,7 @@
 """A server, or proxy, that gives the same answer to every request."""
 
 import ssl
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from email.message import Message
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -86,6 +86,49 @@ def answering(
         thread.start()
         try:
             yield f"{'https' if tls else 'http'}://127.0.0.1:{server.server_port}", heard
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+@contextmanager
+def breaking(first: Sequence[Event], rest: Sequence[Event]) -> Iterator[tuple[str, list[tuple[str, str, str | None]]]]:
+    """Run a server that breaks a stream off, gives its rest to who first asks for it, and then has forgotten it.
+
+    Yields its URL and, of each request, its method, path and Last-Event-ID.
+    """
+    heard: list[tuple[str, str, str | None]] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.send(first, 1)
+
+        def do_GET(self) -> None:
+            if any(method == "GET" for method, *_ in heard):
+                heard.append((self.command, self.path, self.headers["Last-Event-ID"]))
+                self.send_error(404)
+            else:
+                self.send(rest, len(first) + 1)
+
+        def do_DELETE(self) -> None:
+            self.send((), 1)
+
+        def send(self, events: Sequence[Event], number: int) -> None:
+            heard.append((self.command, self.path, self.headers["Last-Event-ID"]))
+            self.send_response(200)
+            self.send_header("Content-Type", "text/event-stream")
+            self.end_headers()
+            for n, event in enumerate(events, number):
+                self.wfile.write(f"event: {event.type}\ndata: {event.model_dump_json()}\nid: {n}\n\n".encode())
+
+        def log_message(self, *_: object) -> None: ...
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}", heard
         finally:
             server.shutdown()
             thread.join()

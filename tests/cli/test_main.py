@@ -50,8 +50,9 @@ def test_help_names_every_scheduler_and_format() -> None:
 
 def test_every_field_of_a_request_has_an_option() -> None:
     options = {option for parameter in COMMANDS["generate"].params for option in parameter.opts}
-    # Previews in a terminal need no exact steps, and what is written to files here need not be kept there.
-    fields = set(GenerateRequest.model_fields) - {"prompt", "preview_steps", "response_format"}
+    # Previews in a terminal need no exact steps, what is written to files here need not be kept there, and it goes on
+    # with a broken stream unasked.
+    fields = set(GenerateRequest.model_fields) - {"prompt", "preview_steps", "response_format", "on_disconnect", "id"}
     assert {_option(field) for field in fields} <= options
 
 

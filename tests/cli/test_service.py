@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.command import Terminal, run
-from tests.cli.server import COMPLETED, ERROR, FAILED, IMAGE, START, answering, streaming
+from tests.cli.server import COMPLETED, ERROR, FAILED, IMAGE, START, answering, breaking, streaming
 
 
 def problem(type: str, message: str = "words") -> bytes:
@@ -131,6 +131,22 @@ def test_a_stream_that_breaks_off_leaves_what_came(tmp_path: Path) -> None:
     assert done.returncode == 3
     assert f"lost the connection to {url}" in done.stderr
     assert (tmp_path / "seed-7.png").read_bytes() == b"picture"
+
+
+def test_a_stream_that_breaks_is_gone_on_with(tmp_path: Path) -> None:
+    with breaking([START, IMAGE], [IMAGE.model_copy(update={"index": 1, "seed": 8}), COMPLETED]) as (url, heard):
+        done = run("generate", "a", "--out", tmp_path, "--url", url)
+    assert done.returncode == 0, done.stderr
+    assert heard == [("POST", "/stream", None), ("GET", "/generations/1/events", "2")]
+    assert {path.name for path in tmp_path.glob("*.png")} == {"seed-7.png", "seed-8.png"}
+
+
+def test_a_stream_that_the_service_has_forgotten_is_broken(tmp_path: Path) -> None:
+    with breaking([START, IMAGE], [FAILED]) as (url, heard):
+        done = run("generate", "a", "--out", tmp_path, "--url", url)
+    assert done.returncode == 3
+    assert "closed the stream before the end" in done.stderr
+    assert heard[1:] == [("GET", "/generations/1/events", "2"), ("GET", "/generations/1/events", "3")]
 
 
 def test_a_stream_without_its_last_event_is_not_all_there_is(tmp_path: Path) -> None:

@@ -11,8 +11,10 @@ from serve_app.fanout.admission import Admission
 from serve_app.fanout.fanout import FanOut
 from serve_app.fanout.generation import Generation
 from serve_app.fanout.generations import _REMEMBERED_REQUESTS, Generations
+from serve_app.fanout.held import Held, Terms
+from serve_app.fanout.log import Log
 from serve_app.messages import Slot
-from serve_app.schemas import BatchResult, Event, GenerateRequest, StartEvent
+from serve_app.schemas import BatchResult, Event, GenerateRequest, ImageEvent, StartEvent
 from tests.conftest import make_slot
 from tests.fakes import MODEL, FakePool, Metrics, NoPeers, dispatcher_of
 
@@ -38,7 +40,7 @@ class Studio:
         """Return the id of a request that is being generated, and its answer to come."""
         answer = asyncio.create_task(self.service.generate(request))
         await self.started.wait()
-        (id_,) = self.service._requests._generations
+        (id_,) = self.service._requests._held
         return id_, answer
 
 
@@ -76,7 +78,8 @@ async def test_its_stream_is_completed() -> None:
             events.append(event)
             if isinstance(event, StartEvent):
                 await studio.service.cancel(event.id)
-    assert [event.type for event in events] == ["start", "cancelled", "cancelled", "cancelled", "completed"]
+    kinds = [event.type for event in events if event.type not in ("progress", "preview")]
+    assert kinds == ["start", "cancelled", "cancelled", "cancelled", "completed"]
     assert not studio.pool.open
 
 
@@ -110,13 +113,68 @@ async def test_what_is_unknown_finished_or_out_of_range_is_not_found(index: int 
         await studio.service.cancel(id_, index)
 
 
+async def nothing() -> None: ...
+
+
+def held(keep_s: float, picture: str = "") -> Held:
+    """Return a generation that ends at once, with an image event of this size if it is not empty."""
+    log = Log()
+    if picture:
+        log.append(ImageEvent(index=0, seed=0, width=8, height=8, media_type="image/png", b64_json=picture))
+    admission = Admission(1, lambda: 1)
+    turn = dispatcher_of(admission).turn
+    generation = Generation([make_slot()], MODEL, admission, turn, time.monotonic(), lambda: None)
+    return Held(generation, log, nothing(), Terms("b64_json", 0, keep_s), created=0)
+
+
 async def test_the_memory_of_ended_requests_is_bounded() -> None:
-    running = Generations()
+    generations = Generations(max_bytes=2**20)
     for id_ in range(_REMEMBERED_REQUESTS + 1):
-        admission = Admission(1, lambda: 1)
-        turn = dispatcher_of(admission).turn
-        generation = Generation([make_slot()], MODEL, admission, turn, time.monotonic(), lambda: None)
-        with running.holding(str(id_), generation):
-            running.cancel(str(id_), None)
-    assert running.cancel("0", None) == []
-    assert running.cancel("1", None) == [0]
+        generations.hold(str(id_), held(keep_s=0))
+        generations.cancel(str(id_), None)
+    await asyncio.sleep(0.1)
+    assert generations.cancel("0", None) == []
+    assert generations.cancel("1", None) == [0]
+    assert generations.get("1") is None
+
+
+async def test_a_part_for_another_ingress_replica_is_bounded() -> None:
+    generation = held(keep_s=60)
+    for index in range(3):
+        generation.log.append(
+            ImageEvent(index=index, seed=0, width=8, height=8, media_type="image/png", b64_json="x" * 1000)
+        )
+    sizes = {most_bytes: len(generation.part(0, most_bytes).entries) for most_bytes in (1, 1000, 2999, 3000)}
+    assert sizes == {1: 1, 1000: 1, 2999: 2, 3000: 3}
+    await generation.task
+
+
+async def test_what_has_ended_is_kept_for_its_time_and_no_longer() -> None:
+    generations = Generations(max_bytes=2**20)
+    generations.hold("a", held(keep_s=0.3))
+    await asyncio.sleep(0.1)
+    assert generations.get("a")
+    await asyncio.sleep(0.4)
+    assert generations.get("a") is None
+
+
+async def test_the_oldest_go_first_where_there_is_no_room() -> None:
+    generations = Generations(max_bytes=100_000)
+    for id_ in "abc":
+        generations.hold(id_, held(60, picture="x" * 40_000))
+        await asyncio.sleep(0.01)
+    assert [id_ for id_ in "abc" if generations.get(id_)] == ["b", "c"]
+    generations.hold("d", held(60, picture="x" * 200_000))
+    await asyncio.sleep(0.01)
+    assert [id_ for id_ in "abcd" if generations.get(id_)] == [], "too large even alone"
+
+
+async def test_what_runs_takes_no_room_of_what_has_ended_and_is_cancelled_at_the_close() -> None:
+    generations, running = Generations(max_bytes=0), held(60, picture="x")
+    running.task.cancel()
+    running.task = asyncio.create_task(asyncio.sleep(60))
+    generations.hold("a", running)
+    await asyncio.sleep(0.01)
+    assert generations.get("a")
+    await generations.close()
+    assert running.task.cancelled()

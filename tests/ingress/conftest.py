@@ -33,13 +33,20 @@ def client(pool: FakePool, metrics: Metrics) -> Iterator[TestClient]:
 
 
 def events_of(response: Any) -> list[dict[str, Any]]:
-    """Return a stream's events, each with its `event:` name and its data's type checked against each other."""
-    events = []
+    """Return a stream's events; each must have its data's type as its name, and an id above the one before."""
+    return [event for _, event in numbered_events_of(response)]
+
+
+def numbered_events_of(response: Any) -> list[tuple[int, dict[str, Any]]]:
+    """Return a stream's events with their ids."""
+    events: list[tuple[int, dict[str, Any]]] = []
     for frame in response.text.strip().split("\n\n"):
         if frame.startswith(":"):
             continue
-        name, data = frame.split("\n")
+        name, data, id_ = frame.split("\n")
         event = json.loads(data.removeprefix("data: "))
         assert name == f"event: {event['type']}"
-        events.append(event)
+        events.append((int(id_.removeprefix("id: ")), event))
+    numbers = [number for number, _ in events]
+    assert numbers == sorted(set(numbers))
     return events

@@ -70,7 +70,7 @@ def test_without_a_picture_the_answer_is_a_504_and_a_stream_ends_with_an_error(
     pool.before = none
     response = ask(client, route, timeout_s=0.2)
     assert response.status_code == (200 if "stream" in route else 504)
-    last = json.loads(response.text.strip().split("\n\n")[-1].rpartition("data: ")[2])
+    last = json.loads(response.text.strip().split("\n\n")[-1].rpartition("data: ")[2].partition("\n")[0])
     told = last["detail"][0] if "fal" in route else last["error"]
     assert "deadline_exceeded" in (told.get("code"), told["type"])
     assert "within 0.2 s" in told.get("message", told.get("msg"))

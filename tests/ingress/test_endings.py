@@ -50,7 +50,7 @@ def test_a_stream_that_breaks_says_so(route: str, error: Exception, type_: str, 
     with TestClient(create_api(service, ARGS), raise_server_exceptions=False) as client:
         response = client.post(route, json=body)
     assert response.status_code == 200
-    last = json.loads(response.text.strip().split("\n\n")[-1].partition("data: ")[2])
+    last = json.loads(response.text.strip().split("\n\n")[-1].partition("data: ")[2].partition("\n")[0])
     told = last["detail"][0] if "fal" in route else last["error"]
     assert {told["type"], told.get("code")} >= {type_}
     assert told.get("message", told.get("msg")) == message

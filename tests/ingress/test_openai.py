@@ -468,6 +468,11 @@ async def test_a_request_whose_images_are_all_cancelled_is_done(pool: FakePool) 
         GenerateRequest(prompt="a", num_images=2, preview_steps=[]),
     )
 
+    async def never(slot: Slot) -> None:
+        await asyncio.Event().wait()
+
+    pool.before = never
+
     async def cancelled(events: AsyncIterator[Event]) -> AsyncIterator[Event]:
         async for event in events:
             if isinstance(event, StartEvent):

@@ -6,16 +6,22 @@ from typing import Any
 from playwright.sync_api import Request, Route
 
 
-def changed_events(route: Route, change: Any) -> None:
-    """Answer a stream with its events changed: `change(event)` returns the event to send, or None to end there."""
+def changed_events(route: Route, change: Any, *, with_ids: bool = False) -> None:
+    """Answer a stream with its events changed: `change(event)` returns the event to send, or None to end there.
+
+    Without ids, as from an older service, the page cannot go on after the end.
+    """
     response = route.fetch(timeout=60_000)
     frames = []
-    for line in response.text().splitlines():
-        if line.startswith("data: "):
-            event = change(json.loads(line.removeprefix("data: ")))
-            if event is None:
-                break
-            frames.append(f"event: {event['type']}\ndata: {json.dumps(event)}\n\n")
+    for frame in response.text().strip().split("\n\n"):
+        lines = frame.splitlines()
+        if len(lines) != 3:  # a ping
+            continue
+        event = change(json.loads(lines[1].removeprefix("data: ")))
+        if event is None:
+            break
+        id_ = f"{lines[2]}\n" if with_ids else ""
+        frames.append(f"event: {event['type']}\ndata: {json.dumps(event)}\n{id_}\n")
     route.fulfill(response=response, body="".join(frames))
 
 

@@ -36,6 +36,20 @@ def test_a_failed_image_says_why_and_can_be_retried(playground: Playground) -> N
     expect(playground.page.get_by_role("button", name="Try again")).to_be_hidden()
 
 
+def test_a_connection_that_breaks_is_gone_on_with(playground: Playground) -> None:
+    """The service is asked for what comes after the last event that the page has."""
+
+    def cut_off(event: dict[str, Any]) -> dict[str, Any] | None:
+        return None if event["type"] == "image" else event
+
+    playground.page.route("**/stream", lambda route: changed_events(route, cut_off, with_ids=True), times=1)
+    with playground.page.expect_request("**/generations/*/events") as request:
+        playground.generate(images=2, steps=4)
+    expect(playground.tiles("done")).to_have_count(2)
+    assert int(request.value.headers["last-event-id"]) > 1
+    assert playground.tiles("failed").count() == 0
+
+
 def test_a_connection_that_is_lost_leaves_what_is_finished_and_the_rest_can_be_retried(playground: Playground) -> None:
     ended = []
 

@@ -1,0 +1,92 @@
+"""The answer of a generation, from its events."""
+
+from collections.abc import Iterable
+
+from serve_app.errors import DeadlineExceeded, GenerationFailed, InternalError, NotReady, ServiceError, ShuttingDown
+from serve_app.readings import Part
+from serve_app.schemas import (
+    BatchResult,
+    CancelledEvent,
+    CompletedEvent,
+    ErrorEvent,
+    Event,
+    FailedEvent,
+    Grid,
+    GridEvent,
+    Image,
+    ImageEvent,
+    ImageState,
+    NoPicture,
+    Picture,
+    PreviewEvent,
+    Problem,
+    ProgressEvent,
+    StartEvent,
+    UnfinishedResult,
+)
+
+_ENDINGS = {error.type: error for error in (DeadlineExceeded, GenerationFailed, NotReady)}
+
+
+def answer_of(part: Part) -> BatchResult | UnfinishedResult:
+    """Return the answer of a generation of which this is everything.
+
+    Raises the ServiceError it ended with, NotReady where it has not begun.
+    """
+    events = [event for _, event in part.entries]
+    if part.ended:
+        return _result(events, part.created)
+    start = next((event for event in events if isinstance(event, StartEvent)), None)
+    if start is None:
+        raise NotReady("the generation has not begun; try again")
+    states = {index: image.status for index, image in _images(events).items()}
+    running = {event.index for event in events if isinstance(event, ProgressEvent | PreviewEvent)}
+    return UnfinishedResult(
+        id=start.id,
+        created=part.created,
+        parameters=start.parameters,
+        warnings=start.warnings,
+        images=[
+            ImageState(index=i, seed=seed, status=states.get(i, "running" if i in running else "queued"))
+            for i, seed in enumerate(start.seeds)
+        ],
+    )
+
+
+def _result(events: list[Event], created: int) -> BatchResult:
+    start, end, images = events[0], events[-1], _images(events)
+    if isinstance(end, ErrorEvent):
+        raise _error_of(end.error)
+    assert isinstance(start, StartEvent)
+    assert isinstance(end, CompletedEvent)
+    grid = next((event for event in events if isinstance(event, GridEvent)), None)
+    return BatchResult(
+        id=start.id,
+        created=created,
+        parameters=start.parameters,
+        images=[images[index] for index in sorted(images)],
+        grid=Grid(**grid.model_dump(exclude={"type"})) if grid else None,
+        timings=end.timings,
+        warnings=[*start.warnings, *end.warnings],
+    )
+
+
+def _images(events: Iterable[Event]) -> dict[int, Image]:
+    """Return the images that have ended, by index."""
+    images: dict[int, Image] = {}
+    for event in events:
+        match event:
+            case ImageEvent():
+                images[event.index] = Picture(**event.model_dump(exclude={"type"}))
+            case FailedEvent() | CancelledEvent():
+                images[event.index] = NoPicture(
+                    index=event.index, seed=event.seed, status=event.type, error=event.error
+                )
+    return images
+
+
+def _error_of(problem: Problem) -> ServiceError:
+    if problem.type == ShuttingDown.type:
+        return ShuttingDown()
+    kind = _ENDINGS.get(problem.type)
+    return kind(problem.message, problem.param) if kind else InternalError()
