@@ -3,6 +3,7 @@
 import json
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from starlette.testclient import TestClient
 from serve_app.errors import DeadlineExceeded, ServiceError
 from serve_app.fanout.fanout import FanOut
 from serve_app.ingress.api import create_api
+from serve_app.readings import Entry, Reading
 from serve_app.schemas import Event, GenerateRequest, ImageEvent
 from tests.fakes import FakePool, Metrics, NoPeers
 from tests.ingress.conftest import ARGS
@@ -27,6 +29,17 @@ class Breaking(FanOut):
     async def stream(self, request: GenerateRequest) -> AsyncIterator[AsyncGenerator[Event]]:
         async with super().stream(request) as events:
             yield self._broken(events)
+
+    @asynccontextmanager
+    async def open(self, request: GenerateRequest) -> AsyncIterator[Reading]:
+        async with super().open(request) as reading:
+            yield replace(reading, entries=self._broken_entries(reading.entries))
+
+    async def _broken_entries(self, entries: AsyncGenerator[Entry]) -> AsyncGenerator[Entry]:
+        async for entry in entries:
+            yield entry
+            if isinstance(entry.event, ImageEvent):
+                raise self.error
 
     async def _broken(self, events: AsyncGenerator[Event]) -> AsyncGenerator[Event]:
         async for event in events:
