@@ -94,6 +94,10 @@ class DeadlineExceeded(ServiceError):
     type = "deadline_exceeded"
 
 
+OUT_OF_MEMORY = "out_of_memory"
+"""The type of the failure that another replica, or this one later, may not have."""
+
+
 class SlotFailed(Exception):
     """One image failed. `type` is for programs; `message` is for people and reveals no internals."""
 

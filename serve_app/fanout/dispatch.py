@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator, Callable, Sequence, Set
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-from serve_app.errors import ReplicaLost, SlotReturned
+from serve_app.errors import ReplicaLost, SlotFailed, SlotReturned
 from serve_app.fanout.admission import Admission
 from serve_app.fanout.order import Ticket
 from serve_app.fanout.placement import Placement
@@ -40,7 +40,7 @@ class Dispatcher:
         """Wait for a slot's turn and give the replica it may use for as long as the context is open.
 
         Raises SlotReturned if that replica is lost from sight. Avoids the replicas in `failed`, and adds the one that
-        loses or returns the slot.
+        loses, returns or fails the slot.
         """
         replica = await self._granted(ticket, failed)
         try:
@@ -52,7 +52,7 @@ class Dispatcher:
                 raise
             failed.add(replica)
             raise SlotReturned("its replica is lost from sight") from error
-        except (SlotReturned, ReplicaLost):
+        except (SlotReturned, ReplicaLost, SlotFailed):
             failed.add(replica)
             raise
         finally:

@@ -8,7 +8,7 @@ from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanage
 from dataclasses import dataclass
 from typing import Any
 
-from serve_app.errors import ReplicaLost, SlotCancelled, SlotFailed, SlotReturned
+from serve_app.errors import OUT_OF_MEMORY, ReplicaLost, SlotCancelled, SlotFailed, SlotReturned
 from serve_app.fanout.admission import Admission
 from serve_app.fanout.events import (
     DEADLINE_EXCEEDED,
@@ -34,7 +34,7 @@ Generate = Callable[[Slot, str], AsyncGenerator[SlotEvent]]
 Turn = Callable[[Ticket, set[str]], AbstractAsyncContextManager[str]]
 """Gives a slot a replica to use: Dispatcher.turn."""
 
-_MOST_LOST = 2
+_MOST_TRIES = 2
 """Replicas that may die of a slot, or while they have it, before it fails."""
 
 _PAUSE_S = 0.05
@@ -243,10 +243,11 @@ class Generation:
     async def _generate_somewhere(self, record: _SlotRecord, generate: Generate) -> None:
         """Post the events of a slot on one replica after another, until one has generated it.
 
-        The seed makes every try the same picture. Raises ReplicaLost when too many have died.
+        The seed makes every try the same picture. Raises ReplicaLost or SlotFailed when too many have died or had no
+        memory for it.
         """
         failed: set[str] = set()
-        lost = 0
+        tries = 0
         while True:
             try:
                 async with self._turn(record.ticket, failed) as replica:
@@ -254,9 +255,9 @@ class Generation:
                 return
             except SlotReturned:
                 pass  # not the slot's doing
-            except ReplicaLost:
-                lost += 1
-                if lost == _MOST_LOST:
+            except (ReplicaLost, SlotFailed) as error:
+                tries += 1
+                if tries == _MOST_TRIES or (isinstance(error, SlotFailed) and error.type != OUT_OF_MEMORY):
                     raise
             self._on_retry()
             self._inbox.put_nowait((record, _TOLD_TO_WAIT))

@@ -4,7 +4,7 @@ import logging
 
 import torch
 
-from serve_app.errors import SlotFailed
+from serve_app.errors import OUT_OF_MEMORY, SlotFailed
 from serve_app.messages import Slot
 
 logger = logging.getLogger("ray.serve")
@@ -21,7 +21,7 @@ def slot_failure(error: Exception, slot: Slot) -> SlotFailed:
             return error
         case torch.OutOfMemoryError():
             return SlotFailed(
-                "out_of_memory", "the replica ran out of memory; ask for a smaller size or fewer images at once"
+                OUT_OF_MEMORY, "the replica ran out of memory; ask for a smaller size or fewer images at once"
             )
         case _:
             logger.error("slot with seed %d failed", slot.seed, exc_info=error)

@@ -128,6 +128,24 @@ async def test_a_slot_whose_replica_is_lost_is_generated_once_more() -> None:
     assert len(retries) == 1
 
 
+@pytest.mark.parametrize(("failures", "end"), [(1, ImageEvent), (2, FailedEvent)])
+async def test_a_slot_that_found_no_memory_is_tried_once_more_elsewhere(failures: int, end: type[Event]) -> None:
+    tried: list[str] = []
+
+    async def generate(_: Slot, replica: str) -> AsyncGenerator[SlotEvent]:
+        tried.append(replica)
+        if len(tried) <= failures:
+            raise SlotFailed("out_of_memory", "no room")
+        yield GENERATED
+
+    generation = generation_of(1, replicas=[replace(REPLICA, id=id_, capacity=1) for id_ in "ab"])
+    with generation.admitted():
+        async with generation.generating(generate):
+            events = [event async for event in generation.events(time.monotonic() + 30)]
+    assert isinstance(events[-1], end)
+    assert sorted(tried) == ["a", "b"]
+
+
 async def test_a_slot_that_is_returned_is_generated_elsewhere_however_often_and_told_to_wait() -> None:
     tried: list[str] = []
 
