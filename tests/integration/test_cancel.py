@@ -1,6 +1,7 @@
 """Images stop when their client goes away, and when they are cancelled by id."""
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
 from random import Random
@@ -125,13 +126,14 @@ class Lossy:
 
 @pytest.mark.parametrize("generate", [Pool.generate, Pool.watch])
 async def test_replicas_stop_even_if_a_cancellation_is_lost(
-    app: Running, generate: Callable[[Pool, Slot], AsyncGenerator[SlotEvent]]
+    app: Running, generate: Callable[[Pool, Slot, str, float], AsyncGenerator[SlotEvent]]
 ) -> None:
     pool = Pool(Lossy(serve.get_deployment_handle("Replica", APP)))
+    replica = (await asyncio.to_thread(app.replicas))[0].id
     slot = make_slot(width=256, height=256, num_inference_steps=998)
 
     async def generated() -> list[SlotEvent]:
-        return [event async for event in generate(pool, slot)]
+        return [event async for event in generate(pool, slot, replica, time.monotonic() + 60)]
 
     def active() -> int:
         return sum(r.active for r in app.replicas())
