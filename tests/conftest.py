@@ -44,6 +44,7 @@ WithScheduler = Callable[[SchedulerMixin], Path]
 
 
 TOGETHER = {
+    "tests/integration/playground/": "page",
     "tests/integration/": "cluster",
     "tests/replica/test_choices.py": "compiler",
     "tests/replica/test_compilation.py": "compiler",

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
+import psutil
 import pytest
 import ray
 from ray import serve
@@ -118,6 +119,18 @@ def eventually(condition: Callable[[], Any], seconds: float = 30) -> None:
     while not condition():
         assert time.monotonic() < deadline, "the condition never held"
         time.sleep(0.02)
+
+
+def own_processes(title: str) -> list[psutil.Process]:
+    """Return the processes of this test's own Ray with such a title; others on the machine may have the same."""
+    return [p for p in psutil.Process().children(recursive=True) if title in _title(p)]
+
+
+def _title(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.NoSuchProcess:
+        return ""
 
 
 def ready_throughout(http: httpx2.Client, seconds: float) -> bool:

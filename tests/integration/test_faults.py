@@ -5,7 +5,6 @@ import time
 from pathlib import Path
 
 import httpx2
-import psutil
 import pytest
 import ray
 from ray import serve
@@ -22,6 +21,7 @@ from tests.integration.conftest import (
     Running,
     events_of,
     eventually,
+    own_processes,
     ready_throughout,
     tiny_args,
 )
@@ -67,9 +67,7 @@ def test_the_images_on_a_replica_that_freezes_are_generated_elsewhere(app: Runni
     request = threading.Thread(target=lambda: answers.append(getattr(app, route)(**body)))
     request.start()
     eventually(lambda: [r.active for r in app.replicas()] == [2, 2])
-    # Of this test's own Ray: another one on the machine may run replicas of the same name.
-    processes = psutil.Process().children(recursive=True)
-    frozen = next(p for p in processes if "ServeReplica:test:Replica" in " ".join(p.cmdline()))
+    frozen = own_processes("ServeReplica:test:Replica")[0]
     frozen.suspend()
     try:
         request.join(timeout=25)
@@ -85,9 +83,7 @@ def test_the_images_on_a_replica_that_freezes_are_generated_elsewhere(app: Runni
 
 
 def test_a_stream_starts_at_once_though_a_replica_hangs(app: Running) -> None:
-    hung = next(
-        p for p in psutil.process_iter(["cmdline"]) if "ServeReplica:test:Replica" in " ".join(p.info["cmdline"] or ())
-    )
+    hung = own_processes("ServeReplica:test:Replica")[0]
     hung.suspend()
     try:
         body = {"prompt": "a red apple " * 20, **SMALL, "num_images": 1}

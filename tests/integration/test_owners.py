@@ -19,7 +19,7 @@ from serve_app.errors import SlotFailed, SlotReturned
 from serve_app.messages import Call, ReplicaStatus
 from serve_app.replica.leases import LEASE_S
 from tests.conftest import make_slot
-from tests.integration.conftest import SMALL, Cluster, eventually, tiny_args
+from tests.integration.conftest import SMALL, Cluster, eventually, own_processes, tiny_args
 
 NAME = "owners"
 LONG = {"width": 256, "height": 256, "num_inference_steps": 998}
@@ -45,8 +45,7 @@ def busy(handle: DeploymentHandle) -> int:
 
 
 def processes(deployment: str) -> list[psutil.Process]:
-    title = f"ServeReplica:{NAME}:{deployment}"
-    return [p for p in psutil.process_iter(["cmdline"]) if title in " ".join(p.info["cmdline"] or ())]
+    return own_processes(f"ServeReplica:{NAME}:{deployment}")
 
 
 def ready(url: str) -> bool:
