@@ -130,7 +130,8 @@ class EngineConfig(Config):
     compile_cache: Text | None = Field(
         default=None,
         description="Folder of compiled models, shared by replicas and later starts; `~` is the home folder. "
-        "It is loaded as code: let no one else write to it. Null: torch's cache in the temporary folder.",
+        "It is loaded as code, so it must belong to this user or root and not be writable by everyone. Null: "
+        "`~/.cache/parallel-sdxl`, or a new temporary folder where that cannot be created.",
     )
     quantization: Quantization = Field(
         default="none",

@@ -27,8 +27,7 @@ _LONGEST = 14
 
 def probe(conditions: Conditions) -> Iterator[str]:
     args = conditions.args()
-    if args.engine.compile_cache:
-        use_compile_cache(args.engine.compile_cache)
+    use_compile_cache(args.engine.compile_cache)
     for module in _MODULES:
         yield f"import {module} (a fresh process): {_import_seconds(module):.2f} s"
     yield from _parts(args)

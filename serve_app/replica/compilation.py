@@ -9,6 +9,8 @@ import hashlib
 import logging
 import os
 import platform
+import stat
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import cache
@@ -29,6 +31,10 @@ An image takes one row, or two with guidance.
 """
 
 _CACHE_VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
+_OWN_CACHE = "~/.cache/parallel-sdxl"
+_KEPT = "parallel-sdxl"
+"""The folder of whole models in the cache."""
+
 _LONGEST_COMPILATION_S = 900.0
 """How long a process waits for another process to compile a model before it compiles the model itself."""
 
@@ -58,17 +64,47 @@ class Forward(Protocol[Output_co]):
         """Prepare for inputs of these shapes. This may take minutes; calls must not, since they hold up other slots."""
 
 
-def use_compile_cache(folder: str) -> None:
+def use_compile_cache(folder: str | None) -> None:
     """Make this process's compiler cache its results in `folder`; `~` is the home folder. The folder may be read-only.
 
-    Raises ValueError if the folder does not exist and cannot be created.
+    None: a folder in the user's cache, or a new temporary one where that cannot be created.
+    Raises ValueError if the folder cannot be created, or if others could put code into it.
     """
+    path = _created(folder) if folder else _own_cache()
+    for place in (path, path / _KEPT):
+        if place.exists():
+            _require_trusted(place)
+    os.environ[_CACHE_VARIABLE] = str(path)
+
+
+def _created(folder: str) -> Path:
     try:
         path = Path(folder).expanduser()
         path.mkdir(parents=True, exist_ok=True)
     except (OSError, RuntimeError) as error:
         raise ValueError(f"engine.compile_cache: {folder} cannot be created: {error}") from error
-    os.environ[_CACHE_VARIABLE] = str(path)
+    return path
+
+
+def _own_cache() -> Path:
+    try:
+        return _created(_OWN_CACHE)
+    except ValueError:
+        # Not torch's default: others can guess its name in the shared temporary folder, and create it first.
+        return Path(tempfile.mkdtemp(prefix="parallel-sdxl-"))
+
+
+def _require_trusted(folder: Path) -> None:
+    """Raise ValueError where others than this user and root can write: what is loaded from there runs as code."""
+    status = folder.stat()
+    if status.st_uid not in (os.getuid(), 0):
+        raise ValueError(
+            f"engine.compile_cache: {folder} belongs to another user, whose code would run here; choose another folder"
+        )
+    if status.st_mode & stat.S_IWOTH:
+        raise ValueError(
+            f"engine.compile_cache: everyone can write to {folder}, and so make code run here; run chmod o-w on it"
+        )
 
 
 class Eager:
@@ -208,7 +244,9 @@ def _load(path: Path) -> Any:
 
 def _keep(compiled: Any, path: Path) -> None:
     """Write a compiled model atomically: a reader never sees a partial file."""
-    unfinished = path.with_suffix(f".{os.getpid()}")
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=path.stem)
+    os.close(descriptor)
+    unfinished = Path(name)
     try:
         compiled.save_compiled_function(str(unfinished))
         unfinished.chmod(0o644)  # the folder may be shared by the users of several pods
@@ -223,7 +261,7 @@ def _keep(compiled: Any, path: Path) -> None:
 def _folder() -> Path:
     from torch._inductor.runtime.cache_dir_utils import cache_dir
 
-    return Path(cache_dir(), "parallel-sdxl")
+    return Path(cache_dir(), _KEPT)
 
 
 def _surroundings(device: torch.device) -> tuple[object, ...]:

@@ -25,7 +25,7 @@ def load(args: AppArgs) -> Checkpoint:
     Raises CheckpointError, DeviceError, ValueError and diffusers' own errors.
     """
     quiet_progress_bars()
-    if args.engine.compile_cache:
+    if args.engine.compile != "none" or args.engine.compile_cache:
         use_compile_cache(args.engine.compile_cache)
     check_used(args.model)
     checkpoint = load_checkpoint(args.model, prepare_device(args.num_gpus, args.num_cpus))

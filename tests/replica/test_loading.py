@@ -73,6 +73,37 @@ def test_a_vae_that_cannot_decode_all_sizes_is_refused(tiny_path: Path, tmp_path
         load(AppArgs(model=config(folder)))
 
 
+def test_a_cache_that_others_can_write_to_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is loaded from it runs as code."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "as it was")
+    kept = tmp_path / "parallel-sdxl"
+    kept.mkdir()
+    use_compile_cache(str(tmp_path))
+    kept.chmod(0o777)
+    with pytest.raises(ValueError, match=r"^engine\.compile_cache: everyone can write to .*parallel-sdxl"):
+        use_compile_cache(str(tmp_path))
+    kept.chmod(0o775)
+    use_compile_cache(str(tmp_path))
+    if os.getuid() == 0:
+        os.chown(kept, 12345, -1)
+    else:
+        monkeypatch.setattr(os, "getuid", lambda: 12345)
+    with pytest.raises(ValueError, match=r"^engine\.compile_cache: .*parallel-sdxl belongs to another user"):
+        use_compile_cache(str(tmp_path))
+
+
+def test_without_a_folder_the_cache_is_the_users_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "as it was")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    use_compile_cache(None)
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(tmp_path / ".cache" / "parallel-sdxl")
+    monkeypatch.setenv("HOME", "/dev/null")
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    use_compile_cache(None)
+    folder = Path(os.environ["TORCHINDUCTOR_CACHE_DIR"])
+    assert (folder.parent, folder.stat().st_mode & 0o777) == (tmp_path, 0o700)
+
+
 @pytest.mark.parametrize("folder", ["{file}", "{file}/below", "~nobody-of-that-name/cache"])
 def test_a_cache_that_is_not_a_folder_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: str) -> None:
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "as it was")
