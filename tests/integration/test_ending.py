@@ -17,9 +17,9 @@ from benchmarks.ports import free_port
 from tests.integration.conftest import REPLICAS, SMALL, events_of, eventually
 
 LARGE = {"width": 256, "height": 256}
-LONG, SHORT = 998, 100
+LONG, SHORT = 998, 50
 """Steps of an image that outlasts the grace, and of one that does not."""
-GRACE_S = 10
+GRACE_S = 12
 
 
 @contextmanager

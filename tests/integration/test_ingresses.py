@@ -32,7 +32,7 @@ LONG = {"prompt": "a red apple", **SMALL, "num_inference_steps": 998, "num_image
 @pytest.fixture(scope="module")
 def url(cluster: Cluster, tiny_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     url, files = f"{cluster.url}/two", FilesConfig(path=str(tmp_path_factory.mktemp("files")))
-    room = AdmissionConfig(max_waiting_images=32)  # for all requests of a test, whichever ingress gets them
+    room = AdmissionConfig(max_waiting_images=64)  # each ingress has half of it, and one may get all requests of a test
     args = tiny_args(tiny_path, ingress_replicas=2, files=files, admission=room)
     serve.run_many([RunTarget(build(args), name="two", route_prefix="/two")])
     with httpx2.Client(base_url=url, timeout=60) as http:
