@@ -35,7 +35,10 @@ Turn = Callable[[Ticket, set[str]], AbstractAsyncContextManager[str]]
 """Gives a slot a replica to use: Dispatcher.turn."""
 
 _MOST_TRIES = 2
-"""Replicas that may die of a slot, or while they have it, before it fails."""
+"""Replicas that may die while they have a slot, or have no memory for it, before it fails."""
+
+_MOST_RETURNED = 20
+"""Times that a slot may be returned before it fails."""
 
 _PAUSE_S = 0.05
 """Between two tries, so that a slot that every replica returns at once does not keep all busy."""
@@ -247,14 +250,17 @@ class Generation:
         memory for it.
         """
         failed: set[str] = set()
-        tries = 0
+        tries = returned = 0
         while True:
             try:
                 async with self._turn(record.ticket, failed) as replica:
                     await self._post_events(record, generate, replica)
                 return
-            except SlotReturned:
-                pass  # not the slot's doing
+            except SlotReturned as error:
+                # Not the slot's doing; but one that breaks every replica must not go round for ever.
+                returned += 1
+                if returned == _MOST_RETURNED:
+                    raise ReplicaLost(str(error)) from error
             except (ReplicaLost, SlotFailed) as error:
                 tries += 1
                 if tries == _MOST_TRIES or (isinstance(error, SlotFailed) and error.type != OUT_OF_MEMORY):

@@ -244,18 +244,20 @@ def _load(path: Path) -> Any:
 
 def _keep(compiled: Any, path: Path) -> None:
     """Write a compiled model atomically: a reader never sees a partial file."""
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=path.stem)
-    os.close(descriptor)
-    unfinished = Path(name)
+    unfinished: Path | None = None
     try:
-        compiled.save_compiled_function(str(unfinished))
+        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=path.stem)
+        os.close(descriptor)
+        unfinished = Path(name)
+        compiled.save_compiled_function(name)
         unfinished.chmod(0o644)  # the folder may be shared by the users of several pods
         unfinished.replace(path)
     except Exception:
         logger.warning(
             "a compiled model could not be saved to %s; the next start compiles it again", path, exc_info=True
         )
-        unfinished.unlink(missing_ok=True)
+        if unfinished:
+            unfinished.unlink(missing_ok=True)
 
 
 def _folder() -> Path:

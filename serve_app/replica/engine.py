@@ -91,7 +91,7 @@ class Engine:
         with self._changed:
             self._stopping = True
             self._changed.notify()
-        if self._thread:
+        if self._thread and self._fault is None:  # otherwise it may never end
             self._thread.join(_STOP_S)
         self._break_down("it has been stopped")
         self._outputs.stop()
@@ -221,9 +221,14 @@ class Engine:
         running.pace.step_done(trajectory.step, trajectory.clean)
         if self._models.previews and (wanted := running.pace.take(now)):
             step, clean = wanted
-            with self._watchdog.watching(f"a preview of {job.group}"):
-                pending = self._models.previews.decode(clean)
-            self._outputs.preview(step, pending, now, partial(self._deliver_preview, job, running.pace))
+            deliver = partial(self._deliver_preview, job, running.pace)
+            try:
+                with self._watchdog.watching(f"a preview of {job.group}"):
+                    pending = self._models.previews.decode(clean)
+            except Exception as error:
+                deliver(error)  # a preview never costs its picture
+            else:
+                self._outputs.preview(step, pending, now, deliver)
 
     def _decode(self, job: SlotJob, running: Running) -> None:
         denoised = time.perf_counter()

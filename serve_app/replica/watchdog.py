@@ -54,11 +54,12 @@ class Watchdog:
             self._running.add(running)
         try:
             yield
-        finally:
             took = self._clock() - running.began
+            with self._lock:  # what fails at once says nothing of how long it takes
+                self._learn(self._usual.setdefault(work, _Usual()), took)
+        finally:
             with self._lock:
                 self._running.discard(running)
-                self._learn(self._usual.setdefault(work, _Usual()), took)
 
     def stalled(self) -> str | None:
         """Say which work has stalled, or None. To be called about every half second."""

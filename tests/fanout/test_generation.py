@@ -165,6 +165,20 @@ async def test_a_slot_that_is_returned_is_generated_elsewhere_however_often_and_
     assert sorted(tried) == list("abcd"), "each time by another"
 
 
+async def test_a_slot_that_every_replica_returns_again_and_again_fails_in_the_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("serve_app.fanout.generation._PAUSE_S", 0)
+
+    async def generate(_: Slot, replica: str) -> AsyncGenerator[SlotEvent]:
+        raise SlotReturned
+        yield GENERATED
+
+    (*_, last) = await events_of(generation_of(1), lambda slot: generate(slot, ""))
+    assert isinstance(last, FailedEvent)
+    assert last.error.type == "replica_lost"
+
+
 async def test_slots_on_a_replica_that_is_lost_from_sight_are_generated_elsewhere() -> None:
     replicas = [replace(REPLICA, id="frozen"), replace(REPLICA, id="well")]
     admission = Admission(100, lambda: 8)

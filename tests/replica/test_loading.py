@@ -11,7 +11,7 @@ from diffusers import AutoencoderKL
 
 from serve_app.config import AppArgs, EngineConfig, ModelConfig
 from serve_app.errors import CheckpointError
-from serve_app.replica.compilation import use_compile_cache
+from serve_app.replica.compilation import _keep, use_compile_cache
 from serve_app.replica.loading import check_used, load
 
 
@@ -90,6 +90,11 @@ def test_a_cache_that_others_can_write_to_is_refused(tmp_path: Path, monkeypatch
         monkeypatch.setattr(os, "getuid", lambda: 12345)
     with pytest.raises(ValueError, match=r"^engine\.compile_cache: .*parallel-sdxl belongs to another user"):
         use_compile_cache(str(tmp_path))
+
+
+def test_a_model_that_cannot_be_kept_is_no_reason_not_to_start(caplog: pytest.LogCaptureFixture) -> None:
+    _keep(None, Path("/proc/nowhere/model.bin"))
+    assert "could not be saved" in caplog.text
 
 
 def test_without_a_folder_the_cache_is_the_users_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

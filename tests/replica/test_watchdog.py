@@ -1,6 +1,6 @@
 """The watchdog with a clock of the test's own."""
 
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 
 from serve_app.replica.watchdog import Watchdog
 
@@ -85,6 +85,14 @@ def test_work_that_ends_in_time_never_counts_as_stalled() -> None:
                 works.enter_context(watched.watchdog.watching(f"thread {thread}"))
             watched.now += 1
             assert watched.watchdog.stalled() is None
+
+
+def test_work_that_fails_says_nothing_of_how_long_it_takes() -> None:
+    watched = Watched()
+    for _ in range(5):
+        with suppress(MemoryError), watched.watchdog.watching("a step"):
+            raise MemoryError
+    assert watched.stalls_after() >= FIRST_S
 
 
 def test_work_that_fails_is_over() -> None:
