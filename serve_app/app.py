@@ -25,7 +25,7 @@ def build(args: AppArgs) -> Application:
         Replica,
         num_replicas=args.num_replicas,
         ray_actor_options={"num_cpus": args.num_cpus, "num_gpus": args.num_gpus},
-        # The ingress limits slots. The extra room is for status and prompt calls, which must not wait behind images.
+        # The ingress limits slots. The extra room is for status calls, which must not wait behind images.
         max_ongoing_requests=args.ingress_replicas * slots + _CONTROL_CALLS,
         request_router_config=directed(),
         graceful_shutdown_timeout_s=shutdown_s(args),

@@ -61,14 +61,19 @@ class Generations:
         """Keep an ended generation for its time, and as long as there is room."""
         held = self._held[id]
         held.let_go()
+        if not held.terms.keep_s:  # nobody can find it, and it takes no room from those that can be found
+            self._forget(id)
+            return
         self._ended[id] = held.log.size
         asyncio.get_running_loop().call_later(held.terms.keep_s, self._drop, id)
         while sum(self._ended.values()) > self._max_bytes:
             self._drop(next(iter(self._ended)))
 
     def _drop(self, id: str) -> None:
-        if self._ended.pop(id, None) is None:
-            return
+        if self._ended.pop(id, None) is not None:
+            self._forget(id)
+
+    def _forget(self, id: str) -> None:
         if cancelled := self._held.pop(id).cancel(None):
             self._remembered[id] = cancelled
         if len(self._remembered) > _REMEMBERED_REQUESTS:

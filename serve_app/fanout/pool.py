@@ -4,7 +4,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncGenerator, Callable, Iterator, Set
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any
 
@@ -120,7 +120,9 @@ class Pool:
                     self._look()
                 raise ours from error
             finally:
-                response.cancel()
+                # A call that found no replica raises its error again here, in place of our own cancellation.
+                with suppress(Exception):
+                    response.cancel()
 
     async def pixels(self, ref: "ObjectRef[Pixels] | None") -> Pixels | None:
         """Return the pixels a replica has left behind, or None where there are none or they were lost with it."""
