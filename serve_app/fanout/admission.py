@@ -26,7 +26,6 @@ class _State(Enum):
 class _Image:
     on_move: Callable[[], None]
     state: _State = _State.WAITING
-    replica: str = ""
     begun: float | None = None
     """When it came to be among those in work."""
 
@@ -96,7 +95,7 @@ class Admission:
     def go(self, ticket: Ticket, replica: str) -> None:
         """An image has had its turn and is out on a replica."""
         image = self._images[ticket]
-        image.state, image.replica = _State.OUT, replica
+        image.state = _State.OUT
         self._out[ticket] = replica
         self._turns.take(ticket)
         if self._order and self._order[0] == ticket:
