@@ -1,6 +1,7 @@
 """The queue of an ingress and its policy: pure, so that random schedules and simulated clocks can run it."""
 
 import random
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from heapq import heappop, heappush
 from itertools import count
@@ -106,6 +107,16 @@ arrivals = st.tuples(st.integers(0, 3), st.integers(1, 6))
 steps = st.lists(st.one_of(arrivals, st.integers(0, 20)), max_size=40)
 
 
+def take(queue: Queue, step: tuple[int, int] | int, generations: Iterator[int]) -> None:
+    """Let so many images of a client arrive, or one that is out finish."""
+    if isinstance(step, tuple):
+        client, images = step
+        generation = next(generations)
+        queue.admission.join([Ticket(client, generation, index) for index in range(images)], nothing)
+    else:
+        queue.finish(step)
+
+
 @settings(max_examples=300, deadline=None)
 @given(steps)
 def test_no_place_is_idle_while_an_image_waits_and_no_turn_is_taken_out_of_order(
@@ -113,12 +124,7 @@ def test_no_place_is_idle_while_an_image_waits_and_no_turn_is_taken_out_of_order
 ) -> None:
     queue, generations = Queue(REPLICAS), count()
     for step in steps:
-        if isinstance(step, tuple):
-            client, images = step
-            generation = next(generations)
-            queue.admission.join([Ticket(client, generation, index) for index in range(images)], nothing)
-        else:
-            queue.finish(step)
+        take(queue, step, generations)
         foreseen = list(queue.admission.in_order())
         before = len(queue.gone)
         queue.send_out()
@@ -139,12 +145,7 @@ def test_before_a_single_image_has_its_turn_every_other_client_has_one_at_most(
 ) -> None:
     queue, generations = Queue(REPLICAS), count()
     for step in steps:
-        if isinstance(step, tuple):
-            client, images = step
-            generation = next(generations)
-            queue.admission.join([Ticket(client, generation, index) for index in range(images)], nothing)
-        else:
-            queue.finish(step)
+        take(queue, step, generations)
         queue.send_out()
     single = Ticket("newcomer", "newcomer", 0)
     queue.admission.join([single], nothing)

@@ -50,7 +50,7 @@ async def test_what_is_finished_by_the_end_of_the_grace_is_returned() -> None:
         await service.drain(0.1)
         images = (await answer).images
     assert [image.status for image in images] == ["succeeded", "failed"]
-    assert images[1].error.type == "shutting_down"  # type: ignore[union-attr]
+    assert images[1].error.type == "shutting_down"  # type: ignore[union-attr]  # it has failed
 
 
 async def test_a_request_without_a_picture_is_refused() -> None:

@@ -149,5 +149,5 @@ async def test_what_was_given_up_is_brought_to_its_end() -> None:
         ("cancelled", 2),
         ("completed", None),
     ]
-    log.conclude(None, gone, END)  # type: ignore[arg-type]
+    log.conclude(None, gone, END)  # type: ignore[arg-type]  # as above
     assert len(log.after(0)) == 4
