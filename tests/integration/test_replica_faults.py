@@ -52,8 +52,12 @@ async def test_a_faulty_replica_returns_every_slot_takes_no_others_and_is_replac
     polls = asyncio.create_task(keep_polling(replicas))
     began = time.monotonic()
     long = make_slot(num_inference_steps=998, width=256, height=256)
-    slots = [long, make_slot(**fault), long]
-    calls = [replicas.generate.remote(slot, Call(CALLER, number)) for number, slot in enumerate(slots)]
+    calls = [replicas.generate.remote(long, Call(CALLER, 0))]
+    # Calls may overtake each other; the faulty slot must be generated beside another.
+    await asyncio.to_thread(eventually, lambda: (now := status(replicas)) and now.active == 1)
+    calls += [
+        replicas.generate.remote(slot, Call(CALLER, number)) for number, slot in ((1, make_slot(**fault)), (2, long))
+    ]
     ends = await asyncio.gather(*calls, return_exceptions=True)
     returned = time.monotonic() - began
     assert [isinstance(end, SlotReturned) for end in ends] == [True] * 3, ends
