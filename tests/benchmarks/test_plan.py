@@ -66,7 +66,9 @@ def test_what_does_not_fit_into_the_time_left_says_so(conditions: Conditions, tm
 
 @pytest.mark.timeout(600)
 def test_the_deployed_service_and_the_peers_that_serve(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    gpu.main(["--tiny", "--out", str(tmp_path), "--only", "service.*", "--only", "fal.*", "--only", "ray.*"])
+    gpu.main(
+        ["--tiny", "--gpus", "1", "--out", str(tmp_path), "--only", "service.*", "--only", "fal.*", "--only", "ray.*"]
+    )
     made = {row["measure"]["name"]: row for row in json.loads((tmp_path / "results.json").read_text())["rows"]}
     wanted = {m.name for phase in PHASES[2:] for subject in phase for trial in subject.trials for m in trial.measures}
     assert wanted <= set(made)

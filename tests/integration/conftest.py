@@ -26,13 +26,17 @@ from serve_app.config import (
     LimitsConfig,
     ModelConfig,
     PreviewConfig,
+    StreamsConfig,
 )
+from serve_app.fanout.pool import POLL_INTERVAL_S
 from serve_app.messages import ReplicaStatus
 
 APP = "test"
 KEY = "right"
 REPLICAS = 2
 MIN_INTERVAL_S = 0.05
+PAIR = "pair"
+KEEP_S = 6.0
 
 
 @dataclass(frozen=True)
@@ -55,8 +59,7 @@ def cluster() -> Iterator[Cluster]:
     )
     serve.start(http_options={"host": "127.0.0.1", "port": port, "request_timeout_s": 60})
     yield Cluster(f"http://127.0.0.1:{port}", f"http://127.0.0.1:{metrics_port}/metrics")
-    serve.shutdown()
-    ray.shutdown()
+    ray.shutdown()  # Serve's own would wait for each replica to end in order
 
 
 @dataclass(frozen=True)
@@ -183,6 +186,28 @@ def app(service: Running) -> Iterator[Running]:
     eventually(service.idle)
     yield service
     eventually(service.idle)
+
+
+@pytest.fixture(scope="session")
+def pair(cluster: Cluster, tiny_path: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The URL of a service with two ingress replicas: each call may reach either."""
+    args = tiny_args(
+        tiny_path,
+        ingress_replicas=2,
+        files=FilesConfig(path=str(tmp_path_factory.mktemp("files"))),
+        admission=AdmissionConfig(max_waiting_images=64),  # each has half of it, and one may get all of a test's
+        streams=StreamsConfig(keep_s=KEEP_S),
+    )
+    serve.run_many([RunTarget(build(args), name=PAIR, route_prefix=f"/{PAIR}")])
+    url = f"{cluster.url}/{PAIR}"
+    with httpx2.Client(base_url=url, timeout=60) as http:
+        eventually(lambda: ready_throughout(http, seconds=1.5 * POLL_INTERVAL_S))
+    return url
+
+
+def let_go(name: str) -> None:
+    """Delete an application without waiting until it is gone."""
+    serve.delete(name, _blocking=False)
 
 
 async def start_of(stream: AsyncIterator[dict[str, Any]]) -> str:

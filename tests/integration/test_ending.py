@@ -14,7 +14,7 @@ import httpx2
 import yaml
 
 from benchmarks.ports import free_port
-from tests.integration.conftest import REPLICAS, SMALL, events_of, eventually
+from tests.integration.conftest import SMALL, events_of, eventually
 
 LARGE = {"width": 256, "height": 256}
 LONG, SHORT = 998, 50
@@ -27,7 +27,7 @@ def service(tiny_path: Path, folder: Path) -> Iterator[tuple["subprocess.Popen[b
     """Run the service in a Ray of its own, as `python -m serve_app.serve` does; give its process and its URL."""
     port, config = free_port(), folder / "config.yaml"
     args = {
-        "num_replicas": REPLICAS,
+        "num_replicas": 1,
         "model": {"path": str(tiny_path), "width": 64, "height": 64},
         "limits": {"max_steps": LONG},
     }
@@ -59,7 +59,7 @@ def is_ready(url: str) -> bool:
         response = httpx2.get(f"{url}/health")
     except httpx2.TransportError:
         return False
-    return response.status_code == 200 and bool(response.json()["replicas"]["ready"] == REPLICAS)
+    return response.status_code == 200 and bool(response.json()["replicas"]["ready"] == 1)
 
 
 def in_flight(url: str) -> int:

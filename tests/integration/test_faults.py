@@ -2,6 +2,8 @@
 
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx2
@@ -21,6 +23,7 @@ from tests.integration.conftest import (
     Running,
     events_of,
     eventually,
+    let_go,
     own_processes,
     ready_throughout,
     tiny_args,
@@ -33,57 +36,61 @@ def replica_actors() -> list[ray.actor.ActorHandle]:
     return [info.get_actor_handle() for info in infos[DeploymentID(name="Replica", app_name=APP)]]
 
 
+SEEDS = {"num_images": 2, "seed": 70, "num_inference_steps": 200}
+
+
 @pytest.fixture(scope="module")
 def whole(service: Running) -> dict[int, str]:
     """The pictures of two seeds, where nothing happens to a replica."""
-    answer = service.generate(num_images=2, seed=70, num_inference_steps=300)
-    return {image["seed"]: image["b64_json"] for image in answer["images"]}
+    return {image["seed"]: image["b64_json"] for image in service.generate(**SEEDS)["images"]}
 
 
-@pytest.mark.parametrize("route", ["generate", "stream"])
-def test_a_replica_that_dies_takes_no_image_with_it(app: Running, whole: dict[int, str], route: str) -> None:
-    answers: list[object] = []
-    request = threading.Thread(
-        target=lambda: answers.append(getattr(app, route)(num_images=2, seed=70, num_inference_steps=300))
-    )
-    request.start()
-    eventually(lambda: [r.active for r in app.replicas()] == [1, 1])
-    ray.kill(replica_actors()[0])
-    request.join(timeout=60)
-    (answer,) = answers
-    images = answer["images"] if isinstance(answer, dict) else [e for e in answer if e["type"] == "image"]  # type: ignore[attr-defined]
-    assert {image["seed"]: image["b64_json"] for image in images} == whole, (
-        "the same pictures as if nothing had happened"
-    )
+@contextmanager
+def asked_for(app: Running) -> Iterator[list[dict[int, str]]]:
+    """Ask for the two seeds by both routes, and go on when each replica generates one for each; give what comes back.
+
+    On the way out the answers are there.
+    """
+    pictures: list[dict[int, str]] = []
+
+    def ask(route: str) -> None:
+        answer = getattr(app, route)(**SEEDS)
+        images = answer["images"] if route == "generate" else [e for e in answer if e["type"] == "image"]
+        pictures.append({image["seed"]: image["b64_json"] for image in images})
+
+    requests = [threading.Thread(target=ask, args=(route,)) for route in ("generate", "stream")]
+    for request in requests:
+        request.start()
+    eventually(lambda: [r.active for r in app.replicas()] == [2, 2])
+    yield pictures
+    for request in requests:
+        request.join(timeout=25)
+        assert not request.is_alive(), "it does not wait for Serve's health check"
+
+
+def test_a_replica_that_dies_takes_no_image_with_it(app: Running, whole: dict[int, str]) -> None:
+    with asked_for(app) as pictures:
+        ray.kill(replica_actors()[0])
+    assert pictures == [whole, whole], "the same pictures as if nothing had happened"
     eventually(lambda: app.http.get("/health").json()["replicas"]["ready"] == REPLICAS)
 
 
-@pytest.mark.parametrize("route", ["generate", "stream"])
-def test_the_images_on_a_replica_that_freezes_are_generated_elsewhere(app: Running, route: str) -> None:
+def test_the_images_on_a_replica_that_freezes_are_generated_elsewhere(app: Running, whole: dict[int, str]) -> None:
     """A frozen process answers nobody; Serve's health check takes half a minute to see it."""
-    body = {"num_images": 4, "seed": 70, "num_inference_steps": 100}
-    whole = {image["seed"]: image["b64_json"] for image in app.generate(**body)["images"]}
-    answers: list[object] = []
-    request = threading.Thread(target=lambda: answers.append(getattr(app, route)(**body)))
-    request.start()
-    eventually(lambda: [r.active for r in app.replicas()] == [2, 2])
-    frozen = own_processes("ServeReplica:test:Replica")[0]
-    frozen.suspend()
+    frozen = own_processes(f"ServeReplica:{APP}:Replica")[0]
     try:
-        request.join(timeout=25)
-        assert not request.is_alive(), "it did not wait for Serve's health check"
+        with asked_for(app) as pictures:
+            frozen.suspend()
         assert app.http.get("/health").json()["replicas"] == {"ready": REPLICAS - 1, "target": REPLICAS}
         assert len(app.generate(num_images=4)["images"]) == 4
     finally:
         frozen.resume()
-    (answer,) = answers
-    images = answer["images"] if isinstance(answer, dict) else [e for e in answer if e["type"] == "image"]  # type: ignore[attr-defined]
-    assert {image["seed"]: image["b64_json"] for image in images} == whole
+    assert pictures == [whole, whole]
     eventually(lambda: app.http.get("/health").json()["replicas"]["ready"] == REPLICAS)
 
 
 def test_a_stream_starts_at_once_though_a_replica_hangs(app: Running) -> None:
-    hung = own_processes("ServeReplica:test:Replica")[0]
+    hung = own_processes(f"ServeReplica:{APP}:Replica")[0]
     hung.suspend()
     try:
         body = {"prompt": "a red apple " * 20, **SMALL, "num_images": 1}
@@ -112,7 +119,7 @@ def test_health_answers_from_the_start_and_requests_are_refused_until_a_replica_
             eventually(lambda: http.get("/health").status_code == 200)
             assert http.post("/generate", json={"prompt": "a", **SMALL, "num_images": 1}).status_code == 200
     finally:
-        serve.delete("late")
+        let_go("late")
 
 
 def test_too_many_images_are_turned_away_and_room_is_made_again(app: Running) -> None:

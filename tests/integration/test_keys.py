@@ -10,7 +10,7 @@ from ray.serve import RunTarget
 
 from serve_app.app import build
 from serve_app.config import AuthConfig
-from tests.integration.conftest import KEY, Cluster, eventually, tiny_args
+from tests.integration.conftest import KEY, Cluster, eventually, let_go, tiny_args
 
 
 def test_the_sdk_gets_in_with_a_key_and_not_without(locked: str) -> None:
@@ -35,7 +35,8 @@ def test_below_a_prefix_the_same_is_open(locked: str) -> None:
 
 
 def test_a_service_whose_keys_are_missing_does_not_start(cluster: Cluster, tiny_path: Path) -> None:
-    args = tiny_args(tiny_path, num_replicas=1, auth=AuthConfig(keys_file="/no/such/keys"))
+    # Only the ingress starts: nothing here has a thousand processors for the replica.
+    args = tiny_args(tiny_path, num_replicas=1, num_cpus=1000, auth=AuthConfig(keys_file="/no/such/keys"))
     try:
         serve.run_many(
             [RunTarget(build(args), name="keyless", route_prefix="/keyless")], wait_for_applications_running=False
@@ -47,4 +48,4 @@ def test_a_service_whose_keys_are_missing_does_not_start(cluster: Cluster, tiny_
             )
         )
     finally:
-        serve.delete("keyless")
+        let_go("keyless")

@@ -3,40 +3,26 @@
 import asyncio
 import threading
 import time
-from collections.abc import Iterator
 from contextlib import suppress
-from pathlib import Path
 
 import httpx2
 import psutil
 import pytest
 from ray import serve
-from ray.serve import RunTarget
 from ray.serve.handle import DeploymentHandle
 
-from serve_app.app import build
 from serve_app.errors import SlotFailed, SlotReturned
 from serve_app.messages import Call, ReplicaStatus
 from serve_app.replica.leases import LEASE_S
 from tests.conftest import make_slot
-from tests.integration.conftest import SMALL, Cluster, eventually, own_processes, tiny_args
+from tests.integration.conftest import APP, SMALL, Running, eventually, own_processes
 
-NAME = "owners"
 LONG = {"width": 256, "height": 256, "num_inference_steps": 998}
 
 
-@pytest.fixture(scope="module")
-def url(cluster: Cluster, tiny_path: Path) -> Iterator[str]:
-    serve.run_many([RunTarget(build(tiny_args(tiny_path)), name=NAME, route_prefix=f"/{NAME}")])
-    yield f"{cluster.url}/{NAME}"
-    serve.delete(NAME)
-
-
 @pytest.fixture
-def replicas(url: str) -> DeploymentHandle:
-    handle = serve.get_deployment_handle("Replica", NAME)
-    eventually(lambda: busy(handle) == 0)
-    return handle
+def replicas(app: Running) -> DeploymentHandle:
+    return serve.get_deployment_handle("Replica", APP)
 
 
 def busy(handle: DeploymentHandle) -> int:
@@ -45,7 +31,7 @@ def busy(handle: DeploymentHandle) -> int:
 
 
 def processes(deployment: str) -> list[psutil.Process]:
-    return own_processes(f"ServeReplica:{NAME}:{deployment}")
+    return own_processes(f"ServeReplica:{APP}:{deployment}")
 
 
 def ready(url: str) -> bool:
@@ -56,8 +42,10 @@ def ready(url: str) -> bool:
 
 
 @pytest.mark.parametrize("route", ["generate", "stream"])
-def test_the_images_of_an_ingress_that_is_killed_are_dropped(url: str, replicas: DeploymentHandle, route: str) -> None:
-    eventually(lambda: ready(url))
+def test_the_images_of_an_ingress_that_is_killed_are_dropped(
+    app: Running, replicas: DeploymentHandle, route: str
+) -> None:
+    url = app.url
     body = {"prompt": "a", **LONG, "num_images": 8}
 
     def ask() -> None:

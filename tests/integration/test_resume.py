@@ -2,40 +2,23 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from typing import Any
 from uuid import uuid4
 
 import httpx2
 import pytest
 from ray import serve
-from ray.serve import RunTarget
 
-from serve_app.app import build
-from serve_app.config import StreamsConfig
-from serve_app.fanout.pool import POLL_INTERVAL_S
-from tests.integration.conftest import SMALL, Cluster, eventually, ready_throughout, tiny_args
+from tests.integration.conftest import KEEP_S, PAIR, SMALL, eventually
 
 TRIES = 6
-KEEP_S = 6.0
 BODY = {"prompt": "a red apple", **SMALL, "num_inference_steps": 60, "num_images": 4, "preview_every": 10}
 
 
-@pytest.fixture(scope="module")
-def url(cluster: Cluster, tiny_path: Any) -> Iterator[str]:
-    """Two ingress replicas: each call may reach either."""
-    args = tiny_args(tiny_path, ingress_replicas=2, streams=StreamsConfig(keep_s=KEEP_S))
-    serve.run_many([RunTarget(build(args), name="resume", route_prefix="/resume")])
-    url = f"{cluster.url}/resume"
-    with httpx2.Client(base_url=url, timeout=60) as http:
-        eventually(lambda: ready_throughout(http, seconds=1.5 * POLL_INTERVAL_S))
-    yield url
-    serve.delete("resume")
-
-
 @pytest.fixture
-async def client(url: str) -> AsyncIterator[httpx2.AsyncClient]:
-    async with httpx2.AsyncClient(base_url=url, timeout=60) as client:
+async def client(pair: str) -> AsyncIterator[httpx2.AsyncClient]:
+    async with httpx2.AsyncClient(base_url=pair, timeout=60) as client:
         yield client
 
 
@@ -78,8 +61,8 @@ async def ended(client: httpx2.AsyncClient, id_: str) -> httpx2.Response:
     return response
 
 
-def active(name: str = "resume") -> int:
-    handle = serve.get_deployment_handle("Replica", name)
+def active() -> int:
+    handle = serve.get_deployment_handle("Replica", PAIR)
     return sum(replica.active + replica.waiting for replica in handle.broadcast("status").results(timeout_s=10))
 
 

@@ -22,7 +22,7 @@ from serve_app.fanout.pool import Pool
 from serve_app.fanout.router import directed
 from serve_app.messages import Call, OpenCalls, ReplicaStatus
 from tests.fakes import REPLICA
-from tests.integration.conftest import Cluster
+from tests.integration.conftest import Cluster, let_go
 
 REPLICAS = 4
 CAPACITY = 4
@@ -152,7 +152,7 @@ def calling(name: str) -> Iterator[DeploymentHandle]:
         **options,
     )
     yield serve.run(serve.deployment(Caller, **options).bind(replicas.bind()), name=name, route_prefix=None)
-    serve.delete(name)
+    let_go(name)
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from serve_app.app import build
 from serve_app.config import ModelConfig
 from serve_app.metadata import embedded_parameters
-from tests.integration.conftest import REPLICAS, SMALL, Cluster, events_of, eventually, tiny_args
+from tests.integration.conftest import REPLICAS, SMALL, Cluster, events_of, eventually, let_go, tiny_args
 
 CLIENTS = 4
 IMAGES = 4
@@ -95,7 +95,7 @@ def test_an_answer_names_the_model_of_each_of_its_pictures(
             with clients(url, answers):
                 roll_out(new_weights)
     finally:
-        serve.delete("versions")
+        let_go("versions")
     images = [image for answer in answers for image in answer["images"]]
     assert Counter(image["status"] if "status" in image else image["type"] for image in images) == {
         "succeeded": IMAGES * len(answers)
