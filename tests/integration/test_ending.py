@@ -17,9 +17,9 @@ from benchmarks.ports import free_port
 from tests.integration.conftest import SMALL, events_of, eventually
 
 LARGE = {"width": 256, "height": 256}
-LONG, SHORT = 998, 50
+LONG, SHORT = 998, 15
 """Steps of an image that outlasts the grace, and of one that does not."""
-GRACE_S = 12
+GRACE_S = 8
 
 
 @contextmanager
