@@ -1,5 +1,6 @@
 """A tiny real SDXL for all tests: diffusers' own classes, random weights."""
 
+import gc
 import json
 import os
 import shutil
@@ -27,6 +28,9 @@ for name in list(os.environ):
     if name.lower().endswith("_proxy") or name in ("SSL_CERT_FILE", "SSL_CERT_DIR"):
         del os.environ[name]
 
+# What has been imported by now stays. Without this, each full collection looks at all of torch again.
+gc.freeze()
+
 # These tests need CUDA graphs, streams and waits, which a CPU does not have.
 collect_ignore = [] if torch.cuda.is_available() else ["gpu"]
 
@@ -44,12 +48,16 @@ WithScheduler = Callable[[SchedulerMixin], Path]
 
 
 TOGETHER = {
-    "tests/integration/playground/": "page",
-    "tests/integration/": "cluster",
-    "tests/replica/test_choices.py": "compiler",
-    "tests/replica/test_compilation.py": "compiler",
+    **{
+        f"tests/integration/test_{name}.py": "own deployments"
+        for name in ("ending", "ingresses", "replica_faults", "resume", "router", "versions")
+    },
+    "tests/integration/": "shared service",
+    "tests/benchmarks/test_plan.py": "compiler and peers",
+    "tests/replica/test_choices.py": "compiler and peers",
+    "tests/replica/test_compilation.py": "compiler and peers",
 }
-"""Tests that share what takes long to make, by where they are: one process runs all that need it."""
+"""Tests that one process runs, by where they are: they share what takes long to make, or must not come last."""
 
 
 def share_of(nodeid: str) -> str:
@@ -68,6 +76,12 @@ class Shares(LoadScopeScheduling):
 
 
 @pytest.hookimpl(optionalhook=True)  # xdist's
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Return one more than there are processors: much of what integration tests do is waiting."""
+    return len(os.sched_getaffinity(0)) + 1
+
+
+@pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Shares:
     return Shares(config, log)
 

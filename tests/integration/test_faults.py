@@ -1,32 +1,25 @@
-"""What happens when parts of the service die or are not there yet."""
+"""What happens when parts of the service die or freeze, or all of it is busy."""
 
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
-import httpx2
 import pytest
 import ray
 from ray import serve
-from ray.serve import RunTarget
 from ray.serve._private.common import DeploymentID
 
-from serve_app.app import build
 from serve_app.fanout.broadcast import TIMEOUT_S
 from tests.integration.conftest import (
     APP,
     REPLICAS,
     SMALL,
-    Cluster,
     Running,
     events_of,
     eventually,
-    let_go,
     own_processes,
     ready_throughout,
-    tiny_args,
 )
 
 
@@ -101,25 +94,6 @@ def test_a_stream_starts_at_once_though_a_replica_hangs(app: Running) -> None:
         assert time.monotonic() - started < TIMEOUT_S, "nothing waits for what a broadcast may take"
     finally:
         hung.resume()
-
-
-def test_health_answers_from_the_start_and_requests_are_refused_until_a_replica_is_ready(
-    cluster: Cluster, tiny_path: Path
-) -> None:
-    target = RunTarget(build(tiny_args(tiny_path, num_replicas=1)), name="late", route_prefix="/late")
-    serve.run_many([target], wait_for_applications_running=False)
-    try:
-        with httpx2.Client(base_url=f"{cluster.url}/late", timeout=60) as http:
-            eventually(lambda: http.get("/health").headers["content-type"] == "application/json")
-            starting = http.get("/health")
-            assert (starting.status_code, starting.json()["status"]) == (503, "starting")
-            for route in ("/generate", "/stream"):
-                refused = http.post(route, json={"prompt": "a", **SMALL})
-                assert (refused.status_code, refused.json()["error"]["type"]) == (503, "not_ready")
-            eventually(lambda: http.get("/health").status_code == 200)
-            assert http.post("/generate", json={"prompt": "a", **SMALL, "num_images": 1}).status_code == 200
-    finally:
-        let_go("late")
 
 
 def test_too_many_images_are_turned_away_and_room_is_made_again(app: Running) -> None:

@@ -1,4 +1,4 @@
-"""New weights are rolled out while clients ask for pictures: each answer says truly which model made each of them."""
+"""A service starts, and new weights are rolled out while clients ask for pictures."""
 
 import shutil
 import threading
@@ -22,7 +22,7 @@ from serve_app.config import ModelConfig
 from serve_app.metadata import embedded_parameters
 from tests.integration.conftest import REPLICAS, SMALL, Cluster, events_of, eventually, let_go, tiny_args
 
-CLIENTS = 4
+CLIENTS = 2
 IMAGES = 4
 
 
@@ -83,19 +83,32 @@ def made_by(image: dict[str, Any]) -> str:
     return embedded.model.hash
 
 
-def test_an_answer_names_the_model_of_each_of_its_pictures(
-    cluster: Cluster, tiny_path: Path, new_weights: Path
-) -> None:
-    url, answers = f"{cluster.url}/versions", list[dict[str, Any]]()
-    roll_out(tiny_path)
-    try:
-        with httpx2.Client(base_url=url, timeout=60) as http:
-            eventually(lambda: http.get("/health").json()["replicas"]["ready"] == REPLICAS)
-            old = http.post("/generate", json={"prompt": "a", **SMALL}).json()["parameters"]["model"]["hash"]
-            with clients(url, answers):
-                roll_out(new_weights)
-    finally:
-        let_go("versions")
+@pytest.fixture(scope="module")
+def http(cluster: Cluster, tiny_path: Path) -> Iterator[httpx2.Client]:
+    """A client of a service that has only begun to start."""
+    roll_out(tiny_path, wait=False)
+    with httpx2.Client(base_url=f"{cluster.url}/versions", timeout=60) as client:
+        eventually(lambda: client.get("/health").headers["content-type"] == "application/json")
+        yield client
+    let_go("versions")
+
+
+def test_health_answers_from_the_start_and_requests_are_refused_until_a_replica_is_ready(http: httpx2.Client) -> None:
+    starting = http.get("/health")
+    assert (starting.status_code, starting.json()["status"]) == (503, "starting")
+    for route in ("/generate", "/stream"):
+        refused = http.post(route, json={"prompt": "a", **SMALL})
+        assert (refused.status_code, refused.json()["error"]["type"]) == (503, "not_ready")
+    eventually(lambda: http.get("/health").status_code == 200)
+    assert http.post("/generate", json={"prompt": "a", **SMALL, "num_images": 1}).status_code == 200
+
+
+def test_an_answer_names_the_model_of_each_of_its_pictures(http: httpx2.Client, new_weights: Path) -> None:
+    answers = list[dict[str, Any]]()
+    eventually(lambda: http.get("/health").json()["replicas"]["ready"] == REPLICAS)
+    old = http.post("/generate", json={"prompt": "a", **SMALL}).json()["parameters"]["model"]["hash"]
+    with clients(str(http.base_url), answers):
+        roll_out(new_weights)
     images = [image for answer in answers for image in answer["images"]]
     assert Counter(image["status"] if "status" in image else image["type"] for image in images) == {
         "succeeded": IMAGES * len(answers)
