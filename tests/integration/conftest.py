@@ -16,7 +16,6 @@ from ray import serve
 from ray.serve import RunTarget
 
 from benchmarks.ports import free_port
-from serve_app.app import build
 from serve_app.config import (
     AdmissionConfig,
     AppArgs,
@@ -30,6 +29,7 @@ from serve_app.config import (
 )
 from serve_app.fanout.pool import POLL_INTERVAL_S
 from serve_app.messages import ReplicaStatus
+from tests.integration.paced import build
 
 APP = "test"
 KEY = "right"
@@ -55,7 +55,7 @@ def cluster() -> Iterator[Cluster]:
         log_to_driver=False,
         configure_logging=False,
         _metrics_export_port=metrics_port,
-        _system_config={"metrics_report_interval_ms": 500},  # 10 s by default
+        _system_config={"metrics_report_interval_ms": 2000},  # 10 s by default
     )
     serve.start(http_options={"host": "127.0.0.1", "port": port, "request_timeout_s": 60})
     yield Cluster(f"http://127.0.0.1:{port}", f"http://127.0.0.1:{metrics_port}/metrics")
@@ -121,7 +121,7 @@ def eventually(condition: Callable[[], Any], seconds: float = 30) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "the condition never held"
-        time.sleep(0.02)
+        time.sleep(0.05)
 
 
 def own_processes(title: str) -> list[psutil.Process]:

@@ -130,7 +130,7 @@ async def test_replicas_stop_even_if_a_cancellation_is_lost(
 ) -> None:
     pool = Pool(Lossy(serve.get_deployment_handle("Replica", APP)))
     replica = (await asyncio.to_thread(app.replicas))[0].id
-    slot = make_slot(width=256, height=256, num_inference_steps=998)
+    slot = make_slot(num_inference_steps=998)
 
     async def generated() -> list[SlotEvent]:
         return [event async for event in generate(pool, slot, replica, time.monotonic() + 60)]

@@ -17,7 +17,7 @@ from serve_app.replica.leases import LEASE_S
 from tests.conftest import make_slot
 from tests.integration.conftest import APP, SMALL, Running, eventually, own_processes
 
-LONG = {"width": 256, "height": 256, "num_inference_steps": 998}
+LONG = {"width": 64, "height": 64, "num_inference_steps": 998}
 
 
 @pytest.fixture

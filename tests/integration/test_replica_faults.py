@@ -18,7 +18,7 @@ from serve_app.errors import SlotReturned
 from serve_app.messages import Call, Generated, OpenCalls, ReplicaStatus, Slot
 from tests.conftest import make_slot
 from tests.integration.conftest import REPLICAS, Cluster, eventually, let_go, tiny_args
-from tests.integration.faulty import BREAKS_THE_DEVICE, HANGS, build
+from tests.integration.paced import BREAKS_THE_DEVICE, HANGS, build
 
 NAME = "faulty"
 STALL_TIMEOUT_S = 5.0
@@ -58,7 +58,7 @@ async def test_faulty_replicas_return_every_slot_take_no_others_and_are_replaced
 
 async def fail(replicas: DeploymentHandle, id_: str, fault: dict[str, int]) -> None:
     """Let a replica fail with three slots: two in the batch, one of which is faulty, and one that waits."""
-    long = make_slot(num_inference_steps=998, width=256, height=256)
+    long = make_slot(num_inference_steps=998)
 
     def generate(number: int, slot: Slot) -> Awaitable[Generated]:
         """Call this very replica: one that takes its place has no part in this."""

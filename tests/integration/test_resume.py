@@ -80,7 +80,7 @@ async def test_a_cut_stream_goes_on_and_each_picture_comes_once(client: httpx2.A
 
 
 async def test_a_stream_may_be_cut_again_and_again(client: httpx2.AsyncClient) -> None:
-    got = await cut_after_the_first_picture(client, on_disconnect="wait", num_inference_steps=200)
+    got = await cut_after_the_first_picture(client, on_disconnect="wait", num_inference_steps=100)
     id_, cuts = got[0][1]["id"], 0
     while got[-1][1]["type"] != "completed":
         headers = {"Last-Event-ID": str(got[-1][0])}
@@ -94,7 +94,7 @@ async def test_a_stream_may_be_cut_again_and_again(client: httpx2.AsyncClient) -
 
 
 async def test_what_shall_finish_is_found_after_its_client_has_gone(client: httpx2.AsyncClient) -> None:
-    got = await cut_after_the_first_picture(client, on_disconnect="finish", num_inference_steps=200)
+    got = await cut_after_the_first_picture(client, on_disconnect="finish", num_inference_steps=100)
     path = f"/generations/{got[0][1]['id']}"
     unfinished = await client.get(path)
     assert unfinished.status_code == 202
@@ -111,7 +111,7 @@ async def test_what_shall_finish_is_found_after_its_client_has_gone(client: http
 
 async def test_generate_finishes_for_a_client_that_hangs_up(client: httpx2.AsyncClient) -> None:
     id_ = str(uuid4())
-    body = {**BODY, "id": id_, "on_disconnect": "finish", "num_inference_steps": 200}
+    body = {**BODY, "id": id_, "on_disconnect": "finish", "num_inference_steps": 100}
     async with httpx2.AsyncClient(base_url=client.base_url, timeout=60) as own:
         request = asyncio.create_task(own.post("/generate", json=body))
         await asyncio.to_thread(eventually, lambda: active() == 4)

@@ -11,7 +11,7 @@ def finished(app: Running) -> list[int]:
 
 @pytest.mark.parametrize("route", ["generate", "stream"])
 def test_n_images_on_n_idle_replicas_go_one_to_each(app: Running, route: str) -> None:
-    for _ in range(50):
+    for _ in range(25):
         before = finished(app)
         getattr(app, route)(num_images=2, num_inference_steps=1)
         assert finished(app) == [count + 1 for count in before]

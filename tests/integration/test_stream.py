@@ -90,7 +90,7 @@ def raw_stream(app: Running, **body: object) -> socket.socket:
 def test_a_client_that_stops_reading_is_bounded_and_slows_nobody(app: Running) -> None:
     """It gets no more than its previews at their interval and its images, and others are served meanwhile."""
     started = time.monotonic()
-    with raw_stream(app, num_images=2, num_inference_steps=200, preview_every=1) as stalled:
+    with raw_stream(app, num_images=2, num_inference_steps=100, preview_every=1) as stalled:
         eventually(lambda: not app.idle())
         others = [app.generate(num_images=1)["images"] for _ in range(3)]
         assert all(image["status"] == "succeeded" for images in others for image in images)
@@ -101,8 +101,8 @@ def test_a_client_that_stops_reading_is_bounded_and_slows_nobody(app: Running) -
         while b"event: completed" not in data:
             data += stalled.recv(2**20)
     previews = data.count(b"event: preview")
-    # 199 previews of each image were asked for; it gets one an interval at most, each of 64 x 64 pixels.
+    # 99 previews of each image were asked for; it gets one an interval at most, each of 64 x 64 pixels.
     assert 2 <= previews <= 2 * (1 + generated_in / MIN_INTERVAL_S)
-    assert previews < 2 * 199
+    assert previews < 2 * 99
     assert len(data) < 100_000 + previews * 5_000
     assert data.count(b"event: image") == 2

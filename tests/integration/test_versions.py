@@ -17,10 +17,10 @@ from ray import serve
 from ray.serve import RunTarget
 from safetensors.torch import load_file, save_file
 
-from serve_app.app import build
 from serve_app.config import ModelConfig
 from serve_app.metadata import embedded_parameters
 from tests.integration.conftest import REPLICAS, SMALL, Cluster, events_of, eventually, let_go, tiny_args
+from tests.integration.paced import build
 
 CLIENTS = 2
 IMAGES = 4

@@ -14,8 +14,8 @@ _NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable
 _NONE = f"no browser found, looked for {', '.join(_NAMES)}; on Debian: apt-get install chromium"
 
 # Images that leave time to act, also where the browser has to share its cores with them.
-LONG = {"steps": 200, "width_in_pixels": 128, "height_in_pixels": 128}
-ENDLESS = {"steps": 998, "width_in_pixels": 256, "height_in_pixels": 256}
+LONG = {"steps": 120, "width_in_pixels": 64, "height_in_pixels": 64}
+ENDLESS = {**LONG, "steps": 998}
 
 _PATIENCE_MS = 20_000
 expect.set_options(timeout=_PATIENCE_MS)
@@ -29,7 +29,7 @@ def browser() -> Iterator[Browser]:
         (pytest.fail if "CI" in os.environ else pytest.skip)(_NONE)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(
-            executable_path=found, args=["--no-sandbox"]
+            executable_path=found, args=["--no-sandbox", "--disable-gpu"]
         )  # as root, Chromium has no sandbox
         yield browser
         browser.close()

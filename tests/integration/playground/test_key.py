@@ -25,7 +25,7 @@ def test_a_key_is_asked_for_and_kept_for_the_tab_only(locked: str, open_playgrou
     page.get_by_role("button", name="Enter a key").click()
     key.fill(KEY)
     dialog.get_by_role("button", name="Use this key").click()
-    playground.generate(steps=150)
+    playground.generate(steps=100)
     expect(playground.tile(8)).to_have_attribute("data-state", "running")
     playground.tile(8).get_by_role("button", name="Cancel this image").click()
     playground.wait_for(1, "cancelled")

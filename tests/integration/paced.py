@@ -1,4 +1,7 @@
-"""A replica whose UNet calls fail in a way that the picture's width chooses."""
+"""Replicas whose UNet calls take their time, hang or fail, as an image's size and steps choose.
+
+Tests that act in the middle of a long image need it to last, not to keep the processor busy: on a GPU it would not.
+"""
 
 import time
 from typing import Any
@@ -13,6 +16,8 @@ from serve_app.replica import deployment
 
 HANGS = {"width": 136, "height": 64}
 BREAKS_THE_DEVICE = {"width": 144, "height": 64}
+_LONG_STEPS = 60
+_PAUSE_S = 0.006
 
 
 class Replica(deployment.Replica):
@@ -21,16 +26,18 @@ class Replica(deployment.Replica):
         denoiser: Any = self._engine._models.denoiser
         predict = denoiser.predict
 
-        def faulty(trajectories: Any) -> Any:
+        def paced(trajectories: Any) -> Any:
             match trajectories[0].latents.shape[-1] * 8:
                 case 136:
                     while True:
                         time.sleep(1)
                 case 144:
                     raise torch.AcceleratorError("an illegal memory access was encountered")
+            if len(trajectories[0]._timesteps) >= _LONG_STEPS:
+                time.sleep(_PAUSE_S)
             return predict(trajectories)
 
-        denoiser.predict = faulty
+        denoiser.predict = paced
 
 
 def build(args: AppArgs) -> Application:
