@@ -58,7 +58,7 @@ async def test_faulty_replicas_return_every_slot_take_no_others_and_are_replaced
 
 async def fail(replicas: DeploymentHandle, id_: str, fault: dict[str, int]) -> None:
     """Let a replica fail with three slots: two in the batch, one of which is faulty, and one that waits."""
-    long = make_slot(num_inference_steps=998)
+    long = make_slot(num_inference_steps=998, width=256, height=256)
 
     def generate(number: int, slot: Slot) -> Awaitable[Generated]:
         """Call this very replica: one that takes its place has no part in this."""
