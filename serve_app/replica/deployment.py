@@ -12,7 +12,6 @@ from ray import serve
 from ray.exceptions import RayError
 
 from serve_app.config import AppArgs
-from serve_app.errors import SlotReturned
 from serve_app.messages import Call, Generated, OpenCalls, ReplicaStatus, Slot, SlotEvent
 from serve_app.metrics import ReplicaMetrics
 from serve_app.recipe import Output, Recipe, SchedulerName
@@ -72,17 +71,12 @@ class Replica:
 
     async def stream(self, slot: Slot, call: Call) -> AsyncGenerator[SlotEvent]:
         """Generate a slot and yield its events; the picture is the last. Raises SlotFailed, SlotReturned."""
-        from serve_app.replica.failures import Returned
-
-        try:
-            async with aclosing(self._events(slot, call)) as events:
-                async for event in events:
-                    yield await self._told(event, slot) if isinstance(event, Generated) else event
-        except Returned as error:
-            raise SlotReturned(str(error)) from None
+        async with aclosing(self._events(slot, call)) as events:
+            async for event in events:
+                yield await self._told(event, slot) if isinstance(event, Generated) else event
 
     async def _events(self, slot: Slot, call: Call) -> AsyncGenerator[SlotEvent]:
-        """Yield the engine's events for a slot for as long as its caller waits. Raises SlotFailed, Returned."""
+        """Yield the engine's events for a slot for as long as its caller waits. Raises SlotFailed, SlotReturned."""
         from serve_app.replica.mailbox import Mailbox
 
         task = asyncio.current_task()

@@ -17,13 +17,13 @@ from functools import partial
 import torch
 
 from serve_app.config import EngineConfig, PreviewConfig
-from serve_app.errors import SlotFailed
+from serve_app.errors import SlotFailed, SlotReturned
 from serve_app.messages import Generated, Preview, Progress, Slot, SlotEvent, Work
 from serve_app.replica.batching import Job, Load, State, StepScheduler
 from serve_app.replica.checkpoint import Checkpoint
 from serve_app.replica.denoise import CallGroup
 from serve_app.replica.device import RunAhead
-from serve_app.replica.failures import Returned, slot_failure
+from serve_app.replica.failures import slot_failure
 from serve_app.replica.guarded import GuardedObserver, guarded
 from serve_app.replica.model_runner import ModelRunner, Running
 from serve_app.replica.observer import Observer
@@ -112,10 +112,10 @@ class Engine:
             self._break_down(stalled)
 
     def submit(self, slot: Slot, post: Post) -> SlotJob:
-        """Queue a slot; its events go to `post`. Raises Returned if the engine has a fault."""
+        """Queue a slot; its events go to `post`. Raises SlotReturned if the engine has a fault."""
         with self._changed:
             if self._fault is not None:
-                raise Returned(self._fault)
+                raise SlotReturned(self._fault)
             job = self._scheduler.submit(Submission(slot, guarded(post)), CallGroup.of(slot.recipe))
             self._changed.notify()
         return job
@@ -287,7 +287,7 @@ class Engine:
             self._break_down("the device has failed")
 
     def _break_down(self, fault: str) -> None:
-        """Return all slots that have not ended, and take no others."""
+        """Return all slots that have not ended, and take no others. None of them is why the engine was stopped."""
         with self._changed:
             if self._fault is not None:
                 return
@@ -298,4 +298,4 @@ class Engine:
             logger.error("nothing can be generated any more: %s; %d slots are returned", fault, len(returned))
         for job in returned:
             self._observer.ended("returned")
-            job.payload.post(Returned(fault))
+            job.payload.post(SlotReturned(fault, begun=job.begun and not self._stopping))

@@ -10,10 +10,6 @@ from serve_app.messages import Slot
 logger = logging.getLogger("ray.serve")
 
 
-class Returned(Exception):
-    """The replica does not generate a slot; the message says why. The ingress gets it as SlotReturned."""
-
-
 def slot_failure(error: Exception, slot: Slot) -> SlotFailed:
     """Return the error that a client gets for a failed slot. The details of unexpected errors go to the log."""
     match error:

@@ -6,9 +6,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 
-from serve_app.errors import SlotFailed
+from serve_app.errors import SlotFailed, SlotReturned
 from serve_app.messages import Call, OpenCalls, actor_of
-from serve_app.replica.failures import Returned
 
 LEASE_S = 4.0
 """After how many seconds without a word from a caller the replica finds out whether it lives."""
@@ -74,7 +73,7 @@ class Leases:
                 self._heard[caller] = self._clock()
             else:
                 # What is no actor may live all the same; then the slot is generated elsewhere.
-                self._drop(partial(_is_by, caller), Returned("its caller does not poll") if actor is None else None)
+                self._drop(partial(_is_by, caller), SlotReturned("its caller does not poll") if actor is None else None)
 
     def _drop_late(self) -> None:
         now = self._clock()
