@@ -23,7 +23,7 @@ from serve_app.replica.batching import Job, Load, State, StepScheduler
 from serve_app.replica.checkpoint import Checkpoint
 from serve_app.replica.denoise import CallGroup
 from serve_app.replica.device import RunAhead
-from serve_app.replica.failures import slot_failure
+from serve_app.replica.failures import Failure, failure_of, slot_failure
 from serve_app.replica.guarded import GuardedObserver, guarded
 from serve_app.replica.model_runner import ModelRunner, Running
 from serve_app.replica.observer import Observer
@@ -282,7 +282,7 @@ class Engine:
         job.payload.post(slot_failure(error, job.payload.slot))
 
     def _break_down_if_device_failed(self, error: Exception) -> None:
-        if isinstance(error, torch.AcceleratorError):  # after such an error, every later call on the device fails too
+        if failure_of(error) is Failure.DEVICE:
             logger.error("the device has failed", exc_info=error)
             self._break_down("the device has failed")
 

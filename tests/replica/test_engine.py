@@ -222,7 +222,7 @@ def test_running_out_of_memory_fails_only_the_batch(make_engine: MakeEngine, mon
 
     def hungry(denoiser: Denoiser, trajectories: Any) -> Any:
         if trajectories[0].latents.shape[-1] > 8:
-            raise torch.OutOfMemoryError
+            raise torch.AcceleratorError("CUDA error: out of memory")
         return predict(denoiser, trajectories)
 
     monkeypatch.setattr(Denoiser, "predict", hungry)
@@ -253,7 +253,7 @@ def test_a_dead_device_returns_the_slots_and_fails_the_health_check_wherever_it_
     """A device error appears at the next call that waits for the device, which can be any of these."""
 
     def broken(*_: Any) -> Any:
-        raise torch.AcceleratorError("an illegal memory access was encountered")
+        raise RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED")
 
     monkeypatch.setattr(f"serve_app.replica.{place}", broken)
     running = make_engine()
