@@ -67,7 +67,7 @@ def plain(small_path: Path) -> Checkpoint:
 @pytest.fixture
 def kept(kernels: Path) -> Path:
     """The folder of compiled models, empty at the start of a test."""
-    folder = kernels / "parallel-sdxl"
+    folder = kernels / f"user-{os.getuid()}" / "parallel-sdxl"
     shutil.rmtree(folder, ignore_errors=True)
     return folder
 
