@@ -50,6 +50,11 @@ class Submission:
     slot: Slot
     post: Post
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width in pixels."""
+        return self.slot.recipe.height, self.slot.recipe.width
+
 
 SlotJob = Job[Submission]
 
@@ -189,7 +194,8 @@ class Engine:
         with self._changed:
             calls = self._scheduler.next_calls()
         for jobs in calls:
-            with self._failing(jobs), self._watchdog.watching(f"a step of {len(jobs)} x {jobs[0].group}"):
+            rows = sum(self._running[job].trajectory.rows for job in jobs)
+            with self._failing(jobs), self._watchdog.watching("a step", rows, *jobs[0].payload.size):
                 self._advance(jobs)
             for job in jobs:
                 if job.state is State.ACTIVE:
@@ -223,7 +229,7 @@ class Engine:
             step, clean = wanted
             deliver = partial(self._deliver_preview, job, running.pace)
             try:
-                with self._watchdog.watching(f"a preview of {job.group}"):
+                with self._watchdog.watching("a preview", *job.payload.size):
                     pending = self._models.previews.decode(clean)
             except Exception as error:
                 deliver(error)  # a preview never costs its picture
@@ -232,7 +238,7 @@ class Engine:
 
     def _decode(self, job: SlotJob, running: Running) -> None:
         denoised = time.perf_counter()
-        with self._watchdog.watching(f"the decoder for {job.group}"):
+        with self._watchdog.watching("the decoder", *job.payload.size):
             pending = self._models.decoder.decode(running.trajectory.latents)
         with self._changed:
             self._scheduler.mark_denoised(job)

@@ -162,7 +162,7 @@ def test_a_step_that_never_ends_returns_all_slots(
     step.wait()
     wait_for_a_stall(running)
     for collector, begun in ((active, True), (waiting, False)):
-        with pytest.raises(SlotReturned, match=r"a step of 1 x .* has not ended") as returned:
+        with pytest.raises(SlotReturned, match="a step of 2 x 64 x 64 has not ended") as returned:
             collector.result()
         assert returned.value.begun is begun
     with pytest.raises(SlotReturned):
@@ -185,12 +185,26 @@ def test_a_file_that_is_never_finished_returns_all_slots(make_engine: MakeEngine
     collector = running.submit(make_slot())
     file.wait()
     wait_for_a_stall(running)
-    with pytest.raises(SlotReturned, match=r"encoding 64x64 pixels as .* has not ended") as returned:
+    with pytest.raises(SlotReturned, match="encoding a png file of 64 x 64 has not ended") as returned:
         collector.result()
     assert returned.value.begun
     file.end()
     running.engine.stop()
     assert running.watch.outcomes == ["returned"]
+
+
+def test_a_preview_that_is_never_finished_returns_all_slots(
+    make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    block = Block(lambda *_: "a preview")
+    monkeypatch.setattr("serve_app.replica.output_processor.encode_preview", block)
+    running = make_engine(stall_timeout_s=0.5)
+    collector = running.submit(make_slot(preview_steps=frozenset({1}), num_inference_steps=998))
+    block.wait()
+    wait_for_a_stall(running)
+    block.end()
+    with pytest.raises(SlotReturned, match="encoding a preview has not ended"):
+        collector.result()
 
 
 def test_stopping_returns_what_has_not_ended(make_engine: MakeEngine, step: Block) -> None:

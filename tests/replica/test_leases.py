@@ -33,7 +33,8 @@ class Held:
 
     async def after(self, seconds: float) -> None:
         self.now += seconds
-        await self.leases.check(self._lives)
+        self.leases.drop_late()
+        await self.leases.drop_lost(self._lives)
 
     def poll(self, *numbers: int, caller: str = INGRESS) -> None:
         self.leases.poll(OpenCalls(caller, 10, frozenset(numbers)))
