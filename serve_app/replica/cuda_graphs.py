@@ -3,7 +3,6 @@
 import logging
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 from weakref import WeakValueDictionary
@@ -117,9 +116,6 @@ class Capturer(Generic[Output]):
             graph.capture_begin(pool, capture_error_mode="thread_local")
             try:
                 output = self._forward(*kept)
-            except Exception:
-                with suppress(RuntimeError):  # the capture is incomplete
-                    graph.capture_end()
-                raise
-            graph.capture_end()
+            finally:
+                graph.capture_end()  # raises a device error if torch's allocator cannot go on
         return CudaGraph(graph, kept, output)
