@@ -130,8 +130,8 @@ class EngineConfig(Config):
     compile_cache: Text | None = Field(
         default=None,
         description="Folder of compiled models, shared by replicas and later starts; `~` is the home folder. "
-        "It is loaded as code, so it must belong to this user or root and not be writable by everyone. Null: "
-        "`~/.cache/parallel-sdxl`, or a new temporary folder where that cannot be created.",
+        "They run as code, so they lie in a folder of its own for each user, which nobody else can enter. Null: "
+        "`~/.cache/parallel-sdxl`. A new temporary folder is used where that cannot be created.",
     )
     quantization: Quantization = Field(
         default="none",
@@ -146,7 +146,8 @@ class EngineConfig(Config):
         default=120.0,
         gt=0,
         description="How long a step, an encoded prompt or a file may take at first, in seconds, before the replica "
-        "counts as stalled and is replaced. Later ones may take 20 times as long as usual, and at least 10 seconds.",
+        "counts as stalled and is replaced. Later ones may take 20 times as long as usual, and at least 10 seconds; "
+        "so may the first of a new size, as far as the largest known size says what is usual.",
     )
 
     @model_validator(mode="after")

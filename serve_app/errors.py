@@ -116,7 +116,18 @@ class ReplicaLost(Exception):
 
 
 class SlotReturned(Exception):
-    """The replica cannot generate the slot. It is generated elsewhere; this is not one of its tries."""
+    """The replica does not generate the slot. It is generated elsewhere; this is not one of its tries.
+
+    `begun`: the slot was being generated when the replica broke down, and so may be why.
+    """
+
+    def __init__(self, message: str = "", begun: bool = False) -> None:
+        super().__init__(message, begun)
+        self.message = message
+        self.begun = begun
+
+    def __str__(self) -> str:
+        return self.message
 
 
 class CheckpointError(Exception):

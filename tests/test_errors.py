@@ -1,6 +1,8 @@
 import pickle
+from typing import Any
 
 import pytest
+from ray.exceptions import RayTaskError
 
 from serve_app import errors
 
@@ -14,6 +16,7 @@ ALL = [
     errors.SlotFailed("out_of_memory", "no room"),
     errors.SlotCancelled(),
     errors.ReplicaLost("gone"),
+    errors.SlotReturned("broken", True),
 ]
 
 
@@ -22,6 +25,12 @@ def test_errors_cross_processes_whole(error: Exception) -> None:
     copy = pickle.loads(pickle.dumps(error))  # noqa: S301 - our own
     assert type(copy) is type(error)
     assert vars(copy) == vars(error)
+
+
+def test_a_ray_call_raises_what_was_said_of_a_returned_slot() -> None:
+    raised: Any = RayTaskError("stream", "a traceback", errors.SlotReturned("broken", True)).as_instanceof_cause()
+    assert isinstance(raised, errors.SlotReturned)
+    assert raised.begun
 
 
 def test_the_tree_in_the_docstring_is_the_tree() -> None:

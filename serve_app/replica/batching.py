@@ -50,11 +50,12 @@ Payload = TypeVar("Payload")
 
 @dataclass(eq=False, slots=True)
 class Job(Generic[Payload]):
-    """A submitted payload and its state. Only the scheduler changes it."""
+    """A submitted payload and its state. Only the scheduler changes it. `begun`: it has been active."""
 
     payload: Payload
     group: Hashable
     state: State = State.WAITING
+    begun: bool = False
     cancel_requested: bool = False
 
 
@@ -170,6 +171,7 @@ class StepScheduler(Generic[Payload]):
             self._leave_group(job)
         self._denoised.discard(job)
         if state is State.ACTIVE:
+            job.begun = True
             self._groups.setdefault(job.group, []).append(job)
         elif state is State.DENOISED:
             self._denoised.add(job)

@@ -65,46 +65,31 @@ class Forward(Protocol[Output_co]):
 
 
 def use_compile_cache(folder: str | None) -> None:
-    """Make this process's compiler cache its results in `folder`; `~` is the home folder. The folder may be read-only.
+    """Make this process's compiler keep its results in a private folder in `folder`; `~` is the home folder.
 
-    None: a folder in the user's cache, or a new temporary one where that cannot be created.
-    Raises ValueError if the folder cannot be created, or if others could put code into it.
+    None: in the user's cache. Where there can be no such folder, its results are kept in a temporary one.
     """
-    path = _created(folder) if folder else _own_cache()
-    for place in (path, path / _KEPT):
-        if place.exists():
-            _require_trusted(place)
+    try:
+        path = _private(Path(folder or _OWN_CACHE).expanduser())
+    except (OSError, RuntimeError) as error:
+        logger.warning("engine.compile_cache is not used, so that each start compiles again: %s", error)
+        # Not torch's default: others can guess its name in the shared temporary folder, and create it first.
+        path = Path(tempfile.mkdtemp(prefix="parallel-sdxl-"))
     os.environ[_CACHE_VARIABLE] = str(path)
 
 
-def _created(folder: str) -> Path:
-    try:
-        path = Path(folder).expanduser()
-        path.mkdir(parents=True, exist_ok=True)
-    except (OSError, RuntimeError) as error:
-        raise ValueError(f"engine.compile_cache: {folder} cannot be created: {error}") from error
+def _private(folder: Path) -> Path:
+    """Return a folder in `folder` that only this user can enter, since what it holds runs as code. Raises OSError."""
+    path = folder / f"user-{os.getuid()}"
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    status = path.lstat()
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid():
+        raise PermissionError(f"{path} must be a folder of this user, since what it holds runs as code; remove it")
+    if status.st_mode & (stat.S_IRWXG | stat.S_IRWXO):
+        raise PermissionError(f"others can enter {path}, and what it holds runs as code; remove it")
+    if not os.access(path, os.W_OK):
+        raise PermissionError(f"{path} cannot be written to")
     return path
-
-
-def _own_cache() -> Path:
-    try:
-        return _created(_OWN_CACHE)
-    except ValueError:
-        # Not torch's default: others can guess its name in the shared temporary folder, and create it first.
-        return Path(tempfile.mkdtemp(prefix="parallel-sdxl-"))
-
-
-def _require_trusted(folder: Path) -> None:
-    """Raise ValueError where others than this user and root can write: what is loaded from there runs as code."""
-    status = folder.stat()
-    if status.st_uid not in (os.getuid(), 0):
-        raise ValueError(
-            f"engine.compile_cache: {folder} belongs to another user, whose code would run here; choose another folder"
-        )
-    if status.st_mode & stat.S_IWOTH:
-        raise ValueError(
-            f"engine.compile_cache: everyone can write to {folder}, and so make code run here; run chmod o-w on it"
-        )
 
 
 class Eager:
@@ -153,9 +138,9 @@ class Compiled(Eager):
         return bool(compiled.guard_check(self._module, *inputs))
 
     def _compile_once(self, inputs: tuple[torch.Tensor, ...], shapes: _Shapes, path: Path) -> Any:
-        path.parent.mkdir(parents=True, exist_ok=True)
         with ExitStack() as held:
             try:
+                path.parent.mkdir(parents=True, exist_ok=True)
                 held.enter_context(FileLock(path.with_suffix(".lock"), timeout=_LONGEST_COMPILATION_S))
             # Some network file systems have no locks. A timeout is an OSError too.
             except (OSError, NotImplementedError):
@@ -250,7 +235,6 @@ def _keep(compiled: Any, path: Path) -> None:
         os.close(descriptor)
         unfinished = Path(name)
         compiled.save_compiled_function(name)
-        unfinished.chmod(0o644)  # the folder may be shared by the users of several pods
         unfinished.replace(path)
     except Exception:
         logger.warning(

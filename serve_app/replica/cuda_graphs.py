@@ -1,7 +1,8 @@
 """CUDA graphs: a forward's kernels, captured once per shape and replayed with one launch."""
 
+import logging
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 from weakref import WeakValueDictionary
@@ -9,6 +10,9 @@ from weakref import WeakValueDictionary
 import torch
 
 from serve_app.replica.compilation import Forward
+from serve_app.replica.failures import Failure, failure_of
+
+logger = logging.getLogger("ray.serve")
 
 _MOST_GRAPHS = 32
 
@@ -20,7 +24,7 @@ Output = TypeVar("Output")
 
 def with_cuda_graphs(forward: Forward[Output], device: torch.device) -> Forward[Output]:
     """Return a forward that captures and replays CUDA graphs; on the CPU, return the forward unchanged."""
-    return _Graphed(forward) if device.type == "cuda" else forward
+    return Graphed(forward, Capturer(forward)) if device.type == "cuda" else forward
 
 
 def _shapes(inputs: Sequence[torch.Tensor]) -> _Shapes:
@@ -28,24 +32,36 @@ def _shapes(inputs: Sequence[torch.Tensor]) -> _Shapes:
 
 
 @dataclass(frozen=True, slots=True)
-class _CudaGraph(Generic[Output]):
+class CudaGraph(Generic[Output]):
+    """A captured call: the tensors it reads, and the output that each replay writes."""
+
     graph: torch.cuda.CUDAGraph
     inputs: Sequence[torch.Tensor]
     output: Output
 
+    def replay(self, inputs: Sequence[torch.Tensor]) -> Output:
+        for kept, given in zip(self.inputs, inputs, strict=True):
+            kept.copy_(given)
+        self.graph.replay()
+        return self.output
 
-class _Graphed(Generic[Output]):
+
+Capture = Callable[[Sequence[torch.Tensor], CudaGraph[Output] | None], CudaGraph[Output]]
+"""Captures a call with such inputs. The second argument is another graph, to share memory with, or None."""
+
+
+class Graphed(Generic[Output]):
     """Captures a forward as a CUDA graph at its second call with inputs of the same shapes.
 
-    A replay is one launch instead of two thousand. An output is valid until the next call.
+    A replay is one launch instead of two thousand. An output is valid until the next call. Shapes for whose graph there
+    is no memory run without one.
     """
 
-    def __init__(self, forward: Forward[Output]) -> None:
+    def __init__(self, forward: Forward[Output], capture: Capture[Output]) -> None:
         self._forward = forward
+        self._capture = capture
         self._seen: set[_Shapes] = set()
-        self._graphs: OrderedDict[_Shapes, _CudaGraph[Output]] = OrderedDict()
-        self._inputs: WeakValueDictionary[tuple[int, torch.Size], torch.Tensor] = WeakValueDictionary()
-        self._stream = torch.cuda.Stream()
+        self._graphs: OrderedDict[_Shapes, CudaGraph[Output] | None] = OrderedDict()  # None: there was no memory
 
     def __call__(self, *inputs: torch.Tensor) -> Output:
         shapes = _shapes(inputs)
@@ -54,29 +70,46 @@ class _Graphed(Generic[Output]):
             self._seen.add(shapes)
             return self._forward(*inputs)
         if shapes not in self._graphs:
-            self._capture(inputs)
+            self._graphs[shapes] = self._captured(inputs)
+            if len(self._graphs) > _MOST_GRAPHS:
+                self._graphs.popitem(last=False)
         self._graphs.move_to_end(shapes)
         captured = self._graphs[shapes]
-        for kept, given in zip(captured.inputs, inputs, strict=True):
-            kept.copy_(given)
-        captured.graph.replay()
-        return captured.output
+        return captured.replay(inputs) if captured else self._forward(*inputs)
 
     def warm_up(self, *inputs: torch.Tensor) -> None:
         self._forward.warm_up(*inputs)
         for _ in range(2):
             self(*inputs)
 
-    def _capture(self, inputs: Sequence[torch.Tensor]) -> None:
-        """Capture a call.
+    def _captured(self, inputs: Sequence[torch.Tensor]) -> CudaGraph[Output] | None:
+        others = (captured for captured in self._graphs.values() if captured)
+        try:
+            return self._capture(inputs, next(others, None))
+        except Exception as error:
+            if failure_of(error) is not Failure.MEMORY:
+                raise
+            logger.warning(
+                "no memory for a CUDA graph of %s: such calls run without", list(map(tuple, _shapes(inputs)))
+            )
+            return None
 
-        `torch.cuda.graph` would also synchronize the device and release its cached memory, which holds up other slots.
-        """
+
+class Capturer(Generic[Output]):
+    """Captures calls of a forward; see `Capture`.
+
+    `torch.cuda.graph` would also synchronize the device and release its cached memory, which holds up other slots.
+    """
+
+    def __init__(self, forward: Forward[Output]) -> None:
+        self._forward = forward
+        self._inputs: WeakValueDictionary[tuple[int, torch.Size], torch.Tensor] = WeakValueDictionary()
+        self._stream = torch.cuda.Stream()
+
+    def __call__(self, inputs: Sequence[torch.Tensor], other: CudaGraph[Output] | None) -> CudaGraph[Output]:
         # Graphs are replayed one after another, so they can share memory, and inputs of equal shape.
         kept = [self._inputs.setdefault((place, part.shape), part.clone()) for place, part in enumerate(inputs)]
-        pool = (
-            next((captured.graph.pool() for captured in self._graphs.values()), None) or torch.cuda.graph_pool_handle()
-        )
+        pool = other.graph.pool() if other else torch.cuda.graph_pool_handle()
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.stream(self._stream):
             # Other threads allocate memory in the meantime, for previews and files.
@@ -84,7 +117,5 @@ class _Graphed(Generic[Output]):
             try:
                 output = self._forward(*kept)
             finally:
-                graph.capture_end()
-        self._graphs[_shapes(inputs)] = _CudaGraph(graph, kept, output)
-        if len(self._graphs) > _MOST_GRAPHS:
-            self._graphs.popitem(last=False)
+                graph.capture_end()  # raises a device error if torch's allocator cannot go on
+        return CudaGraph(graph, kept, output)

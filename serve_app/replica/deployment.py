@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import replace
 
@@ -12,7 +12,6 @@ from ray import serve
 from ray.exceptions import RayError
 
 from serve_app.config import AppArgs
-from serve_app.errors import SlotReturned
 from serve_app.messages import Call, Generated, OpenCalls, ReplicaStatus, Slot, SlotEvent
 from serve_app.metrics import ReplicaMetrics
 from serve_app.recipe import Output, Recipe, SchedulerName
@@ -23,6 +22,8 @@ logger = logging.getLogger("ray.serve")
 _SERVE_NAMESPACE = "serve"
 _ASK_TIMEOUT_S = 2.0
 """How long Ray may take to say whether an actor lives."""
+_LONGEST_START_S = 3600.0
+"""A start that takes longer counts as hung. Serve starts another, which finds what was downloaded and compiled."""
 
 
 class Replica:
@@ -31,6 +32,17 @@ class Replica:
     # torch is imported inside the methods: processes that only build or call this deployment do not need it.
 
     async def __init__(self, args: AppArgs) -> None:  # type: ignore[misc]  # Serve awaits it
+        try:
+            async with asyncio.timeout(_LONGEST_START_S) as patience:
+                await self._start(args)
+        except TimeoutError as error:
+            if not patience.expired():
+                raise
+            raise RuntimeError(f"the start has not ended for {_LONGEST_START_S:.0f} s") from error
+        # Apart: a question to Ray may take long.
+        self._checks = [asyncio.create_task(_keep(check)) for check in (self._look, self._find_lost_callers)]
+
+    async def _start(self, args: AppArgs) -> None:
         from serve_app.replica.engine import Engine
         from serve_app.replica.leases import Leases
         from serve_app.replica.loading import load
@@ -56,7 +68,6 @@ class Replica:
             loaded - started,
             time.perf_counter() - loaded,
         )
-        self._checks = asyncio.create_task(self._keep_checking())
 
     def __del__(self) -> None:
         if hasattr(self, "_engine"):
@@ -72,17 +83,12 @@ class Replica:
 
     async def stream(self, slot: Slot, call: Call) -> AsyncGenerator[SlotEvent]:
         """Generate a slot and yield its events; the picture is the last. Raises SlotFailed, SlotReturned."""
-        from serve_app.replica.failures import Returned
-
-        try:
-            async with aclosing(self._events(slot, call)) as events:
-                async for event in events:
-                    yield await self._told(event, slot) if isinstance(event, Generated) else event
-        except Returned as error:
-            raise SlotReturned(str(error)) from None
+        async with aclosing(self._events(slot, call)) as events:
+            async for event in events:
+                yield await self._told(event, slot) if isinstance(event, Generated) else event
 
     async def _events(self, slot: Slot, call: Call) -> AsyncGenerator[SlotEvent]:
-        """Yield the engine's events for a slot for as long as its caller waits. Raises SlotFailed, Returned."""
+        """Yield the engine's events for a slot for as long as its caller waits. Raises SlotFailed, SlotReturned."""
         from serve_app.replica.mailbox import Mailbox
 
         task = asyncio.current_task()
@@ -137,17 +143,24 @@ class Replica:
         """Raise if the engine can no longer generate, so that Serve replaces this replica."""
         self._engine.check()
 
-    async def _keep_checking(self) -> None:
-        """Look for stalled work and for callers that are gone, as long as this replica lives."""
-        from serve_app.replica.leases import CHECK_INTERVAL_S
+    async def _look(self) -> None:
+        self._engine.look_for_stalls()
+        self._leases.drop_late()
 
-        while True:
-            await asyncio.sleep(CHECK_INTERVAL_S)
-            try:
-                self._engine.look_for_stalls()
-                await self._leases.check(_lives)
-            except Exception:
-                logger.exception("could not check for stalls and lost callers")
+    async def _find_lost_callers(self) -> None:
+        await self._leases.drop_lost(_lives)
+
+
+async def _keep(check: Callable[[], Awaitable[None]]) -> None:
+    """Check again and again, for as long as the replica lives."""
+    from serve_app.replica.leases import CHECK_INTERVAL_S
+
+    while True:
+        await asyncio.sleep(CHECK_INTERVAL_S)
+        try:
+            await check()
+        except Exception:
+            logger.exception("a check failed")
 
 
 async def _lives(actor: str) -> bool:

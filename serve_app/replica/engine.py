@@ -17,13 +17,13 @@ from functools import partial
 import torch
 
 from serve_app.config import EngineConfig, PreviewConfig
-from serve_app.errors import SlotFailed
+from serve_app.errors import SlotFailed, SlotReturned
 from serve_app.messages import Generated, Preview, Progress, Slot, SlotEvent, Work
 from serve_app.replica.batching import Job, Load, State, StepScheduler
 from serve_app.replica.checkpoint import Checkpoint
 from serve_app.replica.denoise import CallGroup
 from serve_app.replica.device import RunAhead
-from serve_app.replica.failures import Returned, slot_failure
+from serve_app.replica.failures import Failure, failure_of, slot_failure
 from serve_app.replica.guarded import GuardedObserver, guarded
 from serve_app.replica.model_runner import ModelRunner, Running
 from serve_app.replica.observer import Observer
@@ -49,6 +49,11 @@ class Submission:
 
     slot: Slot
     post: Post
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width in pixels."""
+        return self.slot.recipe.height, self.slot.recipe.width
 
 
 SlotJob = Job[Submission]
@@ -112,10 +117,10 @@ class Engine:
             self._break_down(stalled)
 
     def submit(self, slot: Slot, post: Post) -> SlotJob:
-        """Queue a slot; its events go to `post`. Raises Returned if the engine has a fault."""
+        """Queue a slot; its events go to `post`. Raises SlotReturned if the engine has a fault."""
         with self._changed:
             if self._fault is not None:
-                raise Returned(self._fault)
+                raise SlotReturned(self._fault)
             job = self._scheduler.submit(Submission(slot, guarded(post)), CallGroup.of(slot.recipe))
             self._changed.notify()
         return job
@@ -189,7 +194,8 @@ class Engine:
         with self._changed:
             calls = self._scheduler.next_calls()
         for jobs in calls:
-            with self._failing(jobs), self._watchdog.watching(f"a step of {len(jobs)} x {jobs[0].group}"):
+            rows = sum(self._running[job].trajectory.rows for job in jobs)
+            with self._failing(jobs), self._watchdog.watching("a step", rows, *jobs[0].payload.size):
                 self._advance(jobs)
             for job in jobs:
                 if job.state is State.ACTIVE:
@@ -223,7 +229,7 @@ class Engine:
             step, clean = wanted
             deliver = partial(self._deliver_preview, job, running.pace)
             try:
-                with self._watchdog.watching(f"a preview of {job.group}"):
+                with self._watchdog.watching("a preview", *job.payload.size):
                     pending = self._models.previews.decode(clean)
             except Exception as error:
                 deliver(error)  # a preview never costs its picture
@@ -232,7 +238,7 @@ class Engine:
 
     def _decode(self, job: SlotJob, running: Running) -> None:
         denoised = time.perf_counter()
-        with self._watchdog.watching(f"the decoder for {job.group}"):
+        with self._watchdog.watching("the decoder", *job.payload.size):
             pending = self._models.decoder.decode(running.trajectory.latents)
         with self._changed:
             self._scheduler.mark_denoised(job)
@@ -282,12 +288,12 @@ class Engine:
         job.payload.post(slot_failure(error, job.payload.slot))
 
     def _break_down_if_device_failed(self, error: Exception) -> None:
-        if isinstance(error, torch.AcceleratorError):  # after such an error, every later call on the device fails too
+        if failure_of(error) is Failure.DEVICE:
             logger.error("the device has failed", exc_info=error)
             self._break_down("the device has failed")
 
     def _break_down(self, fault: str) -> None:
-        """Return all slots that have not ended, and take no others."""
+        """Return all slots that have not ended, and take no others. None of them is why the engine was stopped."""
         with self._changed:
             if self._fault is not None:
                 return
@@ -298,4 +304,4 @@ class Engine:
             logger.error("nothing can be generated any more: %s; %d slots are returned", fault, len(returned))
         for job in returned:
             self._observer.ended("returned")
-            job.payload.post(Returned(fault))
+            job.payload.post(SlotReturned(fault, begun=job.begun and not self._stopping))

@@ -1,6 +1,8 @@
-"""The errors that clients get for failures on a replica."""
+"""What an error on a replica means: for the slot, for its client, and for the replica itself."""
 
 import logging
+import re
+from enum import Enum
 
 import torch
 
@@ -9,20 +11,43 @@ from serve_app.messages import Slot
 
 logger = logging.getLogger("ray.serve")
 
+_NO_MEMORY = re.compile(r"out of memory|ALLOC(ATION)?_FAILED|can't allocate memory")
+_OF_THE_DEVICE = re.compile(r"CUDA (driver )?error|CUBLAS_STATUS_|cuDNN error|CUDNN_STATUS_|Triton Error \[CUDA\]")
+_REFUSED = re.compile(r"_STATUS_(NOT_SUPPORTED|INVALID_VALUE|BAD_PARAM)|invalid (configuration )?argument")
 
-class Returned(Exception):
-    """The replica does not generate a slot; the message says why. The ingress gets it as SlotReturned."""
+
+class Failure(Enum):
+    """What an error has cost."""
+
+    SLOT = "the slot"
+    MEMORY = "the slot, for which there was no memory"
+    DEVICE = "the device: every later call on it fails too"
+
+
+def failure_of(error: Exception) -> Failure:
+    """Return what an error has cost.
+
+    Most come without a type of their own: torch and Triton raise the errors of CUDA's libraries as RuntimeError. What a
+    library refuses to compute does not break the device.
+    """
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return Failure.MEMORY
+    if not isinstance(error, RuntimeError):
+        return Failure.SLOT
+    said = str(error)
+    if _NO_MEMORY.search(said):
+        return Failure.MEMORY
+    of_the_device = isinstance(error, torch.AcceleratorError) or _OF_THE_DEVICE.search(said)
+    return Failure.DEVICE if of_the_device and not _REFUSED.search(said) else Failure.SLOT
 
 
 def slot_failure(error: Exception, slot: Slot) -> SlotFailed:
     """Return the error that a client gets for a failed slot. The details of unexpected errors go to the log."""
-    match error:
-        case SlotFailed():
-            return error
-        case torch.OutOfMemoryError():
-            return SlotFailed(
-                OUT_OF_MEMORY, "the replica ran out of memory; ask for a smaller size or fewer images at once"
-            )
-        case _:
-            logger.error("slot with seed %d failed", slot.seed, exc_info=error)
-            return SlotFailed("internal", "the image could not be generated; the service's log says why")
+    if isinstance(error, SlotFailed):
+        return error
+    if failure_of(error) is Failure.MEMORY:
+        return SlotFailed(
+            OUT_OF_MEMORY, "the replica ran out of memory; ask for a smaller size or fewer images at once"
+        )
+    logger.error("slot with seed %d failed", slot.seed, exc_info=error)
+    return SlotFailed("internal", "the image could not be generated; the service's log says why")

@@ -6,15 +6,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 
-from serve_app.errors import SlotFailed
+from serve_app.errors import SlotFailed, SlotReturned
 from serve_app.messages import Call, OpenCalls, actor_of
-from serve_app.replica.failures import Returned
 
 LEASE_S = 4.0
 """After how many seconds without a word from a caller the replica finds out whether it lives."""
 
 CHECK_INTERVAL_S = 0.5
-"""How often to call `Leases.check`."""
+"""How often to call `Leases.drop_late` and `Leases.drop_lost`."""
 
 Drop = Callable[[Exception | None], None]
 """Ends the work on a call, with the error that its caller gets; with None nobody listens."""
@@ -65,21 +64,21 @@ class Leases:
         """Return how many leases other callers hold."""
         return sum(lease.call.caller != caller for lease in self._leases)
 
-    async def check(self, lives: Lives) -> None:
-        """Drop the calls whose time is over, and those of callers that have died."""
-        self._drop_late()
+    def drop_late(self) -> None:
+        """Drop the calls whose time is over."""
+        now = self._clock()
+        for lease in [lease for lease in self._leases if lease.deadline <= now]:
+            self._end(lease, SlotFailed("deadline_exceeded", "the image was not finished in time"))
+
+    async def drop_lost(self, lives: Lives) -> None:
+        """Drop the calls of callers that have died. Takes as long as the answers do."""
         for caller in self._silent():
             actor = actor_of(caller)
             if actor is not None and await lives(actor):
                 self._heard[caller] = self._clock()
             else:
                 # What is no actor may live all the same; then the slot is generated elsewhere.
-                self._drop(partial(_is_by, caller), Returned("its caller does not poll") if actor is None else None)
-
-    def _drop_late(self) -> None:
-        now = self._clock()
-        for lease in [lease for lease in self._leases if lease.deadline <= now]:
-            self._end(lease, SlotFailed("deadline_exceeded", "the image was not finished in time"))
+                self._drop(partial(_is_by, caller), SlotReturned("its caller does not poll") if actor is None else None)
 
     def _silent(self) -> set[str]:
         """Return the callers that should have been heard of; forget those with no calls."""

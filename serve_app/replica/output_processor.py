@@ -53,12 +53,11 @@ class OutputProcessor:
         self._previews.submit(_report, done, lambda: self._preview(step, pending, started))
 
     def _image(self, slot: Slot, pending: PendingPixels, denoised: float, work: Work) -> Generated:
-        size = f"{slot.recipe.width}x{slot.recipe.height}"
-        with self._watchdog.watching(f"decoding {size} pixels"):
+        with self._watchdog.watching("decoding", slot.recipe.height, slot.recipe.width):
             pixels = pending.wait()
         height, width, _ = pixels.shape
         decoded = time.perf_counter()
-        with self._watchdog.watching(f"encoding {size} pixels as {slot.output.output_format}"):
+        with self._watchdog.watching(f"encoding a {slot.output.output_format} file", height, width):
             b64, warnings = self._file(pixels, slot)
         encode_s = time.perf_counter() - decoded
         self._observer.encoded(encode_s)
@@ -81,10 +80,11 @@ class OutputProcessor:
         return encode_bare(pixels, slot.output.output_format, slot.output.output_compression), warnings
 
     def _preview(self, step: int, pending: PendingPixels, started: float) -> Preview:
-        pixels = pending.wait()
-        self._observer.preview(time.perf_counter() - started)
-        height, width, _ = pixels.shape
-        return Preview(step, width, height, encode_preview(pixels, self._jpeg_quality))
+        with self._watchdog.watching("encoding a preview"):
+            pixels = pending.wait()
+            self._observer.preview(time.perf_counter() - started)
+            height, width, _ = pixels.shape
+            return Preview(step, width, height, encode_preview(pixels, self._jpeg_quality))
 
 
 def _report(done: Callable[[Made | Exception], None], make: Callable[[], Made]) -> None:

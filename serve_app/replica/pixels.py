@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import ray
@@ -21,12 +21,18 @@ class PixelStore:
         self._put = put
         self._timeout_s = timeout_s
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="pixels")
+        self._overdue: Future[Any] | None = None
 
     async def put(self, pixels: Any) -> Any:
-        """Return a reference to pixels, or None where they could not be stored in time."""
+        """Return a reference to pixels. None: they could not be stored in time, or pixels before them still wait."""
+        if self._overdue and not self._overdue.done():
+            return None
+        putting = self._thread.submit(self._put, pixels)
         try:
             async with asyncio.timeout(self._timeout_s):
-                return await asyncio.get_running_loop().run_in_executor(self._thread, self._put, pixels)
+                return await asyncio.wrap_future(putting)
         except Exception:
             logger.warning("the pixels of an image could not be stored for a contact sheet", exc_info=True)
+            if putting.running():
+                self._overdue = putting
             return None

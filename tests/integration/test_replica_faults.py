@@ -65,12 +65,15 @@ async def fail(replicas: DeploymentHandle, id_: str, fault: dict[str, int]) -> N
         response: Awaitable[Generated] = replicas.generate.remote(slot, Call(CALLER, number, replica=id_))
         return response
 
-    first = generate(0, long)
-    # Calls may overtake each other, and the faulty slot must be generated beside another.
+    # One by one, since calls may overtake each other.
+    calls = [generate(0, long)]
     await until(lambda: statuses(replicas)[id_].active == 1)
-    calls = [first, generate(1, make_slot(**fault)), generate(2, long)]
+    calls.append(generate(1, make_slot(**fault)))
+    await until(lambda: (now := statuses(replicas)[id_]).active == 2 or now.fault)
+    calls.append(generate(2, long))
     ends = await asyncio.gather(*calls, return_exceptions=True)
-    assert [isinstance(end, SlotReturned) for end in ends] == [True] * 3, ends
+    assert sorted(isinstance(end, SlotReturned) and end.begun for end in ends) == [False, True, True], ends
+    assert all(isinstance(end, SlotReturned) for end in ends), ends
     now = (await asyncio.to_thread(statuses, replicas))[id_]
     assert now.fault is not None
     assert (now.active, now.waiting) == (0, 0)

@@ -22,15 +22,17 @@ from serve_app.messages import Slot
 from serve_app.replica import compilation, unet
 from serve_app.replica.attention import blocks, prepare, prompt_context
 from serve_app.replica.checkpoint import Checkpoint, load_checkpoint
-from serve_app.replica.compilation import Forward, use_compile_cache
+from serve_app.replica.compilation import use_compile_cache
 from serve_app.replica.conditioning import Conditioning
-from serve_app.replica.decode import Decoder, decoder_forward
+from serve_app.replica.decode import Decoder
 from serve_app.replica.denoise import Denoiser
 from serve_app.replica.previews import PreviewDecoder
 from serve_app.replica.prompts import PromptEncoder
 from serve_app.replica.trajectory import Trajectory
 from serve_app.replica.unet import UNetInputs, eager, make_forward
 from tests.conftest import SDXL_BLOCKS, make_slot
+from tests.replica import layer
+from tests.replica.layer import compilations
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # from the compiler's own imports
@@ -67,38 +69,33 @@ def plain(small_path: Path) -> Checkpoint:
 @pytest.fixture
 def kept(kernels: Path) -> Path:
     """The folder of compiled models, empty at the start of a test."""
-    folder = kernels / "parallel-sdxl"
+    folder = kernels / f"user-{os.getuid()}" / "parallel-sdxl"
     shutil.rmtree(folder, ignore_errors=True)
     return folder
 
 
 @pytest.fixture
-def fresh(small_path: Path, kernels: Path, kept: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Checkpoint]:
-    """A checkpoint of its own, since compiling changes it, and nothing compiled yet."""
+def compiler(kernels: Path, kept: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A compiler that has compiled nothing yet."""
     monkeypatch.setitem(os.environ, "TORCHINDUCTOR_CACHE_DIR", "")
     use_compile_cache(str(kernels))
     torch._dynamo.reset()
     counters.clear()
     torch.set_num_threads(1)
     with inductor.patch({"cpp.simdlen": 1}):  # plain code is compiled in half the time
-        yield load_checkpoint(ModelConfig(path=str(small_path)), torch.device("cpu"))
+        yield
     torch._dynamo.reset()
+
+
+@pytest.fixture
+def fresh(small_path: Path, compiler: None) -> Checkpoint:
+    """A checkpoint of its own, since compiling changes it, and nothing compiled yet."""
+    return load_checkpoint(ModelConfig(path=str(small_path)), torch.device("cpu"))
 
 
 def trajectory(checkpoint: Checkpoint, slot: Slot) -> Trajectory:
     encoder = PromptEncoder(checkpoint.pipe, checkpoint.device, 4)
     return Trajectory.of(slot.recipe, slot.seed, checkpoint, encoder.conditions(slot.recipe))
-
-
-def small_model(checkpoint: Checkpoint) -> Forward[torch.Tensor]:
-    """Return the model that compiles fastest: the preview VAE."""
-    assert checkpoint.preview_vae is not None
-    return decoder_forward(checkpoint.preview_vae, "full")
-
-
-def compilations() -> int:
-    """Return how many graphs the compiler's back end has received."""
-    return int(counters["aot_autograd"]["total"])
 
 
 def fail_where_nothing_fits(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -161,12 +158,12 @@ def test_compiled_equals_eager(
 
 
 @torch.inference_mode()
-def test_every_size_has_a_compiled_model_of_its_own(fresh: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
-    forward = small_model(fresh)
+def test_every_size_has_a_compiled_model_of_its_own(compiler: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    forward = layer.compiled()
     fail_where_nothing_fits(monkeypatch)
     for width in (8, 16, 8):
         forward.warm_up(torch.zeros(1, 4, 8, width))
-        assert forward(torch.zeros(1, 4, 8, width)).shape == (1, 3, 64, 8 * width)
+        assert forward(torch.zeros(1, 4, 8, width)).shape == (1, 8, 8, width)
     assert compilations() == 2
     with pytest.raises(AssertionError, match="nothing compiled fits"):
         forward(torch.zeros(1, 4, 8, 24))
@@ -217,11 +214,10 @@ def weighted(_: Any, sample: torch.Tensor, context: torch.Tensor) -> torch.Tenso
 @pytest.mark.parametrize("rows", [1, 3])
 @torch.inference_mode()
 def test_inputs_beyond_the_first_have_shapes_of_their_own(
-    rows: int, fresh: Checkpoint, monkeypatch: pytest.MonkeyPatch
+    rows: int, compiler: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As for prompts of two lengths: compiling one must not prevent compiling the other."""
-    assert fresh.preview_vae is not None
-    forward = compilation.Compiled(weighted, fresh.preview_vae)
+    forward = compilation.Compiled(weighted, layer.Layer())
     fail_where_nothing_fits(monkeypatch)
     sample = torch.ones(rows, 8)
     for length in (77, 154, 77):
@@ -237,54 +233,27 @@ def test_a_compiled_unet_takes_its_named_inputs_in_their_order() -> None:
     assert UNetInputs._fields[-len(Conditioning._fields) :] == Conditioning._fields
 
 
-_START = """
-import sys
-import torch
-from serve_app.config import ModelConfig
-from serve_app.replica.checkpoint import load_checkpoint
-from serve_app.replica.decode import decoder_forward
-from serve_app.replica.compilation import Forward, use_compile_cache
-from torch._dynamo.utils import counters
-from torch._inductor import config as inductor
-
-inductor.cpp.simdlen = 1
-torch.set_num_threads(1)
-use_compile_cache(sys.argv[1])
-checkpoint = load_checkpoint(ModelConfig(path=sys.argv[2]), torch.device("cpu"))
-latents = torch.linspace(-2, 2, 256).view(1, 4, 8, 8)
-with torch.inference_mode():
-    forward = decoder_forward(checkpoint.preview_vae, "full")
-    forward.warm_up(latents)
-    print(counters["aot_autograd"]["total"], forward(latents).numpy().tobytes().hex())
-"""
-
-
-@torch.inference_mode()
-def test_starts_share_what_one_has_compiled(fresh: Checkpoint, small_path: Path, kernels: Path) -> None:
+def test_starts_share_what_one_has_compiled(compiler: None, kernels: Path) -> None:
     """Two at the same time, as the replicas of a machine, and this one later: one compiles, all generate the same."""
-    command = [sys.executable, "-c", _START, str(kernels), str(small_path)]
+    command = [sys.executable, "-m", "tests.replica.layer", str(kernels)]
     together = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
     answers = [process.communicate(timeout=300)[0].split() for process in together]
-    latents = torch.linspace(-2, 2, 256).view(1, 4, 8, 8)
-    forward = small_model(fresh)
-    forward.warm_up(latents)
-    answers.append([str(compilations()), forward(latents).numpy().tobytes().hex()])
-    assert sorted(compiled for compiled, _ in answers) == ["0", "0", "1"]
-    assert len({picture for _, picture in answers}) == 1
-    assert answers[-1][0] == "0"
+    own, picture = layer.answer()
+    assert own == 0
+    assert sorted(compiled for compiled, _ in answers) == ["0", "1"]
+    assert {picture for _, picture in answers} == {picture}
 
 
 @torch.inference_mode()
 def test_a_kept_model_that_cannot_be_read_is_compiled_again(
-    fresh: Checkpoint, kept: Path, caplog: pytest.LogCaptureFixture
+    compiler: None, kept: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    latents = torch.zeros(1, 4, 8, 8)
-    small_model(fresh).warm_up(latents)
+    layer.compiled().warm_up(layer.LATENTS)
     (file,) = kept.glob("*.bin")
     whole = file.read_bytes()
     file.write_bytes(whole[:1000])
     with caplog.at_level(logging.WARNING, "ray.serve"):
-        small_model(fresh).warm_up(latents)
+        layer.compiled().warm_up(layer.LATENTS)
     assert str(file) in caplog.text
     assert len(file.read_bytes()) > 1000
     assert {each.suffix for each in kept.iterdir()} == {".bin", ".lock"}
@@ -293,18 +262,15 @@ def test_a_kept_model_that_cannot_be_read_is_compiled_again(
 
 @torch.inference_mode()
 def test_a_number_of_rows_that_matters_to_the_compiler_has_its_own_model(
-    fresh: Checkpoint, checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+    compiler: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On the CPU the compiler uses another convolution from 16 rows on, and adds a guard for that."""
-    forward = small_model(fresh)
+    forward, plain = layer.compiled(), layer.Layer()
     for rows in (4, 16):
         forward.warm_up(torch.zeros(rows, 4, 8, 8))
-    assert checkpoint.preview_vae is not None
     for rows in (3, 15, 16, 17):  # 17 was not warmed up and runs eagerly
         latents = torch.randn(rows, 4, 8, 8, generator=torch.Generator().manual_seed(rows))
-        torch.testing.assert_close(
-            forward(latents), checkpoint.preview_vae.decode(latents).sample, atol=1e-4, rtol=1e-4
-        )
+        torch.testing.assert_close(forward(latents), plain.conv(latents), atol=1e-4, rtol=1e-4)
     fail_where_nothing_fits(monkeypatch)
     for rows in (3, 15, 16):
         forward(torch.zeros(rows, 4, 8, 8))
@@ -314,40 +280,35 @@ def test_a_number_of_rows_that_matters_to_the_compiler_has_its_own_model(
 
 @torch.inference_mode()
 def test_models_are_saved_to_a_folder_without_locks(
-    fresh: Checkpoint, kept: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    compiler: None, kept: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def no_locks(*_: object, **__: object) -> None:
         raise OSError("no locks available")
 
     monkeypatch.setattr(compilation, "FileLock", no_locks)
     with caplog.at_level(logging.WARNING, "ray.serve"):
-        small_model(fresh).warm_up(torch.zeros(1, 4, 8, 8))
+        layer.compiled().warm_up(layer.LATENTS)
     assert "cannot be locked" in caplog.text
     assert len(list(kept.glob("*.bin"))) == 1
 
 
 @torch.inference_mode()
-def test_a_compiled_model_is_kept_for_what_it_depends_on(fresh: Checkpoint, tiny_path: Path, kept: Path) -> None:
+def test_a_compiled_model_is_kept_for_what_it_depends_on(compiler: None, kept: Path) -> None:
     """It is reused for other weights of the same architecture.
 
     It is not reused for another precision or, on the CPU, another number of threads.
     """
-    latents = torch.linspace(-2, 2, 256).view(1, 4, 8, 8)
-    other = load_checkpoint(ModelConfig(path=str(tiny_path)), torch.device("cpu"))
-    assert other.preview_vae is not None
-    for parameter in other.preview_vae.parameters():
-        parameter.data += 0.1
-    for checkpoint in (fresh, other):
-        small_model(checkpoint).warm_up(latents)
+    other = layer.Layer(seed=1)
+    for model in (layer.Layer(), other):
+        layer.compiled(model).warm_up(layer.LATENTS)
     assert compilations() == 1
-    forward = small_model(other)
-    forward.warm_up(latents)
-    torch.testing.assert_close(forward(latents), other.preview_vae.decode(latents).sample)
-    half = load_checkpoint(ModelConfig(path=str(tiny_path), dtype="bfloat16"), torch.device("cpu"))
-    small_model(half).warm_up(latents.bfloat16())
+    forward = layer.compiled(other)
+    forward.warm_up(layer.LATENTS)
+    torch.testing.assert_close(forward(layer.LATENTS), other.conv(layer.LATENTS))
+    layer.compiled(layer.Layer().bfloat16()).warm_up(layer.LATENTS.bfloat16())
     assert compilations() == 2
     torch.set_num_threads(2)
-    small_model(fresh).warm_up(latents)
+    layer.compiled().warm_up(layer.LATENTS)
     torch.set_num_threads(1)
     assert compilations() == 3
     assert len(list(kept.glob("*.bin"))) == 3

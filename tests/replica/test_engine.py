@@ -9,12 +9,11 @@ import torch
 from diffusers import StableDiffusionXLPipeline
 
 from serve_app.config import EngineConfig, PreviewConfig
-from serve_app.errors import SlotFailed
+from serve_app.errors import SlotFailed, SlotReturned
 from serve_app.messages import Generated, Preview, Progress
 from serve_app.replica.checkpoint import Checkpoint
 from serve_app.replica.denoise import Denoiser
 from serve_app.replica.engine import Engine
-from serve_app.replica.failures import Returned
 from serve_app.replica.observer import Silent
 from serve_app.replica.prompts import PromptEmbedding, PromptEncoder
 from tests.conftest import Collector, MakeEngine, make_slot
@@ -223,7 +222,7 @@ def test_running_out_of_memory_fails_only_the_batch(make_engine: MakeEngine, mon
 
     def hungry(denoiser: Denoiser, trajectories: Any) -> Any:
         if trajectories[0].latents.shape[-1] > 8:
-            raise torch.OutOfMemoryError
+            raise torch.AcceleratorError("CUDA error: out of memory")
         return predict(denoiser, trajectories)
 
     monkeypatch.setattr(Denoiser, "predict", hungry)
@@ -254,16 +253,16 @@ def test_a_dead_device_returns_the_slots_and_fails_the_health_check_wherever_it_
     """A device error appears at the next call that waits for the device, which can be any of these."""
 
     def broken(*_: Any) -> Any:
-        raise torch.AcceleratorError("an illegal memory access was encountered")
+        raise RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED")
 
     monkeypatch.setattr(f"serve_app.replica.{place}", broken)
     running = make_engine()
     running.engine.check()
-    with pytest.raises(Returned, match="device has failed"):
+    with pytest.raises(SlotReturned, match="device has failed"):
         running.submit(make_slot(preview_steps=frozenset({1}), num_inference_steps=50)).result()
     with pytest.raises(RuntimeError, match="device has failed"):
         running.engine.check()
-    with pytest.raises(Returned):
+    with pytest.raises(SlotReturned):
         running.submit(make_slot())
     assert running.watch.outcomes == ["returned"]
 

@@ -7,12 +7,11 @@ from typing import Any
 
 import pytest
 
-from serve_app.errors import SlotFailed
+from serve_app.errors import SlotFailed, SlotReturned
 from serve_app.messages import Generated, Preview, Progress
 from serve_app.replica import engine as engine_module
 from serve_app.replica.batching import StepScheduler
 from serve_app.replica.denoise import Denoiser
-from serve_app.replica.failures import Returned
 from tests.conftest import Collector, MakeEngine, RunningEngine, Watch, make_slot
 
 ENCODE = "serve_app.replica.output_processor.encode_picture"
@@ -143,11 +142,11 @@ def test_when_the_loop_ends_by_an_error_all_its_slots_are_returned(
     monkeypatch.setattr(StepScheduler, place, broken)
     running = make_engine(max_batch_size=1)
     for collector in running.submit_together(*[make_slot()] * 3):
-        with pytest.raises(Returned):
+        with pytest.raises(SlotReturned):
             collector.result()
     with pytest.raises(RuntimeError, match="thread has ended"):
         running.engine.check()
-    with pytest.raises(Returned):
+    with pytest.raises(SlotReturned):
         running.submit(make_slot())
     assert "a bug" in caplog.text
     assert running.watch.outcomes == ["returned"] * 3
@@ -162,10 +161,11 @@ def test_a_step_that_never_ends_returns_all_slots(
     active, waiting = running.submit_together(make_slot(), make_slot())
     step.wait()
     wait_for_a_stall(running)
-    for collector in (active, waiting):
-        with pytest.raises(Returned, match=r"a step of 1 x .* has not ended"):
+    for collector, begun in ((active, True), (waiting, False)):
+        with pytest.raises(SlotReturned, match="a step of 2 x 64 x 64 has not ended") as returned:
             collector.result()
-    with pytest.raises(Returned):
+        assert returned.value.begun is begun
+    with pytest.raises(SlotReturned):
         running.submit(make_slot())
     with pytest.raises(RuntimeError, match="has not ended"):
         running.engine.check()
@@ -185,11 +185,26 @@ def test_a_file_that_is_never_finished_returns_all_slots(make_engine: MakeEngine
     collector = running.submit(make_slot())
     file.wait()
     wait_for_a_stall(running)
-    with pytest.raises(Returned, match=r"encoding 64x64 pixels as .* has not ended"):
+    with pytest.raises(SlotReturned, match="encoding a png file of 64 x 64 has not ended") as returned:
         collector.result()
+    assert returned.value.begun
     file.end()
     running.engine.stop()
     assert running.watch.outcomes == ["returned"]
+
+
+def test_a_preview_that_is_never_finished_returns_all_slots(
+    make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    block = Block(lambda *_: "a preview")
+    monkeypatch.setattr("serve_app.replica.output_processor.encode_preview", block)
+    running = make_engine(stall_timeout_s=0.5)
+    collector = running.submit(make_slot(preview_steps=frozenset({1}), num_inference_steps=998))
+    block.wait()
+    wait_for_a_stall(running)
+    block.end()
+    with pytest.raises(SlotReturned, match="encoding a preview has not ended"):
+        collector.result()
 
 
 def test_stopping_returns_what_has_not_ended(make_engine: MakeEngine, step: Block) -> None:
@@ -201,9 +216,10 @@ def test_stopping_returns_what_has_not_ended(make_engine: MakeEngine, step: Bloc
     step.end()
     stopping.join(30)
     for collector in collectors:
-        with pytest.raises(Returned, match="stopped"):
+        with pytest.raises(SlotReturned, match="stopped") as returned:
             collector.result()
-    with pytest.raises(Returned):
+        assert not returned.value.begun, "it is not why"
+    with pytest.raises(SlotReturned):
         running.submit(make_slot())
 
 

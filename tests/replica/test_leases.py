@@ -6,9 +6,8 @@ from contextlib import ExitStack
 
 import pytest
 
-from serve_app.errors import SlotFailed
+from serve_app.errors import SlotFailed, SlotReturned
 from serve_app.messages import Call, OpenCalls, new_caller
-from serve_app.replica.failures import Returned
 from serve_app.replica.leases import LEASE_S, Leases
 
 INGRESS, SCRIPT = new_caller("ingress"), new_caller(None)
@@ -34,7 +33,8 @@ class Held:
 
     async def after(self, seconds: float) -> None:
         self.now += seconds
-        await self.leases.check(self._lives)
+        self.leases.drop_late()
+        await self.leases.drop_lost(self._lives)
 
     def poll(self, *numbers: int, caller: str = INGRESS) -> None:
         self.leases.poll(OpenCalls(caller, 10, frozenset(numbers)))
@@ -89,7 +89,7 @@ async def test_the_slot_of_a_silent_caller_that_is_no_actor_is_returned(held: He
     await held.after(LEASE_S - 0.1)
     assert held.dropped == {}
     await held.after(0.1)
-    assert isinstance(held.dropped[0], Returned)
+    assert isinstance(held.dropped[0], SlotReturned)
 
 
 async def test_a_call_is_dropped_at_its_deadline_however_often_its_caller_polls(held: Held) -> None:

@@ -3,15 +3,18 @@
 import json
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from diffusers import AutoencoderKL
+from torch import nn
 
 from serve_app.config import AppArgs, EngineConfig, ModelConfig
 from serve_app.errors import CheckpointError
-from serve_app.replica.compilation import _keep, use_compile_cache
+from serve_app.replica.compilation import Compiled, use_compile_cache
 from serve_app.replica.loading import check_used, load
 
 
@@ -73,46 +76,88 @@ def test_a_vae_that_cannot_decode_all_sizes_is_refused(tiny_path: Path, tmp_path
         load(AppArgs(model=config(folder)))
 
 
-def test_a_cache_that_others_can_write_to_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is loaded from it runs as code."""
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder for the cache, and another place for temporary folders."""
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "as it was")
-    kept = tmp_path / "parallel-sdxl"
-    kept.mkdir()
-    use_compile_cache(str(tmp_path))
-    kept.chmod(0o777)
-    with pytest.raises(ValueError, match=r"^engine\.compile_cache: everyone can write to .*parallel-sdxl"):
-        use_compile_cache(str(tmp_path))
-    kept.chmod(0o775)
-    use_compile_cache(str(tmp_path))
+    return tmp_path / "cache"
+
+
+def used(folder: Path | str | None) -> Path:
+    """Return the folder that the compiler keeps its results in."""
+    use_compile_cache(None if folder is None else str(folder))
+    return Path(os.environ["TORCHINDUCTOR_CACHE_DIR"])
+
+
+def mode(path: Path) -> int:
+    return path.stat().st_mode & 0o777
+
+
+def test_compiled_models_lie_in_a_folder_that_nobody_else_can_enter(cache: Path) -> None:
+    """Whoever can write to the folder around it, as in a volume that all may write to."""
+    cache.mkdir()
+    cache.chmod(0o777)
+    private = used(cache)
+    assert (private.parent, mode(private)) == (cache, 0o700)
+    assert used(cache) == private
+
+
+def make_open(private: Path) -> None:
+    private.chmod(0o750)
+
+
+def give_away(private: Path) -> None:
     if os.getuid() == 0:
-        os.chown(kept, 12345, -1)
-    else:
-        monkeypatch.setattr(os, "getuid", lambda: 12345)
-    with pytest.raises(ValueError, match=r"^engine\.compile_cache: .*parallel-sdxl belongs to another user"):
-        use_compile_cache(str(tmp_path))
+        os.chown(private, 12345, -1)
 
 
-def test_a_model_that_cannot_be_kept_is_no_reason_not_to_start(caplog: pytest.LogCaptureFixture) -> None:
-    _keep(None, Path("/proc/nowhere/model.bin"))
+def replace_by_a_link(private: Path) -> None:
+    private.rename(private.with_name("elsewhere"))
+    private.symlink_to(private.with_name("elsewhere"))
+
+
+def replace_by_a_file(private: Path) -> None:
+    private.rmdir()
+    private.touch()
+
+
+@pytest.mark.parametrize("change", [make_open, give_away, replace_by_a_link, replace_by_a_file])
+def test_a_folder_that_others_may_have_put_code_into_is_not_used(
+    cache: Path, caplog: pytest.LogCaptureFixture, change: Callable[[Path], None]
+) -> None:
+    private = used(cache)
+    change(private)
+    if change is give_away and os.getuid() != 0:
+        pytest.skip("only root gives a folder away")
+    instead = used(cache)
+    assert (instead.parent.name, mode(instead)) == ("temporary", 0o700)
+    assert "engine.compile_cache is not used" in caplog.text
+    assert str(private) in caplog.text
+
+
+@pytest.mark.parametrize("folder", ["/dev/null", "/dev/null/below", "/proc/below", "~nobody-of-that-name/cache"])
+def test_a_cache_that_cannot_be_created_costs_only_the_cache(
+    cache: Path, caplog: pytest.LogCaptureFixture, folder: str
+) -> None:
+    assert used(folder).parent.name == "temporary"
+    assert "engine.compile_cache is not used" in caplog.text
+
+
+def test_a_model_that_cannot_be_kept_is_no_reason_not_to_start(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def compiled(_: nn.Module, rows: torch.Tensor) -> torch.Tensor:
+        return rows
+
+    monkeypatch.setattr(Compiled, "_compile", lambda *_: compiled)
+    forward = Compiled(compiled, nn.Identity())
+    assert forward._compile_once((torch.ones(1),), ((1,),), Path("/proc/nowhere/model.bin")) is compiled
+    assert "cannot be locked" in caplog.text
     assert "could not be saved" in caplog.text
 
 
-def test_without_a_folder_the_cache_is_the_users_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "as it was")
-    monkeypatch.setenv("HOME", str(tmp_path))
-    use_compile_cache(None)
-    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(tmp_path / ".cache" / "parallel-sdxl")
-    monkeypatch.setenv("HOME", "/dev/null")
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    use_compile_cache(None)
-    folder = Path(os.environ["TORCHINDUCTOR_CACHE_DIR"])
-    assert (folder.parent, folder.stat().st_mode & 0o777) == (tmp_path, 0o700)
-
-
-@pytest.mark.parametrize("folder", ["{file}", "{file}/below", "~nobody-of-that-name/cache"])
-def test_a_cache_that_is_not_a_folder_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: str) -> None:
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "as it was")
-    (tmp_path / "file").touch()
-    with pytest.raises(ValueError, match=r"^engine\.compile_cache: .* cannot be created: "):
-        use_compile_cache(folder.format(file=tmp_path / "file"))
-    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == "as it was"
+def test_without_a_folder_the_cache_is_the_users_own(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(cache))
+    assert used(None).parent == cache / ".cache" / "parallel-sdxl"

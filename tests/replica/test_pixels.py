@@ -1,3 +1,4 @@
+import asyncio
 import threading
 from typing import Any
 
@@ -17,8 +18,13 @@ async def test_a_full_store_costs_only_the_pixels() -> None:
 
     store = PixelStore(put=wait_for_room, timeout_s=0.1)
     assert await store.put("pixels") is None
-    assert await store.put("more") is None
+    store._timeout_s = 60
+    assert await asyncio.wait_for(store.put("more"), 10) is None, "none waits behind it"
+    assert store._thread._work_queue.qsize() == 0
     room.set()
+    assert store._overdue
+    await asyncio.wrap_future(store._overdue)
+    assert await store.put("later") == "later"
 
 
 async def test_a_put_that_fails_costs_only_the_pixels() -> None:

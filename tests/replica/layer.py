@@ -1,0 +1,56 @@
+"""A model of one layer, which is compiled in a quarter of the time that the smallest VAE takes.
+
+As a process: compile it with the cache in a folder, and print the number of compilations and a digest of the output.
+"""
+
+import hashlib
+import sys
+from typing import ClassVar
+
+import torch
+from torch import nn
+from torch._dynamo.utils import counters
+from torch._inductor import config as inductor
+
+from serve_app.replica.compilation import Compiled, use_compile_cache
+
+LATENTS = torch.linspace(-2, 2, 256).view(1, 4, 8, 8)
+
+
+class Layer(nn.Module):
+    config: ClassVar[dict[str, object]] = {}
+
+    def __init__(self, seed: int = 0) -> None:
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.conv = nn.Conv2d(4, 8, 3, padding=1).requires_grad_(False)
+
+
+def run(layer: Layer, latents: torch.Tensor) -> torch.Tensor:
+    output: torch.Tensor = layer.conv(latents)
+    return output
+
+
+def compiled(layer: Layer | None = None) -> Compiled:
+    return Compiled(run, layer or Layer())
+
+
+def compilations() -> int:
+    """Return how many graphs the compiler's back end has received."""
+    return int(counters["aot_autograd"]["total"])
+
+
+@torch.inference_mode()
+def answer() -> tuple[int, str]:
+    """Compile the layer and return the number of compilations so far, and a digest of its output."""
+    forward = compiled()
+    forward.warm_up(LATENTS)
+    return compilations(), hashlib.sha256(forward(LATENTS).numpy().tobytes()).hexdigest()
+
+
+if __name__ == "__main__":
+    inductor.cpp.simdlen = 1
+    torch.set_num_threads(1)
+    use_compile_cache(sys.argv[1])
+    print(*answer())

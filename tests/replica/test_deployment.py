@@ -1,0 +1,79 @@
+"""What a replica watches of itself, without Serve."""
+
+import asyncio
+import math
+import threading
+from typing import Any
+
+import pytest
+
+from serve_app.config import AppArgs
+from serve_app.messages import Call, new_caller
+from serve_app.replica import deployment, leases
+from serve_app.replica.deployment import Replica
+from serve_app.replica.leases import Leases
+
+
+class Engine:
+    """In place of an engine: counts the looks."""
+
+    def __init__(self) -> None:
+        self.looks = asyncio.Semaphore(0)
+
+    def look_for_stalls(self) -> None:
+        self.looks.release()
+
+    def stop(self) -> None: ...
+
+
+async def started() -> Replica:
+    replica = Replica.__new__(Replica)
+    await Replica.__init__(replica, AppArgs())
+    return replica
+
+
+async def test_a_question_to_ray_that_hangs_delays_no_look_for_stalls_and_no_deadline(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    engine, held, asked = Engine(), Leases(), asyncio.Event()
+    dropped: list[Exception | None] = []
+
+    async def start(replica: Any, _: AppArgs) -> None:
+        replica._engine, replica._leases = engine, held
+
+    async def hang(_: str) -> bool:
+        asked.set()
+        return await asyncio.Future()
+
+    monkeypatch.setattr(leases, "LEASE_S", 0.0)
+    monkeypatch.setattr(leases, "CHECK_INTERVAL_S", 0.01)
+    monkeypatch.setattr(Replica, "_start", start)
+    monkeypatch.setattr(deployment, "_lives", hang)
+    replica = await started()
+    with held.held(Call(new_caller("an ingress"), 0, math.inf), dropped.append):
+        await asyncio.wait_for(asked.wait(), 10)
+        engine.looks = asyncio.Semaphore(0)
+        with held.held(Call(new_caller("another"), 0, timeout_s=0), dropped.append):
+            for _ in range(3):
+                await asyncio.wait_for(engine.looks.acquire(), 10)
+    assert len(dropped) == 1
+    for check in replica._checks:
+        check.cancel()
+
+
+async def test_a_start_that_hangs_ends_with_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    end = threading.Event()
+    monkeypatch.setattr(deployment, "_LONGEST_START_S", 0.2)
+    monkeypatch.setattr("serve_app.replica.loading.load", lambda _: end.wait(60))
+    with pytest.raises(RuntimeError, match="the start has not ended for 0 s"):
+        await started()
+    end.set()
+
+
+async def test_a_timeout_within_the_start_keeps_its_own_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(_: AppArgs) -> None:
+        raise TimeoutError("the hub does not answer")
+
+    monkeypatch.setattr("serve_app.replica.loading.load", load)
+    with pytest.raises(TimeoutError, match="the hub does not answer"):
+        await started()
