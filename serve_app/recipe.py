@@ -35,7 +35,8 @@ class Body(BaseModel):
     """A JSON object in a request body, nested ones included."""
 
     # Strict: "4" is not a number and true is not 1. A client that sends them has a bug that it should hear about.
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    # A least length, because pydantic lets surrogates pass in texts without bounds: they are no Unicode.
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, str_min_length=0)
 
     @model_validator(mode="before")
     @classmethod

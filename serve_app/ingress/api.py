@@ -43,6 +43,7 @@ def create_api(service: Service, args: AppArgs, disconnect: Errors = ()) -> Fast
         # FastAPI's pages load scripts from a CDN; a self-hosted service must not send browsers there.
         docs_url=None,
         redoc_url=None,
+        responses=native.DIALECT.responses(500),  # of routes that say nothing else
     )
     problems.install(api)
 
@@ -58,7 +59,10 @@ def create_api(service: Service, args: AppArgs, disconnect: Errors = ()) -> Fast
 
 
 def _described(args: AppArgs, dialect: Dialect) -> dict[str, Any]:
-    """Return router options that document the need for a key; `Keys` enforces it."""
+    """Return router options that document what may happen to any request: a bug of ours, a missing key.
+
+    `Keys` enforces the need for a key.
+    """
     if not args.auth.required:
-        return {}
-    return {"dependencies": [Depends(HTTPBearer(auto_error=False))], "responses": dialect.responses(401)}
+        return {"responses": dialect.responses(500)}
+    return {"responses": dialect.responses(401, 500), "dependencies": [Depends(HTTPBearer(auto_error=False))]}

@@ -54,7 +54,7 @@ def router(
     def requested_urls(body: GenerateRequest, http: Request) -> Urls | None:
         return urls(body.response_format, http)
 
-    @routes.post("/generate", response_model=AnyResult, responses=errors(413, 415, 422, 429, 500, 503, 504))
+    @routes.post("/generate", response_model=AnyResult, responses=errors(413, 415, 422, 429, 503, 504))
     async def generate(body: Body, http: Request) -> Response:  # type: ignore[valid-type]  # a class made at run time
         """Generate all images and return them together."""
         keep = requested_urls(body, http)
@@ -89,7 +89,7 @@ def router(
     @routes.get(
         "/generations/{id}",
         response_model=AnyResult,
-        responses={202: {"model": UnfinishedResult}, **errors(404, 500, 503, 504)},
+        responses={202: {"model": UnfinishedResult}, **errors(404, 503, 504)},
     )
     async def generation(id: str, http: Request) -> Response:
         """Return the answer of a generation until streams.keep_s after its end; 202 while images are still to come."""

@@ -11,6 +11,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 from starlette.types import Scope
 
 from serve_app.errors import InvalidRequest, ServiceError
@@ -27,6 +28,15 @@ _HTTP_MESSAGES = {
     404: "there is no such route; GET /openapi.json lists them",
     405: "this route takes another method; see the Allow header",
 }
+
+_METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
+
+_SECONDS = {"schema": {"type": "integer", "minimum": 1}}
+_HEADERS: dict[int, dict[str, Any]] = {
+    429: {"headers": {"Retry-After": {"description": "Seconds.", "required": True, **_SECONDS}}},
+    503: {"headers": {"Retry-After": {"description": "Seconds, if known.", **_SECONDS}}},
+}
+"""The headers of errors in the OpenAPI document."""
 
 _MOST_FAULTS = 5
 
@@ -45,7 +55,7 @@ class Dialect:
 
     def responses(self, *statuses: int) -> dict[int | str, dict[str, Any]]:
         """Return the OpenAPI description of these statuses."""
-        return {status: {"model": self.model} for status in statuses}
+        return {status: {"model": self.model, **_HEADERS.get(status, {})} for status in statuses}
 
 
 class Problems:
@@ -95,13 +105,24 @@ class Problems:
         if error.status_code == 400:  # FastAPI's status for a body that Python's JSON parser cannot read
             message = _unread(error.__cause__, request.headers.get("content-type", ""))
             return self.answer(request.scope, InvalidRequest.status, Problem(type=InvalidRequest.type, message=message))
+        headers = _allow(request, error) if error.status_code == 405 else error.headers
         message = _HTTP_MESSAGES.get(error.status_code, error.detail)
         problem = Problem(type=_HTTP_TYPES.get(error.status_code, "http_error"), message=message)
-        return self.answer(request.scope, error.status_code, problem, error.headers)
+        return self.answer(request.scope, error.status_code, problem, headers)
 
 
 def problem_of(error: ServiceError) -> Problem:
     return Problem(type=error.type, message=error.message, param=error.param)
+
+
+def _allow(request: Request, error: HTTPException) -> Mapping[str, str] | None:
+    """Return the header that names all methods of a path. Starlette's names those of its first route."""
+
+    def is_taken(method: str) -> bool:
+        return any(route.matches({**request.scope, "method": method})[0] is Match.FULL for route in request.app.routes)
+
+    taken = list(filter(is_taken, _METHODS))
+    return {"Allow": ", ".join(taken)} if taken else error.headers
 
 
 def _param(fault: dict[str, Any]) -> str | None:

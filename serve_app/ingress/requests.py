@@ -4,7 +4,7 @@ from math import isfinite
 from typing import Annotated, Any
 
 from fastapi.exceptions import RequestValidationError
-from pydantic import Field, ValidationError, create_model, model_validator
+from pydantic import ConfigDict, Field, ValidationError, create_model, model_validator
 
 from serve_app.config import AppArgs, ModelConfig
 from serve_app.errors import InvalidRequest
@@ -15,8 +15,23 @@ _SERVED_DEFAULTS = Recipe.model_fields.keys() & ModelConfig.model_fields.keys() 
 """Settings that default to the served model's. Not the scheduler: the checkpoint may hold its default."""
 
 
+_ABOUT = ("title", "description", "default")
+"""What a JSON Schema says of a field besides its values."""
+
+
+def _with_null(schema: dict[str, Any]) -> None:
+    """Say that every field that may be left out may be null."""
+    for name in schema["properties"].keys() - set(schema["required"]):
+        field = schema["properties"][name]
+        values = {word: field.pop(word) for word in list(field) if word not in _ABOUT}
+        kinds = values.get("anyOf", [values])
+        field["anyOf"] = kinds if {"type": "null"} in kinds else [*kinds, {"type": "null"}]
+
+
 class ForeignRequest(Body):
     """A request body of another API: strict like our own, but null means the default."""
+
+    model_config = ConfigDict(json_schema_extra=_with_null)
 
     @model_validator(mode="before")
     @classmethod

@@ -59,7 +59,7 @@ class GenerateRequest(Output, Recipe):
         default=None,
         description="Seed of the first image; image i gets seed + i modulo 2^32. Null or -1: random.",
     )
-    seeds: list[Seed] | None = Field(
+    seeds: Annotated[list[Seed], Field(json_schema_extra={"uniqueItems": True})] | None = Field(
         default=None, min_length=1, description="Distinct seeds, one image each, instead of seed and num_images."
     )
     response_format: ResponseFormat = Field(

@@ -119,6 +119,23 @@ def test_a_body_that_is_no_request_is_told_why(client: TestClient, pool: FakePoo
     assert not pool.slots
 
 
+@pytest.mark.parametrize(
+    ("route", "field"),
+    [
+        *(("/generate", field) for field in ("prompt", "negative_prompt", "id", "scheduler")),
+        *(("/v1/images/generations", field) for field in ("prompt", "model", "size", "user", "safety_identifier")),
+        *(("/fal-ai/fast-sdxl", field) for field in ("prompt", "image_size", "request_id")),
+    ],
+)
+def test_half_a_character_is_no_text(client: TestClient, pool: FakePool, route: str, field: str) -> None:
+    body = json.dumps({"prompt": "a", field: "\ud800"})
+    response = client.post(route, content=body, headers={"content-type": "application/json"})
+    message, param = refusal(response)
+    assert (response.status_code, param and param.split(".")[0]) == (ROUTES[route], field)
+    assert "unicode" in message
+    assert not pool.slots
+
+
 def test_a_charset_is_no_help_to_json(client: TestClient) -> None:
     body = '{"prompt":"café"}'
     latin, utf8 = (
@@ -279,6 +296,20 @@ def test_wrong_routes_and_methods_answer_in_the_same_shape(
     assert response.status_code == status
     assert set(response.json()["error"]) == {"type", "message", "param"}
     assert response.json()["error"]["type"] == type_
+
+
+@pytest.mark.parametrize(
+    ("path", "allowed"),
+    [
+        ("/generate", "POST"),
+        ("/generations/some", "GET, DELETE"),
+        ("/fal-ai/fast-sdxl/requests/some", "GET, POST, PUT"),
+        ("/playground/main.js", "GET, HEAD"),
+    ],
+)
+def test_a_wrong_method_is_told_all_that_are_right(client: TestClient, path: str, allowed: str) -> None:
+    response = client.patch(path)
+    assert (response.status_code, response.headers["allow"]) == (405, allowed)
 
 
 def test_a_fault_of_ours_keeps_its_details_to_itself(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:

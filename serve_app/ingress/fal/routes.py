@@ -31,7 +31,7 @@ def router(service: Service, request: type[GenerateRequest], args: AppArgs, file
     def urls(body: FastSdxlInput, http: Request) -> Urls | None:
         return None if body.sync_mode or files is None else urls_of(files, http)
 
-    @routes.post("", response_model=FastSdxlOutput, responses=errors(404, 413, 415, 422, 429, 500, 503, 504))
+    @routes.post("", response_model=FastSdxlOutput, responses=errors(404, 413, 415, 422, 429, 503, 504))
     async def run(body: Body, http: Request) -> Response:  # type: ignore[valid-type]  # a class made at run time
         """Generate all images: the `run` of fal's clients."""
         result = await service.generate(own_request(body, request, args.model))

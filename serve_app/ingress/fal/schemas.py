@@ -1,12 +1,12 @@
 """fal-ai/fast-sdxl as this service implements it: input, output, frames of a stream and errors."""
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import BeforeValidator, Discriminator, Field, Tag
 
 from serve_app.ingress.requests import ForeignRequest
 from serve_app.recipe import Body
-from serve_app.schemas import Answer, FieldError, OtherModel
+from serve_app.schemas import Answer, OtherModel
 
 SizeName = Literal["square_hd", "square", "portrait_4_3", "portrait_16_9", "landscape_4_3", "landscape_16_9"]
 
@@ -26,6 +26,16 @@ _NO_EFFECT = "Accepted, but has no effect."
 class Size(Body):
     width: int
     height: int
+
+
+def _empty(value: Any) -> Any:
+    if value:
+        raise ValueError("is not supported; leaving it out would change the picture")
+    return value
+
+
+No = Annotated[bool, Field(json_schema_extra={"const": False}), BeforeValidator(_empty)]
+Nothing = Annotated[list[Any], Field(max_length=0), BeforeValidator(_empty)]
 
 
 def _name_or_size(size: Any) -> str:
@@ -55,18 +65,11 @@ class FastSdxlInput(ForeignRequest):
         description="Return images as data URIs. Without the service's option files.path they always are.",
     )
     request_id: str | None = Field(default=None, description=_NO_EFFECT)
-    enable_safety_checker: bool = Field(default=False, description="Not supported: true is refused.")
+    enable_safety_checker: No = Field(default=False, description="Not supported: true is refused.")
     safety_checker_version: Literal["v1", "v2"] | None = Field(default=None, description=_NO_EFFECT)
-    expand_prompt: bool = Field(default=False, description="Not supported: true is refused.")
-    loras: list[Any] = Field(default=[], description="Not supported: only an empty list is accepted.")
-    embeddings: list[Any] = Field(default=[], description="Not supported: only an empty list is accepted.")
-
-    @model_validator(mode="after")
-    def _can_be_generated(self) -> Self:
-        for field in ("enable_safety_checker", "expand_prompt", "loras", "embeddings"):
-            if getattr(self, field):
-                raise FieldError(field, "is not supported; leaving it out would change the picture")
-        return self
+    expand_prompt: No = Field(default=False, description="Not supported: true is refused.")
+    loras: Nothing = Field(default=[], description="Not supported: only an empty list is accepted.")
+    embeddings: Nothing = Field(default=[], description="Not supported: only an empty list is accepted.")
 
 
 class File(Answer):

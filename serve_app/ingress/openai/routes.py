@@ -64,7 +64,7 @@ def router(service: Service, request: type[GenerateRequest], args: AppArgs, file
     @routes.post(
         "/images/generations",
         response_model=ImagesResponse,
-        responses=described | errors(400, 404, 413, 415, 429, 500, 503, 504),
+        responses=described | errors(400, 404, 413, 415, 429, 503, 504),
     )
     async def generate(answer: Annotated[Response, Depends(generated)]) -> Response:
         """Generate n images: the `images.generate` of OpenAI's SDKs."""

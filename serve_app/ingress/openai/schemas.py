@@ -3,15 +3,21 @@
 Its SDKs pass on our additional fields: `image_index`, `seed`, `step`, `model`, `failure`, `warnings`.
 """
 
-from typing import Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from serve_app.ingress.requests import ForeignRequest
 from serve_app.recipe import OutputFormat
 from serve_app.schemas import Answer, ErrorDetail, FieldError, OtherModel, ResponseFormat
 
 _NO_EFFECT = "Accepted, but has no effect."
+
+
+def _opaque(background: Any) -> Any:
+    if background == "transparent":
+        raise ValueError("transparent is not supported: pictures are opaque")
+    return background
 
 
 class ImagesRequest(ForeignRequest):
@@ -38,7 +44,7 @@ class ImagesRequest(ForeignRequest):
     partial_images: int = Field(
         default=0, ge=0, le=3, description="Number of previews per image, spread evenly over its steps; needs stream."
     )
-    background: Literal["auto", "opaque", "transparent"] = Field(
+    background: Annotated[Literal["auto", "opaque"], BeforeValidator(_opaque)] = Field(
         default="auto", description="`transparent` is refused: pictures are opaque."
     )
     quality: Literal["auto", "low", "medium", "high", "xhigh", "max", "standard", "hd"] = Field(
@@ -58,8 +64,6 @@ class ImagesRequest(ForeignRequest):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
-        if self.background == "transparent":
-            raise FieldError("background", "transparent is not supported: pictures are opaque")
         if self.partial_images and not self.stream:
             raise FieldError("partial_images", "needs stream: true")
         if self.seeds is not None and "n" in self.model_fields_set and self.n != len(self.seeds):

@@ -1,0 +1,67 @@
+"""What schemathesis must be told of the service besides its OpenAPI document."""
+
+import json
+from typing import Any
+from uuid import uuid4
+
+import schemathesis
+
+Case = schemathesis.Case[Any]
+
+
+@schemathesis.deserializer("text/event-stream")
+def events(_: schemathesis.DeserializationContext, response: schemathesis.Response) -> list[Any]:
+    """Return the data of a stream's events, which the document describes (`ingress/sse.py`)."""
+    lines = response.content.decode().split("\n")
+    data = [line.removeprefix("data: ") for line in lines if line.startswith("data: ")]
+    return [told if told == "[DONE]" else json.loads(told) for told in data]
+
+
+@schemathesis.hook
+def before_load_schema(_: schemathesis.HookContext, document: dict[str, Any]) -> None:
+    """Link what generates to what finds a generation by its id, for the tests of sequences."""
+    found = [
+        operation["operationId"]
+        for path, operations in document["paths"].items()
+        for operation in operations.values()
+        if path.startswith("/generations/{id}")
+    ]
+    for path in ("/generate", "/stream"):
+        document["paths"][path]["post"]["responses"]["200"]["links"] = {
+            name: {"operationId": name, "parameters": {"path.id": "$request.body#/id"}} for name in found
+        }
+
+
+@schemathesis.hook
+def before_call(_: schemathesis.HookContext, case: Case, kwargs: dict[str, Any]) -> None:
+    """Mend bodies by the rules that JSON Schema cannot tell."""
+    if not isinstance(case.body, dict):
+        return
+    if isinstance(timeout_s := case.body.get("timeout_s"), float) and 0 < timeout_s < 1:
+        case.body["timeout_s"] = 60.0  # less time than an image takes is a 504
+    if case.meta and case.meta.generation.mode.is_positive:
+        mend(case.body)
+        if case.operation.path in ("/generate", "/stream"):
+            case.body["id"] = str(uuid4())  # a second generation of one id is refused; without one it is not found
+
+
+def mend(body: dict[str, Any]) -> None:
+    """Make a body right that is right by its schema."""
+    if body.get("seeds") is not None:  # instead of those
+        _drop(body, "seed", "num_images", "n")
+    if body.get("preview_steps") is not None:  # instead of preview_every; and each below num_inference_steps
+        _drop(body, "preview_every")
+        body["preview_steps"] = []
+    if not body.get("stream"):  # of what has no stream
+        _drop(body, "partial_images")
+    if isinstance(body.get("size"), str):  # a text with bounds
+        body["size"] = "64x72"
+    if isinstance(body.get("image_size"), dict):  # the model's bounds, which are told in words
+        body["image_size"] = {"width": 64, "height": 72}
+    if body.get("grid"):  # a sheet of large images would take long
+        body |= {"width": 64, "height": 64}
+
+
+def _drop(body: dict[str, Any], *names: str) -> None:
+    for name in names:
+        body.pop(name, None)
