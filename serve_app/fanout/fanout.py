@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence, Set
 from contextlib import ExitStack, aclosing, asynccontextmanager, contextmanager
 from functools import partial
 from math import ceil
@@ -90,7 +90,7 @@ class FanOut:
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Keep an eye on the replicas for as long as the context is open."""
-        async with background(self._pool.keep_polling(self._dispatcher.look)):
+        async with background(self._pool.keep_polling(self._look)):
             try:
                 yield
             finally:
@@ -145,13 +145,15 @@ class FanOut:
     async def resume(self, id: str, after: int) -> AsyncIterator[Reading]:
         """Read a generation that was opened before from after an event, 0 for the beginning.
 
-        Any ingress replica may hold it. Raises NotFound, NotReady on the way in.
+        Any ingress replica may hold it. Raises NotFound, NotReady, InvalidRequest on the way in.
         """
         if held := self._requests.get(id):
+            _require_event(after, held.log.last)
             async with held.read(after) as reading:
                 yield reading
         else:
             part = await part_after(self._peers, id, after)
+            _require_event(after, part.last)
             async with aclosing(entries_from(self._peers, id, part, after)) as entries:
                 yield Reading(entries, part.response_format)
 
@@ -319,6 +321,11 @@ class FanOut:
             return await asyncio.to_thread(_encode_contact_sheet, cells, plan.parameters), warnings
         return None, warnings
 
+    def _look(self, lost: Set[str]) -> None:
+        """The replicas have told news, and some may be lost."""
+        self._dispatcher.look(lost)
+        self._metrics.waiting(self._admission.waiting())
+
     def _capacity(self) -> int:
         """Return how many images of this ingress replica are generated at once."""
         pool = self._pool.status
@@ -326,6 +333,12 @@ class FanOut:
 
     def _replicas(self) -> ReplicaCount:
         return ReplicaCount(ready=self._pool.status.ready, target=self._args.num_replicas)
+
+
+def _require_event(number: int, last: int) -> None:
+    """Raise InvalidRequest if a generation has had no such event. A reader would wait for it, or get nothing at all."""
+    if number > last:
+        raise InvalidRequest(f"Last-Event-ID: {number} is above the last event so far, {last}", "Last-Event-ID")
 
 
 def _encode_contact_sheet(cells: Sequence[Pixels | None], parameters: Parameters) -> Grid:
