@@ -159,3 +159,4 @@ def test_urls_stay_urls(tmp_path: Path) -> None:
         (image,) = client.get(f"/generations/{id_}").json()["images"]
         assert "b64_json" not in image
         assert client.get(image["url"]).status_code == 200
+        assert len(list(tmp_path.iterdir())) == 1, "stored once"
