@@ -62,7 +62,9 @@ from serve_app.side_work import brief_side_work
 
 logger = logging.getLogger("ray.serve")
 
-_GRID_TIMEOUT_S = 60.0
+_GRID_S = 5.0
+"""How long after its request's deadline a grid may still be made."""
+_NO_GRID = "the grid could not be made; the images are complete"
 _DRAIN_INTERVAL_S = 0.05
 _ENDING_S = 5.0
 """How long answers may take to be put together once their images have ended."""
@@ -185,13 +187,15 @@ class FanOut:
     async def drain(self, grace_s: float) -> None:
         """Refuse new requests, and return when the running ones have ended.
 
-        What has not after `grace_s` seconds fails as `shutting_down`; the images finished by then are returned.
+        What has not after `grace_s` seconds fails as `shutting_down`; the images finished by then are returned, with
+        their grid if it is made within some seconds.
         """
         self._draining = True
         if not await self._ended(grace_s):
             for held in self._requests.running:
                 held.shut_down()
-            await self._ended(_ENDING_S)
+            if not await self._ended(_ENDING_S):
+                await self._requests.close()
 
     async def _ended(self, seconds: float) -> bool:
         """Wait at most so long until no request runs, and return whether none does."""
@@ -216,7 +220,9 @@ class FanOut:
 
         def conclude(_: asyncio.Task[None]) -> None:
             place.close()
-            end = CompletedEvent(id=plan.id, timings=_timings(plan, generation), warnings=_warnings(generation))
+            no_grid = [_NO_GRID] if plan.wants_grid and generation.pixels else []
+            warnings = [*_warnings(generation), *no_grid]
+            end = CompletedEvent(id=plan.id, timings=_timings(plan, generation), warnings=warnings)
             log.conclude(plan.start_event(), generation.images.values(), end)
 
         # Not in the task itself: one that is cancelled before its first step never runs.
@@ -311,7 +317,7 @@ class FanOut:
         refs, warnings = generation.pixels, list[str]()
         if not (plan.wants_grid and refs):
             return None, []
-        async with brief_side_work("the grid could not be made; the images are complete", warnings, _GRID_TIMEOUT_S):
+        async with brief_side_work(_NO_GRID, warnings, plan.deadline + _GRID_S - time.monotonic()):
             cells = await asyncio.gather(*[self._pool.pixels(refs.get(slot.index)) for slot in plan.slots])
             warnings += [
                 f"the grid lacks image {i}: its pixels were lost; the image itself is complete"
