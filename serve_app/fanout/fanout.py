@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence, Set
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Set
 from contextlib import ExitStack, aclosing, asynccontextmanager, contextmanager
 from functools import partial
 from math import ceil
@@ -28,6 +28,7 @@ from serve_app.fanout.dispatch import Dispatcher
 from serve_app.fanout.events import model_warnings
 from serve_app.fanout.generation import Generation
 from serve_app.fanout.generations import Generations
+from serve_app.fanout.grid import NO_GRID, grid_of
 from serve_app.fanout.held import Held, Terms
 from serve_app.fanout.log import Log
 from serve_app.fanout.peers import Peers
@@ -36,7 +37,6 @@ from serve_app.fanout.plan import Plan, plan_of
 from serve_app.fanout.pool import Pool
 from serve_app.fanout.relay import entries_from, part_after, whole
 from serve_app.fanout.states import SlotState
-from serve_app.imaging import Pixels, contact_sheet, encode_bare
 from serve_app.messages import SlotEvent
 from serve_app.metrics import IngressMetrics
 from serve_app.readings import Found, Part, Reading
@@ -47,24 +47,18 @@ from serve_app.schemas import (
     ErrorEvent,
     Event,
     GenerateRequest,
-    Grid,
     GridEvent,
     Health,
     ModelInfo,
-    Parameters,
     PreviewEvent,
     Problem,
     ReplicaCount,
     ServiceStatus,
     Timings,
 )
-from serve_app.side_work import brief_side_work
 
 logger = logging.getLogger("ray.serve")
 
-_GRID_S = 5.0
-"""How long after its request's deadline a grid may still be made."""
-_NO_GRID = "the grid could not be made; the images are complete"
 _DRAIN_INTERVAL_S = 0.05
 _ENDING_S = 5.0
 """How long answers may take to be put together once their images have ended."""
@@ -220,7 +214,7 @@ class FanOut:
 
         def conclude(_: asyncio.Task[None]) -> None:
             place.close()
-            no_grid = [_NO_GRID] if plan.wants_grid and generation.pixels else []
+            no_grid = [NO_GRID] if plan.wants_grid and generation.pixels else []
             warnings = [*_warnings(generation), *no_grid]
             end = CompletedEvent(id=plan.id, timings=_timings(plan, generation), warnings=warnings)
             log.conclude(plan.start_event(), generation.images.values(), end)
@@ -242,7 +236,7 @@ class FanOut:
                 async with aclosing(self._slot_events(plan, generation)) as events:
                     async for event in self._observe_first_preview(plan, events):
                         yield event
-            grid, grid_warnings = await self._make_grid(plan, generation)
+            grid, grid_warnings = await grid_of(plan, generation, self._pool.pixels)
             if grid:
                 yield GridEvent(**dict(grid))
             warnings = [*_warnings(generation), *grid_warnings]
@@ -312,21 +306,6 @@ class FanOut:
                 self._metrics.first_preview(time.monotonic() - plan.started)
             yield event
 
-    async def _make_grid(self, plan: Plan, generation: Generation) -> tuple[Grid | None, list[str]]:
-        """Return the contact sheet if one is wanted and has a picture on it, and what a person should know of it."""
-        refs, warnings = generation.pixels, list[str]()
-        if not (plan.wants_grid and refs):
-            return None, []
-        async with brief_side_work(_NO_GRID, warnings, plan.deadline + _GRID_S - time.monotonic()):
-            cells = await asyncio.gather(*[self._pool.pixels(refs.get(slot.index)) for slot in plan.slots])
-            warnings += [
-                f"the grid lacks image {i}: its pixels were lost; the image itself is complete"
-                for i in refs
-                if cells[i] is None
-            ]
-            return await asyncio.to_thread(_encode_contact_sheet, cells, plan.parameters), warnings
-        return None, warnings
-
     def _look(self, lost: Set[str]) -> None:
         """The replicas have told news, and some may be lost."""
         self._dispatcher.look(lost)
@@ -345,17 +324,6 @@ def _require_event(number: int, last: int) -> None:
     """Raise InvalidRequest if a generation has had no such event. A reader would wait for it, or get nothing at all."""
     if number > last:
         raise InvalidRequest(f"Last-Event-ID: {number} is above the last event so far, {last}", "Last-Event-ID")
-
-
-def _encode_contact_sheet(cells: Sequence[Pixels | None], parameters: Parameters) -> Grid:
-    pixels = contact_sheet(cells, parameters.width, parameters.height)
-    height, width, _ = pixels.shape
-    return Grid(
-        width=width,
-        height=height,
-        media_type=f"image/{parameters.output_format}",
-        b64_json=encode_bare(pixels, parameters.output_format, parameters.output_compression),
-    )
 
 
 def _timings(plan: Plan, generation: Generation) -> Timings:

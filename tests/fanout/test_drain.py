@@ -105,7 +105,7 @@ async def test_an_answer_does_not_lack_its_images_because_its_grid_takes_longer_
 
 
 async def test_a_grid_is_given_up_soon_after_the_deadline_of_its_request(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("serve_app.fanout.fanout._GRID_S", 0.1)
+    monkeypatch.setattr("serve_app.fanout.grid._EXTRA_S", 0.1)
     service = FanOut(NoPixels(), NoPeers(), AppArgs(), Metrics())
     async with asyncio.timeout(2):
         answer = await service.generate(SHEET.model_copy(update={"timeout_s": 0.1}))
