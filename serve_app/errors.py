@@ -11,8 +11,7 @@
     |-- ShuttingDown        503  the service has been told to stop; `retry_after_s` says when another may have started
     `-- DeadlineExceeded    504  the deadline passed before any image finished
     SlotFailed              one image failed, the others go on; sent from the replica to the ingress
-    SlotCancelled           one image was cancelled on its replica
-    ReplicaLost             the replica died while generating a slot; the fan-out may retry it elsewhere
+    ReplicaLost             the replica, or the call to it, is gone; the fan-out may have the slot generated elsewhere
     SlotReturned            the replica does not generate the slot; the fan-out has it generated elsewhere
     CheckpointError         a checkpoint cannot be served: the replica does not start
 
@@ -107,12 +106,8 @@ class SlotFailed(Exception):
         self.message = message
 
 
-class SlotCancelled(Exception):
-    """One image was cancelled before it finished."""
-
-
 class ReplicaLost(Exception):
-    """The replica that was generating a slot is gone."""
+    """The replica that was generating a slot is gone, or the call to it is."""
 
 
 class SlotReturned(Exception):

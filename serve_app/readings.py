@@ -21,11 +21,13 @@ class Entry(NamedTuple):
 class Part:
     """What is kept of a generation's events after a certain one, or the beginning of it.
 
-    `ended`: nothing follows, now or later. `created` is Unix time in seconds.
+    `ended`: nothing follows, now or later. `last` is the number of the last event so far. `created` is Unix time in
+    seconds.
     """
 
     entries: tuple[Entry, ...]
     ended: bool
+    last: int
     created: int
     response_format: ResponseFormat
 

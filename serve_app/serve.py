@@ -5,15 +5,19 @@ ones have a grace to finish in, and only then Serve ends.
 """
 
 import argparse
+import asyncio
+import os
 import signal
 import threading
 import time
+from collections.abc import Iterable
 from contextlib import suppress
 from types import FrameType
 
 import ray
 from ray import serve
 from ray.serve.exceptions import RayServeException
+from ray.serve.handle import DeploymentHandle
 from ray.serve.scripts import cli
 
 from serve_app.ingress.deployment import Ingress
@@ -39,6 +43,8 @@ def main() -> None:
             raise SystemExit(128 + number)
         told.set()
 
+    # Serve's controller reads it: else a replica that hangs keeps its GPU for as long as a request may take.
+    os.environ.setdefault("RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS", "1")
     ray.init(namespace="serve")  # first: it takes SIGTERM for itself
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, on_signal)
@@ -52,14 +58,23 @@ def main() -> None:
 
 def drain(grace_s: float) -> None:
     """Let every ingress replica of this cluster refuse new requests and end its running ones."""
-    told = []
+    handles = []
     for name in serve.status().applications:
         with suppress(RayServeException):  # not an application of ours, or one that has not started
-            told.append(serve.get_deployment_handle(Ingress.__name__, name).broadcast("drain", grace_s))
-    for answers in told:
-        with suppress(RayServeException, TimeoutError):
-            answers.results(timeout_s=grace_s + _MARGIN_S, return_exceptions=True)
+            handles.append(serve.get_deployment_handle(Ingress.__name__, name))
+    asyncio.run(drained(handles, grace_s))
     time.sleep(_SENDING_S)
+
+
+async def drained(ingresses: Iterable[DeploymentHandle], grace_s: float) -> None:
+    """Drain ingress deployments, all at once: a broadcast is made when somebody waits for it."""
+    await asyncio.gather(*[_drained(ingress, grace_s) for ingress in ingresses])
+
+
+async def _drained(ingress: DeploymentHandle, grace_s: float) -> None:
+    with suppress(RayServeException, TimeoutError):
+        told = ingress.broadcast("drain", grace_s)
+        await told.results_async(timeout_s=grace_s + _MARGIN_S, return_exceptions=True)
 
 
 if __name__ == "__main__":

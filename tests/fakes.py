@@ -124,7 +124,7 @@ class Metrics(IngressMetrics):
         self.first_previews: list[float] = []
         self.retries = 0
         self.outcomes: list[str] = []
-        self.most_waiting = 0
+        self.most_waiting = self.now_waiting = 0
 
     def first_preview(self, seconds: float) -> None:
         self.first_previews.append(seconds)
@@ -133,7 +133,7 @@ class Metrics(IngressMetrics):
         self.outcomes.append(outcome)
 
     def waiting(self, images: int) -> None:
-        self.most_waiting = max(self.most_waiting, images)
+        self.now_waiting, self.most_waiting = images, max(self.most_waiting, images)
 
     def retried(self) -> None:
         self.retries += 1

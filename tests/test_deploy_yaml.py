@@ -54,6 +54,12 @@ def test_a_pod_that_is_told_to_end_lets_its_replicas_finish(service: dict[str, A
         assert pod["terminationGracePeriodSeconds"] >= float(drain_s) + 10, "and for Ray to end"
 
 
+def test_a_replica_that_hangs_gives_up_its_gpu(service: dict[str, Any]) -> None:
+    """Serve's controller, on the head, kills it; without this it may take as long as one that ends in order."""
+    (head,) = service["spec"]["rayClusterConfig"]["headGroupSpec"]["template"]["spec"]["containers"]
+    assert {"name": "RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS", "value": "1"} in head["env"]
+
+
 def test_compiled_kernels_outlive_a_pod(service: dict[str, Any]) -> None:
     args = AppArgs.model_validate(yaml.safe_load(service["spec"]["serveConfigV2"])["applications"][0]["args"])
     (workers,) = service["spec"]["rayClusterConfig"]["workerGroupSpecs"]

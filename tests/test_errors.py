@@ -14,7 +14,6 @@ ALL = [
     errors.NotReady("wait"),
     errors.DeadlineExceeded("late"),
     errors.SlotFailed("out_of_memory", "no room"),
-    errors.SlotCancelled(),
     errors.ReplicaLost("gone"),
     errors.SlotReturned("broken", True),
 ]

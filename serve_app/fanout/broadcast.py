@@ -1,9 +1,11 @@
 """A question to all replicas of a deployment at once, for what concerns them rather than their work."""
 
 import asyncio
+from contextlib import suppress
 from typing import Any
 
 from ray import ObjectRef
+from ray.exceptions import RayError
 from ray.serve.handle import DeploymentHandle
 
 TIMEOUT_S = 2.0
@@ -24,12 +26,20 @@ async def ask_each(handle: DeploymentHandle, method: str, *args: Any) -> "dict[s
     return {ref.task_id().actor_id().hex(): ref for ref in refs}
 
 
-async def broadcast(handle: DeploymentHandle, method: str, *args: Any) -> list[Any]:
-    """Return the answers of all replicas that gave one.
+async def first_answer(handle: DeploymentHandle, method: str, *args: Any) -> Any:
+    """Return the first answer that says something, whichever replica gives it; None where all say nothing.
 
-    Raises TimeoutError where one hangs, DeploymentUnavailableError where none is.
+    Raises TimeoutError where one that hangs might say something, DeploymentUnavailableError where none is.
     """
     async with asyncio.timeout(TIMEOUT_S):
         refs = await ask_each(handle, method, *args)
-        answers = await asyncio.gather(*refs.values(), return_exceptions=True)
-    return [a for a in answers if not isinstance(a, BaseException)]
+        answers = [asyncio.ensure_future(ref) for ref in refs.values()]
+        rest = asyncio.gather(*answers, return_exceptions=True)
+        try:
+            for answer in asyncio.as_completed(answers):
+                with suppress(RayError):  # it has died, and what it held with it
+                    if said := await answer:
+                        return said
+        finally:
+            rest.cancel()
+    return None

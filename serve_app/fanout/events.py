@@ -24,7 +24,12 @@ DEADLINE_EXCEEDED = ErrorDetail(
 SHUTTING_DOWN = ErrorDetail(type="shutting_down", message="the service was shut down before this image was finished")
 CANCELLED = ErrorDetail(type="cancelled", message="the image was cancelled")
 REPLICA_LOST = ErrorDetail(
-    type="replica_lost", message="the replica died while generating this image, and so did the one that tried again"
+    type="replica_lost", message="the replica was lost while generating this image, and so was the one that tried again"
+)
+NOWHERE = ErrorDetail(type="replica_lost", message="no replica generated this image: all gave it back, again and again")
+BREAKS_REPLICAS = ErrorDetail(
+    type="breaks_replicas",
+    message="several replicas broke down while generating this image; its settings may be the cause",
 )
 INTERNAL = ErrorDetail(type="internal", message="the image could not be generated; the service's log says why")
 

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Set
 from contextlib import ExitStack, aclosing, asynccontextmanager, contextmanager
 from functools import partial
 from math import ceil
@@ -28,6 +28,7 @@ from serve_app.fanout.dispatch import Dispatcher
 from serve_app.fanout.events import model_warnings
 from serve_app.fanout.generation import Generation
 from serve_app.fanout.generations import Generations
+from serve_app.fanout.grid import NO_GRID, grid_of
 from serve_app.fanout.held import Held, Terms
 from serve_app.fanout.log import Log
 from serve_app.fanout.peers import Peers
@@ -36,7 +37,6 @@ from serve_app.fanout.plan import Plan, plan_of
 from serve_app.fanout.pool import Pool
 from serve_app.fanout.relay import entries_from, part_after, whole
 from serve_app.fanout.states import SlotState
-from serve_app.imaging import Pixels, contact_sheet, encode_bare
 from serve_app.messages import SlotEvent
 from serve_app.metrics import IngressMetrics
 from serve_app.readings import Found, Part, Reading
@@ -47,22 +47,18 @@ from serve_app.schemas import (
     ErrorEvent,
     Event,
     GenerateRequest,
-    Grid,
     GridEvent,
     Health,
     ModelInfo,
-    Parameters,
     PreviewEvent,
     Problem,
     ReplicaCount,
     ServiceStatus,
     Timings,
 )
-from serve_app.side_work import brief_side_work
 
 logger = logging.getLogger("ray.serve")
 
-_GRID_TIMEOUT_S = 60.0
 _DRAIN_INTERVAL_S = 0.05
 _ENDING_S = 5.0
 """How long answers may take to be put together once their images have ended."""
@@ -90,7 +86,7 @@ class FanOut:
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Keep an eye on the replicas for as long as the context is open."""
-        async with background(self._pool.keep_polling(self._dispatcher.look)):
+        async with background(self._pool.keep_polling(self._look)):
             try:
                 yield
             finally:
@@ -145,13 +141,15 @@ class FanOut:
     async def resume(self, id: str, after: int) -> AsyncIterator[Reading]:
         """Read a generation that was opened before from after an event, 0 for the beginning.
 
-        Any ingress replica may hold it. Raises NotFound, NotReady on the way in.
+        Any ingress replica may hold it. Raises NotFound, NotReady, InvalidRequest on the way in.
         """
         if held := self._requests.get(id):
+            _require_event(after, held.log.last)
             async with held.read(after) as reading:
                 yield reading
         else:
             part = await part_after(self._peers, id, after)
+            _require_event(after, part.last)
             async with aclosing(entries_from(self._peers, id, part, after)) as entries:
                 yield Reading(entries, part.response_format)
 
@@ -183,13 +181,15 @@ class FanOut:
     async def drain(self, grace_s: float) -> None:
         """Refuse new requests, and return when the running ones have ended.
 
-        What has not after `grace_s` seconds fails as `shutting_down`; the images finished by then are returned.
+        What has not after `grace_s` seconds fails as `shutting_down`; the images finished by then are returned, with
+        their grid if it is made within some seconds.
         """
         self._draining = True
         if not await self._ended(grace_s):
             for held in self._requests.running:
                 held.shut_down()
-            await self._ended(_ENDING_S)
+            if not await self._ended(_ENDING_S):
+                await self._requests.close()
 
     async def _ended(self, seconds: float) -> bool:
         """Wait at most so long until no request runs, and return whether none does."""
@@ -214,7 +214,9 @@ class FanOut:
 
         def conclude(_: asyncio.Task[None]) -> None:
             place.close()
-            end = CompletedEvent(id=plan.id, timings=_timings(plan, generation), warnings=_warnings(generation))
+            no_grid = [NO_GRID] if plan.wants_grid and generation.pixels else []
+            warnings = [*_warnings(generation), *no_grid]
+            end = CompletedEvent(id=plan.id, timings=_timings(plan, generation), warnings=warnings)
             log.conclude(plan.start_event(), generation.images.values(), end)
 
         # Not in the task itself: one that is cancelled before its first step never runs.
@@ -234,7 +236,7 @@ class FanOut:
                 async with aclosing(self._slot_events(plan, generation)) as events:
                     async for event in self._observe_first_preview(plan, events):
                         yield event
-            grid, grid_warnings = await self._make_grid(plan, generation)
+            grid, grid_warnings = await grid_of(plan, generation, self._pool.pixels)
             if grid:
                 yield GridEvent(**dict(grid))
             warnings = [*_warnings(generation), *grid_warnings]
@@ -304,20 +306,10 @@ class FanOut:
                 self._metrics.first_preview(time.monotonic() - plan.started)
             yield event
 
-    async def _make_grid(self, plan: Plan, generation: Generation) -> tuple[Grid | None, list[str]]:
-        """Return the contact sheet if one is wanted and has a picture on it, and what a person should know of it."""
-        refs, warnings = generation.pixels, list[str]()
-        if not (plan.wants_grid and refs):
-            return None, []
-        async with brief_side_work("the grid could not be made; the images are complete", warnings, _GRID_TIMEOUT_S):
-            cells = await asyncio.gather(*[self._pool.pixels(refs.get(slot.index)) for slot in plan.slots])
-            warnings += [
-                f"the grid lacks image {i}: its pixels were lost; the image itself is complete"
-                for i in refs
-                if cells[i] is None
-            ]
-            return await asyncio.to_thread(_encode_contact_sheet, cells, plan.parameters), warnings
-        return None, warnings
+    def _look(self, lost: Set[str]) -> None:
+        """The replicas have told news, and some may be lost."""
+        self._dispatcher.look(lost)
+        self._metrics.waiting(self._admission.waiting())
 
     def _capacity(self) -> int:
         """Return how many images of this ingress replica are generated at once."""
@@ -328,15 +320,10 @@ class FanOut:
         return ReplicaCount(ready=self._pool.status.ready, target=self._args.num_replicas)
 
 
-def _encode_contact_sheet(cells: Sequence[Pixels | None], parameters: Parameters) -> Grid:
-    pixels = contact_sheet(cells, parameters.width, parameters.height)
-    height, width, _ = pixels.shape
-    return Grid(
-        width=width,
-        height=height,
-        media_type=f"image/{parameters.output_format}",
-        b64_json=encode_bare(pixels, parameters.output_format, parameters.output_compression),
-    )
+def _require_event(number: int, last: int) -> None:
+    """Raise InvalidRequest if a generation has had no such event. A reader would wait for it, or get nothing at all."""
+    if number > last:
+        raise InvalidRequest(f"Last-Event-ID: {number} is above the last event so far, {last}", "Last-Event-ID")
 
 
 def _timings(plan: Plan, generation: Generation) -> Timings:

@@ -8,11 +8,13 @@ from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanage
 from dataclasses import dataclass
 from typing import Any
 
-from serve_app.errors import OUT_OF_MEMORY, ReplicaLost, SlotCancelled, SlotFailed, SlotReturned
+from serve_app.errors import OUT_OF_MEMORY, ReplicaLost, SlotFailed, SlotReturned
 from serve_app.fanout.admission import Admission
 from serve_app.fanout.events import (
+    BREAKS_REPLICAS,
     DEADLINE_EXCEEDED,
     INTERNAL,
+    NOWHERE,
     REPLICA_LOST,
     SHUTTING_DOWN,
     cancelled,
@@ -37,8 +39,11 @@ Turn = Callable[[Ticket, set[str]], AbstractAsyncContextManager[str]]
 _MOST_TRIES = 2
 """Replicas that may die while they have a slot, or have no memory for it, before it fails."""
 
+_MOST_BROKEN = 3
+"""Replicas that may break down while they generate a slot, before it fails: it may be why."""
+
 _MOST_RETURNED = 20
-"""Times that a slot may be returned before it fails."""
+"""Times that a slot may be returned for whatever reason before it fails."""
 
 _PAUSE_S = 0.05
 """Between two tries, so that a slot that every replica returns at once does not keep all busy."""
@@ -226,17 +231,11 @@ class Generation:
         self._inbox.put_nowait(None)
 
     async def _generate_slot(self, record: _SlotRecord, generate: Generate) -> None:
-        """Post a slot's events; the last one always ends it."""
+        """Post a slot's events; the last one ends it. Who cancels this task has posted the end, or nobody listens."""
         try:
             await self._generate_somewhere(record, generate)
         except SlotFailed as error:
             self._post_failure(record, ErrorDetail(type=error.type, message=error.message))
-        except (SlotCancelled, asyncio.CancelledError) as error:
-            # A CancelledError is our own, and then the end is posted already or nobody listens; or it is Serve's, for a
-            # call that had no replica yet.
-            self._inbox.put_nowait((record, cancelled(record.slot)))
-            if isinstance(error, asyncio.CancelledError):
-                raise
         except ReplicaLost:
             self._post_failure(record, REPLICA_LOST)
         except Exception:
@@ -246,21 +245,22 @@ class Generation:
     async def _generate_somewhere(self, record: _SlotRecord, generate: Generate) -> None:
         """Post the events of a slot on one replica after another, until one has generated it.
 
-        The seed makes every try the same picture. Raises ReplicaLost or SlotFailed when too many have died or had no
-        memory for it.
+        The seed makes every try the same picture. Raises ReplicaLost or SlotFailed when too many have died, broken
+        down or had no memory for it.
         """
         failed: set[str] = set()
-        tries = returned = 0
+        tries = broken = returned = 0
         while True:
             try:
                 async with self._turn(record.ticket, failed) as replica:
                     await self._post_events(record, generate, replica)
                 return
             except SlotReturned as error:
-                # Not the slot's doing; but one that breaks every replica must not go round for ever.
-                returned += 1
-                if returned == _MOST_RETURNED:
-                    raise ReplicaLost(str(error)) from error
+                # Seldom the slot's doing; but one that breaks every replica must not have them all.
+                broken, returned = broken + error.begun, returned + 1
+                if broken == _MOST_BROKEN or returned == _MOST_RETURNED:
+                    end = BREAKS_REPLICAS if broken == _MOST_BROKEN else NOWHERE
+                    raise SlotFailed(end.type, end.message) from error
             except (ReplicaLost, SlotFailed) as error:
                 tries += 1
                 if tries == _MOST_TRIES or (isinstance(error, SlotFailed) and error.type != OUT_OF_MEMORY):

@@ -25,7 +25,7 @@ class Generations:
     def hold(self, id: str, held: Held) -> None:
         """Hold a generation until it has ended and its time is over."""
         self._held[id] = held
-        held.task.add_done_callback(lambda _: self._keep(id))
+        held.task.add_done_callback(lambda _: self._keep(id, held))
 
     def get(self, id: str) -> Held | None:
         return self._held.get(id)
@@ -57,20 +57,22 @@ class Generations:
             task.cancel()
         await asyncio.gather(*running, return_exceptions=True)
 
-    def _keep(self, id: str) -> None:
+    def _keep(self, id: str, held: Held) -> None:
         """Keep an ended generation for its time, and as long as there is room."""
-        held = self._held[id]
         held.let_go()
         if not held.terms.keep_s:  # nobody can find it, and it takes no room from those that can be found
             self._forget(id)
             return
         self._ended[id] = held.log.size
-        asyncio.get_running_loop().call_later(held.terms.keep_s, self._drop, id)
+        asyncio.get_running_loop().call_later(held.terms.keep_s, self._drop, id, held)
         while sum(self._ended.values()) > self._max_bytes:
-            self._drop(next(iter(self._ended)))
+            oldest = next(iter(self._ended))
+            self._drop(oldest, self._held[oldest])
 
-    def _drop(self, id: str) -> None:
-        if self._ended.pop(id, None) is not None:
+    def _drop(self, id: str, held: Held) -> None:
+        """Forget an ended generation, unless that was done before: then another may have its id."""
+        if self._held.get(id) is held:
+            del self._ended[id]
             self._forget(id)
 
     def _forget(self, id: str) -> None:

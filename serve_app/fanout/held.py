@@ -104,7 +104,7 @@ class Held:
                 break
             taken.append(entry)
         ended = self.log.ended and len(taken) == len(entries)
-        return Part(tuple(taken), ended, self._created, self.terms.response_format)
+        return Part(tuple(taken), ended, self.log.last, self._created, self.terms.response_format)
 
     def _join(self) -> None:
         self._readers += 1

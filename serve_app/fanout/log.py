@@ -64,6 +64,11 @@ class Log:
         return isinstance(self._entries.get(self._last), CompletedEvent | ErrorEvent)
 
     @property
+    def last(self) -> int:
+        """The number of the last event so far."""
+        return self._last
+
+    @property
     def size(self) -> int:
         """About how many bytes it takes."""
         return sum(_OVERHEAD + len(getattr(event, "b64_json", "")) for event in self._entries.values())
@@ -95,13 +100,14 @@ class Log:
         self.append(end)
 
     def after(self, number: int) -> list[Entry]:
-        """Return what is kept after an event, 0 for all."""
+        """Return what is kept after an event, 0 for all. After the last there is the last: readers need an end."""
+        number = self._before_the_end(number)
         return [Entry(n, event) for n, event in self._entries.items() if n > number]
 
     @contextmanager
     def read(self, after: int) -> Iterator[AsyncGenerator[Entry]]:
-        """Give what is kept after an event, 0 for all, and then what comes, to the end."""
-        reader = _Reader(after)
+        """Give what is kept after an event, as `after` does, and then what comes, to the end."""
+        reader = _Reader(self._before_the_end(after))
         self._readers.add(reader)
         try:
             yield self._follow(reader)
@@ -124,6 +130,9 @@ class Log:
             if self.ended:
                 return
             await self._changed.wait()
+
+    def _before_the_end(self, number: int) -> int:
+        return min(number, self._last - 1) if self.ended else number
 
     def _forget_superseded(self) -> None:
         slowest = min((reader.at for reader in self._readers), default=self._last)

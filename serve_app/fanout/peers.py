@@ -9,7 +9,7 @@ from ray.serve.exceptions import DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
 from serve_app.errors import NotReady
-from serve_app.fanout.broadcast import broadcast
+from serve_app.fanout.broadcast import first_answer
 from serve_app.readings import Part
 
 
@@ -19,23 +19,24 @@ class Peers:
     async def cancel(self, id: str, index: int | None) -> list[int]:
         """Return what the replica that holds the request says, empty where none does.
 
-        Raises NotReady where one does not answer.
+        Raises NotReady where none does and one does not answer.
         """
         # Only the replica that holds the request names any; if it has died in between, none does.
-        return [index for answer in await self._ask("cancel", id, index) for index in answer]
+        return await self._ask("cancel", id, index) or []
 
     async def next_part(self, id: str, after: int, wait_s: float) -> Part | None:
         """Return what the replica that holds the generation has after an event, None where none does.
 
-        It waits up to so many seconds for something. Raises NotReady where one does not answer.
+        It waits up to so many seconds for something. Raises NotReady where none does and one does not answer.
         """
-        return next((part for part in await self._ask("next_part", id, after, wait_s) if part), None)
+        part: Part | None = await self._ask("next_part", id, after, wait_s)
+        return part
 
-    async def _ask(self, method: str, *args: Any) -> list[Any]:
+    async def _ask(self, method: str, *args: Any) -> Any:
         # In a thread, because it asks Serve's controller and waits.
         handle = await asyncio.to_thread(lambda: self._handle)
         try:
-            return await broadcast(handle, method, *args)
+            return await first_answer(handle, method, *args)
         except (DeploymentUnavailableError, TimeoutError) as error:
             raise NotReady("not all ingress replicas have answered; try again") from error
 

@@ -31,9 +31,10 @@ class Placement:
     def has_room(self, replicas: Sequence[ReplicaStatus], out: Mapping[Ticket, str]) -> bool:
         """Return whether any slot may go out."""
         own = Counter(out.values())
-        places = sum(_DEPTH * r.capacity for r in replicas)
-        most = share_of(places, sum(r.others for r in replicas), self._ingresses)
-        return sum(own[r.id] for r in replicas) < most
+        taking = [r for r in replicas if r.capacity]
+        places = sum(_DEPTH * r.capacity for r in taking)
+        most = share_of(places, sum(r.others for r in taking), self._ingresses)
+        return sum(own[r.id] for r in taking) < most
 
     def choose(
         self, ticket: Ticket, replicas: Sequence[ReplicaStatus], out: Mapping[Ticket, str], avoid: Set[str]

@@ -12,7 +12,7 @@ from ray import ObjectRef, exceptions, serve
 from ray.serve.exceptions import DeploymentUnavailableError, RayServeException
 from ray.serve.handle import DeploymentHandle
 
-from serve_app.errors import NotReady, ReplicaLost, SlotCancelled, SlotReturned
+from serve_app.errors import NotReady, ReplicaLost, SlotReturned
 from serve_app.fanout.broadcast import ask_each
 from serve_app.fanout.calls import Calls
 from serve_app.fanout.sight import PoolStatus, Sight
@@ -25,7 +25,7 @@ POLL_INTERVAL_S = 1.0
 """How often the replicas are told which calls are still waited for, and asked for their status."""
 
 _STARTING_POLL_INTERVAL_S = 0.1
-"""How often while none is ready.
+"""How often while none takes slots.
 
 Serve calls the application running before the ingress knows, and requests may follow at once.
 """
@@ -39,6 +39,7 @@ _LOST = (
     exceptions.WorkerCrashedError,
     exceptions.NodeDiedError,
     exceptions.ObjectLostError,
+    exceptions.TaskCancelledError,  # by Serve or Ray: we do not wait for what we cancel
 )
 
 Tell = Callable[[Set[str]], None]
@@ -82,13 +83,13 @@ class Pool:
                 await self._poll()
             except Exception:
                 logger.exception("could not ask the replicas for their status")
-            interval = POLL_INTERVAL_S if self.status.ready else _STARTING_POLL_INTERVAL_S
+            interval = POLL_INTERVAL_S if self.status.capacity else _STARTING_POLL_INTERVAL_S
             await asyncio.sleep(max(_SHORTEST_PAUSE_S, began + interval - time.monotonic()))
 
     async def generate(self, slot: Slot, replica: str, deadline: float) -> AsyncGenerator[SlotEvent]:
         """Yield a slot's picture alone, collected by its ObjectRef.
 
-        Raises SlotFailed, SlotCancelled, SlotReturned or ReplicaLost.
+        Raises SlotFailed, SlotReturned or ReplicaLost.
         """
         with self._calling(self._handle.generate, slot, replica, deadline) as response:
             generated: Generated = await (await response._to_object_ref())
@@ -97,7 +98,7 @@ class Pool:
     async def watch(self, slot: Slot, replica: str, deadline: float) -> AsyncGenerator[SlotEvent]:
         """Yield a slot's events as they happen, its picture last.
 
-        Raises SlotFailed, SlotCancelled, SlotReturned or ReplicaLost.
+        Raises SlotFailed, SlotReturned or ReplicaLost.
         """
         with self._calling(self._streams.stream, slot, replica, deadline) as response:
             async for event in response:
@@ -113,11 +114,13 @@ class Pool:
             response = method.remote(slot, call)
             try:
                 yield response
-            except Exception as error:
+            except (Exception, asyncio.CancelledError) as error:
                 ours = _translated(error)
                 if isinstance(ours, ReplicaLost | SlotReturned):
                     self._sight.doubt(replica)
                     self._look()
+                if ours is error:
+                    raise
                 raise ours from error
             finally:
                 # A call that found no replica raises its error again here, in place of our own cancellation.
@@ -141,17 +144,16 @@ class Pool:
         try:
             answers = await ask_each(self._handle, "poll", self._calls.still_open())
         except DeploymentUnavailableError:
-            self._sight.polled(())
-            self._look()
-            return
+            answers = {}
         except TimeoutError:
             return  # Serve is starting or busy, which says nothing of the replicas
         self._sight.polled(answers)
         waiting = {asyncio.ensure_future(answer): actor for actor, answer in answers.items()}
         for task, actor in waiting.items():
             task.add_done_callback(partial(self._answered, actor))
-        _, silent = await asyncio.wait(waiting, timeout=POLL_INTERVAL_S)
-        self._sight.missed(waiting[task] for task in silent)
+        if waiting:
+            _, silent = await asyncio.wait(waiting, timeout=POLL_INTERVAL_S)
+            self._sight.missed(waiting[task] for task in silent)
         self._sight.note_finished()
         self._look()
 
@@ -175,10 +177,13 @@ def _own_actor() -> str | None:
         return None
 
 
-def _translated(error: Exception) -> Exception:
+def _translated(error: BaseException) -> BaseException:
     """Return Ray's error as one of ours where it has a meaning here. SlotFailed crosses with its own type."""
-    if isinstance(error, _LOST):
+    if isinstance(error, _LOST) or (isinstance(error, asyncio.CancelledError) and not _told_to_end()):
         return ReplicaLost(str(error))
-    if isinstance(error, exceptions.TaskCancelledError):
-        return SlotCancelled()
     return error
+
+
+def _told_to_end() -> bool:
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0

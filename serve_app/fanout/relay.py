@@ -35,7 +35,7 @@ async def whole(peers: Peers, id: str) -> Part:
         if part.ended:
             break
         part = await part_after(peers, id, _last(entries))
-    return Part(tuple(entries), part.ended, part.created, part.response_format)
+    return Part(tuple(entries), part.ended, part.last, part.created, part.response_format)
 
 
 async def entries_from(peers: Peers, id: str, part: Part, after: int) -> AsyncGenerator[Entry]:

@@ -3,7 +3,7 @@
 import time
 from collections import deque
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from serve_app.messages import ReplicaStatus
 
@@ -11,7 +11,8 @@ _MISSED_POLLS = 3
 """Polls in a row without any answer, after which a replica is lost from sight.
 
 A frozen process does not answer, nor one that a long call keeps from its event loop. A busy machine may take a second
-or two. If none answers any more, none is lost: the machine is busy, or it is this process that hears nothing.
+or two. If none answers any more, none is lost while Serve still lists it: the machine is busy, or it is this process
+that hears nothing.
 """
 
 _RATE_WINDOW_S = 60.0
@@ -19,7 +20,7 @@ _RATE_WINDOW_S = 60.0
 
 @dataclass(frozen=True, slots=True)
 class PoolStatus:
-    """What the replicas last said; `replicas` are those that take slots.
+    """What the replicas last said; `replicas` are those that generate. One that takes no slots now has no capacity.
 
     `lost` are those that cannot generate what they hold: they do not answer, or say why themselves.
     """
@@ -60,17 +61,27 @@ class _Seen:
     doubted: bool = False
     """It has failed a call since it answered last."""
 
+    @property
+    def silent(self) -> bool:
+        return self.missed >= _MISSED_POLLS
+
 
 class Sight:
     """Judges replicas by their answers. A replica is named by its actor until its answer says its id."""
 
     def __init__(self) -> None:
         self._seen: dict[str, _Seen] = {}
+        self._given_up: frozenset[str] = frozenset()
         self._finished: deque[tuple[float, dict[str, int]]] = deque()
 
     def polled(self, actors: Iterable[str]) -> None:
-        """Serve lists these replicas, and each has been asked once more. Forget the others: they are gone or going."""
-        self._seen = {actor: self._seen.get(actor) or _Seen() for actor in actors}
+        """Serve lists these replicas, and each has been asked once more. Forget the others: they are gone or going.
+
+        Those of them that were silent are lost: Serve has given them up. Others may finish what they have.
+        """
+        before, self._seen = self._seen, {actor: self._seen.get(actor) or _Seen() for actor in actors}
+        unlisted = [seen for actor, seen in before.items() if actor not in self._seen]
+        self._given_up = frozenset(seen.status.id for seen in unlisted if seen.silent and seen.status is not None)
 
     def answered(self, actor: str, status: ReplicaStatus) -> None:
         if seen := self._seen.get(actor):
@@ -83,26 +94,30 @@ class Sight:
                 seen.missed += 1
 
     def failed(self, actor: str) -> None:
-        """A replica has answered with an error: it is dying."""
+        """A replica has answered with an error: it is dying, and what it last said does not hold."""
         if seen := self._seen.get(actor):
-            seen.doubted = True
+            seen.status = None
 
     def doubt(self, id: str) -> None:
-        """A replica has failed a call: give it no more until it answers again."""
+        """A replica has failed a call: give it no more until it answers again. Its model is served all the same."""
         for seen in self._seen.values():
             if seen.status is not None and seen.status.id == id:
                 seen.doubted = True
 
     def status(self) -> PoolStatus:
         known = [(seen, seen.status) for seen in self._seen.values() if seen.status is not None]
-        silent = {status.id for seen, status in known if seen.missed >= _MISSED_POLLS}
+        silent = {status.id for seen, status in known if seen.silent}
         faulty = {status.id for _, status in known if status.fault is not None}
         if len(silent) == len(known):
             silent = set()  # it is not the replicas that are slow, and there is nowhere else to generate
         return PoolStatus(
-            replicas=tuple(status for seen, status in known if status.id not in silent | faulty and not seen.doubted),
+            replicas=tuple(
+                replace(status, capacity=0) if seen.doubted else status
+                for seen, status in known
+                if status.id not in silent | faulty
+            ),
             images_per_second=self._rate(),
-            lost=frozenset(silent | faulty),
+            lost=self._given_up | silent | faulty,
         )
 
     def note_finished(self) -> None:

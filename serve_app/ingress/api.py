@@ -11,6 +11,7 @@ from fastapi.security import HTTPBearer
 from serve_app import __version__
 from serve_app.config import AppArgs
 from serve_app.ingress import fal, file_urls, native, openai, playground
+from serve_app.ingress.answers import Answers
 from serve_app.ingress.disconnect import Errors
 from serve_app.ingress.files import Files
 from serve_app.ingress.middleware import middleware
@@ -20,11 +21,11 @@ from serve_app.ingress.requests import request_model
 from serve_app.ingress.service import Service
 
 
-def create_api(service: Service, args: AppArgs, disconnect: Errors = ()) -> FastAPI:
+def create_api(service: Service, args: AppArgs, disconnect: Errors = (), answers: Answers | None = None) -> FastAPI:
     """Return the app of one service; its request bodies have that service's limits.
 
-    `disconnect` are errors that the server's `receive` raises instead of ASGI's message when the client has gone.
-    Raises ValueError if API keys are missing or the folder of files cannot be used.
+    `disconnect` are errors that the server's `receive` raises instead of ASGI's message when the client has gone;
+    `answers` hears of each answer. Raises ValueError if API keys are missing or the folder of files cannot be used.
     """
     stored = Files(Path(args.files.path), args.files) if args.files.path else None
 
@@ -38,7 +39,7 @@ def create_api(service: Service, args: AppArgs, disconnect: Errors = ()) -> Fast
         title="parallel-sdxl",
         version=__version__,
         lifespan=lifespan,
-        middleware=middleware(args, problems, disconnect),
+        middleware=middleware(args, problems, disconnect, answers or Answers()),
         redirect_slashes=False,
         # FastAPI's pages load scripts from a CDN; a self-hosted service must not send browsers there.
         docs_url=None,

@@ -1,5 +1,7 @@
 """The Serve deployment that takes HTTP."""
 
+import time
+
 from fastapi import FastAPI
 from ray.exceptions import TaskCancelledError
 from ray.serve.handle import DeploymentHandle
@@ -8,9 +10,13 @@ from serve_app.config import AppArgs
 from serve_app.fanout.fanout import FanOut
 from serve_app.fanout.peers import Peers
 from serve_app.fanout.pool import Pool
+from serve_app.ingress.answers import Answers
 from serve_app.ingress.api import create_api
 from serve_app.metrics import IngressMetrics
 from serve_app.readings import Part
+
+_SENDING_S = 3.0
+"""How long after the grace answers may still be sent: files may be stored first."""
 
 
 class Ingress:
@@ -19,14 +25,17 @@ class Ingress:
     def __init__(self, args: AppArgs, replicas: DeploymentHandle) -> None:
         self._args = args
         self._service = FanOut(Pool(replicas), Peers(), args, IngressMetrics())
+        self._answers = Answers()
 
     async def cancel(self, id: str, index: int | None) -> list[int]:
         """Cancel a request's images if this replica holds them. Its peers call this: any of them may get the DELETE."""
         return self._service.cancel_here(id, index)
 
     async def drain(self, grace_s: float) -> None:
-        """Refuse new requests and return when the running ones have ended, at most some seconds after the grace."""
+        """Refuse new requests and return when the running ones are answered, at most some seconds after the grace."""
+        ends = time.monotonic() + grace_s
         await self._service.drain(grace_s)
+        await self._answers.sent(max(_SENDING_S, ends - time.monotonic()))
 
     async def next_part(self, id: str, after: int, wait_s: float) -> Part | None:
         """Return what a generation has after an event if this replica holds it. Its peers call this as well."""
@@ -35,4 +44,4 @@ class Ingress:
     # Bound late: Serve pickles an app passed to the decorator by value, with frozen copies of all module globals.
     def __serve_build_asgi_app__(self) -> FastAPI:
         # When the client has gone, Serve makes `receive` raise this error.
-        return create_api(self._service, self._args, disconnect=TaskCancelledError)
+        return create_api(self._service, self._args, disconnect=TaskCancelledError, answers=self._answers)

@@ -2,17 +2,19 @@
 
 import asyncio
 import base64
+import hashlib
 import logging
 import os
 import re
 import secrets
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from stat import S_ISREG
 from tempfile import TemporaryFile
-from typing import get_args
+from typing import Any, TypeVar, get_args
 
 from serve_app.background import background
 from serve_app.config import FilesConfig
@@ -27,17 +29,26 @@ _UNFINISHED = ".part"
 _TIDY_INTERVAL_S = 60.0
 
 
+_THREADS = 4
+"""For all work on the folder, and for nothing else: where its file system hangs, so do they."""
+
+T = TypeVar("T")
+
+
 class Files:
     """A folder of images. Several processes may share it; its only state is the files.
 
-    Deletes files older than `ttl_s`, and the oldest while all together exceed `max_bytes`. Never touches files with
-    other names. Raises ValueError if the folder cannot be written to.
+    A file is named after its content, so that a picture is stored once however often it is told. Deletes files that
+    were not told for `ttl_s`, and the oldest while all together exceed `max_bytes`. Never touches files with other
+    names. Raises ValueError if the folder cannot be written to.
     """
 
     def __init__(self, folder: Path, config: FilesConfig) -> None:
         self.base_url = config.base_url
         self._folder = folder
         self._config = config
+        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="files")
+        self._free = asyncio.Semaphore(_THREADS)
         try:
             folder.mkdir(parents=True, exist_ok=True)
             TemporaryFile(dir=folder).close()
@@ -50,22 +61,29 @@ class Files:
 
         async def keep_tidy() -> None:
             while True:
-                await asyncio.to_thread(self._tidy)
+                await self._in_thread(self._tidy)
                 await asyncio.sleep(min(_TIDY_INTERVAL_S, self._config.ttl_s))
 
         async with background(keep_tidy()):
             yield
 
     async def keep(self, picture: Picture | Grid) -> str:
-        """Write a picture to a new file and return its name. Raises OSError if it cannot be written."""
-        return await asyncio.to_thread(self._save, picture)
+        """Return the name of a file with a picture, newly written or not. Raises OSError if it cannot be written."""
+        return await self._in_thread(self._save, picture)
 
     async def read(self, name: str) -> bytes:
         """Return a file written by `keep`. Raises NotFound."""
         if _NAME.fullmatch(name):
             with suppress(FileNotFoundError):
-                return await asyncio.to_thread(self._read, self._folder / name)
+                return await self._in_thread(self._read, self._folder / name)
         raise NotFound("there is no such file, or it has expired")
+
+    async def _in_thread(self, work: Callable[..., T], *args: Any) -> T:
+        # Waits for a free thread here: the executor's own queue would keep the pictures of those that have given up.
+        await self._free.acquire()
+        loop, running = asyncio.get_running_loop(), self._threads.submit(work, *args)
+        running.add_done_callback(lambda _: loop.call_soon_threadsafe(self._free.release))
+        return await asyncio.wrap_future(running)
 
     def _read(self, path: Path) -> bytes:
         stat = path.lstat()
@@ -74,17 +92,24 @@ class Files:
         return path.read_bytes()
 
     def _save(self, picture: Picture | Grid) -> str:
-        path = self._folder / f"{secrets.token_urlsafe(24)}.{picture.media_type.removeprefix('image/')}"
-        unfinished = path.with_name(path.name + _UNFINISHED)
+        content, suffix = base64.b64decode(picture.b64_json), picture.media_type.removeprefix("image/")
+        path = self._folder / f"{_name_of(content)}.{suffix}"
         try:
-            unfinished.write_bytes(base64.b64decode(picture.b64_json))
+            os.utime(path, follow_symlinks=False)  # its time begins anew
+        except FileNotFoundError:
+            self._write(path, content)
+            self._tidy()
+        return path.name
+
+    def _write(self, path: Path, content: bytes) -> None:
+        unfinished = path.with_name(f"{secrets.token_urlsafe(24)}{path.suffix}{_UNFINISHED}")
+        try:
+            unfinished.write_bytes(content)
             unfinished.rename(path)
         except OSError:
             with suppress(OSError):
                 unfinished.unlink()  # half a file would take what room is left
             raise
-        self._tidy()
-        return path.name
 
     def _tidy(self) -> None:
         """Delete expired files, and the oldest above `max_bytes`. Only log failures: pictures are still served."""
@@ -107,3 +132,8 @@ class Files:
 
     def _too_old(self, stat: os.stat_result) -> bool:
         return stat.st_mtime < time.time() - self._config.ttl_s
+
+
+def _name_of(content: bytes) -> str:
+    """Return a name that only who has the content knows: 32 characters."""
+    return base64.urlsafe_b64encode(hashlib.sha256(content).digest()[:24]).decode()

@@ -4,6 +4,7 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 
 from serve_app.config import AppArgs, AuthConfig, CorsConfig
+from serve_app.ingress.answers import Answers, CountedAnswers
 from serve_app.ingress.bodies import PlainBodies
 from serve_app.ingress.disconnect import ErrorAsDisconnect, Errors
 from serve_app.ingress.faults import AnsweredFaults
@@ -13,9 +14,10 @@ from serve_app.ingress.prefix import PrefixAsFolder
 from serve_app.ingress.problems import Problems
 
 
-def middleware(args: AppArgs, problems: Problems, disconnect: Errors) -> list[Middleware]:
+def middleware(args: AppArgs, problems: Problems, disconnect: Errors, answers: Answers) -> list[Middleware]:
     """Return the middleware of one service, outermost first. Raises ValueError if API keys are missing."""
     return [
+        Middleware(CountedAnswers, answers=answers),
         Middleware(ErrorAsDisconnect, errors=disconnect),
         Middleware(PrefixAsFolder),
         *_cors(args.cors),  # before the keys: a browser's preflight request has none

@@ -77,6 +77,7 @@ def test_the_longest_retry_after_is_a_minute() -> None:
 
 REPLICAS = [replace(REPLICA, id=id_, capacity=2) for id_ in "ab"]
 PLACES = 8
+NEW = REPLICA.model.model_copy(update={"hash": "new"})
 
 
 @dataclass
@@ -182,7 +183,7 @@ def test_what_other_ingress_replicas_hold_counts_before_what_we_sent() -> None:
 
 
 def test_slots_go_to_the_weights_their_request_began_with_while_there_are_any() -> None:
-    new = replace(REPLICA, id="new", model=REPLICA.model.model_copy(update={"hash": "new"}))
+    new = replace(REPLICA, id="new", model=NEW)
     old = [replace(ticket, model=REPLICA.model.hash) for ticket in tickets(4)]
     queue = Queue([replace(REPLICA, id="old", others=2), new])
     queue.admission.join(old, nothing)
@@ -192,6 +193,30 @@ def test_slots_go_to_the_weights_their_request_began_with_while_there_are_any() 
     queue.admission.join(old, nothing)
     queue.send_out()
     assert set(queue.admission.out.values()) == {"new"}, "rather than never"
+
+
+def test_while_a_replica_takes_no_slots_those_of_its_weights_wait_for_it() -> None:
+    """It has failed a call a moment ago, and new weights are being rolled out."""
+    old, new = replace(REPLICA, id="old"), replace(REPLICA, id="new", model=NEW)
+    queue = Queue([replace(old, capacity=0), new])
+    queue.admission.join([replace(ticket, model=old.model.hash) for ticket in tickets(4)], nothing)
+    queue.send_out()
+    assert not queue.admission.out
+    queue.replicas = [old, new]
+    queue.send_out()
+    assert set(queue.admission.out.values()) == {"old"}
+
+
+def test_what_is_out_on_a_replica_that_takes_no_slots_uses_no_room_of_the_others() -> None:
+    queue = Queue(REPLICAS)
+    queue.admission.join(tickets(2 * PLACES), nothing)
+    queue.send_out()
+    for _ in range(PLACES // 2):
+        on_b = next(ticket for ticket, replica in queue.admission.out.items() if replica == "b")
+        queue.admission.end_turn(on_b)
+    queue.replicas = [replace(REPLICAS[0], capacity=0), REPLICAS[1]]
+    queue.send_out()
+    assert list(queue.admission.out.values()).count("b") == PLACES // 2
 
 
 def test_an_ingress_replica_has_its_part_of_the_places_though_others_hold_all() -> None:

@@ -1,6 +1,7 @@
 """An ingress that is told to end: what runs has a grace, and what it is not enough for ends with a typed answer."""
 
 import asyncio
+from typing import Any
 
 import pytest
 
@@ -12,6 +13,7 @@ from serve_app.schemas import CompletedEvent, ErrorEvent, FailedEvent, GenerateR
 from tests.fakes import FakePool, Metrics, NoPeers
 
 REQUEST = GenerateRequest(prompt="a", num_images=2, seed=0, preview_steps=[])
+SHEET = REQUEST.model_copy(update={"grid": True})
 
 
 def stuck(*indexes: int) -> FanOut:
@@ -75,6 +77,40 @@ async def test_a_stream_has_its_last_event(stuck_indexes: tuple[int, ...], last:
     if isinstance(events[-1], ErrorEvent):
         assert events[-1].error.type == "shutting_down"
     await draining
+
+
+class NoPixels(FakePool):
+    """Its object store never answers."""
+
+    async def pixels(self, ref: Any) -> Any:
+        await asyncio.Event().wait()
+
+
+NO_GRID = "the grid could not be made; the images are complete"
+
+
+async def test_an_answer_does_not_lack_its_images_because_its_grid_takes_longer_than_the_grace(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("serve_app.fanout.fanout._ENDING_S", 0.1)
+    service = FanOut(NoPixels(), NoPeers(), AppArgs(), Metrics())
+    answer = asyncio.create_task(service.generate(SHEET))
+    await asyncio.sleep(0.05)
+    async with asyncio.timeout(5):
+        await service.drain(0.1)
+    async with asyncio.timeout(1):
+        whole = await answer
+    assert [image.status for image in whole.images] == ["succeeded", "succeeded"]
+    assert (whole.grid, whole.warnings) == (None, [NO_GRID])
+
+
+async def test_a_grid_is_given_up_soon_after_the_deadline_of_its_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serve_app.fanout.grid._EXTRA_S", 0.1)
+    service = FanOut(NoPixels(), NoPeers(), AppArgs(), Metrics())
+    async with asyncio.timeout(5):
+        answer = await service.generate(SHEET.model_copy(update={"timeout_s": 0.1}))
+    assert [image.status for image in answer.images] == ["succeeded", "succeeded"]
+    assert answer.warnings == [NO_GRID]
 
 
 async def test_new_requests_are_refused_and_the_health_says_why() -> None:

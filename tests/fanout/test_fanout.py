@@ -10,10 +10,12 @@ from ray.serve import metrics
 
 from serve_app.config import AppArgs
 from serve_app.fanout.fanout import FanOut
+from serve_app.fanout.pool import Tell, nobody
+from serve_app.fanout.sight import PoolStatus
 from serve_app.messages import Slot
 from serve_app.metrics import IngressMetrics
 from serve_app.schemas import BatchResult, CompletedEvent, Event, GenerateRequest, StartEvent
-from tests.fakes import FakePool, Metrics, NoPeers
+from tests.fakes import REPLICA, FakePool, Metrics, NoPeers
 
 REQUEST = GenerateRequest(prompt="a cat and a dog", num_images=2, seed=0, preview_steps=[], width=64, height=64)
 SHEET = REQUEST.model_copy(update={"grid": True})
@@ -41,6 +43,15 @@ class Mute(FakePool):
     async def cut_off(self, prompt: str) -> str:
         await asyncio.Event().wait()
         return ""
+
+
+class News(Mute):
+    """Tells what the test says."""
+
+    tell: Tell
+
+    async def keep_polling(self, tell: Tell = nobody) -> None:
+        self.tell = tell
 
 
 async def test_a_stream_starts_before_any_replica_answers_anything() -> None:
@@ -80,6 +91,19 @@ async def test_a_grid_that_cannot_be_made_costs_no_image(pool: FakePool, caplog:
     assert isinstance(events[-1], CompletedEvent)
     assert events[-1].warnings == answer.warnings
     assert "Traceback" in caplog.text
+
+
+async def test_the_gauge_of_what_waits_follows_what_the_replicas_tell() -> None:
+    """One replica of two goes, and nothing is admitted or ends."""
+    pool, metrics = News(), Metrics()
+    pool.before = pool.forever
+    service = fan_out(pool, metrics)
+    async with service.running(), service.stream(REQUEST.model_copy(update={"num_images": 8})):
+        await asyncio.sleep(0)
+        assert metrics.now_waiting == 0
+        pool.status = PoolStatus((REPLICA,))
+        pool.tell(set())
+        assert metrics.now_waiting == 4
 
 
 async def test_metrics_that_cannot_be_counted_cost_no_image(monkeypatch: pytest.MonkeyPatch) -> None:

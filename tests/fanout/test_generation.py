@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from serve_app.errors import ReplicaLost, SlotCancelled, SlotFailed, SlotReturned
+from serve_app.errors import ReplicaLost, SlotFailed, SlotReturned
 from serve_app.fanout.admission import Admission
 from serve_app.fanout.generation import Generation
 from serve_app.messages import Generated, Preview, Progress, ReplicaStatus, Slot, SlotEvent, Work
@@ -87,17 +87,14 @@ async def test_no_image_waits_for_another() -> None:
 
 
 @pytest.mark.parametrize(
-    ("error", "kind", "type_"),
+    ("error", "type_"),
     [
-        (SlotFailed("out_of_memory", "no room"), FailedEvent, "out_of_memory"),
-        (SlotCancelled(), CancelledEvent, "cancelled"),
-        (ReplicaLost(), FailedEvent, "replica_lost"),
-        (ZeroDivisionError("secret"), FailedEvent, "internal"),
+        (SlotFailed("out_of_memory", "no room"), "out_of_memory"),
+        (ReplicaLost(), "replica_lost"),
+        (ZeroDivisionError("secret"), "internal"),
     ],
 )
-async def test_a_failing_slot_beside_good_ones(
-    error: Exception, kind: type[FailedEvent] | type[CancelledEvent], type_: str
-) -> None:
+async def test_a_failing_slot_beside_good_ones(error: Exception, type_: str) -> None:
     async def generate(slot: Slot) -> AsyncGenerator[SlotEvent]:
         if slot.index == 1:
             raise error
@@ -105,7 +102,7 @@ async def test_a_failing_slot_beside_good_ones(
 
     events = await events_of(generation_of(3), generate)
     assert sorted(e.index for e in events if isinstance(e, ImageEvent)) == [0, 2]
-    (bad,) = [e for e in events if isinstance(e, kind)]
+    (bad,) = [e for e in events if isinstance(e, FailedEvent)]
     assert (bad.index, bad.seed, bad.error.type) == (1, 51, type_)
     assert "secret" not in bad.error.message
 
@@ -179,6 +176,30 @@ async def test_a_slot_that_every_replica_returns_again_and_again_fails_in_the_en
     assert last.error.type == "replica_lost"
 
 
+async def test_a_slot_that_breaks_each_replica_it_is_generated_by_has_three_of_them_and_no_more(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("serve_app.fanout.generation._PAUSE_S", 0)
+    broken: list[str] = []
+
+    async def generate(_: Slot, replica: str) -> AsyncGenerator[SlotEvent]:
+        if len(broken) == 1 and "d" not in broken:
+            broken.append("d")
+            raise SlotReturned("it only waited there")
+        broken.append(replica)
+        raise SlotReturned("the device has failed", begun=True)
+        yield GENERATED
+
+    generation = generation_of(1, replicas=[replace(REPLICA, id=id_) for id_ in "abcdefgh"])
+    with generation.admitted():
+        async with generation.generating(generate):
+            (last,) = [event async for event in generation.events(time.monotonic() + 5)]
+    assert isinstance(last, FailedEvent)
+    assert last.error.type == "breaks_replicas"
+    assert "settings may be the cause" in last.error.message
+    assert len(broken) == 1 + 3
+
+
 async def test_slots_on_a_replica_that_is_lost_from_sight_are_generated_elsewhere() -> None:
     replicas = [replace(REPLICA, id="frozen"), replace(REPLICA, id="well")]
     admission = Admission(100, lambda: 8)
@@ -227,17 +248,6 @@ async def test_a_slot_that_waits_again_says_its_place() -> None:
                 if told[-1] == ("queued", 0):
                     release.set()
     assert told.index(("progress", 0)) < told.index(("queued", 0)) < told.index(("image", 0))
-
-
-async def test_a_call_that_serve_cancels_is_a_cancelled_image_and_holds_nobody_up() -> None:
-    async def generate(slot: Slot) -> AsyncGenerator[SlotEvent]:
-        if slot.index == 1:
-            raise asyncio.CancelledError
-        yield GENERATED
-
-    async with asyncio.timeout(5):
-        events = await events_of(generation_of(2), generate)
-    assert {type(e) for e in events} == {ImageEvent, CancelledEvent}
 
 
 @pytest.mark.parametrize("_", range(20))

@@ -169,6 +169,18 @@ async def test_the_oldest_go_first_where_there_is_no_room() -> None:
     assert [id_ for id_ in "abcd" if generations.get(id_)] == [], "too large even alone"
 
 
+async def test_the_time_of_a_generation_that_had_to_go_does_not_end_a_later_one_of_the_same_id() -> None:
+    generations = Generations(max_bytes=50_000)
+    generations.hold("a", held(keep_s=0.1, picture="x" * 40_000))
+    await asyncio.sleep(0.01)
+    generations.hold("b", held(60, picture="x" * 40_000))
+    await asyncio.sleep(0.01)
+    assert generations.get("a") is None, "there was no room"
+    generations.hold("a", later := held(60))
+    await asyncio.sleep(0.2)
+    assert generations.get("a") is later
+
+
 async def test_what_runs_takes_no_room_of_what_has_ended_and_is_cancelled_at_the_close() -> None:
     generations, running = Generations(max_bytes=0), held(60, picture="x")
     running.task.cancel()

@@ -7,10 +7,13 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ray.serve.exceptions import DeploymentUnavailableError
+import pytest
+from ray.exceptions import TaskCancelledError
+from ray.serve.exceptions import DeploymentUnavailableError, RequestCancelledError
 from ray.serve.handle import DeploymentBroadcastResponse
 
 from serve_app.background import background
+from serve_app.errors import ReplicaLost
 from serve_app.fanout.pool import POLL_INTERVAL_S, Pool
 from serve_app.fanout.sight import Sight
 from serve_app.messages import Call, OpenCalls, ReplicaStatus, Slot
@@ -22,11 +25,12 @@ from tests.fakes import REPLICA
 class Handle:
     """Broadcasts as Serve does, to a replica that becomes ready after the first `unready` polls.
 
-    Its calls are never answered.
+    Its calls are never answered, or by `error`.
     """
 
     unready: int = 0
     on_answer: Callable[[], Any] = lambda: None
+    error: BaseException | None = None
     answers: "list[Answer]" = field(default_factory=lambda: [Answer()])
     polls: list[OpenCalls] = field(default_factory=list)
     calls: list[Call] = field(default_factory=list)
@@ -40,7 +44,7 @@ class Handle:
 
     def remote(self, _: Slot, call: Call) -> "Response":
         self.calls.append(call)
-        return Response()
+        return Response(self.error)
 
     def broadcast(self, method: str, calls: OpenCalls) -> DeploymentBroadcastResponse:
         assert method == "poll"
@@ -56,13 +60,18 @@ class Handle:
         return self.answers
 
 
+@dataclass
 class Response:
-    """Never comes, and its cancellation goes nowhere."""
+    """Is an error or never comes, and its cancellation goes nowhere."""
+
+    error: BaseException | None
 
     def __aiter__(self) -> "Response":
         return self
 
     async def __anext__(self) -> Any:
+        if self.error:
+            raise self.error
         await asyncio.Event().wait()
 
     def cancel(self) -> None: ...
@@ -167,8 +176,23 @@ def test_a_replica_that_says_it_cannot_generate_gets_nothing_and_loses_what_it_h
 def test_a_replica_that_fails_a_call_gets_no_more_until_it_answers_again_and_keeps_the_others() -> None:
     sight = sight_of(WELL, FROZEN)
     sight.doubt("frozen")
-    assert [r.id for r in sight.status().replicas] == ["well"]
+    assert [(r.id, r.capacity) for r in sight.status().replicas] == [("well", 4), ("frozen", 0)]
     assert not sight.status().lost
+    sight.answered("actor of frozen", FROZEN)
+    assert sight.status().capacity == 8
+
+
+def test_a_service_whose_only_replica_fails_a_call_is_still_ready_and_knows_its_model() -> None:
+    sight = sight_of(WELL)
+    sight.doubt("well")
+    assert sight.status().ready == 1
+    assert [r.model for r in sight.status().replicas] == [WELL.model]
+
+
+def test_a_replica_that_answers_a_poll_with_an_error_is_not_known_until_it_answers_again() -> None:
+    sight = sight_of(WELL, FROZEN)
+    sight.failed("actor of frozen")
+    assert [r.id for r in sight.status().replicas] == ["well"]
     sight.answered("actor of frozen", FROZEN)
     assert sight.status().ready == 2
 
@@ -178,6 +202,20 @@ def test_a_replica_that_serve_no_longer_lists_gets_nothing_and_may_finish_what_i
     sight.polled(["actor of well"])
     assert [r.id for r in sight.status().replicas] == ["well"]
     assert not sight.status().lost
+
+
+@pytest.mark.parametrize("error", [asyncio.CancelledError(), RequestCancelledError(), TaskCancelledError()])
+async def test_a_call_that_nobody_here_has_cancelled_is_lost(error: BaseException) -> None:
+    with pytest.raises(ReplicaLost):
+        await anext(Pool(Handle(error=error)).watch(make_slot(), REPLICA.id, time.monotonic() + 60))
+
+
+async def test_who_cancels_its_call_is_cancelled() -> None:
+    call = asyncio.ensure_future(anext(Pool(Handle()).watch(make_slot(), REPLICA.id, time.monotonic() + 60)))
+    await asyncio.sleep(0)
+    call.cancel()
+    await asyncio.wait([call])
+    assert call.cancelled()
 
 
 async def test_a_call_says_where_it_goes_and_for_how_long_it_is_waited_for() -> None:
@@ -192,8 +230,38 @@ async def test_a_call_says_where_it_goes_and_for_how_long_it_is_waited_for() -> 
 
 def test_where_no_replica_answers_any_more_none_is_lost() -> None:
     """The machine is busy: to generate everything from the start would make it busier."""
-    sight = sight_of(WELL, FROZEN)
-    for _ in range(5):
-        sight.missed(["actor of well", "actor of frozen"])
+    sight = silent_sight(WELL, FROZEN)
     assert sight.status().ready == 2
     assert not sight.status().lost
+
+
+@pytest.mark.parametrize("still_listed", [(), ("actor of new",)])
+def test_where_serve_has_given_up_replicas_that_are_silent_they_are_lost_though_none_answers(
+    still_listed: tuple[str, ...],
+) -> None:
+    sight = silent_sight(WELL, FROZEN)
+    sight.polled(still_listed)
+    assert sight.status().lost == {"well", "frozen"}
+    assert not sight.status().replicas
+
+
+async def test_slots_of_a_frozen_replica_that_serve_has_given_up_are_taken_back() -> None:
+    """It was the only one, so nothing is listed."""
+    told = list[Set[str]]()
+    handle = Handle(answers=[Answer("1", FROZEN)])
+    pool = Pool(handle)
+    async with background(pool.keep_polling(told.append)):
+        await asyncio.sleep(0.05)
+        for _ in range(5):
+            pool._sight.missed(["1"])
+        handle.answers = []
+        await asyncio.sleep(1.1 * POLL_INTERVAL_S)
+    assert {"frozen"} in told
+    assert pool.status.ready == 0
+
+
+def silent_sight(*replicas: ReplicaStatus) -> Sight:
+    sight = sight_of(*replicas)
+    for _ in range(5):
+        sight.missed([f"actor of {r.id}" for r in replicas])
+    return sight

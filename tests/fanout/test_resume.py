@@ -266,6 +266,19 @@ async def test_another_ingress_replica_goes_on_with_the_stream(monkeypatch: pyte
     assert way.asked < 30, "it waits for news where the generation is"
 
 
+async def test_every_ingress_replica_refuses_an_event_that_never_was_and_tells_the_end_again() -> None:
+    holder, other, _ = two_ingress_replicas()
+    async with holder.left_after_the_first_picture("finish"):
+        for service in (holder.service, other):
+            with pytest.raises(InvalidRequest, match="999 is above the last event so far"):
+                await rest_of(service, 999)
+        holder.release.set()
+        await ended(holder.service)
+        (*_, last) = await rest_of(holder.service, 0)
+        for service in (holder.service, other):
+            assert await rest_of(service, last_number([last])) == [last]
+
+
 async def test_another_ingress_replica_finds_its_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("serve_app.fanout.held._LARGEST_PART", 1)
     holder, other, _ = two_ingress_replicas()

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serve_app.errors import ReplicaLost, SlotCancelled, SlotFailed
+from serve_app.errors import ReplicaLost, SlotFailed, SlotReturned
 from serve_app.fanout.admission import Admission
 from serve_app.fanout.generation import Generation
 from serve_app.fanout.states import GenerationState, IllegalTransition, SlotState
@@ -96,10 +96,9 @@ SAYINGS: tuple[SlotEvent | BaseException, ...] = (
     Preview(1, 8, 8, "cHJldmlldw=="),
     Generated(64, 64, "image/png", "cGljdHVyZQ==", Work(0, 0, 0, 0), MODEL),
     SlotFailed("out_of_memory", "no room"),
-    SlotCancelled(),
+    SlotReturned(),
     ReplicaLost(),
     ZeroDivisionError(),
-    asyncio.CancelledError(),
 )
 
 

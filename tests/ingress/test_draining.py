@@ -2,14 +2,48 @@
 
 import asyncio
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from starlette.testclient import TestClient
+from starlette.types import Message
 
 from serve_app.fanout.fanout import FanOut
 from serve_app.ingress.api import create_api
+from serve_app.ingress.deployment import Ingress
 from tests.fakes import FakePool, Metrics, NoPeers
 from tests.ingress.conftest import ARGS
+
+
+async def test_the_drain_waits_for_answers_that_are_being_sent_and_not_for_ever(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("serve_app.ingress.deployment._SENDING_S", 0.1)
+    ingress, taken = Ingress(ARGS, NoReplicas()), asyncio.Event()
+    api = ingress.__serve_build_asgi_app__()
+
+    async def receive() -> Message:
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def send(_: Message) -> None:
+        await taken.wait()
+
+    scope = {"type": "http", "method": "GET", "path": "/health", "headers": [], "query_string": b""}
+    answering = asyncio.create_task(api(scope, receive, send))
+    await asyncio.sleep(0.01)
+    draining = asyncio.create_task(ingress.drain(5))
+    await asyncio.sleep(0.3)
+    assert not draining.done(), "within the grace"
+    async with asyncio.timeout(5):
+        await ingress.drain(0)
+    taken.set()
+    async with asyncio.timeout(5):
+        await asyncio.gather(draining, answering)
+
+
+class NoReplicas:
+    def options(self, **_: Any) -> "NoReplicas":
+        return self
 
 
 @pytest.fixture

@@ -1,7 +1,10 @@
 """Files that expire, in a folder shared by several processes."""
 
+import asyncio
 import base64
+import gc
 import os
+import threading
 import time
 from collections.abc import Callable
 from errno import ENOSPC
@@ -61,6 +64,46 @@ async def test_what_is_saved_is_found_under_an_unguessable_name(tmp_path: Path) 
     assert sorted(os.listdir(tmp_path / "new" / "folder")) == sorted(names), "no unfinished file is left"
 
 
+async def test_a_picture_is_stored_once_however_often_it_is_told_and_by_whom(tmp_path: Path) -> None:
+    here, elsewhere = (Files(tmp_path, FilesConfig(ttl_s=100)) for _ in range(2))
+    names = set(await asyncio.gather(*[saved(files) for files in (here, elsewhere) * 20]))
+    (name,) = names
+    assert os.listdir(tmp_path) == [name]
+    age(tmp_path, name, 99)
+    written = (tmp_path / name).stat().st_ino
+    assert await saved(here) == name
+    assert (tmp_path / name).stat().st_ino == written
+    assert (tmp_path / name).stat().st_mtime > time.time() - 10, "its time begins anew"
+
+
+async def test_a_disk_that_hangs_costs_only_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More hang than any pool of threads has, and those that have given up are not kept in memory."""
+    files, mends, write = Files(tmp_path, FilesConfig()), threading.Event(), Path.write_bytes
+
+    def hanging(self: Path, data: bytes) -> int:
+        mends.wait(60)
+        return write(self, data)
+
+    monkeypatch.setattr(Path, "write_bytes", hanging)
+    try:
+        keeping = [asyncio.create_task(saved(files, b"%d" % i)) for i in range(50)]
+        await asyncio.sleep(0.05)
+        async with asyncio.timeout(5):
+            assert await asyncio.to_thread(lambda: "done") == "done"
+        for task in keeping:
+            task.cancel()
+        await asyncio.wait(keeping)
+        del task, keeping
+        gc.collect()
+        assert sum(type(kept) is Picture for kept in gc.get_objects()) <= 4
+    finally:
+        mends.set()
+    async with asyncio.timeout(5):
+        last = await saved(files, b"last")
+    assert last in os.listdir(tmp_path)
+    assert len(os.listdir(tmp_path)) <= 4 + 1
+
+
 async def test_a_full_disk_keeps_no_half_of_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     files, write = Files(tmp_path, FilesConfig()), Path.write_bytes
 
@@ -90,7 +133,7 @@ async def test_urls_begin_as_configured(tmp_path: Path, base_url: str | None, ex
 
 async def test_a_file_whose_time_has_passed_is_gone_and_then_deleted(tmp_path: Path) -> None:
     files = Files(tmp_path, FilesConfig(ttl_s=100))
-    old, young = await saved(files), await saved(files)
+    old, young = await saved(files, b"old"), await saved(files, b"young")
     age(tmp_path, old, 101)
     age(tmp_path, young, 99)
     with pytest.raises(NotFound):
@@ -105,15 +148,15 @@ async def test_the_oldest_go_first_when_there_are_too_many(tmp_path: Path) -> No
     files = Files(tmp_path, FilesConfig(max_bytes=2 * MEGABYTE))
     names = []
     for i in range(4):
-        names.append(await saved(files, bytes(MEGABYTE - 100)))
+        names.append(await saved(files, bytes([i]) * (MEGABYTE - 100)))
         age(tmp_path, names[-1], 10 - i)
-    last = await saved(files, bytes(MEGABYTE - 100))
+    last = await saved(files, bytes([9]) * (MEGABYTE - 100))
     assert sorted(os.listdir(tmp_path)) == sorted([names[-1], last])
 
 
 async def test_what_is_not_ours_is_left_alone_and_what_was_never_finished_is_not(tmp_path: Path) -> None:
     files = Files(tmp_path, FilesConfig(ttl_s=100))
-    unfinished = await saved(files) + ".part"
+    unfinished = "a" * 32 + ".png.part"
     for name in ("holiday.png", unfinished):
         (tmp_path / name).write_bytes(b"")
         age(tmp_path, name, 1000)
@@ -181,7 +224,7 @@ async def test_what_lies_there_besides_is_neither_handed_out_nor_in_the_way(tmp_
     (tmp_path / ("a" * 32 + ".png")).symlink_to(tmp_path.parent / "secret")
     (tmp_path / ("b" * 32 + ".png")).mkdir()
     age(tmp_path, "b" * 32 + ".png", 101)
-    old = await saved(files)
+    old = await saved(files, b"old")
     age(tmp_path, old, 101)
     young = await saved(files)
     assert not (tmp_path / old).exists(), "a directory of such a name does not stop the tidying"
@@ -198,7 +241,7 @@ async def test_a_folder_that_cannot_be_tidied_costs_no_picture(
         raise PermissionError("not yours")
 
     files = Files(tmp_path, FilesConfig(ttl_s=100))
-    old = await saved(files)
+    old = await saved(files, b"old")
     age(tmp_path, old, 101)
     monkeypatch.setattr(Path, "unlink", broken)
     assert await files.read(await saved(files)) == b"picture"

@@ -57,9 +57,21 @@ def test_a_last_event_id_is_a_number(client: TestClient, last: str) -> None:
     assert (response.status_code, response.json()["error"]["param"]) == (422, "Last-Event-ID")
 
 
-def test_nothing_follows_the_end(client: TestClient) -> None:
+def test_after_the_end_the_end_is_told_once_more(client: TestClient) -> None:
+    """An empty stream would look like one that broke."""
+    path = f"/generations/{streamed(client)}/events"
+    last = numbered_events_of(client.get(path))[-1]
+    response = client.get(path, headers={"Last-Event-ID": str(last[0])})
+    assert numbered_events_of(response) == [last]
+    assert last[1]["type"] == "completed"
+
+
+def test_an_event_that_never_was_is_refused(client: TestClient) -> None:
+    """Its reader would miss all events up to it."""
     response = client.get(f"/generations/{streamed(client)}/events", headers={"Last-Event-ID": "999"})
-    assert (response.status_code, response.text) == (200, "")
+    error = response.json()["error"]
+    assert (response.status_code, error["type"], error["param"]) == (422, "invalid_request", "Last-Event-ID")
+    assert "999 is above the last event so far" in error["message"]
 
 
 def test_the_answer_of_a_stream_is_that_of_generate(client: TestClient) -> None:
@@ -147,3 +159,4 @@ def test_urls_stay_urls(tmp_path: Path) -> None:
         (image,) = client.get(f"/generations/{id_}").json()["images"]
         assert "b64_json" not in image
         assert client.get(image["url"]).status_code == 200
+        assert len(list(tmp_path.iterdir())) == 1, "stored once"

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
+import psutil
 import yaml
 
 from benchmarks.ports import free_port
@@ -62,6 +63,13 @@ def is_ready(url: str) -> bool:
     return response.status_code == 200 and bool(response.json()["replicas"]["ready"] == 1)
 
 
+def controller_of(process: "subprocess.Popen[bytes]") -> psutil.Process:
+    (controller,) = [
+        p for p in psutil.Process(process.pid).children(recursive=True) if "ServeController" in "".join(p.cmdline())
+    ]
+    return controller
+
+
 def in_flight(url: str) -> int:
     return int(httpx2.get(f"{url}/status").json()["images_in_flight"])
 
@@ -97,6 +105,7 @@ def test_no_answer_is_torn(tiny_path: Path, tmp_path: Path) -> None:
     refused = {"prompt": "a", **SMALL, "num_images": 1}
     with service(tiny_path, tmp_path) as (process, url):
         eventually(lambda: is_ready(url), seconds=120)
+        assert controller_of(process).environ()["RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS"] == "1"
         with asked(url, LONG, answers):
             eventually(lambda: in_flight(url) == 2)
             with asked(url, SHORT, answers):
