@@ -19,8 +19,8 @@ from serve_app.config import AdmissionConfig, AppArgs, EngineConfig, LimitsConfi
 from serve_app.models import tiny
 
 _KILLS = (Part.REPLICA, Part.INGRESS, Part.PROXY, Part.CONTROLLER, Part.RAYLET)
-_FULL = Size(warm_up_s=30, cancels=1000, flood_s=120, fault_s=25, kills=_KILLS, freezes=True, health=200)
-_SHORT = Size(warm_up_s=5, cancels=60, flood_s=5, fault_s=6, kills=_KILLS[:2], freezes=False, health=50, judged=False)
+_FULL = Size(warm_up_s=30, cancels=1000, flood_s=120, fault_s=25, kills=_KILLS, freezes=True, samples=200)
+_SHORT = Size(warm_up_s=5, cancels=60, flood_s=5, fault_s=6, kills=_KILLS[:2], freezes=False, samples=50, judged=False)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -76,10 +76,10 @@ def left_over(start: State, now: State) -> list[str]:
     broken = [f"{now.images} images are left"] if now.images else []
     if now.objects > start.objects:
         broken.append(f"{now.objects} objects are in the object stores, {start.objects} were at the start")
-    for part, censuses in now.censuses.items():
-        usual: Counter[str] = reduce(or_, (census.holds for census in start.censuses[part]))
-        surplus = {census.pid: dict(census.holds - usual) for census in censuses}
-        broken += [f"the {part.value} {pid} still holds {more}" for pid, more in surplus.items() if more]
+    for (part, pid), held in now.holds.items():
+        usual: Counter[str] = reduce(or_, (there for (kind, _), there in start.holds.items() if kind is part))
+        if surplus := held - usual:
+            broken.append(f"the {part.value} {pid} still holds {dict(surplus)}")
     return broken
 
 

@@ -3,6 +3,7 @@
 import os
 import re
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -36,14 +37,27 @@ class Part(Enum):
     RAYLET = "raylet"
 
 
+Process = tuple[Part, int]
+"""A process of the service by its id."""
+
+
 @dataclass(frozen=True)
 class State:
-    """What a service holds: images by where they are, censuses and bytes of memory by process, plasma objects."""
+    """What a service holds: unfinished images, objects in Ray's stores, what is in its processes, and their bytes."""
 
     images: int
-    censuses: Mapping[Part, tuple[Census, ...]]
     objects: int
-    memory: Mapping[tuple[Part, int], float]
+    holds: Mapping[Process, Counter[str]]
+    memory: Mapping[Process, float]
+
+    def least(self, other: "State") -> "State":
+        """Return what there was both times; what comes and goes, as polls do, is rarely there twice."""
+        return State(
+            images=min(self.images, other.images),
+            objects=min(self.objects, other.objects),
+            holds={process: held & other.holds.get(process, held) for process, held in self.holds.items()},
+            memory=self.memory,
+        )
 
 
 @dataclass(frozen=True)
@@ -111,7 +125,7 @@ class Service:
     @property
     def whole(self) -> bool:
         """Whether all replicas of both kinds answer, and each ingress replica knows all of the others."""
-        censuses = [len(self._censuses(part)) for part in self._handles]
+        censuses = [len(self.censuses(part)) for part in self._handles]
         wanted = self.args.num_replicas
         return censuses == [wanted, self.args.ingress_replicas] and all(
             self.ready() == wanted for _ in range(_HEALTHY_IN_A_ROW)
@@ -122,15 +136,15 @@ class Service:
         return sum(r.active + r.waiting for r in self.replicas()) == 0
 
     def state(self) -> State:
-        parts = {part: self.processes(part) for part in Part}
         return State(
             images=sum(r.active + r.waiting for r in self.replicas()),
-            censuses={part: self._censuses(part) for part in self._handles},
             objects=_objects(),
-            memory={(part, process.pid): _private(process) for part, found in parts.items() for process in found},
+            holds={(part, census.pid): census.holds for part in self._handles for census in self.censuses(part)},
+            memory={(part, process.pid): _private(process) for part in Part for process in self.processes(part)},
         )
 
-    def _censuses(self, part: Part) -> tuple[Census, ...]:
+    def censuses(self, part: Part) -> tuple[Census, ...]:
+        """Ask each replica of one of the two kinds what it holds and what has happened to it."""
         return tuple(self._handles[part].broadcast("census").results(timeout_s=10))
 
 
@@ -210,10 +224,10 @@ def last_lines(text: str) -> list[str]:
 
 
 def _objects() -> int:
-    """Return how many objects the object stores of all living nodes hold."""
+    """Return how many objects the object stores of all living nodes hold; copies on further nodes do not count."""
     nodes = [node for node in ray.nodes() if node["Alive"]]
-    replies: list[Any] = [node_stats(node["NodeManagerAddress"], node["NodeManagerPort"]) for node in nodes]
-    return sum(reply.store_stats.num_local_objects for reply in replies)
+    replies = [node_stats(node["NodeManagerAddress"], node["NodeManagerPort"]) for node in nodes]
+    return sum(reply.store_stats.num_object_store_primary_copies for reply in replies)
 
 
 def _private(process: psutil.Process) -> float:

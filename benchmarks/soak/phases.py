@@ -20,20 +20,21 @@ from benchmarks.soak.witness import Refusal, Stage
 
 _CROWD = 6
 _IMPATIENT = 14
-_LONGEST_STAY_S = 1.5
+_LONGEST_STAY_S = 2.5
 _PAUSE_S = 0.1
 _OVERLOAD = 10
 _HEAL_S = 180.0
-_SETTLE_S = 45.0
+_SETTLE_S = 20.0
 _FROZEN_S = 15.0
-_IMAGES = 15
+_LOOKS = 3
 
 
 @dataclass(frozen=True)
 class Size:
     """How much of it: numbers of requests, and seconds of a phase.
 
-    `judged`: whether times and memory are; a few seconds of a busy machine say nothing about them.
+    `samples` is how often the idle service is asked for its health, and a tenth of that for an image. `judged`: whether
+    times, memory and the stages met are judged; a few seconds of a busy machine say nothing about them.
     """
 
     warm_up_s: float
@@ -42,7 +43,7 @@ class Size:
     fault_s: float
     kills: tuple[Part, ...]
     freezes: bool
-    health: int
+    samples: int
     judged: bool = True
 
 
@@ -65,9 +66,9 @@ class Soak:
         await self._alone()
         self._row("pictures alone", self._tally, 0)
         self._row("a first crowd", await self._crowd(self.size.warm_up_s), 0)
-        self._start = await self._observe()
+        self._start = await self._usual()
         image_s = await self._image_s()
-        self._judge(checks.slow_health(await self._health(lambda asked: asked < self.size.health)))
+        self._judge(checks.slow_health(await self._health(lambda asked: asked < self.size.samples)))
         await self._impatient()
         await self._settle()
         self._judge(checks.grown(self._start, await self._observe()))
@@ -114,7 +115,7 @@ class Soak:
 
     async def _impatient(self) -> None:
         """Let clients hang up or cancel at any time beside some that wait, until enough have."""
-        tally, before = self._tally.fresh(), self._cancelled(await self._observe())
+        tally, before = self._tally.fresh(), await self._stages()
 
         async def client(number: int) -> None:
             while tally.gone < self.size.cancels:
@@ -134,19 +135,22 @@ class Soak:
         await asyncio.gather(*[client(number) for number in range(_IMPATIENT)])
         idle_s = await asyncio.to_thread(wait_until, lambda: self.service.idle, _SETTLE_S)
         self._row("clients cancel and hang up", tally, tally.gone, idle_s)
-        stages = self._cancelled(await self._observe()) - before
+        stages = await self._stages() - before
         say("images cancelled while", ", ".join(f"{stage.value}: {stages[stage]}" for stage in Stage))
         self._judge(checks.stages_missed(stages))
 
-    def _cancelled(self, state: State) -> Counter[Stage]:
-        return sum((census.cancelled for found in state.censuses.values() for census in found), Counter[Stage]())
+    async def _stages(self) -> Counter[Stage]:
+        """Return how many images have been cancelled so far, by where they were."""
+        parts = (Part.REPLICA, Part.INGRESS)
+        censuses = [census for part in parts for census in await asyncio.to_thread(self.service.censuses, part)]
+        return sum((census.cancelled for census in censuses), Counter())
 
     async def _flood(self) -> None:
         """Ask for ten times the images that are generated at once; those refused come again when told to."""
         started, tally, args = time.monotonic(), self._tally.fresh(), self.service.args
         places = args.num_replicas * args.engine.max_batch_size
         clients = round(_OVERLOAD * places / _images_per_request())
-        before = self._refusals(await self._observe())
+        before = await self._refusals()
 
         async def client() -> None:
             while time.monotonic() < started + self.size.flood_s:
@@ -158,7 +162,7 @@ class Soak:
         watching = asyncio.create_task(self._health(lambda _: time.monotonic() < started + self.size.flood_s))
         await asyncio.gather(*[client() for _ in range(clients)])
         seconds = time.monotonic() - started
-        refusals = self._refusals(await self._observe())[len(before) :]
+        refusals = tuple((await self._refusals() - before).elements())
         waiting = max(args.admission.max_waiting_images, args.ingress_replicas * args.limits.max_images)
         flood = Flood(tally, seconds, places + waiting, refusals, tuple(await watching))
         self._row(f"{_OVERLOAD} times more comes than fits", tally, 0)
@@ -166,8 +170,9 @@ class Soak:
         say("", f"{len(refusals)} refusals told when there was room; /health {checks.spread(flood.health_s)}")
         self._judge(checks.kept_promises(flood))
 
-    def _refusals(self, state: State) -> tuple[Refusal, ...]:
-        return tuple(refusal for census in state.censuses[Part.INGRESS] for refusal in census.refusals)
+    async def _refusals(self) -> Counter[Refusal]:
+        censuses = await asyncio.to_thread(self.service.censuses, Part.INGRESS)
+        return Counter(refusal for census in censuses for refusal in census.refusals)
 
     async def _health(self, goes_on: Callable[[int], bool]) -> list[float]:
         """Ask for the health again and again; return how long each answer took."""
@@ -224,12 +229,22 @@ class Soak:
 
     async def _settle(self) -> None:
         """Wait until nothing is left of what was; what stays is broken."""
-        until = time.monotonic() + _SETTLE_S
-        while left := checks.left_over(self._start, await self._observe()):
+        until, state = time.monotonic() + _SETTLE_S, await self._observe()
+        while left := checks.left_over(self._start, state):
             if time.monotonic() > until:
                 self.broken += [f"after {self.rows[-1].event}: {line}" for line in left]
                 return
-            await asyncio.sleep(1)
+            await asyncio.sleep(0.5)
+            state = state.least(await self._observe())
+
+    async def _usual(self) -> State:
+        """Return what the idle service holds."""
+        await asyncio.to_thread(wait_until, lambda: self.service.idle, _SETTLE_S)
+        state = await self._observe()
+        for _ in range(_LOOKS):
+            await asyncio.sleep(0.5)
+            state = state.least(await self._observe())
+        return state
 
     async def _observe(self) -> State:
         return await asyncio.to_thread(self.service.state)
@@ -237,7 +252,7 @@ class Soak:
     async def _image_s(self) -> float:
         """Return how long one image takes on the idle service."""
         body = {**_bodies()[0], "num_images": 1}
-        outcomes = [await self._clients.ask(body) for _ in range(_IMAGES)]
+        outcomes = [await self._clients.ask(body) for _ in range(self.size.samples // 10)]
         image_s = float(median(outcome.seconds for outcome in outcomes))
         say("one image", f"{image_s:.3f} s")
         return image_s
@@ -258,7 +273,7 @@ def _bodies() -> list[dict[str, Any]]:
 
 
 def _images_per_request() -> float:
-    numbers = [body["num_images"] for body in _bodies()]
+    numbers: list[int] = [body["num_images"] for body in _bodies()]
     return sum(numbers) / len(numbers)
 
 
@@ -268,4 +283,4 @@ def _resume(process: psutil.Process) -> None:
 
 
 def say(name: str, text: str) -> None:
-    print(f"{name:<28} {text}", flush=True)
+    print(f"{time.strftime('%H:%M:%S')} {name:<28} {text}", flush=True)

@@ -27,9 +27,12 @@ from serve_app.fanout.order import Ticket
 from serve_app.ingress import deployment as ingress
 from serve_app.replica import deployment as replica
 
-_STAGE_S = 0.02
-_WORK = {"Slot", "Call", "Job", "Mailbox", "_Lease", "Generation", "Held", "Log", "_SlotRecord", "Ticket", "_Image"}
-"""The classes of what a request consists of in the two processes."""
+_STAGE_S = 0.05
+_WORK = {
+    "serve_app": {"Slot", "Call", "Job", "Mailbox", "_Lease", "Generation", "Held", "Log", "_SlotRecord", "Ticket"},
+    "ray": {"DeploymentResponse", "DeploymentResponseGenerator"},
+}
+"""The classes of what a request consists of in the two processes, by package."""
 
 
 class Stage(Enum):
@@ -176,7 +179,6 @@ def _held() -> Counter[str]:
     gc.collect()
     tasks = asyncio.all_tasks() - {asyncio.current_task()}
     names = [f"task {getattr(task.get_coro(), '__qualname__', '?')}" for task in tasks]
-    objects = [type(thing) for thing in gc.get_objects()]
-    return Counter(
-        [*names, *(kind.__name__ for kind in objects if kind.__name__ in _WORK and kind.__module__[:9] == "serve_app")]
-    )
+    kinds = [type(thing) for thing in gc.get_objects()]
+    work = [kind.__name__ for kind in kinds if kind.__name__ in _WORK.get(kind.__module__.partition(".")[0], ())]
+    return Counter(names + work)

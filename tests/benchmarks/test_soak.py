@@ -14,7 +14,7 @@ from benchmarks.soak import checks
 from benchmarks.soak.checks import Flood, Row
 from benchmarks.soak.clients import Clients, Fate, Outcome, Tally
 from benchmarks.soak.cluster import Part, State, last_lines
-from benchmarks.soak.witness import Census, Refusal, Room, Stage
+from benchmarks.soak.witness import Refusal, Room, Stage
 from serve_app.errors import TooManyWaiting
 from serve_app.fanout.admission import Admission
 from tests.fakes import tickets
@@ -130,9 +130,8 @@ def test_what_was_lost_or_torn_is_broken(fate: Fate, may_tear: bool, broken: boo
 
 
 def state(images: int = 0, objects: int = 0, pid: int = 1, mb: float = 100, **holds: int) -> State:
-    censuses = (Census(pid, Counter(holds), Counter()),)
     memory = {(part, pid): mb * 1e6 for part in (Part.REPLICA, Part.INGRESS)}
-    return State(images, {Part.REPLICA: censuses}, objects, memory)
+    return State(images, objects, {(Part.REPLICA, pid): Counter(holds)}, memory)
 
 
 def test_whatever_is_left_over_is_seen() -> None:
@@ -141,6 +140,8 @@ def test_whatever_is_left_over_is_seen() -> None:
     assert not checks.left_over(start, state(pid=2, Job=1)), "another process may hold as much"
     for left in (state(images=1), state(objects=3), state(Job=2), state(pid=2, Lease=1)):
         assert len(checks.left_over(start, left)) == 1
+    assert not checks.left_over(start, state(Job=2).least(state(Job=1, Lease=1))), "each was there for a moment"
+    assert checks.left_over(start, state(Job=2).least(state(Job=3)))
 
 
 def test_a_process_that_lived_throughout_must_not_grow() -> None:
