@@ -64,7 +64,7 @@ class Flood:
 
 def delivered(row: Row) -> list[str]:
     """Everything accepted came, once, as the same picture."""
-    bad = {Fate.LOST, Fate.ERROR} if row.may_tear else {Fate.LOST, Fate.ERROR, Fate.TORN}
+    bad = {Fate.LOST, Fate.ERROR} | (set() if row.may_tear else {Fate.TORN, Fate.UNREACHED})
     tally = row.tally
     if any(tally.fates[fate] for fate in bad) or tally.duplicates or tally.wrong:
         return [f"{row.event}: {tally}; {tally.details[:3]}"]

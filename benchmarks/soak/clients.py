@@ -17,7 +17,7 @@ Body = Mapping[str, Any]
 Route = Literal["/generate", "/stream"]
 
 _TIMEOUT_S = 180.0
-_TRIES = 60
+_TRIES = 200
 _LONGEST_PAUSE_S = 2.0
 _ENDS = {"succeeded": "image", "failed": "failed", "cancelled": "cancelled"}
 """The event of a stream that says the same as an image's status in an answer."""
@@ -31,6 +31,8 @@ class Fate(Enum):
     CANCELLED = "cancelled"
     REFUSED = "refused"
     """429 or 503, with a Retry-After."""
+    UNREACHED = "unreached"
+    """Nobody took the connection."""
     TORN = "torn"
     """The connection ended before the answer did."""
     LOST = "lost"
@@ -83,6 +85,10 @@ class Received:
             return self.outcome(Fate.CANCELLED)
         return self.outcome(Fate.LOST, f"of {images} images came {dict(self.kinds)}")
 
+    def broken_off(self, error: httpx2.TransportError) -> Outcome:
+        fate = Fate.UNREACHED if isinstance(error, httpx2.ConnectError) else Fate.TORN
+        return self.outcome(fate, f"{type(error).__name__} after {len(self.pictures)} pictures")
+
     def outcome(self, fate: Fate, detail: str = "", seconds: float = 0.0) -> Outcome:
         duplicates = self.ends.total() - len(self.ends)
         return Outcome(fate, self.pictures, seconds, duplicates=duplicates, detail=detail)
@@ -117,7 +123,7 @@ class Tally:
 
     @property
     def sent(self) -> int:
-        return self.fates.total()
+        return self.fates.total() - self.fates[Fate.UNREACHED]
 
     @property
     def gone(self) -> int:
@@ -145,7 +151,7 @@ class Clients:
         try:
             refused = await read(body, received)
         except httpx2.TransportError as error:
-            return received.outcome(Fate.TORN, f"{type(error).__name__} after {len(received.pictures)} pictures")
+            return received.broken_off(error)
         return refused or received.judge(body["num_images"], time.monotonic() - started)
 
     async def insist(self, body: Body, tally: Tally) -> None:
@@ -156,7 +162,7 @@ class Clients:
             match outcome.fate:
                 case Fate.REFUSED:
                     await asyncio.sleep(min(outcome.retry_after_s, _LONGEST_PAUSE_S))
-                case Fate.TORN:
+                case Fate.TORN | Fate.UNREACHED:
                     await asyncio.sleep(0.5)
                 case _:
                     return
@@ -177,7 +183,7 @@ class Clients:
         try:
             refused = await self._stream(body, received, after_s)
         except httpx2.TransportError as error:
-            return received.outcome(Fate.TORN, f"{type(error).__name__} in a cancelled stream")
+            return received.broken_off(error)
         return refused or received.judge(body["num_images"], 0, may_be_cancelled=True)
 
     async def _stream(self, body: Body, received: Received, cancel_after_s: float | None = None) -> Outcome | None:

@@ -94,15 +94,17 @@ class Service:
             return self._doomed()
         return max(self.processes(part), key=lambda process: (process.ppid() == doomed, process.create_time()))
 
-    def kill(self, part: Part) -> None:
-        """End a process of a part as the kernel does when memory runs out. A raylet's machine is replaced."""
-        victim = self.victim(part)
+    def kill(self, victim: psutil.Process) -> None:
+        """End a process as the kernel does when memory runs out; with a raylet goes whatever else its machine runs."""
         victim.kill()
-        if part is Part.RAYLET:
-            assert self.cluster is not None, "only raylets of our own may die"
-            (node,) = [node for node in self.cluster.worker_nodes if _pid(node) == victim.pid]
-            self.cluster.remove_node(node, allow_graceful=False)
-            add_node(self.cluster)
+        if self.cluster is not None:
+            for node in [node for node in self.cluster.worker_nodes if _pid(node) == victim.pid]:
+                self.cluster.remove_node(node, allow_graceful=False)
+
+    def add_node(self) -> None:
+        """Start a raylet with room for one replica. Only the main thread may."""
+        assert self.cluster is not None, "another's cluster stays as it is"
+        self.cluster.add_node(num_cpus=1)
 
     def _doomed(self) -> psutil.Process:
         raylet = self.processes(Part.REPLICA)[-1].parent()
@@ -157,7 +159,7 @@ def open_service(args: AppArgs) -> Iterator[Service]:
         port = free_port()
         service = Service(f"http://127.0.0.1:{port}", "soak", args, cluster)
         for _ in range(args.num_replicas):
-            add_node(cluster)
+            service.add_node()
         ray.init(address=cluster.address, log_to_driver=False, configure_logging=False)
         serve.start(proxy_location="HeadOnly", http_options={"host": "127.0.0.1", "port": port})
         serve.run(build(args), name=service.app, route_prefix="/")
@@ -167,11 +169,6 @@ def open_service(args: AppArgs) -> Iterator[Service]:
     finally:
         ray.shutdown()
         cluster.shutdown()
-
-
-def add_node(cluster: Cluster) -> None:
-    """Start a raylet with room for one replica."""
-    cluster.add_node(num_cpus=1)
 
 
 def wait_until(condition: Callable[[], bool], seconds: float) -> float:

@@ -189,19 +189,22 @@ class Soak:
 
     async def _kill(self, part: Part) -> None:
         """Let a process die in the middle of a crowd, and wait until all are there again."""
-        before, crowd = self.service.pids(), asyncio.create_task(self._crowd(self.size.fault_s))
+        before, victim = self.service.pids(), self.service.victim(part)
+        if part is Part.RAYLET:
+            self.service.add_node()  # its machine is replaced
+        crowd = asyncio.create_task(self._crowd(self.size.fault_s))
         await asyncio.sleep(self.size.fault_s / 4)
-        started, victim = time.monotonic(), self.service.victim(part).pid
-        await asyncio.to_thread(self.service.kill, part)
+        started = time.monotonic()
+        await asyncio.to_thread(self.service.kill, victim)
 
         def healed() -> bool:
             after = self.service.pids()
-            return not checks.happened(part, victim, before, after) and self.service.whole
+            return not checks.happened(part, victim.pid, before, after) and self.service.whole
 
         await self._heal(part.value, healed)
         healed_s = time.monotonic() - started
         tally, after = await crowd, self.service.pids()
-        self.broken += checks.happened(part, victim, before, after)
+        self.broken += checks.happened(part, victim.pid, before, after)
         holds_connections = any(before[kind] - after[kind] for kind in (Part.INGRESS, Part.PROXY))
         self._row(f"a {part.value} is killed", tally, 1, healed_s, holds_connections)
 

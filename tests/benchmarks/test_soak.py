@@ -65,6 +65,7 @@ def clients(*events: dict[str, Any] | Exception, status: int = 200, **headers: s
         ([image(0), {"type": "error"}], Fate.LOST),
         ([image(0), image(1)], Fate.TORN),
         ([image(0), httpx2.ReadError("cut")], Fate.TORN),
+        ([httpx2.ConnectError("nobody there")], Fate.UNREACHED),
     ],
 )
 async def test_a_client_that_waits_knows_what_became_of_its_request(events: Sequence[Any], fate: Fate) -> None:
@@ -116,6 +117,7 @@ async def test_a_tally_sees_duplicates_and_other_pictures() -> None:
 
 @pytest.mark.parametrize(("fate", "may_tear", "broken"), [
     (Fate.LOST, True, True), (Fate.ERROR, True, True), (Fate.TORN, True, False), (Fate.TORN, False, True),
+    (Fate.UNREACHED, True, False), (Fate.UNREACHED, False, True),
     (Fate.REFUSED, False, False), (Fate.LEFT, False, False),
 ])  # fmt: skip
 def test_what_was_lost_or_torn_is_broken(fate: Fate, may_tear: bool, broken: bool) -> None:
