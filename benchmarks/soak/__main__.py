@@ -45,7 +45,6 @@ def _args(checkpoint: Path) -> AppArgs:
         num_replicas=2,
         num_cpus=1,
         ingress_replicas=2,
-        request_timeout_s=120,
         model=ModelConfig(path=str(checkpoint), name="tiny", width=64, height=64, max_size=128),
         engine=EngineConfig(max_batch_size=4),
         limits=LimitsConfig(max_images=16, max_steps=998),

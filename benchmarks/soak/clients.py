@@ -16,7 +16,7 @@ import httpx2
 Body = Mapping[str, Any]
 Route = Literal["/generate", "/stream"]
 
-_TIMEOUT_S = 180.0
+_TIMEOUT_S = 330.0
 _TRIES = 200
 _LONGEST_PAUSE_S = 2.0
 _ENDS = {"succeeded": "image", "failed": "failed", "cancelled": "cancelled"}
@@ -179,12 +179,12 @@ class Clients:
 
     async def cancel(self, body: Body, after_s: float) -> Outcome:
         """Cancel after a time by the request's id, and wait for the stream's end."""
-        received = Received()
+        received, started = Received(), time.monotonic()
         try:
             refused = await self._stream(body, received, after_s)
         except httpx2.TransportError as error:
             return received.broken_off(error)
-        return refused or received.judge(body["num_images"], 0, may_be_cancelled=True)
+        return refused or received.judge(body["num_images"], time.monotonic() - started, may_be_cancelled=True)
 
     async def _stream(self, body: Body, received: Received, cancel_after_s: float | None = None) -> Outcome | None:
         """Read a stream to its end, and cancel it after a time if there is one; return the refusal, if it is one."""

@@ -4,7 +4,7 @@ import os
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Set
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from enum import Enum
@@ -39,6 +39,10 @@ class Part(Enum):
 
 Process = tuple[Part, int]
 """A process of the service by its id."""
+
+
+_WEIGHED = (Part.REPLICA, Part.INGRESS, Part.PROXY, Part.CONTROLLER)
+"""Whose memory counts. A raylet has 15 MB and keeps some megabytes of what its workers told it."""
 
 
 @dataclass(frozen=True)
@@ -138,11 +142,12 @@ class Service:
         return sum(r.active + r.waiting for r in self.replicas()) == 0
 
     def state(self) -> State:
+        holds = {(part, census.pid): census.holds for part in self._handles for census in self.censuses(part)}
         return State(
             images=sum(r.active + r.waiting for r in self.replicas()),
-            objects=_objects(),
-            holds={(part, census.pid): census.holds for part in self._handles for census in self.censuses(part)},
-            memory={(part, process.pid): _private(process) for part in Part for process in self.processes(part)},
+            objects=_objects({pid for _, pid in holds}),
+            holds=holds,
+            memory={(part, process.pid): _private(process) for part in _WEIGHED for process in self.processes(part)},
         )
 
     def censuses(self, part: Part) -> tuple[Census, ...]:
@@ -220,11 +225,12 @@ def last_lines(text: str) -> list[str]:
     return found
 
 
-def _objects() -> int:
-    """Return how many objects the object stores of all living nodes hold; copies on further nodes do not count."""
+def _objects(pids: Set[int]) -> int:
+    """Return how many objects in Ray's stores these processes refer to; Serve's own are its controller's."""
     nodes = [node for node in ray.nodes() if node["Alive"]]
     replies = [node_stats(node["NodeManagerAddress"], node["NodeManagerPort"]) for node in nodes]
-    return sum(reply.store_stats.num_object_store_primary_copies for reply in replies)
+    workers = [worker for reply in replies for worker in reply.core_workers_stats]
+    return sum(worker.num_in_plasma for worker in workers if worker.pid in pids)
 
 
 def _private(process: psutil.Process) -> float:

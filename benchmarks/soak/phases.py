@@ -20,7 +20,9 @@ from benchmarks.soak.witness import Refusal, Stage
 
 _CROWD = 6
 _IMPATIENT = 14
-_LONGEST_STAY_S = 2.5
+_LONGEST_STAY = 1.1
+"""Of the time that an answer usually takes; some come just too late."""
+
 _PAUSE_S = 0.1
 _OVERLOAD = 10
 _HEAL_S = 180.0
@@ -65,11 +67,14 @@ class Soak:
         """Run all phases."""
         await self._alone()
         self._row("pictures alone", self._tally, 0)
-        self._row("a first crowd", await self._crowd(self.size.warm_up_s), 0)
+        crowd = await self._crowd(self.size.warm_up_s)
+        self._row("a first crowd", crowd, 0)
+        answer_s = median(crowd.seconds)
+        self._row("some leave", await self._impatient(answer_s, self.size.cancels // 10), 0)
         self._start = await self._usual()
         image_s = await self._image_s()
         self._judge(checks.slow_health(await self._health(lambda asked: asked < self.size.samples)))
-        await self._impatient()
+        await self._cancel(answer_s)
         await self._settle()
         self._judge(checks.grown(self._start, await self._observe()))
         await self._flood()
@@ -113,13 +118,17 @@ class Soak:
         await asyncio.gather(*[client() for _ in range(_CROWD)])
         return tally
 
-    async def _impatient(self) -> None:
-        """Let clients hang up or cancel at any time beside some that wait, until enough have."""
-        tally, before = self._tally.fresh(), await self._stages()
+    async def _impatient(self, answer_s: float, cancels: int) -> Tally:
+        """Let clients hang up or cancel at any time beside some that wait, until so many have.
+
+        `answer_s` is how long an answer took so far.
+        """
+        tally = self._tally.fresh()
 
         async def client(number: int) -> None:
-            while tally.gone < self.size.cancels:
-                body, after_s = random.choice(_bodies()), random.uniform(0, _LONGEST_STAY_S)
+            while tally.gone < cancels:
+                longest_s = _LONGEST_STAY * median(tally.seconds or [answer_s])
+                body, after_s = random.choice(_bodies()), random.uniform(0, longest_s)
                 match number % 4:
                     case 0:
                         outcome = await self._clients.cancel(body, after_s)
@@ -133,6 +142,12 @@ class Soak:
                 await asyncio.sleep(_PAUSE_S * (outcome.fate is Fate.REFUSED))
 
         await asyncio.gather(*[client(number) for number in range(_IMPATIENT)])
+        return tally
+
+    async def _cancel(self, answer_s: float) -> None:
+        """Let clients leave at every stage of an image."""
+        before = await self._stages()
+        tally = await self._impatient(answer_s, self.size.cancels)
         idle_s = await asyncio.to_thread(wait_until, lambda: self.service.idle, _SETTLE_S)
         self._row("clients cancel and hang up", tally, tally.gone, idle_s)
         stages = await self._stages() - before
