@@ -15,7 +15,7 @@ from tests.integration.conftest import Cluster, tiny_args
 
 NAME = "soak"
 TINY = Size(
-    warm_up_s=1, cancels=20, flood_s=1, fault_s=1, kills=(Part.REPLICA,), freezes=False, samples=10, judged=False
+    warm_up_s=1, cancels=12, flood_s=1, fault_s=1, kills=(Part.REPLICA,), freezes=False, samples=10, judged=False
 )
 ROOM: dict[str, Config] = {
     "engine": EngineConfig(max_batch_size=2),
