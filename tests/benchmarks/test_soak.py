@@ -126,7 +126,8 @@ def test_what_was_lost_or_torn_is_broken(fate: Fate, may_tear: bool, broken: boo
     row = Row("an event", tally, 1, 2.0, may_tear)
     assert bool(checks.delivered(row)) is broken
     counted = (
-        f"| an event | 1 | 1 | {fate is Fate.LOST:d} | 0 | {fate is Fate.ERROR:d} | {fate is Fate.TORN:d} | 2.0 s |"
+        f"| an event | {fate is not Fate.UNREACHED:d} | 1 | "
+        f"{fate is Fate.LOST:d} | 0 | {fate is Fate.ERROR:d} | {fate is Fate.TORN:d} | 2.0 s |"
     )
     assert checks.table([row]).splitlines()[-1] == counted
 
