@@ -9,14 +9,18 @@ from collections import Counter
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any
+from typing import Any, Literal
 
 import httpx2
 
 Body = Mapping[str, Any]
+Route = Literal["/generate", "/stream"]
 
-_TIMEOUT_S = 180.0
-_TRIES = 60
+_TIMEOUT_S = 330.0
+_TRIES = 200
+_LONGEST_PAUSE_S = 2.0
+_ENDS = {"succeeded": "image", "failed": "failed", "cancelled": "cancelled"}
+"""The event of a stream that says the same as an image's status in an answer."""
 
 
 class Fate(Enum):
@@ -27,6 +31,8 @@ class Fate(Enum):
     CANCELLED = "cancelled"
     REFUSED = "refused"
     """429 or 503, with a Retry-After."""
+    UNREACHED = "unreached"
+    """Nobody took the connection."""
     TORN = "torn"
     """The connection ended before the answer did."""
     LOST = "lost"
@@ -37,7 +43,10 @@ class Fate(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """`pictures` are digests by seed, `seconds` the time to the end, `retry_after_s` what a refusal says."""
+    """`pictures` are digests by seed, `seconds` the time to the end, `retry_after_s` what a refusal says.
+
+    `duplicates` counts the images that ended more than once.
+    """
 
     fate: Fate
     pictures: Mapping[int, str] = field(default_factory=dict)
@@ -48,11 +57,50 @@ class Outcome:
 
 
 @dataclass(slots=True)
+class Received:
+    """What has come of an answer so far."""
+
+    pictures: dict[int, str] = field(default_factory=dict)
+    ends: Counter[int] = field(default_factory=Counter)
+    """How often each image has ended, by index."""
+    kinds: Counter[str] = field(default_factory=Counter)
+    last: str = "nothing"
+
+    def take(self, event: Mapping[str, Any]) -> None:
+        self.last = event["type"]
+        self.kinds[self.last] += 1
+        if self.last in _ENDS.values():
+            self.ends[event["index"]] += 1
+        if self.last == "image":
+            self.pictures[event["seed"]] = hashlib.sha256(b64decode(event["b64_json"])).hexdigest()[:16]
+
+    def judge(self, images: int, seconds: float, *, may_be_cancelled: bool = False) -> Outcome:
+        """Judge what has come once the connection has ended in order."""
+        if self.last not in ("completed", "error"):
+            return self.outcome(Fate.TORN, f"the last event is {self.last}")
+        if self.last == "completed" and len(self.pictures) == images:
+            return self.outcome(Fate.ANSWERED, seconds=seconds)
+        as_asked = may_be_cancelled and len(self.pictures) + self.kinds["cancelled"] == images
+        if self.last == "completed" and as_asked:
+            return self.outcome(Fate.CANCELLED)
+        return self.outcome(Fate.LOST, f"of {images} images came {dict(self.kinds)}")
+
+    def broken_off(self, error: httpx2.TransportError) -> Outcome:
+        fate = Fate.UNREACHED if isinstance(error, httpx2.ConnectError) else Fate.TORN
+        return self.outcome(fate, f"{type(error).__name__} after {len(self.pictures)} pictures")
+
+    def outcome(self, fate: Fate, detail: str = "", seconds: float = 0.0) -> Outcome:
+        duplicates = self.ends.total() - len(self.ends)
+        return Outcome(fate, self.pictures, seconds, duplicates=duplicates, detail=detail)
+
+
+@dataclass(slots=True)
 class Tally:
     """Counts outcomes, and pictures that are not those generated alone."""
 
     expected: dict[tuple[str, int], str] = field(default_factory=dict)
     fates: Counter[Fate] = field(default_factory=Counter)
+    images: int = 0
     duplicates: int = 0
     wrong: int = 0
     seconds: list[float] = field(default_factory=list)
@@ -60,6 +108,7 @@ class Tally:
 
     def add(self, body: Body, outcome: Outcome) -> None:
         self.fates[outcome.fate] += 1
+        self.images += len(outcome.pictures)
         self.duplicates += outcome.duplicates
         if outcome.detail:
             self.details.append(outcome.detail)
@@ -72,40 +121,38 @@ class Tally:
         """Return an empty tally that knows the same pictures."""
         return Tally(self.expected)
 
+    @property
+    def sent(self) -> int:
+        return self.fates.total() - self.fates[Fate.UNREACHED]
+
+    @property
+    def gone(self) -> int:
+        """How many clients have left or cancelled."""
+        return self.fates[Fate.LEFT] + self.fates[Fate.CANCELLED]
+
     def __str__(self) -> str:
-        sent = sum(self.fates.values())
-        parts = [f"sent {sent}", *(f"{fate.value} {self.fates[fate]}" for fate in Fate)]
+        parts = [f"sent {self.sent}", *(f"{fate.value} {self.fates[fate]}" for fate in Fate if self.fates[fate])]
         return ", ".join([*parts, f"duplicates {self.duplicates}", f"other pictures {self.wrong}"])
 
 
 class Clients:
     """Sends requests to a service."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, transport: httpx2.AsyncBaseTransport | None = None) -> None:
         limits = httpx2.Limits(max_connections=None, max_keepalive_connections=0)
-        self.http = httpx2.AsyncClient(base_url=url, timeout=_TIMEOUT_S, trust_env=False, limits=limits)
+        self.http = httpx2.AsyncClient(
+            base_url=url, timeout=_TIMEOUT_S, trust_env=False, limits=limits, transport=transport
+        )
 
-    async def ask(self, body: Body) -> Outcome:
-        """Wait for a stream to its end."""
-        started, pictures, duplicates = time.monotonic(), dict[int, str](), 0
+    async def ask(self, body: Body, route: Route = "/stream", received: Received | None = None) -> Outcome:
+        """Wait for all pictures; `received` shows what has come so far."""
+        received, started = received or Received(), time.monotonic()
+        read = self._stream if route == "/stream" else self._generate
         try:
-            async with self.http.stream("POST", "/stream", json=dict(body)) as response:
-                if refused := await _refusal(response):
-                    return refused
-                async for event in _events(response):
-                    match event["type"]:
-                        case "image":
-                            duplicates += event["seed"] in pictures
-                            pictures[event["seed"]] = _digest(event)
-                        case "completed" | "error" as last:
-                            seconds = time.monotonic() - started
-                            whole = last == "completed" and len(pictures) == body["num_images"]
-                            fate = Fate.ANSWERED if whole else Fate.LOST
-                            detail = "" if whole else f"{last}: {json.dumps(event)[:300]}, {len(pictures)} pictures"
-                            return Outcome(fate, pictures, seconds, duplicates=duplicates, detail=detail)
+            refused = await read(body, received)
         except httpx2.TransportError as error:
-            return Outcome(Fate.TORN, pictures, detail=f"{type(error).__name__} after {len(pictures)} pictures")
-        return Outcome(Fate.TORN, pictures, detail=f"no last event after {len(pictures)} pictures")
+            return received.broken_off(error)
+        return refused or received.judge(body["num_images"], time.monotonic() - started)
 
     async def insist(self, body: Body, tally: Tally) -> None:
         """Ask until there is an answer, as a client that knows how to retry does."""
@@ -114,43 +161,58 @@ class Clients:
             tally.add(body, outcome)
             match outcome.fate:
                 case Fate.REFUSED:
-                    await asyncio.sleep(min(outcome.retry_after_s, 2.0))
-                case Fate.TORN:
+                    await asyncio.sleep(min(outcome.retry_after_s, _LONGEST_PAUSE_S))
+                case Fate.TORN | Fate.UNREACHED:
                     await asyncio.sleep(0.5)
                 case _:
                     return
-        raise RuntimeError(f"no answer in {_TRIES} tries: {outcome}")
+        tally.add(body, Outcome(Fate.LOST, detail=f"no answer in {_TRIES} tries"))
 
-    async def leave(self, body: Body, after_s: float) -> Outcome:
+    async def leave(self, body: Body, route: Route, after_s: float) -> Outcome:
         """Hang up after a time, whatever has come by then."""
+        received = Received()
         try:
             async with asyncio.timeout(after_s):
-                return await self.ask(body)
+                return await self.ask(body, route, received)
         except TimeoutError:
-            return Outcome(Fate.LEFT)
+            return received.outcome(Fate.LEFT)
 
     async def cancel(self, body: Body, after_s: float) -> Outcome:
         """Cancel after a time by the request's id, and wait for the stream's end."""
-        last, cancelling = "nothing", asyncio.create_task(asyncio.sleep(0))
+        received, started = Received(), time.monotonic()
+        try:
+            refused = await self._stream(body, received, after_s)
+        except httpx2.TransportError as error:
+            return received.broken_off(error)
+        return refused or received.judge(body["num_images"], time.monotonic() - started, may_be_cancelled=True)
+
+    async def _stream(self, body: Body, received: Received, cancel_after_s: float | None = None) -> Outcome | None:
+        """Read a stream to its end, and cancel it after a time if there is one; return the refusal, if it is one."""
+        cancelling: list[asyncio.Task[None]] = []
         try:
             async with self.http.stream("POST", "/stream", json=dict(body)) as response:
                 if refused := await _refusal(response):
                     return refused
                 async for event in _events(response):
-                    last = event["type"]
-                    if last == "start":
-                        cancelling = asyncio.create_task(self._cancel_later(event["id"], after_s))
-        except httpx2.TransportError as error:
-            return Outcome(Fate.TORN, detail=f"{type(error).__name__} in a cancelled stream")
+                    received.take(event)
+                    if event["type"] == "start" and cancel_after_s is not None:
+                        cancelling.append(asyncio.create_task(self._cancel_later(event["id"], cancel_after_s)))
         finally:
-            await cancelling
-        if last != "completed":
-            return Outcome(Fate.LOST, detail=f"a cancelled stream ended with {last}")
-        return Outcome(Fate.CANCELLED)
+            await asyncio.gather(*cancelling)
+        return None
+
+    async def _generate(self, body: Body, received: Received) -> Outcome | None:
+        response = await self.http.post("/generate", json=dict(body))
+        if refused := await _refusal(response):
+            return refused
+        for image in response.json()["images"]:
+            received.take({**image, "type": _ENDS[image["status"]]})
+        received.take({"type": "completed"})
+        return None
 
     async def _cancel_later(self, id: str, after_s: float) -> None:
         await asyncio.sleep(after_s)
-        (await self.http.delete(f"/generations/{id}")).read()  # 404 where it has ended
+        await self.http.delete(f"/generations/{id}")  # 404 where it has ended
 
 
 async def _refusal(response: httpx2.Response) -> Outcome | None:
@@ -167,10 +229,6 @@ async def _events(response: httpx2.Response) -> AsyncIterator[dict[str, Any]]:
     async for line in response.aiter_lines():
         if line.startswith("data: "):
             yield json.loads(line.removeprefix("data: "))
-
-
-def _digest(event: Mapping[str, Any]) -> str:
-    return hashlib.sha256(b64decode(event["b64_json"])).hexdigest()[:16]
 
 
 def _key(body: Body) -> str:

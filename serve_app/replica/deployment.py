@@ -170,8 +170,8 @@ async def _lives(actor: str) -> bool:
             await asyncio.to_thread(ray.get_actor, actor, namespace=_SERVE_NAMESPACE)
     except ValueError:
         return False
-    except (RayError, TimeoutError):
-        logger.warning("could not ask Ray whether %s lives", actor, exc_info=True)
+    except (RayError, TimeoutError) as error:
+        logger.warning("could not ask Ray whether %s lives: %r", actor, error)
     return True
 
 
