@@ -1,6 +1,7 @@
 """A model of one layer, which is compiled in a quarter of the time that the smallest VAE takes.
 
-As a process: compile it with the cache in a folder, and print the number of compilations and a digest of the output.
+`main`, in a process of its own: compile it with the cache in a folder, and print the number of compilations and a
+digest of the output.
 """
 
 import hashlib
@@ -49,7 +50,7 @@ def answer() -> tuple[int, str]:
     return compilations(), hashlib.sha256(forward(LATENTS).numpy().tobytes()).hexdigest()
 
 
-if __name__ == "__main__":
+def main() -> None:
     inductor.cpp.simdlen = 1
     torch.set_num_threads(1)
     use_compile_cache(sys.argv[1])
