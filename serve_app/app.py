@@ -43,5 +43,6 @@ def build(args: AppArgs) -> Application:
         ray_actor_options={"num_cpus": 0},
         max_ongoing_requests=1000,
         graceful_shutdown_timeout_s=shutdown_s(args),
+        health_check_period_s=2,  # Serve finds one that has died at its next check
     )
     return ingress.bind(args, replicas)
