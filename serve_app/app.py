@@ -20,13 +20,13 @@ def shutdown_s(args: AppArgs) -> float:
 def build(args: AppArgs) -> Application:
     """Return the application for `serve run serve_app.app:build key=value ...` or a Serve config file."""
     # One batch running and one queued; the rest waits in the ingress for the first replica with room.
-    slots = 2 * args.engine.max_batch_size
+    places = 2 * args.engine.max_batch_size
     replicas = serve.deployment(
         Replica,
         num_replicas=args.num_replicas,
         ray_actor_options={"num_cpus": args.num_cpus, "num_gpus": args.num_gpus},
         # The ingress limits slots. The extra room is for status calls, which must not wait behind images.
-        max_ongoing_requests=args.ingress_replicas * slots + _CONTROL_CALLS,
+        max_ongoing_requests=args.ingress_replicas * places + _CONTROL_CALLS,
         request_router_config=directed(),
         graceful_shutdown_timeout_s=shutdown_s(args),
         # Serve replaces a hung replica after three timeouts; its slots are generated elsewhere.

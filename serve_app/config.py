@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from serve_app.models import EMBEDDED
 from serve_app.recipe import SchedulerName
 from serve_app.schemas import PredictionType, TimestepSpacing, longest_body
-from serve_app.values import AbsolutePath, BaseUrl, Origins, Share, Sizes, Text, VariableName
+from serve_app.setting_types import AbsolutePath, BaseUrl, Origins, Share, Sizes, Text, VariableName
 
 Compile = Literal["none", "regional", "full"]
 Quantization = Literal["none", "fp8"]

@@ -87,7 +87,7 @@ class FakePool(Pool):
         finally:
             self.open.discard(slot.index)
 
-    async def watch(self, slot: Slot, replica: str = "abc", deadline: float = math.inf) -> AsyncGenerator[SlotEvent]:
+    async def stream(self, slot: Slot, replica: str = "abc", deadline: float = math.inf) -> AsyncGenerator[SlotEvent]:
         yield Progress(1)
         for step in sorted(slot.preview_steps):
             yield Preview(step, 8, 8, "preview")

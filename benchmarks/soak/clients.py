@@ -6,9 +6,10 @@ import json
 import time
 from base64 import b64decode
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import partial
 from typing import Any, Literal
 
 import httpx2
@@ -19,6 +20,7 @@ Route = Literal["/generate", "/stream"]
 _TIMEOUT_S = 330.0
 _TRIES = 200
 _LONGEST_PAUSE_S = 2.0
+_LAST_STEPS = 2
 _ENDS = {"succeeded": "image", "failed": "failed", "cancelled": "cancelled"}
 """The event of a stream that says the same as an image's status in an answer."""
 
@@ -177,17 +179,27 @@ class Clients:
         except TimeoutError:
             return received.outcome(Fate.LEFT)
 
-    async def cancel(self, body: Body, after_s: float) -> Outcome:
-        """Cancel after a time by the request's id, and wait for the stream's end."""
+    async def cancel(self, body: Body, after_s: float, *, from_last_steps: bool = False) -> Outcome:
+        """Cancel by the request's id, and wait for the stream's end.
+
+        `after_s` counts from the start, or from the last steps of the first image that gets there.
+        """
         received, started = Received(), time.monotonic()
+        last = body["num_inference_steps"] - _LAST_STEPS if from_last_steps else None
         try:
-            refused = await self._stream(body, received, after_s)
+            refused = await self._stream(body, received, partial(_is_due, last), after_s)
         except httpx2.TransportError as error:
             return received.broken_off(error)
         return refused or received.judge(body["num_images"], time.monotonic() - started, may_be_cancelled=True)
 
-    async def _stream(self, body: Body, received: Received, cancel_after_s: float | None = None) -> Outcome | None:
-        """Read a stream to its end, and cancel it after a time if there is one; return the refusal, if it is one."""
+    async def _stream(
+        self, body: Body, received: Received, due: Callable[[Mapping[str, Any]], bool] | None = None, after_s: float = 0
+    ) -> Outcome | None:
+        """Read a stream to its end; return the refusal, if it is one.
+
+        Cancel it so long after the first event for which that is due.
+        """
+        id_ = ""
         cancelling: list[asyncio.Task[None]] = []
         try:
             async with self.http.stream("POST", "/stream", json=dict(body)) as response:
@@ -195,8 +207,9 @@ class Clients:
                     return refused
                 async for event in _events(response):
                     received.take(event)
-                    if event["type"] == "start" and cancel_after_s is not None:
-                        cancelling.append(asyncio.create_task(self._cancel_later(event["id"], cancel_after_s)))
+                    id_ = event.get("id", id_)
+                    if due and not cancelling and due(event):
+                        cancelling.append(asyncio.create_task(self._cancel_later(id_, after_s)))
         finally:
             await asyncio.gather(*cancelling)
         return None
@@ -213,6 +226,13 @@ class Clients:
     async def _cancel_later(self, id: str, after_s: float) -> None:
         await asyncio.sleep(after_s)
         await self.http.delete(f"/generations/{id}")  # 404 where it has ended
+
+
+def _is_due(step: int | None, event: Mapping[str, Any]) -> bool:
+    """Say whether a stream has started, or with a step, whether one of its images has done so many."""
+    if step is None:
+        return bool(event["type"] == "start")
+    return bool(event["type"] == "progress" and event["step"] >= step)
 
 
 async def _refusal(response: httpx2.Response) -> Outcome | None:

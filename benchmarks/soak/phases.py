@@ -23,6 +23,9 @@ _IMPATIENT = 14
 _LONGEST_STAY = 1.1
 """Of the time that an answer usually takes; some come just too late."""
 
+_AIMED, _LAST_STAGES_S = 0.5, 0.15
+"""How many of those who cancel wait for an image's last steps, and the longest time from there."""
+
 _PAUSE_S = 0.1
 _OVERLOAD = 10
 _HEAL_S = 180.0
@@ -130,6 +133,9 @@ class Soak:
                 longest_s = _LONGEST_STAY * median(tally.seconds or [answer_s])
                 body, after_s = random.choice(_bodies()), random.uniform(0, longest_s)
                 match number % 4:
+                    case 0 if random.random() < _AIMED:
+                        after_s = random.uniform(0, _LAST_STAGES_S)
+                        outcome = await self._clients.cancel(body, after_s, from_last_steps=True)
                     case 0:
                         outcome = await self._clients.cancel(body, after_s)
                     case 1:

@@ -29,7 +29,18 @@ from serve_app.replica import deployment as replica
 
 _STAGE_S = 0.05
 _WORK = {
-    "serve_app": {"Slot", "Call", "Job", "Mailbox", "_Lease", "Generation", "Held", "Log", "_SlotRecord", "Ticket"},
+    "serve_app": {
+        "Slot",
+        "Call",
+        "Job",
+        "Mailbox",
+        "_Lease",
+        "Generation",
+        "Held",
+        "EventLog",
+        "_SlotRecord",
+        "Ticket",
+    },
     "ray": {"DeploymentResponse", "DeploymentResponseGenerator"},
 }
 """The classes of what a request consists of in the two processes, by package."""
@@ -81,15 +92,15 @@ class Replica(replica.Replica):
 
     def _note(self, job: Any) -> None:
         """Note the stage of a job that is about to be cancelled, unless it has ended."""
-        from serve_app.replica.batching import State
+        from serve_app.replica.batching import JobState
 
         running = self._engine._running.get(job)
         if job.state.ended or job.cancel_requested:
             return
         match job.state, running:
-            case State.WAITING, _:
+            case JobState.WAITING, _:
                 stage = Stage.QUEUE
-            case State.DENOISED, _:
+            case JobState.DENOISED, _:
                 stage = Stage.FILE
             case _, None:
                 stage = Stage.PROMPT

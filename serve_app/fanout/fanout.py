@@ -25,16 +25,16 @@ from serve_app.errors import (
 from serve_app.fanout.admission import Admission
 from serve_app.fanout.answers import answer_of
 from serve_app.fanout.dispatch import Dispatcher
+from serve_app.fanout.event_log import EventLog
 from serve_app.fanout.events import model_warnings
 from serve_app.fanout.generation import Generation
-from serve_app.fanout.generations import Generations
 from serve_app.fanout.grid import NO_GRID, grid_of
 from serve_app.fanout.held import Held, Terms
-from serve_app.fanout.log import Log
 from serve_app.fanout.peers import Peers
 from serve_app.fanout.placement import Placement, share_of
 from serve_app.fanout.plan import Plan, plan_of
 from serve_app.fanout.pool import Pool
+from serve_app.fanout.registry import Registry
 from serve_app.fanout.relay import entries_from, part_after, whole
 from serve_app.fanout.states import SlotState
 from serve_app.messages import SlotEvent
@@ -64,7 +64,7 @@ _ENDING_S = 5.0
 """How long answers may take to be put together once their images have ended."""
 
 _Generate = Callable[..., AsyncGenerator[SlotEvent]]
-"""Pool.generate or Pool.watch."""
+"""Pool.generate or Pool.stream."""
 
 
 class FanOut:
@@ -80,7 +80,7 @@ class FanOut:
         self._dispatcher = Dispatcher(
             self._admission, lambda: self._pool.status.replicas, Placement(args.ingress_replicas)
         )
-        self._requests = Generations(args.streams.max_kept_bytes)
+        self._requests = Registry(args.streams.max_kept_bytes)
         self._draining = False
 
     @asynccontextmanager
@@ -94,7 +94,7 @@ class FanOut:
 
     def model(self) -> ModelInfo:
         """Return which weights are served. Raises NotReady."""
-        return self._pool.replica.model
+        return self._pool.any_replica.model
 
     def health(self) -> Health:
         status: Literal["ready", "starting", "stopping"] = "ready" if self._pool.status.ready else "starting"
@@ -128,13 +128,13 @@ class FanOut:
 
         Whatever refuses it raises ServiceError on the way in.
         """
-        async with self._begin(request, self._pool.watch, can_be_found=False).read() as reading:
+        async with self._begin(request, self._pool.stream, can_be_found=False).read() as reading:
             yield (entry.event async for entry in reading.entries)
 
     @asynccontextmanager
     async def open(self, request: GenerateRequest) -> AsyncIterator[Reading]:
         """Open a request as `stream` does, for a client that may come back; leaving does what it asked for."""
-        async with self._begin(request, self._pool.watch, can_be_found=True).read() as reading:
+        async with self._begin(request, self._pool.stream, can_be_found=True).read() as reading:
             yield reading
 
     @asynccontextmanager
@@ -207,7 +207,7 @@ class FanOut:
         self._requests.check_free(plan.id)
         place = ExitStack()
         generation = place.enter_context(self._admitted(plan))
-        log = Log()
+        log = EventLog()
         keep_s = self._args.streams.keep_s if can_be_found else 0
         terms = Terms.of(request.response_format, request.on_disconnect, keep_s)
         held = Held(generation, log, self._run(plan, generation, generate, log), terms, int(time.time()))
@@ -224,7 +224,7 @@ class FanOut:
         self._requests.hold(plan.id, held)
         return held
 
-    async def _run(self, plan: Plan, generation: Generation, generate: _Generate, log: Log) -> None:
+    async def _run(self, plan: Plan, generation: Generation, generate: _Generate, log: EventLog) -> None:
         async with aclosing(self._events(plan, generation, generate)) as events:
             async for event in events:
                 log.append(event)
@@ -250,7 +250,7 @@ class FanOut:
     def _plan(self, request: GenerateRequest) -> Plan:
         if self._draining:
             raise ShuttingDown
-        return plan_of(request, self._pool.replica, self._args.request_timeout_s)
+        return plan_of(request, self._pool.any_replica, self._args.request_timeout_s)
 
     @contextmanager
     def _admitted(self, plan: Plan) -> Iterator[Generation]:

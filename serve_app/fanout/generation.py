@@ -31,7 +31,7 @@ from serve_app.schemas import ErrorDetail, Event, Image, ModelInfo, NoPicture, Q
 logger = logging.getLogger("ray.serve")
 
 Generate = Callable[[Slot, str], AsyncGenerator[SlotEvent]]
-"""Generates one slot on the replica named: by Pool.generate for the picture alone, or Pool.watch for previews too."""
+"""Generates one slot on the replica named: by Pool.generate for the picture alone, or Pool.stream for previews too."""
 
 Turn = Callable[[Ticket, set[str]], AbstractAsyncContextManager[str]]
 """Gives a slot a replica to use: Dispatcher.turn."""

@@ -8,8 +8,8 @@ from contextvars import Context
 from dataclasses import dataclass
 from typing import Any, Self
 
+from serve_app.fanout.event_log import EventLog
 from serve_app.fanout.generation import Generation
-from serve_app.fanout.log import Log
 from serve_app.readings import Entry, Part, Reading
 from serve_app.schemas import OnDisconnect, ResponseFormat
 
@@ -41,7 +41,7 @@ class Held:
     """A generation with the task that runs it, its events, and a count of who reads them."""
 
     def __init__(
-        self, generation: Generation, log: Log, run: Coroutine[Any, Any, None], terms: Terms, created: int
+        self, generation: Generation, log: EventLog, run: Coroutine[Any, Any, None], terms: Terms, created: int
     ) -> None:
         self._generation: Generation | None = generation
         self._cancelled: frozenset[int] = frozenset()

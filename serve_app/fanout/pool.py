@@ -65,7 +65,7 @@ class Pool:
         self.status = PoolStatus()
 
     @property
-    def replica(self) -> ReplicaStatus:
+    def any_replica(self) -> ReplicaStatus:
         """What a replica says of itself; all serve the same model. Raises NotReady before one has loaded it."""
         if not self.status.replicas:
             raise NotReady("no replica is ready; ask GET /health and try again")
@@ -95,7 +95,7 @@ class Pool:
             generated: Generated = await (await response._to_object_ref())
             yield generated
 
-    async def watch(self, slot: Slot, replica: str, deadline: float) -> AsyncGenerator[SlotEvent]:
+    async def stream(self, slot: Slot, replica: str, deadline: float) -> AsyncGenerator[SlotEvent]:
         """Yield a slot's events as they happen, its picture last.
 
         Raises SlotFailed, SlotReturned or ReplicaLost.

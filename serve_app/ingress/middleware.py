@@ -5,13 +5,13 @@ from starlette.middleware.cors import CORSMiddleware
 
 from serve_app.config import AppArgs, AuthConfig, CorsConfig
 from serve_app.ingress.answers import Answers, CountedAnswers
-from serve_app.ingress.bodies import PlainBodies
+from serve_app.ingress.body_limits import PlainBodies
 from serve_app.ingress.disconnect import ErrorAsDisconnect, Errors
-from serve_app.ingress.faults import AnsweredFaults
-from serve_app.ingress.head import HeadAsGet
+from serve_app.ingress.head_requests import HeadAsGet
 from serve_app.ingress.keys import KeyRing, Keys
 from serve_app.ingress.prefix import PrefixAsFolder
 from serve_app.ingress.problems import Problems
+from serve_app.ingress.server_errors import AnsweredFaults
 
 
 def middleware(args: AppArgs, problems: Problems, disconnect: Errors, answers: Answers) -> list[Middleware]:

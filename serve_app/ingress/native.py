@@ -10,7 +10,7 @@ from fastapi.sse import EventSourceResponse, ServerSentEvent
 from serve_app.ingress import sse
 from serve_app.ingress.file_urls import Urls, urls_of
 from serve_app.ingress.files import Files
-from serve_app.ingress.pieces import in_pieces
+from serve_app.ingress.large_json import in_pieces
 from serve_app.ingress.problems import Dialect
 from serve_app.ingress.service import Service
 from serve_app.ingress.stored import StoredEvent, StoredResult, stored_event, stored_result

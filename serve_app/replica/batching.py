@@ -10,7 +10,7 @@ from enum import Enum
 from typing import Generic, TypeVar
 
 
-class State(Enum):
+class JobState(Enum):
     """The state of a job. Every job ends once, in one of the last four states; see `_NEXT`."""
 
     WAITING = "waiting"
@@ -30,14 +30,14 @@ class State(Enum):
         return not _NEXT[self]
 
 
-_NEXT: Mapping[State, frozenset[State]] = {
-    State.WAITING: frozenset({State.ACTIVE, State.CANCELLED, State.RETURNED}),
-    State.ACTIVE: frozenset({State.DENOISED, State.FAILED, State.CANCELLED, State.RETURNED}),
-    State.DENOISED: frozenset({State.FINISHED, State.FAILED, State.CANCELLED, State.RETURNED}),
-    State.FINISHED: frozenset(),
-    State.FAILED: frozenset(),
-    State.CANCELLED: frozenset(),
-    State.RETURNED: frozenset(),
+_NEXT: Mapping[JobState, frozenset[JobState]] = {
+    JobState.WAITING: frozenset({JobState.ACTIVE, JobState.CANCELLED, JobState.RETURNED}),
+    JobState.ACTIVE: frozenset({JobState.DENOISED, JobState.FAILED, JobState.CANCELLED, JobState.RETURNED}),
+    JobState.DENOISED: frozenset({JobState.FINISHED, JobState.FAILED, JobState.CANCELLED, JobState.RETURNED}),
+    JobState.FINISHED: frozenset(),
+    JobState.FAILED: frozenset(),
+    JobState.CANCELLED: frozenset(),
+    JobState.RETURNED: frozenset(),
 }
 
 
@@ -50,25 +50,25 @@ Payload = TypeVar("Payload")
 
 @dataclass(eq=False, slots=True)
 class Job(Generic[Payload]):
-    """A submitted payload and its state. Only the scheduler changes it. `begun`: it has been active."""
+    """A submitted payload and its state. Only the batcher changes it. `begun`: it has been active."""
 
     payload: Payload
     group: Hashable
-    state: State = State.WAITING
+    state: JobState = JobState.WAITING
     begun: bool = False
     cancel_requested: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """How busy a scheduler is, in jobs. `finished` counts all since the start."""
+    """How busy a batcher is, in jobs. `finished` counts all since the start."""
 
     active: int
     waiting: int
     finished: int
 
 
-class StepScheduler(Generic[Payload]):
+class Batcher(Generic[Payload]):
     """Decides which jobs are admitted to the batch, and which of them take the next step together.
 
     Jobs are admitted in the order of their arrival, up to `max_batch_size`. Jobs that can share a UNet call form a
@@ -107,16 +107,16 @@ class StepScheduler(Generic[Payload]):
         A job that has ended is not affected.
         """
         job.cancel_requested = True
-        if job.state not in (State.WAITING, State.DENOISED):
+        if job.state not in (JobState.WAITING, JobState.DENOISED):
             return False
-        self._move(job, State.CANCELLED)
+        self._move(job, JobState.CANCELLED)
         return True
 
     def drop_cancelled(self) -> Sequence[Job[Payload]]:
         """Remove the cancelled jobs from the batch and return them."""
         dropped = [job for jobs in self._groups.values() for job in jobs if job.cancel_requested]
         for job in dropped:
-            self._move(job, State.CANCELLED)
+            self._move(job, JobState.CANCELLED)
         return dropped
 
     def admit(self) -> Job[Payload] | None:
@@ -124,7 +124,7 @@ class StepScheduler(Generic[Payload]):
         if not self._waiting or self._active >= self._max_batch_size:
             return None
         job = self._waiting[0]
-        self._move(job, State.ACTIVE)
+        self._move(job, JobState.ACTIVE)
         return job
 
     def next_calls(self) -> Sequence[Sequence[Job[Payload]]]:
@@ -138,42 +138,42 @@ class StepScheduler(Generic[Payload]):
 
     def mark_denoised(self, job: Job[Payload]) -> None:
         """Remove an active job that has done its last step from the batch. Raises IllegalTransition."""
-        self._move(job, State.DENOISED)
+        self._move(job, JobState.DENOISED)
 
     def mark_finished(self, job: Job[Payload]) -> None:
         """End a denoised job whose file is encoded. Raises IllegalTransition."""
-        self._move(job, State.FINISHED)
+        self._move(job, JobState.FINISHED)
         self._finished += 1
 
     def mark_failed(self, job: Job[Payload]) -> None:
         """End an active or denoised job that has failed. Raises IllegalTransition."""
-        self._move(job, State.FAILED)
+        self._move(job, JobState.FAILED)
 
     def return_all(self) -> Sequence[Job[Payload]]:
         """End all jobs that have not ended, because none can be generated any more, and return them."""
         active = (job for jobs in self._groups.values() for job in jobs)
         unfinished = [*self._waiting, *active, *self._denoised]
         for job in unfinished:
-            self._move(job, State.RETURNED)
+            self._move(job, JobState.RETURNED)
         return unfinished
 
     @property
     def _active(self) -> int:
         return sum(map(len, self._groups.values()))
 
-    def _move(self, job: Job[Payload], state: State) -> None:
+    def _move(self, job: Job[Payload], state: JobState) -> None:
         """Change a job's state, and update the queue and the groups accordingly."""
         if state not in _NEXT[job.state]:
             raise IllegalTransition(f"a job that is {job.state.value} cannot become {state.value}")
-        if job.state is State.WAITING:
+        if job.state is JobState.WAITING:
             self._waiting.remove(job)
-        elif job.state is State.ACTIVE:
+        elif job.state is JobState.ACTIVE:
             self._leave_group(job)
         self._denoised.discard(job)
-        if state is State.ACTIVE:
+        if state is JobState.ACTIVE:
             job.begun = True
             self._groups.setdefault(job.group, []).append(job)
-        elif state is State.DENOISED:
+        elif state is JobState.DENOISED:
             self._denoised.add(job)
         job.state = state
 

@@ -25,7 +25,7 @@ from serve_app.replica.device import fast_layout
 from serve_app.replica.hashing import checkpoint_hash
 from serve_app.replica.norms import use_channels_last_norms
 from serve_app.replica.refusals import refused
-from serve_app.replica.sampling import (
+from serve_app.replica.scheduler_config import (
     check_usable,
     default_scheduler,
     departures,

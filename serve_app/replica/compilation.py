@@ -159,7 +159,9 @@ class Compiled(Eager):
             return compiled
 
     def _compile(self, inputs: tuple[torch.Tensor, ...], shapes: _Shapes) -> Any:
-        from serve_app.replica.choices import our_choices  # imports the compiler, which only a compilation needs
+        from serve_app.replica.compiler_choices import (
+            our_choices,  # imports the compiler, which only a compilation needs
+        )
 
         given = [part.detach() for part in inputs]  # the marks below must not affect other compilations
         for part in given:

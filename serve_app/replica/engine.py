@@ -1,4 +1,4 @@
-"""The engine of a replica: carries out what the step scheduler decides.
+"""The engine of a replica: carries out what the batcher decides.
 
 Its loop runs on its own thread, and only that thread runs the models. Slots join and leave between two steps. A slot
 that fails or is cancelled does not affect other slots. An engine that can generate nothing any more has a fault: it
@@ -19,7 +19,7 @@ import torch
 from serve_app.config import EngineConfig, PreviewConfig
 from serve_app.errors import SlotFailed, SlotReturned
 from serve_app.messages import Generated, Preview, Progress, Slot, SlotEvent, Work
-from serve_app.replica.batching import Job, Load, State, StepScheduler
+from serve_app.replica.batching import Batcher, Job, JobState, Load
 from serve_app.replica.checkpoint import Checkpoint
 from serve_app.replica.denoise import CallGroup
 from serve_app.replica.device import RunAhead
@@ -76,7 +76,7 @@ class Engine:
         self._torch_threads = torch.get_num_threads()
         self._thread: threading.Thread | None = None
         self._changed = threading.Condition()  # guards the next three
-        self._scheduler = StepScheduler[Submission](config.max_batch_size, config.images_per_call)
+        self._batcher = Batcher[Submission](config.max_batch_size, config.images_per_call)
         self._stopping = False
         self._fault: str | None = None
         self._running: dict[SlotJob, Running] = {}
@@ -121,21 +121,21 @@ class Engine:
         with self._changed:
             if self._fault is not None:
                 raise SlotReturned(self._fault)
-            job = self._scheduler.submit(Submission(slot, guarded(post)), CallGroup.of(slot.recipe))
+            job = self._batcher.submit(Submission(slot, guarded(post)), CallGroup.of(slot.recipe))
             self._changed.notify()
         return job
 
     def cancel(self, job: SlotJob) -> None:
         """Cancel a job: before the next step if it is active, otherwise at once."""
         with self._changed:
-            ended = self._scheduler.cancel(job)
+            ended = self._batcher.cancel(job)
             self._changed.notify()
         if ended:
             self._observer.ended("cancelled")
 
     def load(self) -> Load:
         with self._changed:
-            return self._scheduler.load
+            return self._batcher.load
 
     @torch.inference_mode()
     def _run(self, warm_up: Sequence[Slot], ready: Future[None]) -> None:
@@ -171,12 +171,12 @@ class Engine:
 
     def _wait_for_work(self) -> bool:
         with self._changed:
-            self._changed.wait_for(lambda: self._stopping or self._fault or not self._scheduler.idle)
+            self._changed.wait_for(lambda: self._stopping or self._fault or not self._batcher.idle)
             return not (self._stopping or self._fault)
 
     def _drop_cancelled(self) -> None:
         with self._changed:
-            dropped = self._scheduler.drop_cancelled()
+            dropped = self._batcher.drop_cancelled()
         for job in dropped:
             del self._running[job]
             self._observer.ended("cancelled")
@@ -188,17 +188,17 @@ class Engine:
 
     def _next_admitted(self) -> SlotJob | None:
         with self._changed:
-            return self._scheduler.admit()
+            return self._batcher.admit()
 
     def _step(self) -> None:
         with self._changed:
-            calls = self._scheduler.next_calls()
+            calls = self._batcher.next_calls()
         for jobs in calls:
             rows = sum(self._running[job].trajectory.rows for job in jobs)
             with self._failing(jobs), self._watchdog.watching("a step", rows, *jobs[0].payload.size):
                 self._advance(jobs)
             for job in jobs:
-                if job.state is State.ACTIVE:
+                if job.state is JobState.ACTIVE:
                     with self._failing([job]):
                         self._after_step(job)
 
@@ -241,7 +241,7 @@ class Engine:
         with self._watchdog.watching("the decoder", *job.payload.size):
             pending = self._models.decoder.decode(running.trajectory.latents)
         with self._changed:
-            self._scheduler.mark_denoised(job)
+            self._batcher.mark_denoised(job)
         del self._running[job]
         work = Work(running.encode_prompt_s, denoised - running.began, decode=0, encode=0)
         self._outputs.image(job.payload.slot, pending, denoised, work, partial(self._deliver, job))
@@ -253,7 +253,7 @@ class Engine:
         with self._changed:
             if job.state.ended:  # cancelled or returned while its file was encoded
                 return
-            self._scheduler.mark_finished(job)
+            self._batcher.mark_finished(job)
         self._observer.ended("succeeded")
         job.payload.post(outcome)  # last, so that the counts include it once a client has the picture
 
@@ -282,7 +282,7 @@ class Engine:
         with self._changed:
             if job.state.ended:
                 return
-            self._scheduler.mark_failed(job)
+            self._batcher.mark_failed(job)
         self._running.pop(job, None)  # absent before a job begins and after its last step
         self._observer.ended("failed")
         job.payload.post(slot_failure(error, job.payload.slot))
@@ -298,7 +298,7 @@ class Engine:
             if self._fault is not None:
                 return
             self._fault = fault
-            returned = self._scheduler.return_all()
+            returned = self._batcher.return_all()
             self._changed.notify()
         if returned or not self._stopping:
             logger.error("nothing can be generated any more: %s; %d slots are returned", fault, len(returned))

@@ -11,7 +11,7 @@ from serve_app.replica.device import prepare_device
 from serve_app.replica.hub import is_hub_id
 from serve_app.replica.paths import is_there, user_path
 from serve_app.replica.quantize import to_fp8
-from serve_app.replica.sampling import check_steps
+from serve_app.replica.scheduler_config import check_steps
 
 logger = logging.getLogger("ray.serve")
 

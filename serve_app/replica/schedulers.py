@@ -16,7 +16,7 @@ from diffusers import (
 from serve_app.recipe import SchedulerName
 
 # Options that distinguish the names. All other options are the checkpoint's.
-_RECIPES: Mapping[SchedulerName, tuple[type[SchedulerMixin], Mapping[str, Any]]] = {
+_SCHEDULERS: Mapping[SchedulerName, tuple[type[SchedulerMixin], Mapping[str, Any]]] = {
     "euler": (EulerDiscreteScheduler, {}),
     "euler_a": (EulerAncestralDiscreteScheduler, {}),
     "dpmpp_2m": (
@@ -42,7 +42,7 @@ SCHEDULER_NAMES: tuple[SchedulerName, ...] = get_args(SchedulerName)
 
 def make_scheduler(name: SchedulerName, config: Mapping[str, Any], **others: Any) -> Any:
     """Return a fresh scheduler. `clip_sample` is off: SDXL's latents are not bounded by 1."""
-    cls, changes = _RECIPES[name]
+    cls, changes = _SCHEDULERS[name]
     return cls.from_config(config, **{"clip_sample": False, **changes, **others})
 
 
@@ -102,7 +102,7 @@ def _nearest(config: Mapping[str, Any]) -> Mapping[SchedulerName, Mapping[str, A
     """Return the schedulers of a config's class, each with the options in which the config differs."""
     return {
         name: {key: config[key] for key, value in changes.items() if config.get(key, value) != value}
-        for name, (cls, changes) in _RECIPES.items()
+        for name, (cls, changes) in _SCHEDULERS.items()
         if config.get("_class_name") == cls.__name__
     }
 

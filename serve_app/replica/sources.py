@@ -12,8 +12,8 @@ from serve_app.errors import CheckpointError
 from serve_app.models import EMBEDDED, PREVIEW_FOLDER, embedded_path
 from serve_app.replica.headers import Header, read_header
 from serve_app.replica.hub import fetch_checkpoint, fetch_configs, fetch_part, is_hub_id
-from serve_app.replica.kinds import PART_NAMES, PART_WORDS, USUAL_CONFIGS, PartName, check_header
 from serve_app.replica.markers import read_markers
+from serve_app.replica.model_kind import PART_NAMES, PART_WORDS, USUAL_CONFIGS, PartName, check_header
 from serve_app.replica.paths import is_there, user_path
 
 TOKENIZERS: Mapping[str, PartName] = {"tokenizer": "text_encoder", "tokenizer_2": "text_encoder_2"}

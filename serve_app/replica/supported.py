@@ -8,9 +8,9 @@ from transformers import CLIPTextConfig, CLIPTokenizer
 
 from serve_app.errors import CheckpointError
 from serve_app.replica.headers import read_header
-from serve_app.replica.keys import check_keys
-from serve_app.replica.kinds import PART_NAMES, PART_WORDS, SUPPORTED, other_purpose
+from serve_app.replica.model_kind import PART_NAMES, PART_WORDS, SUPPORTED, other_purpose
 from serve_app.replica.sources import TOKENIZERS, Sources
+from serve_app.replica.weight_keys import check_keys
 
 _CLASSES: Mapping[str, Sequence[str]] = {
     "text_encoder": ("CLIPTextModel", "CLIPTextModelWithProjection"),

@@ -60,7 +60,9 @@ class _CompiledBlocks(Eager):
             return super().__call__(*inputs)
 
     def warm_up(self, *inputs: torch.Tensor) -> None:
-        from serve_app.replica.choices import our_choices  # imports the compiler, which only a compilation needs
+        from serve_app.replica.compiler_choices import (
+            our_choices,  # imports the compiler, which only a compilation needs
+        )
 
         # The compiler's settings apply only to this thread.
         with torch._dynamo.config.patch(recompile_limit=_MOST_COMPILATIONS), our_choices():

@@ -9,12 +9,12 @@ from diffusers import AutoencoderKL, AutoencoderTiny, SchedulerMixin, UNet2DCond
 from torch import nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-from serve_app.replica.keys import check_keys
-from serve_app.replica.kinds import PartName
-from serve_app.replica.original import load_text_encoder, load_text_encoder_2, load_tiny_vae, load_unet, load_vae
+from serve_app.replica.model_kind import PartName
 from serve_app.replica.refusals import refused
+from serve_app.replica.single_file import load_text_encoder, load_text_encoder_2, load_tiny_vae, load_unet, load_vae
 from serve_app.replica.sources import Part, Sources
 from serve_app.replica.supported import check_tokenizer, component_class
+from serve_app.replica.weight_keys import check_keys
 
 _SINGLE = {"text_encoder": load_text_encoder, "text_encoder_2": load_text_encoder_2, "unet": load_unet, "vae": load_vae}
 _FOLDER = {

@@ -123,7 +123,7 @@ async def test_each_poll_says_which_calls_are_still_waited_for() -> None:
     handle = Handle()
     pool = Pool(handle)
     watching = [
-        asyncio.create_task(anext(pool.watch(make_slot(), REPLICA.id, time.monotonic() + 60))) for _ in range(3)
+        asyncio.create_task(anext(pool.stream(make_slot(), REPLICA.id, time.monotonic() + 60))) for _ in range(3)
     ]
     async with background(pool.keep_polling()):
         await asyncio.sleep(0)
@@ -207,11 +207,11 @@ def test_a_replica_that_serve_no_longer_lists_gets_nothing_and_may_finish_what_i
 @pytest.mark.parametrize("error", [asyncio.CancelledError(), RequestCancelledError(), TaskCancelledError()])
 async def test_a_call_that_nobody_here_has_cancelled_is_lost(error: BaseException) -> None:
     with pytest.raises(ReplicaLost):
-        await anext(Pool(Handle(error=error)).watch(make_slot(), REPLICA.id, time.monotonic() + 60))
+        await anext(Pool(Handle(error=error)).stream(make_slot(), REPLICA.id, time.monotonic() + 60))
 
 
 async def test_who_cancels_its_call_is_cancelled() -> None:
-    call = asyncio.ensure_future(anext(Pool(Handle()).watch(make_slot(), REPLICA.id, time.monotonic() + 60)))
+    call = asyncio.ensure_future(anext(Pool(Handle()).stream(make_slot(), REPLICA.id, time.monotonic() + 60)))
     await asyncio.sleep(0)
     call.cancel()
     await asyncio.wait([call])
@@ -222,7 +222,7 @@ async def test_a_call_says_where_it_goes_and_for_how_long_it_is_waited_for() -> 
     handle = Handle()
     with suppress(TimeoutError):
         async with asyncio.timeout(0.1):
-            await anext(Pool(handle).watch(make_slot(), "abc", time.monotonic() + 60))
+            await anext(Pool(handle).stream(make_slot(), "abc", time.monotonic() + 60))
     (call,) = handle.calls
     assert call.replica == "abc"
     assert 59 < call.timeout_s <= 60

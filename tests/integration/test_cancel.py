@@ -124,7 +124,7 @@ class Lossy:
     def cancel(self) -> None: ...
 
 
-@pytest.mark.parametrize("generate", [Pool.generate, Pool.watch])
+@pytest.mark.parametrize("generate", [Pool.generate, Pool.stream])
 async def test_replicas_stop_even_if_a_cancellation_is_lost(
     app: Running, generate: Callable[[Pool, Slot, str, float], AsyncGenerator[SlotEvent]]
 ) -> None:

@@ -1,4 +1,4 @@
-"""The step scheduler alone, under thousands of random schedules, in which time is the number of steps."""
+"""The batcher alone, under thousands of random schedules, in which time is the number of steps."""
 
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serve_app.replica.batching import IllegalTransition, Job, Load, State, StepScheduler
+from serve_app.replica.batching import Batcher, IllegalTransition, Job, JobState, Load
 
-ENDS = {State.FINISHED, State.FAILED, State.CANCELLED, State.RETURNED}
-AT_ONCE = {State.WAITING, State.DENOISED}
+ENDS = {JobState.FINISHED, JobState.FAILED, JobState.CANCELLED, JobState.RETURNED}
+AT_ONCE = {JobState.WAITING, JobState.DENOISED}
 """The states in which a cancelled job ends at once."""
 
 PATIENCE = 1000
@@ -29,9 +29,9 @@ class Image:
     steps: int
     taken: int = 0
     doomed: bool = False
-    cancelled_in: State | None = None
+    cancelled_in: JobState | None = None
     turns_before_cancel: int = 0
-    states: list[State] = field(default_factory=list)
+    states: list[JobState] = field(default_factory=list)
 
 
 ImageJob = Job[Image]
@@ -54,7 +54,7 @@ class Play:
 
     def __init__(self, max_batch_size: int, images_per_call: int, script: bytes, patience: int = PATIENCE) -> None:
         self.max_batch_size, self.images_per_call = max_batch_size, images_per_call
-        self.scheduler = StepScheduler[Image](max_batch_size, images_per_call)
+        self.batcher = Batcher[Image](max_batch_size, images_per_call)
         self.jobs: list[ImageJob] = []
         self.admitted: list[int] = []
         self.turns: list[Turn] = []
@@ -76,20 +76,20 @@ class Play:
 
     @property
     def unfinished(self) -> list[ImageJob]:
-        return self.of(*set(State) - ENDS)
+        return self.of(*set(JobState) - ENDS)
 
-    def of(self, *states: State) -> list[ImageJob]:
+    def of(self, *states: JobState) -> list[ImageJob]:
         return [job for job in self.jobs if job.state in states]
 
     def submit(self, number: int) -> None:
         group, steps = divmod(number, 6)
-        self.jobs.append(self.scheduler.submit(Image(len(self.jobs), 1 + steps), group))
+        self.jobs.append(self.batcher.submit(Image(len(self.jobs), 1 + steps), group))
 
     def cancel(self, number: int) -> None:
         for job in self._one(self.jobs, number):
             if job.payload.cancelled_in is None:
                 job.payload.cancelled_in, job.payload.turns_before_cancel = job.state, len(self.turns)
-            was, ended = job.state, self.scheduler.cancel(job)
+            was, ended = job.state, self.batcher.cancel(job)
             assert ended == (was in AT_ONCE)
 
     def doom(self, number: int) -> None:
@@ -102,37 +102,37 @@ class Play:
         self._broken = True
 
     def make_file(self, number: int = 0) -> None:
-        for job in self._one(self.of(State.DENOISED), number):
+        for job in self._one(self.of(JobState.DENOISED), number):
             if job.payload.doomed:
-                self.scheduler.mark_failed(job)
+                self.batcher.mark_failed(job)
             else:
-                self.scheduler.mark_finished(job)
+                self.batcher.mark_finished(job)
 
     def go_on(self, _: int = 0) -> None:
         next(self._loop)
 
     def _rounds(self) -> Iterator[None]:
         while True:
-            if self.scheduler.idle:
+            if self.batcher.idle:
                 self.idle_rounds += 1
                 yield
                 continue
-            done = len(self.scheduler.drop_cancelled())
+            done = len(self.batcher.drop_cancelled())
             yield
-            while job := self.scheduler.admit():
+            while job := self.batcher.admit():
                 done += 1
                 self.admitted.append(job.payload.number)
                 yield
                 if job.payload.doomed:
-                    self.scheduler.mark_failed(job)
-            self.full_when_admitted.append(self.scheduler.load)
-            batch, calls = self.of(State.ACTIVE), self.scheduler.next_calls()
+                    self.batcher.mark_failed(job)
+            self.full_when_admitted.append(self.batcher.load)
+            batch, calls = self.of(JobState.ACTIVE), self.batcher.next_calls()
             if calls:
                 self.turns.append(Turn(calls, batch))
             for call in calls:
                 yield
                 self._step(call)
-            assert done or calls or self.scheduler.idle, "the loop would spin"
+            assert done or calls or self.batcher.idle, "the loop would spin"
 
     def _step(self, call: Sequence[ImageJob]) -> None:
         broken, self._broken = self._broken, False
@@ -140,16 +140,16 @@ class Play:
             job.payload.taken += 1
             if job.payload.doomed or broken:
                 job.payload.doomed = True
-                self.scheduler.mark_failed(job)
+                self.batcher.mark_failed(job)
             elif job.payload.taken == job.payload.steps and not job.cancel_requested:
-                self.scheduler.mark_denoised(job)
+                self.batcher.mark_denoised(job)
 
     def _look(self) -> None:
-        self.loads.append(self.scheduler.load)
+        self.loads.append(self.batcher.load)
         for job in self.jobs:
             if job.payload.states[-1:] != [job.state]:
                 job.payload.states.append(job.state)
-        assert self.scheduler.idle == (not self.of(State.WAITING, State.ACTIVE))
+        assert self.batcher.idle == (not self.of(JobState.WAITING, JobState.ACTIVE))
 
     @staticmethod
     def _one(jobs: Sequence[ImageJob], number: int) -> Sequence[ImageJob]:
@@ -175,7 +175,7 @@ def schedules(test: Callable[[Play], None], patience: int = PATIENCE) -> Callabl
 def test_jobs_are_admitted_in_the_order_of_their_arrival(play: Play) -> None:
     assert play.admitted == sorted(play.admitted)
     left = {job.payload.number for job in play.jobs} - set(play.admitted)
-    assert all(play.jobs[number].payload.cancelled_in is State.WAITING for number in left)
+    assert all(play.jobs[number].payload.cancelled_in is JobState.WAITING for number in left)
 
 
 @schedules
@@ -211,26 +211,26 @@ def test_a_cancelled_job_ends_before_the_next_step(play: Play) -> None:
     for job in play.jobs:
         image = job.payload
         match image.cancelled_in:
-            case State.WAITING:
-                assert image.states == [State.WAITING, State.CANCELLED]
-            case State.ACTIVE:
-                assert job.state is State.CANCELLED or (image.doomed and job.state is State.FAILED)
+            case JobState.WAITING:
+                assert image.states == [JobState.WAITING, JobState.CANCELLED]
+            case JobState.ACTIVE:
+                assert job.state is JobState.CANCELLED or (image.doomed and job.state is JobState.FAILED)
                 # Its next step may already have been chosen when it was cancelled.
                 assert not any(
                     job in call for turn in play.turns[image.turns_before_cancel + 1 :] for call in turn.calls
                 )
-            case State.DENOISED:
-                assert image.states[-2:] == [State.DENOISED, State.CANCELLED]
+            case JobState.DENOISED:
+                assert image.states[-2:] == [JobState.DENOISED, JobState.CANCELLED]
             case _:
-                assert job.state is not State.CANCELLED
+                assert job.state is not JobState.CANCELLED
 
 
 @schedules
 def test_a_failure_does_not_affect_other_jobs(play: Play) -> None:
     for job in play.jobs:
         image = job.payload
-        if not image.doomed and image.cancelled_in not in (State.WAITING, State.ACTIVE, State.DENOISED):
-            assert job.state is State.FINISHED
+        if not image.doomed and image.cancelled_in not in (JobState.WAITING, JobState.ACTIVE, JobState.DENOISED):
+            assert job.state is JobState.FINISHED
             assert image.taken == image.steps
 
 
@@ -238,13 +238,13 @@ def test_a_failure_does_not_affect_other_jobs(play: Play) -> None:
 def test_no_job_is_lost_and_each_ends_once(play: Play) -> None:
     for job in play.jobs:
         assert [state for state in job.payload.states if state in ENDS] == job.payload.states[-1:]
-    assert play.scheduler.load == Load(active=0, waiting=0, finished=len(play.of(State.FINISHED)))
+    assert play.batcher.load == Load(active=0, waiting=0, finished=len(play.of(JobState.FINISHED)))
 
 
 @schedules
-def test_a_scheduler_without_jobs_is_idle(play: Play) -> None:
-    assert play.scheduler.idle
-    assert (play.scheduler.drop_cancelled(), play.scheduler.admit(), play.scheduler.next_calls()) == ([], None, [])
+def test_a_batcher_without_jobs_is_idle(play: Play) -> None:
+    assert play.batcher.idle
+    assert (play.batcher.drop_cancelled(), play.batcher.admit(), play.batcher.next_calls()) == ([], None, [])
     idle = play.idle_rounds
     next(play._loop)
     next(play._loop)
@@ -254,59 +254,63 @@ def test_a_scheduler_without_jobs_is_idle(play: Play) -> None:
 @partial(schedules, patience=0)
 def test_all_jobs_that_have_not_ended_are_returned_at_any_moment(play: Play) -> None:
     unfinished, ends = play.unfinished, {job: job.state for job in play.of(*ENDS)}
-    assert set(play.scheduler.return_all()) == set(unfinished)
-    assert {job.state for job in unfinished} <= {State.RETURNED}
+    assert set(play.batcher.return_all()) == set(unfinished)
+    assert {job.state for job in unfinished} <= {JobState.RETURNED}
     assert {job: job.state for job in ends} == ends
-    assert play.scheduler.idle
-    assert (play.scheduler.drop_cancelled(), play.scheduler.admit(), play.scheduler.next_calls()) == ([], None, [])
-    assert (play.scheduler.load.active, play.scheduler.load.waiting) == (0, 0)
-    assert play.scheduler.return_all() == []
+    assert play.batcher.idle
+    assert (play.batcher.drop_cancelled(), play.batcher.admit(), play.batcher.next_calls()) == ([], None, [])
+    assert (play.batcher.load.active, play.batcher.load.waiting) == (0, 0)
+    assert play.batcher.return_all() == []
 
 
-MARKS: Mapping[str, set[State]] = {
-    "denoised": {State.ACTIVE},
-    "finished": {State.DENOISED},
-    "failed": {State.ACTIVE, State.DENOISED},
+MARKS: Mapping[str, set[JobState]] = {
+    "denoised": {JobState.ACTIVE},
+    "finished": {JobState.DENOISED},
+    "failed": {JobState.ACTIVE, JobState.DENOISED},
 }
 
 
-def job_in(state: State, scheduler: StepScheduler[None]) -> Job[None]:
-    job = scheduler.submit(None, group="a")
-    if state is State.CANCELLED:
-        scheduler.cancel(job)
-    elif state is State.RETURNED:
-        scheduler.return_all()
-    elif state is not State.WAITING:
-        scheduler.admit()
-        before = {State.DENOISED: ["denoised"], State.FINISHED: ["denoised", "finished"], State.FAILED: ["failed"]}
+def job_in(state: JobState, batcher: Batcher[None]) -> Job[None]:
+    job = batcher.submit(None, group="a")
+    if state is JobState.CANCELLED:
+        batcher.cancel(job)
+    elif state is JobState.RETURNED:
+        batcher.return_all()
+    elif state is not JobState.WAITING:
+        batcher.admit()
+        before = {
+            JobState.DENOISED: ["denoised"],
+            JobState.FINISHED: ["denoised", "finished"],
+            JobState.FAILED: ["failed"],
+        }
         for mark in before.get(state, []):
-            getattr(scheduler, f"mark_{mark}")(job)
+            getattr(batcher, f"mark_{mark}")(job)
     assert job.state is state
     return job
 
 
-@pytest.mark.parametrize("state", State)
+@pytest.mark.parametrize("state", JobState)
 @pytest.mark.parametrize("mark", MARKS)
-def test_a_mark_that_does_not_fit_a_jobs_state_is_refused_and_changes_nothing(mark: str, state: State) -> None:
-    scheduler = StepScheduler[None](max_batch_size=1, images_per_call=1)
-    job = job_in(state, scheduler)
-    load = scheduler.load
+def test_a_mark_that_does_not_fit_a_jobs_state_is_refused_and_changes_nothing(mark: str, state: JobState) -> None:
+    batcher = Batcher[None](max_batch_size=1, images_per_call=1)
+    job = job_in(state, batcher)
+    load = batcher.load
     if state in MARKS[mark]:
-        getattr(scheduler, f"mark_{mark}")(job)
-        assert job.state is State(mark)
+        getattr(batcher, f"mark_{mark}")(job)
+        assert job.state is JobState(mark)
     else:
         with pytest.raises(IllegalTransition, match=f"a job that is {state.value} cannot become {mark}"):
-            getattr(scheduler, f"mark_{mark}")(job)
-        assert (job.state, scheduler.load) == (state, load)
+            getattr(batcher, f"mark_{mark}")(job)
+        assert (job.state, batcher.load) == (state, load)
 
 
-@pytest.mark.parametrize("state", State)
-def test_cancelling_twice_or_too_late_changes_nothing(state: State) -> None:
-    scheduler = StepScheduler[None](max_batch_size=1, images_per_call=1)
-    job = job_in(state, scheduler)
-    assert scheduler.cancel(job) == (state in AT_ONCE)
-    ended = State.CANCELLED if state in (State.WAITING, State.ACTIVE, State.DENOISED) else state
-    assert list(scheduler.drop_cancelled()) == ([job] if state is State.ACTIVE else [])
+@pytest.mark.parametrize("state", JobState)
+def test_cancelling_twice_or_too_late_changes_nothing(state: JobState) -> None:
+    batcher = Batcher[None](max_batch_size=1, images_per_call=1)
+    job = job_in(state, batcher)
+    assert batcher.cancel(job) == (state in AT_ONCE)
+    ended = JobState.CANCELLED if state in (JobState.WAITING, JobState.ACTIVE, JobState.DENOISED) else state
+    assert list(batcher.drop_cancelled()) == ([job] if state is JobState.ACTIVE else [])
     assert job.state is ended
-    assert not scheduler.cancel(job)
+    assert not batcher.cancel(job)
     assert job.state is ended

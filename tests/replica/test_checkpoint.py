@@ -16,7 +16,7 @@ from serve_app.models.tiny import build
 from serve_app.replica import checkpoint as checkpoint_module
 from serve_app.replica.checkpoint import load_checkpoint
 from serve_app.replica.hashing import checkpoint_hash
-from serve_app.replica.kinds import PartName
+from serve_app.replica.model_kind import PartName
 from serve_app.replica.sources import find_sources
 from serve_app.replica.weights import load_part
 from tests.conftest import MakeEngine, make_slot

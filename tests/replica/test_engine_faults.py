@@ -10,7 +10,7 @@ import pytest
 from serve_app.errors import SlotFailed, SlotReturned
 from serve_app.messages import Generated, Preview, Progress
 from serve_app.replica import engine as engine_module
-from serve_app.replica.batching import StepScheduler
+from serve_app.replica.batching import Batcher
 from serve_app.replica.denoise import Denoiser
 from tests.conftest import Collector, MakeEngine, RunningEngine, Watch, make_slot
 
@@ -139,7 +139,7 @@ def test_when_the_loop_ends_by_an_error_all_its_slots_are_returned(
     def broken(_: Any) -> None:
         raise ZeroDivisionError("a bug")
 
-    monkeypatch.setattr(StepScheduler, place, broken)
+    monkeypatch.setattr(Batcher, place, broken)
     running = make_engine(max_batch_size=1)
     for collector in running.submit_together(*[make_slot()] * 3):
         with pytest.raises(SlotReturned):

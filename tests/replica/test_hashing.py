@@ -12,7 +12,7 @@ import pytest
 from serve_app.config import ModelConfig
 from serve_app.replica import sources
 from serve_app.replica.hashing import checkpoint_hash
-from serve_app.replica.kinds import USUAL_CONFIGS
+from serve_app.replica.model_kind import USUAL_CONFIGS
 from serve_app.replica.sources import find_sources
 
 

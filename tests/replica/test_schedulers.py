@@ -119,7 +119,7 @@ def test_a_perfect_model_is_sampled_to_its_answer(name: SchedulerName, spacing: 
     config = {**CONFIG, "timestep_spacing": spacing, "rescale_betas_zero_snr": zero_snr}
     for prediction, steps in product(PREDICTIONS, (1, 4, 21, 61)):
         if (name, prediction) == ("euler_a", "sample") or (name, prediction, zero_snr) == ("ddim", "epsilon", True):
-            continue  # refused: tests/replica/test_sampling.py
+            continue  # refused: tests/replica/test_scheduler_config.py
         latents, clean = ends_at(make_scheduler(name, {**config, "prediction_type": prediction}), steps)
         assert torch.allclose(latents, clean, atol=0.05), f"{prediction} in {steps} steps"
 

@@ -17,7 +17,7 @@ from serve_app.ingress.fal.requests import fast_sdxl_input, own_request
 from serve_app.ingress.fal.schemas import FalErrorBody, FastSdxlInput, FastSdxlOutput, PreviewFrame
 from serve_app.ingress.file_urls import Urls, urls_of
 from serve_app.ingress.files import Files
-from serve_app.ingress.pieces import in_pieces
+from serve_app.ingress.large_json import in_pieces
 from serve_app.ingress.service import Service
 from serve_app.schemas import GenerateRequest
 

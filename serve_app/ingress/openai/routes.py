@@ -11,6 +11,7 @@ from serve_app.errors import ModelNotFound
 from serve_app.ingress import sse
 from serve_app.ingress.file_urls import urls_of
 from serve_app.ingress.files import Files
+from serve_app.ingress.large_json import in_pieces
 from serve_app.ingress.openai.answers import DONE, error_frame, frames, images_response
 from serve_app.ingress.openai.errors import DIALECT
 from serve_app.ingress.openai.names import stands_for
@@ -26,7 +27,6 @@ from serve_app.ingress.openai.schemas import (
     PartialImageEvent,
     WarningsEvent,
 )
-from serve_app.ingress.pieces import in_pieces
 from serve_app.ingress.service import Service
 from serve_app.ingress.stored import stored_events
 from serve_app.schemas import GenerateRequest

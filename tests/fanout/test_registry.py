@@ -8,11 +8,11 @@ import pytest
 from serve_app.config import AppArgs
 from serve_app.errors import GenerationFailed, NotFound, SlotFailed
 from serve_app.fanout.admission import Admission
+from serve_app.fanout.event_log import EventLog
 from serve_app.fanout.fanout import FanOut
 from serve_app.fanout.generation import Generation
-from serve_app.fanout.generations import _REMEMBERED_REQUESTS, Generations
 from serve_app.fanout.held import Held, Terms
-from serve_app.fanout.log import Log
+from serve_app.fanout.registry import _REMEMBERED_REQUESTS, Registry
 from serve_app.messages import Slot
 from serve_app.schemas import BatchResult, Event, GenerateRequest, ImageEvent, StartEvent
 from tests.conftest import make_slot
@@ -118,7 +118,7 @@ async def nothing() -> None: ...
 
 def held(keep_s: float, picture: str = "") -> Held:
     """Return a generation that ends at once, with an image event of this size if it is not empty."""
-    log = Log()
+    log = EventLog()
     if picture:
         log.append(ImageEvent(index=0, seed=0, width=8, height=8, media_type="image/png", b64_json=picture))
     admission = Admission(1, lambda: 1)
@@ -128,7 +128,7 @@ def held(keep_s: float, picture: str = "") -> Held:
 
 
 async def test_the_memory_of_ended_requests_is_bounded() -> None:
-    generations = Generations(max_bytes=2**20)
+    generations = Registry(max_bytes=2**20)
     for id_ in range(_REMEMBERED_REQUESTS + 1):
         generations.hold(str(id_), held(keep_s=0))
         generations.cancel(str(id_), None)
@@ -150,7 +150,7 @@ async def test_a_part_for_another_ingress_replica_is_bounded() -> None:
 
 
 async def test_what_has_ended_is_kept_for_its_time_and_no_longer() -> None:
-    generations = Generations(max_bytes=2**20)
+    generations = Registry(max_bytes=2**20)
     generations.hold("a", held(keep_s=0.3))
     await asyncio.sleep(0.1)
     assert generations.get("a")
@@ -159,7 +159,7 @@ async def test_what_has_ended_is_kept_for_its_time_and_no_longer() -> None:
 
 
 async def test_the_oldest_go_first_where_there_is_no_room() -> None:
-    generations = Generations(max_bytes=100_000)
+    generations = Registry(max_bytes=100_000)
     for id_ in "abc":
         generations.hold(id_, held(60, picture="x" * 40_000))
         await asyncio.sleep(0.01)
@@ -170,7 +170,7 @@ async def test_the_oldest_go_first_where_there_is_no_room() -> None:
 
 
 async def test_the_time_of_a_generation_that_had_to_go_does_not_end_a_later_one_of_the_same_id() -> None:
-    generations = Generations(max_bytes=50_000)
+    generations = Registry(max_bytes=50_000)
     generations.hold("a", held(keep_s=0.1, picture="x" * 40_000))
     await asyncio.sleep(0.01)
     generations.hold("b", held(60, picture="x" * 40_000))
@@ -182,7 +182,7 @@ async def test_the_time_of_a_generation_that_had_to_go_does_not_end_a_later_one_
 
 
 async def test_what_runs_takes_no_room_of_what_has_ended_and_is_cancelled_at_the_close() -> None:
-    generations, running = Generations(max_bytes=0), held(60, picture="x")
+    generations, running = Registry(max_bytes=0), held(60, picture="x")
     running.task.cancel()
     running.task = asyncio.create_task(asyncio.sleep(60))
     generations.hold("a", running)

@@ -16,7 +16,7 @@ from torch._inductor.runtime.hints import ReductionHint
 from torch._inductor.virtualized import V
 from torch.nn import functional as F  # noqa: N812, the usual name
 
-from serve_app.replica.choices import our_choices
+from serve_app.replica.compiler_choices import our_choices
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # the compiler's own imports give them
 

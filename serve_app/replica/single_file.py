@@ -21,10 +21,10 @@ from safetensors import safe_open
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-from serve_app.replica.keys import check_keys
-from serve_app.replica.kinds import PREFIXES, PartName
-from serve_app.replica.scales import unscaled
+from serve_app.replica.model_kind import PREFIXES, PartName
+from serve_app.replica.scaled_fp8 import unscaled
 from serve_app.replica.sources import Part
+from serve_app.replica.weight_keys import check_keys
 
 Weights = dict[str, torch.Tensor]
 _Model = TypeVar("_Model", bound=nn.Module)

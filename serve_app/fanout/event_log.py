@@ -43,7 +43,7 @@ class _Reader:
     at: int
 
 
-class Log:
+class EventLog:
     """Events in order, numbered from 1, without the superseded ones, so that its size is bounded.
 
     At most a preview, a step and a picture of each image stay. Readers never wait for each other, and nobody for them:

@@ -10,7 +10,7 @@ from serve_app.fanout.held import Held
 _REMEMBERED_REQUESTS = 256
 
 
-class Generations:
+class Registry:
     """Finds and cancels generations by id, and remembers what it cancelled of those it has dropped since.
 
     All ended ones take at most `max_bytes` bytes together; the oldest go first.

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from serve_app.config import ModelConfig
 from serve_app.errors import CheckpointError
 from serve_app.replica.checkpoint import Checkpoint, load_checkpoint
-from serve_app.replica.scales import unscaled
+from serve_app.replica.scaled_fp8 import unscaled
 from serve_app.replica.sources import Part
 from tests.replica.conftest import MODELS
 from tests.single_file import save_single_file

@@ -2,7 +2,7 @@
 
 import asyncio
 
-from serve_app.fanout.log import _MOST_UNREAD, Log
+from serve_app.fanout.event_log import _MOST_UNREAD, EventLog
 from serve_app.readings import Entry
 from serve_app.schemas import (
     CompletedEvent,
@@ -48,7 +48,7 @@ def image(index: int) -> ImageEvent:
 
 
 async def test_only_the_last_of_each_image_stays_under_its_number() -> None:
-    log = Log()
+    log = EventLog()
     for event in (queued(0, 2), queued(1, 3), queued(0, 1), progress(0, 1), preview(0, 1), progress(0, 2)):
         log.append(event)
     assert log.after(0) == [Entry(2, queued(1, 3)), Entry(5, preview(0, 1)), Entry(6, progress(0, 2))]
@@ -59,7 +59,7 @@ async def test_only_the_last_of_each_image_stays_under_its_number() -> None:
 
 
 async def test_its_size_is_that_of_one_preview_or_picture_for_each_image() -> None:
-    log = Log()
+    log = EventLog()
     for step in range(1, 99):
         for index in range(16):
             log.append(progress(index, step))
@@ -71,7 +71,7 @@ async def test_its_size_is_that_of_one_preview_or_picture_for_each_image() -> No
 
 
 async def test_a_reader_that_keeps_up_gets_everything() -> None:
-    log = Log()
+    log = EventLog()
     with log.read(0) as entries:
         for step in range(1, 40):
             log.append(progress(0, step))
@@ -81,7 +81,7 @@ async def test_a_reader_that_keeps_up_gets_everything() -> None:
 
 
 async def test_a_burst_is_not_cut_for_those_who_read() -> None:
-    log = Log()
+    log = EventLog()
     with log.read(0) as entries:
         for event in (progress(0, 1), preview(0, 1), image(0), END):
             log.append(event)
@@ -90,7 +90,7 @@ async def test_a_burst_is_not_cut_for_those_who_read() -> None:
 
 
 async def test_a_reader_that_stops_holds_up_nobody_and_little_memory() -> None:
-    log = Log()
+    log = EventLog()
     with log.read(0) as stalled, log.read(0) as quick:
         for step in range(1, 500):
             log.append(preview(0, step))
@@ -103,7 +103,7 @@ async def test_a_reader_that_stops_holds_up_nobody_and_little_memory() -> None:
 
 
 async def test_a_reader_waits_for_what_comes() -> None:
-    log = Log()
+    log = EventLog()
     log.append(queued(0, 1))
 
     async def read(after: int) -> list[int | None]:
@@ -120,14 +120,14 @@ async def test_a_reader_waits_for_what_comes() -> None:
 
 
 async def test_an_error_is_the_end_too() -> None:
-    log = Log()
+    log = EventLog()
     assert not log.ended
     log.append(ErrorEvent(error=Problem(type="internal", message="no")))
     assert log.ended
 
 
 async def test_waiting_ends_with_news_with_the_end_or_with_its_time() -> None:
-    log = Log()
+    log = EventLog()
     async with asyncio.timeout(2):
         await log.wait(0, 0.05)
         waiting = asyncio.create_task(log.wait(0, 60))
@@ -138,7 +138,7 @@ async def test_waiting_ends_with_news_with_the_end_or_with_its_time() -> None:
 
 
 async def test_what_was_given_up_is_brought_to_its_end() -> None:
-    log, why = Log(), ErrorDetail(type="cancelled", message="the image was cancelled")
+    log, why = EventLog(), ErrorDetail(type="cancelled", message="the image was cancelled")
     log.append(image(0))
     log.append(FailedEvent(index=1, seed=1, error=why))
     gone = [NoPicture(index=i, seed=i, status="cancelled", error=why) for i in range(3)]

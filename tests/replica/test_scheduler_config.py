@@ -23,7 +23,7 @@ from serve_app.recipe import SchedulerName
 from serve_app.replica.checkpoint import Checkpoint, load_checkpoint
 from serve_app.replica.loading import load
 from serve_app.replica.markers import marked
-from serve_app.replica.sampling import default_scheduler, effective_config, fitting_schedulers
+from serve_app.replica.scheduler_config import default_scheduler, effective_config, fitting_schedulers
 from serve_app.replica.schedulers import SCHEDULER_NAMES, make_scheduler
 from tests.conftest import BETAS, ZERO_SNR, WithScheduler
 
