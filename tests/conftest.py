@@ -76,12 +76,6 @@ class Shares(LoadScopeScheduling):
 
 
 @pytest.hookimpl(optionalhook=True)  # xdist's
-def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """Return one more than there are processors: much of what integration tests do is waiting."""
-    return len(os.sched_getaffinity(0)) + 1
-
-
-@pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Shares:
     return Shares(config, log)
 

@@ -34,12 +34,18 @@ async def first_answer(handle: DeploymentHandle, method: str, *args: Any) -> Any
     async with asyncio.timeout(TIMEOUT_S):
         refs = await ask_each(handle, method, *args)
         answers = [asyncio.ensure_future(ref) for ref in refs.values()]
-        rest = asyncio.gather(*answers, return_exceptions=True)
         try:
             for answer in asyncio.as_completed(answers):
                 with suppress(RayError):  # it has died, and what it held with it
                     if said := await answer:
                         return said
         finally:
-            rest.cancel()
+            for answer in answers:
+                _forget(answer)
     return None
+
+
+def _forget(answer: "asyncio.Future[Any]") -> None:
+    """Let go of an answer that nobody waits for any more, without a complaint in the log that it was an error."""
+    if not answer.cancel() and not answer.cancelled():
+        answer.exception()

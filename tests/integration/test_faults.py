@@ -29,7 +29,7 @@ def replica_actors() -> list[ray.actor.ActorHandle]:
     return [info.get_actor_handle() for info in infos[DeploymentID(name="Replica", app_name=APP)]]
 
 
-SEEDS = {"num_images": 2, "seed": 70, "num_inference_steps": 120}
+SEEDS = {"num_images": 2, "seed": 70, "num_inference_steps": 80}
 
 
 @pytest.fixture(scope="module")
