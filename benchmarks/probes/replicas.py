@@ -59,7 +59,9 @@ def probe(conditions: Conditions) -> Iterator[str]:
             yield f"all at once: {line}"
             for name, fail in faults.items():
                 seconds, line = _round(service, bodies, alone, fail, undisturbed / 3)
-                yield f"{name}: {line}, {seconds - undisturbed:.1f} s later than undisturbed"
+                late = seconds - undisturbed
+                lost = len(devices) * late  # idle, or generating once more
+                yield f"{name}: {line}, {late:.1f} s later than undisturbed: {lost:.1f} GPU seconds lost"
                 _recover(service)
 
 
