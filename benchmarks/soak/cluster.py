@@ -25,6 +25,8 @@ from benchmarks.soak.witness import Census, build
 from serve_app.config import AppArgs
 from serve_app.messages import ReplicaStatus
 
+_OF_THE_KILLED = re.compile(r"controller_\d+\.log: ray\.exceptions\.Actor(Died|Unavailable)Error")
+
 _HEALTHY_IN_A_ROW = 6
 """Several ingress replicas take turns, and each must know that all is well."""
 
@@ -201,8 +203,9 @@ class Logs:
         self._read = {path: path.stat().st_size for path in self._files()}
 
     def tracebacks(self) -> list[str]:
-        """Return what each new traceback ends with."""
-        return [f"{path.name}: {line[:300]}" for path in self._files() for line in last_lines(self._new(path))]
+        """Return what each new traceback ends with, but those of Serve's controller on an actor that was killed."""
+        ends = [f"{path.name}: {line[:300]}" for path in self._files() for line in last_lines(self._new(path))]
+        return [end for end in ends if not _OF_THE_KILLED.match(end)]
 
     def _files(self) -> list[Path]:
         return [*self._folder.glob("serve/*.log"), *self._folder.glob("worker-*.err")]

@@ -73,7 +73,7 @@ class Soak:
         crowd = await self._crowd(self.size.warm_up_s)
         self._row("a first crowd", crowd, 0)
         answer_s = median(crowd.seconds)
-        self._row("some leave", await self._impatient(answer_s, self.size.cancels // 10), 0)
+        self._row("some leave", await self._impatient(answer_s, self.size.cancels // 3), 0)
         self._start = await self._usual()
         image_s = await self._image_s()
         self._judge(checks.slow_health(await self._health(lambda asked: asked < self.size.samples)))

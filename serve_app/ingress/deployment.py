@@ -3,7 +3,7 @@
 import time
 
 from fastapi import FastAPI
-from ray.exceptions import TaskCancelledError
+from ray.exceptions import RayActorError, TaskCancelledError
 from ray.serve.handle import DeploymentHandle
 
 from serve_app.config import AppArgs
@@ -14,6 +14,9 @@ from serve_app.ingress.answers import Answers
 from serve_app.ingress.api import create_api
 from serve_app.metrics import IngressMetrics
 from serve_app.readings import Part
+
+_GONE = (TaskCancelledError, RayActorError)
+"""What Serve makes `receive` raise when the client has gone, or the proxy that held its connection."""
 
 _SENDING_S = 3.0
 """How long after the grace answers may still be sent: files may be stored first."""
@@ -43,5 +46,4 @@ class Ingress:
 
     # Bound late: Serve pickles an app passed to the decorator by value, with frozen copies of all module globals.
     def __serve_build_asgi_app__(self) -> FastAPI:
-        # When the client has gone, Serve makes `receive` raise this error.
-        return create_api(self._service, self._args, disconnect=TaskCancelledError, answers=self._answers)
+        return create_api(self._service, self._args, disconnect=_GONE, answers=self._answers)

@@ -1,5 +1,6 @@
 """Client disconnects that the server reports as an error."""
 
+from anyio import BrokenResourceError
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 Errors = type[Exception] | tuple[type[Exception], ...]
@@ -9,7 +10,8 @@ Errors = type[Exception] | tuple[type[Exception], ...]
 class ErrorAsDisconnect:
     """Turns `errors` raised by the server's `receive` into ASGI's `http.disconnect`.
 
-    Apps treat any error of `receive` as a bug of their own and log a traceback.
+    Apps treat any error of `receive` as a bug of their own and log a traceback. So does FastAPI when a client leaves
+    while an event is on its way through the pipe of a stream, which then has no reader.
     """
 
     def __init__(self, app: ASGIApp, errors: Errors) -> None:
@@ -27,9 +29,16 @@ class ErrorAsDisconnect:
             nonlocal gone
             if not gone:
                 try:
-                    return await receive()
+                    message = await receive()
                 except self._errors:
                     gone = True
+                else:
+                    gone = message["type"] == "http.disconnect"
+                    return message
             return {"type": "http.disconnect"}
 
-        await self._app(scope, told, send)
+        try:
+            await self._app(scope, told, send)
+        except* BrokenResourceError:
+            if not gone:
+                raise

@@ -2,6 +2,7 @@ import asyncio
 from collections.abc import AsyncIterator
 
 import pytest
+from anyio import BrokenResourceError
 from starlette.responses import StreamingResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -36,12 +37,17 @@ class Endless:
             self.ended = True
 
 
-async def run(app: ASGIApp, error: Exception) -> None:
-    """Run an app of which `receive` raises an error once and then never returns, as Serve's does."""
+async def run(app: ASGIApp, error: Exception | None) -> None:
+    """Run an app of which `receive` raises an error once and then never returns, as Serve's does.
+
+    Without an error it says once that the client has gone.
+    """
     errors = iter([error])
 
     async def receive() -> Message:
         for error in errors:
+            if error is None:
+                return {"type": "http.disconnect"}
             raise error
         await asyncio.Event().wait()
         raise AssertionError
@@ -56,6 +62,23 @@ async def test_a_stream_ends_without_an_error_when_its_client_hangs_up() -> None
     app = Endless()
     await run(ErrorAsDisconnect(app, Gone), Gone())
     assert app.ended
+
+
+@pytest.mark.parametrize("told", [Gone(), None], ids=["an error", "a message"])
+async def test_a_stream_whose_pipe_loses_its_reader_as_the_client_leaves_is_no_fault(told: Exception | None) -> None:
+    async def app(_: Scope, receive: Receive, __: Send) -> None:
+        assert await receive() == {"type": "http.disconnect"}
+        raise ExceptionGroup("of a task group", [BrokenResourceError()])
+
+    await run(ErrorAsDisconnect(app, Gone), told)
+
+
+async def test_a_pipe_that_breaks_while_the_client_is_there_is_a_fault() -> None:
+    async def app(*_: object) -> None:
+        raise BrokenResourceError
+
+    with pytest.raises(ExceptionGroup):
+        await run(ErrorAsDisconnect(app, Gone), Gone())
 
 
 async def test_other_errors_stay_errors() -> None:
