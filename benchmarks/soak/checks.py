@@ -83,7 +83,7 @@ def left_over(start: State, now: State) -> list[str]:
     return broken
 
 
-def grown(start: State, now: State) -> list[str]:
+def grown(start: State, now: State, most: float = _MEMORY) -> list[str]:
     """No process that lived throughout takes more memory, and one of each kind did live."""
     lived = start.memory.keys() & now.memory.keys()
     parts = {part for part, _ in lived}
@@ -91,7 +91,7 @@ def grown(start: State, now: State) -> list[str]:
     return broken + [
         f"the {part.value} {pid} had {start.memory[part, pid] / 1e6:.1f} MB and has {now.memory[part, pid] / 1e6:.1f}"
         for part, pid in sorted(lived, key=str)
-        if now.memory[part, pid] > _MEMORY * start.memory[part, pid]
+        if now.memory[part, pid] > most * start.memory[part, pid]
     ]
 
 

@@ -27,6 +27,9 @@ _AIMED, _LAST_STAGES_S = 0.5, 0.15
 """How many of those who cancel wait for an image's last steps, and the longest time from there."""
 
 _PAUSE_S = 0.1
+_WARM_UPS, _STAYS = 6, 1.015
+"""At most so many rounds, until memory grows by no more than this part in one."""
+
 _OVERLOAD = 10
 _HEAL_S = 180.0
 _SETTLE_S = 20.0
@@ -73,7 +76,7 @@ class Soak:
         crowd = await self._crowd(self.size.warm_up_s)
         self._row("a first crowd", crowd, 0)
         answer_s = median(crowd.seconds)
-        self._row("some leave", await self._impatient(answer_s, self.size.cancels // 3), 0)
+        self._row("some leave", await self._warm_up(answer_s), 0)
         self._start = await self._usual()
         image_s = await self._image_s()
         self._judge(checks.slow_health(await self._health(lambda asked: asked < self.size.samples)))
@@ -121,15 +124,26 @@ class Soak:
         await asyncio.gather(*[client() for _ in range(_CROWD)])
         return tally
 
-    async def _impatient(self, answer_s: float, cancels: int) -> Tally:
-        """Let clients hang up or cancel at any time beside some that wait, until so many have.
+    async def _warm_up(self, answer_s: float) -> Tally:
+        """Let clients leave until memory stays: in their first thousand requests processes grow by a sixth."""
+        tally, before = self._tally.fresh(), await self._observe()
+        for _ in range(_WARM_UPS):
+            await self._impatient(answer_s, self.size.cancels // 3, tally)
+            after = await self._observe()
+            if not self.size.judged or not checks.grown(before, after, _STAYS):
+                break
+            before = after
+        return tally
+
+    async def _impatient(self, answer_s: float, cancels: int, tally: Tally) -> None:
+        """Let clients hang up or cancel at any time beside some that wait, until so many more have.
 
         `answer_s` is how long an answer took so far.
         """
-        tally = self._tally.fresh()
+        enough = tally.gone + cancels
 
         async def client(number: int) -> None:
-            while tally.gone < cancels:
+            while tally.gone < enough:
                 longest_s = _LONGEST_STAY * median(tally.seconds or [answer_s])
                 body, after_s = random.choice(_bodies()), random.uniform(0, longest_s)
                 match number % 4:
@@ -148,12 +162,11 @@ class Soak:
                 await asyncio.sleep(_PAUSE_S * (outcome.fate is Fate.REFUSED))
 
         await asyncio.gather(*[client(number) for number in range(_IMPATIENT)])
-        return tally
 
     async def _cancel(self, answer_s: float) -> None:
         """Let clients leave at every stage of an image."""
-        before = await self._stages()
-        tally = await self._impatient(answer_s, self.size.cancels)
+        before, tally = await self._stages(), self._tally.fresh()
+        await self._impatient(answer_s, self.size.cancels, tally)
         idle_s = await asyncio.to_thread(wait_until, lambda: self.service.idle, _SETTLE_S)
         self._row("clients cancel and hang up", tally, tally.gone, idle_s)
         stages = await self._stages() - before
