@@ -122,8 +122,9 @@ class Ingress(ingress.Ingress):
 
 @dataclass(frozen=True, slots=True)
 class _Refused:
-    images: int
-    capacity: int
+    """`room_at` is how many images will have left the queue, since it began, when there is room."""
+
+    room_at: int
     told_s: float
     at: float
 
@@ -132,7 +133,7 @@ class _Refused:
 class Room:
     """Watches an ingress replica's queue: who is refused, when they could have come, and who leaves it while waiting.
 
-    There is room for a refused request once the queue would take it, whoever is given that room.
+    There is room for a refused request once as many images have left as were too many, whoever is given that room.
     """
 
     admission: Admission
@@ -140,6 +141,7 @@ class Room:
     refusals: list[Refusal] = field(default_factory=list)
     cancelled: Counter[Stage] = field(default_factory=Counter)
     _refused: list[_Refused] = field(default_factory=list)
+    _left: int = 0
 
     def __post_init__(self) -> None:
         admission: Any = self.admission
@@ -149,20 +151,21 @@ class Room:
             try:
                 admit(images, capacity, images_per_second)
             except TooManyWaiting as refusal:
-                self._refused.append(_Refused(images, capacity, refusal.retry_after_s or 0, self.clock()))
+                excess = self.admission.unfinished + images - capacity - self.admission._max_waiting
+                self._refused.append(_Refused(self._left + excess, refusal.retry_after_s or 0, self.clock()))
                 raise
 
         def watched_leave(ticket: Ticket, succeeded: bool = False) -> None:
             image = self.admission._images.get(ticket)
             self.cancelled[Stage.ROOM] += image is not None and image.state is Place.WAITING
             leave(ticket, succeeded)
+            self._left += image is not None
             self._look()
 
         admission.admit, admission.leave = watched_admit, watched_leave
 
     def _look(self) -> None:
-        taken, most = self.admission.unfinished, self.admission._max_waiting
-        fit = [refused for refused in self._refused if taken + refused.images <= refused.capacity + most]
+        fit = [refused for refused in self._refused if self._left >= refused.room_at]
         self.refusals += [Refusal(refused.told_s, self.clock() - refused.at) for refused in fit]
         self._refused = [refused for refused in self._refused if refused not in fit]
 

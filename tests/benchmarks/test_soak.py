@@ -192,10 +192,10 @@ def test_there_is_room_again_once_the_queue_would_take_the_request() -> None:
     now = 1.0
     admission.leave(tickets(5)[0])
     assert not room.refusals, "one place of two"
+    admission.join(tickets(6)[5:], lambda: None)  # whoever takes it
     now = 2.0
     admission.leave(tickets(5)[1])
     assert room.refusals == [Refusal(refusal.value.retry_after_s or 0, 2.0)]
-    admission.admit(3, 2, 1.0)
     assert room.cancelled == {Stage.ROOM: 2}
 
 
