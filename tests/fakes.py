@@ -1,7 +1,8 @@
 """A pool without replicas, for the fan-out and the routes above it."""
 
+import asyncio
 import math
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
 from dataclasses import dataclass, field, replace
 from typing import Any, get_args
 
@@ -33,6 +34,38 @@ REPLICA = ReplicaStatus(
     waiting=0,
     finished=0,
 )
+
+
+@dataclass
+class Answer:
+    """A replica's answer to a broadcast, as a Serve result and as the ObjectRef it holds.
+
+    It may be an error, and come later or never.
+    """
+
+    actor: str = "actor"
+    value: Any = REPLICA
+    after: asyncio.Event | None = None
+
+    async def to_object_ref_async(self) -> "Answer":
+        return self
+
+    def task_id(self) -> "Answer":
+        return self
+
+    def actor_id(self) -> "Answer":
+        return self
+
+    def hex(self) -> str:
+        return self.actor
+
+    def __await__(self) -> Generator[Any, None, Any]:
+        yield from asyncio.sleep(0).__await__()
+        if self.after is not None:
+            yield from self.after.wait().__await__()
+        if isinstance(self.value, Exception):
+            raise self.value
+        return self.value
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """What an ingress replica asks all others, of which one may hang or die."""
 
 import asyncio
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,34 +11,7 @@ from ray.serve.handle import DeploymentBroadcastResponse
 
 from serve_app.errors import NotReady
 from serve_app.fanout.peers import Peers
-
-
-@dataclass
-class Answer:
-    """A peer's answer as a Serve result and as the ObjectRef it holds; None: it never comes."""
-
-    actor: str
-    value: list[int] | Exception | None
-
-    async def to_object_ref_async(self) -> "Answer":
-        return self
-
-    def task_id(self) -> "Answer":
-        return self
-
-    def actor_id(self) -> "Answer":
-        return self
-
-    def hex(self) -> str:
-        return self.actor
-
-    def __await__(self) -> Generator[Any, None, Any]:
-        yield from asyncio.sleep(0).__await__()
-        if self.value is None:
-            yield from asyncio.Event().wait().__await__()
-        if isinstance(self.value, Exception):
-            raise self.value
-        return self.value
+from tests.fakes import Answer
 
 
 @dataclass
@@ -63,7 +36,12 @@ def peers_of(monkeypatch: pytest.MonkeyPatch) -> PeersOf:
     def make(*values: list[int] | Exception | None) -> Peers:
         monkeypatch.setattr("serve_app.fanout.broadcast.TIMEOUT_S", 1)
         peers = Peers()
-        peers.__dict__["_handle"] = Handle([Answer(str(place), value) for place, value in enumerate(values)])
+        peers.__dict__["_handle"] = Handle(
+            [
+                Answer(str(place), value, asyncio.Event() if value is None else None)
+                for place, value in enumerate(values)
+            ]
+        )
         return peers
 
     return make

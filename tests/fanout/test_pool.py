@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Generator, Set
+from collections.abc import Callable, Set
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -18,7 +18,7 @@ from serve_app.fanout.pool import POLL_INTERVAL_S, Pool
 from serve_app.fanout.sight import Sight
 from serve_app.messages import Call, OpenCalls, ReplicaStatus, Slot
 from tests.conftest import make_slot
-from tests.fakes import REPLICA
+from tests.fakes import REPLICA, Answer
 
 
 @dataclass
@@ -75,32 +75,6 @@ class Response:
         await asyncio.Event().wait()
 
     def cancel(self) -> None: ...
-
-
-@dataclass
-class Answer:
-    """One replica's answer, which may come later or never, as a Serve result and as the ObjectRef it holds."""
-
-    actor: str = "actor"
-    value: ReplicaStatus = REPLICA
-    after: asyncio.Event | None = None
-
-    async def to_object_ref_async(self) -> "Answer":
-        return self
-
-    def task_id(self) -> "Answer":
-        return self
-
-    def actor_id(self) -> "Answer":
-        return self
-
-    def hex(self) -> str:
-        return self.actor
-
-    def __await__(self) -> Generator[Any, None, ReplicaStatus]:
-        if self.after is not None:
-            yield from self.after.wait().__await__()
-        return self.value
 
 
 async def test_replicas_that_become_ready_are_known_before_a_regular_poll_is_due() -> None:

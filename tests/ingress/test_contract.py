@@ -156,7 +156,7 @@ def failing(pool: FakePool, service: FanOut) -> None:
 
 
 def broken(pool: FakePool, service: FanOut) -> None:
-    pool.status = None  # type: ignore[assignment]
+    pool.status = None  # type: ignore[assignment]  # a bug of ours
 
 
 def hanging(pool: FakePool, service: FanOut) -> None:

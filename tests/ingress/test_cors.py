@@ -22,7 +22,7 @@ class Faulty(FakePool):
     """Whoever asks for its replicas runs into a bug of ours."""
 
     @property
-    def any_replica(self) -> None:  # type: ignore[override]
+    def any_replica(self) -> None:  # type: ignore[override]  # it never returns
         raise ZeroDivisionError("a bug of ours")
 
 
