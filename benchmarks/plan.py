@@ -1,16 +1,23 @@
 """The plan: every subject, its measures, and the project's goals."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING
 
 from benchmarks.conditions import Conditions
-from benchmarks.engine import EngineBench, open_engine
 from benchmarks.measures import Best, Derived, Goal, Measure, PerDevice, Ratio, Samples, Subject, Trial, rate, rounds
 from benchmarks.peers.fal_distributed import Fal, open_fal
-from benchmarks.peers.ray_serve import RayServe, open_ray_serve
-from benchmarks.peers.stock import Stock, open_bfloat16, open_float16
 from benchmarks.processes import PARTS, cpu_times
 from benchmarks.service import Service, open_service
 from serve_app.messages import Slot
+
+# Imported where a subject is opened: torch takes seconds to import, and whoever only calls a service needs none.
+if TYPE_CHECKING:
+    from benchmarks.engine import EngineBench
+    from benchmarks.peers.ray_serve import RayServe
+    from benchmarks.peers.stock import Stock
 
 _LOAD_S = 60.0
 """Time to open a subject, with kernels in the cache."""
@@ -20,6 +27,12 @@ _BATCHES = (1, 2, 4, 8)
 
 
 # The engine, in-process.
+
+
+def _open_engine(conditions: Conditions) -> AbstractContextManager[EngineBench]:
+    from benchmarks.engine import open_engine
+
+    return open_engine(conditions)
 
 
 def _latency(prefix: str, goal: Goal | None, few: bool = False) -> Trial:
@@ -73,7 +86,7 @@ def _few(conditions: Conditions) -> Slot:
 
 ENGINE = Subject(
     "engine",
-    open_engine,
+    _open_engine,
     devices=1,
     seconds=_LOAD_S,
     trials=(
@@ -94,7 +107,7 @@ ENGINE = Subject(
 )
 ENGINE_512 = Subject(
     "engine512",
-    open_engine,
+    _open_engine,
     devices=1,
     seconds=_LOAD_S,
     trials=tuple(_batch("engine512", images, small=True) for images in _BATCHES),
@@ -102,7 +115,7 @@ ENGINE_512 = Subject(
 )
 ENGINE_FP8 = Subject(
     "fp8",
-    open_engine,
+    _open_engine,
     devices=1,
     seconds=_LOAD_S,
     trials=(_latency("fp8", None), *(_batch("fp8", images) for images in (4, 8))),
@@ -110,7 +123,7 @@ ENGINE_FP8 = Subject(
 )
 ENGINE_FEW = Subject(
     "few",
-    open_engine,
+    _open_engine,
     devices=1,
     seconds=_LOAD_S,
     trials=(_latency("few", Goal(0.18, 0.15), few=True), *(_batch("few", images, few=True) for images in (1, 4))),
@@ -210,6 +223,18 @@ SERVICE = _service(
 # Peers.
 
 
+def _open_float16(conditions: Conditions) -> AbstractContextManager[Stock]:
+    from benchmarks.peers.stock import open_float16
+
+    return open_float16(conditions)
+
+
+def _open_bfloat16(conditions: Conditions) -> AbstractContextManager[Stock]:
+    from benchmarks.peers.stock import open_bfloat16
+
+    return open_bfloat16(conditions)
+
+
 def _stock(name: str) -> tuple[Trial, ...]:
     def image(stock: Stock, conditions: Conditions) -> Samples:
         work = conditions.workload
@@ -233,8 +258,8 @@ def _stock(name: str) -> tuple[Trial, ...]:
     )
 
 
-STOCK = Subject("stock", open_float16, devices=1, seconds=_LOAD_S, trials=_stock("stock"))
-STOCK_BF16 = Subject("stock_bf16", open_bfloat16, devices=1, seconds=_LOAD_S, trials=_stock("stock_bf16"))
+STOCK = Subject("stock", _open_float16, devices=1, seconds=_LOAD_S, trials=_stock("stock"))
+STOCK_BF16 = Subject("stock_bf16", _open_bfloat16, devices=1, seconds=_LOAD_S, trials=_stock("stock_bf16"))
 
 
 def _fal_requests(fal: Fal, conditions: Conditions) -> Samples:
@@ -277,6 +302,12 @@ FAL = Subject(
 )
 
 
+def _open_ray_serve(conditions: Conditions) -> AbstractContextManager[RayServe]:
+    from benchmarks.peers.ray_serve import open_ray_serve
+
+    return open_ray_serve(conditions)
+
+
 def _ray_requests(peer: RayServe, conditions: Conditions) -> Samples:
     together = [peer.together(len(conditions.devices)) for _ in rounds(conditions.workload.seconds)]
     return {"ray.start": [peer.started_s], "ray.all": together}
@@ -290,7 +321,7 @@ def _ray_load(peer: RayServe, conditions: Conditions) -> Samples:
 
 RAY_SERVE = Subject(
     "ray",
-    open_ray_serve,
+    _open_ray_serve,
     devices=0,
     seconds=_LOAD_S,
     trials=(

@@ -4,27 +4,8 @@ The values are the words of the API: an image's `status` is the last state of it
 """
 
 from collections.abc import Mapping
-from enum import Enum
-from typing import Self
 
-
-class IllegalTransition(Exception):
-    """A state cannot follow another: a fault of ours."""
-
-
-class State(Enum):
-    """A state that knows which ones may follow it."""
-
-    @property
-    def ended(self) -> bool:
-        """Whether nothing follows."""
-        return not _NEXT[self]
-
-    def to(self, state: Self) -> Self:
-        """Return the state that follows. Raises IllegalTransition."""
-        if state not in _NEXT[self]:
-            raise IllegalTransition(f"{type(self).__name__}: what is {self.value} cannot become {state.value}")
-        return state
+from serve_app.states import State
 
 
 class SlotState(State):
@@ -37,6 +18,10 @@ class SlotState(State):
     FAILED = "failed"
     CANCELLED = "cancelled"
 
+    @property
+    def following(self) -> frozenset["SlotState"]:
+        return _NEXT_OF_SLOT[self]
+
 
 class GenerationState(State):
     """Where a request is as a whole. How it ended is the sum of its slots."""
@@ -47,8 +32,12 @@ class GenerationState(State):
     ENDED = "ended"
     """Every slot has ended."""
 
+    @property
+    def following(self) -> frozenset["GenerationState"]:
+        return _NEXT_OF_GENERATION[self]
 
-_NEXT: Mapping[State, frozenset[State]] = {
+
+_NEXT_OF_SLOT: Mapping[SlotState, frozenset[SlotState]] = {
     # Straight to SUCCEEDED: a call for the picture alone reports no steps.
     SlotState.QUEUED: frozenset({SlotState.RUNNING, SlotState.SUCCEEDED, SlotState.FAILED, SlotState.CANCELLED}),
     # Back to QUEUED: its replica is lost or returns it, and another generates it from the start.
@@ -56,6 +45,8 @@ _NEXT: Mapping[State, frozenset[State]] = {
     SlotState.SUCCEEDED: frozenset(),
     SlotState.FAILED: frozenset(),
     SlotState.CANCELLED: frozenset(),
+}
+_NEXT_OF_GENERATION: Mapping[GenerationState, frozenset[GenerationState]] = {
     # Straight to ENDED: the client leaves before the first call.
     GenerationState.ADMITTED: frozenset({GenerationState.RUNNING, GenerationState.ENDED}),
     GenerationState.RUNNING: frozenset({GenerationState.ENDED}),

@@ -6,11 +6,12 @@ It only decides: the engine asks what to do next and reports what happened. No t
 from collections import OrderedDict, deque
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from enum import Enum
 from typing import Generic, TypeVar
 
+from serve_app.states import State
 
-class JobState(Enum):
+
+class JobState(State):
     """The state of a job. Every job ends once, in one of the last four states; see `_NEXT`."""
 
     WAITING = "waiting"
@@ -26,8 +27,8 @@ class JobState(Enum):
     """Not generated here, but elsewhere: the engine can generate nothing any more."""
 
     @property
-    def ended(self) -> bool:
-        return not _NEXT[self]
+    def following(self) -> frozenset["JobState"]:
+        return _NEXT[self]
 
 
 _NEXT: Mapping[JobState, frozenset[JobState]] = {
@@ -39,10 +40,6 @@ _NEXT: Mapping[JobState, frozenset[JobState]] = {
     JobState.CANCELLED: frozenset(),
     JobState.RETURNED: frozenset(),
 }
-
-
-class IllegalTransition(Exception):
-    """A job was marked with a state that cannot follow its current one."""
 
 
 Payload = TypeVar("Payload")
@@ -163,8 +160,7 @@ class Batcher(Generic[Payload]):
 
     def _move(self, job: Job[Payload], state: JobState) -> None:
         """Change a job's state, and update the queue and the groups accordingly."""
-        if state not in _NEXT[job.state]:
-            raise IllegalTransition(f"a job that is {job.state.value} cannot become {state.value}")
+        job.state.to(state)
         if job.state is JobState.WAITING:
             self._waiting.remove(job)
         elif job.state is JobState.ACTIVE:

@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 from serve_app.errors import ReplicaLost, SlotFailed, SlotReturned
 from serve_app.fanout.admission import Admission
 from serve_app.fanout.generation import Generation
-from serve_app.fanout.states import GenerationState, IllegalTransition, SlotState
+from serve_app.fanout.states import GenerationState, SlotState
 from serve_app.messages import Generated, Preview, Progress, Slot, SlotEvent, Work
 from serve_app.schemas import Event, NoPicture, Picture, QueuedEvent
+from serve_app.states import IllegalTransition
 from tests.conftest import make_slot
 from tests.fakes import MODEL, dispatcher_of
 

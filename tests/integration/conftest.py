@@ -34,9 +34,10 @@ from tests.integration.paced import build
 APP = "test"
 KEY = "right"
 REPLICAS = 2
-MIN_INTERVAL_S = 0.05
+MIN_INTERVAL_S = 0.1
 PAIR = "pair"
 KEEP_S = 6.0
+STALL_TIMEOUT_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -194,6 +195,7 @@ def pair(cluster: Cluster, tiny_path: Path, tmp_path_factory: pytest.TempPathFac
     args = tiny_args(
         tiny_path,
         ingress_replicas=2,
+        engine=EngineConfig(max_batch_size=2, stall_timeout_s=STALL_TIMEOUT_S),
         files=FilesConfig(path=str(tmp_path_factory.mktemp("files"))),
         admission=AdmissionConfig(max_waiting_images=64),  # each has half of it, and one may get all of a test's
         streams=StreamsConfig(keep_s=KEEP_S),

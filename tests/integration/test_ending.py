@@ -32,7 +32,7 @@ def service(tiny_path: Path, folder: Path) -> Iterator[tuple["subprocess.Popen[b
         "model": {"path": str(tiny_path), "width": 64, "height": 64},
         "limits": {"max_steps": LONG},
     }
-    app = {"name": "ending", "route_prefix": "/", "import_path": "serve_app.app:build", "args": args}
+    app = {"name": "ending", "route_prefix": "/", "import_path": "tests.integration.paced:build", "args": args}
     config.write_text(
         yaml.safe_dump(
             {

@@ -2,35 +2,27 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from pathlib import Path
 
 import pytest
 from ray import serve
-from ray.serve import RunTarget
 from ray.serve.exceptions import DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
 from serve_app.background import background
-from serve_app.config import EngineConfig
 from serve_app.errors import SlotReturned
 from serve_app.messages import Call, Generated, OpenCalls, ReplicaStatus, Slot
 from tests.conftest import make_slot
-from tests.integration.conftest import REPLICAS, Cluster, eventually, let_go, tiny_args
-from tests.integration.paced import BREAKS_THE_DEVICE, HANGS, build
+from tests.integration.conftest import PAIR, REPLICAS, eventually
+from tests.integration.paced import BREAKS_THE_DEVICE, HANGS
 
-NAME = "faulty"
-STALL_TIMEOUT_S = 5.0
 CALLER = "/a-test"
 
 
 @pytest.fixture
-def replicas(cluster: Cluster, tiny_path: Path) -> Iterator[DeploymentHandle]:
-    args = tiny_args(tiny_path, engine=EngineConfig(max_batch_size=2, stall_timeout_s=STALL_TIMEOUT_S))
-    serve.run_many([RunTarget(build(args), name=NAME, route_prefix=f"/{NAME}")])
-    yield serve.get_deployment_handle("Replica", NAME)
-    let_go(NAME)
+def replicas(pair: str) -> DeploymentHandle:
+    return serve.get_deployment_handle("Replica", PAIR)
 
 
 def statuses(handle: DeploymentHandle) -> dict[str, ReplicaStatus]:

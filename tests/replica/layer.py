@@ -15,6 +15,8 @@ from torch._inductor import config as inductor
 
 from serve_app.replica.compilation import Compiled, use_compile_cache
 
+CHEAPLY: dict[str, object] = {"cpp.simdlen": 1, "compile_threads": 1}
+"""Plain code is compiled in half the time, and here, not in helpers that import torch first."""
 LATENTS = torch.linspace(-2, 2, 256).view(1, 4, 8, 8)
 
 
@@ -51,7 +53,7 @@ def answer() -> tuple[int, str]:
 
 
 def main() -> None:
-    inductor.cpp.simdlen = 1
     torch.set_num_threads(1)
     use_compile_cache(sys.argv[1])
-    print(*answer())
+    with inductor.patch(CHEAPLY):
+        print(*answer())

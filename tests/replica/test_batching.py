@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serve_app.replica.batching import Batcher, IllegalTransition, Job, JobState, Load
+from serve_app.replica.batching import Batcher, Job, JobState, Load
+from serve_app.states import IllegalTransition
 
 ENDS = {JobState.FINISHED, JobState.FAILED, JobState.CANCELLED, JobState.RETURNED}
 AT_ONCE = {JobState.WAITING, JobState.DENOISED}
@@ -299,7 +300,7 @@ def test_a_mark_that_does_not_fit_a_jobs_state_is_refused_and_changes_nothing(ma
         getattr(batcher, f"mark_{mark}")(job)
         assert job.state is JobState(mark)
     else:
-        with pytest.raises(IllegalTransition, match=f"a job that is {state.value} cannot become {mark}"):
+        with pytest.raises(IllegalTransition, match=f"JobState: what is {state.value} cannot become {mark}"):
             getattr(batcher, f"mark_{mark}")(job)
         assert (job.state, batcher.load) == (state, load)
 

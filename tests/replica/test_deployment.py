@@ -1,6 +1,7 @@
 """What a replica watches of itself, without Serve."""
 
 import asyncio
+import gc
 import math
 import threading
 from typing import Any
@@ -10,7 +11,7 @@ import pytest
 from serve_app.config import AppArgs
 from serve_app.messages import Call, new_caller
 from serve_app.replica import deployment, leases
-from serve_app.replica.deployment import Replica
+from serve_app.replica.deployment import Replica, importing
 from serve_app.replica.leases import Leases
 
 
@@ -77,3 +78,18 @@ async def test_a_timeout_within_the_start_keeps_its_own_error(monkeypatch: pytes
     monkeypatch.setattr("serve_app.replica.loading.load", load)
     with pytest.raises(TimeoutError, match="the hub does not answer"):
         await started()
+
+
+def test_what_a_start_imports_is_never_looked_through_for_garbage() -> None:
+    before = gc.get_freeze_count()
+    with importing():
+        assert not gc.isenabled()
+        imported: list[list[object]] = [[] for _ in range(1000)]
+    assert gc.isenabled()
+    assert gc.get_freeze_count() >= before + len(imported)
+
+
+def test_garbage_is_collected_after_an_import_that_has_failed() -> None:
+    with pytest.raises(ImportError), importing():
+        raise ImportError
+    assert gc.isenabled()

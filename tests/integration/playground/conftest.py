@@ -21,9 +21,10 @@ _PATIENCE_MS = 20_000
 expect.set_options(timeout=_PATIENCE_MS)
 
 
-# Not for the whole session: while Playwright's own event loop runs, no asynchronous test can.
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
+# Not for the whole session: while Playwright's own event loop runs, no asynchronous test can, nor does Serve deploy:
+# hence the services first.
+@pytest.fixture(scope="package")
+def browser(service: Running, locked: str) -> Iterator[Browser]:
     found = next(filter(None, map(shutil.which, _NAMES)), None)
     if found is None:
         (pytest.fail if "CI" in os.environ else pytest.skip)(_NONE)

@@ -6,7 +6,6 @@ from tests.integration.conftest import KEY
 from tests.integration.playground.conftest import OpenPlayground
 
 
-# `locked` comes first: Serve deploys nothing while Playwright's loop runs.
 def test_a_key_is_asked_for_and_kept_for_the_tab_only(locked: str, open_playground: OpenPlayground) -> None:
     playground = open_playground()
     page = playground.page
