@@ -50,7 +50,7 @@ class News(Mute):
 
     tell: Tell
 
-    async def keep_polling(self, tell: Tell = nobody) -> None:
+    async def keep_polling(self, tell: Tell = nobody, waiting: Callable[[], int] = int) -> None:
         self.tell = tell
 
 
