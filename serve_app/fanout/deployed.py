@@ -35,7 +35,12 @@ async def ask_serve(replicas: str) -> Deployed | None:
     except (RayError, RayServeException, KeyError) as error:
         logger.warning("Serve's controller did not say how many replicas it wants: %r", error)
         return None
-    return Deployed(_wanted(pool), _wanted(ingress), _trouble(pool))
+    return deployed_of(pool, ingress)
+
+
+def deployed_of(replicas: DeploymentStatusOverview, ingress: DeploymentStatusOverview) -> Deployed:
+    """Return what Serve's status of the two deployments says."""
+    return Deployed(_wanted(replicas), _wanted(ingress), _trouble(replicas))
 
 
 def _wanted(deployment: DeploymentStatusOverview) -> int:

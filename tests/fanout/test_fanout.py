@@ -1,6 +1,7 @@
 """What neither delays nor costs a picture, over a pool that generates when it is told to."""
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 

@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,28 +19,51 @@ NAME = "changes"
 BODY = {"prompt": "a", **SMALL}
 
 
-def deploy(args: dict[str, Any], **deployments: dict[str, Any]) -> None:
-    """Deploy as `serve deploy` does, and return at once."""
-    application = {
-        "name": NAME,
-        "route_prefix": f"/{NAME}",
-        "import_path": "tests.integration.paced:build",
-        "args": args,
-        "deployments": [{"name": name, **options} for name, options in deployments.items()],
-    }
-    _get_global_client().deploy_apps(ServeDeploySchema.model_validate({"applications": [application]}), _blocking=False)
+@dataclass(frozen=True)
+class Changing:
+    """An application that is deployed as `serve deploy` does it, again and again."""
+
+    url: str
+    args: dict[str, Any]
+    http: httpx2.Client
+
+    def deploy(self, **live: dict[str, Any]) -> None:
+        """Deploy with such settings of the ingress, and return at once."""
+        application = {
+            "name": NAME,
+            "route_prefix": f"/{NAME}",
+            "import_path": "tests.integration.paced:build",
+            "args": self.args,
+            "deployments": [{"name": "Ingress", "user_config": live}] if live else [],
+        }
+        schema = ServeDeploySchema.model_validate({"applications": [application]})
+        _get_global_client().deploy_apps(schema, _blocking=False)
+
+    def health(self) -> dict[str, Any]:
+        answer = self.http.get("/health")
+        known = answer.headers.get("content-type") == "application/json"  # else the proxy says it knows no ingress
+        return answer.json() if known else {"replicas": {}, "message": None}
+
+    def has(self, replicas: int) -> bool:
+        return bool(self.health()["replicas"] == {"ready": replicas, "target": replicas})
+
+    def asked_for(self, num_images: int) -> int:
+        """Ask for so many images and return the status."""
+        return self.http.post("/generate", json={**BODY, "num_images": num_images}).status_code
 
 
-@pytest.fixture
-def http(cluster: Cluster) -> Iterator[httpx2.Client]:
-    with httpx2.Client(base_url=f"{cluster.url}/{NAME}", timeout=60) as http:
-        yield http
+@pytest.fixture(scope="module")
+def changing(cluster: Cluster, tiny_path: Path) -> Iterator[Changing]:
+    """One replica, and a second while it is needed."""
+    scaling = {"max_replicas": 2, "target_wait_s": 2, "upscale_delay_s": 0, "downscale_delay_s": 2}
+    args = {**tiny_args(tiny_path, num_replicas=1).model_dump(mode="json", exclude_unset=True), "scaling": scaling}
+    url = f"{cluster.url}/{NAME}"
+    with httpx2.Client(base_url=url, timeout=60) as http:
+        changing = Changing(url, args, http)
+        changing.deploy(limits={"max_images": 2})
+        eventually(lambda: changing.has(1), 60)
+        yield changing
     serve.delete(NAME)
-
-
-def health(http: httpx2.Client) -> dict[str, Any]:
-    answer = http.get("/health")
-    return answer.json() if answer.status_code in (200, 503) else {"replicas": {}, "message": None}
 
 
 def replicas() -> set[str]:
@@ -61,55 +85,42 @@ def streaming(http: httpx2.Client, events: list[dict[str, Any]]) -> Iterator[Non
     reader.join()
 
 
-def test_settings_of_the_ingress_change_without_a_restart(
-    cluster: Cluster, http: httpx2.Client, tiny_path: Path
-) -> None:
-    args = tiny_args(tiny_path).model_dump(mode="json", exclude_unset=True)  # two replicas
-
-    def deploy_with(**live: dict[str, Any]) -> None:
-        deploy(args, Replica={"num_replicas": 1}, Ingress={"user_config": live})
-
-    deploy_with(limits={"max_images": 2})
-    eventually(lambda: health(http)["replicas"] == {"ready": 1, "target": 1}, 60)  # what Serve wants, not the args
-    assert http.post("/generate", json={**BODY, "num_images": 3}).status_code == 422
-    before, events = replicas(), []
-    with streaming(http, events):
-        deploy_with(limits={"max_images": 3})
-        eventually(lambda: http.post("/generate", json={**BODY, "num_images": 3}).status_code == 200)
+def test_settings_of_the_ingress_change_without_a_restart(changing: Changing) -> None:
+    assert changing.asked_for(3) == 422
+    before = replicas()
+    events: list[dict[str, Any]] = []
+    with streaming(changing.http, events):
+        changing.deploy(limits={"max_images": 3})
+        eventually(lambda: changing.asked_for(3) == 200)
     assert [event["type"] for event in events].count("image") == 2
     assert events[-1]["type"] == "completed"
 
-    deploy_with(auth={"keys_file": "/no/such/keys"})
-    eventually(lambda: health(http)["message"])
-    assert "/no/such/keys" in health(http)["message"]
-    assert http.post("/generate", json={**BODY, "num_images": 3}).status_code == 200
-    assert http.post("/generate", json={**BODY, "num_images": 4}).status_code == 422
+    changing.deploy(auth={"keys_file": "/no/such/keys"})
+    eventually(lambda: changing.health()["message"])
+    assert "/no/such/keys" in changing.health()["message"]
+    assert (changing.asked_for(3), changing.asked_for(4)) == (200, 422)
 
-    deploy(args, Replica={"num_replicas": 1})
-    eventually(lambda: http.post("/generate", json={**BODY, "num_images": 4}).status_code == 200)
-    assert health(http)["message"] is None
-    assert replicas() == before
+    changing.deploy()
+    eventually(lambda: changing.asked_for(4) == 200)
+    assert changing.health()["message"] is None
+    assert before <= replicas()
 
 
-def test_replicas_follow_the_images(cluster: Cluster, http: httpx2.Client, tiny_path: Path) -> None:
-    scaling = {"max_replicas": 2, "target_wait_s": 2, "upscale_delay_s": 0, "downscale_delay_s": 2}
-    args = {**tiny_args(tiny_path, num_replicas=1).model_dump(mode="json", exclude_unset=True), "scaling": scaling}
-    deploy(args)
-    eventually(lambda: health(http)["replicas"].get("ready") == 1, 60)
-    stop, statuses = threading.Event(), []
+def test_replicas_follow_the_images(changing: Changing) -> None:
+    stop, statuses = threading.Event(), list[int]()
 
     def ask() -> None:
-        with httpx2.Client(base_url=f"{cluster.url}/{NAME}", timeout=60) as own:
+        with httpx2.Client(base_url=changing.url, timeout=60) as http:
             while not stop.is_set():
                 body = {**BODY, "num_inference_steps": 60, "num_images": 4}
-                statuses.append(own.post("/generate", json=body).status_code)
+                statuses.append(http.post("/generate", json=body).status_code)
 
     clients = [threading.Thread(target=ask) for _ in range(4)]
     for client in clients:
         client.start()
-    eventually(lambda: health(http)["replicas"] == {"ready": 2, "target": 2}, 60)
+    eventually(lambda: changing.has(2), 60)
     stop.set()
     for client in clients:
         client.join()
-    eventually(lambda: health(http)["replicas"] == {"ready": 1, "target": 1}, 30)
+    eventually(lambda: changing.has(1), 30)
     assert set(statuses) == {200}
