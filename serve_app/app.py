@@ -2,19 +2,39 @@
 
 from ray import serve
 from ray.serve import Application
+from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 from ray.serve.schema import LoggingConfig
 
 from serve_app.config import AppArgs
 from serve_app.fanout.router import directed
 from serve_app.ingress.deployment import Ingress
 from serve_app.replica.deployment import Replica
+from serve_app.scaling import ImagesPolicy
 
 _CONTROL_CALLS = 16
+_METRICS_INTERVAL_S = 1.0
+_LOOK_BACK_S = 4.0
 
 
 def shutdown_s(args: AppArgs) -> float:
     """Return how long a replica may take to end: as long as a request, and what answering takes."""
     return args.request_timeout_s + 10
+
+
+def _autoscaling(args: AppArgs) -> AutoscalingConfig | None:
+    if args.scaling is None:
+        return None
+    policy = {"target_wait_s": args.scaling.target_wait_s, "capacity": args.engine.max_batch_size}
+    return AutoscalingConfig(
+        min_replicas=args.scaling.min_replicas,
+        initial_replicas=args.num_replicas,
+        max_replicas=args.scaling.max_replicas,
+        upscale_delay_s=args.scaling.upscale_delay_s,
+        downscale_delay_s=args.scaling.downscale_delay_s,
+        metrics_interval_s=_METRICS_INTERVAL_S,
+        look_back_period_s=_LOOK_BACK_S,
+        policy=AutoscalingPolicy(policy_function=ImagesPolicy, policy_kwargs=policy),
+    )
 
 
 def build(args: AppArgs) -> Application:
@@ -23,7 +43,8 @@ def build(args: AppArgs) -> Application:
     places = 2 * args.engine.max_batch_size
     replicas = serve.deployment(
         Replica,
-        num_replicas=args.num_replicas,
+        num_replicas=None if args.scaling else args.num_replicas,
+        autoscaling_config=_autoscaling(args),
         ray_actor_options={"num_cpus": args.num_cpus, "num_gpus": args.num_gpus},
         # The ingress limits slots. The extra room is for status calls, which must not wait behind images.
         max_ongoing_requests=args.ingress_replicas * places + _CONTROL_CALLS,

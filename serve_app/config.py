@@ -3,9 +3,10 @@
 Unknown keys are errors: Serve itself would silently drop them.
 """
 
+from collections.abc import Mapping
 from os.path import normpath
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -259,10 +260,43 @@ def _lies_in(path: str, folder: str) -> bool:
     return Path(normpath(path)).is_relative_to(normpath(folder))
 
 
-class AppArgs(Config):
+class ScalingConfig(Config):
+    """How the number of replicas follows the images that are asked for."""
+
+    min_replicas: int = Field(default=1, ge=1, description="Fewest replicas.")
+    max_replicas: int = Field(ge=1, description="Most replicas.")
+    target_wait_s: float = Field(
+        default=20.0,
+        gt=0,
+        description="In how many seconds all images shall be finished, those in work and in the queue; more replicas "
+        "start if it takes longer.",
+    )
+    upscale_delay_s: float = Field(
+        default=5.0, ge=0, description="For how long more replicas must be needed before they are started, in seconds."
+    )
+    downscale_delay_s: float = Field(
+        default=300.0, ge=0, description="For how long fewer replicas must do before some are stopped, in seconds."
+    )
+
+
+class LiveSettings(Config):
+    """The settings of the ingress that may change while the service runs: Serve's `user_config` of `Ingress`."""
+
+    limits: LimitsConfig = LimitsConfig()
+    admission: AdmissionConfig = AdmissionConfig()
+    streams: StreamsConfig = StreamsConfig()
+    files: FilesConfig = FilesConfig()
+    auth: AuthConfig = AuthConfig()
+    cors: CorsConfig = CorsConfig()
+
+
+class AppArgs(LiveSettings):
     """All settings of the service: the builder's arguments."""
 
     num_replicas: int = Field(default=2, ge=1, description="Number of SDXL replicas, each on one GPU or on the CPU.")
+    scaling: ScalingConfig | None = Field(
+        default=None, description="Null: there are always `num_replicas`. Else it is how many there are at first."
+    )
     num_gpus: Share = Field(
         default=0, ge=0, le=1, description="GPUs per replica: 1; 0 for the CPU; 0.5 lets two replicas share a GPU."
     )
@@ -282,12 +316,18 @@ class AppArgs(Config):
     model: ModelConfig = ModelConfig()
     engine: EngineConfig = EngineConfig()
     preview: PreviewConfig = PreviewConfig()
-    limits: LimitsConfig = LimitsConfig()
-    admission: AdmissionConfig = AdmissionConfig()
-    streams: StreamsConfig = StreamsConfig()
-    files: FilesConfig = FilesConfig()
-    auth: AuthConfig = AuthConfig()
-    cors: CorsConfig = CorsConfig()
+
+    def changed(self, live: Mapping[str, Any]) -> Self:
+        """Return these settings with others of `LiveSettings`, section by section. Raises ValueError."""
+        if fixed := sorted(live.keys() - LiveSettings.model_fields.keys()):
+            known = ", ".join(LiveSettings.model_fields)
+            raise ValueError(f"user_config: {fixed[0]} is not one of the settings that can change in a run: {known}")
+        values = self.model_dump(exclude_unset=True)
+        merged = {
+            name: {**values.get(name, {}), **section} if isinstance(section, Mapping) else section
+            for name, section in live.items()
+        }
+        return self.model_validate({**values, **merged})
 
     @property
     def warm_up_sizes(self) -> tuple[tuple[int, int], ...]:
@@ -319,6 +359,13 @@ class AppArgs(Config):
             raise ValueError(
                 f"limits.max_body_bytes ({given}) must be at least {needed}, or the largest request could not be sent"
             )
+        if (scaling := self.scaling) is not None:
+            least, most = scaling.min_replicas, scaling.max_replicas
+            if not least <= self.num_replicas <= most:
+                raise ValueError(
+                    f"num_replicas ({self.num_replicas}) must lie between scaling.min_replicas ({least}) "
+                    f"and scaling.max_replicas ({most})"
+                )
         if self.engine.quantization == "fp8" and self.num_gpus > 0 and self.model.dtype == "float32":
             raise ValueError("engine.quantization: fp8 on a GPU needs model.dtype: bfloat16 or float16")
         return self

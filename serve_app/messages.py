@@ -63,11 +63,15 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class OpenCalls:
-    """The calls that a caller still waits for, by number; `made` is how many it has made so far."""
+    """The calls that a caller still waits for, by number; `made` is how many it has made so far.
+
+    `images_waiting` wait at the caller for a replica with room.
+    """
 
     caller: str
     made: int
     numbers: frozenset[int]
+    images_waiting: int = 0
 
     def has_given_up(self, call: Call) -> bool:
         """Return whether the caller made this call and no longer waits for it."""

@@ -9,6 +9,7 @@ from typing import Any, get_args
 import numpy as np
 
 from serve_app.fanout.admission import Admission
+from serve_app.fanout.deployed import Deployed
 from serve_app.fanout.dispatch import Dispatcher
 from serve_app.fanout.order import Ticket
 from serve_app.fanout.peers import Peers
@@ -109,7 +110,11 @@ class FakePool(Pool):
     slots: list[Slot] = field(default_factory=list)
     models: dict[int, ModelInfo] = field(default_factory=dict)
 
-    async def keep_polling(self, tell: Tell = nobody) -> None: ...
+    deployed: Deployed = field(default_factory=Deployed)
+
+    async def keep_polling(self, tell: Tell = nobody, waiting: Callable[[], int] = int) -> None: ...
+
+    async def keep_watching(self) -> None: ...
 
     async def generate(self, slot: Slot, replica: str = "abc", deadline: float = math.inf) -> AsyncGenerator[SlotEvent]:
         self.open.add(slot.index)

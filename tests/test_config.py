@@ -1,6 +1,7 @@
 import json
 import math
 import re
+from typing import Any
 
 import pytest
 from pydantic import BaseModel, ValidationError
@@ -176,3 +177,25 @@ def test_the_default_size_is_the_first_to_get_ready_for() -> None:
 def test_it_is_frozen() -> None:
     with pytest.raises(ValidationError, match="frozen"):
         AppArgs().num_replicas = 5  # type: ignore[misc]  # what is to be refused
+
+
+def test_live_settings_change_section_by_section() -> None:
+    args = AppArgs.model_validate({"limits": {"max_steps": 50}, "num_replicas": 3, "cors": {"allow_origins": ["*"]}})
+    changed = args.changed({"limits": {"max_images": 4}, "cors": {"allow_origins": []}})
+    assert (changed.limits.max_images, changed.limits.max_steps, changed.num_replicas) == (4, 50, 3)
+    assert changed.cors.allow_origins == ()
+    assert args.changed({}) == args
+
+
+@pytest.mark.parametrize(
+    ("live", "message"),
+    [
+        ({"model": {"path": "x"}}, "model is not one of the settings that can change"),
+        ({"limits": {"max_image": 4}}, r"limits\.max_image"),
+        ({"admission": {"max_waiting_images": 1}}, "admission.max_waiting_images must be at least"),
+        ({"limits": 4}, "limits"),
+    ],
+)
+def test_other_live_settings_are_refused(live: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        AppArgs().changed(live)

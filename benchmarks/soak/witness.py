@@ -151,7 +151,7 @@ class Room:
             try:
                 admit(images, capacity, images_per_second)
             except TooManyWaiting as refusal:
-                excess = self.admission.unfinished + images - capacity - self.admission._max_waiting
+                excess = self.admission.unfinished + images - capacity - self.admission.max_waiting
                 self._refused.append(_Refused(self._left + excess, refusal.retry_after_s or 0, self.clock()))
                 raise
 

@@ -40,7 +40,7 @@ class Admission:
     def __init__(
         self, max_waiting: int, capacity: Callable[[], int], clock: Callable[[], float] = time.monotonic
     ) -> None:
-        self._max_waiting = max_waiting
+        self.max_waiting = max_waiting
         self._capacity = capacity
         self._clock = clock
         self._images: dict[Ticket, _Image] = {}
@@ -66,11 +66,11 @@ class Admission:
 
         `capacity` is this ingress replica's part of what is generated at once, `images_per_second` what all generate.
         """
-        excess = self.unfinished + images - capacity - self._max_waiting
+        excess = self.unfinished + images - capacity - self.max_waiting
         if excess > 0:
             raise TooManyWaiting(
                 f"{self.waiting()} images are waiting, {images} more would exceed the limit of "
-                f"{self._max_waiting}; try again later or ask for fewer",
+                f"{self.max_waiting}; try again later or ask for fewer",
                 retry_after_s=self._retry_after(excess, images_per_second),
             )
 

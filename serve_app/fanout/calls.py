@@ -26,6 +26,6 @@ class Calls:
         finally:
             self._open.discard(number)
 
-    def still_open(self) -> OpenCalls:
-        """Return which calls are waited for, of all made so far."""
-        return OpenCalls(self._caller, self._made, frozenset(self._open))
+    def still_open(self, images_waiting: int = 0) -> OpenCalls:
+        """Return which calls are waited for, of all made so far, and how many images wait to be called for."""
+        return OpenCalls(self._caller, self._made, frozenset(self._open), images_waiting)

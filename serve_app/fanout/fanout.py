@@ -75,18 +75,31 @@ class FanOut:
         self._peers = peers
         self._args = args
         self._metrics = metrics
-        share = ceil(args.admission.max_waiting_images / args.ingress_replicas)
-        self._admission = Admission(max(share, args.limits.max_images), self._capacity)
-        self._dispatcher = Dispatcher(
-            self._admission, lambda: self._pool.status.replicas, Placement(args.ingress_replicas)
-        )
+        self._admission = Admission(0, self._capacity)
+        self._placement = Placement()
+        self._dispatcher = Dispatcher(self._admission, lambda: self._pool.status.replicas, self._placement)
         self._requests = Registry(args.streams.max_kept_bytes)
         self._draining = False
+        self._refused: str | None = None
+        self._share_out()
+
+    def reconfigure(self, args: AppArgs) -> None:
+        """Take other settings for what is asked from now on."""
+        self._args, self._refused = args, None
+        self._requests.max_bytes = args.streams.max_kept_bytes
+        self._share_out()
+
+    def refuse_settings(self, why: str) -> None:
+        """Say in the health that changed settings could not be used."""
+        self._refused = f"the changed settings were refused, those before still hold: {why}"
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Keep an eye on the replicas for as long as the context is open."""
-        async with background(self._pool.keep_polling(self._look)):
+        async with (
+            background(self._pool.keep_polling(self._look, self._queued)),
+            background(self._pool.keep_watching()),
+        ):
             try:
                 yield
             finally:
@@ -98,7 +111,12 @@ class FanOut:
 
     def health(self) -> Health:
         status: Literal["ready", "starting", "stopping"] = "ready" if self._pool.status.ready else "starting"
-        return Health(status="stopping" if self._draining else status, replicas=self._replicas(), version=__version__)
+        return Health(
+            status="stopping" if self._draining else status,
+            replicas=self._replicas(),
+            version=__version__,
+            message=self._refused or self._pool.deployed.trouble,
+        )
 
     def status(self) -> ServiceStatus:
         pool = self._pool.status
@@ -256,7 +274,7 @@ class FanOut:
     def _admitted(self, plan: Plan) -> Iterator[Generation]:
         """Put the request's images in the queue for as long as the context is open. Raises TooManyWaiting."""
         pool = self._pool.status
-        share = ceil(pool.capacity / self._args.ingress_replicas)
+        share = ceil(pool.capacity / self._ingresses)
         self._admission.admit(len(plan.slots), share, pool.images_per_second)
         generation = Generation(
             plan.slots,
@@ -308,16 +326,33 @@ class FanOut:
 
     def _look(self, lost: Set[str]) -> None:
         """The replicas have told news, and some may be lost."""
+        self._share_out()
         self._dispatcher.look(lost)
         self._metrics.waiting(self._admission.waiting())
+
+    def _queued(self) -> int:
+        """Return how many images wait here for a replica with room."""
+        return len(self._admission.in_order())
 
     def _capacity(self) -> int:
         """Return how many images of this ingress replica are generated at once."""
         pool = self._pool.status
-        return share_of(pool.capacity, pool.others, self._args.ingress_replicas)
+        return share_of(pool.capacity, pool.others, self._ingresses)
 
     def _replicas(self) -> ReplicaCount:
-        return ReplicaCount(ready=self._pool.status.ready, target=self._args.num_replicas)
+        target = self._pool.deployed.replicas
+        return ReplicaCount(ready=self._pool.status.ready, target=self._args.num_replicas if target is None else target)
+
+    @property
+    def _ingresses(self) -> int:
+        """How many ingress replicas share the pool."""
+        return self._pool.deployed.ingresses or self._args.ingress_replicas
+
+    def _share_out(self) -> None:
+        """Take this replica's part of the queue, and at least one request's, and of the places on the replicas."""
+        share = ceil(self._args.admission.max_waiting_images / self._ingresses)
+        self._admission.max_waiting = max(share, self._args.limits.max_images)
+        self._placement.ingresses = self._ingresses
 
 
 def _require_event(number: int, last: int) -> None:

@@ -24,7 +24,7 @@ class Placement:
     """
 
     def __init__(self, ingresses: int = 1) -> None:
-        self._ingresses = ingresses
+        self.ingresses = ingresses
         self._clock = count(1)
         self._last_chosen: dict[str, int] = {}
 
@@ -33,7 +33,7 @@ class Placement:
         own = Counter(out.values())
         taking = [r for r in replicas if r.capacity]
         places = sum(_DEPTH * r.capacity for r in taking)
-        most = share_of(places, sum(r.others for r in taking), self._ingresses)
+        most = share_of(places, sum(r.others for r in taking), self.ingresses)
         return sum(own[r.id] for r in taking) < most
 
     def choose(

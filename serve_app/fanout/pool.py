@@ -15,6 +15,7 @@ from ray.serve.handle import DeploymentHandle
 from serve_app.errors import NotReady, ReplicaLost, SlotReturned
 from serve_app.fanout.broadcast import ask_each
 from serve_app.fanout.calls import Calls
+from serve_app.fanout.deployed import Deployed, ask_serve
 from serve_app.fanout.sight import PoolStatus, Sight
 from serve_app.imaging import Pixels
 from serve_app.messages import Generated, ReplicaStatus, Slot, SlotEvent
@@ -30,6 +31,7 @@ _STARTING_POLL_INTERVAL_S = 0.1
 Serve calls the application running before the ingress knows, and requests may follow at once.
 """
 
+_WATCH_INTERVAL_S = 3.0
 _SHORTEST_PAUSE_S = 0.05
 _PIXELS_TIMEOUT_S = 10.0
 
@@ -62,7 +64,9 @@ class Pool:
         self._calls = Calls(_own_actor())
         self._sight = Sight()
         self._tell: Tell = nobody
+        self._waiting: Callable[[], int] = int
         self.status = PoolStatus()
+        self.deployed = Deployed()
 
     @property
     def any_replica(self) -> ReplicaStatus:
@@ -71,12 +75,12 @@ class Pool:
             raise NotReady("no replica is ready; ask GET /health and try again")
         return self.status.replicas[0]
 
-    async def keep_polling(self, tell: Tell = nobody) -> None:
+    async def keep_polling(self, tell: Tell = nobody, waiting: Callable[[], int] = int) -> None:
         """Keep `status` fresh, and the replicas from generating for nobody, until cancelled.
 
-        Tell of each change which replicas are lost from sight.
+        Tell of each change which replicas are lost from sight, and the replicas how many images are `waiting`.
         """
-        self._tell = tell
+        self._tell, self._waiting = tell, waiting
         while True:
             began = time.monotonic()
             try:
@@ -85,6 +89,12 @@ class Pool:
                 logger.exception("could not ask the replicas for their status")
             interval = POLL_INTERVAL_S if self.status.capacity else _STARTING_POLL_INTERVAL_S
             await asyncio.sleep(max(_SHORTEST_PAUSE_S, began + interval - time.monotonic()))
+
+    async def keep_watching(self) -> None:
+        """Keep `deployed` fresh, until cancelled."""
+        while True:
+            self.deployed = await ask_serve(self._handle.deployment_name) or self.deployed
+            await asyncio.sleep(_WATCH_INTERVAL_S)
 
     async def generate(self, slot: Slot, replica: str, deadline: float) -> AsyncGenerator[SlotEvent]:
         """Yield a slot's picture alone, collected by its ObjectRef.
@@ -142,7 +152,7 @@ class Pool:
     async def _poll(self) -> None:
         """Ask each replica, and wait for the answers until the next poll is due; later ones count when they come."""
         try:
-            answers = await ask_each(self._handle, "poll", self._calls.still_open())
+            answers = await ask_each(self._handle, "poll", self._calls.still_open(self._waiting()))
         except DeploymentUnavailableError:
             answers = {}
         except TimeoutError:

@@ -17,7 +17,7 @@ class Registry:
     """
 
     def __init__(self, max_bytes: int) -> None:
-        self._max_bytes = max_bytes
+        self.max_bytes = max_bytes
         self._held: dict[str, Held] = {}
         self._ended: OrderedDict[str, int] = OrderedDict()
         self._remembered: OrderedDict[str, frozenset[int]] = OrderedDict()
@@ -65,7 +65,7 @@ class Registry:
             return
         self._ended[id] = held.log.size
         asyncio.get_running_loop().call_later(held.terms.keep_s, self._drop, id, held)
-        while sum(self._ended.values()) > self._max_bytes:
+        while sum(self._ended.values()) > self.max_bytes:
             oldest = next(iter(self._ended))
             self._drop(oldest, self._held[oldest])
 

@@ -14,6 +14,7 @@ from serve_app.ingress import fal, file_urls, native, openai, playground
 from serve_app.ingress.answers import Answers
 from serve_app.ingress.disconnect import Errors
 from serve_app.ingress.files import Files
+from serve_app.ingress.live import LiveApi
 from serve_app.ingress.middleware import middleware
 from serve_app.ingress.openapi import DescribedApi
 from serve_app.ingress.problems import Dialect, Problems
@@ -21,17 +22,23 @@ from serve_app.ingress.requests import request_model
 from serve_app.ingress.service import Service
 
 
-def create_api(service: Service, args: AppArgs, disconnect: Errors = (), answers: Answers | None = None) -> FastAPI:
+def create_api(service: Service, args: AppArgs, disconnect: Errors = (), answers: Answers | None = None) -> LiveApi:
     """Return the app of one service; its request bodies have that service's limits.
 
     `disconnect` are errors that the server's `receive` raises instead of ASGI's message when the client has gone;
     `answers` hears of each answer. Raises ValueError if API keys are missing or the folder of files cannot be used.
     """
+    told = answers or Answers()
+    return LiveApi(service.running, lambda settings: _api(service, settings, disconnect, told), args)
+
+
+def _api(service: Service, args: AppArgs, disconnect: Errors, answers: Answers) -> FastAPI:
+    """Return the app of these settings; its lifespan is what they need."""
     stored = Files(Path(args.files.path), args.files) if args.files.path else None
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        async with service.running(), stored.tidied() if stored else nullcontext():
+        async with stored.tidied() if stored else nullcontext():
             yield
 
     problems = Problems(openai.DIALECT, fal.DIALECT, native.DIALECT)
@@ -39,7 +46,7 @@ def create_api(service: Service, args: AppArgs, disconnect: Errors = (), answers
         title="parallel-sdxl",
         version=__version__,
         lifespan=lifespan,
-        middleware=middleware(args, problems, disconnect, answers or Answers()),
+        middleware=middleware(args, problems, disconnect, answers),
         redirect_slashes=False,
         # FastAPI's pages load scripts from a CDN; a self-hosted service must not send browsers there.
         docs_url=None,

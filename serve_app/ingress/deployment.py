@@ -1,10 +1,13 @@
 """The Serve deployment that takes HTTP."""
 
+import logging
 import time
+from collections.abc import Mapping
+from typing import Any
 
-from fastapi import FastAPI
 from ray.exceptions import RayActorError, TaskCancelledError
 from ray.serve.handle import DeploymentHandle
+from ray.serve.schema import ReplicaRank
 
 from serve_app.config import AppArgs
 from serve_app.fanout.fanout import FanOut
@@ -12,8 +15,11 @@ from serve_app.fanout.peers import Peers
 from serve_app.fanout.pool import Pool
 from serve_app.ingress.answers import Answers
 from serve_app.ingress.api import create_api
+from serve_app.ingress.live import LiveApi
 from serve_app.metrics import IngressMetrics
 from serve_app.readings import Part
+
+logger = logging.getLogger("ray.serve")
 
 _GONE = (TaskCancelledError, RayActorError)
 """What Serve makes `receive` raise when the client has gone, or the proxy that held its connection."""
@@ -29,6 +35,8 @@ class Ingress:
         self._args = args
         self._service = FanOut(Pool(replicas), Peers(), args, IngressMetrics())
         self._answers = Answers()
+        self._api = create_api(self._service, args, disconnect=_GONE, answers=self._answers)
+        self._started = False
 
     async def cancel(self, id: str, index: int | None) -> list[int]:
         """Cancel a request's images if this replica holds them. Its peers call this: any of them may get the DELETE."""
@@ -44,6 +52,24 @@ class Ingress:
         """Return what a generation has after an event if this replica holds it. Its peers call this as well."""
         return await self._service.next_part_here(id, after, wait_s)
 
+    async def reconfigure(self, user_config: Mapping[str, Any] | None, rank: ReplicaRank) -> None:
+        """Take other `LiveSettings`. Serve calls this at the start and whenever `user_config` changes.
+
+        Settings that cannot be used end a start with a ValueError; later, the service keeps those it has and says so.
+        Of `rank` nothing is used: without it Serve would not tell when `user_config` is taken away.
+        """
+        try:
+            args = self._args.changed(user_config or {})
+            await self._api.change(args)
+        except ValueError as error:
+            if not self._started:
+                raise
+            logger.error("user_config was refused, the settings stay as they are: %s", error)
+            self._service.refuse_settings(str(error))
+        else:
+            self._service.reconfigure(args)
+        self._started = True
+
     # Bound late: Serve pickles an app passed to the decorator by value, with frozen copies of all module globals.
-    def __serve_build_asgi_app__(self) -> FastAPI:
-        return create_api(self._service, self._args, disconnect=_GONE, answers=self._answers)
+    def __serve_build_asgi_app__(self) -> LiveApi:
+        return self._api

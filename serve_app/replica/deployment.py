@@ -45,6 +45,7 @@ class Replica:
 
     async def _start(self, args: AppArgs) -> None:
         with importing():
+            from serve_app.replica.demand import Demand
             from serve_app.replica.engine import Engine
             from serve_app.replica.leases import Leases
             from serve_app.replica.loading import load
@@ -53,6 +54,7 @@ class Replica:
 
         self._args = args
         self._leases = Leases()
+        self._demand = Demand()
         self._pixels = PixelStore()
         started = time.perf_counter()
         self._checkpoint = await asyncio.to_thread(load, args)
@@ -123,6 +125,7 @@ class Replica:
     async def poll(self, open_calls: OpenCalls) -> ReplicaStatus:
         """Return this replica's status, and drop the calls that the caller no longer waits for."""
         self._leases.poll(open_calls)
+        self._demand.told(open_calls.caller, open_calls.images_waiting)
         return replace(await self.status(), others=self._leases.of_others(open_calls.caller))
 
     async def status(self) -> ReplicaStatus:
@@ -141,12 +144,17 @@ class Replica:
             fault=self._engine.fault,
         )
 
+    def record_autoscaling_stats(self) -> dict[str, float]:
+        """Return what `ImagesPolicy` counts on. Serve asks where the number of replicas is not fixed."""
+        return self._demand.stats(self._engine.load())
+
     def check_health(self) -> None:
         """Raise if the engine can no longer generate, so that Serve replaces this replica."""
         self._engine.check()
 
     async def _look(self) -> None:
         self._engine.look_for_stalls()
+        self._demand.look(self._engine.load())
         self._leases.drop_late()
 
     async def _find_lost_callers(self) -> None:

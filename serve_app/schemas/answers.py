@@ -186,6 +186,7 @@ class Health(Answer):
     status: Literal["ready", "starting", "stopping"]
     replicas: ReplicaCount
     version: str
+    message: str | None = Field(default=None, description="What is wrong, for the operator; null if nothing is known.")
 
 
 class ServiceStatus(Answer):

@@ -1,6 +1,7 @@
 """What neither delays nor costs a picture, over a pool that generates when it is told to."""
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,7 +51,7 @@ class News(Mute):
 
     tell: Tell
 
-    async def keep_polling(self, tell: Tell = nobody) -> None:
+    async def keep_polling(self, tell: Tell = nobody, waiting: Callable[[], int] = int) -> None:
         self.tell = tell
 
 

@@ -22,7 +22,6 @@ from uuid import uuid4
 import pytest
 import schemathesis
 import uvicorn
-from fastapi import FastAPI
 from schemathesis.specs.openapi.checks import (
     content_type_conformance,
     response_headers_conformance,
@@ -36,6 +35,7 @@ from serve_app.errors import SlotFailed
 from serve_app.fanout.fanout import FanOut
 from serve_app.fanout.sight import PoolStatus
 from serve_app.ingress.api import create_api
+from serve_app.ingress.live import LiveApi
 from serve_app.messages import Generated, Slot, SlotEvent
 from tests.fakes import REPLICA, FakePool, Metrics, NoPeers, tickets
 from tests.ingress import schemathesis_hooks  # noqa: F401 - says how streams are read
@@ -88,7 +88,7 @@ def client(service: FanOut, args: AppArgs) -> Iterator[TestClient]:
 
 
 @contextmanager
-def served(app: FastAPI) -> Iterator[str]:
+def served(app: LiveApi) -> Iterator[str]:
     """Serve an app over HTTP in a thread; yield its URL."""
     server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="critical"))
     thread = threading.Thread(target=server.run)
@@ -122,7 +122,7 @@ class Contract:
 
 def test_whatever_is_sent(service: FanOut, args: AppArgs, tmp_path: Path) -> None:
     api, document = create_api(service, args), tmp_path / "openapi.json"
-    document.write_text(json.dumps(api.openapi()))
+    document.write_text(json.dumps(api.newest.openapi()))
     with served(api) as url:
         options = ["--url", url, "--header", "Authorization: Bearer key"]
         done = subprocess.run(

@@ -1,0 +1,54 @@
+"""What Serve says of this application: how many replicas it wants, and what keeps them from running."""
+
+import asyncio
+import logging
+from dataclasses import dataclass
+
+from ray import serve
+from ray.exceptions import RayError
+from ray.serve.exceptions import RayServeException
+from ray.serve.schema import DeploymentStatus, DeploymentStatusOverview, ReplicaState
+
+logger = logging.getLogger("ray.serve")
+
+_GOING = {ReplicaState.STOPPING, ReplicaState.STOPPED, ReplicaState.PENDING_MIGRATION}
+_WELL = {DeploymentStatus.HEALTHY, DeploymentStatus.UPSCALING, DeploymentStatus.DOWNSCALING}
+_LONGEST_TROUBLE = 500
+
+
+@dataclass(frozen=True, slots=True)
+class Deployed:
+    """The numbers of replicas that Serve wants, None before it has said, and its words on what is wrong."""
+
+    replicas: int | None = None
+    ingresses: int | None = None
+    trouble: str | None = None
+
+
+async def ask_serve(replicas: str) -> Deployed | None:
+    """Ask Serve's controller; `replicas` is the name of the replicas' deployment. None where it does not answer."""
+    try:
+        own = serve.get_replica_context()
+        status = await asyncio.to_thread(serve.status)  # it waits for the controller
+        deployments = status.applications[own.app_name].deployments
+        pool, ingress = deployments[replicas], deployments[own.deployment]
+    except (RayError, RayServeException, KeyError) as error:
+        logger.warning("Serve's controller did not say how many replicas it wants: %r", error)
+        return None
+    return deployed_of(pool, ingress)
+
+
+def deployed_of(replicas: DeploymentStatusOverview, ingress: DeploymentStatusOverview) -> Deployed:
+    """Return what Serve's status of the two deployments says."""
+    return Deployed(_wanted(replicas), _wanted(ingress), _trouble(replicas))
+
+
+def _wanted(deployment: DeploymentStatusOverview) -> int:
+    return sum(count for state, count in deployment.replica_states.items() if state not in _GOING)
+
+
+def _trouble(deployment: DeploymentStatusOverview) -> str | None:
+    """Return the end of Serve's message, which names the error, if a deployment is not well."""
+    if deployment.status in _WELL or not deployment.message.strip():
+        return None
+    return str(deployment.message).strip()[-_LONGEST_TROUBLE:]

@@ -1,0 +1,67 @@
+from dataclasses import replace
+
+import pytest
+from ray.serve.schema import DeploymentStatus, DeploymentStatusOverview, DeploymentStatusTrigger, ReplicaState
+
+from serve_app.fanout.deployed import Deployed, deployed_of
+from serve_app.fanout.fanout import FanOut
+from tests.fakes import FakePool, Metrics, NoPeers
+from tests.ingress.conftest import ARGS
+
+WELL = DeploymentStatusOverview(
+    status=DeploymentStatus.HEALTHY,
+    status_trigger=DeploymentStatusTrigger.CONFIG_UPDATE_COMPLETED,
+    replica_states={ReplicaState.RUNNING: 2, ReplicaState.STARTING: 1, ReplicaState.STOPPING: 4},
+    message="",
+)
+
+
+def test_counts_the_replicas_that_serve_wants() -> None:
+    ingress = replace(WELL, replica_states={ReplicaState.RUNNING: 2})
+    assert deployed_of(WELL, ingress) == Deployed(replicas=3, ingresses=2)
+
+
+@pytest.mark.parametrize(
+    ("status", "trouble"),
+    [
+        (DeploymentStatus.HEALTHY, None),
+        (DeploymentStatus.UPSCALING, None),
+        (DeploymentStatus.UPDATING, "no such model"),
+        (DeploymentStatus.DEPLOY_FAILED, "no such model"),
+        (DeploymentStatus.UNHEALTHY, "no such model"),
+    ],
+)
+def test_says_what_keeps_replicas_from_running(status: DeploymentStatus, trouble: str | None) -> None:
+    assert deployed_of(replace(WELL, status=status, message="no such model\n"), WELL).trouble == trouble
+
+
+def test_a_long_message_keeps_its_end_which_names_the_error() -> None:
+    trouble = deployed_of(
+        replace(WELL, status=DeploymentStatus.UPDATING, message="x" * 9999 + "the error"), WELL
+    ).trouble
+    assert trouble is not None
+    assert len(trouble) <= 500
+    assert trouble.endswith("the error")
+
+
+def test_the_health_says_what_serve_says() -> None:
+    pool = FakePool()
+    service = FanOut(pool, NoPeers(), ARGS, Metrics())
+    assert service.health().replicas.target == ARGS.num_replicas
+    pool.deployed = Deployed(replicas=0, ingresses=1, trouble="no GPU is free")
+    assert service.health().replicas.target == 0
+    assert service.health().message == "no GPU is free"
+    service.refuse_settings("limits.max_images: wrong")
+    assert "limits.max_images: wrong" in str(service.health().message)
+    service.reconfigure(ARGS)
+    assert service.health().message == "no GPU is free"
+
+
+def test_the_queue_is_shared_with_the_ingress_replicas_there_are() -> None:
+    pool = FakePool()
+    args = ARGS.changed({"limits": {"max_images": 1}, "admission": {"max_waiting_images": 10}})
+    service = FanOut(pool, NoPeers(), args, Metrics())
+    assert service._admission.max_waiting == 10
+    pool.deployed = Deployed(replicas=2, ingresses=5)
+    service._look(frozenset())
+    assert service._admission.max_waiting == 2

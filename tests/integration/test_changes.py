@@ -1,0 +1,126 @@
+"""A deployed service changes while it serves: its settings, and how many replicas it has."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+from ray import serve
+from ray.serve.context import _get_global_client
+from ray.serve.schema import ServeDeploySchema
+
+from tests.integration.conftest import SMALL, Cluster, events_of, eventually, tiny_args
+
+NAME = "changes"
+BODY = {"prompt": "a", **SMALL}
+
+
+@dataclass(frozen=True)
+class Changing:
+    """An application that is deployed as `serve deploy` does it, again and again."""
+
+    url: str
+    args: dict[str, Any]
+    http: httpx2.Client
+
+    def deploy(self, **live: dict[str, Any]) -> None:
+        """Deploy with such settings of the ingress, and return at once."""
+        application = {
+            "name": NAME,
+            "route_prefix": f"/{NAME}",
+            "import_path": "tests.integration.paced:build",
+            "args": self.args,
+            "deployments": [{"name": "Ingress", "user_config": live}] if live else [],
+        }
+        schema = ServeDeploySchema.model_validate({"applications": [application]})
+        _get_global_client().deploy_apps(schema, _blocking=False)
+
+    def health(self) -> dict[str, Any]:
+        answer = self.http.get("/health")
+        known = answer.headers.get("content-type") == "application/json"  # else the proxy says it knows no ingress
+        return answer.json() if known else {"replicas": {}, "message": None}
+
+    def has(self, replicas: int) -> bool:
+        return bool(self.health()["replicas"] == {"ready": replicas, "target": replicas})
+
+    def asked_for(self, num_images: int) -> int:
+        """Ask for so many images and return the status."""
+        return self.http.post("/generate", json={**BODY, "num_images": num_images}).status_code
+
+
+@pytest.fixture(scope="module")
+def changing(cluster: Cluster, tiny_path: Path) -> Iterator[Changing]:
+    """One replica, and a second while it is needed."""
+    scaling = {"max_replicas": 2, "target_wait_s": 2, "upscale_delay_s": 0, "downscale_delay_s": 2}
+    args = {**tiny_args(tiny_path, num_replicas=1).model_dump(mode="json", exclude_unset=True), "scaling": scaling}
+    url = f"{cluster.url}/{NAME}"
+    with httpx2.Client(base_url=url, timeout=60) as http:
+        changing = Changing(url, args, http)
+        changing.deploy(limits={"max_images": 2})
+        eventually(lambda: changing.has(1), 60)
+        yield changing
+    serve.delete(NAME)
+
+
+def replicas() -> set[str]:
+    statuses = serve.get_deployment_handle("Replica", NAME).broadcast("status").results(timeout_s=10)
+    return {status.id for status in statuses}
+
+
+@contextmanager
+def streaming(http: httpx2.Client, events: list[dict[str, Any]]) -> Iterator[None]:
+    """Read a stream of two images of about a second while the context is open, to its end."""
+
+    def read() -> None:
+        with http.stream("POST", "/stream", json={**BODY, "num_inference_steps": 100, "num_images": 2}) as response:
+            events.extend(events_of(response.iter_lines()))
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    yield
+    reader.join()
+
+
+def test_settings_of_the_ingress_change_without_a_restart(changing: Changing) -> None:
+    assert changing.asked_for(3) == 422
+    before = replicas()
+    events: list[dict[str, Any]] = []
+    with streaming(changing.http, events):
+        changing.deploy(limits={"max_images": 3})
+        eventually(lambda: changing.asked_for(3) == 200)
+    assert [event["type"] for event in events].count("image") == 2
+    assert events[-1]["type"] == "completed"
+
+    changing.deploy(auth={"keys_file": "/no/such/keys"})
+    eventually(lambda: changing.health()["message"])
+    assert "/no/such/keys" in changing.health()["message"]
+    assert (changing.asked_for(3), changing.asked_for(4)) == (200, 422)
+
+    changing.deploy()
+    eventually(lambda: changing.asked_for(4) == 200)
+    assert changing.health()["message"] is None
+    assert before <= replicas()
+
+
+def test_replicas_follow_the_images(changing: Changing) -> None:
+    stop, statuses = threading.Event(), list[int]()
+
+    def ask() -> None:
+        with httpx2.Client(base_url=changing.url, timeout=60) as http:
+            while not stop.is_set():
+                body = {**BODY, "num_inference_steps": 60, "num_images": 4}
+                statuses.append(http.post("/generate", json=body).status_code)
+
+    clients = [threading.Thread(target=ask) for _ in range(4)]
+    for client in clients:
+        client.start()
+    eventually(lambda: changing.has(2), 60)
+    stop.set()
+    for client in clients:
+        client.join()
+    eventually(lambda: changing.has(1), 30)
+    assert set(statuses) == {200}
