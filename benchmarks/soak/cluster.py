@@ -23,6 +23,7 @@ from benchmarks.ports import free_port
 from benchmarks.soak.witness import Census, build
 from serve_app.config import AppArgs
 from serve_app.messages import ReplicaStatus
+from serve_app.serve import ENVIRONMENT
 
 _HEALTHY_IN_A_ROW = 6
 """Several ingress replicas take turns, and each must know that all is well."""
@@ -163,7 +164,7 @@ class Service:
 @contextmanager
 def open_service(args: AppArgs) -> Iterator[Service]:
     """Run the service on a head that has no replicas, and a worker for each replica."""
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    os.environ.update(ENVIRONMENT, RAY_USAGE_STATS_ENABLED="0")
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
     try:
         port = free_port()
