@@ -165,6 +165,8 @@ class Service:
 def open_service(args: AppArgs) -> Iterator[Service]:
     """Run the service on a head that has no replicas, and a worker for each replica."""
     os.environ.update(ENVIRONMENT, RAY_USAGE_STATS_ENABLED="0")
+    # Else an ingress replica beside the proxy gets all requests, and another none.
+    os.environ["RAY_SERVE_PROXY_PREFER_LOCAL_NODE_ROUTING"] = "0"
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
     try:
         port = free_port()
