@@ -127,7 +127,7 @@ class Soak:
         return tally
 
     async def _warm_up(self, answer_s: float) -> Tally:
-        """Let clients leave until memory stays: in their first thousand requests processes grow by a sixth."""
+        """Let clients leave until memory stays: the first few hundred requests make an ingress grow by a tenth."""
         tally, before = self._tally.fresh(), await self._observe()
         for _ in range(_WARM_UPS):
             await self._impatient(answer_s, self.size.cancels // 3, tally)
