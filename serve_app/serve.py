@@ -22,6 +22,15 @@ from ray.serve.scripts import cli
 
 from serve_app.ingress.deployment import Ingress
 
+ENVIRONMENT = {
+    # Serve's controller reads it: else a replica that hangs keeps its GPU for as long as a request may take.
+    "RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS": "1",
+    # glibc reads it. Ray runs about 40 threads in each process; by default they allocate from up to 8 heaps a core, of
+    # which each keeps what it has freed, and an ingress replica grows for thousands of requests.
+    "MALLOC_ARENA_MAX": "2",
+}
+"""What Ray's processes must find in their environment when they start."""
+
 GRACE_S = 30.0
 _MARGIN_S = 10.0
 _SENDING_S = 1.0
@@ -43,8 +52,8 @@ def main() -> None:
             raise SystemExit(128 + number)
         told.set()
 
-    # Serve's controller reads it: else a replica that hangs keeps its GPU for as long as a request may take.
-    os.environ.setdefault("RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS", "1")
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
     ray.init(namespace="serve")  # first: it takes SIGTERM for itself
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, on_signal)

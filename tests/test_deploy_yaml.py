@@ -8,6 +8,7 @@ import yaml
 import serve_app
 from serve_app.app import shutdown_s
 from serve_app.config import AppArgs
+from serve_app.serve import ENVIRONMENT
 
 ROOT = Path(__file__).parent.parent
 
@@ -54,10 +55,15 @@ def test_a_pod_that_is_told_to_end_lets_its_replicas_finish(service: dict[str, A
         assert pod["terminationGracePeriodSeconds"] >= float(drain_s) + 10, "and for Ray to end"
 
 
-def test_a_replica_that_hangs_gives_up_its_gpu(service: dict[str, Any]) -> None:
-    """Serve's controller, on the head, kills it; without this it may take as long as one that ends in order."""
-    (head,) = service["spec"]["rayClusterConfig"]["headGroupSpec"]["template"]["spec"]["containers"]
-    assert {"name": "RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS", "value": "1"} in head["env"]
+def test_processes_start_in_the_environment_of_the_start_command(service: dict[str, Any]) -> None:
+    """Serve's controller, on the head, reads the first of it; ingress replicas, which run anywhere, the second."""
+    cluster = service["spec"]["rayClusterConfig"]
+    head, workers = (
+        {v["name"]: v["value"] for v in group["template"]["spec"]["containers"][0]["env"]}
+        for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"])
+    )
+    assert ENVIRONMENT.items() <= head.items()
+    assert workers["MALLOC_ARENA_MAX"] == ENVIRONMENT["MALLOC_ARENA_MAX"]
 
 
 def test_compiled_kernels_outlive_a_pod(service: dict[str, Any]) -> None:

@@ -9,7 +9,6 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from enum import Enum
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -24,8 +23,7 @@ from benchmarks.ports import free_port
 from benchmarks.soak.witness import Census, build
 from serve_app.config import AppArgs
 from serve_app.messages import ReplicaStatus
-
-_OF_THE_KILLED = re.compile(r"controller_\d+\.log: ray\.exceptions\.Actor(Died|Unavailable)Error")
+from serve_app.serve import ENVIRONMENT
 
 _HEALTHY_IN_A_ROW = 6
 """Several ingress replicas take turns, and each must know that all is well."""
@@ -100,12 +98,18 @@ class Service:
             return self._doomed()
         return max(self.processes(part), key=lambda process: (process.ppid() == doomed, process.create_time()))
 
-    def kill(self, victim: psutil.Process) -> None:
-        """End a process as the kernel does when memory runs out; with a raylet goes whatever else its machine runs."""
+    def kill(self, victim: psutil.Process) -> frozenset[str]:
+        """End a process as the kernel does when memory runs out; with a raylet goes whatever else its machine runs.
+
+        Return the ids of the actors that die with it.
+        """
+        pids = {process.pid for process in (victim, *victim.children(recursive=True))}
+        actors = frozenset(id_ for id_, actor in ray._private.state.actors().items() if actor["Pid"] in pids)
         victim.kill()
         if self.cluster is not None:
             for node in [node for node in self.cluster.worker_nodes if _pid(node) == victim.pid]:
                 self.cluster.remove_node(node, allow_graceful=False)
+        return actors
 
     def add_node(self) -> None:
         """Start a raylet with room for one replica. Only the main thread may."""
@@ -160,7 +164,9 @@ class Service:
 @contextmanager
 def open_service(args: AppArgs) -> Iterator[Service]:
     """Run the service on a head that has no replicas, and a worker for each replica."""
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    os.environ.update(ENVIRONMENT, RAY_USAGE_STATS_ENABLED="0")
+    # Else an ingress replica beside the proxy gets all requests, and another none.
+    os.environ["RAY_SERVE_PROXY_PREFER_LOCAL_NODE_ROUTING"] = "0"
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
     try:
         port = free_port()
@@ -193,39 +199,6 @@ def _holds(condition: Callable[[], bool]) -> bool:
         return condition()
     except Exception:  # Serve's own errors while parts of it are away
         return False
-
-
-class Logs:
-    """What the logs of Serve and the replicas say from now on."""
-
-    def __init__(self) -> None:
-        self._folder = Path(ray._private.worker.global_worker.node.get_logs_dir_path())
-        self._read = {path: path.stat().st_size for path in self._files()}
-
-    def tracebacks(self) -> list[str]:
-        """Return what each new traceback ends with, but those of Serve's controller on an actor that was killed."""
-        ends = [f"{path.name}: {line[:300]}" for path in self._files() for line in last_lines(self._new(path))]
-        return [end for end in ends if not _OF_THE_KILLED.match(end)]
-
-    def _files(self) -> list[Path]:
-        return [*self._folder.glob("serve/*.log"), *self._folder.glob("worker-*.err")]
-
-    def _new(self, path: Path) -> str:
-        with path.open("rb") as log:
-            log.seek(self._read.get(path, 0))
-            return log.read().decode(errors="replace")
-
-
-def last_lines(text: str) -> list[str]:
-    """Return the last line of each traceback in a log."""
-    inside, found = False, []
-    for line in text.splitlines():
-        if "Traceback (most recent call last)" in line:
-            inside = True
-        elif inside and line and not line[0].isspace():
-            found.append(line)
-            inside = False
-    return found
 
 
 def _objects(pids: Set[int]) -> int:

@@ -15,7 +15,8 @@ import psutil
 from benchmarks.soak import checks
 from benchmarks.soak.checks import Flood, Row
 from benchmarks.soak.clients import Clients, Fate, Tally
-from benchmarks.soak.cluster import Logs, Part, Service, State, wait_until
+from benchmarks.soak.cluster import Part, Service, State, wait_until
+from benchmarks.soak.logs import Logs
 from benchmarks.soak.witness import Refusal, Stage
 
 _CROWD = 6
@@ -68,6 +69,7 @@ class Soak:
         self._clients = Clients(self.service.url)
         self._tally = Tally()
         self._logs = Logs()
+        self._killed: frozenset[str] = frozenset()
 
     async def run(self) -> None:
         """Run all phases."""
@@ -95,7 +97,7 @@ class Soak:
             await self._settle()
         self._judge(checks.grown(self._start, await self._observe()))
         self._judge(checks.slower(image_s, await self._image_s()))
-        self.broken += [f"in the logs: {line}" for line in self._logs.tracebacks()[:10]]
+        self.broken += [f"in the logs: {line}" for line in self._logs.tracebacks(self._killed)[:10]]
 
     def _judge(self, broken: list[str]) -> None:
         if self.size.judged:
@@ -125,7 +127,7 @@ class Soak:
         return tally
 
     async def _warm_up(self, answer_s: float) -> Tally:
-        """Let clients leave until memory stays: in their first thousand requests processes grow by a sixth."""
+        """Let clients leave until memory stays: the first few hundred requests make an ingress grow by a tenth."""
         tally, before = self._tally.fresh(), await self._observe()
         for _ in range(_WARM_UPS):
             await self._impatient(answer_s, self.size.cancels // 3, tally)
@@ -229,7 +231,7 @@ class Soak:
         crowd = asyncio.create_task(self._crowd(self.size.fault_s))
         await asyncio.sleep(self.size.fault_s / 4)
         started = time.monotonic()
-        await asyncio.to_thread(self.service.kill, victim)
+        self._killed |= await asyncio.to_thread(self.service.kill, victim)
 
         def healed() -> bool:
             after = self.service.pids()

@@ -3,7 +3,6 @@
 from collections import deque
 from collections.abc import Iterable
 from heapq import heapify, heappop, heappush
-from statistics import fmean
 
 _REMEMBERED = 32
 _OVERDUE = 0.25
@@ -11,13 +10,17 @@ _OVERDUE = 0.25
 
 
 class Pace:
-    """The seconds that a unit of work takes while an image is among those in work."""
+    """The seconds that a unit of work takes while an image is among those in work.
+
+    Long images count for more than short ones: an image also takes time that does not grow with its steps, so a unit of
+    a short one takes longest.
+    """
 
     def __init__(self) -> None:
-        self._recent: deque[float] = deque(maxlen=_REMEMBERED)
+        self._recent: deque[tuple[float, float]] = deque(maxlen=_REMEMBERED)
 
     def finished(self, work: float, seconds: float) -> None:
-        self._recent.append(seconds / work)
+        self._recent.append((work, seconds))
 
     @property
     def known(self) -> bool:
@@ -28,7 +31,7 @@ class Pace:
 
         Each that leaves makes room for the next.
         """
-        unit = fmean(self._recent)
+        unit = sum(seconds for _, seconds in self._recent) / sum(work for work, _ in self._recent)
         ends = [max(unit * work - age, _OVERDUE * unit * work) for work, age in in_work]
         heapify(ends)
         queue, end = iter(waiting), 0.0

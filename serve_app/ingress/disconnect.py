@@ -1,5 +1,7 @@
 """Client disconnects that the server reports as an error."""
 
+import asyncio
+
 from anyio import BrokenResourceError
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -10,8 +12,9 @@ Errors = type[Exception] | tuple[type[Exception], ...]
 class ErrorAsDisconnect:
     """Turns `errors` raised by the server's `receive` into ASGI's `http.disconnect`.
 
-    Apps treat any error of `receive` as a bug of their own and log a traceback. So does FastAPI when a client leaves
-    while an event is on its way through the pipe of a stream, which then has no reader.
+    Apps treat any error of `receive` as a bug of their own and log a traceback. FastAPI raises one of its own when a
+    client leaves while an event is on its way through the pipe of a stream, which then has no reader; also in place of
+    the cancellation, if the server cancels the request before anyone has asked `receive`.
     """
 
     def __init__(self, app: ASGIApp, errors: Errors) -> None:
@@ -40,5 +43,12 @@ class ErrorAsDisconnect:
         try:
             await self._app(scope, told, send)
         except* BrokenResourceError:
-            if not gone:
+            if not gone and not _is_cancelled():
                 raise
+        if _is_cancelled():
+            raise asyncio.CancelledError
+
+
+def _is_cancelled() -> bool:
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0

@@ -13,7 +13,7 @@ import pytest
 from benchmarks.soak import checks
 from benchmarks.soak.checks import Flood, Row
 from benchmarks.soak.clients import Clients, Fate, Outcome, Tally
-from benchmarks.soak.cluster import Part, State, last_lines
+from benchmarks.soak.cluster import Part, State
 from benchmarks.soak.witness import Refusal, Room, Stage
 from serve_app.errors import TooManyWaiting
 from serve_app.fanout.admission import Admission
@@ -197,8 +197,3 @@ def test_there_is_room_again_once_the_queue_would_take_the_request() -> None:
     admission.leave(tickets(5)[1])
     assert room.refusals == [Refusal(refusal.value.retry_after_s or 0, 2.0)]
     assert room.cancelled == {Stage.ROOM: 2}
-
-
-def test_a_traceback_is_told_by_its_last_line() -> None:
-    log = "INFO all is well\nERROR it failed\nTraceback (most recent call last):\n  File x\nValueError: no\nINFO again"
-    assert last_lines(log) == ["ValueError: no"]

@@ -232,7 +232,12 @@ def simulate(seed: int, capacity: int, draw: str) -> list[tuple[float, float]]:
     A queue that is always full: when an image leaves, another joins.
     """
     rng, now = random.Random(seed), 0.0  # noqa: S311 - a simulation
-    shortest, longest = {"alike": (2.0, 2.0), "even": (1.5, 2.5), "uneven": (0.5, 3.5)}[draw]
+    shortest, longest, per_unit, works = {
+        "alike": (2.0, 2.0, 0.0, [1.0]),
+        "even": (1.5, 2.5, 0.0, [1.0]),
+        "uneven": (0.5, 3.5, 0.0, [1.0]),
+        "short and long": (1.0, 1.0, 0.2, [1.0, 10.0]),
+    }[draw]
     waiting = 4 * capacity
     admission = Admission(waiting, lambda: capacity, clock=lambda: now)
     index = count()
@@ -242,11 +247,12 @@ def simulate(seed: int, capacity: int, draw: str) -> list[tuple[float, float]]:
 
     def fill() -> None:
         while admission.unfinished < capacity + waiting:
-            admission.join([Ticket("a", "a", next(index))], nothing)
+            admission.join([Ticket("a", "a", next(index), rng.choice(works))], nothing)
         while len(admission.out) < capacity:
             ticket = admission.in_order()[0]
             admission.go(ticket, "a")
-            heappush(ends, (now + rng.uniform(shortest, longest), ticket.index, ticket))
+            seconds = rng.uniform(shortest, longest) + per_unit * ticket.work
+            heappush(ends, (now + seconds, ticket.index, ticket))
 
     fill()
     for left in range(1, 400):
@@ -266,7 +272,7 @@ def simulate(seed: int, capacity: int, draw: str) -> list[tuple[float, float]]:
 
 
 @pytest.mark.parametrize("capacity", [2, 8, 32])
-@pytest.mark.parametrize("draw", ["alike", "even", "uneven"])
+@pytest.mark.parametrize("draw", ["alike", "even", "uneven", "short and long"])
 def test_retry_after_is_within_a_factor_of_two_of_when_room_comes(capacity: int, draw: str) -> None:
     answers = [answer for seed in range(3) for answer in simulate(seed, capacity, draw)]
     assert len(answers) > 100

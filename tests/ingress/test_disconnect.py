@@ -73,6 +73,23 @@ async def test_a_stream_whose_pipe_loses_its_reader_as_the_client_leaves_is_no_f
     await run(ErrorAsDisconnect(app, Gone), told)
 
 
+async def test_a_pipe_that_breaks_because_the_request_is_cancelled_hides_no_cancellation() -> None:
+    started = asyncio.Event()
+
+    async def app(*_: object) -> None:
+        started.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            raise ExceptionGroup("of a task group", [BrokenResourceError()])
+
+    running = asyncio.create_task(run(ErrorAsDisconnect(app, Gone), Gone()))
+    await started.wait()
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+
+
 async def test_a_pipe_that_breaks_while_the_client_is_there_is_a_fault() -> None:
     async def app(*_: object) -> None:
         raise BrokenResourceError

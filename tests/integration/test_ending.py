@@ -15,6 +15,7 @@ import psutil
 import yaml
 
 from benchmarks.ports import free_port
+from serve_app.serve import ENVIRONMENT
 from tests.integration.conftest import SMALL, events_of, eventually
 
 LARGE = {"width": 256, "height": 256}
@@ -105,7 +106,7 @@ def test_no_answer_is_torn(tiny_path: Path, tmp_path: Path) -> None:
     refused = {"prompt": "a", **SMALL, "num_images": 1}
     with service(tiny_path, tmp_path) as (process, url):
         eventually(lambda: is_ready(url), seconds=120)
-        assert controller_of(process).environ()["RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS"] == "1"
+        assert ENVIRONMENT.items() <= controller_of(process).environ().items()
         with asked(url, LONG, answers):
             eventually(lambda: in_flight(url) == 2)
             with asked(url, SHORT, answers):
