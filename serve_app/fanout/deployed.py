@@ -14,6 +14,7 @@ logger = logging.getLogger("ray.serve")
 _GOING = {ReplicaState.STOPPING, ReplicaState.STOPPED, ReplicaState.PENDING_MIGRATION}
 _WELL = {DeploymentStatus.HEALTHY, DeploymentStatus.UPSCALING, DeploymentStatus.DOWNSCALING}
 _LONGEST_TROUBLE = 500
+_TRACEBACK = "Traceback (most recent call last)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +49,8 @@ def _wanted(deployment: DeploymentStatusOverview) -> int:
 
 
 def _trouble(deployment: DeploymentStatusOverview) -> str | None:
-    """Return the end of Serve's message, which names the error, if a deployment is not well."""
-    if deployment.status in _WELL or not deployment.message.strip():
+    """Return Serve's message if a deployment is not well; of a traceback the last line, which names the error."""
+    message = str(deployment.message).strip()
+    if deployment.status in _WELL or not message:
         return None
-    return str(deployment.message).strip()[-_LONGEST_TROUBLE:]
+    return (message.splitlines()[-1] if _TRACEBACK in message else message)[:_LONGEST_TROUBLE]
