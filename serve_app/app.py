@@ -42,7 +42,7 @@ def build(args: AppArgs) -> Application:
         # The ingress mostly waits. Reserving a CPU for it would take one from the replicas.
         ray_actor_options={"num_cpus": 0},
         max_ongoing_requests=1000,
-        # The old one serves until the new one is ready, or for good if that cannot start. Replicas would need more GPUs.
+        # The old one serves until the new one is ready, and for good if that cannot start. Replicas lack the GPUs.
         max_surge_percent=100,
         graceful_shutdown_timeout_s=shutdown_s(args),
         health_check_period_s=2,  # Serve finds one that has died at its next check
