@@ -12,7 +12,8 @@ FROM python:3.11-slim-bookworm AS base
 RUN apt-get update \
     && apt-get install -y --no-install-recommends bash wget \
     && rm -rf /var/lib/apt/lists/* \
-    && useradd --uid 1000 --user-group --create-home --home-dir /home/ray --shell /bin/bash ray
+    && useradd --uid 1000 --user-group --create-home --home-dir /home/ray --shell /bin/bash ray \
+    && install -d -o ray -g ray /models
 ENV HOME=/home/ray \
     PATH=/opt/venv/bin:$PATH \
     PYTHONUNBUFFERED=1 \
