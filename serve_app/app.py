@@ -1,12 +1,17 @@
 """The Serve application: HTTP ingress -> fan-out -> N single-GPU replicas."""
 
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
 from ray import serve
 from ray.serve import Application
 from ray.serve.schema import LoggingConfig
 
-from serve_app.config import AppArgs
+from serve_app.config import AppArgs, AuthConfig
 from serve_app.fanout.router import directed
 from serve_app.ingress.deployment import Ingress
+from serve_app.ingress.keys import KeyRing
 from serve_app.replica.deployment import Replica
 
 _CONTROL_CALLS = 16
@@ -17,8 +22,19 @@ def shutdown_s(args: AppArgs) -> float:
     return args.request_timeout_s + 10
 
 
+def check_keys(auth: AuthConfig, environ: Mapping[str, str] = os.environ) -> None:
+    """Raise ValueError if keys that can be seen from here cannot be used: nothing has been stopped yet.
+
+    What is not here may be where the ingress runs, which looks for itself.
+    """
+    file = auth.keys_file if auth.keys_file and Path(auth.keys_file).exists() else None
+    variable = auth.keys_env if auth.keys_env and auth.keys_env in environ else None
+    KeyRing(AuthConfig(keys_file=file, keys_env=variable), environ)
+
+
 def build(args: AppArgs) -> Application:
     """Return the application for `serve run serve_app.app:build key=value ...` or a Serve config file."""
+    check_keys(args.auth)
     # One batch running and one queued; the rest waits in the ingress for the first replica with room.
     places = 2 * args.engine.max_batch_size
     replicas = serve.deployment(
