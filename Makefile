@@ -18,7 +18,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-com
 install = $(PIP) $(1)$(if $(WAYS), || { $(again); env $(WAYS:%=-u %) $(PIP) $(1); })
 again = echo 'Installing once more without $(WAYS) ...'
 
-.PHONY: demo serve test check fix bench soak clean
+.PHONY: demo serve test check fix docs bench soak clean
 
 demo: .venv/service  ## generate four images with the embedded model and write them to out/
 	$(BIN)/python -m serve_app.demo
@@ -39,6 +39,9 @@ fix: .venv/dev  ## repair what check finds, where that can be done by machine
 	$(BIN)/ruff format
 	$(BIN)/ruff check --fix
 
+docs: .venv/docs  ## build the documentation into out/site; a link that leads nowhere fails
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 bench: .venv/service  ## print what fan-out, HTTP and previews cost on this machine, as ratios
 	$(BIN)/python -m benchmarks.overhead
 
@@ -57,6 +60,11 @@ soak: .venv/service  ## let clients leave and parts of the service die, and coun
 .venv/dev: .venv/service
 	$(call install,--group dev)
 	$(call install,--no-deps sd-prompt-reader)
+	touch $@
+
+# The site's settings come from the service's own models.
+.venv/docs: .venv/service
+	$(call install,--group docs)
 	touch $@
 
 clean:

@@ -1,13 +1,18 @@
 """The Serve application: HTTP ingress -> fan-out -> N single-GPU replicas."""
 
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
 from ray import serve
 from ray.serve import Application
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 from ray.serve.schema import LoggingConfig
 
-from serve_app.config import AppArgs
+from serve_app.config import AppArgs, AuthConfig
 from serve_app.fanout.router import directed
 from serve_app.ingress.deployment import Ingress
+from serve_app.ingress.keys import KeyRing
 from serve_app.replica.deployment import Replica
 from serve_app.scaling import ImagesPolicy
 
@@ -37,8 +42,19 @@ def _autoscaling(args: AppArgs) -> AutoscalingConfig | None:
     )
 
 
+def check_keys(auth: AuthConfig, environ: Mapping[str, str] = os.environ) -> None:
+    """Raise ValueError if keys that can be seen from here cannot be used: nothing has been stopped yet.
+
+    What is not here may be where the ingress runs, which looks for itself.
+    """
+    file = auth.keys_file if auth.keys_file and Path(auth.keys_file).exists() else None
+    variable = auth.keys_env if auth.keys_env and auth.keys_env in environ else None
+    KeyRing(AuthConfig(keys_file=file, keys_env=variable), environ)
+
+
 def build(args: AppArgs) -> Application:
     """Return the application for `serve run serve_app.app:build key=value ...` or a Serve config file."""
+    check_keys(args.auth)
     # One batch running and one queued; the rest waits in the ingress for the first replica with room.
     places = 2 * args.engine.max_batch_size
     replicas = serve.deployment(
@@ -63,6 +79,8 @@ def build(args: AppArgs) -> Application:
         # The ingress mostly waits. Reserving a CPU for it would take one from the replicas.
         ray_actor_options={"num_cpus": 0},
         max_ongoing_requests=1000,
+        # The old one serves until the new one is ready, and for good if that cannot start. Replicas lack the GPUs.
+        max_surge_percent=100,
         graceful_shutdown_timeout_s=shutdown_s(args),
         health_check_period_s=2,  # Serve finds one that has died at its next check
     )

@@ -34,18 +34,32 @@ def test_below_a_prefix_the_same_is_open(locked: str) -> None:
     assert document["servers"] == [{"url": "/locked"}]
 
 
-def test_a_service_whose_keys_are_missing_does_not_start(cluster: Cluster, tiny_path: Path) -> None:
-    # Only the ingress starts: nothing here has a thousand processors for the replica.
-    args = tiny_args(tiny_path, num_replicas=1, num_cpus=1000, auth=AuthConfig(keys_file="/no/such/keys"))
-    try:
+def test_a_change_whose_keys_are_missing_is_told_and_leaves_the_old_ingress_serving(
+    cluster: Cluster, tiny_path: Path, tmp_path: Path
+) -> None:
+    def deploy(keys: Path) -> None:
+        # Only the ingress starts: nothing here has a thousand processors for the replica.
+        args = tiny_args(tiny_path, num_replicas=1, num_cpus=1000, auth=AuthConfig(keys_file=str(keys)))
         serve.run_many(
-            [RunTarget(build(args), name="keyless", route_prefix="/keyless")], wait_for_applications_running=False
+            [RunTarget(build(args), name="changed", route_prefix="/changed")], wait_for_applications_running=False
         )
+
+    def answers() -> int:
+        key = {"Authorization": f"Bearer {KEY}"}
+        return httpx2.get(f"{cluster.url}/changed/status", headers=key, timeout=60).status_code
+
+    right = tmp_path / "keys"
+    right.write_text(f"{KEY}\n")
+    try:
+        deploy(right)
+        eventually(lambda: answers() == 200)
+        deploy(tmp_path / "missing")
         eventually(
             lambda: (
-                "there is no file /no/such/keys"
-                in serve.status().applications["keyless"].deployments["Ingress"].message
+                f"there is no file {tmp_path / 'missing'}"
+                in serve.status().applications["changed"].deployments["Ingress"].message
             )
         )
+        assert answers() == 200
     finally:
-        let_go("keyless")
+        let_go("changed")

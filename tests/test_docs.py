@@ -1,0 +1,70 @@
+"""The site takes everything that is written elsewhere from there. `make docs` builds it, and checks its links."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from pydantic import BaseModel
+
+from docs.hooks import ROOT, at_home, on_page_markdown, section, settings_page
+from serve_app.config import AppArgs
+
+PAGES = sorted((ROOT / "docs").glob("*.md"))
+
+
+def settings(model: BaseModel, path: str = "") -> Iterator[tuple[str, Any]]:
+    for name in type(model).model_fields:
+        value = getattr(model, name)
+        if isinstance(value, BaseModel):
+            yield from settings(value, f"{path}{name}.")
+        else:
+            yield f"{path}{name}", value
+
+
+def test_every_setting_is_there_with_its_default_and_its_meaning() -> None:
+    rows = [line.split(" | ") for line in settings_page().splitlines() if line.startswith("| `")]
+    shown = {name.removeprefix("| ").strip("`"): (default, meaning) for name, default, meaning in rows}
+    expected = dict(settings(AppArgs()))
+    assert shown.keys() == expected.keys()
+    for name, value in expected.items():
+        default, meaning = shown[name]
+        assert default == ("" if value in (None, ()) else f"`{value}`")
+        assert not meaning.startswith("None")
+
+
+def test_bounds_and_choices_are_shown() -> None:
+    page = settings_page()
+    assert "*At least 8, a multiple of 8.*" in page
+    assert "*One of `none`, `regional`, `full`.*" in page
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_what_a_page_takes_from_other_files_exists(page: Any) -> None:
+    assert ".md:" not in on_page_markdown(page.read_text())
+
+
+def test_a_section_ends_at_the_next_heading_and_not_at_a_comment_in_code() -> None:
+    text = "# A\n\none\n\n```sh\n# B\n```\n\n### B\n\ntwo\n"
+    assert section(text, "A") == "one\n\n```sh\n# B\n```"
+    assert section(text, "B") == "two"
+
+
+def test_a_heading_that_does_not_exist_is_an_error() -> None:
+    with pytest.raises(ValueError, match="Nowhere"):
+        section("# A\n", "Nowhere")
+
+
+@pytest.mark.parametrize(
+    ("link", "moved"),
+    [
+        ("[a](docs/http.md#errors)", "[a](http.md#errors)"),
+        ("![a](docs/playground.png)", "![a](playground.png)"),
+        ("[a](benchmarks/RESULTS.md)", "[a](results.md)"),
+        ("![a](serve_app/models/emoji-sdxl/grid.webp)", "![a](grid.webp)"),
+        ("[a](NOTICE)", "a"),
+        ("[a](https://example.com/docs/x)", "[a](https://example.com/docs/x)"),
+        ("[a](#errors)", "[a](#errors)"),
+    ],
+)
+def test_links_lead_to_the_same_place_from_the_site(link: str, moved: str) -> None:
+    assert at_home(link) == moved
