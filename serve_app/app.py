@@ -2,7 +2,6 @@
 
 from ray import serve
 from ray.serve import Application
-from ray.serve.schema import LoggingConfig
 
 from serve_app.config import AppArgs
 from serve_app.fanout.router import directed
@@ -32,8 +31,6 @@ def build(args: AppArgs) -> Application:
         # Serve replaces a hung replica after three timeouts; its slots are generated elsewhere.
         health_check_period_s=5,
         health_check_timeout_s=10,
-        # The ingress already logs each request; here its status polls would flood the log.
-        logging_config=LoggingConfig(enable_access_log=False),
     ).bind(args)
     ingress = serve.deployment(
         serve.ingress()(Ingress),

@@ -12,7 +12,9 @@ from serve_app.fanout.peers import Peers
 from serve_app.fanout.pool import Pool
 from serve_app.ingress.answers import Answers
 from serve_app.ingress.api import create_api
-from serve_app.metrics import IngressMetrics
+from serve_app.line import Outcome
+from serve_app.metrics import INGRESS, REQUEST_SECONDS, REQUESTS, Metrics
+from serve_app.quiet import drop_access_log
 from serve_app.readings import Part
 
 _GONE = (TaskCancelledError, RayActorError)
@@ -26,8 +28,10 @@ class Ingress:
     """Fans requests out to the replicas. The constructor does no work, so /health answers from the start."""
 
     def __init__(self, args: AppArgs, replicas: DeploymentHandle) -> None:
+        drop_access_log()
         self._args = args
-        self._service = FanOut(Pool(replicas), Peers(), args, IngressMetrics())
+        self._metrics = Metrics(INGRESS)
+        self._service = FanOut(Pool(replicas), Peers(), args, self._metrics)
         self._answers = Answers()
 
     async def cancel(self, id: str, index: int | None) -> list[int]:
@@ -46,4 +50,9 @@ class Ingress:
 
     # Bound late: Serve pickles an app passed to the decorator by value, with frozen copies of all module globals.
     def __serve_build_asgi_app__(self) -> FastAPI:
-        return create_api(self._service, self._args, disconnect=_GONE, answers=self._answers)
+        return create_api(self._service, self._args, disconnect=_GONE, answers=self._answers, count=self._count_request)
+
+    def _count_request(self, route: str, outcome: Outcome, seconds: float) -> None:
+        self._metrics.add(REQUESTS, route=route, outcome=outcome)
+        if outcome == "succeeded":
+            self._metrics.observe(REQUEST_SECONDS, seconds, route=route)
