@@ -269,7 +269,7 @@ class Engine:
                 pass  # not finite: the picture will fail with the same error
             case _:
                 self._break_down_if_device_failed(outcome)
-                logger.error("a preview of seed %d could not be encoded", job.payload.slot.seed, exc_info=outcome)
+                logger.error("a preview of %s could not be encoded", job.payload.slot.name, exc_info=outcome)
         pace.busy = False
 
     @contextmanager

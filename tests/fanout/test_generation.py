@@ -107,7 +107,7 @@ async def test_a_failing_slot_beside_good_ones(error: Exception, type_: str) -> 
     assert "secret" not in bad.error.message
 
 
-async def test_a_slot_whose_replica_is_lost_is_generated_once_more() -> None:
+async def test_a_slot_whose_replica_is_lost_is_generated_once_more(caplog: pytest.LogCaptureFixture) -> None:
     tries: list[Slot] = []
     retries: list[Again] = []
 
@@ -122,7 +122,8 @@ async def test_a_slot_whose_replica_is_lost_is_generated_once_more() -> None:
     events = await events_of(generation, generate)
     assert isinstance(events[-1], ImageEvent)
     assert tries == [make_slot(seed=50)] * 2, "the very same slot: seed and all"
-    assert len(retries) == 1
+    assert retries == ["lost"]
+    assert "image 0 (seed 50) of generation none is generated again: replica abc: lost" in caplog.text
 
 
 @pytest.mark.parametrize(("failures", "end"), [(1, ImageEvent), (2, FailedEvent)])
