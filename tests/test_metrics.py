@@ -17,6 +17,7 @@ from serve_app.metrics import INGRESS, REPLICA, Kind, Metric, Metrics
 CONFIGS = Path(__file__).parents[1] / "configs"
 RULES: list[dict[str, Any]] = yaml.safe_load((CONFIGS / "prometheus" / "rules.yaml").read_text())["groups"][0]["rules"]
 DASHBOARD: dict[str, Any] = json.loads((CONFIGS / "grafana" / "parallel-sdxl.json").read_text())
+DOCS = (CONFIGS.parent / "docs" / "monitoring.md").read_text()
 TABLE = [*INGRESS, *REPLICA]
 BY_SERIES = {series: metric for metric in TABLE for series in metric.exported}
 OF_RAY = {"application", "deployment", "replica", "ray_io_cluster", "le"}
@@ -122,6 +123,12 @@ def test_names_follow_the_customs_of_prometheus() -> None:
             assert list(metric.buckets) == sorted(set(metric.buckets))
         for unit in ("seconds", "bytes"):
             assert (unit in metric.name) <= (unit in metric.help.lower())
+
+
+def test_every_metric_is_documented() -> None:
+    rows = [line for line in DOCS.splitlines() if line.startswith("| `")]
+    documented = {name for row in rows for name in re.findall(r"`(\w+)`", row.split("|")[1])}
+    assert documented == {metric.name + "_total" * (metric.kind is Kind.COUNTER) for metric in TABLE}
 
 
 def test_counters_start_at_0(monkeypatch: pytest.MonkeyPatch) -> None:
