@@ -1,8 +1,7 @@
 """What a fan-out counts of its requests, over a pool that generates when it is told to."""
 
 import asyncio
-from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
@@ -10,12 +9,13 @@ import pytest
 from serve_app import metrics
 from serve_app.client import client
 from serve_app.config import AppArgs
-from serve_app.errors import NotReady, ServiceError, ShuttingDown, SlotFailed, TooManyWaiting
+from serve_app.errors import InvalidRequest, NotReady, ServiceError, ShuttingDown, SlotFailed, TooManyWaiting
 from serve_app.fanout.fanout import FanOut
 from serve_app.fanout.sight import PoolStatus
+from serve_app.line import Line, begin
 from serve_app.messages import Slot
 from serve_app.schemas import GenerateRequest, StartEvent
-from tests.fakes import GPU_SECONDS, FakePool, Metrics, NoPeers
+from tests.fakes import GPU_SECONDS, REPLICA, FakePool, Metrics, NoPeers
 
 REQUEST = GenerateRequest(prompt="a cat", num_images=3, seed=0, preview_steps=[], width=64, height=64)
 
@@ -110,9 +110,29 @@ async def test_a_refusal_is_counted_by_its_reason(make: Any, error: type[Service
 
 async def test_what_is_wrong_with_a_request_is_no_refusal() -> None:
     studio = Studio()
-    with suppress(ServiceError):
-        await studio.service.generate(REQUEST.model_copy(update={"on_disconnect": "wait"}))
+    studio.pool.status = PoolStatus((replace(REPLICA, schedulers=("euler",)),))
+    with pytest.raises(InvalidRequest):
+        await studio.service.generate(REQUEST.model_copy(update={"scheduler": "ddim"}))
     assert studio.counted.added == []
+
+
+async def test_the_line_of_a_request_waits_for_a_generation_that_outlives_it() -> None:
+    written: list[dict[str, Any]] = []
+    release, line = asyncio.Event(), Line(lambda facts: written.append(dict(facts)))
+
+    async def wait(_: Slot) -> None:
+        await release.wait()
+
+    begin(line)
+    studio = Studio(FakePool(before=wait))
+    with line.open():
+        async with studio.service.open(REQUEST.model_copy(update={"on_disconnect": "finish"})) as reading:
+            await anext(reading.entries)
+    assert written == []
+    (held,) = studio.service._requests.running
+    release.set()
+    await asyncio.wait([held.task])
+    assert [facts["succeeded"] for facts in written] == [3]
 
 
 async def test_a_look_at_the_replicas_sets_every_gauge() -> None:
