@@ -43,7 +43,7 @@ _LOST = (
 )
 
 Tell = Callable[[Set[str]], None]
-"""Hears of each change which replicas are lost from sight."""
+"""Hears after each poll, and of each change, which replicas are lost from sight."""
 
 
 def nobody(lost: Set[str]) -> None:
@@ -74,7 +74,7 @@ class Pool:
     async def keep_polling(self, tell: Tell = nobody) -> None:
         """Keep `status` fresh, and the replicas from generating for nobody, until cancelled.
 
-        Tell of each change which replicas are lost from sight.
+        Tell after each poll, and of each change, which replicas are lost from sight.
         """
         self._tell = tell
         while True:
@@ -146,7 +146,9 @@ class Pool:
         except DeploymentUnavailableError:
             answers = {}
         except TimeoutError:
-            return  # Serve is starting or busy, which says nothing of the replicas
+            # Serve is starting or busy, which says nothing of the replicas; gauges must be set again all the same.
+            self._tell(self.status.lost)
+            return
         self._sight.polled(answers)
         waiting = {asyncio.ensure_future(answer): actor for actor, answer in answers.items()}
         for task, actor in waiting.items():
