@@ -7,7 +7,6 @@ from pathlib import Path
 from ray import serve
 from ray.serve import Application
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
-from ray.serve.schema import LoggingConfig
 
 from serve_app.config import AppArgs, AuthConfig
 from serve_app.fanout.router import directed
@@ -69,8 +68,6 @@ def build(args: AppArgs) -> Application:
         # Serve replaces a hung replica after three timeouts; its slots are generated elsewhere.
         health_check_period_s=5,
         health_check_timeout_s=10,
-        # The ingress already logs each request; here its status polls would flood the log.
-        logging_config=LoggingConfig(enable_access_log=False),
     ).bind(args)
     ingress = serve.deployment(
         serve.ingress()(Ingress),

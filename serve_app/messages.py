@@ -4,10 +4,16 @@ import math
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from serve_app.recipe import Output, Recipe, SchedulerName
 from serve_app.schemas import ModelInfo
+
+Stage = Literal["prompt", "unet", "vae", "preview", "file"]
+"""What a replica spends time on."""
+
+Loss = Literal["cancelled", "failed", "returned"]
+"""Why what was spent on a slot is wasted."""
 
 _PARTS = {*Recipe.model_fields, *Output.model_fields}
 
@@ -26,6 +32,13 @@ class Slot:
     output: Output
     preview_steps: frozenset[int] = frozenset()
     keep_pixels: bool = False
+    generation: str = ""
+    """The id of the request, for logs."""
+
+    @property
+    def name(self) -> str:
+        """What logs call it."""
+        return f"image {self.index} (seed {self.seed}) of generation {self.generation or 'none'}"
 
     @classmethod
     def of(cls, fields: Mapping[str, Any]) -> Self:
@@ -97,12 +110,16 @@ class Preview:
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """Seconds a replica spent on a slot after admitting it to a batch."""
+    """Seconds a replica spent on a slot after admitting it to a batch, by the clock on the wall.
+
+    `gpu` is how long the device (GPU, or CPU where there is none) worked on it alone, by the device's own clock.
+    """
 
     encode_prompt: float
     denoise: float
     decode: float
     encode: float
+    gpu: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

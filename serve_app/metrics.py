@@ -1,83 +1,236 @@
-"""The service's metrics, on Ray's metrics endpoint as `ray_psdxl_*`.
+"""The service's metrics, on Ray's metrics endpoint as `ray_psdxl_*`; the tables below list them all.
 
-Serve tags each with deployment, replica and application.
+Serve adds the labels deployment, replica and application. Ray adds up a histogram's `_sum` from the middles of its
+buckets, so averages are coarse: where a sum matters, there is a counter of seconds.
 """
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from itertools import product
+from typing import get_args
 
 from ray.serve import metrics
 
+from serve_app.line import OTHER, ROUTES, Outcome
+from serve_app.messages import Loss, Stage
 from serve_app.side_work import side_work
 
 _counted = side_work("a metric could not be counted")
 
-_SECONDS = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60]
+_REQUEST_SECONDS = (0.5, 1, 2, 3, 5, 7.5, 10, 15, 20, 30, 45, 60, 90, 120)
+_STEP_SECONDS = (0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1, 2)
+_PREVIEW_SECONDS = (0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1, 2, 3, 5, 10, 30, 60)
 
 
-class ReplicaMetrics:
-    """The metrics of one SDXL replica. Create it once, in the replica's constructor."""
-
-    def __init__(self, capacity: int) -> None:
-        self._capacity = capacity
-        self._slots = metrics.Counter(
-            "psdxl_slots", "Slots by outcome, the replica's warm-up included.", tag_keys=("outcome",)
-        )
-        self._step = metrics.Histogram(
-            "psdxl_step_seconds", "Time of one denoising step of a batch.", boundaries=_SECONDS
-        )
-        self._occupancy = metrics.Gauge(
-            "psdxl_batch_occupancy", "Images in the last step's batch, as a fraction of max_batch_size."
-        )
-        self._active = metrics.Gauge("psdxl_images_active", "Images being denoised.")
-        self._waiting = metrics.Gauge("psdxl_images_waiting", "Images waiting in the replica.")
-        self._preview = metrics.Histogram("psdxl_preview_seconds", "Time to decode one preview.", boundaries=_SECONDS)
-        self._encode = metrics.Histogram("psdxl_encode_seconds", "Time to encode one image file.", boundaries=_SECONDS)
-
-    def step(self, seconds: float, images: int) -> None:
-        self._step.observe(seconds)
-        self._occupancy.set(images / self._capacity)
-
-    def preview(self, seconds: float) -> None:
-        self._preview.observe(seconds)
-
-    def encoded(self, seconds: float) -> None:
-        self._encode.observe(seconds)
-
-    def ended(self, outcome: str) -> None:
-        self._slots.inc(tags={"outcome": outcome})
-
-    def load(self, active: int, waiting: int) -> None:
-        if not active:
-            self._occupancy.set(0)
-        self._active.set(active)
-        self._waiting.set(waiting)
+class Kind(Enum):
+    COUNTER = "counter"
+    GAUGE = "gauge"
+    HISTOGRAM = "histogram"
 
 
-class IngressMetrics:
-    """The metrics of one ingress replica. Create it once, in the ingress's constructor. Its methods never raise."""
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """A row of the tables. `starts` are the label values that are known beforehand; their counters start at 0."""
 
-    def __init__(self) -> None:
-        self._images = metrics.Counter(
-            "psdxl_images", "Images by outcome: succeeded, failed or cancelled.", tag_keys=("outcome",)
-        )
-        self._queued = metrics.Gauge("psdxl_images_queued", "Images queued because all replicas are busy.")
-        self._first_preview = metrics.Histogram(
-            "psdxl_first_preview_seconds", "Time from a streamed request to its first preview.", boundaries=_SECONDS
-        )
-        self._retried = metrics.Counter(
-            "psdxl_slots_retried", "Slots generated again because their replica died, hung or returned them."
-        )
+    kind: Kind
+    name: str
+    help: str
+    labels: tuple[str, ...] = ()
+    starts: tuple[tuple[str, ...], ...] = ()
+    buckets: tuple[float, ...] = ()
+
+    @property
+    def exported(self) -> tuple[str, ...]:
+        """The names on the metrics page."""
+        suffixes = {Kind.COUNTER: ("_total",), Kind.GAUGE: ("",), Kind.HISTOGRAM: ("_bucket", "_count", "_sum")}
+        return tuple(f"ray_psdxl_{self.name}{suffix}" for suffix in suffixes[self.kind])
+
+
+def _counter(name: str, help: str, labels: tuple[str, ...] = (), starts: Iterable[tuple[str, ...]] = ()) -> Metric:
+    return Metric(Kind.COUNTER, name, help, labels, tuple(starts) if labels else ((),))
+
+
+def _gauge(name: str, help: str, labels: tuple[str, ...] = ()) -> Metric:
+    return Metric(Kind.GAUGE, name, help, labels)
+
+
+def _histogram(name: str, help: str, buckets: tuple[float, ...], labels: tuple[str, ...] = ()) -> Metric:
+    return Metric(Kind.HISTOGRAM, name, help, labels, buckets=buckets)
+
+
+def _each(values: Iterable[str]) -> list[tuple[str, ...]]:
+    return [(value,) for value in values]
+
+
+REQUESTS = _counter(
+    "requests",
+    "HTTP requests but for GETs that only look, by route and outcome; left: the client did not wait for the answer.",
+    ("route", "outcome"),
+    product((*ROUTES, OTHER), get_args(Outcome)),
+)
+REQUEST_SECONDS = _histogram(
+    "request_seconds", "Seconds from a request to the end of its answer, if it succeeded.", _REQUEST_SECONDS, ("route",)
+)
+REFUSALS = _counter(
+    "refusals",
+    "Requests refused before any work, by reason.",
+    ("reason",),
+    _each(("too_many_waiting", "not_ready", "shutting_down")),
+)
+IMAGES = _counter(
+    "images",
+    "Images by outcome (succeeded, failed, cancelled) and reason: a failure's type; who cancelled, client or left.",
+    ("outcome", "reason"),
+    (
+        ("succeeded", ""),
+        ("cancelled", "client"),
+        ("cancelled", "left"),
+        *product(
+            ("failed",),
+            (
+                "deadline_exceeded",
+                "shutting_down",
+                "replica_lost",
+                "breaks_replicas",
+                "out_of_memory",
+                "not_finite",
+                "internal",
+            ),
+        ),
+    ),
+)
+IMAGE_SECONDS = _histogram(
+    "image_seconds", "Seconds from a request to each finished image, its time in the queue included.", _REQUEST_SECONDS
+)
+QUEUE_SECONDS = _histogram(
+    "queue_seconds",
+    "Seconds that a finished image was not worked on, in the ingress or on a replica.",
+    _REQUEST_SECONDS,
+)
+FIRST_PREVIEW_SECONDS = _histogram(
+    "first_preview_seconds", "Seconds from a streamed request to its first preview.", _PREVIEW_SECONDS
+)
+SKEW_SECONDS = _histogram(
+    "fan_out_skew_seconds",
+    "Seconds between the first and the last finished image of a request for several.",
+    _PREVIEW_SECONDS,
+)
+GENERATED_AGAIN = _counter(
+    "images_generated_again",
+    "Images begun again on another replica, because theirs was lost, returned them, or had no memory.",
+    ("reason",),
+    _each(("lost", "returned", "out_of_memory")),
+)
+CLIENT_IMAGES = _counter("client_images", "Finished images by client: the hash of an API key, or none.", ("client",))
+CLIENT_GPU_SECONDS = _counter(
+    "client_gpu_seconds", "Seconds of device time of finished images, by client as in client_images.", ("client",)
+)
+QUEUED = _gauge("images_queued", "Images that wait because all replicas are busy.")
+READY = _gauge("replicas_ready", "Replicas that generate images now.")
+TARGET = _gauge("replicas_target", "Replicas that there should be.")
+
+INGRESS: Sequence[Metric] = (
+    REQUESTS,
+    REQUEST_SECONDS,
+    REFUSALS,
+    IMAGES,
+    IMAGE_SECONDS,
+    QUEUE_SECONDS,
+    FIRST_PREVIEW_SECONDS,
+    SKEW_SECONDS,
+    GENERATED_AGAIN,
+    CLIENT_IMAGES,
+    CLIENT_GPU_SECONDS,
+    QUEUED,
+    READY,
+    TARGET,
+)
+"""The metrics of an ingress replica."""
+
+STAGE_SECONDS = _counter(
+    "stage_seconds",
+    "Seconds of work by stage: prompt, unet, vae, preview by the device's own clock; file on the processor.",
+    ("stage",),
+    _each(get_args(Stage)),
+)
+WASTED_SECONDS = _counter(
+    "wasted_gpu_seconds",
+    "Seconds of device time spent on images that were then cancelled, failed or returned.",
+    ("reason",),
+    _each(get_args(Loss)),
+)
+SLOTS = _counter(
+    "slots",
+    "Slots by outcome on this replica, its warm-up included: succeeded, cancelled, failed or returned.",
+    ("outcome",),
+    _each(("succeeded", *get_args(Loss))),
+)
+STEP_SECONDS = _histogram(
+    "step_seconds",
+    "Seconds of one UNet call by the device's own clock, by size: one that is warmed up, or other.",
+    _STEP_SECONDS,
+    ("size",),
+)
+UNCOMPILED = _counter(
+    "uncompiled_images", "Images of a size without compiled models, under engine.compile: full. They are slower."
+)
+ACTIVE = _gauge("images_active", "Images being denoised.")
+CAPACITY = _gauge("images_capacity", "Images that the replica denoises at once: engine.max_batch_size.")
+GPU_MEMORY = _gauge("gpu_memory_bytes", "Bytes of GPU memory: used by any process, total.", ("kind",))
+INFO = _gauge("info", "Always 1; the labels say what is served.", ("version", "model", "hash", "device"))
+
+REPLICA: Sequence[Metric] = (
+    STAGE_SECONDS,
+    WASTED_SECONDS,
+    SLOTS,
+    STEP_SECONDS,
+    UNCOMPILED,
+    ACTIVE,
+    CAPACITY,
+    GPU_MEMORY,
+    INFO,
+)
+"""The metrics of an SDXL replica."""
+
+
+class Metrics:
+    """Counts into one of the tables. Create it once, in a deployment's constructor. Its methods never raise."""
+
+    def __init__(self, table: Sequence[Metric]) -> None:
+        self._made = {metric.name: _made(metric) for metric in table}
+        for metric in table:
+            for values in metric.starts:
+                self._start(metric, values)
 
     @_counted
-    def first_preview(self, seconds: float) -> None:
-        self._first_preview.observe(seconds)
+    def add(self, metric: Metric, amount: float = 1, **labels: str) -> None:
+        """Add to a counter; nothing for 0."""
+        if amount:
+            self._made[metric.name].inc(amount, labels)
 
     @_counted
-    def ended(self, outcome: str) -> None:
-        self._images.inc(tags={"outcome": outcome})
+    def observe(self, metric: Metric, value: float, **labels: str) -> None:
+        """Add a value to a histogram."""
+        self._made[metric.name].observe(value, labels)
 
     @_counted
-    def waiting(self, images: int) -> None:
-        self._queued.set(images)
+    def set(self, metric: Metric, value: float, **labels: str) -> None:
+        """Set a gauge. To be repeated every few seconds: Ray drops one that is not."""
+        self._made[metric.name].set(value, labels)
 
     @_counted
-    def retried(self) -> None:
-        self._retried.inc()
+    def _start(self, metric: Metric, values: tuple[str, ...]) -> None:
+        # Not `inc`, which takes no 0: a counter that appears with its first event has no increase to alert on.
+        self._made[metric.name]._record(0, tags=dict(zip(metric.labels, values, strict=True)))
+
+
+def _made(metric: Metric) -> metrics.Counter | metrics.Gauge | metrics.Histogram:
+    name = f"psdxl_{metric.name}"
+    match metric.kind:
+        case Kind.COUNTER:
+            return metrics.Counter(name, metric.help, metric.labels)
+        case Kind.GAUGE:
+            return metrics.Gauge(name, metric.help, metric.labels)
+        case Kind.HISTOGRAM:
+            return metrics.Histogram(name, metric.help, boundaries=list(metric.buckets), tag_keys=metric.labels)

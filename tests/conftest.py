@@ -112,7 +112,7 @@ class Watch(Silent):
     outcomes: list[str] = field(default_factory=list)
     batches: list[int] = field(default_factory=list)
 
-    def step(self, seconds: float, images: int) -> None:
+    def step(self, seconds: float, images: int, size: tuple[int, int]) -> None:
         self.batches.append(images)
 
     def ended(self, outcome: str) -> None:

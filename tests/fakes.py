@@ -8,6 +8,7 @@ from typing import Any, get_args
 
 import numpy as np
 
+from serve_app import metrics
 from serve_app.fanout.admission import Admission
 from serve_app.fanout.deployed import Deployed
 from serve_app.fanout.dispatch import Dispatcher
@@ -17,12 +18,12 @@ from serve_app.fanout.placement import Placement
 from serve_app.fanout.pool import Pool, Tell, nobody
 from serve_app.fanout.sight import PoolStatus
 from serve_app.messages import Generated, Preview, Progress, ReplicaStatus, Slot, SlotEvent, Work
-from serve_app.metrics import IngressMetrics
 from serve_app.readings import Part
 from serve_app.recipe import SchedulerName
 from serve_app.schemas import ModelInfo
 
 SCHEDULERS: tuple[SchedulerName, ...] = get_args(SchedulerName)
+GPU_SECONDS = 0.5
 MODEL = ModelInfo(name="fake", revision=None, hash="0123456789")
 REPLICA = ReplicaStatus(
     id="abc",
@@ -84,7 +85,7 @@ def generated(slot: Slot) -> Generated:
         slot.recipe.height,
         f"image/{slot.output.output_format}",
         f"picture{slot.seed}",
-        Work(0, 0, 0, 0),
+        Work(0, 0, 0, 0, gpu=GPU_SECONDS),
         MODEL,
         Ref(pixels),
     )
@@ -155,23 +156,43 @@ class NoPeers(Peers):
         return None
 
 
-class Metrics(IngressMetrics):
-    """Counts what an ingress would."""
+class Metrics(metrics.Metrics):
+    """Keeps what an ingress would count: additions and observations in order, and gauges."""
 
     def __init__(self) -> None:
-        self.first_previews: list[float] = []
-        self.retries = 0
-        self.outcomes: list[str] = []
-        self.most_waiting = self.now_waiting = 0
+        self.added: list[tuple[metrics.Metric, float, dict[str, str]]] = []
+        self.observed: list[tuple[metrics.Metric, float]] = []
+        self.observed_labels: list[tuple[metrics.Metric, dict[str, str]]] = []
+        self.gauges: dict[metrics.Metric, float] = {}
+        self.most_waiting = 0.0
 
-    def first_preview(self, seconds: float) -> None:
-        self.first_previews.append(seconds)
+    def add(self, metric: metrics.Metric, amount: float = 1, **labels: str) -> None:
+        if amount:
+            self.added.append((metric, amount, labels))
 
-    def ended(self, outcome: str) -> None:
-        self.outcomes.append(outcome)
+    def observe(self, metric: metrics.Metric, value: float, **labels: str) -> None:
+        self.observed.append((metric, value))
+        self.observed_labels.append((metric, labels))
 
-    def waiting(self, images: int) -> None:
-        self.now_waiting, self.most_waiting = images, max(self.most_waiting, images)
+    def set(self, metric: metrics.Metric, value: float, **labels: str) -> None:
+        self.gauges[metric] = value
+        if metric is metrics.QUEUED:
+            self.most_waiting = max(self.most_waiting, value)
 
-    def retried(self) -> None:
-        self.retries += 1
+    def count(self, metric: metrics.Metric, **labels: str) -> float:
+        """Return what has been added with these labels."""
+        return sum(amount for one, amount, its in self.added if one is metric and labels.items() <= its.items())
+
+    @property
+    def now_waiting(self) -> float:
+        return self.gauges[metrics.QUEUED]
+
+    @property
+    def outcomes(self) -> list[str]:
+        """The outcome of each image."""
+        ends = [(labels["outcome"], amount) for metric, amount, labels in self.added if metric is metrics.IMAGES]
+        return [outcome for outcome, amount in ends for _ in range(int(amount))]
+
+    @property
+    def first_previews(self) -> list[float]:
+        return [value for metric, value in self.observed if metric is metrics.FIRST_PREVIEW_SECONDS]

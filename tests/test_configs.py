@@ -57,6 +57,11 @@ def test_the_walk_finds_typos(typo: dict[str, Any]) -> None:
     assert len(list(unknown_keys(typo, ServeDeploySchema))) == 1
 
 
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_serve_does_not_log_what_the_ingress_logs(path: Path) -> None:
+    assert load(path)["logging_config"]["enable_access_log"] is False
+
+
 def test_there_is_a_config_for_the_laptop_and_for_gpus() -> None:
     assert [path.stem for path in CONFIGS] == ["local", "sdxl", "turbo"]
 

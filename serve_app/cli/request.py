@@ -31,10 +31,14 @@ Keep = Callable[[ImageEvent | GridEvent, bytes], str]
 
 @dataclass(frozen=True, slots=True)
 class Ending:
-    """The end of a request: why images are missing, and the service's last warnings."""
+    """The end of a request: why images are missing, the service's last warnings, and what it cost.
+
+    `gpu_seconds` is 0 where the service does not say.
+    """
 
     missing: tuple[str, ...]
     warnings: tuple[str, ...]
+    gpu_seconds: float = 0.0
 
 
 def opening(events: Iterator[Event]) -> StartEvent:
@@ -87,7 +91,7 @@ def follow(events: Iterator[Event], view: View, keep: Keep) -> Ending:
                 case ErrorEvent():
                     return Ending(tuple(missing or [event.error.message]), ())
                 case CompletedEvent():
-                    return Ending(tuple(missing), tuple(event.warnings))
+                    return Ending(tuple(missing), tuple(event.warnings), event.timings.gpu)
     raise Unavailable("the service closed the stream before the end")
 
 

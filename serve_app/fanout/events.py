@@ -51,6 +51,7 @@ def picture(slot: Slot, generated: Generated, asked: ModelInfo) -> Picture:
         height=generated.height,
         media_type=generated.media_type,
         b64_json=generated.b64_json,
+        gpu_seconds=generated.work.gpu,
         model=None if generated.model.hash == asked.hash else generated.model,
     )
 

@@ -22,6 +22,7 @@ from serve_app.errors import (
     ServiceError,
     ShuttingDown,
 )
+from serve_app.fanout.accounts import Accounts, facts_of_end, facts_of_plan
 from serve_app.fanout.admission import Admission
 from serve_app.fanout.answers import answer_of
 from serve_app.fanout.dispatch import Dispatcher
@@ -37,8 +38,9 @@ from serve_app.fanout.pool import Pool
 from serve_app.fanout.registry import Registry
 from serve_app.fanout.relay import entries_from, part_after, whole
 from serve_app.fanout.states import SlotState
+from serve_app.line import Line, current
 from serve_app.messages import SlotEvent
-from serve_app.metrics import IngressMetrics
+from serve_app.metrics import Metrics
 from serve_app.readings import Found, Part, Reading
 from serve_app.schemas import (
     BatchResult,
@@ -70,11 +72,11 @@ _Generate = Callable[..., AsyncGenerator[SlotEvent]]
 class FanOut:
     """Answers requests with the pictures of a pool of replicas."""
 
-    def __init__(self, pool: Pool, peers: Peers, args: AppArgs, metrics: IngressMetrics) -> None:
+    def __init__(self, pool: Pool, peers: Peers, args: AppArgs, metrics: Metrics) -> None:
         self._pool = pool
         self._peers = peers
         self._args = args
-        self._metrics = metrics
+        self._accounts = Accounts(metrics)
         self._admission = Admission(0, self._capacity)
         self._placement = Placement()
         self._dispatcher = Dispatcher(self._admission, lambda: self._pool.status.replicas, self._placement)
@@ -221,16 +223,24 @@ class FanOut:
 
         Raises ServiceError where it is refused.
         """
-        plan = self._plan(request)
-        self._requests.check_free(plan.id)
-        place = ExitStack()
-        generation = place.enter_context(self._admitted(plan))
-        log = EventLog()
+        place, line, log = ExitStack(), current(), EventLog()
+        try:
+            plan = self._plan(request)
+            self._requests.check_free(plan.id)
+            place.enter_context(line.open())
+            line.facts |= facts_of_plan(plan)
+            generation = place.enter_context(self._admitted(plan, line))
+        except ServiceError as error:
+            place.close()
+            self._accounts.refused(error)
+            raise
         keep_s = self._args.streams.keep_s if can_be_found else 0
         terms = Terms.of(request.response_format, request.on_disconnect, keep_s)
         held = Held(generation, log, self._run(plan, generation, generate, log), terms, int(time.time()))
 
         def conclude(_: asyncio.Task[None]) -> None:
+            if log.ended and isinstance(last := log.after(log.last)[-1].event, ErrorEvent):
+                line.facts["error"] = last.error.type
             place.close()
             no_grid = [NO_GRID] if plan.wants_grid and generation.pixels else []
             warnings = [*_warnings(generation), *no_grid]
@@ -271,7 +281,7 @@ class FanOut:
         return plan_of(request, self._pool.any_replica, self._args.request_timeout_s)
 
     @contextmanager
-    def _admitted(self, plan: Plan) -> Iterator[Generation]:
+    def _admitted(self, plan: Plan, line: Line) -> Iterator[Generation]:
         """Put the request's images in the queue for as long as the context is open. Raises TooManyWaiting."""
         pool = self._pool.status
         share = ceil(pool.capacity / self._ingresses)
@@ -282,17 +292,17 @@ class FanOut:
             self._admission,
             self._dispatcher.turn,
             plan.started,
-            self._metrics.retried,
-            client.get(),
+            self._accounts.again,
+            name := client.get(),
         )
         try:
             with generation.admitted():
-                self._metrics.waiting(self._admission.waiting())
+                self._show()
                 yield generation
         finally:
-            self._metrics.waiting(self._admission.waiting())
-            for state in generation.slot_states:
-                self._metrics.ended(state.value)
+            self._show()
+            self._accounts.ended(generation, name)
+            line.facts |= facts_of_end(generation)
 
     async def _slot_events(self, plan: Plan, generation: Generation) -> AsyncGenerator[Event]:
         """Yield what happens to the images.
@@ -321,14 +331,18 @@ class FanOut:
         async for event in events:
             if still_to_come and isinstance(event, PreviewEvent):
                 still_to_come = False
-                self._metrics.first_preview(time.monotonic() - plan.started)
+                self._accounts.first_preview(time.monotonic() - plan.started)
             yield event
 
     def _look(self, lost: Set[str]) -> None:
         """The replicas have told news, and some may be lost."""
         self._share_out()
         self._dispatcher.look(lost)
-        self._metrics.waiting(self._admission.waiting())
+        self._show()
+
+    def _show(self) -> None:
+        count = self._replicas()
+        self._accounts.look(self._admission.waiting(), count.ready, count.target)
 
     def _queued(self) -> int:
         """Return how many images wait here for a replica with room."""

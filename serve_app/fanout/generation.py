@@ -6,7 +6,7 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from serve_app.errors import OUT_OF_MEMORY, ReplicaLost, SlotFailed, SlotReturned
 from serve_app.fanout.admission import Admission
@@ -35,6 +35,11 @@ Generate = Callable[[Slot, str], AsyncGenerator[SlotEvent]]
 
 Turn = Callable[[Ticket, set[str]], AbstractAsyncContextManager[str]]
 """Gives a slot a replica to use: Dispatcher.turn."""
+
+Again = Literal["lost", "returned", "out_of_memory"]
+"""Why a slot is generated again."""
+
+_NO_TIME = Timings(queue=0, encode_prompt=0, denoise=0, decode=0, encode=0, total=0)
 
 _MOST_TRIES = 2
 """Replicas that may die while they have a slot, or have no memory for it, before it fails."""
@@ -66,6 +71,8 @@ class _SlotRecord:
     slot: Slot
     ticket: Ticket
     state: SlotState = SlotState.QUEUED
+    replica: str | None = None
+    """The replica that it went to last."""
     cancel_requested: bool = False
     position: int | None = None
     """The place in the queue that the client was last told."""
@@ -91,7 +98,7 @@ class Generation:
     Attributes:
         failures: what ended without a picture and was not asked to, in order of their ends.
         warnings: what the replicas say of the pictures, each sentence once.
-        timings: where the picture that came last spent its time, zeros before the first; `total` counts from `started`.
+        finished: where each picture spent its time, in the order they came; `total` counts from `started`.
     """
 
     def __init__(
@@ -101,7 +108,7 @@ class Generation:
         admission: Admission,
         turn: Turn,
         started: float,
-        on_retry: Callable[[], None],
+        on_retry: Callable[[Again], None],
         client: Hashable = None,
     ) -> None:
         """`client` is who shares turns with the other generations of the same name; None: nobody."""
@@ -118,7 +125,7 @@ class Generation:
         self._inbox: asyncio.Queue[_News] = asyncio.Queue()
         self.failures: list[NoPicture] = []
         self.warnings: list[str] = []
-        self.timings = Timings(queue=0, encode_prompt=0, denoise=0, decode=0, encode=0, total=0)
+        self.finished: list[Timings] = []
 
     @property
     def state(self) -> GenerationState:
@@ -128,6 +135,17 @@ class Generation:
     def slot_states(self) -> Sequence[SlotState]:
         """The state of each slot, in their order."""
         return [record.state for record in self._records]
+
+    @property
+    def timings(self) -> Timings:
+        """Where the picture that came last spent its time, zeros before the first; `gpu` is that of all pictures."""
+        last = self.finished[-1] if self.finished else _NO_TIME
+        return last.model_copy(update={"gpu": sum(timings.gpu for timings in self.finished)})
+
+    @property
+    def replicas(self) -> Sequence[str]:
+        """The replicas that the slots went to last, each once."""
+        return list(dict.fromkeys(record.replica for record in self._records if record.replica is not None))
 
     @property
     def images(self) -> Mapping[int, Image]:
@@ -239,7 +257,7 @@ class Generation:
         except ReplicaLost:
             self._post_failure(record, REPLICA_LOST)
         except Exception:
-            logger.exception("slot with seed %d failed", record.slot.seed)
+            logger.exception("%s failed", record.slot.name)
             self._post_failure(record, INTERNAL)
 
     async def _generate_somewhere(self, record: _SlotRecord, generate: Generate) -> None:
@@ -253,19 +271,23 @@ class Generation:
         while True:
             try:
                 async with self._turn(record.ticket, failed) as replica:
+                    record.replica = replica
                     await self._post_events(record, generate, replica)
                 return
             except SlotReturned as error:
                 # Seldom the slot's doing; but one that breaks every replica must not have them all.
+                again: Again = "returned"
                 broken, returned = broken + error.begun, returned + 1
                 if broken == _MOST_BROKEN or returned == _MOST_RETURNED:
                     end = BREAKS_REPLICAS if broken == _MOST_BROKEN else NOWHERE
                     raise SlotFailed(end.type, end.message) from error
             except (ReplicaLost, SlotFailed) as error:
+                again = "out_of_memory" if isinstance(error, SlotFailed) else "lost"
                 tries += 1
                 if tries == _MOST_TRIES or (isinstance(error, SlotFailed) and error.type != OUT_OF_MEMORY):
                     raise
-            self._on_retry()
+            logger.warning("%s is generated again: replica %s: %s", record.slot.name, record.replica, again)
+            self._on_retry(again)
             self._inbox.put_nowait((record, _TOLD_TO_WAIT))
             await asyncio.sleep(_PAUSE_S)
 
@@ -303,7 +325,7 @@ class Generation:
             case Generated():
                 record.pixels = news.pixels
                 self.warnings += [warning for warning in news.warnings if warning not in self.warnings]
-                self.timings = _timings_of(news.work, time.monotonic() - self._started)
+                self.finished.append(_timings_of(news.work, time.monotonic() - self._started))
                 return self._end(record, picture(record.slot, news, self._model))
             case _ToldToWait():
                 if record.state is SlotState.RUNNING:
@@ -343,4 +365,5 @@ def _timings_of(work: Work, total: float) -> Timings:
         decode=work.decode,
         encode=work.encode,
         total=total,
+        gpu=work.gpu,
     )

@@ -45,13 +45,14 @@ def plan_of(request: GenerateRequest, replica: ReplicaStatus, longest_s: float) 
     Raises InvalidRequest where the served model cannot do it.
     """
     started = time.monotonic()
-    slots = slots_of(request, seeds_of(request), replica.scheduler)
+    id = request.id or str(uuid.uuid4())
+    slots = slots_of(request, seeds_of(request), replica.scheduler, id)
     recipe, output = slots[0].recipe, slots[0].output
     if recipe.scheduler not in replica.schedulers:
         advice = f"choose one of {', '.join(replica.schedulers)}"
         raise InvalidRequest(f"scheduler: {recipe.scheduler} cannot sample the served model; {advice}", "scheduler")
     return Plan(
-        id=request.id or str(uuid.uuid4()),
+        id=id,
         started=started,
         timeout_s=min(request.timeout_s or longest_s, longest_s),
         wants_grid=request.grid,
@@ -79,12 +80,14 @@ def preview_steps_of(request: GenerateRequest) -> frozenset[int]:
     return frozenset({1, *range(request.preview_every, last, request.preview_every)} - {last})
 
 
-def slots_of(request: GenerateRequest, seeds: Sequence[int], default_scheduler: SchedulerName) -> list[Slot]:
-    """Return the slots of a request, one for each seed."""
+def slots_of(
+    request: GenerateRequest, seeds: Sequence[int], default_scheduler: SchedulerName, generation: str = ""
+) -> list[Slot]:
+    """Return the slots of a request, one for each seed; `generation` is its id."""
     recipe = Recipe.of(request).model_copy(update={"scheduler": request.scheduler or default_scheduler})
     output, preview_steps = Output.of(request), preview_steps_of(request)
     return [
-        Slot(index, seed, recipe, output, preview_steps, keep_pixels=request.grid) for index, seed in enumerate(seeds)
+        Slot(index, seed, recipe, output, preview_steps, request.grid, generation) for index, seed in enumerate(seeds)
     ]
 
 

@@ -45,7 +45,7 @@ _LOST = (
 )
 
 Tell = Callable[[Set[str]], None]
-"""Hears of each change which replicas are lost from sight."""
+"""Hears after each poll, and of each change, which replicas are lost from sight."""
 
 
 def nobody(lost: Set[str]) -> None:
@@ -78,7 +78,8 @@ class Pool:
     async def keep_polling(self, tell: Tell = nobody, waiting: Callable[[], int] = int) -> None:
         """Keep `status` fresh, and the replicas from generating for nobody, until cancelled.
 
-        Tell of each change which replicas are lost from sight, and the replicas how many images are `waiting`.
+        Tell after each poll, and of each change, which replicas are lost from sight; tell the replicas how many images
+        are `waiting`.
         """
         self._tell, self._waiting = tell, waiting
         while True:
@@ -156,7 +157,9 @@ class Pool:
         except DeploymentUnavailableError:
             answers = {}
         except TimeoutError:
-            return  # Serve is starting or busy, which says nothing of the replicas
+            # Serve is starting or busy, which says nothing of the replicas; gauges must be set again all the same.
+            self._tell(self.status.lost)
+            return
         self._sight.polled(answers)
         waiting = {asyncio.ensure_future(answer): actor for actor, answer in answers.items()}
         for task, actor in waiting.items():

@@ -18,21 +18,25 @@ from serve_app.ingress.live import LiveApi
 from serve_app.ingress.middleware import middleware
 from serve_app.ingress.openapi import DescribedApi
 from serve_app.ingress.problems import Dialect, Problems
+from serve_app.ingress.request_log import Count, nobody
 from serve_app.ingress.requests import request_model
 from serve_app.ingress.service import Service
 
 
-def create_api(service: Service, args: AppArgs, disconnect: Errors = (), answers: Answers | None = None) -> LiveApi:
+def create_api(
+    service: Service, args: AppArgs, disconnect: Errors = (), answers: Answers | None = None, count: Count = nobody
+) -> LiveApi:
     """Return the app of one service; its request bodies have that service's limits.
 
     `disconnect` are errors that the server's `receive` raises instead of ASGI's message when the client has gone;
-    `answers` hears of each answer. Raises ValueError if API keys are missing or the folder of files cannot be used.
+    `answers` hears of each answer, `count` of each request. Raises ValueError if API keys are missing or the folder of
+    files cannot be used.
     """
     told = answers or Answers()
-    return LiveApi(service.running, lambda settings: _api(service, settings, disconnect, told), args)
+    return LiveApi(service.running, lambda settings: _api(service, settings, disconnect, told, count), args)
 
 
-def _api(service: Service, args: AppArgs, disconnect: Errors, answers: Answers) -> FastAPI:
+def _api(service: Service, args: AppArgs, disconnect: Errors, answers: Answers, count: Count) -> FastAPI:
     """Return the app of these settings; its lifespan is what they need."""
     stored = Files(Path(args.files.path), args.files) if args.files.path else None
 
@@ -46,7 +50,7 @@ def _api(service: Service, args: AppArgs, disconnect: Errors, answers: Answers) 
         title="parallel-sdxl",
         version=__version__,
         lifespan=lifespan,
-        middleware=middleware(args, problems, disconnect, answers),
+        middleware=middleware(args, problems, disconnect, answers, count),
         redirect_slashes=False,
         # FastAPI's pages load scripts from a CDN; a self-hosted service must not send browsers there.
         docs_url=None,

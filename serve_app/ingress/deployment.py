@@ -16,7 +16,9 @@ from serve_app.fanout.pool import Pool
 from serve_app.ingress.answers import Answers
 from serve_app.ingress.api import create_api
 from serve_app.ingress.live import LiveApi
-from serve_app.metrics import IngressMetrics
+from serve_app.line import Outcome
+from serve_app.metrics import INGRESS, REQUEST_SECONDS, REQUESTS, Metrics
+from serve_app.quiet import drop_access_log
 from serve_app.readings import Part
 
 logger = logging.getLogger("ray.serve")
@@ -32,10 +34,12 @@ class Ingress:
     """Fans requests out to the replicas. The constructor does no work, so /health answers from the start."""
 
     def __init__(self, args: AppArgs, replicas: DeploymentHandle) -> None:
+        drop_access_log()
         self._args = args
-        self._service = FanOut(Pool(replicas), Peers(), args, IngressMetrics())
+        self._metrics = Metrics(INGRESS)
+        self._service = FanOut(Pool(replicas), Peers(), args, self._metrics)
         self._answers = Answers()
-        self._api = create_api(self._service, args, disconnect=_GONE, answers=self._answers)
+        self._api = create_api(self._service, args, _GONE, self._answers, self._count_request)
         self._started = False
 
     async def cancel(self, id: str, index: int | None) -> list[int]:
@@ -73,3 +77,8 @@ class Ingress:
     # Bound late: Serve pickles an app passed to the decorator by value, with frozen copies of all module globals.
     def __serve_build_asgi_app__(self) -> LiveApi:
         return self._api
+
+    def _count_request(self, route: str, outcome: Outcome, seconds: float) -> None:
+        self._metrics.add(REQUESTS, route=route, outcome=outcome)
+        if outcome == "succeeded":
+            self._metrics.observe(REQUEST_SECONDS, seconds, route=route)

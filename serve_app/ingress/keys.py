@@ -85,7 +85,7 @@ class Keys:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or self._may_pass(scope):
-            client.set(_name_of(_key_of(scope)) if scope["type"] == "http" else None)
+            client.set(_name_of(_key_of(scope)) if scope["type"] == "http" and _key_of(scope) else None)
             await self._app(scope, receive, send)
             return
         problem = Problem(type="unauthorized", message="a valid API key is needed, sent as Authorization: Bearer KEY")

@@ -11,13 +11,17 @@ from serve_app.ingress.head_requests import HeadAsGet
 from serve_app.ingress.keys import KeyRing, Keys
 from serve_app.ingress.prefix import PrefixAsFolder
 from serve_app.ingress.problems import Problems
+from serve_app.ingress.request_log import GPU_SECONDS, Count, LoggedRequests
 from serve_app.ingress.server_errors import AnsweredFaults
 
 
-def middleware(args: AppArgs, problems: Problems, disconnect: Errors, answers: Answers) -> list[Middleware]:
+def middleware(
+    args: AppArgs, problems: Problems, disconnect: Errors, answers: Answers, count: Count
+) -> list[Middleware]:
     """Return the middleware of one service, outermost first. Raises ValueError if API keys are missing."""
     return [
         Middleware(CountedAnswers, answers=answers),
+        Middleware(LoggedRequests, count=count),
         Middleware(ErrorAsDisconnect, errors=disconnect),
         Middleware(PrefixAsFolder),
         *_cors(args.cors),  # before the keys: a browser's preflight request has none
@@ -37,7 +41,7 @@ def _cors(cors: CorsConfig) -> list[Middleware]:
             allow_origins=cors.allow_origins,
             allow_methods=["GET", "POST", "DELETE"],
             allow_headers=["*"],
-            expose_headers=["Retry-After"],
+            expose_headers=["Retry-After", GPU_SECONDS],
         )
     ]
 

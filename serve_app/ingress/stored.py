@@ -10,6 +10,7 @@ from serve_app.schemas import (
     BatchResult,
     CompletedEvent,
     Event,
+    GpuSeconds,
     Grid,
     GridEvent,
     Image,
@@ -32,6 +33,7 @@ class StoredPicture(Answer):
     media_type: str
     url: str
     model: OtherModel = None
+    gpu_seconds: GpuSeconds = 0
 
 
 class StoredGrid(Answer):

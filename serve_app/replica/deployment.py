@@ -14,7 +14,7 @@ from ray.exceptions import RayError
 
 from serve_app.config import AppArgs
 from serve_app.messages import Call, Generated, OpenCalls, ReplicaStatus, Slot, SlotEvent
-from serve_app.metrics import ReplicaMetrics
+from serve_app.quiet import drop_access_log
 from serve_app.recipe import Output, Recipe, SchedulerName
 from serve_app.side_work import side_work
 
@@ -33,6 +33,7 @@ class Replica:
     # torch is imported inside the methods: processes that only build or call this deployment do not need it.
 
     async def __init__(self, args: AppArgs) -> None:  # type: ignore[misc]  # Serve awaits it
+        drop_access_log()
         try:
             async with asyncio.timeout(_LONGEST_START_S) as patience:
                 await self._start(args)
@@ -41,10 +42,12 @@ class Replica:
                 raise
             raise RuntimeError(f"the start has not ended for {_LONGEST_START_S:.0f} s") from error
         # Apart: a question to Ray may take long.
-        self._checks = [asyncio.create_task(_keep(check)) for check in (self._look, self._find_lost_callers)]
+        checks = (self._look, self._find_lost_callers, self._report)
+        self._checks = [asyncio.create_task(_keep(check)) for check in checks]
 
     async def _start(self, args: AppArgs) -> None:
         with importing():
+            from serve_app.replica.counting import Counting
             from serve_app.replica.demand import Demand
             from serve_app.replica.engine import Engine
             from serve_app.replica.leases import Leases
@@ -59,7 +62,8 @@ class Replica:
         started = time.perf_counter()
         self._checkpoint = await asyncio.to_thread(load, args)
         loaded = time.perf_counter()
-        self._engine = Engine(self._checkpoint, args.engine, args.preview, ReplicaMetrics(args.engine.max_batch_size))
+        self._counting = Counting(args)
+        self._engine = Engine(self._checkpoint, args.engine, args.preview, self._counting)
         self._reader = PromptReader(self._checkpoint.pipe)
         slots = _warm_up_slots(args, self._checkpoint.scheduler)
         await asyncio.wrap_future(self._engine.start(slots))
@@ -156,6 +160,9 @@ class Replica:
         self._engine.look_for_stalls()
         self._demand.look(self._engine.load())
         self._leases.drop_late()
+
+    async def _report(self) -> None:
+        self._counting.look(self._engine.load(), self._checkpoint)
 
     async def _find_lost_callers(self) -> None:
         await self._leases.drop_lost(_lives)

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import torch
@@ -25,6 +25,7 @@ from serve_app.replica.denoise import CallGroup
 from serve_app.replica.device import RunAhead
 from serve_app.replica.failures import Failure, failure_of, slot_failure
 from serve_app.replica.guarded import GuardedObserver, guarded
+from serve_app.replica.meter import Bill, Meter
 from serve_app.replica.model_runner import ModelRunner, Running
 from serve_app.replica.observer import Observer
 from serve_app.replica.output_processor import OutputProcessor
@@ -45,10 +46,11 @@ Post = Callable[[SlotEvent | Exception], None]
 
 @dataclass(frozen=True, slots=True)
 class Submission:
-    """A slot and the receiver of its events."""
+    """A slot, the receiver of its events, and what it costs."""
 
     slot: Slot
     post: Post
+    bill: Bill = field(default_factory=Bill)
 
     @property
     def size(self) -> tuple[int, int]:
@@ -70,8 +72,9 @@ class Engine:
         self._watchdog = Watchdog(config.stall_timeout_s)
         self._models = ModelRunner(checkpoint, config, preview)
         self._run_ahead = RunAhead(checkpoint.device)
+        self._meter = Meter(checkpoint.device, self._observer)
         self._outputs = OutputProcessor(
-            checkpoint, config.file_threads, preview.jpeg_quality, self._observer, self._watchdog
+            checkpoint, config.file_threads, preview.jpeg_quality, self._meter, self._watchdog
         )
         self._torch_threads = torch.get_num_threads()
         self._thread: threading.Thread | None = None
@@ -131,7 +134,7 @@ class Engine:
             ended = self._batcher.cancel(job)
             self._changed.notify()
         if ended:
-            self._observer.ended("cancelled")
+            self._meter.ended(job.payload.bill, "cancelled")
 
     def load(self) -> Load:
         with self._changed:
@@ -166,8 +169,6 @@ class Engine:
             self._drop_cancelled()
             self._admit()
             self._step()
-            load = self.load()
-            self._observer.load(load.active, load.waiting)
 
     def _wait_for_work(self) -> bool:
         with self._changed:
@@ -179,11 +180,13 @@ class Engine:
             dropped = self._batcher.drop_cancelled()
         for job in dropped:
             del self._running[job]
-            self._observer.ended("cancelled")
+            self._meter.ended(job.payload.bill, "cancelled")
 
     def _admit(self) -> None:
         while job := self._next_admitted():
-            with self._failing([job]), self._watchdog.watching("preparing a slot"):
+            self._observer.begun(job.payload.size)
+            charging = self._meter.charging("prompt", [job.payload.bill])
+            with self._failing([job]), self._watchdog.watching("preparing a slot"), charging:
                 self._running[job] = self._models.begin(job.payload.slot)
 
     def _next_admitted(self) -> SlotJob | None:
@@ -204,14 +207,14 @@ class Engine:
 
     def _advance(self, jobs: Sequence[SlotJob]) -> None:
         """Advance jobs of one group by one step with one UNet call."""
-        started = time.perf_counter()
         trajectories = [self._running[job].trajectory for job in jobs]
-        predictions = self._models.denoiser.predict(trajectories)
-        for job, trajectory, prediction in zip(jobs, trajectories, predictions, strict=True):
-            with self._failing([job]):
-                trajectory.advance(prediction)
+        with self._meter.charging("unet", [job.payload.bill for job in jobs], jobs[0].payload.size):
+            predictions = self._models.denoiser.predict(trajectories)
+            for job, trajectory, prediction in zip(jobs, trajectories, predictions, strict=True):
+                with self._failing([job]):
+                    trajectory.advance(prediction)
         self._run_ahead.step_launched()  # device errors are raised here
-        self._observer.step(time.perf_counter() - started, len(jobs))
+        self._meter.settle()
 
     def _after_step(self, job: SlotJob) -> None:
         running = self._running[job]
@@ -230,21 +233,22 @@ class Engine:
             deliver = partial(self._deliver_preview, job, running.pace)
             try:
                 with self._watchdog.watching("a preview", *job.payload.size):
-                    pending = self._models.previews.decode(clean)
+                    pending = self._models.previews.decode(clean, self._meter.charging("preview", [job.payload.bill]))
             except Exception as error:
                 deliver(error)  # a preview never costs its picture
             else:
-                self._outputs.preview(step, pending, now, deliver)
+                self._outputs.preview(step, pending, deliver)
 
     def _decode(self, job: SlotJob, running: Running) -> None:
         denoised = time.perf_counter()
-        with self._watchdog.watching("the decoder", *job.payload.size):
+        charging = self._meter.charging("vae", [job.payload.bill])
+        with self._watchdog.watching("the decoder", *job.payload.size), charging:
             pending = self._models.decoder.decode(running.trajectory.latents)
         with self._changed:
             self._batcher.mark_denoised(job)
         del self._running[job]
         work = Work(running.encode_prompt_s, denoised - running.began, decode=0, encode=0)
-        self._outputs.image(job.payload.slot, pending, denoised, work, partial(self._deliver, job))
+        self._outputs.image(job.payload.slot, pending, denoised, work, job.payload.bill, partial(self._deliver, job))
 
     def _deliver(self, job: SlotJob, outcome: Generated | Exception) -> None:
         if isinstance(outcome, Exception):
@@ -254,7 +258,7 @@ class Engine:
             if job.state.ended:  # cancelled or returned while its file was encoded
                 return
             self._batcher.mark_finished(job)
-        self._observer.ended("succeeded")
+        self._meter.ended(job.payload.bill, "succeeded")
         job.payload.post(outcome)  # last, so that the counts include it once a client has the picture
 
     def _deliver_preview(self, job: SlotJob, pace: PreviewPace, outcome: Preview | Exception) -> None:
@@ -265,7 +269,7 @@ class Engine:
                 pass  # not finite: the picture will fail with the same error
             case _:
                 self._break_down_if_device_failed(outcome)
-                logger.error("a preview of seed %d could not be encoded", job.payload.slot.seed, exc_info=outcome)
+                logger.error("a preview of %s could not be encoded", job.payload.slot.name, exc_info=outcome)
         pace.busy = False
 
     @contextmanager
@@ -284,7 +288,7 @@ class Engine:
                 return
             self._batcher.mark_failed(job)
         self._running.pop(job, None)  # absent before a job begins and after its last step
-        self._observer.ended("failed")
+        self._meter.ended(job.payload.bill, "failed")
         job.payload.post(slot_failure(error, job.payload.slot))
 
     def _break_down_if_device_failed(self, error: Exception) -> None:
@@ -303,5 +307,5 @@ class Engine:
         if returned or not self._stopping:
             logger.error("nothing can be generated any more: %s; %d slots are returned", fault, len(returned))
         for job in returned:
-            self._observer.ended("returned")
+            self._meter.ended(job.payload.bill, "returned")
             job.payload.post(SlotReturned(fault, begun=job.begun and not self._stopping))

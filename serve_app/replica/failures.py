@@ -49,5 +49,5 @@ def slot_failure(error: Exception, slot: Slot) -> SlotFailed:
         return SlotFailed(
             OUT_OF_MEMORY, "the replica ran out of memory; ask for a smaller size or fewer images at once"
         )
-    logger.error("slot with seed %d failed", slot.seed, exc_info=error)
+    logger.error("%s failed", slot.name, exc_info=error)
     return SlotFailed("internal", "the image could not be generated; the service's log says why")

@@ -27,8 +27,8 @@ class GuardedObserver:
     """An observer that raises nothing."""
 
     def __init__(self, observer: Observer) -> None:
+        self.stage = guarded(observer.stage)
         self.step = guarded(observer.step)
-        self.preview = guarded(observer.preview)
-        self.encoded = guarded(observer.encoded)
+        self.begun = guarded(observer.begun)
         self.ended = guarded(observer.ended)
-        self.load = guarded(observer.load)
+        self.wasted = guarded(observer.wasted)

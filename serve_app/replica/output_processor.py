@@ -10,7 +10,7 @@ from serve_app.imaging import Pixels, encode_bare, encode_picture, encode_previe
 from serve_app.messages import Generated, Preview, Slot, Work
 from serve_app.replica.checkpoint import Checkpoint
 from serve_app.replica.decode import PendingPixels
-from serve_app.replica.observer import Observer
+from serve_app.replica.meter import Bill, Meter
 from serve_app.replica.watchdog import Watchdog
 from serve_app.side_work import side_work
 
@@ -21,11 +21,11 @@ class OutputProcessor:
     """Encodes files and previews. Calls `done` with the result or the error, on one of its threads."""
 
     def __init__(
-        self, checkpoint: Checkpoint, file_threads: int, jpeg_quality: int, observer: Observer, watchdog: Watchdog
+        self, checkpoint: Checkpoint, file_threads: int, jpeg_quality: int, meter: Meter, watchdog: Watchdog
     ) -> None:
         self._checkpoint = checkpoint
         self._jpeg_quality = jpeg_quality
-        self._observer = observer
+        self._meter = meter
         self._watchdog = watchdog
         self._files = ThreadPoolExecutor(file_threads, thread_name_prefix="files")
         self._previews = ThreadPoolExecutor(1, thread_name_prefix="previews")  # must not wait for files
@@ -41,32 +41,32 @@ class OutputProcessor:
         pending: PendingPixels,
         denoised: float,
         work: Work,
+        bill: Bill,
         done: Callable[[Generated | Exception], None],
     ) -> None:
         """Encode a slot's file. Decoding began at `denoised`; `work` holds the times of the earlier stages."""
-        self._files.submit(_report, done, lambda: self._image(slot, pending, denoised, work))
+        self._files.submit(_report, done, lambda: self._image(slot, pending, denoised, work, bill))
 
-    def preview(
-        self, step: int, pending: PendingPixels, started: float, done: Callable[[Preview | Exception], None]
-    ) -> None:
-        """Encode a preview of the picture after `step` steps. Decoding began at `started`."""
-        self._previews.submit(_report, done, lambda: self._preview(step, pending, started))
+    def preview(self, step: int, pending: PendingPixels, done: Callable[[Preview | Exception], None]) -> None:
+        """Encode a preview of the picture after `step` steps."""
+        self._previews.submit(_report, done, lambda: self._preview(step, pending))
 
-    def _image(self, slot: Slot, pending: PendingPixels, denoised: float, work: Work) -> Generated:
+    def _image(self, slot: Slot, pending: PendingPixels, denoised: float, work: Work, bill: Bill) -> Generated:
         with self._watchdog.watching("decoding", slot.recipe.height, slot.recipe.width):
             pixels = pending.wait()
+        self._meter.settle()
         height, width, _ = pixels.shape
         decoded = time.perf_counter()
         with self._watchdog.watching(f"encoding a {slot.output.output_format} file", height, width):
             b64, warnings = self._file(pixels, slot)
         encode_s = time.perf_counter() - decoded
-        self._observer.encoded(encode_s)
+        self._meter.filed(encode_s)
         return Generated(
             width,
             height,
             f"image/{slot.output.output_format}",
             b64,
-            replace(work, decode=decoded - denoised, encode=encode_s),
+            replace(work, decode=decoded - denoised, encode=encode_s, gpu=bill.seconds),
             self._checkpoint.info,
             pixels if slot.keep_pixels else None,
             tuple(warnings),
@@ -79,10 +79,9 @@ class OutputProcessor:
             return encode_picture(pixels, slot, self._checkpoint.info), warnings
         return encode_bare(pixels, slot.output.output_format, slot.output.output_compression), warnings
 
-    def _preview(self, step: int, pending: PendingPixels, started: float) -> Preview:
+    def _preview(self, step: int, pending: PendingPixels) -> Preview:
         with self._watchdog.watching("encoding a preview"):
             pixels = pending.wait()
-            self._observer.preview(time.perf_counter() - started)
             height, width, _ = pixels.shape
             return Preview(step, width, height, encode_preview(pixels, self._jpeg_quality))
 

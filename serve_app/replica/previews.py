@@ -1,5 +1,6 @@
 """Previews: when one is due, and how it is decoded."""
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from math import ceil
 
@@ -57,15 +58,18 @@ class PreviewDecoder:
         self._tiny_factor, self._tiny_shift = vae.config.scaling_factor, vae.config.shift_factor
         self._stream = torch.cuda.Stream() if checkpoint.device.type == "cuda" else None
 
-    def decode(self, clean: torch.Tensor) -> PendingPixels:
+    def decode(self, clean: torch.Tensor, timing: AbstractContextManager[None] | None = None) -> PendingPixels:
         """Return the picture of a predicted clean latent, (1, channels, h, w).
 
-        It has the latent's aspect ratio, and its longer side is at most `max_size` pixels.
+        It has the latent's aspect ratio, and its longer side is at most `max_size` pixels. `timing` is open while the
+        work is launched, on the stream where it runs.
         """
+        timing = timing or nullcontext()
         if self._stream is None:
-            return self._decode(clean)
+            with timing:
+                return self._decode(clean)
         self._stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(self._stream):
+        with torch.cuda.stream(self._stream), timing:
             pixels = self._decode(clean)
         clean.record_stream(self._stream)  # keeps its memory from being reused before the stream is done
         return pixels

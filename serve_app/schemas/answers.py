@@ -68,6 +68,12 @@ OtherModel = Annotated[
 ]
 
 
+GpuSeconds = Annotated[
+    float,
+    Field(description="What it cost: seconds that the device (a GPU, or else the CPU) worked on it, by its own clock."),
+]
+
+
 def model_warning(index: int, model: ModelInfo) -> str:
     """Return what a person should know of an image by another model than the one that its request began with."""
     return (
@@ -87,6 +93,7 @@ class Picture(Answer):
     media_type: str
     b64_json: str
     model: OtherModel = None
+    gpu_seconds: GpuSeconds = 0
 
 
 class NoPicture(Answer):
@@ -111,7 +118,10 @@ class Grid(Answer):
 
 
 class Timings(Answer):
-    """Seconds. `total` is the whole request; the others are those of the last image, 0 if none was generated."""
+    """Seconds. `total` and `gpu` are the whole request's; the others are those of the last image, 0 if there is none.
+
+    `gpu` is what all finished images cost; see `gpu_seconds` of each.
+    """
 
     queue: float
     encode_prompt: float
@@ -119,6 +129,7 @@ class Timings(Answer):
     decode: float
     encode: float
     total: float
+    gpu: float = 0
 
 
 class Result(Answer):

@@ -45,7 +45,9 @@ START = StartEvent(
 IMAGE = ImageEvent(index=0, seed=7, width=1, height=1, media_type="image/png", b64_json="cGljdHVyZQ==")
 FAILED = FailedEvent(index=1, seed=8, error=ErrorDetail(type="internal", message="the \x1b[2Jsky fell"))
 COMPLETED = CompletedEvent(
-    id="1", timings=Timings(queue=0, encode_prompt=0, denoise=0, decode=0, encode=0, total=0), warnings=["no grid"]
+    id="1",
+    timings=Timings(queue=0, encode_prompt=0, denoise=0, decode=0, encode=0, total=0, gpu=2.5),
+    warnings=["no grid"],
 )
 ERROR = ErrorEvent(error=Problem(type="internal", message="the service failed on this request; its log says why"))
 

@@ -123,7 +123,7 @@ def test_a_new_image_makes_a_new_cluster(manifest: Manifest) -> None:
 
 
 def test_processes_start_in_the_environment_of_the_start_command(manifest: Manifest) -> None:
-    """Serve's controller, on the head, reads all of it; ingress replicas and Ray on any pod how many heaps they have."""
+    """Serve's controller, on the head, reads all of it; Ray's processes on any pod how many heaps they have."""
     assert ENVIRONMENT.items() <= environment(container(manifest.pods["head"])).items()
     for pod in manifest.pods.values():
         assert environment(container(pod))["MALLOC_ARENA_MAX"] == ENVIRONMENT["MALLOC_ARENA_MAX"]

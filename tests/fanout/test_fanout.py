@@ -14,7 +14,8 @@ from serve_app.fanout.fanout import FanOut
 from serve_app.fanout.pool import Tell, nobody
 from serve_app.fanout.sight import PoolStatus
 from serve_app.messages import Slot
-from serve_app.metrics import IngressMetrics
+from serve_app.metrics import GENERATED_AGAIN, INGRESS
+from serve_app.metrics import Metrics as Counted
 from serve_app.schemas import BatchResult, CompletedEvent, Event, GenerateRequest, StartEvent
 from tests.fakes import REPLICA, FakePool, Metrics, NoPeers
 
@@ -23,7 +24,7 @@ SHEET = REQUEST.model_copy(update={"grid": True})
 UNREAD = "prompt is longer than the model can read; it does not see: dog"
 
 
-def fan_out(pool: FakePool, metrics: IngressMetrics | None = None) -> FanOut:
+def fan_out(pool: FakePool, metrics: Counted | None = None) -> FanOut:
     return FanOut(pool, NoPeers(), AppArgs(), metrics or Metrics())
 
 
@@ -108,7 +109,7 @@ async def test_the_gauge_of_what_waits_follows_what_the_replicas_tell() -> None:
 
 
 async def test_metrics_that_cannot_be_counted_cost_no_image(monkeypatch: pytest.MonkeyPatch) -> None:
-    counted = IngressMetrics()
+    counted = Counted(INGRESS)
 
     def broken(*_: Any, **__: Any) -> None:
         raise ConnectionError("the metrics agent is gone")
@@ -120,4 +121,4 @@ async def test_metrics_that_cannot_be_counted_cost_no_image(monkeypatch: pytest.
     answer, events = await told(fan_out(FakePool(), counted), request)
     assert [image.status for image in answer.images] == ["succeeded", "succeeded"]
     assert events[-1].type == "completed"
-    counted.retried()
+    counted.add(GENERATED_AGAIN, reason="lost")

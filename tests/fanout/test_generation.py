@@ -8,7 +8,7 @@ import pytest
 
 from serve_app.errors import ReplicaLost, SlotFailed, SlotReturned
 from serve_app.fanout.admission import Admission
-from serve_app.fanout.generation import Generation
+from serve_app.fanout.generation import Again, Generation
 from serve_app.messages import Generated, Preview, Progress, ReplicaStatus, Slot, SlotEvent, Work
 from serve_app.schemas import CancelledEvent, Event, FailedEvent, ImageEvent, PreviewEvent, ProgressEvent, QueuedEvent
 from tests.conftest import make_slot
@@ -26,13 +26,13 @@ def generation_of(
     n: int,
     admission: Admission | None = None,
     capacity: int = 100,
-    retries: list[None] | None = None,
+    retries: list[Again] | None = None,
     replicas: Sequence[ReplicaStatus] = (),
 ) -> Generation:
-    retried = [] if retries is None else retries
+    retried: list[Again] = [] if retries is None else retries
     admission = admission or Admission(100, lambda: capacity)
     turn = dispatcher_of(admission, *replicas).turn
-    return Generation(slots(n), MODEL, admission, turn, time.monotonic(), lambda: retried.append(None))
+    return Generation(slots(n), MODEL, admission, turn, time.monotonic(), retried.append)
 
 
 @asynccontextmanager
@@ -107,9 +107,9 @@ async def test_a_failing_slot_beside_good_ones(error: Exception, type_: str) -> 
     assert "secret" not in bad.error.message
 
 
-async def test_a_slot_whose_replica_is_lost_is_generated_once_more() -> None:
+async def test_a_slot_whose_replica_is_lost_is_generated_once_more(caplog: pytest.LogCaptureFixture) -> None:
     tries: list[Slot] = []
-    retries: list[None] = []
+    retries: list[Again] = []
 
     async def generate(slot: Slot) -> AsyncGenerator[SlotEvent]:
         tries.append(slot)
@@ -122,7 +122,8 @@ async def test_a_slot_whose_replica_is_lost_is_generated_once_more() -> None:
     events = await events_of(generation, generate)
     assert isinstance(events[-1], ImageEvent)
     assert tries == [make_slot(seed=50)] * 2, "the very same slot: seed and all"
-    assert len(retries) == 1
+    assert retries == ["lost"]
+    assert "image 0 (seed 50) of generation none is generated again: replica abc: lost" in caplog.text
 
 
 @pytest.mark.parametrize(("failures", "end"), [(1, ImageEvent), (2, FailedEvent)])
@@ -214,7 +215,7 @@ async def test_slots_on_a_replica_that_is_lost_from_sight_are_generated_elsewher
         await asyncio.sleep(0.01)
         yield GENERATED
 
-    generation = Generation(slots(4), MODEL, admission, dispatcher.turn, time.monotonic(), lambda: None)
+    generation = Generation(slots(4), MODEL, admission, dispatcher.turn, time.monotonic(), lambda _: None)
     with generation.admitted():
         async with generation.generating(generate):
             asyncio.get_running_loop().call_later(0.05, dispatcher.look, frozenset({"frozen"}))

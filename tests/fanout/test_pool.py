@@ -87,6 +87,19 @@ async def test_replicas_that_become_ready_are_known_before_a_regular_poll_is_due
     assert pool.status.ready == 1
 
 
+async def test_a_poll_that_serve_is_too_busy_for_is_told_of_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray drops gauges that nobody sets."""
+    told: list[Set[str]] = []
+
+    async def busy(*_: Any) -> dict[str, Answer]:
+        raise TimeoutError
+
+    monkeypatch.setattr("serve_app.fanout.pool.ask_each", busy)
+    async with background(Pool(Handle()).keep_polling(told.append)):
+        await asyncio.sleep(0.02)
+    assert told == [frozenset()]
+
+
 async def test_polling_ends_when_told_to_whatever_is_answered_at_that_moment() -> None:
     polling = asyncio.create_task(Pool(Handle(unready=1, on_answer=lambda: polling.cancel())).keep_polling())
     await asyncio.wait([polling], timeout=POLL_INTERVAL_S)

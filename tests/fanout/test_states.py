@@ -72,7 +72,7 @@ def test_the_last_states_of_a_slot_are_what_the_api_calls_them() -> None:
 async def test_a_generation_runs_once() -> None:
     admission = Admission(1, lambda: 1)
     generation = Generation(
-        [make_slot()], MODEL, admission, dispatcher_of(admission).turn, time.monotonic(), lambda: None
+        [make_slot()], MODEL, admission, dispatcher_of(admission).turn, time.monotonic(), lambda _: None
     )
     with generation.admitted():
         async with generation.generating(Replicas(1).generate):
@@ -238,7 +238,7 @@ def test_whatever_happens_each_slot_ends_once(story: tuple[int, int, list[Step]]
         admission, replicas = Admission(100, lambda: capacity), Replicas(slots)
         turn = dispatcher_of(admission).turn
         made = [make_slot(index=i, seed=i) for i in range(slots)]
-        generation = Generation(made, MODEL, admission, turn, 0, lambda: None)
+        generation = Generation(made, MODEL, admission, turn, 0, lambda _: None)
         client = Client(generation)
         with generation.admitted():
             await play(generation, replicas, client, steps[:early])

@@ -28,6 +28,7 @@ from serve_app.replica.cuda_graphs import with_cuda_graphs
 from serve_app.replica.decode import Decoder
 from serve_app.replica.denoise import Denoiser
 from serve_app.replica.engine import Engine
+from serve_app.replica.gpu_clock import GpuClock
 from serve_app.replica.norms import ChannelsLastGroupNorm
 from serve_app.replica.previews import PreviewDecoder
 from serve_app.replica.prompts import PromptEncoder, TextEncoders
@@ -270,3 +271,28 @@ def test_8_bit_floats_generate_nearly_the_same(model: ModelConfig) -> None:
     with engine(small, [slot]) as running:
         (ours,) = generated(running, slot)
     assert np.abs(np.asarray(ours.pixels).astype(int) - np.asarray(theirs.pixels).astype(int)).mean() < 8
+
+
+@torch.inference_mode()
+def test_the_clock_of_the_gpu_is_read_without_waiting_and_says_how_long_work_took() -> None:
+    clock, square = GpuClock(GPU), torch.randn(4096, 4096, device=GPU)
+    times: dict[int, list[float]] = {10: [], 40: []}
+    for _ in range(2):  # the first loads kernels
+        for products, told in times.items():
+            told.clear()
+            with nothing_waits():
+                with clock.timing(told.append):
+                    for _ in range(products):
+                        square @ square
+                clock.settle()
+            torch.cuda.synchronize()
+            clock.settle()
+    (few,), (many,) = times.values()
+    assert 2 < many / few < 8
+
+
+def test_an_image_says_what_it_cost_by_the_clock_of_the_gpu(checkpoint: Checkpoint) -> None:
+    slot = make_slot(preview_steps=frozenset({1}))
+    with engine(checkpoint, [slot]) as running:
+        (picture,) = generated(running, slot)
+    assert 0 < picture.work.gpu < 2 * (picture.work.encode_prompt + picture.work.denoise + picture.work.decode)

@@ -19,7 +19,7 @@ from serve_app.fanout.sight import PoolStatus
 from serve_app.ingress.api import create_api
 from serve_app.messages import Slot
 from serve_app.schemas import GenerateRequest, TimestepSpacing, sheet_cells
-from tests.fakes import REPLICA, FakePool, Metrics, NoPeers, tickets
+from tests.fakes import GPU_SECONDS, REPLICA, FakePool, Metrics, NoPeers, tickets
 from tests.ingress.conftest import ARGS, events_of
 
 
@@ -28,6 +28,8 @@ def test_generate_returns_all_images_in_order(client: TestClient) -> None:
     assert response.status_code == 200
     answer = response.json()
     assert set(answer) == {"id", "created", "parameters", "images", "grid", "timings", "warnings"}
+    assert answer["timings"]["gpu"] == 3 * GPU_SECONDS
+    assert response.headers["x-gpu-seconds"] == "1.500"
     assert answer["images"] == [
         {
             "index": i,
@@ -38,6 +40,7 @@ def test_generate_returns_all_images_in_order(client: TestClient) -> None:
             "media_type": "image/png",
             "b64_json": f"picture{7 + i}",
             "model": None,
+            "gpu_seconds": GPU_SECONDS,
         }
         for i in range(3)
     ]
@@ -54,7 +57,7 @@ def test_generate_returns_all_images_in_order(client: TestClient) -> None:
         "output_compression": None,
         "model": REPLICA.model.model_dump(),
     }
-    assert set(answer["timings"]) == {"queue", "encode_prompt", "denoise", "decode", "encode", "total"}
+    assert set(answer["timings"]) == {"queue", "encode_prompt", "denoise", "decode", "encode", "total", "gpu"}
     assert answer["grid"] is None
     assert answer["warnings"] == []
 
@@ -170,7 +173,7 @@ def test_stream_tells_the_whole_story(client: TestClient, metrics: Metrics) -> N
     assert (start["type"], start["seeds"], start["warnings"]) == ("start", [7, 8], [])
     assert start["parameters"]["prompt"] == "a cat"
     assert (end["type"], end["id"]) == ("completed", start["id"])
-    assert set(end["timings"]) == {"queue", "encode_prompt", "denoise", "decode", "encode", "total"}
+    assert set(end["timings"]) == {"queue", "encode_prompt", "denoise", "decode", "encode", "total", "gpu"}
     for index in range(2):
         own = [e for e in events if e.get("index") == index]
         where = {"index": index, "seed": 7 + index}
@@ -195,6 +198,7 @@ def test_stream_tells_the_whole_story(client: TestClient, metrics: Metrics) -> N
                 "media_type": "image/png",
                 "b64_json": f"picture{7 + index}",
                 "model": None,
+                "gpu_seconds": GPU_SECONDS,
             },
         ]
     assert [e["type"] for e in events][-2] == "grid"

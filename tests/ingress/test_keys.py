@@ -113,7 +113,7 @@ def test_a_page_elsewhere_may_call_if_it_is_named(locked: TestClient) -> None:
             status,
             "https://app.example.com",
         )
-        assert response.headers["access-control-expose-headers"] == "Retry-After"
+        assert response.headers["access-control-expose-headers"] == "Retry-After, X-GPU-Seconds"
 
 
 def test_otherwise_no_page_may(client: TestClient) -> None:

@@ -88,7 +88,18 @@ def test_so_does_a_stream(client: TestClient) -> None:
     assert {index: file_at(client, event) for index, event in images.items()} == {
         i: b64decode(content(7 + i)) for i in range(2)
     }
-    assert images[1].keys() == {"type", "index", "seed", "status", "width", "height", "media_type", "url", "model"}
+    assert images[1].keys() == {
+        "type",
+        "index",
+        "seed",
+        "status",
+        "width",
+        "height",
+        "media_type",
+        "url",
+        "model",
+        "gpu_seconds",
+    }
     assert [event["type"] for event in events[-2:]] == ["grid", "completed"]
     assert file_at(client, events[-2]).startswith(b"\x89PNG")
     assert {event["b64_json"] for event in events if event["type"] == "preview"} == {"preview"}

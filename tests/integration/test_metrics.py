@@ -1,39 +1,34 @@
 """The service's own metrics, on Ray's endpoint."""
 
-import pytest
+import shutil
+import subprocess
 
-from tests.integration.conftest import Running, eventually
+from serve_app.metrics import CAPACITY, GPU_MEMORY, INGRESS, REPLICA
+from tests.integration.conftest import REPLICAS, Running, eventually
 
-REPLICA_METRICS = (
-    "ray_psdxl_step_seconds_count",
-    "ray_psdxl_batch_occupancy",
-    "ray_psdxl_images_active",
-    "ray_psdxl_images_waiting",
-    "ray_psdxl_preview_seconds_count",
-    "ray_psdxl_encode_seconds_count",
-)
+SERIES = {series for metric in (*INGRESS, *REPLICA) if metric is not GPU_MEMORY for series in metric.exported}
 
 
-def test_images_are_counted_by_outcome(app: Running) -> None:
+def own_lines(app: Running) -> list[str]:
+    """Return what the page says of our metrics, their help included."""
+    return [line for line in app.metrics_page() if "ray_psdxl_" in line]
+
+
+def test_the_page_has_the_whole_table_and_prometheus_accepts_it(app: Running) -> None:
     before = app.metric("ray_psdxl_images_total", outcome="succeeded")
-    app.generate(num_images=3)
-    eventually(lambda: app.metric("ray_psdxl_images_total", outcome="succeeded") >= before + 3)
-
-
-@pytest.mark.parametrize("name", REPLICA_METRICS)
-def test_replica_metrics_are_exported(app: Running, name: str) -> None:
     app.stream(num_images=2)
-    eventually(
-        lambda: any(line.startswith(name + "{") and 'deployment="Replica"' in line for line in app.metrics_page())
-    )
-
-
-def test_queued_images_are_measured(app: Running) -> None:
-    app.generate(num_images=1)
-    eventually(lambda: any(line.startswith("ray_psdxl_images_queued{") for line in app.metrics_page()))
-
-
-def test_the_time_to_the_first_preview_is_measured(app: Running) -> None:
-    before = app.metric("ray_psdxl_first_preview_seconds_count")
-    app.stream(num_images=2)
-    eventually(lambda: app.metric("ray_psdxl_first_preview_seconds_count") > before)
+    eventually(lambda: {line.partition("{")[0] for line in own_lines(app) if line[0] != "#"} == SERIES)
+    eventually(lambda: app.metric("ray_psdxl_images_total", outcome="succeeded") == before + 2)
+    assert app.metric("ray_psdxl_requests_total", route="/stream", outcome="succeeded") >= 1
+    assert app.metric("ray_psdxl_stage_seconds_total", stage="unet") > 0
+    assert app.metric("ray_psdxl_client_gpu_seconds_total", client="none") > 0
+    assert app.metric(*CAPACITY.exported, deployment="Replica", application="test") == REPLICAS * 4
+    never = [line for line in own_lines(app) if 'reason="breaks_replicas"' in line]
+    assert [line.rsplit(" ", 1)[1] for line in never] == ["0.0"], "counters start at 0"
+    if shutil.which("promtool"):
+        page = "\n".join(own_lines(app)) + "\n"
+        checked = subprocess.run(
+            ["promtool", "check", "metrics"], input=page, capture_output=True, text=True, check=False
+        )
+        faults = (checked.stdout + checked.stderr).splitlines()
+        assert [fault for fault in faults if "'camelCase'" not in fault] == [], "such are Ray's own labels"

@@ -1,0 +1,63 @@
+"""What each image costs: device time, charged to the images that share it."""
+
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Literal
+
+import torch
+
+from serve_app.messages import Loss, Stage
+from serve_app.replica.gpu_clock import GpuClock
+from serve_app.replica.observer import Observer
+
+
+class Bill:
+    """The device time of one image, in seconds; `loss` says why it is wasted, if it is."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self.loss: Loss | None = None
+
+
+class Meter:
+    """Charges device time to bills and tells an observer. From any thread."""
+
+    def __init__(self, device: torch.device, observer: Observer) -> None:
+        self._clock = GpuClock(device)
+        self._observer = observer
+        self._lock = threading.Lock()  # guards the bills
+
+    @contextmanager
+    def charging(self, stage: Stage, bills: Sequence[Bill], size: tuple[int, int] | None = None) -> Iterator[None]:
+        """Charge what the device does in the body, in equal parts; with a size (height, width) it is a step."""
+        with self._clock.timing(partial(self._charge, stage, bills, size)):
+            yield
+
+    def settle(self) -> None:
+        """Charge all that the device has done by now. Raises errors of the device."""
+        self._clock.settle()
+
+    def filed(self, seconds: float) -> None:
+        """A file has been encoded, on the processor: nobody is charged."""
+        self._observer.stage("file", seconds)
+
+    def ended(self, bill: Bill, outcome: Loss | Literal["succeeded"]) -> None:
+        """An image has ended. What is on its bill, or is charged later, is wasted unless it has succeeded."""
+        self._observer.ended(outcome)
+        if outcome != "succeeded":
+            with self._lock:
+                bill.loss, spent = outcome, bill.seconds
+            self._observer.wasted(outcome, spent)
+
+    def _charge(self, stage: Stage, bills: Sequence[Bill], size: tuple[int, int] | None, seconds: float) -> None:
+        self._observer.stage(stage, seconds)
+        if size is not None:
+            self._observer.step(seconds, len(bills), size)
+        for bill in bills:
+            with self._lock:
+                bill.seconds += seconds / len(bills)
+                loss = bill.loss
+            if loss is not None:
+                self._observer.wasted(loss, seconds / len(bills))
