@@ -17,7 +17,8 @@ class Slot:
     """One image to generate. The picture depends on the seed and the recipe alone.
 
     `index` is its place in the request; `preview_steps` are the steps with a preview. With `keep_pixels` the replica
-    also puts the decoded pixels into the object store, for a contact sheet.
+    also puts the decoded pixels into the object store, for a contact sheet. `canvas` is the `Canvas` of the recipe's
+    pictures, or a reference to it on the way; None without pictures.
     """
 
     index: int
@@ -26,6 +27,7 @@ class Slot:
     output: Output
     preview_steps: frozenset[int] = frozenset()
     keep_pixels: bool = False
+    canvas: Any = None
 
     @classmethod
     def of(cls, fields: Mapping[str, Any]) -> Self:

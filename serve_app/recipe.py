@@ -10,8 +10,13 @@ OutputFormat = Literal["png", "jpeg", "webp"]
 SEED_SPAN = 2**32
 """Seeds are taken modulo this number."""
 LONGEST_TEXT = 2000
+LARGEST_PADDING = 8192
 RANDOM = -1
 """Asks for a random seed, as in most image tools."""
+
+
+OF_PICTURES = ("init_image", "mask_image", "strength", "mask_blur", "padding_mask_crop", "keep_outside")
+"""The settings that are about a picture to go on from."""
 
 
 def _not_random(seed: Any) -> Any:
@@ -51,7 +56,10 @@ class Body(BaseModel):
 
 
 class Recipe(Body):
-    """Everything a picture depends on besides its seed and the model."""
+    """Everything a picture depends on besides its seed and the model.
+
+    In a request `init_image` and `mask_image` are the pictures themselves, everywhere else their hashes.
+    """
 
     prompt: str = Field(min_length=1, max_length=LONGEST_TEXT, description="What to generate.")
     negative_prompt: str = Field(
@@ -76,11 +84,57 @@ class Recipe(Body):
         "models.",
     )
     scheduler: SchedulerName | None = Field(default=None, description="Null: the model's default.")
+    init_image: str | None = Field(
+        default=None,
+        min_length=1,
+        description="A picture to go on from: its file as base64 or a data URI, or the name or URL of a file that this "
+        "service stores. Answers and pictures say its hash instead.",
+    )
+    mask_image: str | None = Field(
+        default=None,
+        min_length=1,
+        description="Which part of init_image to generate anew, given in the same ways: white where to generate, "
+        "black where to keep. Null: all of it.",
+    )
+    strength: float | None = Field(
+        default=None,
+        gt=0,
+        le=1,
+        allow_inf_nan=False,
+        description="How far the picture may go from init_image: the share of the steps that is done. "
+        "Null: 0.6, or 1 with a mask.",
+    )
+    mask_blur: int = Field(
+        default=0, ge=0, le=256, description="How softly mask_image ends: the radius of a Gaussian blur in pixels."
+    )
+    padding_mask_crop: int | None = Field(
+        default=None,
+        ge=0,
+        le=LARGEST_PADDING,
+        description="Generate only the region around what mask_image marks and so many pixels more, scaled to the full "
+        "size: small parts get more detail. Null: the whole picture is generated.",
+    )
+    keep_outside: bool = Field(
+        default=True,
+        description="Whether what mask_image does not mark keeps the pixels of init_image exactly, instead of what the "
+        "model makes of them.",
+    )
 
     @property
     def guided(self) -> bool:
         """Whether the negative prompt counts, which adds a second row to each UNet call."""
         return self.guidance_scale > 1
+
+    @property
+    def first_step(self) -> int:
+        """How many steps of the schedule are left out before the first, as diffusers counts them for a strength."""
+        steps = self.num_inference_steps
+        return 0 if self.init_image is None or self.strength is None else steps - int(steps * self.strength)
+
+    @property
+    def without_meaning(self) -> set[str]:
+        """The settings that have no meaning here, because there is no picture to go on from."""
+        return set() if self.init_image else set(OF_PICTURES)
 
 
 class Output(Body):

@@ -183,8 +183,10 @@ class Engine:
 
     def _admit(self) -> None:
         while job := self._next_admitted():
-            with self._failing([job]), self._watchdog.watching("preparing a slot"):
-                self._running[job] = self._models.begin(job.payload.slot)
+            slot = job.payload.slot
+            work = ("preparing a picture", *job.payload.size) if self._models.encodes(slot) else ("preparing a slot",)
+            with self._failing([job]), self._watchdog.watching(*work):
+                self._running[job] = self._models.begin(slot)
 
     def _next_admitted(self) -> SlotJob | None:
         with self._changed:

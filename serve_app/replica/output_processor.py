@@ -55,6 +55,8 @@ class OutputProcessor:
     def _image(self, slot: Slot, pending: PendingPixels, denoised: float, work: Work) -> Generated:
         with self._watchdog.watching("decoding", slot.recipe.height, slot.recipe.width):
             pixels = pending.wait()
+        if slot.canvas is not None:
+            pixels = slot.canvas.finished(pixels)
         height, width, _ = pixels.shape
         decoded = time.perf_counter()
         with self._watchdog.watching(f"encoding a {slot.output.output_format} file", height, width):
