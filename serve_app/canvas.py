@@ -77,12 +77,13 @@ class Surroundings:
 class Canvas:
     """What slots begin with besides noise, all of their size.
 
-    `mask` is 255 where to generate and 0 elsewhere; None: everywhere.
+    `mask` is 255 where to generate and 0 elsewhere; None: everywhere. `warnings` say what a person should know of it.
     """
 
     image: Layer
     mask: Layer | None = None
     surroundings: Surroundings | None = None
+    warnings: tuple[str, ...] = ()
 
     def finished(self, pixels: Values) -> Values:
         """Return a generated picture with what was to be kept put back."""

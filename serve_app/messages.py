@@ -144,3 +144,5 @@ class ReplicaStatus:
     """Why the replica takes no slots, or None."""
     others: int = 0
     """How many calls of others than the one that asked it holds."""
+    takes_pictures: bool = True
+    """Whether its VAE can encode a picture to go on from."""

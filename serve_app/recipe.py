@@ -1,5 +1,6 @@
 """The settings that a picture depends on, each defined once with its bounds, default and meaning."""
 
+import hashlib
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
@@ -15,14 +16,24 @@ RANDOM = -1
 """Asks for a random seed, as in most image tools."""
 
 
-OF_PICTURES = ("init_image", "mask_image", "strength", "mask_blur", "padding_mask_crop", "keep_outside")
-"""The settings that are about a picture to go on from."""
+_HASH_DIGITS = 16
+"""Enough to know a file again, and too few to tell the name of a stored file, which is its secret."""
+
+OF_MASKS = ("mask_blur", "padding_mask_crop", "keep_outside")
+"""The settings that only a mask gives a meaning."""
+OF_PICTURES = ("init_image", "mask_image", "strength", *OF_MASKS)
+"""The settings that only a picture to go on from gives a meaning."""
 
 
 def _not_random(seed: Any) -> Any:
     if seed == RANDOM:
         raise ValueError(f"{RANDOM} (random) is only allowed for `seed`; list every seed here")
     return seed
+
+
+def picture_hash(file: bytes) -> str:
+    """Return how answers and pictures name the file of a picture that was given: the start of its SHA-256."""
+    return f"sha256:{hashlib.sha256(file).hexdigest()[:_HASH_DIGITS]}"
 
 
 Seed = Annotated[int, Field(ge=0, lt=SEED_SPAN), BeforeValidator(_not_random)]

@@ -14,20 +14,26 @@ from serve_app.ingress import fal, file_urls, native, openai, playground
 from serve_app.ingress.answers import Answers
 from serve_app.ingress.disconnect import Errors
 from serve_app.ingress.files import Files
+from serve_app.ingress.given import GivenPictures
 from serve_app.ingress.middleware import middleware
 from serve_app.ingress.openapi import DescribedApi
+from serve_app.ingress.pictures import WithPictures
 from serve_app.ingress.problems import Dialect, Problems
 from serve_app.ingress.requests import request_model
-from serve_app.ingress.service import Service
+from serve_app.ingress.service import CanvasService
 
 
-def create_api(service: Service, args: AppArgs, disconnect: Errors = (), answers: Answers | None = None) -> FastAPI:
+def create_api(
+    generates: CanvasService, args: AppArgs, disconnect: Errors = (), answers: Answers | None = None
+) -> FastAPI:
     """Return the app of one service; its request bodies have that service's limits.
 
     `disconnect` are errors that the server's `receive` raises instead of ASGI's message when the client has gone;
     `answers` hears of each answer. Raises ValueError if API keys are missing or the folder of files cannot be used.
     """
     stored = Files(Path(args.files.path), args.files) if args.files.path else None
+
+    service = WithPictures(generates, GivenPictures(args.limits.max_picture_pixels, stored), args.model)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:

@@ -94,6 +94,8 @@ class Replica:
         task = asyncio.current_task()
         assert task is not None, "Serve runs calls in tasks"
         mailbox = Mailbox()
+        if isinstance(slot.canvas, ray.ObjectRef):
+            slot = replace(slot, canvas=await slot.canvas)
         job = self._engine.submit(slot, mailbox.post)
 
         def drop(error: Exception | None) -> None:
@@ -125,6 +127,8 @@ class Replica:
 
     async def status(self) -> ReplicaStatus:
         """Return which model this replica runs and how busy it is."""
+        from serve_app.replica.encode import can_encode
+
         load = self._engine.load()
         return ReplicaStatus(
             id=_own_id(),
@@ -137,6 +141,7 @@ class Replica:
             waiting=load.waiting,
             finished=load.finished,
             fault=self._engine.fault,
+            takes_pictures=can_encode(self._checkpoint.vae),
         )
 
     def check_health(self) -> None:

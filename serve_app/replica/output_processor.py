@@ -79,7 +79,8 @@ class OutputProcessor:
         warnings: list[str] = []
         with side_work(f"the file of image {slot.index} does not say how it was generated", warnings):
             return encode_picture(pixels, slot, self._checkpoint.info), warnings
-        return encode_bare(pixels, slot.output.output_format, slot.output.output_compression), warnings
+        output, composite = slot.output, slot.recipe.init_image is not None
+        return encode_bare(pixels, output.output_format, output.output_compression, composite=composite), warnings
 
     def _preview(self, step: int, pending: PendingPixels, started: float) -> Preview:
         with self._watchdog.watching("encoding a preview"):

@@ -86,7 +86,7 @@ def nine(nine_path: Path) -> Checkpoint:
 
 @pytest.fixture(scope="module")
 def pipes(tiny_path: Path, nine_path: Path) -> Mapping[Kind, Any]:
-    made = {
+    made: dict[Kind, Any] = {
         "picture": StableDiffusionXLImg2ImgPipeline.from_pretrained(tiny_path, add_watermarker=False),
         "part": StableDiffusionXLInpaintPipeline.from_pretrained(tiny_path, add_watermarker=False),
         "part, nine channels": StableDiffusionXLInpaintPipeline.from_pretrained(nine_path, add_watermarker=False),
@@ -217,7 +217,12 @@ def test_a_picture_is_encoded_once(
 ) -> None:
     encoded: list[Any] = []
     encode = type(checkpoint.vae).encode
-    monkeypatch.setattr(type(checkpoint.vae), "encode", lambda *args, **kw: encoded.append(args) or encode(*args, **kw))
+
+    def counting(*args: Any, **options: Any) -> Any:
+        encoded.append(args)
+        return encode(*args, **options)
+
+    monkeypatch.setattr(type(checkpoint.vae), "encode", counting)
     engine = make_engine(max_batch_size=4)
     engine.generate(*[a_slot(i, "picture", "euler", 0.6, 4) for i in range(4)])
     engine.generate(a_slot(5, "part", "ddim", 0.99, 3))
