@@ -188,8 +188,8 @@ class LimitsConfig(Config):
     max_picture_pixels: int = Field(
         default=2**24,
         ge=64,
-        description="Maximum number of pixels of a picture to go on from. Each takes up to 12 bytes of memory on the "
-        "way; two pictures are decoded at once.",
+        description="Maximum number of pixels of a picture to go on from. While decoded each takes up to 32 bytes "
+        "of memory; an ingress decodes those of two requests at once.",
     )
 
 

@@ -2,7 +2,8 @@
 
 import binascii
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from PIL import Image as Pillow
@@ -11,11 +12,7 @@ from serve_app.errors import InvalidRequest, NotFound
 from serve_app.ingress.decoding import UnreadablePicture, mask_of, picture_of
 from serve_app.ingress.file_urls import stored_name
 from serve_app.ingress.files import Files
-from serve_app.ingress.threads import Threads
 from serve_app.recipe import picture_hash
-
-_THREADS = 2
-"""At most so many pictures are decoded at once, each of which may take some hundred megabytes on the way."""
 
 _DATA = re.compile(r"data:[^,]{0,256}?(;base64)?,", re.IGNORECASE)
 _HASH = re.compile(r"sha256:[0-9a-f]+")
@@ -37,36 +34,34 @@ class Given:
 class GivenPictures:
     """Reads and checks pictures: a file as base64 or a data URI, or the name or URL of a file stored here.
 
-    Nothing is ever fetched. `threads` are for all work on pictures.
+    Nothing is ever fetched. Errors name the field.
     """
 
     def __init__(self, most_pixels: int, files: Files | None) -> None:
         self._most_pixels = most_pixels
         self._files = files
-        self.threads = Threads(_THREADS, "pictures")
 
-    async def picture(self, text: str, field: str) -> Given:
-        """Return the picture that a field holds. Raises InvalidRequest."""
-        return await self._given(text, field, picture_of)
+    async def found(self, text: str, field: str) -> str | bytes:
+        """Return the stored file that a field names, or its text: then that is the picture. Raises InvalidRequest."""
+        with _named(field):
+            return await self._found(text)
 
-    async def mask(self, text: str, field: str) -> Given:
-        """Return the mask that a field holds. Raises InvalidRequest."""
-        return await self._given(text, field, mask_of)
+    def picture(self, found: str | bytes, field: str) -> Given:
+        """Decode what was found as a picture; this takes time and memory. Raises InvalidRequest."""
+        with _named(field):
+            return self._decoded(found, picture_of)
 
-    async def _given(self, text: str, field: str, decode: Decode) -> Given:
-        try:
-            stored = await self._stored(text)
-            return await self.threads.run(self._decoded, text if stored is None else stored, decode)
-        except UnreadablePicture as error:
-            raise InvalidRequest(f"{field}: {error}", field) from None
+    def mask(self, found: str | bytes, field: str) -> Given:
+        """Decode what was found as a mask; this takes time and memory. Raises InvalidRequest."""
+        with _named(field):
+            return self._decoded(found, mask_of)
 
-    async def _stored(self, text: str) -> bytes | None:
-        """Return the stored file that a text names; None where the text is the picture itself."""
+    async def _found(self, text: str) -> str | bytes:
         name = stored_name(text)
         if name is None:
             if _URL.match(text):
                 raise UnreadablePicture("nothing is fetched from other places; send the picture itself")
-            return None
+            return text
         if self._files is None:
             raise UnreadablePicture("no files are stored here (files.path); send the picture itself")
         try:
@@ -74,9 +69,17 @@ class GivenPictures:
         except NotFound as error:
             raise UnreadablePicture(f"{error.message}; send the picture itself") from None
 
-    def _decoded(self, given: str | bytes, decode: Decode) -> Given:
-        content = _content(given) if isinstance(given, str) else given
+    def _decoded(self, found: str | bytes, decode: Decode) -> Given:
+        content = _content(found) if isinstance(found, str) else found
         return Given(decode(content, self._most_pixels), picture_hash(content))
+
+
+@contextmanager
+def _named(field: str) -> Iterator[None]:
+    try:
+        yield
+    except UnreadablePicture as error:
+        raise InvalidRequest(f"{field}: {error}", field) from None
 
 
 def _content(text: str) -> bytes:

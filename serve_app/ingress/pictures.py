@@ -12,13 +12,16 @@ from pydantic import ValidationError
 from serve_app.canvas import Canvas, MaskIsEmpty, canvas_of
 from serve_app.config import ModelConfig
 from serve_app.errors import InvalidRequest
-from serve_app.ingress.given import GivenPictures
+from serve_app.ingress.given import Given, GivenPictures
 from serve_app.ingress.service import CanvasService
+from serve_app.ingress.threads import Threads
 from serve_app.readings import Found, Reading
 from serve_app.schemas import BatchResult, Cancelled, Event, GenerateRequest, Health, ModelInfo, ServiceStatus
 
 _STRENGTH, _STRENGTH_OF_PART = 0.6, 1.0
 """The defaults for a whole picture and for a part of it."""
+_THREADS = 2
+"""The pictures of so many requests are decoded at once: each may take hundreds of megabytes on the way."""
 _STRETCH = 1.02
 """How much a picture may be stretched without a word: sizes are multiples of 8."""
 
@@ -30,6 +33,7 @@ class WithPictures:
         self._service = service
         self._given = given
         self._model = model
+        self._threads = Threads(_THREADS, "pictures")
 
     async def generate(self, request: GenerateRequest) -> BatchResult:
         return await self._service.generate(*await self._prepared(request))
@@ -51,8 +55,26 @@ class WithPictures:
         """
         if request.init_image is None:
             return request, None
-        picture = await self._given.picture(request.init_image, "init_image")
-        mask = await self._given.mask(request.mask_image, "mask_image") if request.mask_image else None
+        picture = await self._given.found(request.init_image, "init_image")
+        mask = None if request.mask_image is None else await self._given.found(request.mask_image, "mask_image")
+        # All in one: decoded pictures are large, and must not wait for a thread.
+        return await self._threads.run(self._drawn, request, picture, mask)
+
+    def _drawn(
+        self, request: GenerateRequest, found: str | bytes, found_mask: str | bytes | None
+    ) -> tuple[GenerateRequest, Canvas]:
+        picture = self._given.picture(found, "init_image")
+        mask = None if found_mask is None else self._given.mask(found_mask, "mask_image")
+        request = self._completed(request, picture, mask)
+        try:
+            canvas = canvas_of(picture.image, mask.image if mask else None, request)
+        except MaskIsEmpty:
+            message = "mask_image: marks nothing to generate; it must be white there"
+            raise InvalidRequest(message, "mask_image") from None
+        return request, replace(canvas, warnings=_warnings(picture.image, request))
+
+    def _completed(self, request: GenerateRequest, picture: Given, mask: Given | None) -> GenerateRequest:
+        """Return a request with hashes instead of pictures, and with what it did not say about them."""
         usual = _STRENGTH if mask is None else _STRENGTH_OF_PART
         width, height = self._size(request, picture.image)
         said = {
@@ -64,16 +86,10 @@ class WithPictures:
             "height": height,
         }
         try:
-            request = type(request).model_validate(said)
+            return type(request).model_validate(said)
         except ValidationError as error:
             faults = error.errors()
             raise RequestValidationError([{**fault, "loc": ("body", *fault["loc"])} for fault in faults]) from error
-        try:
-            canvas = await self._given.threads.run(canvas_of, picture.image, mask.image if mask else None, request)
-        except MaskIsEmpty:
-            message = "mask_image: marks nothing to generate; it must be white there"
-            raise InvalidRequest(message, "mask_image") from None
-        return request, replace(canvas, warnings=_warnings(picture.image, request))
 
     def _size(self, request: GenerateRequest, picture: Pillow.Image) -> tuple[int, int]:
         """Return the size of a request.
