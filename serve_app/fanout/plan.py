@@ -123,5 +123,5 @@ def _without_pictures(request: GenerateRequest) -> Iterator[tuple[str, str]]:
     """Yield the settings of pictures that a request makes without them, and what it lacks."""
     lacks = "there is no init_image" if request.init_image is None else "there is no mask_image"
     for name in OF_PICTURES if request.init_image is None else () if request.mask_image else OF_MASKS:
-        if name in request.model_fields_set and getattr(request, name) is not None:
+        if getattr(request, name) != Recipe.model_fields[name].default:
             yield name, lacks
