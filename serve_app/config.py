@@ -181,7 +181,17 @@ class LimitsConfig(Config):
         le=998,
         description="Maximum number of denoising steps. Schedulers have 1000 timesteps, less their offset.",
     )
-    max_body_bytes: int = Field(default=65536, ge=1024, description="Maximum size of a request body in bytes.")
+    max_body_bytes: int = Field(
+        default=2**24,
+        ge=1024,
+        description="Maximum size of a request body in bytes. Pictures in it are a third larger than their files.",
+    )
+    max_picture_pixels: int = Field(
+        default=2**24,
+        ge=64,
+        description="Maximum number of pixels of a picture to go on from. While decoded each takes up to 32 bytes "
+        "of memory; an ingress decodes those of two requests at once.",
+    )
 
 
 class AdmissionConfig(Config):

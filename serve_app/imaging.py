@@ -33,6 +33,7 @@ def encode_picture(pixels: Pixels, slot: Slot, model: ModelInfo) -> str:
         slot.output.output_compression,
         parameters_text(slot, model),
         parameters_json(slot, model),
+        composite=slot.recipe.init_image is not None,
     )
 
 
@@ -52,15 +53,24 @@ def contact_sheet(cells: Sequence[Pixels | None], width: int, height: int) -> Pi
     return sheet
 
 
-def encode_bare(pixels: Pixels, output_format: OutputFormat, quality: int | None) -> str:
-    """Return a base64 file that says of itself only that a model made it; `quality` is `Output.output_compression`."""
-    return _encode(pixels, output_format, quality, "", {})
+def encode_bare(pixels: Pixels, output_format: OutputFormat, quality: int | None, *, composite: bool = False) -> str:
+    """Return a base64 file that says of itself only that a model made it; `quality` is `Output.output_compression`.
+
+    `composite`: the model went on from a picture that was given.
+    """
+    return _encode(pixels, output_format, quality, "", {}, composite=composite)
 
 
 def _encode(
-    pixels: Pixels, output_format: OutputFormat, quality: int | None, text: str, parameters: dict[str, object]
+    pixels: Pixels,
+    output_format: OutputFormat,
+    quality: int | None,
+    text: str,
+    parameters: dict[str, object],
+    *,
+    composite: bool,
 ) -> str:
-    xmp = xmp_packet(parameters)
+    xmp = xmp_packet(parameters, composite=composite)
     height, width, _ = pixels.shape
     exif = exif_block(text, width, height) if text else b""
     match output_format:

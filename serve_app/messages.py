@@ -23,7 +23,8 @@ class Slot:
     """One image to generate. The picture depends on the seed and the recipe alone.
 
     `index` is its place in the request; `preview_steps` are the steps with a preview. With `keep_pixels` the replica
-    also puts the decoded pixels into the object store, for a contact sheet.
+    also puts the decoded pixels into the object store, for a contact sheet. `canvas` is the `Canvas` of the recipe's
+    pictures, or a reference to it on the way; None without pictures.
     """
 
     index: int
@@ -32,6 +33,7 @@ class Slot:
     output: Output
     preview_steps: frozenset[int] = frozenset()
     keep_pixels: bool = False
+    canvas: Any = None
     generation: str = ""
     """The id of the request, for logs."""
 
@@ -163,3 +165,5 @@ class ReplicaStatus:
     """Why the replica takes no slots, or None."""
     others: int = 0
     """How many calls of others than the one that asked it holds."""
+    takes_pictures: bool = True
+    """Whether its VAE can encode a picture to go on from."""

@@ -32,13 +32,15 @@ _CONTROLS = re.compile(r"[\0-\x08\x0b-\x1f\x7f-\x9f\ufeff\ufffe\uffff]")
 _SEPARATORS = re.compile(r"[,:\x7f-\x9f\u2028\u2029]")
 """Characters that separate values or lines."""
 
-# trainedAlgorithmicMedia marks generated pictures: https://cv.iptc.org/newscodes/digitalsourcetype/
+# https://cv.iptc.org/newscodes/digitalsourcetype/ has a mark for generated pictures, and one for those that also hold
+# what was given.
+_GENERATED, _COMPOSITE = "trainedAlgorithmicMedia", "compositeWithTrainedAlgorithmicMedia"
 _XMP = (
     '<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>'
     '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
     '<rdf:Description rdf:about="" xmlns:Iptc4xmpExt="http://iptc.org/std/Iptc4xmpExt/2008-02-29/"'
     ' xmlns:psdxl="urn:parallel-sdxl:1"'
-    ' Iptc4xmpExt:DigitalSourceType="http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"'
+    ' Iptc4xmpExt:DigitalSourceType="http://cv.iptc.org/newscodes/digitalsourcetype/{source}"'
     " psdxl:parameters={parameters}/></rdf:RDF></x:xmpmeta>"
     '<?xpacket end="w"?>'
 )
@@ -82,16 +84,33 @@ def parameters_text(slot: Slot, model: ModelInfo) -> str:
         "Size": f"{recipe.width}x{recipe.height}",
         "Model hash": model.hash,
         "Model": _quoted(model.name),
+        **_of_pictures(recipe),
         "Version": f"parallel-sdxl {__version__}",
     }
     lines.append(", ".join(f"{name}: {value}" for name, value in values.items()))
     return "\n".join(lines)
 
 
+def _of_pictures(recipe: Recipe) -> dict[str, object]:
+    """Return what popular UIs write of a picture to go on from."""
+    if recipe.init_image is None or recipe.strength is None:
+        return {}
+    masked = recipe.mask_image is not None
+    return {
+        "Denoising strength": f"{recipe.strength:.10g}",
+        **({"Mask blur": recipe.mask_blur} if masked else {}),
+        **(
+            {"Masked area padding": recipe.padding_mask_crop} if masked and recipe.padding_mask_crop is not None else {}
+        ),
+        "Init image hash": recipe.init_image.rpartition(":")[2],
+        **({"Mask hash": recipe.mask_image.rpartition(":")[2]} if recipe.mask_image else {}),
+    }
+
+
 def parameters_json(slot: Slot, model: ModelInfo) -> dict[str, object]:
     """Return the parameters for programs: a request for this picture, and what generated it."""
     return {
-        **slot.recipe.model_dump(),
+        **slot.recipe.model_dump(exclude=slot.recipe.without_meaning),
         "seed": slot.seed,
         **slot.output.model_dump(),
         "model": model.model_dump(),
@@ -99,10 +118,14 @@ def parameters_json(slot: Slot, model: ModelInfo) -> dict[str, object]:
     }
 
 
-def xmp_packet(parameters: dict[str, object]) -> str:
-    """Return the XMP packet, which says that a model made the picture, and how. A sheet has no parameters."""
+def xmp_packet(parameters: dict[str, object], *, composite: bool = False) -> str:
+    """Return the XMP packet, which says that a model made the picture, and how. A sheet has no parameters.
+
+    `composite`: the model went on from a picture that was given.
+    """
     # json.dumps escapes all but ASCII: XML cannot hold every character that JSON can.
-    return _XMP.format(parameters=quoteattr(json.dumps(parameters)))
+    source = _COMPOSITE if composite else _GENERATED
+    return _XMP.format(source=source, parameters=quoteattr(json.dumps(parameters)))
 
 
 def embedded_parameters(image: Pillow.Image) -> Embedded | None:

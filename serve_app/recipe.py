@@ -1,5 +1,6 @@
 """The settings that a picture depends on, each defined once with its bounds, default and meaning."""
 
+import hashlib
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
@@ -10,14 +11,29 @@ OutputFormat = Literal["png", "jpeg", "webp"]
 SEED_SPAN = 2**32
 """Seeds are taken modulo this number."""
 LONGEST_TEXT = 2000
+LARGEST_PADDING = 8192
 RANDOM = -1
 """Asks for a random seed, as in most image tools."""
+
+
+_HASH_DIGITS = 16
+"""Enough to know a file again, and too few to tell the name of a stored file, which is its secret."""
+
+OF_MASKS = ("mask_blur", "padding_mask_crop", "keep_outside")
+"""The settings that only a mask gives a meaning."""
+OF_PICTURES = ("init_image", "mask_image", "strength", *OF_MASKS)
+"""The settings that only a picture to go on from gives a meaning."""
 
 
 def _not_random(seed: Any) -> Any:
     if seed == RANDOM:
         raise ValueError(f"{RANDOM} (random) is only allowed for `seed`; list every seed here")
     return seed
+
+
+def picture_hash(file: bytes) -> str:
+    """Return how answers and pictures name the file of a picture that was given: the start of its SHA-256."""
+    return f"sha256:{hashlib.sha256(file).hexdigest()[:_HASH_DIGITS]}"
 
 
 Seed = Annotated[int, Field(ge=0, lt=SEED_SPAN), BeforeValidator(_not_random)]
@@ -51,7 +67,10 @@ class Body(BaseModel):
 
 
 class Recipe(Body):
-    """Everything a picture depends on besides its seed and the model."""
+    """Everything a picture depends on besides its seed and the model.
+
+    In a request `init_image` and `mask_image` are the pictures themselves, everywhere else their hashes.
+    """
 
     prompt: str = Field(min_length=1, max_length=LONGEST_TEXT, description="What to generate.")
     negative_prompt: str = Field(
@@ -76,11 +95,57 @@ class Recipe(Body):
         "models.",
     )
     scheduler: SchedulerName | None = Field(default=None, description="Null: the model's default.")
+    init_image: str | None = Field(
+        default=None,
+        min_length=1,
+        description="A picture to go on from: its file as base64 or a data URI, or the name or URL of a file that this "
+        "service stores. Answers and pictures say its hash instead.",
+    )
+    mask_image: str | None = Field(
+        default=None,
+        min_length=1,
+        description="Which part of init_image to generate anew, given in the same ways: white where to generate, "
+        "black where to keep. Null: all of it.",
+    )
+    strength: float | None = Field(
+        default=None,
+        gt=0,
+        le=1,
+        allow_inf_nan=False,
+        description="How far the picture may go from init_image: the share of the steps that is done. "
+        "Null: 0.6, or 1 with a mask.",
+    )
+    mask_blur: int = Field(
+        default=0, ge=0, le=256, description="How softly mask_image ends: the radius of a Gaussian blur in pixels."
+    )
+    padding_mask_crop: int | None = Field(
+        default=None,
+        ge=0,
+        le=LARGEST_PADDING,
+        description="Generate only the region around what mask_image marks and so many pixels more, scaled to the full "
+        "size: small parts get more detail. Null: the whole picture is generated.",
+    )
+    keep_outside: bool = Field(
+        default=True,
+        description="Whether what mask_image does not mark keeps the pixels of init_image exactly, instead of what the "
+        "model makes of them.",
+    )
 
     @property
     def guided(self) -> bool:
         """Whether the negative prompt counts, which adds a second row to each UNet call."""
         return self.guidance_scale > 1
+
+    @property
+    def first_step(self) -> int:
+        """How many steps of the schedule are left out before the first, as diffusers counts them for a strength."""
+        steps = self.num_inference_steps
+        return 0 if self.init_image is None or self.strength is None else steps - int(steps * self.strength)
+
+    @property
+    def without_meaning(self) -> set[str]:
+        """The settings that have no meaning here, because there is no picture to go on from."""
+        return set() if self.init_image else set(OF_PICTURES)
 
 
 class Output(Body):

@@ -9,6 +9,7 @@ from typing import Any, get_args
 import numpy as np
 
 from serve_app import metrics
+from serve_app.canvas import Canvas
 from serve_app.fanout.admission import Admission
 from serve_app.fanout.deployed import Deployed
 from serve_app.fanout.dispatch import Dispatcher
@@ -132,6 +133,9 @@ class FakePool(Pool):
             yield Preview(step, 8, 8, "preview")
         async for event in self.generate(slot, replica, deadline):
             yield event
+
+    async def share(self, canvas: Canvas) -> Canvas:
+        return canvas
 
     async def pixels(self, ref: Any) -> Any:
         return None if ref is None else ref.value

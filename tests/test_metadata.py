@@ -16,7 +16,7 @@ from serve_app.fanout.plan import seeds_of, slots_of
 from serve_app.imaging import Pixels, encode_bare, encode_picture
 from serve_app.messages import Slot
 from serve_app.metadata import embedded_parameters, parameters_chunk
-from serve_app.recipe import Output, OutputFormat
+from serve_app.recipe import OF_PICTURES, Output, OutputFormat
 from serve_app.schemas import ModelInfo
 from tests.conftest import make_slot
 
@@ -139,6 +139,34 @@ def test_the_longest_prompts_fit_every_format(output_format: OutputFormat) -> No
     embedded = embedded_parameters(opened(make_slot(prompt=longest, negative_prompt=longest), output_format))
     assert embedded
     assert (embedded.request.prompt, embedded.request.negative_prompt) == (longest, longest)
+
+
+@pytest.mark.parametrize("output_format", FORMATS)
+def test_a_picture_that_goes_on_from_another_says_from_which(output_format: OutputFormat) -> None:
+    given = {
+        "init_image": "sha256:0123456789abcdef",
+        "mask_image": "sha256:fedcba9876543210",
+        "strength": 0.75,
+        "mask_blur": 4,
+        "padding_mask_crop": 32,
+        "keep_outside": False,
+    }
+    image = opened(make_slot(**given), output_format)
+    assert xmp_of(image)[SOURCE_TYPE] == TRAINED_MEDIA.replace("trained", "compositeWithTrained")
+    embedded = embedded_parameters(image)
+    assert embedded
+    assert embedded.request.model_dump(include={*given}) == given
+    told = (
+        "Denoising strength: 0.75, Mask blur: 4, Masked area padding: 32, "
+        "Init image hash: 0123456789abcdef, Mask hash: fedcba9876543210, Version: "
+    )
+    assert told in str(parameters_chunk(image))
+
+
+def test_a_picture_of_words_alone_says_nothing_of_pictures(slot: Slot) -> None:
+    embedded = embedded_parameters(opened(slot, "png"))
+    assert embedded
+    assert not embedded.request.model_fields_set & {*OF_PICTURES}, "older versions read it too"
 
 
 @pytest.mark.parametrize("output_format", FORMATS)

@@ -3,7 +3,7 @@
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Self
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
 import typer
 
@@ -38,6 +38,8 @@ _OPTIONS = {
     "output_format": "--format",
     "output_compression": "--compression",
     "timeout_s": "--timeout",
+    "init_image": "--init",
+    "mask_image": "--mask",
 }
 
 
@@ -95,6 +97,10 @@ Picture = Annotated[
 URL = "http://127.0.0.1:8000"
 
 
+def _file_option(name: str, words: str) -> Any:
+    return typer.Option(name, metavar="FILE", exists=True, dir_okay=False, help=words)
+
+
 def _version(wanted: bool) -> None:
     if wanted:
         typer.echo(f"parallel-sdxl {__version__}")
@@ -133,6 +139,24 @@ def generate(
     scheduler: Annotated[
         str | None, typer.Option(help="euler, euler_a, dpmpp_2m, dpmpp_2m_karras, ddim or unipc.")
     ] = None,
+    init: Annotated[
+        Path | None, _file_option("--init", "A picture to go on from: a PNG, JPEG, WebP, GIF or BMP.")
+    ] = None,
+    mask: Annotated[
+        Path | None, _file_option("--mask", "Which part of it to generate anew: a picture that is white there.")
+    ] = None,
+    strength: Annotated[
+        float | None, typer.Option(help="How far to go from the picture, 0 to 1; 0.6 by default, or 1 with a mask.")
+    ] = None,
+    mask_blur: Annotated[int | None, typer.Option(metavar="PIXELS", help="How softly the mask ends.")] = None,
+    padding_mask_crop: Annotated[
+        int | None,
+        typer.Option(metavar="PIXELS", help="Generate only the masked part and so much around it, at full size."),
+    ] = None,
+    keep_outside: Annotated[
+        bool | None,
+        typer.Option("--keep-outside/--no-keep-outside", help="Keep the picture's own pixels outside the mask."),
+    ] = None,
     output_format: Annotated[str | None, typer.Option("--format", help="png, jpeg or webp.")] = None,
     output_compression: Annotated[
         int | None, typer.Option("--compression", help="Quality of jpeg and webp files, 0 to 100.")
@@ -170,6 +194,10 @@ def generate(
         "guidance_scale": guidance,
         "guidance_rescale": guidance_rescale,
         "scheduler": scheduler,
+        "strength": strength,
+        "mask_blur": mask_blur,
+        "padding_mask_crop": padding_mask_crop,
+        "keep_outside": keep_outside,
         "output_format": output_format,
         "output_compression": output_compression,
         "preview_every": preview_every,
@@ -178,11 +206,12 @@ def generate(
     }
     from serve_app.cli import generate as command
     from serve_app.cli.errors import SettingRefused
+    from serve_app.cli.pictures import sent
 
+    files = {name: sent(file) for name, file in (("init_image", init), ("mask_image", mask)) if file}
+    settings = {name: value for name, value in given.items() if value is not None}
     try:
-        command.generate(
-            _service(url), {name: value for name, value in given.items() if value is not None}, out, _console()
-        )
+        command.generate(_service(url), {**settings, **files}, out, _console())
     except SettingRefused as error:
         raise typer.BadParameter(error.message, param_hint=error.param and _option(error.param)) from None
 
@@ -194,12 +223,15 @@ def reproduce(
         Path | None,
         typer.Option(file_okay=False, help="Folder for the new picture; by default it is not kept."),
     ] = None,
+    init: Annotated[Path | None, _file_option("--init", "The file that the picture went on from, if it did.")] = None,
+    mask: Annotated[Path | None, _file_option("--mask", "The mask that it was generated with, if any.")] = None,
     url: Url = URL,
 ) -> None:
     """Generate a picture again from the parameters in it, and compare every pixel."""
     from serve_app.cli import reproduce as command
 
-    same = command.reproduce(_service(url), picture, out, _console())
+    files = {"init_image": (init, "--init"), "mask_image": (mask, "--mask")}
+    same = command.reproduce(_service(url), picture, files, out, _console())
     raise typer.Exit(0 if same else 1)
 
 

@@ -1,5 +1,6 @@
 """`parallel-sdxl reproduce`: generates a picture again and compares."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from io import BytesIO
 from math import inf, log10
@@ -11,6 +12,7 @@ from rich.console import Console
 
 from serve_app.cli.errors import Unavailable
 from serve_app.cli.info import holds_none, opened, read
+from serve_app.cli.pictures import sent_again
 from serve_app.cli.request import follow, introduce, make_folder, opening, save, warn
 from serve_app.cli.service import Service
 from serve_app.cli.text import say
@@ -50,8 +52,17 @@ def difference(a: Pixels, b: Pixels) -> Difference:
     )
 
 
-def reproduce(service: Service, picture: Path, out: Path | None, console: Console) -> bool:
-    """Generate a picture again from the parameters in it; return whether it is the same. Raises CommandError."""
+def reproduce(
+    service: Service,
+    picture: Path,
+    files: Mapping[str, tuple[Path | None, str]],
+    out: Path | None,
+    console: Console,
+) -> bool:
+    """Generate a picture again from the parameters in it; return whether it is the same. Raises CommandError.
+
+    `files` are those that it went on from, by the fields that hold them, each with the option that names it.
+    """
     image = opened(picture)
     embedded, before = read(picture, image), np.asarray(image.convert("RGB"))
     if not embedded:
@@ -65,7 +76,12 @@ def reproduce(service: Service, picture: Path, out: Path | None, console: Consol
         generated.append((event, data))
         return "generated again"
 
-    body = only_seen_previews(console, embedded.request.model_dump(exclude_unset=True))
+    given = {
+        field: sent_again(*files[field], hash=hash)
+        for field in files
+        if (hash := getattr(embedded.request, field)) is not None
+    }
+    body = only_seen_previews(console, {**embedded.request.model_dump(exclude_unset=True), **given})
     version = service.version()
     with service.stream(body) as events:
         start = opening(events)

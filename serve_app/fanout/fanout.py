@@ -3,14 +3,16 @@
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Set
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence, Set
 from contextlib import ExitStack, aclosing, asynccontextmanager, contextmanager
+from dataclasses import replace
 from functools import partial
 from math import ceil
-from typing import Literal
+from typing import Any, Literal
 
 from serve_app import __version__
 from serve_app.background import background
+from serve_app.canvas import Canvas
 from serve_app.client import client
 from serve_app.config import AppArgs
 from serve_app.errors import (
@@ -129,13 +131,13 @@ class FanOut:
             images_per_second=round(pool.images_per_second, 3),
         )
 
-    async def generate(self, request: GenerateRequest) -> BatchResult:
+    async def generate(self, request: GenerateRequest, canvas: Canvas | None = None) -> BatchResult:
         """Generate all images and return them together. Raises ServiceError where there is none."""
         if request.id is None and request.on_disconnect != "cancel":
             message = "on_disconnect: this answer tells the id too late; choose an id, or use the stream"
             raise InvalidRequest(message, "on_disconnect")
         without_previews = request.model_copy(update={"preview_steps": []})
-        held = self._begin(without_previews, self._pool.generate, can_be_found=request.id is not None)
+        held = await self._begin(without_previews, canvas, self._pool.generate, can_be_found=request.id is not None)
         async with held.reading():
             await asyncio.wait([held.task])
         answer = answer_of(held.part())
@@ -143,18 +145,22 @@ class FanOut:
         return answer
 
     @asynccontextmanager
-    async def stream(self, request: GenerateRequest) -> AsyncIterator[AsyncGenerator[Event]]:
+    async def stream(
+        self, request: GenerateRequest, canvas: Canvas | None = None
+    ) -> AsyncIterator[AsyncGenerator[Event]]:
         """Open a request and give its events; leaving cancels the rest.
 
         Whatever refuses it raises ServiceError on the way in.
         """
-        async with self._begin(request, self._pool.stream, can_be_found=False).read() as reading:
+        held = await self._begin(request, canvas, self._pool.stream, can_be_found=False)
+        async with held.read() as reading:
             yield (entry.event async for entry in reading.entries)
 
     @asynccontextmanager
-    async def open(self, request: GenerateRequest) -> AsyncIterator[Reading]:
+    async def open(self, request: GenerateRequest, canvas: Canvas | None = None) -> AsyncIterator[Reading]:
         """Open a request as `stream` does, for a client that may come back; leaving does what it asked for."""
-        async with self._begin(request, self._pool.stream, can_be_found=True).read() as reading:
+        held = await self._begin(request, canvas, self._pool.stream, can_be_found=True)
+        async with held.read() as reading:
             yield reading
 
     @asynccontextmanager
@@ -218,14 +224,17 @@ class FanOut:
             await asyncio.sleep(_DRAIN_INTERVAL_S)
         return not self._requests.running
 
-    def _begin(self, request: GenerateRequest, generate: _Generate, *, can_be_found: bool) -> Held:
+    async def _begin(
+        self, request: GenerateRequest, canvas: Canvas | None, generate: _Generate, *, can_be_found: bool
+    ) -> Held:
         """Start to generate a request in a task of its own; what can be found is kept after its end.
 
         Raises ServiceError where it is refused.
         """
         place, line, log = ExitStack(), current(), EventLog()
         try:
-            plan = self._plan(request)
+            shared = None if canvas is None else await self._pool.share(canvas)
+            plan = self._plan(request, shared, () if canvas is None else canvas.warnings)
             self._requests.check_free(plan.id)
             place.enter_context(line.open())
             line.facts |= facts_of_plan(plan)
@@ -275,10 +284,12 @@ class FanOut:
             logger.exception("generation %s failed", plan.id)
             yield ErrorEvent(error=Problem(type=InternalError.type, message=InternalError().message))
 
-    def _plan(self, request: GenerateRequest) -> Plan:
+    def _plan(self, request: GenerateRequest, canvas: Any, warnings: Sequence[str]) -> Plan:
+        """Return the plan of a request with a reference to its canvas, and with these warnings first."""
         if self._draining:
             raise ShuttingDown
-        return plan_of(request, self._pool.any_replica, self._args.request_timeout_s)
+        plan = plan_of(request, self._pool.any_replica, self._args.request_timeout_s, canvas)
+        return replace(plan, warnings=[*warnings, *plan.warnings])
 
     @contextmanager
     def _admitted(self, plan: Plan, line: Line) -> Iterator[Generation]:

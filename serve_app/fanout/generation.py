@@ -352,7 +352,8 @@ class Generation:
 
 def _work_of(slot: Slot) -> float:
     """Return how much work a slot is, compared with others."""
-    return float(slot.recipe.num_inference_steps * slot.recipe.width * slot.recipe.height)
+    recipe = slot.recipe
+    return float((recipe.num_inference_steps - recipe.first_step) * recipe.width * recipe.height)
 
 
 def _timings_of(work: Work, total: float) -> Timings:

@@ -45,5 +45,10 @@ def _encode(cells: Sequence[Pixels | None], parameters: Parameters) -> Grid:
         width=width,
         height=height,
         media_type=f"image/{parameters.output_format}",
-        b64_json=encode_bare(sheet, parameters.output_format, parameters.output_compression),
+        b64_json=encode_bare(
+            sheet,
+            parameters.output_format,
+            parameters.output_compression,
+            composite=parameters.init_image is not None,
+        ),
     )

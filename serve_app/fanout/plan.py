@@ -3,13 +3,14 @@
 import secrets
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from serve_app.errors import InvalidRequest
 from serve_app.fanout.prompt_syntax import syntax_warning
 from serve_app.messages import ReplicaStatus, Slot
-from serve_app.recipe import SEED_SPAN, Output, Recipe, SchedulerName
+from serve_app.recipe import OF_MASKS, OF_PICTURES, SEED_SPAN, Output, Recipe, SchedulerName
 from serve_app.schemas import GenerateRequest, Parameters, StartEvent
 
 _FEW_STEPS = 8
@@ -39,14 +40,17 @@ class Plan:
         return StartEvent(id=self.id, seeds=seeds, parameters=self.parameters, warnings=self.warnings)
 
 
-def plan_of(request: GenerateRequest, replica: ReplicaStatus, longest_s: float) -> Plan:
+def plan_of(request: GenerateRequest, replica: ReplicaStatus, longest_s: float, canvas: Any = None) -> Plan:
     """Return the plan of a request that starts now; it has `longest_s` seconds, or less if it says so.
 
-    Raises InvalidRequest where the served model cannot do it.
+    `canvas` is a reference to what its pictures have become. Raises InvalidRequest where the served model cannot do it.
     """
     started = time.monotonic()
+    if canvas is not None and not replica.takes_pictures:
+        message = "init_image: the served model's VAE has no encoder, so it cannot go on from a picture"
+        raise InvalidRequest(message, "init_image")
     id = request.id or str(uuid.uuid4())
-    slots = slots_of(request, seeds_of(request), replica.scheduler, id)
+    slots = slots_of(request, seeds_of(request), replica.scheduler, id, canvas)
     recipe, output = slots[0].recipe, slots[0].output
     if recipe.scheduler not in replica.schedulers:
         advice = f"choose one of {', '.join(replica.schedulers)}"
@@ -71,23 +75,29 @@ def seeds_of(request: GenerateRequest) -> list[int]:
 
 
 def preview_steps_of(request: GenerateRequest) -> frozenset[int]:
-    """Return the steps to preview after: those listed, or the first and every so many; never the last."""
+    """Return the steps to preview after: those listed, or the first that is done and every so many; never the last."""
     if request.preview_steps is not None:
         return frozenset(request.preview_steps)
     if not request.preview_every:
         return frozenset()
-    last = request.num_inference_steps
-    return frozenset({1, *range(request.preview_every, last, request.preview_every)} - {last})
+    done, last = request.first_step, request.num_inference_steps
+    every = range(request.preview_every, last, request.preview_every)
+    return frozenset({done + 1, *(step for step in every if step > done)} - {last})
 
 
 def slots_of(
-    request: GenerateRequest, seeds: Sequence[int], default_scheduler: SchedulerName, generation: str = ""
+    request: GenerateRequest,
+    seeds: Sequence[int],
+    default_scheduler: SchedulerName,
+    generation: str = "",
+    canvas: Any = None,
 ) -> list[Slot]:
     """Return the slots of a request, one for each seed; `generation` is its id."""
     recipe = Recipe.of(request).model_copy(update={"scheduler": request.scheduler or default_scheduler})
     output, preview_steps = Output.of(request), preview_steps_of(request)
     return [
-        Slot(index, seed, recipe, output, preview_steps, request.grid, generation) for index, seed in enumerate(seeds)
+        Slot(index, seed, recipe, output, preview_steps, request.grid, canvas, generation)
+        for index, seed in enumerate(seeds)
     ]
 
 
@@ -98,6 +108,7 @@ def warnings_of(request: GenerateRequest, slot: Slot, replica: ReplicaStatus) ->
         warnings.append("negative_prompt has no effect: guidance_scale is 1 or less")
     if "guidance_rescale" in request.model_fields_set and request.guidance_rescale and not request.guided:
         warnings.append("guidance_rescale has no effect: guidance_scale is 1 or less")
+    warnings += [f"{name} has no effect: {lacks}" for name, lacks in _without_pictures(request)]
     if request.output_compression is not None and request.output_format == "png":
         warnings.append("output_compression has no effect: a PNG is lossless")
     if slot.preview_steps and not replica.has_previews:
@@ -111,3 +122,11 @@ def warnings_of(request: GenerateRequest, slot: Slot, replica: ReplicaStatus) ->
     prompts = {"prompt": request.prompt, "negative_prompt": request.negative_prompt}
     warnings += filter(None, (syntax_warning(field, prompt) for field, prompt in prompts.items()))
     return warnings
+
+
+def _without_pictures(request: GenerateRequest) -> Iterator[tuple[str, str]]:
+    """Yield the settings of pictures that a request makes without them, and what it lacks."""
+    lacks = "there is no init_image" if request.init_image is None else "there is no mask_image"
+    for name in OF_PICTURES if request.init_image is None else () if request.mask_image else OF_MASKS:
+        if getattr(request, name) != Recipe.model_fields[name].default:
+            yield name, lacks

@@ -8,10 +8,12 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any
 
+import ray
 from ray import ObjectRef, exceptions, serve
 from ray.serve.exceptions import DeploymentUnavailableError, RayServeException
 from ray.serve.handle import DeploymentHandle
 
+from serve_app.canvas import Canvas
 from serve_app.errors import NotReady, ReplicaLost, SlotReturned
 from serve_app.fanout.broadcast import ask_each
 from serve_app.fanout.calls import Calls
@@ -137,6 +139,18 @@ class Pool:
                 # A call that found no replica raises its error again here, in place of our own cancellation.
                 with suppress(Exception):
                     response.cancel()
+
+    async def share(self, canvas: Canvas) -> Any:
+        """Put a canvas into the object store, once for all slots that begin with it, and return a reference to it.
+
+        Raises NotReady where there is no room for it.
+        """
+        try:
+            async with asyncio.timeout(_PIXELS_TIMEOUT_S):
+                return await asyncio.to_thread(ray.put, canvas)
+        except (exceptions.RayError, TimeoutError):
+            logger.warning("a picture to go on from could not be stored", exc_info=True)
+            raise NotReady("there is no room for your picture at the moment; try again") from None
 
     async def pixels(self, ref: "ObjectRef[Pixels] | None") -> Pixels | None:
         """Return the pixels a replica has left behind, or None where there are none or they were lost with it."""

@@ -14,17 +14,23 @@ from serve_app.ingress import fal, file_urls, native, openai, playground
 from serve_app.ingress.answers import Answers
 from serve_app.ingress.disconnect import Errors
 from serve_app.ingress.files import Files
+from serve_app.ingress.given import GivenPictures
 from serve_app.ingress.live import LiveApi
 from serve_app.ingress.middleware import middleware
 from serve_app.ingress.openapi import DescribedApi
+from serve_app.ingress.pictures import WithPictures
 from serve_app.ingress.problems import Dialect, Problems
 from serve_app.ingress.request_log import Count, nobody
 from serve_app.ingress.requests import request_model
-from serve_app.ingress.service import Service
+from serve_app.ingress.service import CanvasService
 
 
 def create_api(
-    service: Service, args: AppArgs, disconnect: Errors = (), answers: Answers | None = None, count: Count = nobody
+    generates: CanvasService,
+    args: AppArgs,
+    disconnect: Errors = (),
+    answers: Answers | None = None,
+    count: Count = nobody,
 ) -> LiveApi:
     """Return the app of one service; its request bodies have that service's limits.
 
@@ -33,12 +39,14 @@ def create_api(
     files cannot be used.
     """
     told = answers or Answers()
-    return LiveApi(service.running, lambda settings: _api(service, settings, disconnect, told, count), args)
+    return LiveApi(generates.running, lambda settings: _api(generates, settings, disconnect, told, count), args)
 
 
-def _api(service: Service, args: AppArgs, disconnect: Errors, answers: Answers, count: Count) -> FastAPI:
+def _api(generates: CanvasService, args: AppArgs, disconnect: Errors, answers: Answers, count: Count) -> FastAPI:
     """Return the app of these settings; its lifespan is what they need."""
     stored = Files(Path(args.files.path), args.files) if args.files.path else None
+
+    service = WithPictures(generates, GivenPictures(args.limits.max_picture_pixels, stored), args.model)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:

@@ -1,11 +1,12 @@
 """URLs of stored images, and the route that serves them."""
 
+import re
 from typing import Any, get_args
 
 from fastapi import APIRouter, Request, Response
 
 from serve_app.errors import InvalidRequest
-from serve_app.ingress.files import Files
+from serve_app.ingress.files import NAME, Files
 from serve_app.ingress.problems import Dialect
 from serve_app.recipe import OutputFormat
 from serve_app.schemas import Grid, Picture
@@ -13,6 +14,18 @@ from serve_app.side_work import brief_side_work
 
 _TIMEOUT_S = 10.0
 """For one file; a network's file system may hang."""
+
+
+_URL = re.compile(rf"(?:https?://\S{{1,2000}}/files/)?({NAME.pattern})", re.ASCII)
+
+
+def stored_name(text: str) -> str | None:
+    """Return the name of a stored file that a text is, or that the URL of such a file ends with; None: it is neither.
+
+    Of a URL only the name counts: it follows from the content, and nobody else's file has it.
+    """
+    found = _URL.fullmatch(text)
+    return found[1] if found else None
 
 
 class Urls:

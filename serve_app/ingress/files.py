@@ -8,31 +8,29 @@ import os
 import re
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from stat import S_ISREG
 from tempfile import TemporaryFile
-from typing import Any, TypeVar, get_args
+from typing import get_args
 
 from serve_app.background import background
 from serve_app.config import FilesConfig
 from serve_app.errors import NotFound
+from serve_app.ingress.threads import Threads
 from serve_app.recipe import OutputFormat
 from serve_app.schemas import Grid, Picture
 
 logger = logging.getLogger("ray.serve")
 
-_NAME = re.compile(rf"[\w-]{{32}}\.({'|'.join(get_args(OutputFormat))})", re.ASCII)
+NAME = re.compile(rf"[\w-]{{32}}\.({'|'.join(get_args(OutputFormat))})", re.ASCII)
 _UNFINISHED = ".part"
 _TIDY_INTERVAL_S = 60.0
 
 
 _THREADS = 4
 """For all work on the folder, and for nothing else: where its file system hangs, so do they."""
-
-T = TypeVar("T")
 
 
 class Files:
@@ -47,8 +45,7 @@ class Files:
         self.base_url = config.base_url
         self._folder = folder
         self._config = config
-        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="files")
-        self._free = asyncio.Semaphore(_THREADS)
+        self._threads = Threads(_THREADS, "files")
         try:
             folder.mkdir(parents=True, exist_ok=True)
             TemporaryFile(dir=folder).close()
@@ -61,7 +58,7 @@ class Files:
 
         async def keep_tidy() -> None:
             while True:
-                await self._in_thread(self._tidy)
+                await self._threads.run(self._tidy)
                 await asyncio.sleep(min(_TIDY_INTERVAL_S, self._config.ttl_s))
 
         async with background(keep_tidy()):
@@ -69,21 +66,14 @@ class Files:
 
     async def keep(self, picture: Picture | Grid) -> str:
         """Return the name of a file with a picture, newly written or not. Raises OSError if it cannot be written."""
-        return await self._in_thread(self._save, picture)
+        return await self._threads.run(self._save, picture)
 
     async def read(self, name: str) -> bytes:
         """Return a file written by `keep`. Raises NotFound."""
-        if _NAME.fullmatch(name):
+        if NAME.fullmatch(name):
             with suppress(FileNotFoundError):
-                return await self._in_thread(self._read, self._folder / name)
+                return await self._threads.run(self._read, self._folder / name)
         raise NotFound("there is no such file, or it has expired")
-
-    async def _in_thread(self, work: Callable[..., T], *args: Any) -> T:
-        # Waits for a free thread here: the executor's own queue would keep the pictures of those that have given up.
-        await self._free.acquire()
-        loop, running = asyncio.get_running_loop(), self._threads.submit(work, *args)
-        running.add_done_callback(lambda _: loop.call_soon_threadsafe(self._free.release))
-        return await asyncio.wrap_future(running)
 
     def _read(self, path: Path) -> bytes:
         stat = path.lstat()
@@ -125,7 +115,7 @@ class Files:
     def _kept(self) -> list[tuple[os.stat_result, Path]]:
         kept = []
         for path in self._folder.iterdir():
-            if _NAME.fullmatch(path.name.removesuffix(_UNFINISHED)):
+            if NAME.fullmatch(path.name.removesuffix(_UNFINISHED)):
                 with suppress(FileNotFoundError):  # another process deleted it
                     kept.append((path.lstat(), path))
         return [(stat, path) for stat, path in kept if S_ISREG(stat.st_mode)]

@@ -1,9 +1,10 @@
-"""The interface between the routes of every API and the service behind them."""
+"""The interfaces between the routes of every API and the service behind them."""
 
 from collections.abc import AsyncGenerator
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
+from serve_app.canvas import Canvas
 from serve_app.readings import Found, Reading
 from serve_app.schemas import BatchResult, Cancelled, Event, GenerateRequest, Health, ModelInfo, ServiceStatus
 
@@ -21,3 +22,13 @@ class Service(Protocol):
     async def cancel(self, id: str, index: int | None = None) -> Cancelled: ...
     def health(self) -> Health: ...
     def status(self) -> ServiceStatus: ...
+
+
+class CanvasService(Service, Protocol):
+    """A service that is given what the pictures of a request have become, instead of the pictures."""
+
+    async def generate(self, request: GenerateRequest, canvas: Canvas | None = None) -> BatchResult: ...
+    def stream(
+        self, request: GenerateRequest, canvas: Canvas | None = None
+    ) -> AbstractAsyncContextManager[AsyncGenerator[Event]]: ...
+    def open(self, request: GenerateRequest, canvas: Canvas | None = None) -> AbstractAsyncContextManager[Reading]: ...

@@ -55,6 +55,13 @@ class Scaling:
         )
         return cls(vae.config.scaling_factor, None if mean is None or std is None else (mean, std))
 
+    def apply(self, latents: torch.Tensor) -> torch.Tensor:
+        """Return scaled latents, computed as in diffusers' pipeline."""
+        if self.statistics:
+            mean, std = self.statistics
+            return (latents - mean) * self.factor / std
+        return self.factor * latents
+
     def undo(self, latents: torch.Tensor) -> torch.Tensor:
         """Return unscaled latents, computed as in diffusers' pipeline."""
         latents = latents / self.factor

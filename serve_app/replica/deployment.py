@@ -102,6 +102,8 @@ class Replica:
         task = asyncio.current_task()
         assert task is not None, "Serve runs calls in tasks"
         mailbox = Mailbox()
+        if isinstance(slot.canvas, ray.ObjectRef):
+            slot = replace(slot, canvas=await slot.canvas)
         job = self._engine.submit(slot, mailbox.post)
 
         def drop(error: Exception | None) -> None:
@@ -134,6 +136,8 @@ class Replica:
 
     async def status(self) -> ReplicaStatus:
         """Return which model this replica runs and how busy it is."""
+        from serve_app.replica.encode import can_encode
+
         load = self._engine.load()
         return ReplicaStatus(
             id=_own_id(),
@@ -146,6 +150,7 @@ class Replica:
             waiting=load.waiting,
             finished=load.finished,
             fault=self._engine.fault,
+            takes_pictures=can_encode(self._checkpoint.vae),
         )
 
     def record_autoscaling_stats(self) -> dict[str, float]:

@@ -184,10 +184,11 @@ class Engine:
 
     def _admit(self) -> None:
         while job := self._next_admitted():
+            slot, bill = job.payload.slot, job.payload.bill
+            work = ("preparing a picture", *job.payload.size) if self._models.encodes(slot) else ("preparing a slot",)
             self._observer.begun(job.payload.size)
-            charging = self._meter.charging("prompt", [job.payload.bill])
-            with self._failing([job]), self._watchdog.watching("preparing a slot"), charging:
-                self._running[job] = self._models.begin(job.payload.slot)
+            with self._failing([job]), self._watchdog.watching(*work), self._meter.charging("prompt", [bill]):
+                self._running[job] = self._models.begin(slot)
 
     def _next_admitted(self) -> SlotJob | None:
         with self._changed:

@@ -34,7 +34,8 @@ _KINDS = {
     "v2": "Stable Diffusion 2",
 }
 _FIRST_LAYER, _LAST_LAYER = "model.diffusion_model.input_blocks.0.0.weight", "model.diffusion_model.out.2.weight"
-_INPAINTING_CHANNELS = 9
+_LATENT_CHANNELS = 4
+INPAINTING_CHANNELS = 2 * _LATENT_CHANNELS + 1
 
 USUAL_CONFIGS: str = DIFFUSERS_DEFAULT_PIPELINE_PATHS["xl_base"]["pretrained_model_name_or_path"]
 """The hub id whose configs and tokenizers are used for a whole SDXL checkpoint."""
@@ -55,12 +56,19 @@ def check_header(path: Path, header: Header, *, other_vae: bool) -> None:
             raise CheckpointError(f"{where} {other}")
 
 
+def is_inpainting(header: Header) -> bool:
+    """Return whether the UNet of a single file is for inpainting."""
+    return _FIRST_LAYER in header and header[_FIRST_LAYER].shape[1:2] == (INPAINTING_CHANNELS,)
+
+
 def other_purpose(takes: int, returns: int) -> str | None:
-    """Say what kind of UNet takes more channels than it returns; None for text-to-image, where both are the latents."""
-    if takes == returns:
+    """Say that a UNet takes more channels than it returns; None for text-to-image, where both are the latents.
+
+    Also None for inpainting, where it takes a mask and what is kept of a picture as well.
+    """
+    if takes == returns or (takes, returns) == (INPAINTING_CHANNELS, _LATENT_CHANNELS):
         return None
-    kind = "an SDXL inpainting" if takes == _INPAINTING_CHANNELS else "not a text-to-image"
-    return f"is {kind} model, its UNet takes {takes} channels and returns {returns}; {SUPPORTED}"
+    return f"is not a text-to-image model, its UNet takes {takes} channels and returns {returns}; {SUPPORTED}"
 
 
 def _kind(header: Header) -> str:

@@ -9,8 +9,10 @@ from serve_app.messages import Slot
 from serve_app.replica.checkpoint import Checkpoint
 from serve_app.replica.decode import Decoder
 from serve_app.replica.denoise import Denoiser
+from serve_app.replica.encode import Encoder
 from serve_app.replica.previews import PreviewDecoder, PreviewPace
 from serve_app.replica.prompts import PromptEncoder
+from serve_app.replica.start import is_inpainting
 from serve_app.replica.trajectory import Trajectory
 from serve_app.replica.unet import make_forward
 
@@ -34,6 +36,7 @@ class ModelRunner:
         self._min_interval_s = preview.min_interval_s
         self.prompts = PromptEncoder(checkpoint.pipe, checkpoint.device, config.prompt_cache_size)
         self.denoiser = Denoiser(checkpoint, make_forward(checkpoint.unet, config.compile))
+        self.encoder = Encoder(checkpoint, config.compile)
         self.decoder = Decoder(checkpoint, config.compile)
         tiny = checkpoint.preview_vae
         self.previews = PreviewDecoder(checkpoint, tiny, preview.max_size, config.compile) if tiny else None
@@ -45,15 +48,20 @@ class ModelRunner:
             trajectories = [self.begin(slot).trajectory for _ in range(most_images)]
             for images in range(1, most_images + 1):
                 self.denoiser.warm_up(trajectories[:images])
+            self.encoder.warm_up(slot.recipe.height, slot.recipe.width)
             self.decoder.warm_up(trajectories[0].latents)
             if self.previews:
                 self.previews.warm_up(trajectories[0].clean)
 
+    def encodes(self, slot: Slot) -> bool:
+        """Return whether the VAE's encoder may have to run before a slot can begin."""
+        return slot.canvas is not None or is_inpainting(self._checkpoint)
+
     def begin(self, slot: Slot) -> Running:
-        """Encode a slot's prompts and draw its noise."""
+        """Encode a slot's prompts and pictures, and draw its noise."""
         started = time.perf_counter()
         embeddings = self.prompts.conditions(slot.recipe)
         encoded = time.perf_counter()
-        trajectory = Trajectory.of(slot.recipe, slot.seed, self._checkpoint, embeddings)
+        trajectory = Trajectory.of(slot.recipe, slot.seed, self._checkpoint, embeddings, self.encoder, slot.canvas)
         pace = PreviewPace(slot.preview_steps if self.previews else frozenset(), self._min_interval_s)
         return Running(trajectory, pace, encode_prompt_s=encoded - started, began=encoded)

@@ -55,6 +55,8 @@ class OutputProcessor:
         with self._watchdog.watching("decoding", slot.recipe.height, slot.recipe.width):
             pixels = pending.wait()
         self._meter.settle()
+        if slot.canvas is not None:
+            pixels = slot.canvas.finished(pixels)
         height, width, _ = pixels.shape
         decoded = time.perf_counter()
         with self._watchdog.watching(f"encoding a {slot.output.output_format} file", height, width):
@@ -77,7 +79,8 @@ class OutputProcessor:
         warnings: list[str] = []
         with side_work(f"the file of image {slot.index} does not say how it was generated", warnings):
             return encode_picture(pixels, slot, self._checkpoint.info), warnings
-        return encode_bare(pixels, slot.output.output_format, slot.output.output_compression), warnings
+        output, composite = slot.output, slot.recipe.init_image is not None
+        return encode_bare(pixels, output.output_format, output.output_compression, composite=composite), warnings
 
     def _preview(self, step: int, pending: PendingPixels) -> Preview:
         with self._watchdog.watching("encoding a preview"):

@@ -58,9 +58,22 @@ def set_steps(scheduler: Any, steps: int) -> None:
             scheduler.sigmas = torch.cat([scheduler.sigmas[:steps], scheduler.sigmas[-1:]])
     if not _is_sound(scheduler, steps):
         raise ValueError(f"{type(scheduler).__name__} has no schedule of {steps} steps with this config")
+    begin_at(scheduler, 0)
+
+
+def begin_at(scheduler: Any, step: int) -> None:
+    """Tell a scheduler before which step of its schedule it begins."""
     if hasattr(scheduler, "set_begin_index"):
         # Otherwise it looks up its first timestep, and finds the second of two equal ones.
-        scheduler.set_begin_index(0)
+        scheduler.set_begin_index(step)
+
+
+def noise_levels(scheduler: Any, step: int) -> tuple[float, float]:
+    """Return how much of clean latents and of noise there is before a step, the next one that a scheduler takes."""
+    # On the CPU: given latents on the device, it would copy its levels there, and wait.
+    clean, noise = torch.tensor([[1.0], [0.0]]), torch.tensor([[0.0], [1.0]])
+    of_clean, of_noise = scheduler.add_noise(clean, noise, scheduler.timesteps[step : step + 1]).flatten().tolist()
+    return of_clean, of_noise
 
 
 def _is_sound(scheduler: Any, steps: int) -> bool:

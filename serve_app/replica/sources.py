@@ -13,7 +13,15 @@ from serve_app.models import EMBEDDED, PREVIEW_FOLDER, embedded_path
 from serve_app.replica.headers import Header, read_header
 from serve_app.replica.hub import fetch_checkpoint, fetch_configs, fetch_part, is_hub_id
 from serve_app.replica.markers import read_markers
-from serve_app.replica.model_kind import PART_NAMES, PART_WORDS, USUAL_CONFIGS, PartName, check_header
+from serve_app.replica.model_kind import (
+    INPAINTING_CHANNELS,
+    PART_NAMES,
+    PART_WORDS,
+    USUAL_CONFIGS,
+    PartName,
+    check_header,
+    is_inpainting,
+)
 from serve_app.replica.paths import is_there, user_path
 
 TOKENIZERS: Mapping[str, PartName] = {"tokenizer": "text_encoder", "tokenizer_2": "text_encoder_2"}
@@ -120,6 +128,8 @@ def find_sources(config: ModelConfig) -> Sources:
             )
             for name in names
         }
+        if is_inpainting(header) and "unet" in parts:  # the usual configs are those of text-to-image
+            parts["unet"] = replace(parts["unet"], config={**parts["unet"].config, "in_channels": INPAINTING_CHANNELS})
     if config.vae_path:
         vae = _named_part("vae_path", config.vae_path, root)
         # diffusers would treat a separate VAE as that of Stable Diffusion 1, whose latents have another scale.

@@ -116,7 +116,7 @@ def _check_unet(sources: Sources) -> None:
 
 
 def _check_latents(sources: Sources) -> None:
-    channels = sources.parts["unet"].config.get("in_channels", 4)
+    channels = sources.parts["unet"].config.get("out_channels", 4)
     for part in sources.models:
         if part.config.get("latent_channels", 4) != channels:
             raise part.fault(

@@ -1,4 +1,4 @@
-"""The denoising of one slot: where it starts, its scheduler, its latents and its current step."""
+"""The denoising of one slot: its scheduler, its latents and its current step."""
 
 import inspect
 from collections.abc import Sequence
@@ -8,23 +8,15 @@ from typing import Any, Self
 import torch
 from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import rescale_noise_cfg
 
+from serve_app.canvas import Canvas
 from serve_app.recipe import Recipe
 from serve_app.replica.checkpoint import Checkpoint
 from serve_app.replica.conditioning import Conditioning
 from serve_app.replica.device import to_device
+from serve_app.replica.encode import Encoder
 from serve_app.replica.prompts import PromptEmbedding
-from serve_app.replica.schedulers import make_scheduler, predicted_clean, set_steps
-
-
-@dataclass(frozen=True, slots=True)
-class Start:
-    """Where a trajectory begins: before step `step`, 0 being the first of the schedule.
-
-    `latents` are float32 (1, latent channels, height / 8, width / 8), on the device, with that step's noise.
-    """
-
-    latents: torch.Tensor
-    step: int = 0
+from serve_app.replica.schedulers import begin_at, make_scheduler, noise_levels, predicted_clean, set_steps
+from serve_app.replica.start import Start, start_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,22 +55,35 @@ class Trajectory:
         self.conditioning = conditioning
         self.latents = self.clean = start.latents
         self.step = start.step
+        self._kept = start.kept
+        self._channels = start.channels
         self._guidance = guidance
         self._scheduler = scheduler
-        if hasattr(scheduler, "set_begin_index"):
-            scheduler.set_begin_index(start.step)
+        begin_at(scheduler, start.step)
         self._timesteps: torch.Tensor = scheduler.timesteps
         self._unet_timesteps = to_device(self._timesteps.float(), start.latents.device)
         takes_generator = "generator" in inspect.signature(scheduler.step).parameters
         self._step_noise = {"generator": generator} if takes_generator else {}
 
     @classmethod
-    def of(cls, recipe: Recipe, seed: int, checkpoint: Checkpoint, embeddings: Sequence[PromptEmbedding]) -> Self:
-        """Return a recipe's trajectory. All its noise comes from one CPU generator with this seed, in float32."""
+    def of(
+        cls,
+        recipe: Recipe,
+        seed: int,
+        checkpoint: Checkpoint,
+        embeddings: Sequence[PromptEmbedding],
+        encoder: Encoder | None = None,
+        canvas: Canvas | None = None,
+    ) -> Self:
+        """Return a recipe's trajectory. All its noise comes from one CPU generator with this seed, in float32.
+
+        `encoder` remembers pictures; None: nothing is remembered.
+        """
+        encoder = encoder or Encoder(checkpoint, "none")
         scheduler = make_scheduler(recipe.scheduler or checkpoint.scheduler, checkpoint.scheduler_config)
         set_steps(scheduler, recipe.num_inference_steps)
         generator = torch.Generator("cpu").manual_seed(seed)
-        start = _noise(recipe, checkpoint, scheduler, generator)
+        start = start_of(recipe, canvas, checkpoint, encoder, scheduler, generator)
         conditioning = Conditioning.of(recipe, checkpoint, embeddings)
         guidance = Guidance(recipe.guidance_scale, recipe.guidance_rescale)
         return cls(start, conditioning, guidance, scheduler, generator)
@@ -100,7 +105,8 @@ class Trajectory:
     def model_input(self) -> torch.Tensor:
         """Return the UNet's input for the next step, (rows, channels, height, width)."""
         scaled: torch.Tensor = self._scheduler.scale_model_input(self.latents, self._timesteps[self.step])
-        return scaled.expand(self.rows, -1, -1, -1)
+        sample = scaled if self._channels is None else torch.cat([scaled, self._channels], dim=1)
+        return sample.expand(self.rows, -1, -1, -1)
 
     def advance(self, prediction: torch.Tensor) -> None:
         """Take one step with the UNet's prediction, (rows, channels, height, width)."""
@@ -112,11 +118,7 @@ class Trajectory:
         self.latents = output.prev_sample
         self.clean = predicted_clean(self._scheduler, output)
         self.step += 1
-
-
-def _noise(recipe: Recipe, checkpoint: Checkpoint, scheduler: Any, generator: torch.Generator) -> Start:
-    """Return the start of text-to-image: pure noise."""
-    scale = checkpoint.pipe.vae_scale_factor
-    shape = (1, checkpoint.unet.config.in_channels, recipe.height // scale, recipe.width // scale)
-    noise = torch.randn(shape, generator=generator, dtype=torch.float32)
-    return Start(to_device(noise, checkpoint.device) * scheduler.init_noise_sigma)
+        if self._kept is not None:
+            levels = (1.0, 0.0) if self.done else noise_levels(self._scheduler, self.step)
+            self.latents = self._kept.around(self.latents, levels)
+            self.clean = self._kept.around(self.clean)

@@ -124,6 +124,18 @@ class GenerateRequest(Output, Recipe):
         return self
 
     @model_validator(mode="after")
+    def _goes_on_from_a_picture(self) -> Self:
+        if self.mask_image is not None and self.init_image is None:
+            raise FieldError("mask_image", "needs an init_image: a mask says which part of it to generate")
+        steps = self.num_inference_steps
+        if self.first_step == steps:
+            raise FieldError(
+                "strength",
+                f"{self.strength:g} of {steps} steps is none: give at least {ceil(100 / steps) / 100:g} or more steps",
+            )
+        return self
+
+    @model_validator(mode="after")
     def _fits_its_files(self) -> Self:
         columns, rows = sheet_cells(len(self.seeds) if self.seeds else self.num_images) if self.grid else (1, 1)
         longest, most = max(columns * self.width, rows * self.height), _LONGEST_SIDES[self.output_format]

@@ -78,3 +78,15 @@ def test_listed_preview_steps_are_taken_as_they_are() -> None:
 def test_a_named_scheduler_wins_over_the_models() -> None:
     request = GenerateRequest(prompt="a", scheduler="unipc")
     assert slots_of(request, [1], "ddim")[0].recipe.scheduler == "unipc"
+
+
+def test_what_a_strength_leaves_out_is_no_work_and_no_preview() -> None:
+    request = GenerateRequest(prompt="a", init_image="x", strength=0.6, num_inference_steps=20, preview_every=4)
+    assert request.first_step == 8
+    assert preview_steps_of(request) == {9, 12, 16}
+    assert [GenerateRequest(prompt="a", init_image="x", strength=s).first_step for s in (0.05, 0.29, 0.99, 1)] == [
+        19,
+        15,
+        1,
+        0,
+    ]

@@ -55,6 +55,7 @@ def mend(body: dict[str, Any]) -> None:
     if body.get("preview_steps") is not None:  # instead of preview_every; and each below num_inference_steps
         _drop(body, "preview_every")
         body["preview_steps"] = []
+    _drop(body, "init_image", "mask_image")  # any text by the schema, but a picture
     if not body.get("stream"):  # of what has no stream
         _drop(body, "partial_images")
     if isinstance(body.get("size"), str):  # a text with bounds

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
+from serve_app.canvas import Canvas
 from serve_app.errors import DeadlineExceeded, ServiceError
 from serve_app.fanout.fanout import FanOut
 from serve_app.ingress.api import create_api
@@ -26,12 +27,14 @@ class Breaking(FanOut):
     error: Exception
 
     @asynccontextmanager
-    async def stream(self, request: GenerateRequest) -> AsyncIterator[AsyncGenerator[Event]]:
+    async def stream(
+        self, request: GenerateRequest, canvas: Canvas | None = None
+    ) -> AsyncIterator[AsyncGenerator[Event]]:
         async with super().stream(request) as events:
             yield self._broken(events)
 
     @asynccontextmanager
-    async def open(self, request: GenerateRequest) -> AsyncIterator[Reading]:
+    async def open(self, request: GenerateRequest, canvas: Canvas | None = None) -> AsyncIterator[Reading]:
         async with super().open(request) as reading:
             yield replace(reading, entries=self._broken_entries(reading.entries))
 

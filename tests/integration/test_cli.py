@@ -254,6 +254,20 @@ def test_a_picture_is_reproduced_exactly(
     assert (tmp_path / "again" / picture.name).read_bytes() == picture.read_bytes()
 
 
+def test_a_picture_that_went_on_from_others_is_reproduced_from_them(
+    app: Running, generate: Callable[..., None], tmp_path: Path
+) -> None:
+    photo, mask = tmp_path / "photo.png", tmp_path / "mask.png"
+    Image.new("RGB", (64, 64), "red").save(photo)
+    Image.new("L", (64, 64), 255).save(mask)
+    generate("a", "-n", 1, "--seed", 7, "--init", photo, "--mask", mask, "--strength", "0.5")
+    asked = run("reproduce", tmp_path / "seed-7.png", "--url", app.url)
+    assert (asked.returncode, "name that file with --init" in asked.stderr) == (2, True)
+    done = run("reproduce", tmp_path / "seed-7.png", "--init", photo, "--mask", mask, "--url", app.url)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "the same: every pixel" in done.stdout.splitlines()[-1]
+
+
 def saved_again(picture: Path, pixels: Image.Image, xmp: bytes | None = None) -> Path:
     """Write other pixels with the XMP of a picture, or other XMP."""
     changed = picture.with_name("changed.webp")

@@ -1,11 +1,12 @@
 import base64
 import io
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from diffusers import StableDiffusionXLPipeline
+from diffusers import StableDiffusionXLImg2ImgPipeline, StableDiffusionXLPipeline
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -36,6 +37,33 @@ def test_the_pictures_are_those_of_diffusers(app: Running, stock: StableDiffusio
             generator=torch.Generator("cpu").manual_seed(image["seed"]),
         ).images[0]
         assert np.abs(picture(image["b64_json"]).astype(int) - np.asarray(expected).astype(int)).max() <= 1
+
+
+def test_pictures_that_go_on_from_a_picture(app: Running, tiny_path: Path) -> None:
+    """On both replicas, which fetch the picture, they are diffusers' own; outside a mask they are the picture."""
+    given = Image.fromarray(np.random.default_rng(3).integers(0, 256, (64, 64, 3), np.uint8))
+    mask = Image.fromarray(np.pad(np.full((32, 32), 255, np.uint8), 16))
+    files = {"init_image": png_of(given), "mask_image": png_of(mask)}
+    images = app.generate(num_images=4, seed=11, strength=0.6, init_image=files["init_image"])["images"]
+    pipe = StableDiffusionXLImg2ImgPipeline.from_pretrained(tiny_path, add_watermarker=False)
+    expected = pipe(
+        "a red apple",
+        image=given,
+        strength=0.6,
+        num_inference_steps=4,
+        guidance_scale=5.0,
+        generator=torch.Generator("cpu").manual_seed(12),
+    ).images[0]
+    assert np.abs(picture(images[1]["b64_json"]).astype(int) - np.asarray(expected).astype(int)).max() <= 1
+    *_, image, _ = app.stream(num_images=1, seed=11, **files)
+    outside = np.asarray(mask) == 0
+    assert np.array_equal(picture(image["b64_json"])[outside], np.asarray(given)[outside])
+
+
+def png_of(image: Image.Image) -> str:
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return base64.b64encode(file.getvalue()).decode()
 
 
 @pytest.mark.parametrize(("output_format", "pillow_format"), [("png", "PNG"), ("jpeg", "JPEG"), ("webp", "WEBP")])

@@ -79,10 +79,6 @@ def shards(folder: Path) -> None:
 
 
 FOLDERS: dict[str, tuple[Callable[[Path], object], str]] = {
-    "inpainting": (
-        lambda f: edit(f / "unet/config.json", in_channels=9),
-        "model.path: {f}/unet is an SDXL inpainting model, its UNet takes 9 channels and returns 4; only whole",
-    ),
     "refiner": (
         lambda f: edit(f / "model_index.json", text_encoder=[None, None]),
         "model.path: {f} has no first text encoder, like SDXL's refiner",
@@ -307,7 +303,6 @@ def lora(weights: Weights) -> None:
 
 
 FILES: dict[str, tuple[Callable[[Weights], object], str]] = {
-    "inpainting": (takes(9), "is an SDXL inpainting model, its UNet takes 9 channels and returns 4; only whole"),
     "edits pictures": (takes(8), "is not a text-to-image model, its UNet takes 8 channels and returns 4; only whole"),
     "depth": (takes(5), "is not a text-to-image model, its UNet takes 5 channels and returns 4; only whole"),
     "refiner": (refiner, "is an SDXL refiner, it has no first text encoder"),

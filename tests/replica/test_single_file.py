@@ -120,3 +120,14 @@ def test_an_edm_model_is_refused_before_it_is_loaded(
     with pytest.raises(CheckpointError, match=rf"^model\.path: .*{markers[0]}"):
         load_checkpoint(with_markers(file, tmp_path, *markers), CPU)
     assert lookups == [], "its configs would have come from the hub"
+
+
+def test_an_inpainting_file_takes_a_mask_whatever_its_configs_say(file: Path, configs: Path, tmp_path: Path) -> None:
+    weights = load_file(file)
+    first = "model.diffusion_model.input_blocks.0.0.weight"
+    weights[first] = torch.cat([weights[first], torch.ones(32, 5, 3, 3)], dim=1)
+    save_file(weights, tmp_path / "inpainting.safetensors")
+    config = ModelConfig(path=str(tmp_path / "inpainting.safetensors"), config_path=str(configs))
+    loaded = load_checkpoint(config, CPU).unet
+    assert loaded.config.in_channels == 9
+    assert torch.equal(loaded.conv_in.weight, weights[first])

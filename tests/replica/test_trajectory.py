@@ -7,7 +7,8 @@ from serve_app.replica.conditioning import Conditioning
 from serve_app.replica.denoise import Denoiser
 from serve_app.replica.prompts import PromptEncoder
 from serve_app.replica.schedulers import make_scheduler, set_steps
-from serve_app.replica.trajectory import Guidance, Start, Trajectory
+from serve_app.replica.start import Start
+from serve_app.replica.trajectory import Guidance, Trajectory
 from serve_app.replica.unet import eager
 from tests.conftest import make_slot
 

@@ -1,0 +1,136 @@
+"""The service with requests that hold pictures: checks them, and hands them on as a canvas."""
+
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import replace
+from math import sqrt
+
+from fastapi.exceptions import RequestValidationError
+from PIL import Image as Pillow
+from pydantic import ValidationError
+
+from serve_app.canvas import Canvas, MaskIsEmpty, canvas_of
+from serve_app.config import ModelConfig
+from serve_app.errors import InvalidRequest
+from serve_app.ingress.given import Given, GivenPictures
+from serve_app.ingress.service import CanvasService
+from serve_app.ingress.threads import Threads
+from serve_app.readings import Found, Reading
+from serve_app.schemas import BatchResult, Cancelled, Event, GenerateRequest, Health, ModelInfo, ServiceStatus
+
+_STRENGTH, _STRENGTH_OF_PART = 0.6, 1.0
+"""The defaults for a whole picture and for a part of it."""
+_THREADS = 2
+"""The pictures of so many requests are decoded at once: each may take hundreds of megabytes on the way."""
+_STRETCH = 1.02
+"""How much a picture may be stretched without a word: sizes are multiples of 8."""
+
+
+class WithPictures:
+    """A service whose requests may hold pictures. All APIs share it: a picture is read in one way."""
+
+    def __init__(self, service: CanvasService, given: GivenPictures, model: ModelConfig) -> None:
+        self._service = service
+        self._given = given
+        self._model = model
+        self._threads = Threads(_THREADS, "pictures")
+
+    async def generate(self, request: GenerateRequest) -> BatchResult:
+        return await self._service.generate(*await self._prepared(request))
+
+    @asynccontextmanager
+    async def stream(self, request: GenerateRequest) -> AsyncIterator[AsyncGenerator[Event]]:
+        async with self._service.stream(*await self._prepared(request)) as events:
+            yield events
+
+    @asynccontextmanager
+    async def open(self, request: GenerateRequest) -> AsyncIterator[Reading]:
+        async with self._service.open(*await self._prepared(request)) as reading:
+            yield reading
+
+    async def _prepared(self, request: GenerateRequest) -> tuple[GenerateRequest, Canvas | None]:
+        """Return a request with the hashes of its pictures instead of the pictures, and these as a canvas.
+
+        Raises InvalidRequest or RequestValidationError.
+        """
+        if request.init_image is None:
+            return request, None
+        picture = await self._given.found(request.init_image, "init_image")
+        mask = None if request.mask_image is None else await self._given.found(request.mask_image, "mask_image")
+        # All in one: decoded pictures are large, and must not wait for a thread.
+        return await self._threads.run(self._drawn, request, picture, mask)
+
+    def _drawn(
+        self, request: GenerateRequest, found: str | bytes, found_mask: str | bytes | None
+    ) -> tuple[GenerateRequest, Canvas]:
+        picture = self._given.picture(found, "init_image")
+        mask = None if found_mask is None else self._given.mask(found_mask, "mask_image")
+        request = self._completed(request, picture, mask)
+        try:
+            canvas = canvas_of(picture.image, mask.image if mask else None, request)
+        except MaskIsEmpty:
+            message = "mask_image: marks nothing to generate; it must be white there"
+            raise InvalidRequest(message, "mask_image") from None
+        return request, replace(canvas, warnings=_warnings(picture.image, request))
+
+    def _completed(self, request: GenerateRequest, picture: Given, mask: Given | None) -> GenerateRequest:
+        """Return a request with hashes instead of pictures, and with what it did not say about them."""
+        usual = _STRENGTH if mask is None else _STRENGTH_OF_PART
+        width, height = self._size(request, picture.image)
+        said = {
+            **request.model_dump(exclude_unset=True),
+            "init_image": picture.hash,
+            **({"mask_image": mask.hash} if mask else {}),
+            "strength": usual if request.strength is None else request.strength,
+            "width": width,
+            "height": height,
+        }
+        try:
+            return type(request).model_validate(said)
+        except ValidationError as error:
+            faults = error.errors()
+            raise RequestValidationError([{**fault, "loc": ("body", *fault["loc"])} for fault in faults]) from error
+
+    def _size(self, request: GenerateRequest, picture: Pillow.Image) -> tuple[int, int]:
+        """Return the size of a request.
+
+        That of its picture if the request does not say: its own within the model's bounds, otherwise one of the same
+        shape and of about as many pixels as the model's default.
+        """
+        model, sides = self._model, (picture.width, picture.height)
+        if request.model_fields_set & {"width", "height"}:
+            return request.width, request.height
+        if not all(model.min_size <= side - side % 8 <= model.max_size for side in sides):
+            scale = sqrt(model.width * model.height / (sides[0] * sides[1]))
+            sides = (int(sides[0] * scale), int(sides[1] * scale))
+        width, height = (min(max(side - side % 8, model.min_size), model.max_size) for side in sides)
+        return width, height
+
+    def running(self) -> AbstractAsyncContextManager[None]:
+        return self._service.running()
+
+    def model(self) -> ModelInfo:
+        return self._service.model()
+
+    def resume(self, id: str, after: int) -> AbstractAsyncContextManager[Reading]:
+        return self._service.resume(id, after)
+
+    async def find(self, id: str) -> Found:
+        return await self._service.find(id)
+
+    async def cancel(self, id: str, index: int | None = None) -> Cancelled:
+        return await self._service.cancel(id, index)
+
+    def health(self) -> Health:
+        return self._service.health()
+
+    def status(self) -> ServiceStatus:
+        return self._service.status()
+
+
+def _warnings(picture: Pillow.Image, request: GenerateRequest) -> tuple[str, ...]:
+    shapes = sorted((picture.width / picture.height, request.width / request.height))
+    if shapes[1] <= shapes[0] * _STRETCH:
+        return ()
+    given, wanted = f"{picture.width}x{picture.height}", f"{request.width}x{request.height}"
+    return (f"init_image: {given} is stretched to {wanted}; leave out width and height to keep its shape",)
