@@ -16,8 +16,8 @@ from serve_app.replica.deployment import Replica
 from serve_app.scaling import ImagesPolicy
 
 _CONTROL_CALLS = 16
-_METRICS_INTERVAL_S = 1.0
-_LOOK_BACK_S = 4.0
+_LOOK_BACK_S = 15.0
+"""Over which time the numbers for the policy are averaged; Serve asks for them every 10 s unless told otherwise."""
 
 
 def shutdown_s(args: AppArgs) -> float:
@@ -35,7 +35,6 @@ def _autoscaling(args: AppArgs) -> AutoscalingConfig | None:
         max_replicas=args.scaling.max_replicas,
         upscale_delay_s=args.scaling.upscale_delay_s,
         downscale_delay_s=args.scaling.downscale_delay_s,
-        metrics_interval_s=_METRICS_INTERVAL_S,
         look_back_period_s=_LOOK_BACK_S,
         policy=AutoscalingPolicy(policy_function=ImagesPolicy, policy_kwargs=policy),
     )

@@ -28,6 +28,8 @@ ENVIRONMENT = {
     # glibc reads it. Ray runs about 40 threads in each process; by default they allocate from up to 8 heaps a core, of
     # which each keeps what it has freed, and an ingress replica grows for thousands of requests.
     "MALLOC_ARENA_MAX": "2",
+    # Replicas read it: how often they tell what the number of replicas follows (`scaling`).
+    "RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "1",
 }
 """What Ray's processes must find in their environment when they start."""
 

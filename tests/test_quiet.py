@@ -35,6 +35,7 @@ def logged() -> Iterator[list[str]]:
     filters = [list(one.filters) for one in loggers]
     for one in loggers:
         one.addHandler(kept)
+        one.filters.clear()  # an earlier test of this process may have loaded a model
     yield kept.lines
     for one, before in zip(loggers, filters, strict=True):
         one.removeHandler(kept)

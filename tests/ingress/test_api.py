@@ -337,7 +337,7 @@ def test_health_says_whether_images_can_be_generated(client: TestClient, pool: F
     response = client.get("/health")
     assert (response.status_code, response.json()) == (
         200,
-        {"status": "ready", "replicas": {"ready": 2, "target": 2}, "version": __version__},
+        {"status": "ready", "replicas": {"ready": 2, "target": 2}, "version": __version__, "message": None},
     )
     pool.status = PoolStatus()
     response = client.get("/health")

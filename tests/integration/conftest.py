@@ -1,12 +1,14 @@
 """A real Ray with real Serve over HTTP, on two replicas of the tiny model."""
 
 import json
+import os
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import httpx2
 import psutil
@@ -29,6 +31,7 @@ from serve_app.config import (
 )
 from serve_app.fanout.pool import POLL_INTERVAL_S
 from serve_app.messages import ReplicaStatus
+from serve_app.serve import ENVIRONMENT
 from tests.integration.paced import build
 
 APP = "test"
@@ -49,15 +52,16 @@ class Cluster:
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Cluster]:
     port, metrics_port = free_port(), free_port()
-    ray.init(
-        address="local",
-        num_cpus=8,  # more than the machine has: the tiny model's replicas hardly need one
-        include_dashboard=False,
-        log_to_driver=False,
-        configure_logging=False,
-        _metrics_export_port=metrics_port,
-        _system_config={"metrics_report_interval_ms": 2000},  # 10 s by default
-    )
+    with patch.dict(os.environ, ENVIRONMENT):
+        ray.init(
+            address="local",
+            num_cpus=8,  # more than the machine has: the tiny model's replicas hardly need one
+            include_dashboard=False,
+            log_to_driver=False,
+            configure_logging=False,
+            _metrics_export_port=metrics_port,
+            _system_config={"metrics_report_interval_ms": 2000},  # 10 s by default
+        )
     serve.start(http_options={"host": "127.0.0.1", "port": port, "request_timeout_s": 60})
     yield Cluster(f"http://127.0.0.1:{port}", f"http://127.0.0.1:{metrics_port}/metrics")
     ray.shutdown()  # Serve's own would wait for each replica to end in order

@@ -41,8 +41,9 @@ class Changing:
 
     def health(self) -> dict[str, Any]:
         answer = self.http.get("/health")
-        known = answer.headers.get("content-type") == "application/json"  # else the proxy says it knows no ingress
-        return answer.json() if known else {"replicas": {}, "message": None}
+        if answer.status_code in (200, 503) and answer.headers["content-type"] == "application/json":
+            return dict(answer.json())
+        return {"replicas": {}, "message": None}  # the proxy does not know this application yet
 
     def has(self, replicas: int) -> bool:
         return bool(self.health()["replicas"] == {"ready": replicas, "target": replicas})

@@ -11,6 +11,8 @@ import pytest
 from serve_app.config import AppArgs
 from serve_app.messages import Call, new_caller
 from serve_app.replica import deployment, leases
+from serve_app.replica.batching import Load
+from serve_app.replica.demand import Demand
 from serve_app.replica.deployment import Replica, importing
 from serve_app.replica.leases import Leases
 
@@ -24,7 +26,16 @@ class Engine:
     def look_for_stalls(self) -> None:
         self.looks.release()
 
+    def load(self) -> Load:
+        return Load(0, 0, 0)
+
     def stop(self) -> None: ...
+
+
+class Uncounted:
+    """In place of the replica's metrics."""
+
+    def look(self, load: Load, checkpoint: Any) -> None: ...
 
 
 async def started() -> Replica:
@@ -40,7 +51,8 @@ async def test_a_question_to_ray_that_hangs_delays_no_look_for_stalls_and_no_dea
     dropped: list[Exception | None] = []
 
     async def start(replica: Any, _: AppArgs) -> None:
-        replica._engine, replica._leases = engine, held
+        replica._engine, replica._leases, replica._demand = engine, held, Demand()
+        replica._counting, replica._checkpoint = Uncounted(), None
 
     async def hang(_: str) -> bool:
         asked.set()

@@ -213,9 +213,9 @@ def test_previews_show_what_is_kept(make_engine: MakeEngine, monkeypatch: pytest
     cleans: list[torch.Tensor] = []
     decode = PreviewDecoder.decode
 
-    def recording(decoder: PreviewDecoder, clean: torch.Tensor) -> Any:
+    def recording(decoder: PreviewDecoder, clean: torch.Tensor, *charging: Any) -> Any:
         cleans.append(clean.clone())
-        return decode(decoder, clean)
+        return decode(decoder, clean, *charging)
 
     monkeypatch.setattr(PreviewDecoder, "decode", recording)
     running = make_engine(preview=PreviewConfig(min_interval_s=0))
