@@ -57,7 +57,7 @@ def create_api(
     request = request_model(args)
     api.include_router(native.health_router(service))
     api.include_router(native.router(service, request, stored), **_described(args, native.DIALECT))
-    api.include_router(openai.router(service, request, args, stored), **_described(args, openai.DIALECT))
+    api.include_router(openai.router(service, request, args, stored, service.hole), **_described(args, openai.DIALECT))
     api.include_router(fal.router(service, request, args, stored), **_described(args, fal.DIALECT))
     if stored:
         api.include_router(file_urls.router(stored, native.DIALECT))

@@ -6,7 +6,11 @@ from uuid import uuid4
 
 import schemathesis
 
+from tests.ingress.hostile import plain, saved
+
 Case = schemathesis.Case[Any]
+
+PICTURE = saved(plain(size=(64, 64)), "PNG")
 
 
 @schemathesis.deserializer("text/event-stream")
@@ -58,6 +62,9 @@ def mend(body: dict[str, Any]) -> None:
     _drop(body, "init_image", "mask_image")  # any text by the schema, but a picture
     if not body.get("stream"):  # of what has no stream
         _drop(body, "partial_images")
+    if "image" in body:  # any file by the schema, but a picture, and a mask with a hole
+        body["image"] = PICTURE
+        _drop(body, "mask", "image[]")
     if isinstance(body.get("size"), str):  # a text with bounds
         body["size"] = "64x72"
     if isinstance(body.get("image_size"), dict):  # the model's bounds, which are told in words

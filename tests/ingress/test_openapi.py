@@ -27,6 +27,8 @@ ROUTES = {
     ("/status", "get"),
     ("/health", "get"),
     ("/v1/images/generations", "post"),
+    ("/v1/images/edits", "post"),
+    ("/v1/images/variations", "post"),
     ("/v1/models", "get"),
     ("/v1/models/{model}", "get"),
     ("/fal-ai/fast-sdxl", "post"),
@@ -104,15 +106,16 @@ def test_every_event_of_a_stream_is_described(document: dict[str, Any], path: st
 
 
 def test_also_those_of_the_other_apis(document: dict[str, Any]) -> None:
-    *events, done = events_of(document, "/v1/images/generations")
-    assert done == {"type": "string", "const": "[DONE]"}
-    assert [told["properties"]["type"]["const"] for told in events] == [
-        "image_generation.partial_image",
-        "image_generation.completed",
-        "image_generation.failed",
-        "image_generation.warnings",
-        "error",
-    ]
+    for path, kind in (("generations", "generation"), ("edits", "edit"), ("variations", "edit")):
+        *events, done = events_of(document, f"/v1/images/{path}")
+        assert done == {"type": "string", "const": "[DONE]"}
+        assert [told["properties"]["type"]["const"] for told in events] == [
+            f"image_{kind}.partial_image",
+            f"image_{kind}.completed",
+            f"image_{kind}.failed",
+            f"image_{kind}.warnings",
+            "error",
+        ]
     assert [told["title"] for told in events_of(document, "/fal-ai/fast-sdxl/stream")] == [
         "PreviewFrame",
         "FastSdxlOutput",
