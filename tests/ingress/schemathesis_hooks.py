@@ -1,6 +1,7 @@
 """What schemathesis must be told of the service besides its OpenAPI document."""
 
 import json
+from base64 import b64encode
 from typing import Any
 from uuid import uuid4
 
@@ -62,6 +63,10 @@ def mend(body: dict[str, Any]) -> None:
     _drop(body, "init_image", "mask_image")  # any text by the schema, but a picture
     if not body.get("stream"):  # of what has no stream
         _drop(body, "partial_images")
+    for name in {"image_url", "mask_url"} & body.keys():
+        body[name] = f"data:;base64,{b64encode(PICTURE).decode()}"
+    if isinstance(strength := body.get("strength"), float) and strength < 1:  # less than one of the steps
+        body["strength"] = 1
     if "image" in body:  # any file by the schema, but a picture, and a mask with a hole
         body["image"] = PICTURE
         _drop(body, "mask", "image[]")

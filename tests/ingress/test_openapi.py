@@ -33,6 +33,10 @@ ROUTES = {
     ("/v1/models/{model}", "get"),
     ("/fal-ai/fast-sdxl", "post"),
     ("/fal-ai/fast-sdxl/stream", "post"),
+    ("/fal-ai/fast-sdxl/image-to-image", "post"),
+    ("/fal-ai/fast-sdxl/image-to-image/stream", "post"),
+    ("/fal-ai/fast-sdxl/inpainting", "post"),
+    ("/fal-ai/fast-sdxl/inpainting/stream", "post"),
     ("/files/{name}", "get"),
 }
 
