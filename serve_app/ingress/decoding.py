@@ -5,10 +5,13 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from io import BytesIO
+from typing import TypeVar
 
 import numpy as np
 from PIL import Image as Pillow
 from PIL import ImageOps, UnidentifiedImageError
+
+from serve_app.metadata import parameters_chunk
 
 _FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 """What most pictures are; each further decoder is one more to attack."""
@@ -31,6 +34,8 @@ _MOST_SCANS = 500
 _SCAN = b"\xff\xda"
 
 _WHITE, _BLACK = (255, 255, 255, 255), (0, 0, 0, 255)
+
+Read = TypeVar("Read")
 
 
 class UnreadablePicture(ValueError):
@@ -55,7 +60,12 @@ def hole_of(content: bytes, most_pixels: int) -> Pillow.Image:
     return hole
 
 
-def _decoded(content: bytes, most_pixels: int, read: Callable[[Pillow.Image], Pillow.Image]) -> Pillow.Image:
+def text_of(content: bytes, most_pixels: int) -> str:
+    """Return the text that programs have put into a picture; empty if there is none. Raises UnreadablePicture."""
+    return _decoded(content, most_pixels, parameters_chunk) or ""
+
+
+def _decoded(content: bytes, most_pixels: int, read: Callable[[Pillow.Image], Read]) -> Read:
     """Return what `read` makes of the first picture in a file, upright."""
     if content.count(_SCAN) > _MOST_SCANS and content.startswith(b"\xff\xd8"):
         raise UnreadablePicture(_DAMAGED)

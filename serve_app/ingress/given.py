@@ -11,7 +11,7 @@ from io import BytesIO
 from PIL import Image as Pillow
 
 from serve_app.errors import InvalidRequest, NotFound
-from serve_app.ingress.decoding import UnreadablePicture, hole_of, mask_of, picture_of
+from serve_app.ingress.decoding import UnreadablePicture, hole_of, mask_of, picture_of, text_of
 from serve_app.ingress.file_urls import stored_name
 from serve_app.ingress.files import Files
 from serve_app.recipe import picture_hash
@@ -64,6 +64,11 @@ class GivenPictures:
         with _named(field):
             self._decoded(found, hole_of).image.save(file, "PNG")
         return b64encode(file.getvalue()).decode()
+
+    def text(self, found: str | bytes, field: str) -> str:
+        """Return the text that programs have put into what was found. Raises InvalidRequest."""
+        with _named(field):
+            return text_of(_content(found) if isinstance(found, str) else found, self._most_pixels)
 
     async def _found(self, text: str) -> str | bytes:
         name = stored_name(text)

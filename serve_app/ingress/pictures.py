@@ -56,6 +56,10 @@ class WithPictures:
         """Return a mask that marks what is transparent in a picture; both are as in requests. Raises InvalidRequest."""
         return await self._threads.run(self._given.hole, await self._given.found(text, field), field)
 
+    async def text_in(self, text: str, field: str) -> str:
+        """Return the text that programs have put into a picture, which is as in requests. Raises InvalidRequest."""
+        return await self._threads.run(self._given.text, await self._given.found(text, field), field)
+
     async def _prepared(self, request: GenerateRequest) -> tuple[GenerateRequest, Canvas | None]:
         """Return a request with the hashes of its pictures instead of the pictures, and these as a canvas.
 

@@ -103,18 +103,25 @@ def _renamed(fault: dict[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
     return fault
 
 
+def own_or_invalid(request: type[GenerateRequest], **fields: Any) -> GenerateRequest:
+    """Return a request of this service from fields of another API. Raises RequestValidationError."""
+    try:
+        return request(**fields)
+    except ValidationError as error:
+        raise RequestValidationError([{**fault, "loc": ("body", *fault["loc"])} for fault in error.errors()]) from error
+
+
 def translated(request: type[GenerateRequest], model: ModelConfig, size_param: str, **fields: Any) -> GenerateRequest:
     """Return a request of another API as one of this service. Raises InvalidRequest or RequestValidationError.
 
     Borrowed fields are already within bounds; the size is checked here, and errors call it `size_param`.
     """
     try:
-        return request(**fields)
-    except ValidationError as error:
-        faults = error.errors()
-        if any(fault["loc"][:1] in (("width",), ("height",)) for fault in faults):
+        return own_or_invalid(request, **fields)
+    except RequestValidationError as error:
+        if any(fault["loc"][1:] in (("width",), ("height",)) for fault in error.errors()):
             size = f"{fields['width']}x{fields['height']}"
             raise InvalidRequest(
                 f"{size_param}: {size} is not served; width and height must be {sizes(model)}", size_param
             ) from error
-        raise RequestValidationError([{**fault, "loc": ("body", *fault["loc"])} for fault in faults]) from error
+        raise

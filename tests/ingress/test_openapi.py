@@ -38,6 +38,9 @@ ROUTES = {
     ("/fal-ai/fast-sdxl/inpainting", "post"),
     ("/fal-ai/fast-sdxl/inpainting/stream", "post"),
     ("/files/{name}", "get"),
+    *((f"/sdapi/v1/{path}", "post") for path in ("txt2img", "img2img", "options", "interrupt", "png-info")),
+    *((f"/sdapi/v1/{path}", "get") for path in ("options", "progress", "sd-models", "sd-vae", "loras")),
+    *((f"/sdapi/v1/{path}", "get") for path in ("samplers", "schedulers", "upscalers", "latent-upscale-modes")),
 }
 
 
@@ -90,7 +93,9 @@ def test_nothing_refers_to_what_is_not_there(document: dict[str, Any]) -> None:
 
 def test_errors_are_described_in_the_words_of_their_api(document: dict[str, Any]) -> None:
     for path, operations in document["paths"].items():
-        body = {"v1": "OpenAIErrorBody", "fal-ai": "FalErrorBody"}.get(path.split("/")[1], "ErrorBody")
+        body = {"v1": "OpenAIErrorBody", "fal-ai": "FalErrorBody", "sdapi": "A1111ErrorBody"}.get(
+            path.split("/")[1], "ErrorBody"
+        )
         for operation in operations.values():
             errors = {status: answer for status, answer in operation["responses"].items() if status >= "400"}
             for status, answer in errors.items():
