@@ -62,8 +62,6 @@ class ModelRunner:
         started = time.perf_counter()
         embeddings = self.prompts.conditions(slot.recipe)
         encoded = time.perf_counter()
-        trajectory = Trajectory.of(
-            slot.recipe, slot.seed, self._checkpoint, embeddings, self.encoder, canvas=slot.canvas
-        )
+        trajectory = Trajectory.of(slot.recipe, slot.seed, self._checkpoint, embeddings, self.encoder, slot.canvas)
         pace = PreviewPace(slot.preview_steps if self.previews else frozenset(), self._min_interval_s)
         return Running(trajectory, pace, encode_prompt_s=encoded - started, began=encoded)

@@ -7,13 +7,15 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import pytest
-from ray.exceptions import TaskCancelledError
+from ray.exceptions import ObjectStoreFullError, TaskCancelledError
 from ray.serve.exceptions import DeploymentUnavailableError, RequestCancelledError
 from ray.serve.handle import DeploymentBroadcastResponse
 
 from serve_app.background import background
-from serve_app.errors import ReplicaLost
+from serve_app.canvas import Canvas, Layer
+from serve_app.errors import NotReady, ReplicaLost
 from serve_app.fanout.pool import POLL_INTERVAL_S, Pool
 from serve_app.fanout.sight import Sight
 from serve_app.messages import Call, OpenCalls, ReplicaStatus, Slot
@@ -239,3 +241,12 @@ def silent_sight(*replicas: ReplicaStatus) -> Sight:
     for _ in range(5):
         sight.missed([f"actor of {r.id}" for r in replicas])
     return sight
+
+
+async def test_a_picture_for_which_there_is_no_room_is_refused_for_now(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_: object) -> None:
+        raise ObjectStoreFullError("full")
+
+    monkeypatch.setattr("ray.put", full)
+    with pytest.raises(NotReady, match="no room for your picture"):
+        await Pool(Handle()).share(Canvas(Layer.of(np.zeros((8, 8, 3), np.uint8))))

@@ -2,11 +2,13 @@
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 import ray
+from PIL import Image
 from ray import serve
 from ray.serve._private.common import DeploymentID
 
@@ -21,6 +23,7 @@ from tests.integration.conftest import (
     own_processes,
     ready_throughout,
 )
+from tests.integration.test_generate import png_of
 
 
 def replica_actors() -> list[ray.actor.ActorHandle]:
@@ -29,29 +32,37 @@ def replica_actors() -> list[ray.actor.ActorHandle]:
     return [info.get_actor_handle() for info in infos[DeploymentID(name="Replica", app_name=APP)]]
 
 
-SEEDS = {"num_images": 2, "seed": 70, "num_inference_steps": 80}
+SEEDS: dict[str, Any] = {"num_images": 2, "seed": 70, "num_inference_steps": 80}
+PICTURE = {"init_image": png_of(Image.effect_mandelbrot((64, 64), (-3, -2.5, 2, 2.5), 100)), "strength": 1.0}
+ASKED: Mapping[str, dict[str, Any]] = {"generate": SEEDS, "stream": SEEDS | PICTURE}
+
+Pictures = dict[str, dict[int, str]]
+"""By route and seed."""
 
 
 @pytest.fixture(scope="module")
-def whole(service: Running) -> dict[int, str]:
-    """The pictures of two seeds, where nothing happens to a replica."""
-    return {image["seed"]: image["b64_json"] for image in service.generate(**SEEDS)["images"]}
+def whole(service: Running) -> Pictures:
+    """The pictures of two seeds by both routes, where nothing happens to a replica."""
+    return {
+        route: {image["seed"]: image["b64_json"] for image in service.generate(**body)["images"]}
+        for route, body in ASKED.items()
+    }
 
 
 @contextmanager
-def asked_for(app: Running) -> Iterator[list[dict[int, str]]]:
+def asked_for(app: Running) -> Iterator[Pictures]:
     """Ask for the two seeds by both routes, and go on when each replica generates one for each; give what comes back.
 
     On the way out the answers are there.
     """
-    pictures: list[dict[int, str]] = []
+    pictures: Pictures = {}
 
     def ask(route: str) -> None:
-        answer = getattr(app, route)(**SEEDS)
+        answer = getattr(app, route)(**ASKED[route])
         images = answer["images"] if route == "generate" else [e for e in answer if e["type"] == "image"]
-        pictures.append({image["seed"]: image["b64_json"] for image in images})
+        pictures[route] = {image["seed"]: image["b64_json"] for image in images}
 
-    requests = [threading.Thread(target=ask, args=(route,)) for route in ("generate", "stream")]
+    requests = [threading.Thread(target=ask, args=(route,)) for route in ASKED]
     for request in requests:
         request.start()
     eventually(lambda: [r.active for r in app.replicas()] == [2, 2])
@@ -61,14 +72,14 @@ def asked_for(app: Running) -> Iterator[list[dict[int, str]]]:
         assert not request.is_alive(), "it does not wait for Serve's health check"
 
 
-def test_a_replica_that_dies_takes_no_image_with_it(app: Running, whole: dict[int, str]) -> None:
+def test_a_replica_that_dies_takes_no_image_with_it(app: Running, whole: Pictures) -> None:
     with asked_for(app) as pictures:
         ray.kill(replica_actors()[0])
-    assert pictures == [whole, whole], "the same pictures as if nothing had happened"
+    assert pictures == whole, "the same pictures as if nothing had happened"
     eventually(lambda: app.http.get("/health").json()["replicas"]["ready"] == REPLICAS)
 
 
-def test_the_images_on_a_replica_that_freezes_are_generated_elsewhere(app: Running, whole: dict[int, str]) -> None:
+def test_the_images_on_a_replica_that_freezes_are_generated_elsewhere(app: Running, whole: Pictures) -> None:
     """A frozen process answers nobody; Serve's health check takes half a minute to see it."""
     frozen = own_processes(f"ServeReplica:{APP}:Replica")[0]
     try:
@@ -78,7 +89,7 @@ def test_the_images_on_a_replica_that_freezes_are_generated_elsewhere(app: Runni
         assert len(app.generate(num_images=4)["images"]) == 4
     finally:
         frozen.resume()
-    assert pictures == [whole, whole]
+    assert pictures == whole
     eventually(lambda: app.http.get("/health").json()["replicas"]["ready"] == REPLICAS)
 
 

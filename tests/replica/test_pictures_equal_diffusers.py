@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -17,9 +18,11 @@ from PIL import Image as Pillow
 
 from serve_app.canvas import canvas_of
 from serve_app.config import ModelConfig, PreviewConfig
+from serve_app.errors import SlotFailed
 from serve_app.messages import Preview, Slot
 from serve_app.recipe import SchedulerName
 from serve_app.replica.checkpoint import Checkpoint, load_checkpoint
+from serve_app.replica.encode import Encoder, can_encode
 from serve_app.replica.engine import Engine, SlotJob
 from serve_app.replica.model_runner import Running
 from serve_app.replica.previews import PreviewDecoder
@@ -153,6 +156,18 @@ def test_alone_and_in_a_crowd(
         assert torch.equal(finals[slot.index], alone[slot.index]), "the bits are those of the slot alone"
 
 
+def test_all_kinds_share_calls(make_engine: MakeEngine, finals: dict[int, torch.Tensor]) -> None:
+    plain = make_slot(index=2, seed=2, width=WIDTH, height=HEIGHT)
+    mixed = [a_slot(0, "picture", "euler", 0.6, 4), a_slot(1, "part", "ddim", 1.0, 4), plain]
+    make_engine(max_batch_size=1).generate(*mixed)
+    alone = dict(finals)
+    crowd = make_engine(max_batch_size=3, images_per_call=3)
+    crowd.generate(*mixed)
+    assert max(crowd.watch.batches) == 3
+    for slot in mixed:
+        assert_same(finals[slot.index], alone[slot.index])
+
+
 @pytest.mark.parametrize("strength", [1.0, 0.6])
 def test_an_inpainting_model_generates_whole_pictures_too(
     strength: float,
@@ -227,3 +242,15 @@ def test_a_picture_is_encoded_once(
     engine.generate(*[a_slot(i, "picture", "euler", 0.6, 4) for i in range(4)])
     engine.generate(a_slot(5, "part", "ddim", 0.99, 3))
     assert len(encoded) == 1
+
+
+@torch.inference_mode()
+def test_a_vae_without_an_encoder_says_so(checkpoint: Checkpoint) -> None:
+    """A preview VAE has none, and may be the only VAE."""
+    decoder_alone: Any = checkpoint.preview_vae
+    assert can_encode(checkpoint.vae)
+    assert not can_encode(decoder_alone)
+    encoder = Encoder(replace(checkpoint, vae=decoder_alone), "none")
+    encoder.warm_up(HEIGHT, WIDTH)
+    with pytest.raises(SlotFailed, match="has no encoder"):
+        encoder.picture(a_slot(0, "picture", "euler", 0.6, 4).canvas.image)
