@@ -158,6 +158,8 @@ def test_img2img_goes_on_from_the_picture(client: TestClient, pool: FakePool) ->
     recipe = pool.slots[0].recipe
     assert (recipe.width, recipe.height, recipe.strength, pool.slots[0].canvas.mask) == (128, 96, 0.75, None)
     assert info["denoising_strength"] == 0.75
+    told = client.post(IMG2IMG, json={"prompt": "a", "init_images": [PHOTO]}).json()["parameters"]
+    assert (told["prompt"], "init_images" in told) == ("a", False)
     assert "Denoising strength: 0.75" in info["infotexts"][0]
 
 

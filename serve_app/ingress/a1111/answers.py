@@ -12,8 +12,8 @@ from serve_app.metadata import SAMPLERS, parameters_text
 from serve_app.recipe import Output, Recipe
 from serve_app.schemas import StartEvent
 
-_SECRETS = {"override_settings", "init_images", "mask"}
-"""Not told again: they may be large."""
+_NOT_TOLD = {"override_settings", "init_images", "mask"}
+"""Of a request; they may be large. Nor are unknown fields, which may hold a password."""
 _PAIR = re.compile(r'\s*(\w[\w \-/]+):\s*("(?:\\.|[^\\"])*"|[^,]*)(?:,|$)')
 
 
@@ -40,7 +40,7 @@ def answer_of(body: Txt2Img, start: StartEvent, job: Job, warnings: list[str]) -
         ],
         "warnings": [*start.warnings, *job.warnings, *warnings],
     }
-    fields = type(body).model_fields.keys() - _SECRETS
+    fields = type(body).model_fields.keys() - _NOT_TOLD
     return ImagesAnswer(
         images=[image.b64_json for image in images],
         parameters=body.model_dump(include=set(fields)),
