@@ -258,6 +258,12 @@ class AuthConfig(Config):
         return self.keys_env is not None or self.keys_file is not None
 
 
+class A1111Config(Config):
+    """The API of A1111's web UI, below /sdapi."""
+
+    enabled: bool = Field(default=True, description="Whether to serve it.")
+
+
 class CorsConfig(Config):
     """Which other web pages may call the service."""
 
@@ -298,6 +304,7 @@ class LiveSettings(Config):
     files: FilesConfig = FilesConfig()
     auth: AuthConfig = AuthConfig()
     cors: CorsConfig = CorsConfig()
+    a1111: A1111Config = A1111Config()
 
 
 class AppArgs(LiveSettings):

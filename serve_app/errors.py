@@ -93,6 +93,17 @@ class DeadlineExceeded(ServiceError):
     type = "deadline_exceeded"
 
 
+_ENDINGS = {error.type: error for error in (DeadlineExceeded, GenerationFailed, NotReady)}
+
+
+def error_of(type: str, message: str, param: str | None) -> ServiceError:
+    """Return the error with which a generation ended, from what its last event told."""
+    if type == ShuttingDown.type:
+        return ShuttingDown()
+    kind = _ENDINGS.get(type)
+    return kind(message, param) if kind else InternalError()
+
+
 OUT_OF_MEMORY = "out_of_memory"
 """The type of the failure that another replica, or this one later, may not have."""
 

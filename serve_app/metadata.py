@@ -15,8 +15,7 @@ from serve_app.messages import Slot
 from serve_app.recipe import Output, Recipe, SchedulerName
 from serve_app.schemas import GenerateRequest, ModelInfo
 
-# Scheduler names as popular UIs write them.
-_SAMPLERS: dict[SchedulerName, str] = {
+SAMPLERS: dict[SchedulerName, str] = {
     "euler": "Euler",
     "euler_a": "Euler a",
     "dpmpp_2m": "DPM++ 2M",
@@ -24,6 +23,7 @@ _SAMPLERS: dict[SchedulerName, str] = {
     "ddim": "DDIM",
     "unipc": "UniPC",
 }
+"""Scheduler names as popular UIs write them."""
 
 _PARTS = re.compile(r"(Negative prompt|Steps):")
 """Readers split the text at these words."""
@@ -77,7 +77,7 @@ def parameters_text(slot: Slot, model: ModelInfo) -> str:
         lines.append(f"Negative prompt: {_shielded(recipe.negative_prompt)}")
     values = {
         "Steps": recipe.num_inference_steps,
-        "Sampler": _SAMPLERS[recipe.scheduler],
+        "Sampler": SAMPLERS[recipe.scheduler],
         "CFG scale": f"{recipe.guidance_scale:.10g}",
         **({"CFG rescale": f"{recipe.guidance_rescale:.10g}"} if recipe.guidance_rescale else {}),
         "Seed": slot.seed,

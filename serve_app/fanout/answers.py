@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from serve_app.errors import DeadlineExceeded, GenerationFailed, InternalError, NotReady, ServiceError, ShuttingDown
+from serve_app.errors import NotReady, error_of
 from serve_app.readings import Part
 from serve_app.schemas import (
     BatchResult,
@@ -19,13 +19,10 @@ from serve_app.schemas import (
     NoPicture,
     Picture,
     PreviewEvent,
-    Problem,
     ProgressEvent,
     StartEvent,
     UnfinishedResult,
 )
-
-_ENDINGS = {error.type: error for error in (DeadlineExceeded, GenerationFailed, NotReady)}
 
 
 def answer_of(part: Part) -> BatchResult | UnfinishedResult:
@@ -56,7 +53,7 @@ def answer_of(part: Part) -> BatchResult | UnfinishedResult:
 def _result(events: list[Event], created: int) -> BatchResult:
     start, end, images = events[0], events[-1], _images(events)
     if isinstance(end, ErrorEvent):
-        raise _error_of(end.error)
+        raise error_of(end.error.type, end.error.message, end.error.param)
     assert isinstance(start, StartEvent)
     assert isinstance(end, CompletedEvent)
     grid = next((event for event in events if isinstance(event, GridEvent)), None)
@@ -83,10 +80,3 @@ def _images(events: Iterable[Event]) -> dict[int, Image]:
                     index=event.index, seed=event.seed, status=event.type, error=event.error
                 )
     return images
-
-
-def _error_of(problem: Problem) -> ServiceError:
-    if problem.type == ShuttingDown.type:
-        return ShuttingDown()
-    kind = _ENDINGS.get(problem.type)
-    return kind(problem.message, problem.param) if kind else InternalError()

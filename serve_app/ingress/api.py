@@ -10,7 +10,7 @@ from fastapi.security import HTTPBearer
 
 from serve_app import __version__
 from serve_app.config import AppArgs
-from serve_app.ingress import fal, file_urls, native, openai, playground
+from serve_app.ingress import a1111, fal, file_urls, native, openai, playground
 from serve_app.ingress.answers import Answers
 from serve_app.ingress.disconnect import Errors
 from serve_app.ingress.files import Files
@@ -53,7 +53,7 @@ def _api(generates: CanvasService, args: AppArgs, disconnect: Errors, answers: A
         async with stored.tidied() if stored else nullcontext():
             yield
 
-    problems = Problems(openai.DIALECT, fal.DIALECT, native.DIALECT)
+    problems = Problems(openai.DIALECT, fal.DIALECT, a1111.DIALECT, native.DIALECT)
     api = DescribedApi(
         title="parallel-sdxl",
         version=__version__,
@@ -70,8 +70,10 @@ def _api(generates: CanvasService, args: AppArgs, disconnect: Errors, answers: A
     request = request_model(args)
     api.include_router(native.health_router(service))
     api.include_router(native.router(service, request, stored), **_described(args, native.DIALECT))
-    api.include_router(openai.router(service, request, args, stored), **_described(args, openai.DIALECT))
+    api.include_router(openai.router(service, request, args, stored, service.hole), **_described(args, openai.DIALECT))
     api.include_router(fal.router(service, request, args, stored), **_described(args, fal.DIALECT))
+    if args.a1111.enabled:
+        api.include_router(a1111.router(service, request, args, service.text_in), **_described(args, a1111.DIALECT))
     if stored:
         api.include_router(file_urls.router(stored, native.DIALECT))
     playground.install(api)

@@ -1,12 +1,17 @@
 """Files of pictures from strangers become pixels, or a sentence that says why not."""
 
 import re
+from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from io import BytesIO
+from typing import TypeVar
 
 import numpy as np
 from PIL import Image as Pillow
 from PIL import ImageOps, UnidentifiedImageError
+
+from serve_app.metadata import parameters_chunk
 
 _FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 """What most pictures are; each further decoder is one more to attack."""
@@ -30,6 +35,8 @@ _SCAN = b"\xff\xda"
 
 _WHITE, _BLACK = (255, 255, 255, 255), (0, 0, 0, 255)
 
+Read = TypeVar("Read")
+
 
 class UnreadablePicture(ValueError):
     """A file cannot be used as a picture; the message says why, without its subject."""
@@ -37,16 +44,29 @@ class UnreadablePicture(ValueError):
 
 def picture_of(content: bytes, most_pixels: int) -> Pillow.Image:
     """Return the picture in a file in RGB, upright; what is transparent shows white. Raises UnreadablePicture."""
-    return _decoded(content, most_pixels, _WHITE).convert("RGB")
+    return _decoded(content, most_pixels, partial(_flat, background=_WHITE)).convert("RGB")
 
 
 def mask_of(content: bytes, most_pixels: int) -> Pillow.Image:
     """Return the mask in a file in greys (L), upright; what is transparent is black. Raises UnreadablePicture."""
-    return _decoded(content, most_pixels, _BLACK).convert("L")
+    return _decoded(content, most_pixels, partial(_flat, background=_BLACK)).convert("L")
 
 
-def _decoded(content: bytes, most_pixels: int, background: tuple[int, int, int, int]) -> Pillow.Image:
-    """Return the first picture in a file, upright and without transparency."""
+def hole_of(content: bytes, most_pixels: int) -> Pillow.Image:
+    """Return a mask in greys (L) that is white where the picture in a file is transparent. Raises UnreadablePicture."""
+    hole = _decoded(content, most_pixels, _hole)
+    if hole.getextrema() == (0, 0):
+        raise UnreadablePicture("is nowhere transparent; it must be transparent where to generate")
+    return hole
+
+
+def text_of(content: bytes, most_pixels: int) -> str:
+    """Return the text that programs have put into a picture; empty if there is none. Raises UnreadablePicture."""
+    return _decoded(content, most_pixels, parameters_chunk) or ""
+
+
+def _decoded(content: bytes, most_pixels: int, read: Callable[[Pillow.Image], Read]) -> Read:
+    """Return what `read` makes of the first picture in a file, upright."""
     if content.count(_SCAN) > _MOST_SCANS and content.startswith(b"\xff\xd8"):
         raise UnreadablePicture(_DAMAGED)
     try:
@@ -62,7 +82,7 @@ def _decoded(content: bytes, most_pixels: int, background: tuple[int, int, int, 
         raise _too_large(most_pixels)
     try:
         image.load()
-        return _flat(_upright(image), background)
+        return read(_upright(image))
     except Exception:  # as above
         raise UnreadablePicture(_DAMAGED) from None
 
@@ -74,6 +94,10 @@ def _flat(image: Pillow.Image, background: tuple[int, int, int, int]) -> Pillow.
     if not image.has_transparency_data:
         return image
     return Pillow.alpha_composite(Pillow.new("RGBA", image.size, background), image.convert("RGBA"))
+
+
+def _hole(image: Pillow.Image) -> Pillow.Image:
+    return ImageOps.invert(image.convert("RGBA").getchannel("A"))
 
 
 def _upright(image: Pillow.Image) -> Pillow.Image:

@@ -2,14 +2,16 @@
 
 import binascii
 import re
+from base64 import b64encode
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from io import BytesIO
 
 from PIL import Image as Pillow
 
 from serve_app.errors import InvalidRequest, NotFound
-from serve_app.ingress.decoding import UnreadablePicture, mask_of, picture_of
+from serve_app.ingress.decoding import UnreadablePicture, hole_of, mask_of, picture_of, text_of
 from serve_app.ingress.file_urls import stored_name
 from serve_app.ingress.files import Files
 from serve_app.recipe import picture_hash
@@ -55,6 +57,18 @@ class GivenPictures:
         """Decode what was found as a mask; this takes time and memory. Raises InvalidRequest."""
         with _named(field):
             return self._decoded(found, mask_of)
+
+    def hole(self, found: str | bytes, field: str) -> str:
+        """Return the mask of what is transparent in what was found, as base64. Raises InvalidRequest."""
+        file = BytesIO()
+        with _named(field):
+            self._decoded(found, hole_of).image.save(file, "PNG")
+        return b64encode(file.getvalue()).decode()
+
+    def text(self, found: str | bytes, field: str) -> str:
+        """Return the text that programs have put into what was found. Raises InvalidRequest."""
+        with _named(field):
+            return text_of(_content(found) if isinstance(found, str) else found, self._most_pixels)
 
     async def _found(self, text: str) -> str | bytes:
         name = stored_name(text)

@@ -3,6 +3,7 @@
 import hashlib
 import hmac
 import os
+from base64 import b64decode
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from serve_app.schemas import Problem, can_be_key
 _OPEN = {"/", "/health"}
 _OPEN_BELOW = ("/playground/", "/files/")
 _SCHEMES = {"bearer", "key"}  # OpenAI's and the service's own clients; fal's
+_BASIC = "basic"  # A1111's: any user, with a key as the password
 
 
 class KeyRing:
@@ -101,7 +103,17 @@ class Keys:
 def _key_of(scope: Scope) -> str:
     """Return the key a request carries, or an empty text, which is never a valid one."""
     scheme, _, key = Headers(scope=scope).get("authorization", "").partition(" ")
+    if scheme.lower() == _BASIC:
+        return _password_in(key.strip())
     return key.strip() if scheme.lower() in _SCHEMES else ""
+
+
+def _password_in(credentials: str) -> str:
+    """Return the password of a user, whoever it is; empty if there is none."""
+    try:
+        return b64decode(credentials, validate=True).decode().partition(":")[2]
+    except ValueError:
+        return ""
 
 
 def _name_of(key: str) -> str:

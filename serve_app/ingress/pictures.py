@@ -19,11 +19,15 @@ from serve_app.readings import Found, Reading
 from serve_app.schemas import BatchResult, Cancelled, Event, GenerateRequest, Health, ModelInfo, ServiceStatus
 
 _STRENGTH, _STRENGTH_OF_PART = 0.6, 1.0
-"""The defaults for a whole picture and for a part of it."""
 _THREADS = 2
 """The pictures of so many requests are decoded at once: each may take hundreds of megabytes on the way."""
 _STRETCH = 1.02
 """How much a picture may be stretched without a word: sizes are multiples of 8."""
+
+
+def usual_strength(*, masked: bool) -> float:
+    """Return the default for a part of a picture, or for a whole one."""
+    return _STRENGTH_OF_PART if masked else _STRENGTH
 
 
 class WithPictures:
@@ -47,6 +51,14 @@ class WithPictures:
     async def open(self, request: GenerateRequest) -> AsyncIterator[Reading]:
         async with self._service.open(*await self._prepared(request)) as reading:
             yield reading
+
+    async def hole(self, text: str, field: str) -> str:
+        """Return a mask that marks what is transparent in a picture; both are as in requests. Raises InvalidRequest."""
+        return await self._threads.run(self._given.hole, await self._given.found(text, field), field)
+
+    async def text_in(self, text: str, field: str) -> str:
+        """Return the text that programs have put into a picture, which is as in requests. Raises InvalidRequest."""
+        return await self._threads.run(self._given.text, await self._given.found(text, field), field)
 
     async def _prepared(self, request: GenerateRequest) -> tuple[GenerateRequest, Canvas | None]:
         """Return a request with the hashes of its pictures instead of the pictures, and these as a canvas.
@@ -75,13 +87,12 @@ class WithPictures:
 
     def _completed(self, request: GenerateRequest, picture: Given, mask: Given | None) -> GenerateRequest:
         """Return a request with hashes instead of pictures, and with what it did not say about them."""
-        usual = _STRENGTH if mask is None else _STRENGTH_OF_PART
         width, height = self._size(request, picture.image)
         said = {
             **request.model_dump(exclude_unset=True),
             "init_image": picture.hash,
             **({"mask_image": mask.hash} if mask else {}),
-            "strength": usual if request.strength is None else request.strength,
+            "strength": usual_strength(masked=mask is not None) if request.strength is None else request.strength,
             "width": width,
             "height": height,
         }

@@ -1,5 +1,7 @@
 """Request classes with the limits and defaults of one service."""
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from math import isfinite
 from typing import Annotated, Any
 
@@ -9,7 +11,7 @@ from pydantic import ConfigDict, Field, ValidationError, create_model, model_val
 from serve_app.config import AppArgs, ModelConfig
 from serve_app.errors import InvalidRequest
 from serve_app.recipe import Body, Recipe
-from serve_app.schemas import GenerateRequest
+from serve_app.schemas import FieldError, GenerateRequest
 
 _SERVED_DEFAULTS = Recipe.model_fields.keys() & ModelConfig.model_fields.keys() - {"scheduler"}
 """Settings that default to the served model's. Not the scheduler: the checkpoint may hold its default."""
@@ -79,18 +81,47 @@ def sizes(model: ModelConfig) -> str:
     return f"multiples of 8 from {model.min_size} to {model.max_size}"
 
 
+@contextmanager
+def renamed(names: Mapping[str, str]) -> Iterator[None]:
+    """Let errors about fields call them by the `names` that another API has for ours."""
+    try:
+        yield
+    except InvalidRequest as error:
+        if error.param is None or error.param not in names:
+            raise
+        param = names[error.param]
+        raise InvalidRequest(f"{param}{error.message.removeprefix(error.param)}", param) from error
+    except RequestValidationError as error:
+        raise RequestValidationError([_renamed(fault, names) for fault in error.errors()]) from error
+
+
+def _renamed(fault: dict[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+    head, *path = fault["loc"]
+    fault = {**fault, "loc": (head, *(names.get(step, step) for step in path))}
+    if isinstance(error := fault.get("ctx", {}).get("error"), FieldError):
+        fault["ctx"] = {"error": FieldError(names.get(error.field, error.field), str(error))}
+    return fault
+
+
+def own_or_invalid(request: type[GenerateRequest], **fields: Any) -> GenerateRequest:
+    """Return a request of this service from fields of another API. Raises RequestValidationError."""
+    try:
+        return request(**fields)
+    except ValidationError as error:
+        raise RequestValidationError([{**fault, "loc": ("body", *fault["loc"])} for fault in error.errors()]) from error
+
+
 def translated(request: type[GenerateRequest], model: ModelConfig, size_param: str, **fields: Any) -> GenerateRequest:
     """Return a request of another API as one of this service. Raises InvalidRequest or RequestValidationError.
 
     Borrowed fields are already within bounds; the size is checked here, and errors call it `size_param`.
     """
     try:
-        return request(**fields)
-    except ValidationError as error:
-        faults = error.errors()
-        if any(fault["loc"][:1] in (("width",), ("height",)) for fault in faults):
+        return own_or_invalid(request, **fields)
+    except RequestValidationError as error:
+        if any(fault["loc"][1:] in (("width",), ("height",)) for fault in error.errors()):
             size = f"{fields['width']}x{fields['height']}"
             raise InvalidRequest(
                 f"{size_param}: {size} is not served; width and height must be {sizes(model)}", size_param
             ) from error
-        raise RequestValidationError([{**fault, "loc": ("body", *fault["loc"])} for fault in faults]) from error
+        raise

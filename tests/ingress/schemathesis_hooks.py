@@ -1,12 +1,18 @@
 """What schemathesis must be told of the service besides its OpenAPI document."""
 
 import json
+from base64 import b64encode
 from typing import Any
 from uuid import uuid4
 
 import schemathesis
 
+from tests.ingress.hostile import plain, saved
+
 Case = schemathesis.Case[Any]
+
+PICTURE = saved(plain(color=(255, 255, 255), size=(64, 64)), "PNG")
+"""As a mask it is one too."""
 
 
 @schemathesis.deserializer("text/event-stream")
@@ -44,6 +50,8 @@ def before_call(_: schemathesis.HookContext, case: Case, kwargs: dict[str, Any])
         case.body["timeout_s"] = 60.0  # less time than an image takes is a 504
     if positive:
         mend(case.body)
+        if case.operation.path.startswith("/sdapi/"):
+            mend_a1111(case.body, case.operation.path)
         if case.operation.path in ("/generate", "/stream"):
             case.body["id"] = str(uuid4())  # a second generation of one id is refused; without one it is not found
 
@@ -58,12 +66,32 @@ def mend(body: dict[str, Any]) -> None:
     _drop(body, "init_image", "mask_image")  # any text by the schema, but a picture
     if not body.get("stream"):  # of what has no stream
         _drop(body, "partial_images")
+    for name in {"image_url", "mask_url"} & body.keys():
+        body[name] = f"data:;base64,{b64encode(PICTURE).decode()}"
+    if isinstance(strength := body.get("strength"), float) and strength < 1:  # less than one of the steps
+        body["strength"] = 1
+    if "init_images" in body:
+        body["init_images"] = [b64encode(PICTURE).decode()]
+    if "image" in body:  # any file by the schema, but a picture, and a mask with a hole
+        body["image"] = PICTURE
+        _drop(body, "mask", "image[]")
     if isinstance(body.get("size"), str):  # a text with bounds
         body["size"] = "64x72"
     if isinstance(body.get("image_size"), dict):  # the model's bounds, which are told in words
         body["image_size"] = {"width": 64, "height": 72}
     if body.get("grid"):  # a sheet of large images would take long
         body |= {"width": 64, "height": 64}
+
+
+def mend_a1111(body: dict[str, Any], path: str) -> None:
+    """Make a body of A1111's API right: names of samplers and settings are texts by its schema."""
+    if path.endswith("/options"):
+        body.clear()
+    if "image" in body:
+        body["image"] = b64encode(PICTURE).decode()
+    _drop(body, "sampler_name", "sampler_index", "scheduler", "override_settings", "n_iter", "batch_size", "mask")
+    if "denoising_strength" in body:  # less than one of the steps
+        body["denoising_strength"] = 1
 
 
 def _drop(body: dict[str, Any], *names: str) -> None:

@@ -1,11 +1,14 @@
 """fal's fast-sdxl API over a fake pool."""
 
 import json
+from base64 import b64encode
 from collections.abc import Iterator
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image as Pillow
 from starlette.testclient import TestClient
 
 from serve_app.config import FilesConfig, ModelConfig
@@ -16,6 +19,7 @@ from serve_app.ingress.api import create_api
 from serve_app.messages import Slot
 from tests.fakes import FakePool, Metrics, NoPeers
 from tests.ingress.conftest import ARGS
+from tests.ingress.hostile import half, plain, saved
 
 URL = "/fal-ai/fast-sdxl"
 
@@ -231,3 +235,64 @@ def test_a_stream_shows_previews_and_then_the_output(client: TestClient) -> None
         }
     ]
     assert (last["images"], last["seeds"], last["prompt"]) == ([data_uri(i, 7 + i) for i in range(2)], [7, 8], "a cat")
+
+
+PHOTO = saved(half().resize((128, 96), Pillow.Resampling.NEAREST), "PNG")
+MASK = saved(plain("L", 255, (128, 96)), "PNG")
+
+
+def data_uri_of(content: bytes) -> str:
+    return f"data:image/png;base64,{b64encode(content).decode()}"
+
+
+FROM_PICTURE = {"prompt": "a cat", "image_url": data_uri_of(PHOTO), "num_images": 2, "seed": 7}
+
+
+def test_image_to_image_goes_on_from_the_picture(client: TestClient, pool: FakePool) -> None:
+    body = {**FROM_PICTURE, "strength": 0.95, "preserve_aspect_ratio": True, "crop_output": False}
+    answer = client.post(f"{URL}/image-to-image", json=body).json()
+    assert (answer["seeds"], answer["prompt"]) == ([7, 8], "a cat")
+    first, second = pool.slots
+    assert first.canvas is second.canvas
+    assert (first.canvas.mask, first.recipe.strength, first.recipe.width, first.recipe.height) == (None, 0.95, 128, 96)
+
+
+def test_inpainting_generates_what_is_white_in_the_mask(client: TestClient, pool: FakePool) -> None:
+    body = {**FROM_PICTURE, "mask_url": data_uri_of(MASK), "image_size": {"width": 64, "height": 64}}
+    *previews, last = frames_of(client.post(f"{URL}/inpainting/stream", json=body))
+    assert last["seeds"] == [7, 8]
+    assert previews[0]["images"][0]["content_type"] == "image/jpeg"
+    (slot, _) = pool.slots
+    assert (slot.canvas.mask.values == 255).all()
+    assert (slot.recipe.strength, slot.recipe.width, slot.recipe.height) == (1.0, 64, 64)
+
+
+def test_a_stored_file_is_found_by_its_url(large: TestClient, pool: FakePool, tmp_path: Path) -> None:
+    (tmp_path / f"{'a' * 32}.png").write_bytes(PHOTO)
+    body = {**FROM_PICTURE, "image_url": f"https://images.example.com/files/{'a' * 32}.png"}
+    assert large.post(f"{URL}/image-to-image", json=body).status_code == 200
+    assert pool.slots[0].recipe.init_image == f"sha256:{sha256(PHOTO).hexdigest()[:16]}"
+
+
+@pytest.mark.parametrize("stream", ["", "/stream"])
+@pytest.mark.parametrize(
+    ("path", "fields", "field", "words"),
+    [
+        ("image-to-image", {"image_url": "https://example.com/a.png"}, "image_url", "nothing is fetched from other"),
+        ("image-to-image", {"image_url": data_uri_of(b"x")}, "image_url", "is no picture that can be read"),
+        ("image-to-image", {"image_url": None}, "image_url", "Field required"),
+        ("image-to-image", {"mask_url": data_uri_of(MASK)}, "mask_url", "no such field"),
+        ("image-to-image", {"strength": 0.01}, "strength", "0.01 of 20 steps is none"),
+        ("image-to-image", {"crop_output": True}, "crop_output", "is not supported"),
+        ("inpainting", {}, "mask_url", "Field required"),
+        ("inpainting", {"mask_url": "http://10.0.0.1/"}, "mask_url", "nothing is fetched from other places; send the"),
+        ("inpainting", {"mask_url": data_uri_of(saved(plain("L", 0), "PNG"))}, "mask_url", "marks nothing to generate"),
+    ],
+)
+def test_what_is_wrong_with_a_picture_is_named_by_fals_field(
+    client: TestClient, path: str, fields: dict[str, Any], field: str, words: str, stream: str
+) -> None:
+    response = client.post(f"{URL}/{path}{stream}", json={**FROM_PICTURE, **fields})
+    (fault,) = response.json()["detail"]
+    assert (response.status_code, fault["loc"], fault["type"]) == (422, ["body", field], "invalid_request")
+    assert fault["msg"].startswith(f"{field}: {words}")

@@ -34,7 +34,10 @@ def locked(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> TestClient:
     return serve(auth=AuthConfig(keys_env="SERVICE_KEYS"), cors=CorsConfig(allow_origins=("https://app.example.com",)))
 
 
-@pytest.mark.parametrize("authorization", ["Bearer one", "Bearer two", "bearer three", "Key one", "Bearer  two "])
+@pytest.mark.parametrize(
+    "authorization",
+    ["Bearer one", "Bearer two", "bearer three", "Key one", "Bearer  two ", "Basic bWU6dHdv"],  # me:two
+)
 def test_a_valid_key_opens(locked: TestClient, authorization: str) -> None:
     assert locked.post("/generate", json=BODY, headers={"Authorization": authorization}).status_code == 200
 
@@ -46,6 +49,9 @@ def test_a_valid_key_opens(locked: TestClient, authorization: str) -> None:
         "Bearer",
         "Bearer ",
         "Bearer four",
+        "Basic dHdvOmZvdXI=",  # two:four
+        "Basic dHdv",  # two
+        "Basic \xe9",
         "Bearer on",
         "Bearer onee",
         "Basic one",

@@ -19,6 +19,7 @@ from serve_app.fanout.sight import PoolStatus
 from serve_app.ingress import sse
 from serve_app.ingress.api import create_api
 from serve_app.ingress.openai.answers import frames
+from serve_app.ingress.openai.events import GENERATION
 from serve_app.messages import Slot
 from serve_app.schemas import Event, GenerateRequest, StartEvent
 from tests.fakes import REPLICA, FakePool, Metrics, NoPeers, tickets
@@ -480,7 +481,7 @@ async def test_a_request_whose_images_are_all_cancelled_is_done(pool: FakePool) 
             yield event
 
     async with service.stream(request) as events:
-        *failed, done = [frame async for frame in frames(cancelled(events), request)]
+        *failed, done = [frame async for frame in frames(cancelled(events), request, GENERATION)]
     assert done == b"data: [DONE]\n\n"
     assert [json.loads(frame.split(b"data: ")[1])["failure"]["type"] for frame in failed] == ["cancelled"] * 2
 

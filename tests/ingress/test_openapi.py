@@ -27,11 +27,20 @@ ROUTES = {
     ("/status", "get"),
     ("/health", "get"),
     ("/v1/images/generations", "post"),
+    ("/v1/images/edits", "post"),
+    ("/v1/images/variations", "post"),
     ("/v1/models", "get"),
     ("/v1/models/{model}", "get"),
     ("/fal-ai/fast-sdxl", "post"),
     ("/fal-ai/fast-sdxl/stream", "post"),
+    ("/fal-ai/fast-sdxl/image-to-image", "post"),
+    ("/fal-ai/fast-sdxl/image-to-image/stream", "post"),
+    ("/fal-ai/fast-sdxl/inpainting", "post"),
+    ("/fal-ai/fast-sdxl/inpainting/stream", "post"),
     ("/files/{name}", "get"),
+    *((f"/sdapi/v1/{path}", "post") for path in ("txt2img", "img2img", "options", "interrupt", "png-info")),
+    *((f"/sdapi/v1/{path}", "get") for path in ("options", "progress", "sd-models", "sd-vae", "loras")),
+    *((f"/sdapi/v1/{path}", "get") for path in ("samplers", "schedulers", "upscalers", "latent-upscale-modes")),
 }
 
 
@@ -84,7 +93,9 @@ def test_nothing_refers_to_what_is_not_there(document: dict[str, Any]) -> None:
 
 def test_errors_are_described_in_the_words_of_their_api(document: dict[str, Any]) -> None:
     for path, operations in document["paths"].items():
-        body = {"v1": "OpenAIErrorBody", "fal-ai": "FalErrorBody"}.get(path.split("/")[1], "ErrorBody")
+        body = {"v1": "OpenAIErrorBody", "fal-ai": "FalErrorBody", "sdapi": "A1111ErrorBody"}.get(
+            path.split("/")[1], "ErrorBody"
+        )
         for operation in operations.values():
             errors = {status: answer for status, answer in operation["responses"].items() if status >= "400"}
             for status, answer in errors.items():
@@ -104,15 +115,16 @@ def test_every_event_of_a_stream_is_described(document: dict[str, Any], path: st
 
 
 def test_also_those_of_the_other_apis(document: dict[str, Any]) -> None:
-    *events, done = events_of(document, "/v1/images/generations")
-    assert done == {"type": "string", "const": "[DONE]"}
-    assert [told["properties"]["type"]["const"] for told in events] == [
-        "image_generation.partial_image",
-        "image_generation.completed",
-        "image_generation.failed",
-        "image_generation.warnings",
-        "error",
-    ]
+    for path, kind in (("generations", "generation"), ("edits", "edit"), ("variations", "edit")):
+        *events, done = events_of(document, f"/v1/images/{path}")
+        assert done == {"type": "string", "const": "[DONE]"}
+        assert [told["properties"]["type"]["const"] for told in events] == [
+            f"image_{kind}.partial_image",
+            f"image_{kind}.completed",
+            f"image_{kind}.failed",
+            f"image_{kind}.warnings",
+            "error",
+        ]
     assert [told["title"] for told in events_of(document, "/fal-ai/fast-sdxl/stream")] == [
         "PreviewFrame",
         "FastSdxlOutput",

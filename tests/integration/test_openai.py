@@ -109,6 +109,33 @@ def test_a_stream_forms_every_picture_in_order(app: Running, sdk: OpenAI) -> Non
         assert {event.seed for event in (*partials, completed)} == {7 + index}  # type: ignore[union-attr]  # as above
 
 
+def test_edits_and_variations_are_those_of_generate(app: Running, sdk: OpenAI) -> None:
+    photo, hole = png(Image.effect_noise((64, 64), 50)), Image.new("RGBA", (64, 64), "black")
+    hole.paste((0, 0, 0, 0), (0, 0, 32, 64))
+    marks = png(hole.getchannel("A").point(lambda alpha: 255 - alpha))
+    init, body = base64.b64encode(photo).decode(), extra(seed=7)
+    whole = sdk.images.edit(image=photo, prompt=PROMPT, n=2, extra_body=body)
+    own = app.generate(num_images=2, seed=7, init_image=init)
+    assert seeds_and_files(whole) == {image["seed"]: image["b64_json"] for image in own["images"]}
+    with sdk.images.edit(image=photo, mask=png(hole), prompt=PROMPT, n=2, stream=True, extra_body=body) as stream:
+        parts: list[Any] = sorted(stream, key=lambda event: event.image_index)
+    own = app.generate(num_images=2, seed=7, init_image=init, mask_image=base64.b64encode(marks).decode())
+    assert [pixels(part.b64_json) for part in parts] == [pixels(image["b64_json"]) for image in own["images"]]
+    with pytest.deprecated_call():
+        varied = sdk.images.create_variation(image=photo, n=2, extra_body={**body, "prompt": PROMPT})
+    assert seeds_and_files(varied) == seeds_and_files(whole)
+
+
+def pixels(b64: str) -> bytes:
+    return Image.open(io.BytesIO(base64.b64decode(b64))).tobytes()
+
+
+def png(image: Image.Image) -> bytes:
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return file.getvalue()
+
+
 def test_a_stream_says_last_what_became_known_late(app: Running, sdk: OpenAI) -> None:
     prompt = "x" * 75 + " and a lighthouse"
     with sdk.images.generate(prompt=prompt, size="64x64", stream=True, extra_body=extra()) as stream:

@@ -1,6 +1,6 @@
 """Translates fal's input to the service's requests."""
 
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import Field, create_model
 
@@ -13,30 +13,47 @@ _SAME = ("prompt", "negative_prompt", "num_inference_steps", "guidance_scale", "
 """Fields that are the same in both APIs."""
 
 
-def fast_sdxl_input(request: type[GenerateRequest], model: ModelConfig) -> type[FastSdxlInput]:
+NAMES = {"init_image": "image_url", "mask_image": "mask_url"}
+"""What fal calls our fields."""
+
+Input = TypeVar("Input", bound=FastSdxlInput)
+
+
+def input_class(kind: type[Input], request: type[GenerateRequest], model: ModelConfig) -> type[Input]:
     """Return the class that validates bodies, with a service's own bounds and defaults; but `num_images` is 1."""
-    fields: dict[str, Any] = {name: borrowed(request, name) for name in _SAME} | {
+    fields: dict[str, Any] = {
+        name: borrowed(request, name) for name in (*_SAME, "strength") if name in kind.model_fields
+    }
+    fields |= {
         "num_images": borrowed(request, "num_images", default=1),
         "image_size": (
             FastSdxlInput.model_fields["image_size"].annotation,
             Field(
                 default=None,
                 description=f"A name or a size; width and height must be {sizes(model)}. "
-                f"Null: {model.width}x{model.height}.",
+                f"Null: {model.width}x{model.height}, or the size of the picture to go on from.",
             ),
         ),
     }
-    return create_model("FastSdxlInput", __base__=FastSdxlInput, __doc__=FastSdxlInput.__doc__, **fields)
+    return create_model(kind.__name__, __base__=kind, __doc__=kind.__doc__, **fields)
 
 
 def own_request(body: FastSdxlInput, request: type[GenerateRequest], model: ModelConfig) -> GenerateRequest:
-    """Translate a body to a request of this service. Raises InvalidRequest."""
+    """Translate a body to a request of this service. Raises InvalidRequest or RequestValidationError."""
+    fields = body.model_dump(include={*_SAME, "strength"}) | _size(body) | _pictures(body)
+    return translated(request, model, "image_size", output_format=body.format, **fields)
+
+
+def _size(body: FastSdxlInput) -> dict[str, int]:
     match body.image_size:
         case None:
-            width, height = model.width, model.height
+            return {}
         case Size():
-            width, height = body.image_size.width, body.image_size.height
+            return {"width": body.image_size.width, "height": body.image_size.height}
         case name:
             width, height = SIZES[name]
-    same = body.model_dump(include=set(_SAME))
-    return translated(request, model, "image_size", width=width, height=height, output_format=body.format, **same)
+            return {"width": width, "height": height}
+
+
+def _pictures(body: FastSdxlInput) -> dict[str, str]:
+    return {own: getattr(body, theirs) for own, theirs in NAMES.items() if theirs in type(body).model_fields}

@@ -1,6 +1,7 @@
 """The routes of fal-ai/fast-sdxl."""
 
 from collections.abc import AsyncGenerator, AsyncIterator
+from dataclasses import dataclass
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Request, Response
@@ -8,56 +9,100 @@ from fastapi.responses import StreamingResponse
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 from pydantic import BaseModel
 
-from serve_app.config import AppArgs
+from serve_app.config import AppArgs, ModelConfig
 from serve_app.errors import NotFound
 from serve_app.ingress import sse
 from serve_app.ingress.fal.answers import frames, output
 from serve_app.ingress.fal.errors import DIALECT, body_of
-from serve_app.ingress.fal.requests import fast_sdxl_input, own_request
-from serve_app.ingress.fal.schemas import FalErrorBody, FastSdxlInput, FastSdxlOutput, PreviewFrame
+from serve_app.ingress.fal.requests import NAMES, input_class, own_request
+from serve_app.ingress.fal.schemas import (
+    FalErrorBody,
+    FastSdxlInput,
+    FastSdxlOutput,
+    ImageToImageInput,
+    InpaintingInput,
+    PreviewFrame,
+)
 from serve_app.ingress.file_urls import Urls, urls_of
 from serve_app.ingress.files import Files
 from serve_app.ingress.large_json import in_pieces
+from serve_app.ingress.requests import renamed
 from serve_app.ingress.service import Service
 from serve_app.schemas import GenerateRequest
+
+_ENDPOINTS: tuple[tuple[str, type[FastSdxlInput], str], ...] = (
+    ("", FastSdxlInput, "Generate all images"),
+    ("/image-to-image", ImageToImageInput, "Go on from a picture"),
+    ("/inpainting", InpaintingInput, "Generate a part of a picture anew"),
+)
 
 
 def router(service: Service, request: type[GenerateRequest], args: AppArgs, files: Files | None) -> APIRouter:
     """Return the routes of one service with requests of type `request`; without files images are data URIs."""
     routes = APIRouter(prefix="/fal-ai/fast-sdxl", dependencies=[Depends(_not_queued)])
-    errors = DIALECT.responses
-    Body = fast_sdxl_input(request, args.model)  # noqa: N806 - a class, created for this service
-
-    def urls(body: FastSdxlInput, http: Request) -> Urls | None:
-        return None if body.sync_mode or files is None else urls_of(files, http)
-
-    @routes.post("", response_model=FastSdxlOutput, responses=errors(404, 413, 415, 422, 429, 503, 504))
-    async def run(body: Body, http: Request) -> Response:  # type: ignore[valid-type]  # a class made at run time
-        """Generate all images: the `run` of fal's clients."""
-        result = await service.generate(own_request(body, request, args.model))
-        seed, prompt = result.images[0].seed, result.parameters.prompt
-        answer = await output(result.images, seed, prompt, result.timings, result.warnings, urls(body, http))
-        return StreamingResponse(in_pieces(answer), media_type="application/json")
-
-    async def accepted(body: Body, http: Request) -> AsyncIterator[AsyncGenerator[BaseModel]]:  # type: ignore[valid-type]  # as above
-        async with service.stream(own_request(body, request, args.model)) as events:
-            yield sse.ended(frames(events, urls(body, http)), body_of)
-
-    described = sse.described(PreviewFrame, FastSdxlOutput, FalErrorBody)
-
-    @routes.post(
-        "/stream", response_class=EventSourceResponse, responses=described | errors(404, 413, 415, 422, 429, 503)
-    )
-    async def stream(told: Annotated[AsyncGenerator[BaseModel], Depends(accepted)]) -> AsyncIterator[ServerSentEvent]:
-        """Generate all images with previews: the `stream` of fal's clients."""
-        async for frame in told:
-            yield ServerSentEvent(data=frame)
+    for path, kind, does in _ENDPOINTS:
+        _add(routes, path, input_class(kind, request, args.model), does, _Endpoint(service, request, args.model, files))
 
     @routes.api_route("/requests/{rest:path}", methods=["GET", "POST", "PUT"], include_in_schema=False)
     async def queued(rest: str) -> None:
         raise _no_queue()
 
     return routes
+
+
+@dataclass(frozen=True, slots=True)
+class _Endpoint:
+    """What answers the bodies of one service."""
+
+    service: Service
+    request: type[GenerateRequest]
+    model: ModelConfig
+    files: Files | None
+
+    async def run(self, body: FastSdxlInput, http: Request) -> FastSdxlOutput:
+        with renamed(NAMES):
+            result = await self.service.generate(own_request(body, self.request, self.model))
+        seed, prompt = result.images[0].seed, result.parameters.prompt
+        return await output(result.images, seed, prompt, result.timings, result.warnings, self._urls(body, http))
+
+    async def stream(self, body: FastSdxlInput, http: Request) -> AsyncIterator[AsyncGenerator[BaseModel]]:
+        with renamed(NAMES):
+            async with self.service.stream(own_request(body, self.request, self.model)) as events:
+                yield sse.ended(frames(events, self._urls(body, http)), body_of)
+
+    def _urls(self, body: FastSdxlInput, http: Request) -> Urls | None:
+        return None if body.sync_mode or self.files is None else urls_of(self.files, http)
+
+
+def _add(routes: APIRouter, path: str, Body: type[FastSdxlInput], does: str, endpoint: _Endpoint) -> None:  # noqa: N803 - a class, created for this service
+    """Add one of fal's endpoints: what `run` calls, and what `stream` calls."""
+    errors = DIALECT.responses
+    described = sse.described(PreviewFrame, FastSdxlOutput, FalErrorBody)
+
+    async def run(body: Body, http: Request) -> Response:  # type: ignore[valid-type]  # a class made at run time
+        answer = await endpoint.run(body, http)
+        return StreamingResponse(in_pieces(answer), media_type="application/json")
+
+    async def accepted(body: Body, http: Request) -> AsyncIterator[AsyncGenerator[BaseModel]]:  # type: ignore[valid-type]  # as above
+        async for told in endpoint.stream(body, http):
+            yield told
+
+    async def stream(told: Annotated[AsyncGenerator[BaseModel], Depends(accepted)]) -> AsyncIterator[ServerSentEvent]:
+        async for frame in told:
+            yield ServerSentEvent(data=frame)
+
+    routes.post(
+        path,
+        response_model=FastSdxlOutput,
+        responses=errors(404, 413, 415, 422, 429, 503, 504),
+        description=f"{does}: the `run` of fal's clients.",
+    )(run)
+    routes.post(
+        f"{path}/stream",
+        response_class=EventSourceResponse,
+        responses=described | errors(404, 413, 415, 422, 429, 503),
+        description=f"{does}, with previews: the `stream` of fal's clients.",
+    )(stream)
 
 
 def _not_queued(http: Request) -> None:

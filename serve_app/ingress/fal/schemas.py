@@ -21,6 +21,7 @@ SIZES: dict[SizeName, tuple[int, int]] = {
 """Width and height in pixels."""
 
 _NO_EFFECT = "Accepted, but has no effect."
+_PICTURE = "a data URI, or the URL of a file that this service stores. No other place is asked for it."
 
 
 class Size(Body):
@@ -70,6 +71,24 @@ class FastSdxlInput(ForeignRequest):
     expand_prompt: No = Field(default=False, description="Not supported: true is refused.")
     loras: Nothing = Field(default=[], description="Not supported: only an empty list is accepted.")
     embeddings: Nothing = Field(default=[], description="Not supported: only an empty list is accepted.")
+
+
+class ImageToImageInput(FastSdxlInput):
+    """The body of `POST /fal-ai/fast-sdxl/image-to-image`. Without `image_size` the picture keeps its size."""
+
+    image_url: str = Field(min_length=1, description=f"The picture to go on from: {_PICTURE}")
+    strength: float | None
+    preserve_aspect_ratio: bool = Field(
+        default=False,
+        description="No effect: without `image_size` the shape is kept, with it the picture is stretched.",
+    )
+    crop_output: No = Field(default=False, description="Not supported: true is refused.")
+
+
+class InpaintingInput(ImageToImageInput):
+    """The body of `POST /fal-ai/fast-sdxl/inpainting`. Without `image_size` the picture keeps its size."""
+
+    mask_url: str = Field(min_length=1, description=f"A mask, white where to generate anew: {_PICTURE}")
 
 
 class File(Answer):

@@ -10,21 +10,12 @@ from serve_app import schemas as own
 from serve_app.errors import GenerationFailed
 from serve_app.ingress.file_urls import Urls
 from serve_app.ingress.openai.errors import body_of
-from serve_app.ingress.openai.schemas import (
-    CompletedEvent,
-    ErrorEvent,
-    FailedEvent,
-    ImageItem,
-    ImagesResponse,
-    PartialImageEvent,
-    WarningsEvent,
-)
+from serve_app.ingress.openai.events import ErrorEvent, ImageEvent, Kinds
+from serve_app.ingress.openai.schemas import ImageItem, ImagesResponse
 from serve_app.ingress.stored import StoredEvent, StoredImageEvent
 from serve_app.schemas import BatchResult, Event, GenerateRequest, Image, Picture, Problem, model_warning
 
 DONE = "[DONE]"
-
-ImageEvent = PartialImageEvent | CompletedEvent | FailedEvent | WarningsEvent | ErrorEvent
 
 
 async def images_response(result: BatchResult, urls: Urls | None) -> ImagesResponse:
@@ -48,16 +39,18 @@ async def _item(image: Image, urls: Urls | None) -> ImageItem:
     return ImageItem(**at, image_index=image.index, seed=image.seed, model=image.model)
 
 
-async def frames(events: AsyncIterator[Event | StoredEvent], request: GenerateRequest) -> AsyncGenerator[bytes]:
+async def frames(
+    events: AsyncIterator[Event | StoredEvent], request: GenerateRequest, kinds: Kinds
+) -> AsyncGenerator[bytes]:
     """Yield a stream's server-sent events as bytes."""
-    warnings: list[str] = []
+    start: own.StartEvent | None = None
     async for event in events:
         if isinstance(event, own.StartEvent):
-            warnings = event.warnings
-        if (told := _told(event, request, warnings)) is not None:
+            start = event
+        elif (told := _told(event, request, kinds, start)) is not None:
             yield _framed(told)
-        if isinstance(told, ErrorEvent):
-            return
+            if isinstance(told, ErrorEvent):
+                return
     yield format_sse_event(data_str=DONE)
 
 
@@ -70,36 +63,43 @@ def _framed(told: ImageEvent) -> bytes:
     return format_sse_event(data_str=told.model_dump_json(), event=told.type)
 
 
-def _told(event: Event | StoredEvent, request: GenerateRequest, warnings: list[str]) -> ImageEvent | None:
-    """Return OpenAI's event for one of ours, or None if OpenAI has none."""
-    where = {"created_at": int(time.time()), "size": f"{request.width}x{request.height}"}
+def _told(
+    event: Event | StoredEvent, request: GenerateRequest, kinds: Kinds, start: own.StartEvent | None
+) -> ImageEvent | None:
+    """Return OpenAI's event for one of ours, or None if OpenAI has none. Events of images come after the start."""
     match event:
-        case own.PreviewEvent():
-            return PartialImageEvent(
+        case own.PreviewEvent() if start:
+            return kinds.partial(
                 b64_json=event.b64_json,
                 output_format="jpeg",
                 image_index=event.index,
                 seed=event.seed,
                 step=event.step,
                 partial_image_index=(request.preview_steps or []).index(event.step),
-                **where,
+                created_at=int(time.time()),
+                size=_size(start),
             )
-        case own.ImageEvent() | StoredImageEvent():
-            return CompletedEvent(
+        case own.ImageEvent() | StoredImageEvent() if start:
+            return kinds.completed(
                 **({"url": event.url} if isinstance(event, StoredImageEvent) else {"b64_json": event.b64_json}),
                 output_format=request.output_format,
                 image_index=event.index,
                 seed=event.seed,
                 step=request.num_inference_steps,
                 model=event.model,
-                warnings=[*warnings, *([model_warning(event.index, event.model)] if event.model else [])],
-                **where,
+                warnings=[*start.warnings, *([model_warning(event.index, event.model)] if event.model else [])],
+                created_at=int(time.time()),
+                size=_size(start),
             )
         case own.FailedEvent() | own.CancelledEvent():
-            return FailedEvent(image_index=event.index, seed=event.seed, failure=event.error)
+            return kinds.failed(image_index=event.index, seed=event.seed, failure=event.error)
         case own.CompletedEvent() if event.warnings:
-            return WarningsEvent(warnings=event.warnings)
+            return kinds.warnings(warnings=event.warnings)
         case own.ErrorEvent():
             return ErrorEvent(error=body_of(GenerationFailed.status, event.error).error)
         case _:
             return None
+
+
+def _size(start: own.StartEvent) -> str:
+    return f"{start.parameters.width}x{start.parameters.height}"

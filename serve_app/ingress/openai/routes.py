@@ -1,6 +1,7 @@
 """The routes of the OpenAI Images API."""
 
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Request, Response
@@ -13,42 +14,69 @@ from serve_app.ingress.file_urls import urls_of
 from serve_app.ingress.files import Files
 from serve_app.ingress.large_json import in_pieces
 from serve_app.ingress.openai.answers import DONE, error_frame, frames, images_response
+from serve_app.ingress.openai.edits import (
+    NAMES,
+    EditForm,
+    Hole,
+    VariationForm,
+    described,
+    edit_form,
+    own_request_of,
+    variation_form,
+)
 from serve_app.ingress.openai.errors import DIALECT
+from serve_app.ingress.openai.events import EDIT, GENERATION, Kinds
+from serve_app.ingress.openai.forms import validated
 from serve_app.ingress.openai.names import stands_for
 from serve_app.ingress.openai.requests import images_request, own_request, wants_urls
-from serve_app.ingress.openai.schemas import (
-    CompletedEvent,
-    ErrorEvent,
-    FailedEvent,
-    ImagesRequest,
-    ImagesResponse,
-    ModelCard,
-    ModelList,
-    PartialImageEvent,
-    WarningsEvent,
-)
+from serve_app.ingress.openai.schemas import ImagesRequest, ImagesResponse, ModelCard, ModelList
+from serve_app.ingress.requests import renamed
 from serve_app.ingress.service import Service
 from serve_app.ingress.stored import stored_events
 from serve_app.schemas import GenerateRequest
 
 
-def router(service: Service, request: type[GenerateRequest], args: AppArgs, files: Files | None) -> APIRouter:
+def router(
+    service: Service, request: type[GenerateRequest], args: AppArgs, files: Files | None, hole: Hole
+) -> APIRouter:
     """Return the routes of one service with requests of type `request`; without files there are no URLs."""
     routes = APIRouter(prefix="/v1")
     errors = DIALECT.responses
     Body = images_request(request, args.model)  # noqa: N806 - a class, created for this service
-    described = sse.described(PartialImageEvent, CompletedEvent, FailedEvent, WarningsEvent, ErrorEvent, last=DONE)
+    Edit, Variation = edit_form(request, args.model), variation_form(request, args.model)  # noqa: N806 - as above
 
+    # Dependencies, because a stream's request stays open while its answer is sent.
     async def generated(body: Body, http: Request) -> AsyncIterator[Response]:  # type: ignore[valid-type]  # a class made at run time
-        # A dependency, because a stream's request stays open while its answer is sent.
         images: ImagesRequest = body
-        asked = own_request(images, request, args.model)
+        async with answered(images, own_request(images, request, args.model), GENERATION, http) as answer:
+            yield answer
+
+    async def edited(http: Request) -> AsyncIterator[Response]:
+        async with changed(Edit, http) as answer:
+            yield answer
+
+    async def varied(http: Request) -> AsyncIterator[Response]:
+        async with changed(Variation, http) as answer:
+            yield answer
+
+    @asynccontextmanager
+    async def changed(kind: type[EditForm] | type[VariationForm], http: Request) -> AsyncIterator[Response]:
+        form = await validated(http, kind, args.limits.max_body_bytes)
+        with renamed(NAMES):
+            asked = await own_request_of(form, request, args.model, hole)
+            async with answered(form, asked, EDIT, http) as answer:
+                yield answer
+
+    @asynccontextmanager
+    async def answered(
+        images: ImagesRequest, asked: GenerateRequest, kinds: Kinds, http: Request
+    ) -> AsyncIterator[Response]:
         if images.model is not None:
             known(images.model)
         urls = urls_of(files, http) if wants_urls(images, can_be=files is not None) else None
         if images.stream:
             async with service.stream(asked) as events:
-                told = frames(stored_events(events, urls) if urls else events, asked)
+                told = frames(stored_events(events, urls) if urls else events, asked, kinds)
                 yield sse.streamed(sse.ended(told, error_frame))
             return
         answer = await images_response(await service.generate(asked), urls)
@@ -64,10 +92,30 @@ def router(service: Service, request: type[GenerateRequest], args: AppArgs, file
     @routes.post(
         "/images/generations",
         response_model=ImagesResponse,
-        responses=described | errors(400, 404, 413, 415, 429, 503, 504),
+        responses=sse.described(*GENERATION.all, last=DONE) | errors(400, 404, 413, 415, 429, 503, 504),
     )
     async def generate(answer: Annotated[Response, Depends(generated)]) -> Response:
         """Generate n images: the `images.generate` of OpenAI's SDKs."""
+        return answer
+
+    @routes.post(
+        "/images/edits",
+        response_model=ImagesResponse,
+        responses=sse.described(*EDIT.all, last=DONE) | errors(400, 404, 413, 415, 429, 503, 504),
+        openapi_extra=described(Edit),
+    )
+    async def edit(answer: Annotated[Response, Depends(edited)]) -> Response:
+        """Go on from a picture, or generate a part of it anew: the `images.edit` of OpenAI's SDKs."""
+        return answer
+
+    @routes.post(
+        "/images/variations",
+        response_model=ImagesResponse,
+        responses=sse.described(*EDIT.all, last=DONE) | errors(400, 404, 413, 415, 429, 503, 504),
+        openapi_extra=described(Variation),
+    )
+    async def vary(answer: Annotated[Response, Depends(varied)]) -> Response:
+        """Go on from a picture: the `images.create_variation` of OpenAI's SDKs."""
         return answer
 
     @routes.get("/models", responses=errors(503))

@@ -11,7 +11,7 @@ from serve_app.ingress.requests import ForeignRequest
 from serve_app.recipe import OutputFormat
 from serve_app.schemas import Answer, ErrorDetail, FieldError, OtherModel, ResponseFormat
 
-_NO_EFFECT = "Accepted, but has no effect."
+NO_EFFECT = "Accepted, but has no effect."
 
 
 def _opaque(background: Any) -> Any:
@@ -48,12 +48,12 @@ class ImagesRequest(ForeignRequest):
         default="auto", description="`transparent` is refused: pictures are opaque."
     )
     quality: Literal["auto", "low", "medium", "high", "xhigh", "max", "standard", "hd"] = Field(
-        default="auto", description=_NO_EFFECT
+        default="auto", description=NO_EFFECT
     )
-    style: Literal["vivid", "natural"] | None = Field(default=None, description=_NO_EFFECT)
-    moderation: Literal["auto", "low"] = Field(default="auto", description=_NO_EFFECT)
-    user: str | None = Field(default=None, description=_NO_EFFECT)
-    safety_identifier: str | None = Field(default=None, description=_NO_EFFECT)
+    style: Literal["vivid", "natural"] | None = Field(default=None, description=NO_EFFECT)
+    moderation: Literal["auto", "low"] = Field(default="auto", description=NO_EFFECT)
+    user: str | None = Field(default=None, description=NO_EFFECT)
+    safety_identifier: str | None = Field(default=None, description=NO_EFFECT)
     seeds: list[int] | None
     num_inference_steps: int
 
@@ -92,54 +92,6 @@ class ImagesResponse(Answer):
     data: list[ImageItem]
 
 
-class _ImageEvent(Answer):
-    """The fields that partial and finished images share."""
-
-    background: Literal["opaque"] = "opaque"
-    created_at: int = Field(description="Unix time in seconds.")
-    output_format: OutputFormat
-    quality: Literal["auto"] = "auto"
-    size: str = Field(description="Size of the finished image; a partial image may be smaller.")
-    image_index: int
-    seed: int
-    step: int
-
-
-class PartialImageEvent(_ImageEvent):
-    """The picture predicted after `step` steps; always a JPEG."""
-
-    type: Literal["image_generation.partial_image"] = "image_generation.partial_image"
-    b64_json: str
-    partial_image_index: int
-
-
-class CompletedEvent(_ImageEvent):
-    """A finished image, in `b64_json` or at `url`. There is one for each image that did not fail."""
-
-    type: Literal["image_generation.completed"] = "image_generation.completed"
-    b64_json: str | None = None
-    url: str | None = None
-    model: OtherModel = None
-    warnings: list[str] = Field(description="Warnings about the whole request that are known at its start.")
-
-
-class FailedEvent(Answer):
-    """This image failed or was cancelled; the others go on."""
-
-    # Not `error`: the SDK would raise and lose the other images.
-    type: Literal["image_generation.failed"] = "image_generation.failed"
-    image_index: int
-    seed: int
-    failure: ErrorDetail
-
-
-class WarningsEvent(Answer):
-    """Warnings since the start, such as that the model reads less of the prompt; after the images, if there are any."""
-
-    type: Literal["image_generation.warnings"] = "image_generation.warnings"
-    warnings: list[str]
-
-
 class OpenAIError(Answer):
     message: str
     type: Literal["invalid_request_error", "rate_limit_error", "server_error"]
@@ -149,12 +101,6 @@ class OpenAIError(Answer):
 
 class OpenAIErrorBody(Answer):
     error: OpenAIError
-
-
-class ErrorEvent(OpenAIErrorBody):
-    """The end of a stream that gave no image; the SDK raises it."""
-
-    type: Literal["error"] = "error"
 
 
 class ModelCard(Answer):

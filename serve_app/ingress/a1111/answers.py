@@ -1,0 +1,89 @@
+"""Translates the service's answers to those of A1111's API."""
+
+import json
+import re
+from typing import Any
+
+from serve_app.ingress.a1111.jobs import Job
+from serve_app.ingress.a1111.schemas import ImagesAnswer, PngInfo, Txt2Img
+from serve_app.ingress.a1111.settings import title_of
+from serve_app.messages import Slot
+from serve_app.metadata import SAMPLERS, parameters_text
+from serve_app.recipe import Output, Recipe
+from serve_app.schemas import StartEvent
+
+_NOT_TOLD = {"override_settings", "init_images", "mask"}
+"""Of a request; they may be large. Nor are unknown fields, which may hold a password."""
+_PAIR = re.compile(r'\s*(\w[\w \-/]+):\s*("(?:\\.|[^\\"])*"|[^,]*)(?:,|$)')
+
+
+def answer_of(body: Txt2Img, start: StartEvent, job: Job, warnings: list[str]) -> ImagesAnswer:
+    """Return the answer to a request whose events a job has heard. Images that failed are left out."""
+    images = [job.images[index] for index in sorted(job.images)]
+    parameters = start.parameters
+    recipe, output = Recipe.of(parameters), Output.of(parameters)
+    slots = [Slot(image.index, image.seed, recipe, output, frozenset()) for image in images]
+    info = {
+        **_settings(start),
+        "seed": (images[0].seed if images else start.seeds[0]),
+        "all_seeds": [image.seed for image in images],
+        "all_prompts": [parameters.prompt] * len(images),
+        "all_negative_prompts": [parameters.negative_prompt] * len(images),
+        "all_subseeds": [image.seed for image in images],
+        "batch_size": body.batch_size,
+        "infotexts": [
+            parameters_text(slot, image.model or parameters.model) for slot, image in zip(slots, images, strict=True)
+        ],
+        "failures": [
+            {"image_index": image.index, "seed": image.seed, **image.error.model_dump()}
+            for _, image in sorted(job.missing.items())
+        ],
+        "warnings": [*start.warnings, *job.warnings, *warnings],
+    }
+    fields = type(body).model_fields.keys() - _NOT_TOLD
+    return ImagesAnswer(
+        images=[image.b64_json for image in images],
+        parameters=body.model_dump(include=set(fields)),
+        info=json.dumps(info),
+    )
+
+
+def _settings(start: StartEvent) -> dict[str, Any]:
+    parameters = start.parameters
+    return {
+        "prompt": parameters.prompt,
+        "negative_prompt": parameters.negative_prompt,
+        "subseed": start.seeds[0],
+        "subseed_strength": 0,
+        "width": parameters.width,
+        "height": parameters.height,
+        "sampler_name": SAMPLERS[parameters.scheduler],
+        "cfg_scale": parameters.guidance_scale,
+        "steps": parameters.num_inference_steps,
+        "denoising_strength": parameters.strength,
+        "restore_faces": False,
+        "face_restoration_model": None,
+        "sd_model_name": parameters.model.name,
+        "sd_model_hash": parameters.model.hash,
+        "sd_model_checkpoint": title_of(parameters.model),
+        "sd_vae_name": None,
+        "sd_vae_hash": None,
+        "seed_resize_from_w": -1,
+        "seed_resize_from_h": -1,
+        "extra_generation_params": {},
+        "index_of_first_image": 0,
+        "styles": [],
+        "job_timestamp": "0",
+        "clip_skip": 1,
+        "is_using_inpainting_conditioning": False,
+    }
+
+
+def png_info_of(text: str) -> PngInfo:
+    """Return what the text in a picture says."""
+    *_, last = text.split("\n")
+    prompt, _, rest = text.removesuffix(last).partition("Negative prompt:")
+    parameters = dict(_PAIR.findall(last)) if text else {}
+    if parameters:
+        parameters |= {"Prompt": prompt.strip(), "Negative prompt": rest.strip()}
+    return PngInfo(info=text, items={"parameters": text} if text else {}, parameters=parameters)

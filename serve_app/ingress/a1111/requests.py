@@ -1,0 +1,75 @@
+"""Translates requests of A1111's API to the service's own."""
+
+from typing import Any, TypeVar
+
+from pydantic import create_model
+
+from serve_app.errors import InvalidRequest
+from serve_app.ingress.a1111.samplers import scheduler_of
+from serve_app.ingress.a1111.schemas import WITHOUT_EFFECT, Img2Img, Txt2Img
+from serve_app.ingress.requests import borrowed, own_or_invalid, renamed
+from serve_app.schemas import GenerateRequest
+
+NAMES = {
+    "num_inference_steps": "steps",
+    "guidance_scale": "cfg_scale",
+    "strength": "denoising_strength",
+    "init_image": "init_images",
+    "mask_image": "mask",
+    "scheduler": "sampler_name",
+    "padding_mask_crop": "inpaint_full_res_padding",
+}
+"""What A1111 calls our fields."""
+_OWN = {theirs: own for own, theirs in NAMES.items()}
+_SAME = ("prompt", "negative_prompt", "width", "height", "seed", "mask_blur")
+_BORROWED = (*_SAME, "steps", "cfg_scale", "denoising_strength")
+_MASK_BLUR = 4
+"""A1111's default."""
+
+Form = TypeVar("Form", bound=Txt2Img)
+
+
+def body_class(kind: type[Form], request: type[GenerateRequest]) -> type[Form]:
+    """Return the class that validates bodies, with a service's own bounds and defaults."""
+    names = [name for name in _BORROWED if name in kind.model_fields]
+    fields: dict[str, Any] = {name: borrowed(request, _OWN.get(name, name)) for name in names}
+    if "mask_blur" in fields:
+        fields["mask_blur"] = borrowed(request, "mask_blur", default=_MASK_BLUR)
+    return create_model(kind.__name__, __base__=kind, __doc__=kind.__doc__, **fields)
+
+
+def own_request(body: Txt2Img, request: type[GenerateRequest], most: int) -> GenerateRequest:
+    """Translate a body to a request of this service for at most so many images.
+
+    Raises InvalidRequest or RequestValidationError.
+    """
+    scheduler = scheduler_of(body.sampler_name or body.sampler_index, body.scheduler)
+    said = body.model_dump(include={*_SAME, "steps", "cfg_scale"}, exclude_unset=True, exclude={"mask_blur"})
+    fields = {_OWN.get(name, name): value for name, value in said.items()} | _pictures(body)
+    fields |= {"scheduler": scheduler, "num_images": _number(body, most), "preview_every": 0}
+    with renamed(NAMES):
+        return own_or_invalid(request, **fields)
+
+
+def _pictures(body: Txt2Img) -> dict[str, Any]:
+    if not isinstance(body, Img2Img):
+        return {}
+    fields: dict[str, Any] = {"init_image": body.init_images[0], "strength": body.denoising_strength}
+    if not body.mask:
+        return fields
+    crop = body.inpaint_full_res_padding if body.inpaint_full_res else None
+    return {**fields, "mask_image": body.mask, "mask_blur": body.mask_blur, "padding_mask_crop": crop}
+
+
+def _number(body: Txt2Img, most: int) -> int:
+    number = body.n_iter * body.batch_size
+    if number > most:
+        param = "n_iter" if body.n_iter > 1 else "batch_size"
+        raise InvalidRequest(f"{param}: n_iter x batch_size is {number}, and must be at most {most}", param)
+    return number
+
+
+def warnings_of(body: Txt2Img) -> list[str]:
+    """Return a sentence for each field that is not known."""
+    unknown = (body.model_extra or {}).keys() - WITHOUT_EFFECT
+    return [f"{name} has no effect: no such field" for name in sorted(unknown)]

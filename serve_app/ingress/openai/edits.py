@@ -1,0 +1,84 @@
+"""The forms of edits and variations, and their translation to the service's own requests."""
+
+from collections.abc import Awaitable, Callable
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, WithJsonSchema, create_model
+
+from serve_app.config import ModelConfig
+from serve_app.ingress.openai.requests import SAME, images_fields, own_request
+from serve_app.ingress.openai.schemas import NO_EFFECT, ImagesRequest
+from serve_app.schemas import GenerateRequest
+
+NAMES = {"init_image": "image", "mask_image": "mask"}
+"""What OpenAI calls our fields."""
+_PICTURES = "init_image", "mask_image"
+_NOTHING_SAID = " "
+"""A prompt has at least one character; the model reads this one as none."""
+
+Hole = Callable[[str, str], Awaitable[str]]
+"""Returns the mask of what is transparent in a picture, which a field holds."""
+
+
+def _only_one(pictures: Any) -> Any:
+    if isinstance(pictures, list):
+        if len(pictures) > 1:
+            raise ValueError("more than one picture is not supported; send one")
+        return pictures[0]
+    return pictures
+
+
+File = Annotated[str, WithJsonSchema({"type": "string", "format": "binary"}), BeforeValidator(_only_one)]
+
+
+class EditForm(ImagesRequest):
+    """The form of `POST /v1/images/edits`. Left empty means the default."""
+
+    image: File = Field(min_length=1, description="The picture to edit; also as `image[]`, but only one.")
+    mask: File | None = Field(
+        default=None,
+        min_length=1,
+        description="A picture that is transparent where to generate anew. Null: all of the picture.",
+    )
+    input_fidelity: Literal["high", "low"] | None = Field(default=None, description=NO_EFFECT)
+
+
+class VariationForm(ImagesRequest):
+    """The form of `POST /v1/images/variations`. Left empty means the default."""
+
+    prompt: str = Field(default=_NOTHING_SAID, min_length=1, description="What to generate; OpenAI has no such field.")
+    image: File = Field(min_length=1, description="The picture to vary.")
+
+
+def edit_form(request: type[GenerateRequest], model: ModelConfig) -> type[EditForm]:
+    """Return the class that validates forms of edits, with a service's own bounds and defaults."""
+    fields = _fields(request, model)
+    return create_model("EditForm", __base__=EditForm, __doc__=EditForm.__doc__, **fields)
+
+
+def variation_form(request: type[GenerateRequest], model: ModelConfig) -> type[VariationForm]:
+    """Return the class that validates forms of variations, with a service's own bounds and defaults."""
+    fields = _fields(request, model)
+    del fields["prompt"]
+    return create_model("VariationForm", __base__=VariationForm, __doc__=VariationForm.__doc__, **fields)
+
+
+def _fields(request: type[GenerateRequest], model: ModelConfig) -> dict[str, Any]:
+    """Return the fields of all requests. The picture has the name that OpenAI gives it."""
+    return {name: field for name, field in images_fields(request, model).items() if name not in _PICTURES}
+
+
+async def own_request_of(
+    form: EditForm | VariationForm, request: type[GenerateRequest], model: ModelConfig, hole: Hole
+) -> GenerateRequest:
+    """Translate a form to a request of this service. Raises InvalidRequest or RequestValidationError."""
+    given = {"init_image": form.image}
+    if isinstance(form, EditForm) and form.mask is not None:
+        given["mask_image"] = await hole(form.mask, "mask_image")
+    return own_request(form, request, model, SAME - {*_PICTURES}, **given)
+
+
+def described(form: type[EditForm] | type[VariationForm]) -> dict[str, Any]:
+    """Return the OpenAPI description of a body that is such a form."""
+    schema = form.model_json_schema()
+    return {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": schema}}}}
