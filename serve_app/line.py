@@ -5,7 +5,14 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, Literal
 
-ROUTES = ("/generate", "/stream", "/v1/images/generations", "/fal-ai/fast-sdxl", "/fal-ai/fast-sdxl/stream")
+_FAL = "/fal-ai/fast-sdxl"
+ROUTES = (
+    "/generate",
+    "/stream",
+    *(f"/v1/images/{name}" for name in ("generations", "edits", "variations")),
+    *(f"{_FAL}{model}{mode}" for model in ("", "/image-to-image", "/inpainting") for mode in ("", "/stream")),
+    *(f"/sdapi/v1/{name}" for name in ("txt2img", "img2img")),
+)
 """The routes that generate images. All others are counted together."""
 
 OTHER = "other"

@@ -12,6 +12,7 @@ from serve_app.config import FilesConfig
 from serve_app.fanout.fanout import FanOut
 from serve_app.ingress.api import create_api
 from serve_app.ingress.stored import StoredEvent
+from serve_app.line import ROUTES
 from serve_app.schemas import Event
 from tests.fakes import FakePool, Metrics, NoPeers
 from tests.ingress.conftest import ARGS
@@ -81,6 +82,11 @@ def test_every_route_is_there_with_a_sentence(document: dict[str, Any]) -> None:
     assert all(
         operation["description"] for operations in document["paths"].values() for operation in operations.values()
     )
+
+
+def test_all_routes_that_generate_are_counted_by_name(document: dict[str, Any]) -> None:
+    others = {f"/sdapi/v1/{name}" for name in ("interrupt", "png-info", "options")}
+    assert {path for path, methods in document["paths"].items() if "post" in methods} - others == set(ROUTES)
 
 
 def test_nothing_refers_to_what_is_not_there(document: dict[str, Any]) -> None:
