@@ -8,11 +8,11 @@ from aiopenapi3 import OpenAPI
 from openapi_spec_validator import OpenAPIV31SpecValidator
 from starlette.testclient import TestClient
 
+from serve_app import line
 from serve_app.config import FilesConfig
 from serve_app.fanout.fanout import FanOut
 from serve_app.ingress.api import create_api
 from serve_app.ingress.stored import StoredEvent
-from serve_app.line import ROUTES
 from serve_app.schemas import Event
 from tests.fakes import FakePool, Metrics, NoPeers
 from tests.ingress.conftest import ARGS
@@ -86,7 +86,7 @@ def test_every_route_is_there_with_a_sentence(document: dict[str, Any]) -> None:
 
 def test_all_routes_that_generate_are_counted_by_name(document: dict[str, Any]) -> None:
     others = {f"/sdapi/v1/{name}" for name in ("interrupt", "png-info", "options")}
-    assert {path for path, methods in document["paths"].items() if "post" in methods} - others == set(ROUTES)
+    assert {path for path, methods in document["paths"].items() if "post" in methods} - others == set(line.ROUTES)
 
 
 def test_nothing_refers_to_what_is_not_there(document: dict[str, Any]) -> None:
