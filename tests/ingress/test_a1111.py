@@ -16,6 +16,7 @@ from starlette.testclient import TestClient
 from serve_app.config import A1111Config, ModelConfig
 from serve_app.errors import SlotFailed
 from serve_app.fanout.fanout import FanOut
+from serve_app.ingress.a1111.answers import png_info_of
 from serve_app.ingress.api import create_api
 from serve_app.messages import Slot
 from tests.fakes import FakePool, Metrics, NoPeers
@@ -266,6 +267,13 @@ def test_png_info_tells_the_text_in_a_picture(client: TestClient) -> None:
     }
     nothing = client.post("/sdapi/v1/png-info", json={"image": PHOTO}).json()
     assert nothing == {"info": "", "items": {}, "parameters": {}}
+
+
+def test_a_text_made_to_take_long_does_not() -> None:
+    for text in ("a b-" * 50_000, " " * 200_000, 'a1:"' * 50_000, 'a1:"' * 1900):
+        started = time.monotonic()
+        assert png_info_of(text).info == text
+        assert time.monotonic() - started < 2
 
 
 def test_it_can_be_switched_off(pool: FakePool) -> None:

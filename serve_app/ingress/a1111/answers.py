@@ -14,7 +14,9 @@ from serve_app.schemas import StartEvent
 
 _NOT_TOLD = {"override_settings", "init_images", "mask"}
 """Of a request; they may be large. Nor are unknown fields, which may hold a password."""
-_PAIR = re.compile(r'\s*(\w[\w \-/]+):\s*("(?:\\.|[^\\"])*"|[^,]*)(?:,|$)')
+_PAIR = re.compile(r'\s{0,9}(\w[\w \-/]{1,60}):\s{0,9}("(?:\\.|[^\\"])*"|[^,]*)(?:,|$)')
+_LONGEST_LINE = 8000
+"""Characters; longer lines take too long to split, and no program writes them."""
 
 
 def answer_of(body: Txt2Img, start: StartEvent, job: Job, warnings: list[str]) -> ImagesAnswer:
@@ -83,7 +85,7 @@ def png_info_of(text: str) -> PngInfo:
     """Return what the text in a picture says."""
     *_, last = text.split("\n")
     prompt, _, rest = text.removesuffix(last).partition("Negative prompt:")
-    parameters = dict(_PAIR.findall(last)) if text else {}
+    parameters = dict(_PAIR.findall(last)) if len(last) <= _LONGEST_LINE else {}
     if parameters:
         parameters |= {"Prompt": prompt.strip(), "Negative prompt": rest.strip()}
     return PngInfo(info=text, items={"parameters": text} if text else {}, parameters=parameters)
