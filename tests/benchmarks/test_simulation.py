@@ -65,3 +65,9 @@ def test_a_price_is_that_of_all_gpus_for_what_they_made() -> None:
     fleet = Fleet(gpus=2)
     outcome = simulate(TIMES, fleet, Closed(16, Kind(1, steps=4)), seconds=325, warm_up=32.5)
     assert cost_per_1000(fleet, outcome, price=3.6) == pytest.approx(3.6 / 3600 * ON_GPU * 1000, rel=0.02)
+
+
+def test_an_ingress_may_use_what_the_others_leave() -> None:
+    # Eight are generated at once, and four of eight may wait at each ingress.
+    fleet = Fleet(gpus=2, ingresses=2, max_waiting_images=8, max_images=1)
+    assert first_answer(fleet, Kind(12, steps=4)) == 6 * ON_GPU + 2 + 4
