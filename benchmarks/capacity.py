@@ -7,8 +7,8 @@ an ingress carries when the replicas generate nothing. `--price` is that of a GP
 import argparse
 import os
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from math import ceil
 from pathlib import Path
@@ -18,22 +18,29 @@ import httpx2
 
 from benchmarks.clients import keep_asking
 from benchmarks.conditions import Conditions, Workload
+from benchmarks.fleet import Closed, Fleet, Kind, Open, Outcome, Times
 from benchmarks.measures import rate
 from benchmarks.processes import cpu_times
 from benchmarks.service import Service, open_service
-from benchmarks.simulation import Closed, Fleet, Kind, Open, Outcome, Times, simulate
+from benchmarks.simulation import simulate
 
 ALONE = Times(prompt=0.005, step=0.0291, vae=0.0258, file=0.038, around=0.026)
 """SDXL at 1024x1024 with guidance on an H100, from RESULTS.md: the parts of one image.
 
 `file` is what one image on the engine (0.651 s) takes besides its parts on the GPU.
 """
-SUSTAINED = replace(ALONE, step=0.03056, ingress=0.013)
-"""The same under load: the step that makes `engine.turns4` 1.558 images/s, and the ingress's 0.08 cores at 6.18."""
+SUSTAINED = replace(ALONE, step=0.03056, ingress=0.009)
+"""The same under load: the step that makes `engine.turns4` 1.558 images/s, and the ingress's 0.08 cores at 6.18.
+
+Of these, what it takes without requests is counted apart.
+"""
+IDLE, POLLED = 0.016, 0.0017
+"""How busy an ingress is without requests, and with the polls of each replica, from `--ingress`."""
 
 MIX = (Kind(images=1, share=0.3), Kind(images=4, share=0.6), Kind(images=16, share=0.1))
 _BUSIEST_INGRESS = 0.6
 """How busy an ingress may be at the most when their number is chosen here."""
+_WARM_UP_S = 15.0
 _LOCAL = Path(__file__).parent.parent / "configs" / "local.yaml"
 _FILE_BYTES = 500_000
 """About a JPEG of 1024x1024."""
@@ -90,13 +97,12 @@ _HEAD = (
 
 def _capacity_line(gpus: int, load: float, options: argparse.Namespace) -> str:
     asked = load * gpus / _mean_gpu_seconds(SUSTAINED, MIX)
-    ingresses = options.ingresses or ceil(asked * SUSTAINED.ingress / _BUSIEST_INGRESS)
-    fleet = Fleet(gpus, ingresses, max_waiting_images=options.waiting)
+    fleet = Fleet(gpus, options.ingresses or _ingresses(gpus, asked), max_waiting_images=options.waiting)
     arrivals = Open(asked / _mean_images(MIX), MIX)
-    outcome = simulate(SUSTAINED, fleet, arrivals, options.seconds, warm_up=options.seconds / 4)
+    outcome = simulate(SUSTAINED, fleet, arrivals, options.seconds, _WARM_UP_S)
     busy = ingress_use(outcome, fleet)
     return (
-        f"{gpus:5} {ingresses:9} {asked:8.1f} {outcome.images_per_second:8.1f} {outcome.refusals:7.1%} "
+        f"{gpus:5} {fleet.ingresses:9} {asked:8.1f} {outcome.images_per_second:8.1f} {outcome.refusals:7.1%} "
         f"{outcome.percentile(50):6.2f} {outcome.percentile(95):6.2f} {outcome.percentile(99):6.2f} "
         f"{outcome.gpu_use:6.1%} {busy:7.1%} {1000 * outcome.deciding_s:6.2f} ms "
         f"{cost_per_1000(fleet, outcome, options.price):9.2f}  {'ingress' if busy > outcome.gpu_use else 'GPUs'}"
@@ -104,8 +110,15 @@ def _capacity_line(gpus: int, load: float, options: argparse.Namespace) -> str:
 
 
 def ingress_use(outcome: Outcome, fleet: Fleet) -> float:
-    """Return how busy an ingress is, with the time its decisions took here, which is not simulated."""
-    return outcome.ingress_use + outcome.images_per_second * outcome.deciding_s / fleet.ingresses
+    """Return how busy an ingress is. What its decisions and polls take is not simulated: it may come to more than 1."""
+    deciding = outcome.images_per_second * outcome.deciding_s / fleet.ingresses
+    return outcome.ingress_use + deciding + IDLE + POLLED * fleet.gpus
+
+
+def _ingresses(gpus: int, images_per_second: float) -> int:
+    """Return how many ingress replicas that takes, as far as more of them help: each polls all replicas."""
+    left = _BUSIEST_INGRESS - IDLE - POLLED * gpus
+    return ceil(images_per_second * SUSTAINED.ingress / (left if left > 0 else _BUSIEST_INGRESS))
 
 
 def cost_per_1000(fleet: Fleet, outcome: Outcome, price: float) -> float:
@@ -151,8 +164,8 @@ def against_real(seconds: float) -> list[Compared]:
     with _real() as service:
         times = _measured(service)
         finished, latencies = _load(service, clients, kind, seconds)
-    outcome = simulate(times, Fleet(len(service.conditions.devices)), Closed(clients, kind), seconds)
-    simulated, measured = rate(outcome.finished, clients * kind.images), rate(finished, clients * kind.images)
+    outcome = simulate(times, Fleet(len(service.conditions.devices)), Closed(clients, kind), seconds, _WARM_UP_S)
+    measured, simulated = rate(finished, warm_up=clients * kind.images), rate(outcome.finished, warm_up=0)
     return [
         Compared("images/s", measured[0], simulated[0]),
         Compared("median of a request, s", median(latencies), outcome.percentile(50)),
@@ -160,10 +173,16 @@ def against_real(seconds: float) -> list[Compared]:
 
 
 @contextmanager
-def _real(import_path: str | None = None) -> Iterator[Service]:
-    """Run the service of `configs/local.yaml`: the embedded model, two replicas on two cores."""
-    work = Workload(prompt="a red apple", size=256, guidance=3.0)
-    conditions = Conditions(checkpoint=Path("embedded"), devices=(0, 1), cpu=True, config=_LOCAL, workload=work)
+def _real(replicas: int = 2, import_path: str | None = None, *overrides: str) -> Iterator[Service]:
+    """Run the service of `configs/local.yaml`: the embedded model on the CPU."""
+    conditions = Conditions(
+        checkpoint=Path("embedded"),
+        devices=tuple(range(replicas)),
+        cpu=True,
+        config=_LOCAL,
+        overrides=overrides,
+        workload=Workload(prompt="a red apple", size=256, guidance=3.0),
+    )
     with open_service(conditions, import_path) as service:
         yield service
 
@@ -208,25 +227,48 @@ def compared_table(rows: Sequence[Compared]) -> str:
 
 def ingress_lines(seconds: float) -> list[str]:
     """Measure requests/s, MB/s and an ingress's processor time with replicas that generate nothing."""
+    few, many = 1, 6
+    with _nothing(few) as service:
+        idle = _idle(service, seconds / 5)
+    with _nothing(many) as service:
+        poll = (_idle(service, seconds / 5) - idle) / (many - few)
+        head = f"{'images':>6} {'requests/s':>10} {'MB/s':>7} {'ingress, ms an image':>20} {'proxy':>7}"
+        lines = [head, *(_ingress_line(service, images, seconds / 5) for images in (1, 4, 16))]
+        firsts = [service.first_event() for _ in range(20)]
+    return [
+        *lines,
+        f"idle: {1000 * idle:.1f} ms of the ingress in a second, and {1000 * poll:.1f} more for each replica after one",
+        f"first event of a stream: {1000 * median(firsts):.0f} ms",
+    ]
+
+
+def _nothing(replicas: int) -> AbstractContextManager[Service]:
     from benchmarks.nothing import FILE_BYTES
 
     os.environ[FILE_BYTES] = str(_FILE_BYTES)
-    with _real("benchmarks.nothing:build") as service:
-        head = f"{'images':>6} {'requests/s':>10} {'MB/s':>7} {'ingress, ms an image':>20} {'proxy':>7}"
-        lines = [head, *(_ingress_line(service, images, seconds / 3) for images in (1, 4, 16))]
-        firsts = [service.first_event() for _ in range(20)]
-    return [*lines, f"first event of a stream: {1000 * median(firsts):.0f} ms"]
+    return _real(replicas, "benchmarks.nothing:build", "num_cpus=0.1")
+
+
+def _idle(service: Service, seconds: float) -> float:
+    """Return how many processors the ingress keeps busy without requests."""
+    return _seconds_of(service, lambda: time.sleep(seconds))["ingress"] / seconds
 
 
 def _ingress_line(service: Service, images: int, seconds: float) -> str:
-    before = cpu_times(service.pid)
-    answered, _ = _load(service, 4, Kind(images), seconds)
-    after = cpu_times(service.pid)
-    per_second = rate(answered, warm_up=4 * images)[0]
-    made = (after.moment - before.moment) * per_second
-    ingress, proxy = (1000 * (after.seconds[part] - before.seconds[part]) / made for part in ("ingress", "proxy"))
+    moments: list[float] = []
+    used = _seconds_of(service, lambda: moments.extend(_load(service, 4, Kind(images), seconds)[0]))
+    ingress, proxy = (1000 * used[part] / len(moments) for part in ("ingress", "proxy"))
+    per_second = rate(moments, warm_up=4 * images)[0]
     megabytes = per_second * _FILE_BYTES * 4 / 3 / 1e6
     return f"{images:6} {per_second / images:10.1f} {megabytes:7.1f} {ingress:20.1f} {proxy:7.1f}"
+
+
+def _seconds_of(service: Service, act: Callable[[], object]) -> dict[str, float]:
+    """Return the processor time of each part of the service during an act."""
+    before = cpu_times(service.pid).seconds
+    act()
+    after = cpu_times(service.pid).seconds
+    return {part: after[part] - before[part] for part in after}
 
 
 if __name__ == "__main__":

@@ -2,8 +2,10 @@
 
 import pytest
 
-from benchmarks.capacity import cost_per_1000
-from benchmarks.simulation import Closed, Fleet, Kind, Open, Times, simulate
+from benchmarks.capacity import SUSTAINED, cost_per_1000
+from benchmarks.fleet import Closed, Fleet, Kind, Open, Times
+from benchmarks.measures import rate
+from benchmarks.simulation import simulate
 
 TIMES = Times(prompt=0.25, step=0.5, vae=1.0, file=2.0, around=4.0)
 ON_GPU = 0.25 + 4 * 0.5 + 1.0
@@ -63,11 +65,16 @@ def test_a_light_load_is_carried_without_refusals() -> None:
 
 def test_a_price_is_that_of_all_gpus_for_what_they_made() -> None:
     fleet = Fleet(gpus=2)
-    outcome = simulate(TIMES, fleet, Closed(16, Kind(1, steps=4)), seconds=325, warm_up=32.5)
-    assert cost_per_1000(fleet, outcome, price=3.6) == pytest.approx(3.6 / 3600 * ON_GPU * 1000, rel=0.02)
+    outcome = simulate(TIMES, fleet, Closed(16, Kind(1, steps=4)), seconds=65, warm_up=13)
+    assert cost_per_1000(fleet, outcome, price=3.6) == pytest.approx(3.6 / 3600 * ON_GPU * 1000, rel=0.03)
 
 
 def test_an_ingress_may_use_what_the_others_leave() -> None:
     # Eight are generated at once, and four of eight may wait at each ingress.
     fleet = Fleet(gpus=2, ingresses=2, max_waiting_images=8, max_images=1)
     assert first_answer(fleet, Kind(12, steps=4)) == 6 * ON_GPU + 2 + 4
+
+
+def test_the_load_that_was_measured_on_four_gpus() -> None:
+    outcome = simulate(SUSTAINED, Fleet(gpus=4), Closed(16, Kind(4)), seconds=40, warm_up=10)
+    assert rate(outcome.finished, warm_up=0) == [pytest.approx(6.18, rel=0.05)]
