@@ -101,12 +101,23 @@ class Service:
         """Send requests for `seconds`, and until each client has four answers; return when each image came."""
 
         def ask(http: httpx2.Client) -> httpx2.Response:
-            return http.post(f"{self.url}/generate", json=self._body(images, **changes))
+            return self.ask(http, images, **changes)
 
         answered = keep_asking(
             clients, seconds, 4, ask, lambda response: _check(response, images), timeout_s=_REQUEST_TIMEOUT_S
         )
         return [moment for moment in answered for _ in range(images)]
+
+    def ask(self, http: httpx2.Client, images: int, **changes: Any) -> httpx2.Response:
+        """Send a request with a client's own connections."""
+        return http.post(f"{self.url}/generate", json=self._body(images, **changes))
+
+    def first_event(self) -> float:
+        """Return the seconds until the first event of a stream."""
+        started = time.perf_counter()
+        with self._http.stream("POST", "/stream", json=self._body(1)) as response:
+            next(response.iter_lines())
+            return time.perf_counter() - started
 
     def _body(self, images: int, **changes: Any) -> dict[str, Any]:
         work, number = self.conditions.workload, next(self._numbers)

@@ -57,6 +57,7 @@ class Placement:
         )
         if chosen is None:
             return None
-        self._last_chosen = {id_: turn for id_, turn in self._last_chosen.items() if any(r.id == id_ for r in replicas)}
+        known = {r.id for r in replicas}
+        self._last_chosen = {id_: turn for id_, turn in self._last_chosen.items() if id_ in known}
         self._last_chosen[chosen.id] = next(self._clock)
         return chosen.id

@@ -4,6 +4,7 @@ import time
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 from serve_app.messages import ReplicaStatus
 
@@ -18,7 +19,7 @@ that hears nothing.
 _RATE_WINDOW_S = 60.0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class PoolStatus:
     """What the replicas last said; `replicas` are those that generate. One that takes no slots now has no capacity.
 
@@ -33,12 +34,12 @@ class PoolStatus:
     def ready(self) -> int:
         return len(self.replicas)
 
-    @property
+    @cached_property  # each generation asks whenever the queue has moved
     def capacity(self) -> int:
         """How many images can be generated at once."""
         return sum(r.capacity for r in self.replicas)
 
-    @property
+    @cached_property
     def others(self) -> int:
         """How many calls of other ingress replicas they hold."""
         return sum(r.others for r in self.replicas)
