@@ -58,7 +58,7 @@ def _service() -> Iterator[None]:
 
 def _wait_until_ready(process: subprocess.Popen[bytes], log: Path) -> None:
     deadline = time.monotonic() + _START_TIMEOUT_S
-    while not _answers("/health"):
+    while not _all_replicas_ready():
         if process.poll() is not None:
             raise Unavailable(f"the service exited before it was ready; see {log}")
         if time.monotonic() > deadline:
@@ -75,12 +75,26 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
         process.wait()
 
 
-def _answers(path: str = "/-/healthz") -> bool:
+def _all_replicas_ready() -> bool:
+    """Return whether images would be spread over all replicas; the first is ready a moment earlier."""
+    answer = _answer("/health")
+    if answer is None or answer.status_code != httpx2.codes.OK:
+        return False
+    replicas = answer.json()["replicas"]
+    return bool(replicas["ready"] >= replicas["target"])
+
+
+def _answers() -> bool:
+    answer = _answer("/-/healthz")
+    return answer is not None and answer.status_code == httpx2.codes.OK
+
+
+def _answer(path: str) -> httpx2.Response | None:
     try:
         # The service runs on this machine: ignore the environment's proxies and certificates.
-        return httpx2.get(URL + path, timeout=2, trust_env=False).status_code == httpx2.codes.OK
+        return httpx2.get(URL + path, timeout=2, trust_env=False)
     except httpx2.RequestError:
-        return False
+        return None
 
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ def generate(service: Service, body: dict[str, Any], out: Path, console: Console
         raise
     warn(console, ending.warnings)
     sheet = f" and {grids[-1].name}" if grids else ""
-    cost = f", {ending.gpu_seconds:.1f} GPU seconds" if ending.gpu_seconds else ""
+    cost = f", {ending.gpu_seconds:.1f} s of device time" if ending.gpu_seconds else ""
     took = f"{time.monotonic() - started:.1f} s{cost}"
     say(console, f"{len(images)} of {len(start.seeds)} images{sheet} in {out}, {took}")
     if ending.missing:

@@ -103,7 +103,7 @@ def test_an_image_that_failed_is_told_of_and_the_others_are_kept(tmp_path: Path)
     assert done.returncode == 1
     assert (tmp_path / "seed-7.png").read_bytes() == b"picture"
     assert "1 of 2 images" in done.stdout
-    assert "2.5 GPU seconds" in done.stdout
+    assert "2.5 s of device time" in done.stdout
     assert "note: the prompt is too long" in done.stdout
     assert "note: no grid" in done.stdout
     assert "seed 8 failed: the \ufffd[2Jsky fell" in done.stderr, "and nothing from elsewhere commands the terminal"
