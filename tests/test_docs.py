@@ -28,7 +28,8 @@ def test_every_setting_is_there_with_its_default_and_its_meaning() -> None:
     assert shown.keys() == expected.keys()
     for name, value in expected.items():
         default, meaning = shown[name]
-        assert default == ("" if value in (None, ()) else f"`{value}`")
+        written = str(value).lower() if isinstance(value, bool) else value
+        assert default == ("" if value in (None, ()) else f"`{written}`")
         assert not meaning.startswith("None")
 
 

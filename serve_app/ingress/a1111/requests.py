@@ -21,7 +21,7 @@ NAMES = {
 }
 """What A1111 calls our fields."""
 _OWN = {theirs: own for own, theirs in NAMES.items()}
-_SAME = ("prompt", "negative_prompt", "width", "height", "seed", "mask_blur")
+_SAME = ("prompt", "negative_prompt", "width", "height", "seed", "timeout_s", "mask_blur")
 _BORROWED = (*_SAME, "steps", "cfg_scale", "denoising_strength")
 _MASK_BLUR = 4
 """A1111's default."""

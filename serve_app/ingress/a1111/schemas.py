@@ -59,6 +59,7 @@ class Txt2Img(ForeignRequest):
     width: int
     height: int
     seed: int | None
+    timeout_s: float | None
     batch_size: int = Field(default=1, ge=1, description="Images of a batch; all batches are generated in parallel.")
     n_iter: int = Field(default=1, ge=1, description="Batches; n_iter x batch_size images, with consecutive seeds.")
     sampler_name: str | None = Field(
