@@ -24,6 +24,7 @@ class LiveApi:
         self._create = create
         self._lifespan = Router(lifespan=self._open)
         self._life: _Life | None = None
+        self._args = args
         self.newest = create(args)
 
     @property
@@ -37,9 +38,11 @@ class LiveApi:
 
     async def change(self, args: AppArgs) -> None:
         """Serve with other settings from now on. Raises ValueError if they cannot be used; nothing changes then."""
+        if args == self._args:  # Serve also tells at each start, and when an ingress replica gets another rank
+            return
         api, before = self._create(args), self._life
         self._life = await _Life.begun(api)
-        self.newest = api
+        self._args, self.newest = args, api
         if before is not None:
             await before.end()
 

@@ -83,3 +83,14 @@ def test_keys_are_asked_for_from_now_on(tmp_path: Path) -> None:
         changed(client, api, ARGS.changed({"auth": {"keys_file": str(keys)}}))
         assert client.post("/generate", json=BODY).status_code == 401
         assert client.post("/generate", json=BODY, headers={"Authorization": "Bearer right"}).status_code == 200
+
+
+def test_the_same_settings_again_are_no_change() -> None:
+    api = create_api(FanOut(FakePool(), NoPeers(), ARGS, Metrics()), ARGS)
+    with TestClient(api) as client:
+        before = api.newest
+        changed(client, api, ARGS.changed({}))
+        assert api.newest is before
+        changed(client, api, ARGS.changed(ONE_IMAGE))
+        changed(client, api, ARGS)
+        assert client.post("/generate", json=BODY).status_code == 200

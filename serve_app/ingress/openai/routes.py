@@ -42,6 +42,7 @@ def router(
     """Return the routes of one service with requests of type `request`; without files there are no URLs."""
     routes = APIRouter(prefix="/v1")
     errors = DIALECT.responses
+    refusals = errors(400, 404, 413, 415, 429, 503, 504)
     Body = images_request(request, args.model)  # noqa: N806 - a class, created for this service
     Edit, Variation = edit_form(request, args.model), variation_form(request, args.model)  # noqa: N806 - as above
 
@@ -92,7 +93,7 @@ def router(
     @routes.post(
         "/images/generations",
         response_model=ImagesResponse,
-        responses=sse.described(*GENERATION.all, last=DONE) | errors(400, 404, 413, 415, 429, 503, 504),
+        responses=sse.described(*GENERATION.all, last=DONE) | refusals,
     )
     async def generate(answer: Annotated[Response, Depends(generated)]) -> Response:
         """Generate n images: the `images.generate` of OpenAI's SDKs."""
@@ -101,7 +102,7 @@ def router(
     @routes.post(
         "/images/edits",
         response_model=ImagesResponse,
-        responses=sse.described(*EDIT.all, last=DONE) | errors(400, 404, 413, 415, 429, 503, 504),
+        responses=sse.described(*EDIT.all, last=DONE) | refusals,
         openapi_extra=described(Edit),
     )
     async def edit(answer: Annotated[Response, Depends(edited)]) -> Response:
@@ -111,7 +112,7 @@ def router(
     @routes.post(
         "/images/variations",
         response_model=ImagesResponse,
-        responses=sse.described(*EDIT.all, last=DONE) | errors(400, 404, 413, 415, 429, 503, 504),
+        responses=sse.described(*EDIT.all, last=DONE) | refusals,
         openapi_extra=described(Variation),
     )
     async def vary(answer: Annotated[Response, Depends(varied)]) -> Response:
