@@ -6,12 +6,14 @@ from contextlib import contextmanager
 from dataclasses import replace
 from queue import Empty, Queue
 
+import numpy as np
 import torch
 from torch._C._autograd import DeviceType
 
 from benchmarks.conditions import Conditions
 from benchmarks.idle import idle_fraction
-from benchmarks.measures import rates
+from benchmarks.measures import rates, timed
+from serve_app.canvas import Canvas, Layer
 from serve_app.messages import Generated, Slot, SlotEvent
 from serve_app.replica.engine import Engine, SlotJob
 from serve_app.replica.loading import load
@@ -61,6 +63,16 @@ class EngineBench:
     def image(self, slot: Slot) -> float:
         """Return the seconds from submitting a slot to its file, with a prompt that is not cached."""
         return self.generate([self._fresh(slot)])
+
+    def edit(self, slot: Slot, strength: float) -> tuple[float, float]:
+        """Return the seconds of an image that goes on from a picture, and of encoding such a picture; both are new."""
+        assert self._engine is not None
+        encoder = self._engine._models.encoder
+        recipe = slot.recipe.model_copy(update={"init_image": "a picture", "strength": strength})
+        size = slot.recipe.height, slot.recipe.width
+        image = self.image(replace(slot, recipe=recipe, canvas=Canvas(self._picture(size))))
+        picture = self._picture(size)
+        return image, timed(lambda: encoder.picture(picture).mean.cpu())
 
     def generate(self, slots: Sequence[Slot]) -> float:
         """Generate slots that are submitted together; return the seconds until the last file is done."""
@@ -119,6 +131,11 @@ class EngineBench:
             self._engine.check()
             time.sleep(0.01)
         return finished
+
+    def _picture(self, size: tuple[int, int]) -> Layer:
+        """Return a picture of this height and width that there has not been before."""
+        self._seed += 1
+        return Layer.of(np.random.default_rng(self._seed).integers(256, size=(*size, 3), dtype=np.uint8))
 
     def _fresh(self, slot: Slot) -> Slot:
         """Return the slot with the next seed and a new prompt, so that nothing comes from a cache."""

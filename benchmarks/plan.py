@@ -67,6 +67,27 @@ def _png(bench: EngineBench, conditions: Conditions) -> Samples:
     return {"engine.png": [bench.image(slot) for _ in rounds(conditions.workload.seconds / 2)]}
 
 
+def _edit(bench: EngineBench, conditions: Conditions) -> Samples:
+    """Go on from pictures, beside images from noise alone."""
+    slot, steps = conditions.slot(), conditions.workload.steps
+    strength = round(0.6 * steps) / steps
+    bench.prepare(1, slot)
+    taken: dict[str, list[float]] = {measure.name: [] for measure in _EDITS}
+    for _ in rounds(2 * conditions.workload.seconds):
+        image, (edit, encode) = bench.image(slot), bench.edit(slot, strength)
+        taken["engine.edit"].append(edit)
+        taken["engine.edit.encode"].append(1000 * encode)
+        taken["engine.edit.beyond"].append(1000 * (edit - strength * image - encode))
+    return taken
+
+
+_EDITS = (
+    Measure("engine.edit", "s", "one image-to-image of strength 0.6"),
+    Measure("engine.edit.encode", "ms", "of that: the picture to latents"),
+    Measure("engine.edit.beyond", "ms", "of that: all except encoding and 0.6 of an image", Goal(20, 10)),
+)
+
+
 def _idle(bench: EngineBench, conditions: Conditions) -> Samples:
     slot = conditions.slot()
     bench.prepare(1, slot)
@@ -92,6 +113,7 @@ ENGINE = Subject(
     trials=(
         _latency("engine", Goal(0.74, 0.60)),
         Trial((Measure("engine.png", "s", "the same with a PNG"),), _png, seconds=15),
+        Trial(_EDITS, _edit, seconds=40),
         Trial(
             (Measure("engine.idle", "%", "GPU idle between launches under load, by profiler", Goal(3, 1)),),
             _idle,
