@@ -1,6 +1,5 @@
 """Spans of a generation, taken by OpenTelemetry's own exporter in memory."""
 
-import logging
 from collections.abc import Sequence
 
 import pytest
@@ -56,7 +55,6 @@ async def test_each_image_says_how_it_ended(monkeypatch: pytest.MonkeyPatch) -> 
 async def test_tracing_that_fails_costs_nothing_else(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(logging.getLogger("ray.serve"), "propagate", True)
     answer = await answered(Broken(), monkeypatch)
-    assert [record.message for record in caplog.records] == ["the spans of a generation could not be written"]
+    assert "the spans of a generation could not be written" in caplog.text
     assert [image.status for image in answer.images] == ["succeeded", "failed"]
