@@ -47,7 +47,7 @@ class Accounts:
         self._counted.add(metrics.IMAGES, left, outcome="cancelled", reason="left")
         for reason in failed:
             self._counted.add(metrics.IMAGES, outcome="failed", reason=reason)
-        finished = generation.finished
+        finished = list(generation.finished.values())
         for timings in finished:
             self._counted.observe(metrics.IMAGE_SECONDS, timings.total)
             self._counted.observe(metrics.QUEUE_SECONDS, timings.queue)

@@ -10,6 +10,8 @@ from functools import partial
 from math import ceil
 from typing import Any, Literal
 
+from opentelemetry.context import get_current
+
 from serve_app import __version__
 from serve_app.background import background
 from serve_app.canvas import Canvas
@@ -39,6 +41,7 @@ from serve_app.fanout.plan import Plan, plan_of
 from serve_app.fanout.pool import Pool
 from serve_app.fanout.registry import Registry
 from serve_app.fanout.relay import entries_from, part_after, whole
+from serve_app.fanout.spans import write_spans
 from serve_app.fanout.states import SlotState
 from serve_app.line import Line, current
 from serve_app.messages import SlotEvent
@@ -60,6 +63,7 @@ from serve_app.schemas import (
     ServiceStatus,
     Timings,
 )
+from serve_app.side_work import side_work
 
 logger = logging.getLogger("ray.serve")
 
@@ -231,7 +235,7 @@ class FanOut:
 
         Raises ServiceError where it is refused.
         """
-        place, line, log = ExitStack(), current(), EventLog()
+        place, line, log, span = ExitStack(), current(), EventLog(), get_current()
         try:
             shared = None if canvas is None else await self._pool.share(canvas)
             plan = self._plan(request, shared, () if canvas is None else canvas.warnings)
@@ -251,6 +255,8 @@ class FanOut:
             if log.ended and isinstance(last := log.after(log.last)[-1].event, ErrorEvent):
                 line.facts["error"] = last.error.type
             place.close()
+            with side_work("the spans of a generation could not be written"):
+                write_spans(plan, generation, span)
             no_grid = [NO_GRID] if plan.wants_grid and generation.pixels else []
             warnings = [*_warnings(generation), *no_grid]
             end = CompletedEvent(id=plan.id, timings=_timings(plan, generation), warnings=warnings)

@@ -98,7 +98,7 @@ class Generation:
     Attributes:
         failures: what ended without a picture and was not asked to, in order of their ends.
         warnings: what the replicas say of the pictures, each sentence once.
-        finished: where each picture spent its time, in the order they came; `total` counts from `started`.
+        finished: where each picture spent its time, by index, in the order they came; `total` counts from `started`.
     """
 
     def __init__(
@@ -125,7 +125,7 @@ class Generation:
         self._inbox: asyncio.Queue[_News] = asyncio.Queue()
         self.failures: list[NoPicture] = []
         self.warnings: list[str] = []
-        self.finished: list[Timings] = []
+        self.finished: dict[int, Timings] = {}
 
     @property
     def state(self) -> GenerationState:
@@ -139,8 +139,8 @@ class Generation:
     @property
     def timings(self) -> Timings:
         """Where the picture that came last spent its time, zeros before the first; `gpu` is that of all pictures."""
-        last = self.finished[-1] if self.finished else _NO_TIME
-        return last.model_copy(update={"gpu": sum(timings.gpu for timings in self.finished)})
+        last = [_NO_TIME, *self.finished.values()][-1]
+        return last.model_copy(update={"gpu": sum(timings.gpu for timings in self.finished.values())})
 
     @property
     def replicas(self) -> Sequence[str]:
@@ -151,6 +151,12 @@ class Generation:
     def images(self) -> Mapping[int, Image]:
         """The results of the slots that have ended, by index, in the order of the slots."""
         return {record.slot.index: record.image for record in self._records if record.image is not None}
+
+    def ends(self) -> Iterator[tuple[Slot, Image, str | None]]:
+        """Yield the slots that have ended, each with its result and the replica that it went to last."""
+        for record in self._records:
+            if record.image is not None:
+                yield record.slot, record.image, record.replica
 
     @property
     def pixels(self) -> Mapping[int, Any]:
@@ -325,7 +331,7 @@ class Generation:
             case Generated():
                 record.pixels = news.pixels
                 self.warnings += [warning for warning in news.warnings if warning not in self.warnings]
-                self.finished.append(_timings_of(news.work, time.monotonic() - self._started))
+                self.finished[record.slot.index] = _timings_of(news.work, time.monotonic() - self._started)
                 return self._end(record, picture(record.slot, news, self._model))
             case _ToldToWait():
                 if record.state is SlotState.RUNNING:

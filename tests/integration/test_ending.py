@@ -15,7 +15,9 @@ import psutil
 import yaml
 
 from benchmarks.ports import free_port
+from serve_app.fanout.spans import STAGES
 from serve_app.serve import ENVIRONMENT
+from tests.integration import spans
 from tests.integration.conftest import SMALL, events_of, eventually
 
 LARGE = {"width": 256, "height": 256}
@@ -39,12 +41,22 @@ def service(tiny_path: Path, folder: Path) -> Iterator[tuple["subprocess.Popen[b
             {
                 "proxy_location": "HeadOnly",
                 "http_options": {"host": "127.0.0.1", "port": port},
+                "tracing_config": {
+                    "enabled": True,
+                    "exporter_import_path": "tests.integration.spans:processors",
+                    "sampling_ratio": 1.0,
+                },
                 "applications": [app],
             }
         )
     )
     command = [sys.executable, "-m", "serve_app.serve", str(config), "--grace", str(GRACE_S)]
-    environment = {**os.environ, "RAY_ADDRESS": "local", "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60"}
+    environment = {
+        **os.environ,
+        "RAY_ADDRESS": "local",
+        "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
+        spans.FOLDER: str(folder),
+    }
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
     try:
@@ -127,3 +139,19 @@ def test_no_answer_is_torn(tiny_path: Path, tmp_path: Path) -> None:
     assert (status, answer["error"]["type"]) == (503, "shutting_down"), "longer than the grace"
     status, events = answers["stream", LONG]
     assert (status, events[-1]["type"], events[-1]["error"]["type"]) == (200, "error", "shutting_down")
+
+    _every_generation_is_traced(tmp_path, answer_id=answers["generate", SHORT][1]["id"])
+
+
+def _every_generation_is_traced(folder: Path, answer_id: str) -> None:
+    found = spans.read(folder)
+    generations = [span for span in found if span.name == "generation"]
+    assert len(generations) == 4
+    assert all(span.parent_name(found) for span in generations), (
+        "each belongs to the span that Serve has of its request"
+    )
+    (short,) = [span for span in generations if span.attributes["generation"] == answer_id]
+    (image,) = short.children(found)
+    assert [stage.name for stage in image.children(found)] == list(STAGES)
+    assert short.start <= image.start
+    assert image.end <= short.end
