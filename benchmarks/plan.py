@@ -196,14 +196,17 @@ _REQUESTS = (
 
 
 def _load(name: str) -> Trial:
-    """Send requests from many clients, and measure which processes use the CPU."""
+    """Send requests from many clients, and measure which processes use the CPU.
+
+    Clients take turns, so their answers come together: of a short load there are too few moments for a line.
+    """
     busy = {part: Measure(f"{name}.{part}", "cores", f"CPU time under that load: {part}") for part in PARTS}
 
     def run(service: Service, conditions: Conditions) -> Samples:
         work, devices = conditions.workload, len(conditions.devices)
         clients, each = work.clients_per_device * devices, max(work.images_per_client, devices)
         before = cpu_times(service.pid)
-        finished = service.load(clients, each, 4 * work.seconds)
+        finished = service.load(clients, each, 8 * work.seconds)
         cores = cpu_times(service.pid).cores_since(before)
         return {
             name: rate(finished, warm_up=clients * each),
@@ -213,7 +216,7 @@ def _load(name: str) -> Trial:
     return Trial(
         (Measure(name, "images/s", "4 clients a GPU, 4 images each or one a GPU, again"), *busy.values()),
         run,
-        seconds=100,
+        seconds=150,
     )
 
 
