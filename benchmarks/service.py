@@ -22,7 +22,7 @@ from benchmarks.clients import keep_asking
 from benchmarks.conditions import Conditions
 from benchmarks.ports import free_port
 
-_START_TIMEOUT_S = 240.0
+_START_TIMEOUT_S = 600.0
 _STOP_TIMEOUT_S = 40.0
 _REQUEST_TIMEOUT_S = 300.0
 
