@@ -1,7 +1,7 @@
 """What the site takes from elsewhere in the repository, so that nothing is written twice.
 
 A line `<!-- README.md: Heading -->` in a page becomes what that file says below that heading. Whole files become pages,
-and so do the settings.
+and so do the settings and the alerts.
 """
 
 import re
@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args, get_origin
 
+import yaml
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
@@ -20,10 +21,12 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parent.parent
 PAGES = {"CONTRIBUTING.md": "contributing.md", "benchmarks/RESULTS.md": "results.md", "CHANGELOG.md": "changelog.md"}
+RULES = ROOT / "configs" / "prometheus" / "rules.yaml"
 PICTURES = {"serve_app/models/emoji-sdxl/grid.webp": "grid.webp"}
 MOVED = PAGES | PICTURES
 _INCLUDE = re.compile(r"^<!-- (\S+\.md): (.+) -->$", re.MULTILINE)
 _LINK = re.compile(r"(!?)\[([^\]]*)\]\((?!\w+:|#)([^)#]*)(#[^)]*)?\)")
+_LABEL = re.compile(r"\{\{ \$labels\.(\w+) \}\}")
 _HEADING = re.compile(r"^#+ (.+)$")
 
 
@@ -32,7 +35,7 @@ def on_files(files: "Files", config: "MkDocsConfig") -> "Files":
     from mkdocs.structure.files import File
 
     pages = {page: at_home((ROOT / source).read_text()) for source, page in PAGES.items()}
-    for page, text in {**pages, "settings.md": settings_page()}.items():
+    for page, text in {**pages, "settings.md": settings_page(), "alerts.md": alerts_page()}.items():
         files.append(File.generated(config, page, content=text))
     for source, name in PICTURES.items():
         files.append(File.generated(config, name, abs_src_path=str(ROOT / source)))
@@ -89,6 +92,22 @@ def settings_page() -> str:
             if not _model(info.annotation):
                 meaning = f"{info.description} {_bounds(info)}".strip().replace("|", "\\|")
                 lines.append(f"| `{path}{name}` | {_default(info)} | {meaning} |")
+    return "\n".join(lines) + "\n"
+
+
+def alerts_page() -> str:
+    """Return the page of all alerts: when each fires, how urgent it is, and what to do."""
+    lines = [
+        "# Alerts",
+        "",
+        "All of `configs/prometheus/rules.yaml`. `page` wakes somebody; `ticket` can wait until the morning.",
+    ]
+    for rule in (rule for group in yaml.safe_load(RULES.read_text())["groups"] for rule in group["rules"]):
+        said = rule["annotations"]
+        meaning = _LABEL.sub(r"`\1`", said["summary"].removeprefix("{{ $labels.application }}: "))
+        after = f", after {rule['for']}" if "for" in rule else ""
+        lines += ["", f"## {rule['alert']}", "", f"*{rule['labels']['severity']}*{after}: {meaning}."]
+        lines += ["", said["action"], "", "```promql", rule["expr"].strip(), "```"]
     return "\n".join(lines) + "\n"
 
 

@@ -4,9 +4,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import yaml
 from pydantic import BaseModel
 
-from docs.hooks import ROOT, at_home, on_page_markdown, section, settings_page
+from docs.hooks import ROOT, RULES, alerts_page, at_home, on_page_markdown, section, settings_page
 from serve_app.config import AppArgs
 
 PAGES = sorted((ROOT / "docs").glob("*.md"))
@@ -37,6 +38,14 @@ def test_bounds_and_choices_are_shown() -> None:
     page = settings_page()
     assert "*At least 8, a multiple of 8.*" in page
     assert "*One of `none`, `regional`, `full`.*" in page
+
+
+def test_every_alert_is_there_with_what_to_do() -> None:
+    page, rules = alerts_page(), yaml.safe_load(RULES.read_text())["groups"][0]["rules"]
+    assert "{{" not in page
+    for rule in rules:
+        _, _, below = page.partition(f"## {rule['alert']}\n")
+        assert rule["annotations"]["action"] in below.partition("\n## ")[0]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
