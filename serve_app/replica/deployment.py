@@ -14,7 +14,7 @@ from ray.exceptions import RayError
 
 from serve_app.config import AppArgs
 from serve_app.messages import Call, Generated, OpenCalls, ReplicaStatus, Slot, SlotEvent
-from serve_app.quiet import drop_access_log
+from serve_app.quiet import drop_access_log, drop_harmless_warnings
 from serve_app.recipe import Output, Recipe, SchedulerName
 from serve_app.side_work import side_work
 
@@ -34,6 +34,7 @@ class Replica:
 
     async def __init__(self, args: AppArgs) -> None:  # type: ignore[misc]  # Serve awaits it
         drop_access_log()
+        drop_harmless_warnings()  # before the libraries are imported: some warn of that
         try:
             async with asyncio.timeout(_LONGEST_START_S) as patience:
                 await self._start(args)

@@ -5,7 +5,6 @@ import logging
 from serve_app.config import AppArgs, ModelConfig
 from serve_app.errors import CheckpointError
 from serve_app.models import EMBEDDED
-from serve_app.quiet import drop_harmless_warnings
 from serve_app.replica.checkpoint import Checkpoint, load_checkpoint, quiet_progress_bars
 from serve_app.replica.compilation import use_compile_cache
 from serve_app.replica.device import prepare_device
@@ -26,7 +25,6 @@ def load(args: AppArgs) -> Checkpoint:
     Raises CheckpointError, DeviceError, ValueError and diffusers' own errors.
     """
     quiet_progress_bars()
-    drop_harmless_warnings()
     if args.engine.compile != "none" or args.engine.compile_cache:
         use_compile_cache(args.engine.compile_cache)
     check_used(args.model)

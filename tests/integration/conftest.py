@@ -129,6 +129,11 @@ def eventually(condition: Callable[[], Any], seconds: float = 30) -> None:
         time.sleep(0.05)
 
 
+def worker_logs() -> list[Path]:
+    """Return what the processes of this test's own Ray have written to their standard error."""
+    return list(Path(ray._private.worker._global_node.get_logs_dir_path()).glob("worker-*.err"))
+
+
 def own_processes(title: str) -> list[psutil.Process]:
     """Return the processes of this test's own Ray with such a title; others on the machine may have the same."""
     return [p for p in psutil.Process().children(recursive=True) if title in _title(p)]

@@ -3,20 +3,18 @@
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Callable
-from pathlib import Path
 from random import Random
 from typing import Any
 
 import httpx2
 import pytest
-import ray
 from ray import serve
 
 from serve_app.background import background
 from serve_app.fanout.pool import POLL_INTERVAL_S, Pool
 from serve_app.messages import Slot, SlotEvent
 from tests.conftest import make_slot
-from tests.integration.conftest import APP, SMALL, Running, eventually, frames, start_of
+from tests.integration.conftest import APP, SMALL, Running, eventually, frames, start_of, worker_logs
 
 LONG = {"prompt": "a red apple", **SMALL, "num_inference_steps": 998}
 
@@ -39,8 +37,7 @@ def test_closed_streams_are_no_errors_in_the_log(app: Running) -> None:
         with app.http.stream("POST", "/stream", json=LONG) as response:
             next(line for line in response.iter_lines() if line.startswith("event: progress"))
         eventually(app.idle, seconds=5)
-    logs = Path(ray._private.worker._global_node.get_logs_dir_path())
-    assert [log.name for log in logs.glob("worker-*.err") if "exceptions.TaskCancelledError" in log.read_text()] == []
+    assert [log.name for log in worker_logs() if "exceptions.TaskCancelledError" in log.read_text()] == []
 
 
 async def test_a_client_that_hangs_up_on_generate_frees_the_replicas(app: Running) -> None:

@@ -1,5 +1,6 @@
 import base64
 import io
+import re
 import time
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from diffusers import StableDiffusionXLImg2ImgPipeline, StableDiffusionXLPipelin
 from numpy.typing import NDArray
 from PIL import Image
 
-from tests.integration.conftest import Running
+from tests.integration.conftest import Running, worker_logs
 
 
 def picture(b64: str) -> NDArray[np.uint8]:
@@ -23,6 +24,12 @@ def test_n_images_with_distinct_seeds_in_order(app: Running) -> None:
     assert [i["index"] for i in answer["images"]] == list(range(6))
     assert len({i["b64_json"] for i in answer["images"]}) == 6
     assert all(picture(i["b64_json"]).shape == (64, 64, 3) for i in answer["images"])
+
+
+def test_libraries_say_nothing_of_a_start_that_would_worry(app: Running) -> None:
+    said = "".join(log.read_text() for log in worker_logs())
+    assert "ready: tiny loaded" in said
+    assert not re.findall(r"^.*(?:\[transformers\]|\[diffusers\]|Warning: ).*$", said, re.MULTILINE)
 
 
 def test_the_pictures_are_those_of_diffusers(app: Running, stock: StableDiffusionXLPipeline) -> None:
