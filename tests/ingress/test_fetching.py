@@ -172,6 +172,14 @@ def test_the_usual_ways_around_lead_nowhere(asking: TestClient, servers: tuple[S
     assert len(allowed.heard) == before
 
 
+def test_a_host_counts_as_a_whole() -> None:
+    fetcher = fetching.Fetcher(("https://images.example.com",), 1)
+    assert fetcher.may_fetch("https://IMAGES.example.com:443/a.png")
+    assert not fetcher.may_fetch("https://images.example.com.example.org/a.png")
+    assert not fetcher.may_fetch("https://images.example.com:8443/a.png")
+    assert not fetcher.may_fetch("https://example.com/a.png")
+
+
 @pytest.mark.parametrize("place", ["*", "null", "images.example.com", "https://images.example.com/", "ftp://a.b"])
 def test_a_place_is_an_origin(place: str) -> None:
     with pytest.raises(ValueError, match="fetch_from"):
