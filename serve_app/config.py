@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from serve_app.models import EMBEDDED
 from serve_app.recipe import SchedulerName
 from serve_app.schemas import PredictionType, TimestepSpacing, longest_body
-from serve_app.setting_types import AbsolutePath, BaseUrl, Origins, Share, Sizes, Text, VariableName
+from serve_app.setting_types import AbsolutePath, BaseUrl, Origins, Places, Share, Sizes, Text, VariableName
 
 Compile = Literal["none", "regional", "full"]
 Quantization = Literal["none", "fp8"]
@@ -258,6 +258,16 @@ class AuthConfig(Config):
         return self.keys_env is not None or self.keys_file is not None
 
 
+class PicturesConfig(Config):
+    """Pictures to go on from."""
+
+    fetch_from: Places = Field(
+        default=(),
+        description="Where pictures that requests give as URLs may be fetched from, such as "
+        "https://images.example.com; redirects are not followed. Empty: nowhere.",
+    )
+
+
 class A1111Config(Config):
     """The API of A1111's web UI, below /sdapi."""
 
@@ -305,6 +315,7 @@ class LiveSettings(Config):
     auth: AuthConfig = AuthConfig()
     cors: CorsConfig = CorsConfig()
     a1111: A1111Config = A1111Config()
+    pictures: PicturesConfig = PicturesConfig()
 
 
 class AppArgs(LiveSettings):

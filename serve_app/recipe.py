@@ -98,8 +98,8 @@ class Recipe(Body):
     init_image: str | None = Field(
         default=None,
         min_length=1,
-        description="A picture to go on from: its file as base64 or a data URI, or the name or URL of a file that this "
-        "service stores. Answers and pictures say its hash instead.",
+        description="A picture to go on from: its file as base64 or a data URI, the name or URL of a file that this "
+        "service stores, or a URL of a place that it may fetch from. Answers and pictures say its hash instead.",
     )
     mask_image: str | None = Field(
         default=None,

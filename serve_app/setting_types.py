@@ -58,6 +58,12 @@ def _origins(value: tuple[str, ...]) -> tuple[str, ...]:
     return value
 
 
+def _place(value: str) -> str:
+    if value in ("*", "null") or not value.startswith(("https://", "http://")):
+        raise ValueError(f"{value} is not a place: write scheme and host, such as https://images.example.com")
+    return _origin(value)
+
+
 def _size(value: str) -> str:
     if not re.fullmatch(r"[1-9]\d{0,4}x[1-9]\d{0,4}", value, re.ASCII):
         raise ValueError(f"{value} is not a size: write width x height in pixels, such as 1152x896")
@@ -91,6 +97,8 @@ BaseUrl = Annotated[str, AfterValidator(_base_url)]
 Origins = Annotated[
     tuple[Annotated[str, AfterValidator(_origin)], ...], BeforeValidator(_listed), AfterValidator(_origins)
 ]
+Places = Annotated[tuple[Annotated[str, AfterValidator(_place)], ...], BeforeValidator(_listed)]
+"""Origins that this service itself may ask."""
 Sizes = Annotated[tuple[Annotated[str, AfterValidator(_size)], ...], BeforeValidator(_listed)]
 Share = Annotated[float, AfterValidator(_share)]
 """An amount of a Ray resource, such as GPUs."""

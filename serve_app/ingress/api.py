@@ -13,6 +13,7 @@ from serve_app.config import AppArgs
 from serve_app.ingress import a1111, fal, file_urls, native, openai, playground
 from serve_app.ingress.answers import Answers
 from serve_app.ingress.disconnect import Errors
+from serve_app.ingress.fetching import Fetcher
 from serve_app.ingress.files import Files
 from serve_app.ingress.given import GivenPictures
 from serve_app.ingress.live import LiveApi
@@ -46,7 +47,8 @@ def _api(generates: CanvasService, args: AppArgs, disconnect: Errors, answers: A
     """Return the app of these settings; its lifespan is what they need."""
     stored = Files(Path(args.files.path), args.files) if args.files.path else None
 
-    service = WithPictures(generates, GivenPictures(args.limits.max_picture_pixels, stored), args.model)
+    fetcher = Fetcher(args.pictures.fetch_from, args.limits.max_body_bytes)
+    service = WithPictures(generates, GivenPictures(args.limits.max_picture_pixels, stored, fetcher), args.model)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:

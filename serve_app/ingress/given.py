@@ -12,6 +12,7 @@ from PIL import Image as Pillow
 
 from serve_app.errors import InvalidRequest, NotFound
 from serve_app.ingress.decoding import UnreadablePicture, hole_of, mask_of, picture_of, text_of
+from serve_app.ingress.fetching import Fetcher
 from serve_app.ingress.file_urls import stored_name
 from serve_app.ingress.files import Files
 from serve_app.recipe import picture_hash
@@ -36,15 +37,16 @@ class Given:
 class GivenPictures:
     """Reads and checks pictures: a file as base64 or a data URI, or the name or URL of a file stored here.
 
-    Nothing is ever fetched. Errors name the field.
+    Other URLs only where the fetcher may go. Errors name the field.
     """
 
-    def __init__(self, most_pixels: int, files: Files | None) -> None:
+    def __init__(self, most_pixels: int, files: Files | None, fetcher: Fetcher) -> None:
         self._most_pixels = most_pixels
         self._files = files
+        self._fetcher = fetcher
 
     async def found(self, text: str, field: str) -> str | bytes:
-        """Return the stored file that a field names, or its text: then that is the picture. Raises InvalidRequest."""
+        """Return the file that a field names, or its text: then that is the picture. Raises InvalidRequest."""
         with _named(field):
             return await self._found(text)
 
@@ -71,6 +73,8 @@ class GivenPictures:
             return text_of(_content(found) if isinstance(found, str) else found, self._most_pixels)
 
     async def _found(self, text: str) -> str | bytes:
+        if self._fetcher.may_fetch(text):
+            return await self._fetcher.fetch(text)
         name = stored_name(text)
         if name is None:
             if _URL.match(text):

@@ -21,7 +21,7 @@ SIZES: dict[SizeName, tuple[int, int]] = {
 """Width and height in pixels."""
 
 _NO_EFFECT = "Accepted, but has no effect."
-_PICTURE = "a data URI, or the URL of a file that this service stores. No other place is asked for it."
+_PICTURE = "a data URI, the URL of a file that this service stores, or one of a place in `pictures.fetch_from`."
 
 
 class Size(Body):
