@@ -1,4 +1,4 @@
-"""The service as deployed: `serve run` with the config file, and clients over HTTP."""
+"""The service as deployed: the start command with the config file, and clients over HTTP."""
 
 import base64
 import json
@@ -46,7 +46,7 @@ class Streamed:
 
 
 class Service:
-    """A running service and a client that requests the workload. `pid` is the process of `serve run`.
+    """A running service and a client that requests the workload. `pid` is the process of the start command.
 
     `started_s` is the time from its start until `/health` reports all replicas.
     """
@@ -156,7 +156,7 @@ def open_service(conditions: Conditions, import_path: str | None = None) -> Iter
                 "RAY_USAGE_STATS_ENABLED": "0",
                 "RAY_memory_monitor_refresh_ms": "0",
             }
-            command = [sys.executable, "-m", "ray.serve.scripts", "run", str(config)]
+            command = [sys.executable, "-m", "serve_app.serve", "--no-dashboard", str(config)]
             process = subprocess.Popen(command, stdout=file, stderr=file, env=environment)  # noqa: S603, our own command
         try:
             _wait_until_ready(process, port, len(conditions.devices), log)

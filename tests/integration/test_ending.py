@@ -50,7 +50,7 @@ def service(tiny_path: Path, folder: Path) -> Iterator[tuple["subprocess.Popen[b
             }
         )
     )
-    command = [sys.executable, "-m", "serve_app.serve", str(config), "--grace", str(GRACE_S)]
+    command = [sys.executable, "-m", "serve_app.serve", str(config), "--no-dashboard", "--grace", str(GRACE_S)]
     environment = {
         **os.environ,
         "RAY_ADDRESS": "local",
@@ -76,11 +76,9 @@ def is_ready(url: str) -> bool:
     return response.status_code == 200 and bool(response.json()["replicas"]["ready"] == 1)
 
 
-def controller_of(process: "subprocess.Popen[bytes]") -> psutil.Process:
-    (controller,) = [
-        p for p in psutil.Process(process.pid).children(recursive=True) if "ServeController" in "".join(p.cmdline())
-    ]
-    return controller
+def processes_of(service: "subprocess.Popen[bytes]", name: str) -> list[psutil.Process]:
+    """Return the processes below the service's own with this in their command lines."""
+    return [p for p in psutil.Process(service.pid).children(recursive=True) if name in "".join(p.cmdline())]
 
 
 def in_flight(url: str) -> int:
@@ -118,7 +116,9 @@ def test_no_answer_is_torn(tiny_path: Path, tmp_path: Path) -> None:
     refused = {"prompt": "a", **SMALL, "num_images": 1}
     with service(tiny_path, tmp_path) as (process, url):
         eventually(lambda: is_ready(url), seconds=120)
-        assert ENVIRONMENT.items() <= controller_of(process).environ().items()
+        (controller,) = processes_of(process, "ServeController")
+        assert ENVIRONMENT.items() <= controller.environ().items()
+        assert processes_of(process, "ray-dashboard") == []
         with asked(url, LONG, answers):
             eventually(lambda: in_flight(url) == 2)
             with asked(url, SHORT, answers):
