@@ -79,7 +79,7 @@ class Service:
 
     def ready(self) -> int:
         """Return how many replicas are ready."""
-        return _ready(self.url)
+        return _ready(self._http)
 
     def stream(self, images: int, **changes: Any) -> Streamed:
         started = time.perf_counter()
@@ -170,15 +170,16 @@ def open_service(conditions: Conditions, import_path: str | None = None) -> Iter
 
 def _wait_until_ready(process: "subprocess.Popen[bytes]", port: int, replicas: int, log: Path) -> None:
     deadline = time.perf_counter() + _START_TIMEOUT_S
-    while _ready(f"http://127.0.0.1:{port}") != replicas:
-        if process.poll() is not None or time.perf_counter() > deadline:
-            raise RuntimeError(f"the service did not start:\n{log.read_text()[-3000:]}")
-        time.sleep(0.1)
+    with httpx2.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False) as http:
+        while _ready(http) != replicas:
+            if process.poll() is not None or time.perf_counter() > deadline:
+                raise RuntimeError(f"the service did not start:\n{log.read_text()[-3000:]}")
+            time.sleep(0.1)
 
 
-def _ready(url: str) -> int:
+def _ready(http: httpx2.Client) -> int:
     try:
-        health = httpx2.get(f"{url}/health", timeout=5, trust_env=False).json()
+        health = http.get("/health", timeout=5).json()
     except (httpx2.TransportError, json.JSONDecodeError):
         return 0
     return int(health["replicas"]["ready"])

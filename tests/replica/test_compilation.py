@@ -58,7 +58,8 @@ def small_path(tiny_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     two_levels = {
         "down_block_types": ("DownEncoderBlock2D",) * 2,
         "up_block_types": ("UpDecoderBlock2D",) * 2,
-        "block_out_channels": (8, 16),
+        "block_out_channels": (8, 8),
+        "layers_per_block": 0,
     }
     two_tiny_levels = {
         "encoder_block_out_channels": (8, 8),
