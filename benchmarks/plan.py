@@ -233,7 +233,7 @@ SERVICE = _service(
         Trial(
             (
                 Measure(
-                    "service.start", "s", "`serve run` to /health, all replicas, kernels in the cache", Goal(60, 30)
+                    "service.start", "s", "start command to /health, all replicas, kernels in the cache", Goal(60, 30)
                 ),
             ),
             _start,

@@ -1,4 +1,4 @@
-"""The service as deployed: `serve run` with the config file, and clients over HTTP."""
+"""The service as deployed: the start command with the config file, and clients over HTTP."""
 
 import base64
 import json
@@ -46,7 +46,7 @@ class Streamed:
 
 
 class Service:
-    """A running service and a client that requests the workload. `pid` is the process of `serve run`.
+    """A running service and a client that requests the workload. `pid` is the process of the start command.
 
     `started_s` is the time from its start until `/health` reports all replicas.
     """
@@ -79,7 +79,7 @@ class Service:
 
     def ready(self) -> int:
         """Return how many replicas are ready."""
-        return _ready(self.url)
+        return _ready(self._http)
 
     def stream(self, images: int, **changes: Any) -> Streamed:
         started = time.perf_counter()
@@ -156,7 +156,7 @@ def open_service(conditions: Conditions, import_path: str | None = None) -> Iter
                 "RAY_USAGE_STATS_ENABLED": "0",
                 "RAY_memory_monitor_refresh_ms": "0",
             }
-            command = [sys.executable, "-m", "ray.serve.scripts", "run", str(config)]
+            command = [sys.executable, "-m", "serve_app.serve", "--no-dashboard", str(config)]
             process = subprocess.Popen(command, stdout=file, stderr=file, env=environment)  # noqa: S603, our own command
         try:
             _wait_until_ready(process, port, len(conditions.devices), log)
@@ -170,15 +170,16 @@ def open_service(conditions: Conditions, import_path: str | None = None) -> Iter
 
 def _wait_until_ready(process: "subprocess.Popen[bytes]", port: int, replicas: int, log: Path) -> None:
     deadline = time.perf_counter() + _START_TIMEOUT_S
-    while _ready(f"http://127.0.0.1:{port}") != replicas:
-        if process.poll() is not None or time.perf_counter() > deadline:
-            raise RuntimeError(f"the service did not start:\n{log.read_text()[-3000:]}")
-        time.sleep(0.1)
+    with httpx2.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False) as http:
+        while _ready(http) != replicas:
+            if process.poll() is not None or time.perf_counter() > deadline:
+                raise RuntimeError(f"the service did not start:\n{log.read_text()[-3000:]}")
+            time.sleep(0.1)
 
 
-def _ready(url: str) -> int:
+def _ready(http: httpx2.Client) -> int:
     try:
-        health = httpx2.get(f"{url}/health", timeout=5, trust_env=False).json()
+        health = http.get("/health", timeout=5).json()
     except (httpx2.TransportError, json.JSONDecodeError):
         return 0
     return int(health["replicas"]["ready"])

@@ -43,7 +43,7 @@ def _service() -> Iterator[None]:
     with log.open("w") as file:
         # A session of its own, so that Ctrl-C reaches only this program, which then stops the service cleanly.
         process = subprocess.Popen(
-            [sys.executable, "-m", "serve_app.serve", "configs/local.yaml"],
+            [sys.executable, "-m", "serve_app.serve", "--no-dashboard", "configs/local.yaml"],
             stdout=file,
             stderr=file,
             start_new_session=True,

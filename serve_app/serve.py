@@ -46,6 +46,7 @@ def main() -> None:
     parser.add_argument(
         "--grace", type=float, default=GRACE_S, metavar="SECONDS", help="for running requests to finish (%(default)g)"
     )
+    parser.add_argument("--no-dashboard", action="store_true", help="without Ray's dashboard, which is ten processes")
     options = parser.parse_args()
     told = threading.Event()
 
@@ -56,7 +57,8 @@ def main() -> None:
 
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    ray.init(namespace="serve")  # first: it takes SIGTERM for itself
+    dashboard = False if options.no_dashboard else None  # None: if it is installed
+    ray.init(namespace="serve", include_dashboard=dashboard)  # first: it takes SIGTERM for itself
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, on_signal)
     cli(["run", "--non-blocking", options.config], standalone_mode=False)

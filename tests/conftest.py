@@ -1,4 +1,8 @@
-"""A tiny real SDXL for all tests: diffusers' own classes, random weights."""
+"""A tiny real SDXL for all tests: diffusers' own classes, random weights.
+
+torch and what needs it are imported where they are used: where several processes run the suite, the one that gives the
+others their shares reads this file too.
+"""
 
 import gc
 import json
@@ -8,31 +12,26 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from queue import Queue
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
-import torch
-from diffusers import SchedulerMixin, StableDiffusionXLPipeline
 from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
 
 from serve_app.config import EngineConfig, ModelConfig, PreviewConfig
 from serve_app.messages import Generated, Slot, SlotEvent
-from serve_app.models.tiny import build
-from serve_app.replica.checkpoint import Checkpoint, load_checkpoint
-from serve_app.replica.engine import Engine
 from serve_app.replica.observer import Silent
+
+if TYPE_CHECKING:
+    from diffusers import SchedulerMixin, StableDiffusionXLPipeline
+
+    from serve_app.replica.checkpoint import Checkpoint
+    from serve_app.replica.engine import Engine
 
 # Tests and the processes they start only talk to this machine: ignore the environment's proxies.
 for name in list(os.environ):
     if name.lower().endswith("_proxy") or name in ("SSL_CERT_FILE", "SSL_CERT_DIR"):
         del os.environ[name]
-
-# What has been imported by now stays. Without this, each full collection looks at all of torch again.
-gc.freeze()
-
-# These tests need CUDA graphs, streams and waits, which a CPU does not have.
-collect_ignore = [] if torch.cuda.is_available() else ["gpu"]
 
 SDXL_BLOCKS = {
     "layers_per_block": 2,
@@ -44,7 +43,7 @@ SDXL_BLOCKS = {
 BETAS: dict[str, Any] = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
 ZERO_SNR = {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True}
 
-WithScheduler = Callable[[SchedulerMixin], Path]
+WithScheduler = Callable[["SchedulerMixin"], Path]
 
 
 TOGETHER = {
@@ -80,21 +79,34 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Shares:
     return Shares(config, log)
 
 
+def pytest_collection_finish() -> None:
+    """What has been imported by now stays. Without this, each full collection looks at all of torch again."""
+    gc.freeze()
+
+
 @pytest.fixture(scope="session")
 def tiny_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from serve_app.models.tiny import build
+
     return build(tmp_path_factory.mktemp("models"))
 
 
 @pytest.fixture(scope="session")
-def stock(tiny_path: Path) -> StableDiffusionXLPipeline:
+def stock(tiny_path: Path) -> "StableDiffusionXLPipeline":
     """diffusers' own pipeline on the same weights, to compare with."""
+    from diffusers import StableDiffusionXLPipeline
+
     pipe = StableDiffusionXLPipeline.from_pretrained(tiny_path, add_watermarker=False)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
 
 @pytest.fixture(scope="session")
-def checkpoint(tiny_path: Path) -> Checkpoint:
+def checkpoint(tiny_path: Path) -> "Checkpoint":
+    import torch
+
+    from serve_app.replica.checkpoint import load_checkpoint
+
     torch.set_num_threads(1)
     return load_checkpoint(ModelConfig(path=str(tiny_path)), torch.device("cpu"))
 
@@ -151,7 +163,7 @@ class Collector:
 
 @dataclass
 class RunningEngine:
-    engine: Engine
+    engine: "Engine"
     watch: Watch
 
     def submit(self, slot: Slot) -> Collector:
@@ -172,15 +184,17 @@ MakeEngine = Callable[..., RunningEngine]
 
 
 @pytest.fixture
-def make_engine(checkpoint: Checkpoint) -> Iterator[MakeEngine]:
+def make_engine(checkpoint: "Checkpoint") -> Iterator[MakeEngine]:
     """Start engines that stop with the test.
 
     make_engine(max_batch_size=..., preview=PreviewConfig(...), checkpoint=...).
     """
+    from serve_app.replica.engine import Engine
+
     started: list[Engine] = []
 
     def make(
-        *, preview: PreviewConfig | None = None, checkpoint: Checkpoint = checkpoint, **config: object
+        *, preview: PreviewConfig | None = None, checkpoint: "Checkpoint" = checkpoint, **config: object
     ) -> RunningEngine:
         watch = Watch()
         engine = Engine(checkpoint, EngineConfig(**config), preview or PreviewConfig(min_interval_s=0), watch)
@@ -197,7 +211,7 @@ def make_engine(checkpoint: Checkpoint) -> Iterator[MakeEngine]:
 def with_scheduler(tiny_path: Path, tmp_path: Path) -> WithScheduler:
     """Make the tiny checkpoint with another scheduler."""
 
-    def make(scheduler: SchedulerMixin) -> Path:
+    def make(scheduler: "SchedulerMixin") -> Path:
         folder = Path(shutil.copytree(tiny_path, tmp_path / "checkpoint", ignore=shutil.ignore_patterns("scheduler")))
         scheduler.save_pretrained(folder / "scheduler")
         index = json.loads((folder / "model_index.json").read_text())

@@ -16,14 +16,12 @@ from typing import Any
 
 import httpx2
 import ray
-import torch
 from fastapi import FastAPI
 from fastapi.responses import Response
 from ray import serve
 
 from benchmarks.clients import keep_asking
 from benchmarks.conditions import Conditions
-from benchmarks.peers.pipeline import load_pipeline
 from benchmarks.ports import free_port
 
 _TIMEOUT_S = 300
@@ -31,6 +29,11 @@ _TIMEOUT_S = 300
 
 class StableDiffusion:
     def __init__(self, checkpoint: str, device: str, steps: int, guidance: float) -> None:
+        # Here, where they are used: the ingress and the clients need none of it.
+        import torch
+
+        from benchmarks.peers.pipeline import load_pipeline
+
         self._pipe = load_pipeline(Path(checkpoint), device, torch.float16)
         self._call = {"num_inference_steps": steps, "guidance_scale": guidance}
 

@@ -6,6 +6,8 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
+from copy import deepcopy
+from functools import cache
 from typing import Any, TypeVar
 
 from fastapi.sse import KEEPALIVE_COMMENT, EventSourceResponse
@@ -29,13 +31,16 @@ def described(*events: type[BaseModel], last: str | None = None) -> dict[int | s
     client generators do not support it yet. Models nested in the events are referenced, so they must also be part of
     another answer.
     """
-    told = [_schema(event) for event in events] + ([] if last is None else [{"type": "string", "const": last}])
+    told = [deepcopy(_schema(event)) for event in events] + (
+        [] if last is None else [{"type": "string", "const": last}]
+    )
     description = (
         "Server-sent events. The schema describes the `data` of one event; its `type`, if any, is the event's name."
     )
     return {200: {"description": description, "content": {EventSourceResponse.media_type: {"schema": {"anyOf": told}}}}}
 
 
+@cache  # the same events stand at many routes
 def _schema(event: type[BaseModel]) -> dict[str, Any]:
     schema = event.model_json_schema(ref_template="#/components/schemas/{model}", mode="serialization")
     schema.pop("$defs", None)

@@ -25,7 +25,7 @@ def conditions(tiny_path: Path) -> Conditions:
         devices=(0,),
         cpu=True,
         overrides=TINY_OVERRIDES,
-        workload=TINY.model_copy(update={"seconds": 0.0, "steps": 2}),
+        workload=TINY.model_copy(update={"steps": 2}),
     )
 
 

@@ -1,6 +1,7 @@
 """The real command, as a process of its own."""
 
 import fcntl
+import multiprocessing
 import os
 import pty
 import re
@@ -12,7 +13,10 @@ import termios
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from tempfile import NamedTemporaryFile
 from typing import Self
+
+from serve_app.cli.__main__ import main
 
 COMMAND = (sys.executable, "-m", "serve_app.cli")
 _OF_THE_TERMINAL = re.compile(
@@ -31,11 +35,39 @@ def environment(**changes: str) -> dict[str, str]:
     )
 
 
+# Its processes begin where the imports of the command have ended, which take longer than most commands.
+_IMPORTED = multiprocessing.get_context("forkserver")
+_IMPORTED.set_forkserver_preload(
+    ["tests.cli.command", "httpcore2", *(f"serve_app.cli.{name}" for name in ("main", "generate", "reproduce", "info"))]
+)
+
+
 def run(*args: object, **env: str) -> subprocess.CompletedProcess[str]:
-    """Run a command whose output goes to pipes."""
-    return subprocess.run(
-        [*COMMAND, *map(str, args)], capture_output=True, text=True, env=environment(**env), timeout=100
-    )
+    """Run a command whose output goes to files; with an environment of its own also its imports, and to pipes."""
+    words = [*COMMAND, *map(str, args)]
+    if env:
+        return subprocess.run(words, capture_output=True, text=True, env=environment(**env), timeout=100)
+    with NamedTemporaryFile("r") as stdout, NamedTemporaryFile("r") as stderr:
+        process = _IMPORTED.Process(target=_run, args=(words, os.getcwd(), stdout.name, stderr.name))
+        process.start()
+        process.join(100)
+        code = process.exitcode
+        if code is None:
+            process.kill()
+            raise subprocess.TimeoutExpired(words, 100)
+        process.close()
+        return subprocess.CompletedProcess(words, code, stdout.read(), stderr.read())
+
+
+def _run(words: list[str], folder: str, stdout: str, stderr: str) -> None:
+    """Become the command, in a process that has imported it."""
+    for stream, file in ((1, stdout), (2, stderr)):
+        os.dup2(os.open(file, os.O_WRONLY), stream)
+    os.chdir(folder)
+    os.environ.clear()
+    os.environ.update(environment())
+    sys.argv = words[len(COMMAND) - 1 :]
+    main()
 
 
 @dataclass

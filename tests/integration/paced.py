@@ -18,7 +18,7 @@ from serve_app.replica import deployment
 HANGS = {"width": 136, "height": 64}
 BREAKS_THE_DEVICE = {"width": 144, "height": 64}
 _LONG_STEPS, _ENDLESS_STEPS = 60, 400
-_PAUSE_S, _ENDLESS_PAUSE_S = 0.006, 0.02
+_PAUSE_S, _ENDLESS_PAUSE_S = 0.006, 0.05
 _EVERY = 10
 """Which steps of a long image call the UNet."""
 

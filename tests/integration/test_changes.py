@@ -113,7 +113,7 @@ def test_replicas_follow_the_images(changing: Changing) -> None:
     def ask() -> None:
         with httpx2.Client(base_url=changing.url, timeout=60) as http:
             while not stop.is_set():
-                body = {**BODY, "num_inference_steps": 60, "num_images": 4}
+                body = {**BODY, "num_inference_steps": 150, "num_images": 4}
                 statuses.append(http.post("/generate", json=body).status_code)
 
     clients = [threading.Thread(target=ask) for _ in range(4)]

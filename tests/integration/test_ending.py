@@ -27,8 +27,8 @@ GRACE_S = 8
 
 
 @contextmanager
-def service(tiny_path: Path, folder: Path) -> Iterator[tuple["subprocess.Popen[bytes]", str]]:
-    """Run the service in a Ray of its own, as `python -m serve_app.serve` does; give its process and its URL."""
+def service(tiny_path: Path, folder: Path) -> Iterator[tuple["subprocess.Popen[bytes]", httpx2.Client]]:
+    """Run the service in a Ray of its own, as `python -m serve_app.serve` does; give its process and a client of it."""
     port, config = free_port(), folder / "config.yaml"
     args = {
         "num_replicas": 1,
@@ -50,7 +50,7 @@ def service(tiny_path: Path, folder: Path) -> Iterator[tuple["subprocess.Popen[b
             }
         )
     )
-    command = [sys.executable, "-m", "serve_app.serve", str(config), "--grace", str(GRACE_S)]
+    command = [sys.executable, "-m", "serve_app.serve", str(config), "--no-dashboard", "--grace", str(GRACE_S)]
     environment = {
         **os.environ,
         "RAY_ADDRESS": "local",
@@ -60,7 +60,8 @@ def service(tiny_path: Path, folder: Path) -> Iterator[tuple["subprocess.Popen[b
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
     try:
-        yield process, f"http://127.0.0.1:{port}"
+        with httpx2.Client(base_url=f"http://127.0.0.1:{port}") as http:
+            yield process, http
     finally:
         if process.poll() is None:
             process.terminate()
@@ -68,23 +69,21 @@ def service(tiny_path: Path, folder: Path) -> Iterator[tuple["subprocess.Popen[b
         process.wait(60)
 
 
-def is_ready(url: str) -> bool:
+def is_ready(http: httpx2.Client) -> bool:
     try:
-        response = httpx2.get(f"{url}/health")
+        response = http.get("/health")
     except httpx2.TransportError:
         return False
     return response.status_code == 200 and bool(response.json()["replicas"]["ready"] == 1)
 
 
-def controller_of(process: "subprocess.Popen[bytes]") -> psutil.Process:
-    (controller,) = [
-        p for p in psutil.Process(process.pid).children(recursive=True) if "ServeController" in "".join(p.cmdline())
-    ]
-    return controller
+def processes_of(service: "subprocess.Popen[bytes]", name: str) -> list[psutil.Process]:
+    """Return the processes below the service's own with this in their command lines."""
+    return [p for p in psutil.Process(service.pid).children(recursive=True) if name in "".join(p.cmdline())]
 
 
-def in_flight(url: str) -> int:
-    return int(httpx2.get(f"{url}/status").json()["images_in_flight"])
+def in_flight(http: httpx2.Client) -> int:
+    return int(http.get("/status").json()["images_in_flight"])
 
 
 Answers = dict[tuple[str, int], tuple[int, Any]]
@@ -116,16 +115,19 @@ def asked(url: str, steps: int, answers: Answers) -> Iterator[None]:
 def test_no_answer_is_torn(tiny_path: Path, tmp_path: Path) -> None:
     answers: Answers = {}
     refused = {"prompt": "a", **SMALL, "num_images": 1}
-    with service(tiny_path, tmp_path) as (process, url):
-        eventually(lambda: is_ready(url), seconds=120)
-        assert ENVIRONMENT.items() <= controller_of(process).environ().items()
+    with service(tiny_path, tmp_path) as (process, http):
+        url = str(http.base_url)
+        eventually(lambda: is_ready(http), seconds=120)
+        (controller,) = processes_of(process, "ServeController")
+        assert ENVIRONMENT.items() <= controller.environ().items()
+        assert processes_of(process, "ray-dashboard") == []
         with asked(url, LONG, answers):
-            eventually(lambda: in_flight(url) == 2)
+            eventually(lambda: in_flight(http) == 2)
             with asked(url, SHORT, answers):
-                eventually(lambda: in_flight(url) == 4 or answers)
+                eventually(lambda: in_flight(http) == 4 or answers)
                 process.send_signal(signal.SIGTERM)
-                eventually(lambda: httpx2.get(f"{url}/health").json()["status"] == "stopping")
-                late = httpx2.post(f"{url}/generate", json=refused)
+                eventually(lambda: http.get("/health").json()["status"] == "stopping")
+                late = http.post("/generate", json=refused)
         assert process.wait(60) == 0
     assert (late.status_code, late.json()["error"]["type"]) == (503, "shutting_down")
     assert int(late.headers["retry-after"]) > 0

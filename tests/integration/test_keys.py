@@ -44,9 +44,11 @@ def test_a_change_whose_keys_are_missing_is_told_and_leaves_the_old_ingress_serv
             [RunTarget(build(args), name="changed", route_prefix="/changed")], wait_for_applications_running=False
         )
 
+    key = {"Authorization": f"Bearer {KEY}"}
+    http = httpx2.Client(base_url=f"{cluster.url}/changed", headers=key, timeout=60)
+
     def answers() -> int:
-        key = {"Authorization": f"Bearer {KEY}"}
-        return httpx2.get(f"{cluster.url}/changed/status", headers=key, timeout=60).status_code
+        return http.get("/status").status_code
 
     right = tmp_path / "keys"
     right.write_text(f"{KEY}\n")
@@ -62,4 +64,5 @@ def test_a_change_whose_keys_are_missing_is_told_and_leaves_the_old_ingress_serv
         )
         assert answers() == 200
     finally:
+        http.close()
         let_go("changed")

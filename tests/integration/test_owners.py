@@ -34,9 +34,9 @@ def processes(deployment: str) -> list[psutil.Process]:
     return own_processes(f"ServeReplica:{APP}:{deployment}")
 
 
-def ready(url: str) -> bool:
+def ready(http: httpx2.Client) -> bool:
     try:
-        return httpx2.get(f"{url}/health").status_code == 200
+        return http.get("/health").status_code == 200
     except httpx2.HTTPError:
         return False
 
@@ -61,7 +61,7 @@ def test_the_images_of_an_ingress_that_is_killed_are_dropped(
     eventually(lambda: busy(replicas) == 0, seconds=LEASE_S + 2)
     print(f"idle {time.monotonic() - killed:.1f} s after the kill")
     client.join(60)
-    eventually(lambda: ready(url))
+    eventually(lambda: ready(app.http))
     started = time.monotonic()
     answer = httpx2.post(f"{url}/generate", json={"prompt": "a", **SMALL, "num_images": 2}, timeout=60)
     print(f"answered after {time.monotonic() - started:.1f} s")

@@ -15,8 +15,11 @@ from torch._inductor import config as inductor
 
 from serve_app.replica.compilation import Compiled, use_compile_cache
 
-CHEAPLY: dict[str, object] = {"cpp.simdlen": 1, "compile_threads": 1}
-"""Plain code is compiled in half the time, and here, not in helpers that import torch first."""
+CHEAPLY: dict[str, object] = {"cpp.simdlen": 1, "cpp.vec_isa_ok": False, "compile_threads": 1}
+"""Plain code is compiled in half the time, and here, not in helpers that import torch first.
+
+Nor are vector instructions tried out, which each process does by three compilations and three imports of torch.
+"""
 LATENTS = torch.linspace(-2, 2, 256).view(1, 4, 8, 8)
 
 

@@ -45,10 +45,11 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def small_path(tiny_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny model with a UNet of one level and VAEs of two, which are compiled in two thirds of the time."""
+    """The tiny model with a UNet of one level and nothing in its middle, and VAEs of two: they are compiled soonest."""
     path = Path(shutil.copytree(tiny_path, tmp_path_factory.mktemp("small") / "small"))
     one_level = {
-        "down_block_types": ("DownBlock2D",),
+        "down_block_types": ("CrossAttnDownBlock2D",),
+        "mid_block_type": None,
         "up_block_types": ("UpBlock2D",),
         "block_out_channels": (32,),
         "transformer_layers_per_block": 1,
@@ -57,7 +58,8 @@ def small_path(tiny_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     two_levels = {
         "down_block_types": ("DownEncoderBlock2D",) * 2,
         "up_block_types": ("UpDecoderBlock2D",) * 2,
-        "block_out_channels": (8, 16),
+        "block_out_channels": (8, 8),
+        "layers_per_block": 0,
     }
     two_tiny_levels = {
         "encoder_block_out_channels": (8, 8),
@@ -190,6 +192,7 @@ def test_blocks_of_one_width_share_their_compilations(fresh: Checkpoint) -> None
     """SDXL has 70 blocks of two widths, as here. A single row is compiled separately."""
     arranged = {
         **SDXL_BLOCKS,
+        "mid_block_type": "UNetMidBlock2DCrossAttn",
         "block_out_channels": (32, 32, 64),
         "transformer_layers_per_block": (1, 2, 10),
         "attention_head_dim": (2, 2, 4),

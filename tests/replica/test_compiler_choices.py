@@ -17,6 +17,7 @@ from torch._inductor.virtualized import V
 from torch.nn import functional as F  # noqa: N812, the usual name
 
 from serve_app.replica.compiler_choices import our_choices
+from tests.replica.layer import CHEAPLY
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # the compiler's own imports give them
 
@@ -69,7 +70,7 @@ def test_nothing_of_it_is_left_in_a_thread_that_compiles_for_the_first_time() ->
 @pytest.fixture
 def compiled(kernels: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(kernels))
-    with config.patch({"cpp.simdlen": 1}):  # plain code is compiled in half the time
+    with config.patch(CHEAPLY):
         yield
     torch._dynamo.reset()
 

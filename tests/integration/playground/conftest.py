@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Locator, Page, expect, sync_playwright
 
 from tests.integration.conftest import Running, eventually
 
@@ -16,6 +16,8 @@ _NONE = f"no browser found, looked for {', '.join(_NAMES)}; on Debian: apt-get i
 # Images that leave time to act, also where the browser has to share its cores with them.
 LONG = {"steps": 120, "width_in_pixels": 64, "height_in_pixels": 64}
 ENDLESS = {**LONG, "steps": 998}
+
+PROFILE: dict[str, Any] = {"viewport": {"width": 1280, "height": 900}, "reduced_motion": "reduce"}
 
 _PATIENCE_MS = 20_000
 expect.set_options(timeout=_PATIENCE_MS)
@@ -58,6 +60,20 @@ class Playground:
     def open(self, fragment: str = "") -> None:
         self.page.goto(self.url + "/" + fragment)
         self.page.locator("#generate:enabled").wait_for()
+
+    def leave(self) -> None:
+        """Forget all that the page has kept; another may follow in its place."""
+        context = self.page.context
+        context.clear_permissions()
+        for page in [page for page in context.pages if page != self.page]:
+            page.close()
+        if not self.page.is_closed():
+            self.page.unroute_all(behavior="ignoreErrors")
+            self.page.evaluate("sessionStorage.clear()")  # the tab's
+            self.page.goto("about:blank")
+            browser = context.new_cdp_session(self.page)
+            browser.send("Storage.clearDataForOrigin", {"origin": self.url, "storageTypes": "all"})
+            browser.detach()
 
     def fill(self, **fields: Any) -> None:
         """Fill the form by its labels: fill(prompt="a cat", seed=7)."""
@@ -106,9 +122,7 @@ def open_playground(service: Running, browser: Browser) -> Iterator[OpenPlaygrou
     eventually(lambda: in_flight(service) == 0)
 
     def open_one(fragment: str = "", url: str = service.url, **profile: Any) -> Playground:
-        context = browser.new_context(
-            **{"viewport": {"width": 1280, "height": 900}, "reduced_motion": "reduce", **profile}
-        )
+        context = browser.new_context(**{**PROFILE, **profile})
         context.set_default_timeout(_PATIENCE_MS)
         opened.append(Playground(context.new_page(), url))
         opened[-1].open(fragment)
@@ -120,6 +134,19 @@ def open_playground(service: Running, browser: Browser) -> Iterator[OpenPlaygrou
     assert [fault for playground in opened for fault in playground.faults] == []
 
 
+@pytest.fixture(scope="package")
+def shared(browser: Browser) -> BrowserContext:
+    context = browser.new_context(**PROFILE)
+    context.set_default_timeout(_PATIENCE_MS)
+    return context
+
+
 @pytest.fixture
-def playground(open_playground: OpenPlayground) -> Playground:
-    return open_playground()
+def playground(service: Running, shared: BrowserContext) -> Iterator[Playground]:
+    """Open the page in a profile that tests share, since a new one takes longer to start than most of them last."""
+    eventually(lambda: in_flight(service) == 0)
+    playground = Playground(shared.pages[0] if shared.pages else shared.new_page(), service.url)
+    playground.open()
+    yield playground
+    playground.leave()
+    assert playground.faults == []

@@ -7,7 +7,7 @@ from PIL import Image
 from playwright.sync_api import Locator, Page, expect
 
 from tests.integration.conftest import Running, eventually
-from tests.integration.playground.conftest import ENDLESS, LONG, Playground, in_flight
+from tests.integration.playground.conftest import ENDLESS, LONG, OpenPlayground, Playground, in_flight
 from tests.integration.playground.exchange import body_of
 
 
@@ -188,8 +188,8 @@ def test_everything_by_keyboard(playground: Playground) -> None:
     expect(pictures.first).to_be_focused()
 
 
-def test_the_status_is_not_asked_for_while_nobody_looks(playground: Playground) -> None:
-    page = playground.page
+def test_the_status_is_not_asked_for_while_nobody_looks(open_playground: OpenPlayground) -> None:
+    page = open_playground().page  # with a clock of its own
     page.evaluate("""() => {
         Object.defineProperty(document, "hidden", { value: true, configurable: true });
         document.dispatchEvent(new Event("visibilitychange"));
