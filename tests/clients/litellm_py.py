@@ -32,9 +32,9 @@ def edited_in_part() -> str:
 
 
 def refused() -> str:
-    with PHOTO.open("rb") as image:
+    with PHOTO.open("rb") as image, PHOTO.open("rb") as other:
         try:
-            litellm.image_edit(image=[image, image], prompt="a", **SERVER)
+            litellm.image_edit(image=[image, other], prompt="a", **SERVER)
         except litellm.BadRequestError as error:
             expect("more than one picture" in str(error), error)
             return "BadRequestError: more than one picture is not supported"

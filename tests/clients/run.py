@@ -54,6 +54,8 @@ def _rows(program: Program, url: str) -> Iterator[bool]:
     """Print a row of the table for each call; yield whether it went well."""
     with _started(program, url) as lines:
         for line in lines:
+            if not line.startswith('{"call"'):  # clients print words of their own too
+                continue
             told = json.loads(line)
             mark = "" if told["ok"] else "**failed**: "
             print(f"| {program.client} | {told['call']} | {mark}{told['result']} |", flush=True)
