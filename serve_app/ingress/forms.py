@@ -1,7 +1,7 @@
 """Forms (multipart/form-data), as clients send pictures that are files."""
 
 from base64 import b64encode
-from collections.abc import Set
+from collections.abc import AsyncGenerator, Set
 from typing import Any, TypeVar, get_args, get_origin
 
 from fastapi import Request
@@ -9,7 +9,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, ValidationError
 from starlette.datastructures import FormData, Headers, UploadFile
-from starlette.exceptions import HTTPException
+from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.routing import Match
 from starlette.types import Scope
 
@@ -48,14 +48,35 @@ async def _read(http: Request, lists: Set[str], pictures: Set[str], most_bytes: 
     if (kind := _kind(http.headers)) != KIND:
         sent = f", not as {kind}" if kind else ""
         raise InvalidRequest(f"the body must be a form, sent with Content-Type: {KIND}{sent}")
-    limits: dict[str, int] = {"max_files": _MOST_FILES, "max_fields": _MOST_FIELDS, "max_part_size": most_bytes}
+    limits = {"max_files": _MOST_FILES, "max_fields": _MOST_FIELDS, "max_part_size": most_bytes}
+    parser = _Parser(http.headers, http.stream(), **limits)
     try:
-        async with http.form(**limits) as form:
-            return await _fields(form, lists, pictures)
-    except HTTPException as error:
-        if error.status_code != 400:
-            raise
-        raise InvalidRequest(f"the body cannot be read as {KIND}: {error.detail}") from error
+        form = await parser.parse()
+    except MultiPartException as error:
+        raise InvalidRequest(f"the body cannot be read as {KIND}: {error.message}") from error
+    except UnicodeError as error:
+        raise InvalidRequest(f"the body cannot be read as {KIND}: its texts are not in its charset") from error
+    try:
+        return await _fields(form, lists, pictures)
+    finally:
+        await form.close()
+
+
+class _Parser(MultiPartParser):
+    """Refuses a form that is cut off; Starlette's leaves out its last part without a word."""
+
+    def __init__(self, headers: Headers, stream: AsyncGenerator[bytes], **limits: int) -> None:
+        super().__init__(headers, self._whole(stream), **limits)
+        self._ended = False
+
+    def on_end(self) -> None:
+        self._ended = True
+
+    async def _whole(self, stream: AsyncGenerator[bytes]) -> AsyncGenerator[bytes]:
+        async for chunk in stream:
+            yield chunk
+        if not self._ended:
+            raise MultiPartException("it is cut off, the last boundary is missing")
 
 
 async def _fields(form: FormData, lists: Set[str], pictures: Set[str]) -> dict[str, Any]:

@@ -67,14 +67,36 @@ def test_a_list_is_a_field_that_is_sent_more_than_once(client: TestClient, name:
             "prompt",
             "prompt: is sent as a file; only init_image and mask_image may be",
         ),
+        ({"prompt": "a", "": "x"}, FILES, None, "'': no such field"),
         ({"prompt": "a", "init_images[]": "x"}, FILES, "init_images", "init_images: no such field"),
     ],
 )
 def test_what_is_wrong_is_named_by_its_field(
-    client: TestClient, data: dict[str, Any], files: Any, param: str, words: str
+    client: TestClient, data: dict[str, Any], files: Any, param: str | None, words: str
 ) -> None:
     found, message = refusal(client, data, files)
     assert (found, message[: len(words)]) == (param, words)
+
+
+PART = b'--x\r\nContent-Disposition: form-data; name="prompt"\r\n\r\na cat\r\n'
+CUT = b'--x\r\nContent-Disposition: form-data; name="init_image"; filename="a"\r\n\r\n' + PHOTO[:100]
+
+
+@pytest.mark.parametrize(
+    ("body", "charset", "words"),
+    [
+        (PART + CUT, "", "it is cut off, the last boundary is missing"),
+        (PART, "", "it is cut off, the last boundary is missing"),
+        (PART + b"--x--", "; charset=undefined", "its texts are not in its charset"),
+        (b"x", "", "Invalid multipart data."),
+    ],
+)
+def test_what_is_no_form_is_refused(client: TestClient, body: bytes, charset: str, words: str) -> None:
+    """What is cut off would otherwise be generated without its picture."""
+    kind = {"Content-Type": f"multipart/form-data; boundary=x{charset}"}
+    response = client.post("/generate", content=body, headers=kind)
+    assert response.status_code == 422, response.text
+    assert response.json()["error"]["message"] == f"the body cannot be read as multipart/form-data: {words}"
 
 
 def test_what_is_neither_is_refused_as_no_json(client: TestClient) -> None:
