@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +20,6 @@ from serve_app.demo import service
 HERE, OUT = Path(__file__).parent, Path("out", "clients")
 OWN, NODE = Path(".clients", "bin", "python"), "node"
 _SIDE = 256
-_LONGEST_S = 900
 
 
 @dataclass(frozen=True)
@@ -52,27 +51,22 @@ def main(url: str | None) -> int:
 
 def _rows(program: Program, url: str) -> Iterator[bool]:
     """Print a row of the table for each call; yield whether it went well."""
-    with _started(program, url) as lines:
-        for line in lines:
-            if not line.startswith('{"call"'):  # clients print words of their own too
-                continue
-            told = json.loads(line)
-            mark = "" if told["ok"] else "**failed**: "
-            print(f"| {program.client} | {told['call']} | {mark}{told['result']} |", flush=True)
-            yield told["ok"]
-
-
-@contextmanager
-def _started(program: Program, url: str) -> Iterator[Iterator[str]]:
-    """Give what a program prints; whatever the environment says of proxies. Raises CalledProcessError."""
+    # Whatever the environment says of proxies and of places to ask.
     env = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
     env |= {"PYTHONPATH": os.getcwd(), "LITELLM_LOCAL_MODEL_COST_MAP": "True"}
     command = [program.interpreter, str(HERE / program.file), url]
     with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
-        yield process.stdout
-        if process.wait(_LONGEST_S):
-            raise subprocess.CalledProcessError(process.returncode, command)
+        for line in process.stdout:
+            if line.startswith('{"call"'):  # clients print words of their own too
+                yield _row(program, **json.loads(line))
+    if process.returncode:
+        yield _row(program, program.file, ok=False, result=f"ended with {process.returncode}")
+
+
+def _row(program: Program, call: str, ok: bool, result: str) -> bool:
+    print(f"| {program.client} | {call} | {'' if ok else '**failed**: '}{result} |", flush=True)
+    return ok
 
 
 def _draw() -> None:
