@@ -18,7 +18,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-com
 install = $(PIP) $(1)$(if $(WAYS), || { $(again); env $(WAYS:%=-u %) $(PIP) $(1); })
 again = echo 'Installing once more without $(WAYS) ...'
 
-.PHONY: demo serve test check fix docs bench soak clean
+.PHONY: demo serve test clients check fix docs bench soak clean
 
 demo: .venv/service  ## generate four images with the embedded model and write them to out/
 	$(BIN)/python -m serve_app.demo
@@ -28,6 +28,9 @@ serve: .venv/service  ## keep the service running on http://127.0.0.1:8000
 
 test: .venv/dev  ## run the whole suite
 	$(BIN)/pytest --numprocesses logical --durations 10
+
+clients: .venv/service .clients/installed  ## try other people's clients on the running service and print how each call went (needs node)
+	$(BIN)/python -m tests.clients.run
 
 check: .venv/dev  ## verify formatting, lint, types and the direction of imports
 	$(BIN)/ruff format --check
@@ -62,10 +65,17 @@ soak: .venv/service  ## let clients leave and parts of the service die, and coun
 	$(call install,--no-deps sd-prompt-reader)
 	touch $@
 
+# Clients of other people, away from the service's packages; npm's folder is where node looks for it.
+.clients/installed: tests/clients/requirements.txt tests/clients/package.json
+	$(PYTHON) -m venv .clients
+	.clients/bin/python -m pip install --quiet --disable-pip-version-check -r tests/clients/requirements.txt
+	npm install --prefix tests/clients --no-package-lock --no-audit --no-fund --loglevel error
+	touch $@
+
 # The site's settings come from the service's own models.
 .venv/docs: .venv/service
 	$(call install,--group docs)
 	touch $@
 
 clean:
-	rm -rf .venv out
+	rm -rf .venv .clients tests/clients/node_modules out

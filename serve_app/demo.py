@@ -26,17 +26,17 @@ _STOP_TIMEOUT_S = 30.0
 
 def main() -> None:
     """Run the demo, ignoring proxies and keys of the environment. Raises CommandError."""
-    if _answers():
-        raise Unusable(f"something is already running on {URL}; stop it first (or use it: parallel-sdxl generate)")
     os.environ.pop(KEY_VARIABLE, None)  # it belongs to another service
-    with _service():
+    with service():
         print(f"$ {shlex.join(['.venv/bin/parallel-sdxl', *COMMAND])}", flush=True)
         app(COMMAND)
 
 
 @contextmanager
-def _service() -> Iterator[None]:
-    """Run the service on the embedded model while the context is open."""
+def service() -> Iterator[None]:
+    """Run the service on the embedded model while the context is open. Raises CommandError."""
+    if _answers():
+        raise Unusable(f"something is already running on {URL}; stop it first (or use it: parallel-sdxl generate)")
     log = OUT / "service.log"
     make_folder(OUT)
     print(f"starting the service on {URL} (log: {log}) ...", flush=True)

@@ -135,6 +135,19 @@ class FanOut:
             images_per_second=round(pool.images_per_second, 3),
         )
 
+    def require_room(self, images: int) -> None:
+        """Raise what refuses a request for so many images whatever it is of: ShuttingDown, NotReady, TooManyWaiting.
+
+        For those who must do something costly before they have the request; it may be refused even so.
+        """
+        try:
+            self._require_running()
+            _ = self._pool.any_replica
+            self._require_place(images)
+        except ServiceError as error:
+            self._accounts.refused(error)
+            raise
+
     async def generate(self, request: GenerateRequest, canvas: Canvas | None = None) -> BatchResult:
         """Generate all images and return them together. Raises ServiceError where there is none."""
         if request.id is None and request.on_disconnect != "cancel":
@@ -292,17 +305,23 @@ class FanOut:
 
     def _plan(self, request: GenerateRequest, canvas: Any, warnings: Sequence[str]) -> Plan:
         """Return the plan of a request with a reference to its canvas, and with these warnings first."""
-        if self._draining:
-            raise ShuttingDown
+        self._require_running()
         plan = plan_of(request, self._pool.any_replica, self._args.request_timeout_s, canvas)
         return replace(plan, warnings=[*warnings, *plan.warnings])
+
+    def _require_running(self) -> None:
+        if self._draining:
+            raise ShuttingDown
+
+    def _require_place(self, images: int) -> None:
+        """Raise TooManyWaiting if the queue has no place for so many images more."""
+        pool = self._pool.status
+        self._admission.admit(images, ceil(pool.capacity / self._ingresses), pool.images_per_second)
 
     @contextmanager
     def _admitted(self, plan: Plan, line: Line) -> Iterator[Generation]:
         """Put the request's images in the queue for as long as the context is open. Raises TooManyWaiting."""
-        pool = self._pool.status
-        share = ceil(pool.capacity / self._ingresses)
-        self._admission.admit(len(plan.slots), share, pool.images_per_second)
+        self._require_place(len(plan.slots))
         generation = Generation(
             plan.slots,
             plan.parameters.model,

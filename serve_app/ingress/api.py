@@ -71,7 +71,9 @@ def _api(generates: CanvasService, args: AppArgs, disconnect: Errors, answers: A
 
     request = request_model(args)
     api.include_router(native.health_router(service))
-    api.include_router(native.router(service, request, stored), **_described(args, native.DIALECT))
+    api.include_router(
+        native.router(service, request, stored, args.limits.max_body_bytes), **_described(args, native.DIALECT)
+    )
     api.include_router(openai.router(service, request, args, stored, service.hole), **_described(args, openai.DIALECT))
     api.include_router(fal.router(service, request, args, stored), **_described(args, fal.DIALECT))
     if args.a1111.enabled:

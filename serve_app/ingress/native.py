@@ -1,7 +1,7 @@
 """The service's own API: /generate, /stream, /generations, /health, /status."""
 
 from collections.abc import AsyncGenerator, AsyncIterator
-from typing import Annotated, get_args
+from typing import Annotated, Any, get_args
 
 from fastapi import APIRouter, Depends, Header, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
@@ -10,6 +10,7 @@ from fastapi.sse import EventSourceResponse, ServerSentEvent
 from serve_app.ingress import sse
 from serve_app.ingress.file_urls import Urls, urls_of
 from serve_app.ingress.files import Files
+from serve_app.ingress.forms import KIND, FormRoute, validated
 from serve_app.ingress.large_json import in_pieces
 from serve_app.ingress.problems import Dialect
 from serve_app.ingress.service import Service
@@ -32,54 +33,49 @@ from serve_app.schemas import (
 DIALECT = Dialect(prefix="", model=ErrorBody, body=lambda _, problem: ErrorBody(error=problem))
 
 AnyResult = BatchResult | StoredResult
+
+_PICTURES = {"init_image", "mask_image"}
+_FILE = {"type": "string", "format": "binary"}
+_AS_A_FORM: dict[str, Any] = {
+    "requestBody": {
+        "content": {
+            KIND: {
+                "schema": {
+                    "allOf": [
+                        {"$ref": f"#/components/schemas/{GenerateRequest.__name__}"},
+                        {"properties": dict.fromkeys(sorted(_PICTURES), _FILE)},
+                    ]
+                }
+            }
+        }
+    }
+}
+_EVENTS = sse.described(*get_args(Event), *get_args(StoredEvent))
+
 Frames = AsyncGenerator[ServerSentEvent]
 LastEventId = Annotated[
     int, Header(alias="Last-Event-ID", ge=0, description="Id of the last event that the client has. 0: all of them.")
 ]
 
 
-def router(
-    service: Service,
-    Body: type[GenerateRequest],  # noqa: N803 - a class, created for this service
-    files: Files | None,
-) -> APIRouter:
-    """Return the routes of one service with request bodies of type `Body`; without files there are no URLs."""
-    routes = APIRouter()
+def router(service: Service, request: type[GenerateRequest], files: Files | None, most_bytes: int) -> APIRouter:
+    """Return the routes of one service with requests of type `request`; without files there are no URLs."""
+    routes, forms = APIRouter(), APIRouter(route_class=FormRoute, include_in_schema=False)
     errors = DIALECT.responses
-    described = sse.described(*get_args(Event), *get_args(StoredEvent))
 
-    def urls(form: ResponseFormat, http: Request) -> Urls | None:
-        return urls_of(files, http) if form == "url" else None
+    async def form(http: Request) -> GenerateRequest:
+        return await validated(http, request, _PICTURES, most_bytes)
 
-    def requested_urls(body: GenerateRequest, http: Request) -> Urls | None:
-        return urls(body.response_format, http)
-
-    @routes.post("/generate", response_model=AnyResult, responses=errors(413, 415, 422, 429, 503, 504))
-    async def generate(body: Body, http: Request) -> Response:  # type: ignore[valid-type]  # a class made at run time
-        """Generate all images and return them together."""
-        keep = requested_urls(body, http)
-        result = await service.generate(body)
-        answer = await stored_result(result, keep) if keep else result
-        return StreamingResponse(in_pieces(answer), media_type="application/json")
-
-    # Dependencies, because the routes are generators: once one runs, the status is already 200.
-    async def opened(body: Body, http: Request) -> AsyncIterator[Frames]:  # type: ignore[valid-type]  # as above
-        keep = requested_urls(body, http)
-        async with service.open(body) as reading:
-            yield sse.ended(_frames(reading.entries, keep), _error)
+    _add_generating(forms, Annotated[request, Depends(form)], service, files)
+    routes.include_router(forms)
+    _add_generating(routes, request, service, files)
 
     async def resumed(id: str, http: Request, last_event_id: LastEventId = 0) -> AsyncIterator[Frames]:
         async with service.resume(id, last_event_id) as reading:
-            yield sse.ended(_frames(reading.entries, urls(reading.response_format, http)), _error)
-
-    @routes.post("/stream", response_class=EventSourceResponse, responses=errors(413, 415, 422, 429, 503) | described)
-    async def stream(frames: Annotated[Frames, Depends(opened)]) -> AsyncIterator[ServerSentEvent]:
-        """Generate all images and report progress as server-sent events."""
-        async for frame in frames:
-            yield frame
+            yield sse.ended(_frames(reading.entries, _urls(files, reading.response_format, http)), _error)
 
     @routes.get(
-        "/generations/{id}/events", response_class=EventSourceResponse, responses=errors(404, 422, 503) | described
+        "/generations/{id}/events", response_class=EventSourceResponse, responses=errors(404, 422, 503) | _EVENTS
     )
     async def events(frames: Annotated[Frames, Depends(resumed)]) -> AsyncIterator[ServerSentEvent]:
         """Go on with a stream that broke: all events after Last-Event-ID but those that later ones have superseded."""
@@ -96,7 +92,7 @@ def router(
         found = await service.find(id)
         if isinstance(found.answer, UnfinishedResult):
             return JSONResponse(found.answer.model_dump(), 202)
-        keep = urls(found.response_format, http)
+        keep = _urls(files, found.response_format, http)
         answer = await stored_result(found.answer, keep) if keep else found.answer
         return StreamingResponse(in_pieces(answer), media_type="application/json")
 
@@ -116,6 +112,45 @@ def router(
         return service.status()
 
     return routes
+
+
+def _add_generating(routes: APIRouter, Sent: Any, service: Service, files: Files | None) -> None:  # noqa: N803 - a type
+    """Add the routes that generate; `Sent` is the annotation of what they are sent."""
+    errors = DIALECT.responses
+
+    @routes.post(
+        "/generate",
+        response_model=AnyResult,
+        responses=errors(413, 415, 422, 429, 503, 504),
+        openapi_extra=_AS_A_FORM,
+    )
+    async def generate(body: Sent, http: Request) -> Response:
+        """Generate all images and return them together."""
+        keep = _urls(files, body.response_format, http)
+        result = await service.generate(body)
+        answer = await stored_result(result, keep) if keep else result
+        return StreamingResponse(in_pieces(answer), media_type="application/json")
+
+    # A dependency, because the route is a generator: once it runs, the status is already 200.
+    async def opened(body: Sent, http: Request) -> AsyncIterator[Frames]:
+        keep = _urls(files, body.response_format, http)
+        async with service.open(body) as reading:
+            yield sse.ended(_frames(reading.entries, keep), _error)
+
+    @routes.post(
+        "/stream",
+        response_class=EventSourceResponse,
+        responses=errors(413, 415, 422, 429, 503) | _EVENTS,
+        openapi_extra=_AS_A_FORM,
+    )
+    async def stream(frames: Annotated[Frames, Depends(opened)]) -> AsyncIterator[ServerSentEvent]:
+        """Generate all images and report progress as server-sent events."""
+        async for frame in frames:
+            yield frame
+
+
+def _urls(files: Files | None, form: ResponseFormat, http: Request) -> Urls | None:
+    return urls_of(files, http) if form == "url" else None
 
 
 async def _frames(entries: AsyncGenerator[Entry], urls: Urls | None) -> Frames:

@@ -53,7 +53,8 @@ class WithPictures:
             yield reading
 
     async def hole(self, text: str, field: str) -> str:
-        """Return a mask that marks what is transparent in a picture; both are as in requests. Raises InvalidRequest."""
+        """Return a mask that marks what is transparent in a picture; both are as in requests. Raises ServiceError."""
+        self._service.require_room(1)
         return await self._threads.run(self._given.hole, await self._given.found(text, field), field)
 
     async def text_in(self, text: str, field: str) -> str:
@@ -63,10 +64,11 @@ class WithPictures:
     async def _prepared(self, request: GenerateRequest) -> tuple[GenerateRequest, Canvas | None]:
         """Return a request with the hashes of its pictures instead of the pictures, and these as a canvas.
 
-        Raises InvalidRequest or RequestValidationError.
+        Raises ServiceError or RequestValidationError.
         """
         if request.init_image is None:
             return request, None
+        self._service.require_room(request.num_images if request.seeds is None else len(request.seeds))
         picture = await self._given.found(request.init_image, "init_image")
         mask = None if request.mask_image is None else await self._given.found(request.mask_image, "mask_image")
         # All in one: decoded pictures are large, and must not wait for a thread.

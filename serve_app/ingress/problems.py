@@ -159,7 +159,7 @@ def _sentence(fault: dict[str, Any], content_type: str) -> str:
     if _param(fault) is None and fault["type"] in ("missing", "model_attributes_type", "dict_type"):
         return f"the body must be a JSON object, sent with Content-Type: application/json{_sent_as(content_type)}"
     if fault["type"] == "extra_forbidden":
-        return f"{_param(fault)}: no such field"
+        return f"{_param(fault) or repr('')}: no such field"
     if fault["type"] in ("int_type", "float_type", "finite_number") and _is_beyond_floats(fault["input"]):
         return f"{_param(fault)}: must be a finite number that fits a float"
     message = fault["msg"].removeprefix("Value error, ")

@@ -27,6 +27,7 @@ class Service(Protocol):
 class CanvasService(Service, Protocol):
     """A service that is given what the pictures of a request have become, instead of the pictures."""
 
+    def require_room(self, images: int) -> None: ...
     async def generate(self, request: GenerateRequest, canvas: Canvas | None = None) -> BatchResult: ...
     def stream(
         self, request: GenerateRequest, canvas: Canvas | None = None

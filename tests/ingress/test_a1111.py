@@ -4,7 +4,7 @@ import asyncio
 import json
 import time
 from base64 import b64encode
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -19,6 +19,7 @@ from serve_app.fanout.fanout import FanOut
 from serve_app.ingress.a1111.answers import png_info_of
 from serve_app.ingress.api import create_api
 from serve_app.messages import Slot
+from tests.clients.bodies import LIBRECHAT, OPEN_WEBUI, SILLYTAVERN
 from tests.fakes import FakePool, Metrics, NoPeers
 from tests.ingress.conftest import ARGS
 from tests.ingress.hostile import half, plain, saved
@@ -27,52 +28,6 @@ TXT2IMG, IMG2IMG = "/sdapi/v1/txt2img", "/sdapi/v1/img2img"
 PHOTO = b64encode(saved(half().resize((128, 96), Pillow.Resampling.NEAREST), "PNG")).decode()
 MASK = b64encode(saved(plain("L", 255, (128, 96)), "PNG")).decode()
 TITLE = "fake [0123456789]"
-
-# What the programs send, by their sources: Open WebUI's routers/images.py, LibreChat's StableDiffusion.js, and
-# SillyTavern's extension stable-diffusion (its server passes the whole body on, `url` and `auth` included).
-OPEN_WEBUI: dict[str, Any] = {
-    "prompt": "a cat",
-    "batch_size": 2,
-    "width": 512,
-    "height": 512,
-    "steps": 30,
-    "negative_prompt": "dull",
-}
-LIBRECHAT: dict[str, Any] = {
-    "prompt": "a cat",
-    "negative_prompt": "blurry",
-    "cfg_scale": 4.5,
-    "steps": 22,
-    "width": 1024,
-    "height": 1024,
-}
-SILLYTAVERN: dict[str, Any] = {
-    "url": "http://localhost:7860",
-    "auth": "user:password",
-    "prompt": "a cat",
-    "negative_prompt": "lowres",
-    "sampler_name": "DPM++ 2M",
-    "scheduler": "Karras",
-    "steps": 20,
-    "cfg_scale": 7,
-    "width": 512,
-    "height": 512,
-    "restore_faces": False,
-    "enable_hr": False,
-    "hr_upscaler": "Latent",
-    "hr_scale": 1,
-    "hr_additional_modules": [],
-    "denoising_strength": 0.7,
-    "hr_second_pass_steps": 0,
-    "seed": 7,
-    "override_settings": {"CLIP_stop_at_last_layers": 1},
-    "override_settings_restore_afterwards": True,
-    "clip_skip": 1,
-    "save_images": True,
-    "send_images": True,
-    "do_not_save_grid": False,
-    "do_not_save_samples": False,
-}
 
 
 @pytest.fixture
@@ -213,6 +168,16 @@ def test_unknown_fields_are_warned_of(client: TestClient) -> None:
     assert answer(client, stepz=3)[1]["warnings"] == ["stepz has no effect: no such field"]
 
 
+def test_noise_of_samplers_is_as_a1111_has_it(client: TestClient) -> None:
+    """Some clients send A1111's usual `eta` whatever the sampler."""
+    assert answer(client, eta=1.0, sampler_name="Euler a")[1]["warnings"] == []
+    assert answer(client, eta=1.0)[1]["warnings"] == []
+    assert answer(client, eta=0, sampler_name="DDIM")[1]["warnings"] == []
+    for sampler, eta in (("DDIM", 1.0), ("Euler a", 0.5)):
+        param, message = refusal(client, eta=eta, sampler_name=sampler)
+        assert (param, message) == ("eta", "eta: is not supported; leaving it out would change the picture")
+
+
 def test_a_failed_image_is_left_out_and_said_why(client: TestClient, pool: FakePool) -> None:
     async def second_fails(slot: Slot) -> None:
         if slot.index == 1:
@@ -231,23 +196,48 @@ def test_a_failed_image_is_left_out_and_said_why(client: TestClient, pool: FakeP
     assert (response.status_code, response.json()["error"]) == (500, "generation_failed")
 
 
-def test_progress_and_interrupt(client: TestClient, pool: FakePool) -> None:
+@pytest.fixture
+def halfway(client: TestClient, pool: FakePool) -> Iterator[Callable[[], dict[str, Any]]]:
+    """The first of two images is finished, the second hangs; call it to interrupt this, and for the answer."""
+
     async def second_hangs(slot: Slot) -> None:
         if slot.index == 1:
             await asyncio.Event().wait()
+
+    def interrupted() -> dict[str, Any]:
+        assert client.post("/sdapi/v1/interrupt").json() == {}
+        told: dict[str, Any] = running.result().json()
+        return told
 
     pool.before = second_hangs
     with ThreadPoolExecutor() as threads:
         running = threads.submit(client.post, TXT2IMG, json={"prompt": "a", "batch_size": 2, "seed": 7})
         until = time.monotonic() + 10
-        while (told := client.get("/sdapi/v1/progress").json())["state"]["job_no"] != 1 and time.monotonic() < until:
+        while client.get("/sdapi/v1/progress").json()["state"]["job_no"] != 1 and time.monotonic() < until:
             time.sleep(0.01)
-        assert client.post("/sdapi/v1/interrupt").json() == {}
-        answered = running.result().json()
+        yield interrupted
+        if not running.done():
+            interrupted()
+
+
+def test_progress_shows_the_picture_that_is_forming(client: TestClient, halfway: Callable[[], dict[str, Any]]) -> None:
+    told = client.get("/sdapi/v1/progress", params={"skip_current_image": False}).json()
     assert (told["progress"], told["state"]["job_count"], told["state"]["sampling_steps"]) == (0.525, 2, 20)
-    assert answered["images"] == ["picture7"]
-    assert json.loads(answered["info"])["failures"][0]["type"] == "cancelled"
-    assert client.get("/sdapi/v1/progress").json()["progress"] == 0
+    assert told["current_image"] == "preview"
+    assert client.get("/sdapi/v1/progress?skip_current_image=true").json()["current_image"] is None
+    refused = client.get("/sdapi/v1/progress?skip_current_image=no+picture")
+    assert (refused.status_code, refused.json()["param"]) == (422, "skip_current_image")
+    halfway()
+    told = client.get("/sdapi/v1/progress").json()
+    assert (told["progress"], told["current_image"]) == (0, None)
+
+
+def test_an_interrupted_request_ends_with_what_there_is(halfway: Callable[[], dict[str, Any]]) -> None:
+    told = halfway()
+    info = json.loads(told["info"])
+    assert told["images"] == ["picture7", "preview"]
+    assert (info["all_seeds"], len(info["infotexts"]), info["failures"][0]["type"]) == ([7, 8], 2, "cancelled")
+    assert info["warnings"] == ["images.1: was interrupted; this is a preview after step 15 of 20"]
 
 
 def test_png_info_tells_the_text_in_a_picture(client: TestClient) -> None:

@@ -12,6 +12,7 @@ from starlette.testclient import TestClient
 
 from serve_app.errors import SlotFailed
 from serve_app.messages import Slot
+from tests.clients.bodies import LIBRECHAT_EDIT, OPEN_WEBUI_EDIT
 from tests.fakes import FakePool
 from tests.ingress.conftest import LIMITS
 from tests.ingress.hostile import half, plain, saved
@@ -116,6 +117,24 @@ def test_a_variation_needs_no_prompt(sdk: OpenAI, pool: FakePool) -> None:
     assert recipe.init_image
 
 
+@pytest.mark.parametrize(
+    ("form", "name", "size"),
+    [
+        (OPEN_WEBUI_EDIT, "image", "512x512"),
+        (OPEN_WEBUI_EDIT, "image[]", "512x512"),
+        (LIBRECHAT_EDIT, "image[]", "128x96"),
+    ],
+)
+def test_what_chat_programs_send_to_edit_a_picture(
+    client: TestClient, form: dict[str, str], name: str, size: str
+) -> None:
+    files = {name: ("generated-image.png", PHOTO, "image/png")}
+    answer = client.post(f"{EDITS}?api-version=2025-04-01-preview", data=form, files=files)
+    assert answer.status_code == 200, answer.text
+    (picture,) = answer.json()["data"]
+    assert (picture["b64_json"], answer.json()["size"]) == (f"picture{picture['seed']}", size)
+
+
 def test_more_than_one_picture_is_refused(sdk: OpenAI) -> None:
     with pytest.raises(BadRequestError, match="more than one picture is not supported; send one") as raised:
         sdk.images.edit(image=[PHOTO, PHOTO], prompt="a")
@@ -128,7 +147,9 @@ PNG = ("photo.png", PHOTO, "image/png")
 @pytest.mark.parametrize(
     ("files", "data", "param", "words"),
     [
-        ({"other": PNG}, {"prompt": "a"}, "image", "image: Field required"),
+        ({}, {"prompt": "a"}, "image", "image: Field required"),
+        ({"image": PNG, "other": PNG}, {"prompt": "a"}, "other", "other: is sent as a file; only image and mask may"),
+        ({"image": PNG, "n": ("n.txt", b"2")}, {"prompt": "a"}, "n", "n: is sent as a file; only image and mask may"),
         ({"image": PNG}, {}, "prompt", "prompt: Field required"),
         ({"image": ("a.txt", b"hello", "text/plain")}, {"prompt": "a"}, "image", "image: is no picture that can be"),
         ({"image": ("a.png", b"", "image/png")}, {"prompt": "a"}, "image", "image: Field required"),
@@ -140,19 +161,17 @@ PNG = ("photo.png", PHOTO, "image/png")
         ({"image": PNG}, {"prompt": "a", "steps": "7"}, "steps", "steps: no such field"),
         ({"image": PNG}, {"prompt": "a", "init_image": "x"}, "init_image", "init_image: no such field"),
         ({"image": PNG}, {"prompt": "a", "strength": "0.01"}, "strength", "strength: 0.01 of 20 steps is none"),
+        ([("image", PNG), ("image[]", PNG)], {"prompt": "a"}, "image", "image: more than one picture is not supported"),
         ({"image": PNG}, {"prompt": ["a", "b"]}, "prompt", "prompt: is sent more than once"),
         ({"image": PNG}, {"prompt": "a", "background": "transparent"}, "background", "background: transparent is not"),
         ({"image": PNG}, {"prompt": "a", "partial_images": "1"}, "partial_images", "partial_images: needs stream"),
     ],
 )
 def test_what_is_wrong_is_named_by_its_field(
-    client: TestClient, files: dict[str, Any], data: dict[str, Any], param: str, words: str
+    client: TestClient, files: Any, data: dict[str, Any], param: str, words: str
 ) -> None:
-    found, message = refusal(client, files={"other" if "other" in files else "image": PNG, **files}, data=data)
-    if "other" in files:
-        assert (found, message) == ("image", "image: Field required; other: no such field")
-    else:
-        assert (found, message[: len(words)]) == (param, words)
+    found, message = refusal(client, files=files or {"nothing": ("", b"")}, data=data)
+    assert (found, message[: len(words)]) == (param, words)
 
 
 def test_a_picture_may_also_be_a_text(client: TestClient, pool: FakePool) -> None:

@@ -22,6 +22,7 @@ from serve_app.ingress.openai.answers import frames
 from serve_app.ingress.openai.events import GENERATION
 from serve_app.messages import Slot
 from serve_app.schemas import Event, GenerateRequest, StartEvent
+from tests.clients.bodies import LIBRECHAT_OPENAI, OPEN_WEBUI_OPENAI
 from tests.fakes import REPLICA, FakePool, Metrics, NoPeers, tickets
 from tests.ingress.conftest import ARGS
 
@@ -66,6 +67,13 @@ def test_an_answer_has_openais_fields_and_ours(client: TestClient) -> None:
             for i in range(2)
         ],
     }
+
+
+@pytest.mark.parametrize("body", [OPEN_WEBUI_OPENAI, LIBRECHAT_OPENAI])
+def test_what_chat_programs_send(client: TestClient, body: dict[str, Any]) -> None:
+    answer = client.post("/v1/images/generations?api-version=2025-04-01-preview", json=body)
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["data"][0]["b64_json"].startswith("picture")
 
 
 def test_what_is_asked_for_is_what_is_generated(sdk: OpenAI, pool: FakePool) -> None:

@@ -16,7 +16,8 @@ from serve_app.config import FilesConfig
 from serve_app.fanout.fanout import FanOut
 from serve_app.fanout.sight import PoolStatus
 from serve_app.ingress.api import create_api
-from tests.fakes import REPLICA, FakePool, Metrics, NoPeers
+from serve_app.metrics import REFUSALS
+from tests.fakes import REPLICA, FakePool, Metrics, NoPeers, tickets
 from tests.ingress.conftest import ARGS, events_of
 from tests.ingress.hostile import MOST_PIXELS, REFUSED, half, plain, saved
 
@@ -169,6 +170,23 @@ def test_a_model_without_an_encoder_refuses_pictures(client: TestClient, pool: F
     assert param == "init_image"
     assert "has no encoder" in message
     assert answer(client, init_image=None)
+
+
+@pytest.mark.parametrize("path", ["/generate", "/v1/images/edits"])
+def test_where_there_is_no_room_pictures_are_not_even_read(path: str, pool: FakePool) -> None:
+    """What could not be read is not known then."""
+    metrics = Metrics()
+    service, picture = FanOut(pool, NoPeers(), ARGS, metrics), b"no picture"
+    sent: dict[str, Any] = {"json": {**BODY, "init_image": text_of(picture)}}
+    if path != "/generate":
+        sent = {"data": {"prompt": "a"}, "files": {"image": picture, "mask": picture}}
+    with TestClient(create_api(service, ARGS)) as client:
+        service._admission.join(tickets(17), lambda: None)
+        full = client.post(path, **sent)
+        pool.status = PoolStatus()
+        starting = client.post(path, **sent)
+    assert (full.status_code, "Retry-After" in full.headers, starting.status_code) == (429, True, 503)
+    assert metrics.count(REFUSALS) == 2
 
 
 def test_streams_and_other_apis_take_pictures_in_the_same_way(client: TestClient, pool: FakePool) -> None:

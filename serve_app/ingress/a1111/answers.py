@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from serve_app.ingress.a1111.jobs import Job
@@ -10,7 +11,7 @@ from serve_app.ingress.a1111.settings import title_of
 from serve_app.messages import Slot
 from serve_app.metadata import SAMPLERS, parameters_text
 from serve_app.recipe import Output, Recipe
-from serve_app.schemas import StartEvent
+from serve_app.schemas import ImageEvent, ModelInfo, PreviewEvent, StartEvent
 
 _NOT_TOLD = {"override_settings", "init_images", "mask"}
 """Of a request; they may be large. Nor are unknown fields, which may hold a password."""
@@ -20,8 +21,11 @@ _LONGEST_LINE = 8000
 
 
 def answer_of(body: Txt2Img, start: StartEvent, job: Job, warnings: list[str]) -> ImagesAnswer:
-    """Return the answer to a request whose events a job has heard. Images that failed are left out."""
-    images = [job.images[index] for index in sorted(job.images)]
+    """Return the answer to a request whose events a job has heard.
+
+    Images that failed are left out; of those that were interrupted there is the last preview.
+    """
+    images = job.pictures
     parameters = start.parameters
     recipe, output = Recipe.of(parameters), Output.of(parameters)
     slots = [Slot(image.index, image.seed, recipe, output, frozenset()) for image in images]
@@ -34,13 +38,13 @@ def answer_of(body: Txt2Img, start: StartEvent, job: Job, warnings: list[str]) -
         "all_subseeds": [image.seed for image in images],
         "batch_size": body.batch_size,
         "infotexts": [
-            parameters_text(slot, image.model or parameters.model) for slot, image in zip(slots, images, strict=True)
+            parameters_text(slot, _model(image) or parameters.model) for slot, image in zip(slots, images, strict=True)
         ],
         "failures": [
             {"image_index": image.index, "seed": image.seed, **image.error.model_dump()}
             for _, image in sorted(job.missing.items())
         ],
-        "warnings": [*start.warnings, *job.warnings, *warnings],
+        "warnings": [*start.warnings, *job.warnings, *warnings, *_interruptions(images)],
     }
     fields = type(body).model_fields.keys() - _NOT_TOLD
     return ImagesAnswer(
@@ -48,6 +52,18 @@ def answer_of(body: Txt2Img, start: StartEvent, job: Job, warnings: list[str]) -
         parameters=body.model_dump(include=set(fields)),
         info=json.dumps(info),
     )
+
+
+def _model(picture: ImageEvent | PreviewEvent) -> ModelInfo | None:
+    """Return the model that generated a picture, where it is another than the request's."""
+    return picture.model if isinstance(picture, ImageEvent) else None
+
+
+def _interruptions(pictures: Sequence[ImageEvent | PreviewEvent]) -> Iterator[str]:
+    for place, picture in enumerate(pictures):
+        if isinstance(picture, PreviewEvent):
+            last = picture.num_inference_steps
+            yield f"images.{place}: was interrupted; this is a preview after step {picture.step} of {last}"
 
 
 def _settings(start: StartEvent) -> dict[str, Any]:

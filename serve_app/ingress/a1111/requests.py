@@ -6,7 +6,7 @@ from pydantic import create_model
 
 from serve_app.errors import InvalidRequest
 from serve_app.ingress.a1111.samplers import scheduler_of
-from serve_app.ingress.a1111.schemas import WITHOUT_EFFECT, Img2Img, Txt2Img
+from serve_app.ingress.a1111.schemas import UNSUPPORTED, WITHOUT_EFFECT, Img2Img, Txt2Img
 from serve_app.ingress.requests import borrowed, own_or_invalid, renamed
 from serve_app.schemas import GenerateRequest
 
@@ -44,9 +44,11 @@ def own_request(body: Txt2Img, request: type[GenerateRequest], most: int) -> Gen
     Raises InvalidRequest or RequestValidationError.
     """
     scheduler = scheduler_of(body.sampler_name or body.sampler_index, body.scheduler)
+    if scheduler == "ddim" and (body.model_extra or {}).get("eta"):  # its usual value is 0, that of others 1
+        raise InvalidRequest(f"eta: {UNSUPPORTED}", "eta")
     said = body.model_dump(include={*_SAME, "steps", "cfg_scale"}, exclude_unset=True, exclude={"mask_blur"})
     fields = {_OWN.get(name, name): value for name, value in said.items()} | _pictures(body)
-    fields |= {"scheduler": scheduler, "num_images": _number(body, most), "preview_every": 0}
+    fields |= {"scheduler": scheduler, "num_images": _number(body, most)}
     with renamed(NAMES):
         return own_or_invalid(request, **fields)
 

@@ -60,14 +60,14 @@ def router(service: Service, request: type[GenerateRequest], args: AppArgs, text
         """Go on from a picture, or generate a part of it anew."""
         return await answer(body, http)
 
-    @routes.get("/progress")
-    async def progress(http: Request) -> Progress:
-        """Return how far the requests of this client are on this ingress replica."""
-        return jobs.progress_of(owner_of(http))
+    @routes.get("/progress", responses=errors(422))
+    async def progress(http: Request, skip_current_image: bool = False) -> Progress:
+        """Return how far the requests of this client are on this ingress replica, and the picture that is forming."""
+        return jobs.progress_of(owner_of(http), with_picture=not skip_current_image)
 
     @routes.post("/interrupt", responses=errors(503))
     async def interrupt(http: Request) -> dict[str, Any]:
-        """Cancel the requests of this client on this ingress replica; what is finished is still answered."""
+        """Cancel the requests of this client on this ingress replica; what there is by then is their answer."""
         for id in jobs.ids_of(owner_of(http)):
             await service.cancel(id)
         return {}

@@ -7,6 +7,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from serve_app.ingress.requests import ForeignRequest
 from serve_app.schemas import Answer, FieldError
 
+UNSUPPORTED = "is not supported; leaving it out would change the picture"
+
 _UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "restore_faces": (),
     "tiling": (),
@@ -20,7 +22,7 @@ _UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "subseed_strength": (),
     "seed_resize_from_h": (-1,),
     "seed_resize_from_w": (-1,),
-    "eta": (),
+    "eta": (1,),
     "s_churn": (),
     "s_min_uncond": (),
     "s_tmin": (),
@@ -75,7 +77,7 @@ class Txt2Img(ForeignRequest):
     def _can_be_served(self) -> Self:
         for name, value in (self.model_extra or {}).items():
             if value and name in _UNSUPPORTED and value not in _UNSUPPORTED[name]:
-                raise FieldError(name, "is not supported; leaving it out would change the picture")
+                raise FieldError(name, UNSUPPORTED)
         return self
 
 
@@ -158,12 +160,14 @@ class ProgressState(Answer):
 
 
 class Progress(Answer):
-    """How far the requests of this client are; there are no live pictures."""
+    """How far the requests of this client are."""
 
     progress: float = Field(description="0 to 1; 0 where nothing is generated.")
     eta_relative: float = Field(default=0.0, description="Always 0: not known.")
     state: ProgressState
-    current_image: None = None
+    current_image: str | None = Field(
+        default=None, description="A JPEG preview of the picture that is forming, as base64; null while there is none."
+    )
     textinfo: None = None
 
 

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, WithJsonSchema, create_model
 
 from serve_app.config import ModelConfig
+from serve_app.ingress.forms import KIND
 from serve_app.ingress.openai.requests import SAME, images_fields, own_request
 from serve_app.ingress.openai.schemas import NO_EFFECT, ImagesRequest
 from serve_app.schemas import GenerateRequest
@@ -81,4 +82,4 @@ async def own_request_of(
 def described(form: type[EditForm] | type[VariationForm]) -> dict[str, Any]:
     """Return the OpenAPI description of a body that is such a form."""
     schema = form.model_json_schema()
-    return {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": schema}}}}
+    return {"requestBody": {"required": True, "content": {KIND: {"schema": schema}}}}

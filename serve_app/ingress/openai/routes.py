@@ -12,6 +12,7 @@ from serve_app.errors import ModelNotFound
 from serve_app.ingress import sse
 from serve_app.ingress.file_urls import urls_of
 from serve_app.ingress.files import Files
+from serve_app.ingress.forms import validated
 from serve_app.ingress.large_json import in_pieces
 from serve_app.ingress.openai.answers import DONE, error_frame, frames, images_response
 from serve_app.ingress.openai.edits import (
@@ -26,7 +27,6 @@ from serve_app.ingress.openai.edits import (
 )
 from serve_app.ingress.openai.errors import DIALECT
 from serve_app.ingress.openai.events import EDIT, GENERATION, Kinds
-from serve_app.ingress.openai.forms import validated
 from serve_app.ingress.openai.names import stands_for
 from serve_app.ingress.openai.requests import images_request, own_request, wants_urls
 from serve_app.ingress.openai.schemas import ImagesRequest, ImagesResponse, ModelCard, ModelList
@@ -62,7 +62,7 @@ def router(
 
     @asynccontextmanager
     async def changed(kind: type[EditForm] | type[VariationForm], http: Request) -> AsyncIterator[Response]:
-        form = await validated(http, kind, args.limits.max_body_bytes)
+        form = await validated(http, kind, {*NAMES.values()}, args.limits.max_body_bytes)
         with renamed(NAMES):
             asked = await own_request_of(form, request, args.model, hole)
             async with answered(form, asked, EDIT, http) as answer:
