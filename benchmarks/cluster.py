@@ -32,6 +32,7 @@ from serve_app.config import AppArgs
 from serve_app.models import tiny
 from serve_app.serve import ENVIRONMENT
 
+_NAME = "cluster"
 _NODES = 3
 _BUSY, _CALM = 6, 1
 """Clients that need all nodes, and that need one."""
@@ -79,7 +80,7 @@ class Operation:
     """Operates a service and watches its clients; `rows` and `broken` fill while it runs."""
 
     service: Service
-    deploy: Callable[[dict[str, Any]], None]
+    rest: str
     config: dict[str, Any]
     other_weights: Path
     rows: list[Row] = field(default_factory=list)
@@ -91,7 +92,7 @@ class Operation:
         await self._alone()
         await self._event("1 to 3 replicas", _BUSY, _nothing, lambda: self._has(_NODES), _NODES - 1)
         await self._event("a node dies, another comes", _BUSY, self._replace_node, self._healed_of_death, 1)
-        await self._event("the GCS dies and restarts", _BUSY, self._restart_gcs, lambda: self._has(_NODES), 0)
+        await self._event("the GCS dies and restarts", _BUSY, self._restart_gcs, self._governed, 0)
         await self._event("a limit changes", _BUSY, self._change_limit, self._limited, 0)
         await self._event("other weights", _BUSY, self._change_weights, self._renewed, 2 * _NODES)
         await self._event("3 to 1 replicas", _CALM, _nothing, lambda: self._has(1), _NODES - 1)
@@ -163,7 +164,7 @@ class Operation:
         return httpx2.post(f"{self.service.url}/generate", json=small, timeout=300, trust_env=False)
 
     def _deploy(self) -> None:
-        self.deploy(self.config)
+        httpx2.put(self.rest, json=self.config, timeout=60, trust_env=False).raise_for_status()
 
     def _replace_node(self) -> None:
         self._doomed = self.service.victim(Part.RAYLET)
@@ -180,6 +181,11 @@ class Operation:
         head.kill_gcs_server()
         time.sleep(_AROUND_S)
         head.start_gcs_server()
+
+    def _governed(self) -> bool:
+        """Return whether the cluster can be operated again: the REST API answers through the GCS and the controller."""
+        told = httpx2.get(self.rest, timeout=10, trust_env=False).json()
+        return bool(told["applications"][_NAME]["status"] == "RUNNING") and self._has(_NODES)
 
     def _change_limit(self) -> None:
         application = self.config["applications"][0]
@@ -234,15 +240,10 @@ def open_cluster(folder: Path) -> Iterator[Operation]:
     try:
         head = {"num_cpus": 0, "resources": {"ingress": 4}, "include_dashboard": True, "dashboard_port": dashboard}
         cluster = Cluster(initialize_head=True, head_node_args=head)
-        service = Service(f"http://127.0.0.1:{port}", "cluster", args, cluster)
+        service = Service(f"http://127.0.0.1:{port}", _NAME, args, cluster)
         for _ in range(_NODES):
             service.add_node()
-
-        def deploy(config: dict[str, Any]) -> None:
-            url = f"http://127.0.0.1:{dashboard}/api/serve/applications/"
-            httpx2.put(url, json=config, timeout=60, trust_env=False).raise_for_status()
-
-        yield Operation(service, deploy, _config(args, port), other)
+        yield Operation(service, f"http://127.0.0.1:{dashboard}/api/serve/applications/", _config(args, port), other)
     finally:
         if cluster is not None:
             cluster.shutdown()
@@ -266,7 +267,7 @@ def _config(args: AppArgs, port: int) -> dict[str, Any]:
     """Return the Serve config: the ingresses have a place of their own, as in deploy.yaml."""
     place = {"num_cpus": 0, "resources": {"ingress": 1}}
     application = {
-        "name": "cluster",
+        "name": _NAME,
         "route_prefix": "/",
         "import_path": "serve_app.app:build",
         "args": args.model_dump(mode="json", exclude_unset=True),

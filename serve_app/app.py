@@ -30,10 +30,14 @@ def shutdown_s(args: AppArgs) -> float:
 def _autoscaling(args: AppArgs) -> AutoscalingConfig | None:
     if args.scaling is None:
         return None
-    policy = {"target_wait_s": args.scaling.target_wait_s, "capacity": args.engine.max_batch_size}
+    # Not Serve's initial_replicas: with each change of `args` it would take away what has been added for the images.
+    policy = {
+        "target_wait_s": args.scaling.target_wait_s,
+        "capacity": args.engine.max_batch_size,
+        "at_first": args.num_replicas,
+    }
     return AutoscalingConfig(
         min_replicas=args.scaling.min_replicas,
-        initial_replicas=args.num_replicas,
         max_replicas=args.scaling.max_replicas,
         upscale_delay_s=args.scaling.upscale_delay_s,
         downscale_delay_s=args.scaling.downscale_delay_s,
