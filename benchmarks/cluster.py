@@ -34,8 +34,10 @@ from serve_app.serve import ENVIRONMENT
 
 _NAME = "cluster"
 _NODES = 3
-_BUSY, _CALM = 6, 1
-"""Clients that need all nodes, and that need one."""
+_BUSY, _CALM = 8, 1
+"""Clients that need all nodes, and one that needs a single node: it asks for little, and not all the time."""
+
+_PAUSE_S = 3.0
 
 _AROUND_S = 2.0
 """How long clients ask before an event and after it has healed."""
@@ -120,11 +122,14 @@ class Operation:
         say(name, f"{tally}; {row.cells[-2]}, {row.started} started")
 
     async def _crowd(self, clients: int, tally: Tally, over: asyncio.Event) -> None:
-        turns = cycle(bodies())
+        turns, pause_s = cycle(bodies()), 0.0
+        if clients == _CALM:
+            turns, pause_s = cycle([{**bodies()[0], "num_images": 1}]), _PAUSE_S
 
         async def client() -> None:
             while not over.is_set():
                 await self._clients.insist(next(turns), tally)
+                await asyncio.sleep(pause_s)
 
         await asyncio.gather(*[client() for _ in range(clients)])
 

@@ -17,8 +17,6 @@ class Measured(Protocol):
     @property
     def aggregated_metrics(self) -> Mapping[str, Mapping[Any, float]] | None: ...
     @property
-    def current_num_replicas(self) -> int: ...
-    @property
     def target_num_replicas(self) -> int: ...
 
 
@@ -44,4 +42,4 @@ class ImagesPolicy:
         paces = [pace for pace in metrics.get(PER_SECOND, {}).values() if pace > 0]
         each = self._target_wait_s * sum(paces) / len(paces) if paces else self._capacity
         wanted = images / each
-        return max(wanted, measured.current_num_replicas) if queued else wanted, {}
+        return max(wanted, measured.target_num_replicas) if queued else wanted, {}

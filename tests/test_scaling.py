@@ -1,4 +1,4 @@
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 
@@ -10,14 +10,13 @@ class Context:
     """Serve's context of a policy, as far as it is used."""
 
     aggregated_metrics: dict[str, dict[str, float]] = field(default_factory=dict)
-    current_num_replicas: int = 2
     target_num_replicas: int = 2
 
 
 def measured(images: list[float], queued: float, paces: list[float]) -> Context:
     values = {IMAGES: images, QUEUED: [queued] * len(images), PER_SECOND: paces}
     metrics = {name: {str(i): n for i, n in enumerate(numbers)} for name, numbers in values.items()}
-    return Context(metrics, len(images), len(images))
+    return Context(metrics, len(images))
 
 
 @pytest.mark.parametrize(
@@ -53,3 +52,8 @@ def test_a_deployment_begins_with_so_many_and_keeps_those_it_has() -> None:
 
 def test_none_is_stopped_while_images_are_queued() -> None:
     assert ImagesPolicy(target_wait_s=100, capacity=4, at_first=1)(measured([8, 8, 8], 1, [1, 1, 1]))[0] == 3
+
+
+def test_none_that_starts_is_stopped_while_images_are_queued() -> None:
+    policy = ImagesPolicy(target_wait_s=100, capacity=4, at_first=1)
+    assert policy(replace(measured([8, 8], 1, [1, 1]), target_num_replicas=3))[0] == 3
