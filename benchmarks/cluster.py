@@ -26,14 +26,14 @@ from safetensors.torch import load_file, save_file
 
 from benchmarks.ports import free_port
 from benchmarks.soak.clients import Clients, Fate, Tally
-from benchmarks.soak.cluster import Part, Service, wait_until
+from benchmarks.soak.cluster import Part, Service, agents, wait_until
 from benchmarks.soak.phases import bodies, say
 from serve_app.config import AppArgs
 from serve_app.models import tiny
 from serve_app.serve import ENVIRONMENT
 
 _NAME = "cluster"
-_NODES = 3
+_NODES, _SPARE = 3, 1
 _BUSY, _CALM = 8, 1
 """Clients that need all nodes, and one that needs a single node: it asks for little, and not all the time."""
 
@@ -92,8 +92,9 @@ class Operation:
         self._clients, self._tally = Clients(self.service.url), Tally()
         await self._event("deployed by REST", 0, self._deploy, lambda: self._has(1), _NODES)
         await self._alone()
+        await self._heal(lambda: self._has(1))  # on a slow machine one image at a time is work for more
         await self._event("1 to 3 replicas", _BUSY, _nothing, lambda: self._has(_NODES), _NODES - 1)
-        await self._event("a node dies, another comes", _BUSY, self._replace_node, self._healed_of_death, 1)
+        await self._event("a node dies, a spare is there", _BUSY, self._kill_node, self._healed_of_death, 1)
         await self._event("the GCS dies and restarts", _BUSY, self._restart_gcs, self._governed, 0)
         await self._event("a limit changes", _BUSY, self._change_limit, self._limited, 0)
         await self._event("other weights", _BUSY, self._change_weights, self._renewed, 2 * _NODES)
@@ -171,11 +172,10 @@ class Operation:
     def _deploy(self) -> None:
         httpx2.put(self.rest, json=self.config, timeout=60, trust_env=False).raise_for_status()
 
-    def _replace_node(self) -> None:
+    def _kill_node(self) -> None:
         self._doomed = self.service.victim(Part.RAYLET)
         self._died = {process.pid for process in self._doomed.children(recursive=True)} & self._replicas()
         self.service.kill(self._doomed)
-        self.service.add_node()
 
     def _healed_of_death(self) -> bool:
         return not self._died & self._replicas() and self._has(_NODES)
@@ -233,6 +233,7 @@ def open_cluster(folder: Path) -> Iterator[Operation]:
     port, dashboard, redis = free_port(), free_port(), free_port()
     os.environ.update(ENVIRONMENT, RAY_USAGE_STATS_ENABLED="0", RAY_AUTH_MODE="disabled")
     os.environ["RAY_SERVE_PROXY_PREFER_LOCAL_NODE_ROUTING"] = "0"  # else one ingress replica gets all requests
+    os.environ.update(RAY_worker_niceness="0")  # else replicas get nothing while others use the machine
     os.environ["RAY_REDIS_ADDRESS"] = f"127.0.0.1:{redis}"
     checkpoint = tiny.build(folder)
     other = other_weights(checkpoint)
@@ -244,9 +245,10 @@ def open_cluster(folder: Path) -> Iterator[Operation]:
     cluster = None
     try:
         head = {"num_cpus": 0, "resources": {"ingress": 4}, "include_dashboard": True, "dashboard_port": dashboard}
+        head |= agents()
         cluster = Cluster(initialize_head=True, head_node_args=head)
         service = Service(f"http://127.0.0.1:{port}", _NAME, args, cluster)
-        for _ in range(_NODES):
+        for _ in range(_NODES + _SPARE):
             service.add_node()
         yield Operation(service, f"http://127.0.0.1:{dashboard}/api/serve/applications/", _config(args, port), other)
     finally:
