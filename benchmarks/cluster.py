@@ -26,7 +26,7 @@ from safetensors.torch import load_file, save_file
 
 from benchmarks.ports import free_port
 from benchmarks.soak.clients import Clients, Fate, Tally
-from benchmarks.soak.cluster import Part, Service, agents, wait_until
+from benchmarks.soak.cluster import Part, Service, wait_until
 from benchmarks.soak.phases import bodies, say
 from serve_app.config import AppArgs
 from serve_app.models import tiny
@@ -245,7 +245,6 @@ def open_cluster(folder: Path) -> Iterator[Operation]:
     cluster = None
     try:
         head = {"num_cpus": 0, "resources": {"ingress": 4}, "include_dashboard": True, "dashboard_port": dashboard}
-        head |= agents()
         cluster = Cluster(initialize_head=True, head_node_args=head)
         service = Service(f"http://127.0.0.1:{port}", _NAME, args, cluster)
         for _ in range(_NODES + _SPARE):

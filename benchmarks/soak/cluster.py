@@ -115,7 +115,7 @@ class Service:
     def add_node(self) -> None:
         """Start a raylet with room for one replica. Only the main thread may."""
         assert self.cluster is not None, "another's cluster stays as it is"
-        self.cluster.add_node(num_cpus=1, **agents())
+        self.cluster.add_node(num_cpus=1)
 
     def _doomed(self) -> psutil.Process:
         raylet = self.processes(Part.REPLICA)[-1].parent()
@@ -162,19 +162,13 @@ class Service:
         return tuple(self._handles[part].broadcast("census").results(timeout_s=10))
 
 
-def agents() -> dict[str, int]:
-    """Return the ports of a node's agents. One that has to choose them must do so within 15 s, or the raylet dies."""
-    names = ("metrics_agent_port", "metrics_export_port", "dashboard_agent_listen_port", "runtime_env_agent_port")
-    return {name: free_port() for name in names}
-
-
 @contextmanager
 def open_service(args: AppArgs) -> Iterator[Service]:
     """Run the service on a head that has no replicas, and a worker for each replica."""
     os.environ.update(ENVIRONMENT, RAY_USAGE_STATS_ENABLED="0")
     # Else an ingress replica beside the proxy gets all requests, and another none.
     os.environ["RAY_SERVE_PROXY_PREFER_LOCAL_NODE_ROUTING"] = "0"
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False, **agents()})
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
     try:
         port = free_port()
         service = Service(f"http://127.0.0.1:{port}", "soak", args, cluster)
