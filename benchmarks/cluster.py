@@ -93,15 +93,15 @@ class Operation:
         await self._event("deployed by REST", 0, self._deploy, lambda: self._has(1), _NODES)
         await self._alone()
         await self._heal(lambda: self._has(1))  # on a slow machine one image at a time is work for more
-        await self._event("1 to 3 replicas", _BUSY, _nothing, lambda: self._has(_NODES), _NODES - 1)
+        await self._event("1 to 3 replicas", _BUSY, lambda: None, lambda: self._has(_NODES), _NODES - 1)
         await self._event("a node dies, a spare is there", _BUSY, self._kill_node, self._healed_of_death, 1)
         await self._event("the GCS dies and restarts", _BUSY, self._restart_gcs, self._governed, 0)
         await self._event("a limit changes", _BUSY, self._change_limit, self._limited, 0)
         await self._event("other weights", _BUSY, self._change_weights, self._renewed, 2 * _NODES)
-        await self._event("3 to 1 replicas", _CALM, _nothing, lambda: self._has(1), _NODES - 1)
+        await self._event("3 to 1 replicas", _CALM, lambda: None, lambda: self._has(1), _NODES - 1)
         for again in ("asleep, and woken", "asleep and woken again"):
             await self._heal(lambda: self._health()["status"] == "asleep")
-            await self._event(again, _CALM, _nothing, lambda: self._has(1), 1)
+            await self._event(again, _CALM, lambda: None, lambda: self._has(1), 1)
 
     async def _event(
         self, name: str, clients: int, act: Callable[[], None], healed: Callable[[], bool], may_start: int
@@ -294,10 +294,6 @@ def other_weights(checkpoint: Path) -> Path:
 def table(rows: list[Row]) -> str:
     lines = [" | ".join(_COLUMNS), " | ".join("---" for _ in _COLUMNS), *(" | ".join(row.cells) for row in rows)]
     return "\n".join(f"| {line} |" for line in lines)
-
-
-def _nothing() -> None:
-    """The clients themselves are what happens."""
 
 
 if __name__ == "__main__":
