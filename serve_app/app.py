@@ -16,6 +16,8 @@ from serve_app.replica.deployment import Replica
 from serve_app.scaling import ImagesPolicy
 
 _CONTROL_CALLS = 16
+_MOST_STARTS = 10_000
+"""Of all replicas together. How often each may fail to start, the environment says (`serve.ENVIRONMENT`)."""
 _LOOK_BACK_S = 15.0
 """Over which time the numbers for the policy are averaged; Serve asks for them every 10 s unless told otherwise."""
 
@@ -28,10 +30,14 @@ def shutdown_s(args: AppArgs) -> float:
 def _autoscaling(args: AppArgs) -> AutoscalingConfig | None:
     if args.scaling is None:
         return None
-    policy = {"target_wait_s": args.scaling.target_wait_s, "capacity": args.engine.max_batch_size}
+    # Not Serve's initial_replicas: with each change of `args` it would take away what has been added for the images.
+    policy = {
+        "target_wait_s": args.scaling.target_wait_s,
+        "capacity": args.engine.max_batch_size,
+        "at_first": args.num_replicas,
+    }
     return AutoscalingConfig(
         min_replicas=args.scaling.min_replicas,
-        initial_replicas=args.num_replicas,
         max_replicas=args.scaling.max_replicas,
         upscale_delay_s=args.scaling.upscale_delay_s,
         downscale_delay_s=args.scaling.downscale_delay_s,
@@ -63,6 +69,7 @@ def build(args: AppArgs) -> Application:
         # The ingress limits slots. The extra room is for status calls, which must not wait behind images.
         max_ongoing_requests=args.ingress_replicas * places + _CONTROL_CALLS,
         request_router_config=directed(),
+        max_constructor_retry_count=_MOST_STARTS,
         graceful_shutdown_timeout_s=shutdown_s(args),
         # Serve replaces a hung replica after three timeouts; its slots are generated elsewhere.
         health_check_period_s=5,

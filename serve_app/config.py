@@ -289,7 +289,12 @@ def _lies_in(path: str, folder: str) -> bool:
 class ScalingConfig(Config):
     """How the number of replicas follows the images that are asked for."""
 
-    min_replicas: int = Field(default=1, ge=1, description="Fewest replicas.")
+    min_replicas: int = Field(
+        default=1,
+        ge=0,
+        description="Fewest replicas. 0: the service sleeps while nobody asks for images. A first request wakes it, "
+        "and is refused with a Retry-After that follows how long starts take.",
+    )
     max_replicas: int = Field(ge=1, description="Most replicas.")
     target_wait_s: float = Field(
         default=20.0,
@@ -356,6 +361,11 @@ class AppArgs(LiveSettings):
             for name, section in live.items()
         }
         return self.model_validate({**values, **merged})
+
+    @property
+    def may_sleep(self) -> bool:
+        """Whether there may be no replicas while nobody asks for images."""
+        return self.scaling is not None and self.scaling.min_replicas == 0
 
     @property
     def warm_up_sizes(self) -> tuple[tuple[int, int], ...]:

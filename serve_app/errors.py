@@ -7,7 +7,7 @@
     |-- TooManyWaiting      429  the queue is full; `retry_after_s` says when to retry
     |-- GenerationFailed    500  every image of the request failed
     |-- InternalError       500  a bug in the service; the log says more
-    |-- NotReady            503  no replica has loaded its model yet
+    |-- NotReady            503  no replica has loaded its model yet; `retry_after_s` says when one may have
     |-- ShuttingDown        503  the service has been told to stop; `retry_after_s` says when another may have started
     `-- DeadlineExceeded    504  the deadline passed before any image finished
     SlotFailed              one image failed, the others go on; sent from the replica to the ingress
@@ -76,6 +76,11 @@ class InternalError(ServiceError):
 class NotReady(ServiceError):
     status = 503
     type = "not_ready"
+
+    def __init__(self, message: str, param: str | None = None, retry_after_s: int = 1) -> None:
+        super().__init__(message, param)
+        self.args = (message, param, retry_after_s)
+        self.retry_after_s = retry_after_s
 
 
 class ShuttingDown(ServiceError):

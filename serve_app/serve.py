@@ -30,6 +30,9 @@ ENVIRONMENT = {
     "MALLOC_ARENA_MAX": "2",
     # Replicas read it: how often they tell what the number of replicas follows (`scaling`).
     "RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "1",
+    # Serve's controller reads it: how often a replica may fail to start before Serve gives up, by default 3 times. A
+    # hub that cannot be reached is asked for a quarter of an hour.
+    "RAY_SERVE_MAX_PER_REPLICA_RETRY_COUNT": "40",
 }
 """What Ray's processes must find in their environment when they start."""
 

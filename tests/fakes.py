@@ -18,6 +18,7 @@ from serve_app.fanout.peers import Peers
 from serve_app.fanout.placement import Placement
 from serve_app.fanout.pool import Pool, Tell, nobody
 from serve_app.fanout.sight import PoolStatus
+from serve_app.fanout.starts import Readiness, Starts
 from serve_app.messages import Generated, Preview, Progress, ReplicaStatus, Slot, SlotEvent, Work
 from serve_app.readings import Part
 from serve_app.recipe import SchedulerName
@@ -113,6 +114,16 @@ class FakePool(Pool):
     models: dict[int, ModelInfo] = field(default_factory=dict)
 
     deployed: Deployed = field(default_factory=Deployed)
+    starts: Starts = field(default_factory=lambda: Starts(may_sleep=False))
+
+    @property
+    def model(self) -> ModelInfo:
+        return self.any_replica.model
+
+    @property
+    def readiness(self) -> Readiness:
+        self.starts.look(bool(self.status.replicas), self.deployed.asleep)
+        return self.starts.readiness
 
     async def keep_polling(self, tell: Tell = nobody, waiting: Callable[[], int] = int) -> None: ...
 

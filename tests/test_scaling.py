@@ -1,4 +1,4 @@
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 
@@ -10,14 +10,13 @@ class Context:
     """Serve's context of a policy, as far as it is used."""
 
     aggregated_metrics: dict[str, dict[str, float]] = field(default_factory=dict)
-    current_num_replicas: int = 2
     target_num_replicas: int = 2
 
 
 def measured(images: list[float], queued: float, paces: list[float]) -> Context:
     values = {IMAGES: images, QUEUED: [queued] * len(images), PER_SECOND: paces}
     metrics = {name: {str(i): n for i, n in enumerate(numbers)} for name, numbers in values.items()}
-    return Context(metrics, len(images), len(images))
+    return Context(metrics, len(images))
 
 
 @pytest.mark.parametrize(
@@ -34,14 +33,27 @@ def measured(images: list[float], queued: float, paces: list[float]) -> Context:
 def test_as_many_replicas_as_finish_all_images_in_time(
     images: list[float], queued: float, paces: list[float], wanted: float
 ) -> None:
-    assert ImagesPolicy(target_wait_s=5, capacity=4)(measured(images, queued, paces)) == (wanted, {})
+    assert ImagesPolicy(target_wait_s=5, capacity=4, at_first=1)(measured(images, queued, paces)) == (wanted, {})
 
 
 def test_nothing_changes_while_nothing_is_known() -> None:
-    policy = ImagesPolicy(target_wait_s=5, capacity=4)
+    policy = ImagesPolicy(target_wait_s=5, capacity=4, at_first=1)
     assert policy(Context(target_num_replicas=3)) == (3, {})
     assert policy(Context({IMAGES: {}}, target_num_replicas=3)) == (3, {})
 
 
+def test_a_deployment_begins_with_so_many_and_keeps_those_it_has() -> None:
+    policy = ImagesPolicy(target_wait_s=5, capacity=4, at_first=2)
+    assert policy(Context(target_num_replicas=1)) == (2, {})
+    assert policy(Context(target_num_replicas=3)) == (3, {})
+    policy(measured([0], 0, [2]))
+    assert policy(Context(target_num_replicas=0)) == (0, {}), "it has fallen asleep"
+
+
 def test_none_is_stopped_while_images_are_queued() -> None:
-    assert ImagesPolicy(target_wait_s=100, capacity=4)(measured([8, 8, 8], 1, [1, 1, 1]))[0] == 3
+    assert ImagesPolicy(target_wait_s=100, capacity=4, at_first=1)(measured([8, 8, 8], 1, [1, 1, 1]))[0] == 3
+
+
+def test_none_that_starts_is_stopped_while_images_are_queued() -> None:
+    policy = ImagesPolicy(target_wait_s=100, capacity=4, at_first=1)
+    assert policy(replace(measured([8, 8], 1, [1, 1]), target_num_replicas=3))[0] == 3

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import httpx2
 
@@ -43,15 +43,22 @@ class Fate(Enum):
     """Any other status."""
 
 
+class Picture(NamedTuple):
+    """A picture's digest, and the hash of the weights that generated it."""
+
+    model: str
+    digest: str
+
+
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """`pictures` are digests by seed, `seconds` the time to the end, `retry_after_s` what a refusal says.
+    """`pictures` are known by seed, `seconds` the time to the end, `retry_after_s` what a refusal says.
 
     `duplicates` counts the images that ended more than once.
     """
 
     fate: Fate
-    pictures: Mapping[int, str] = field(default_factory=dict)
+    pictures: Mapping[int, Picture] = field(default_factory=dict)
     seconds: float = 0.0
     retry_after_s: float = 0.0
     duplicates: int = 0
@@ -62,7 +69,9 @@ class Outcome:
 class Received:
     """What has come of an answer so far."""
 
-    pictures: dict[int, str] = field(default_factory=dict)
+    model: str = ""
+    """Of the weights that the request began with."""
+    pictures: dict[int, Picture] = field(default_factory=dict)
     ends: Counter[int] = field(default_factory=Counter)
     """How often each image has ended, by index."""
     kinds: Counter[str] = field(default_factory=Counter)
@@ -73,8 +82,12 @@ class Received:
         self.kinds[self.last] += 1
         if self.last in _ENDS.values():
             self.ends[event["index"]] += 1
+        if self.last == "start":
+            self.model = event.get("parameters", {}).get("model", {}).get("hash", "")
         if self.last == "image":
-            self.pictures[event["seed"]] = hashlib.sha256(b64decode(event["b64_json"])).hexdigest()[:16]
+            model = (event.get("model") or {}).get("hash", self.model)
+            digest = hashlib.sha256(b64decode(event["b64_json"])).hexdigest()[:16]
+            self.pictures[event["seed"]] = Picture(model, digest)
 
     def judge(self, images: int, seconds: float, *, may_be_cancelled: bool = False) -> Outcome:
         """Judge what has come once the connection has ended in order."""
@@ -98,9 +111,9 @@ class Received:
 
 @dataclass(slots=True)
 class Tally:
-    """Counts outcomes, and pictures that are not those generated alone."""
+    """Counts outcomes, and pictures that are not those that the same weights have generated alone."""
 
-    expected: dict[tuple[str, int], str] = field(default_factory=dict)
+    expected: dict[tuple[str, int, str], str] = field(default_factory=dict)
     fates: Counter[Fate] = field(default_factory=Counter)
     images: int = 0
     duplicates: int = 0
@@ -116,8 +129,8 @@ class Tally:
             self.details.append(outcome.detail)
         if outcome.fate is Fate.ANSWERED:
             self.seconds.append(outcome.seconds)
-        for seed, digest in outcome.pictures.items():
-            self.wrong += self.expected.setdefault((_key(body), seed), digest) != digest
+        for seed, (model, digest) in outcome.pictures.items():
+            self.wrong += self.expected.setdefault((_key(body), seed, model), digest) != digest
 
     def fresh(self) -> "Tally":
         """Return an empty tally that knows the same pictures."""
@@ -218,7 +231,9 @@ class Clients:
         response = await self.http.post("/generate", json=dict(body))
         if refused := await _refusal(response):
             return refused
-        for image in response.json()["images"]:
+        answer = response.json()
+        received.take({"type": "start", "parameters": answer.get("parameters", {})})
+        for image in answer["images"]:
             received.take({**image, "type": _ENDS[image["status"]]})
         received.take({"type": "completed"})
         return None

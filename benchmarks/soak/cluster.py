@@ -104,7 +104,8 @@ class Service:
         Return the ids of the actors that die with it.
         """
         pids = {process.pid for process in (victim, *victim.children(recursive=True))}
-        actors = frozenset(id_ for id_, actor in ray._private.state.actors().items() if actor["Pid"] in pids)
+        known = ray._private.state.actors() if ray.is_initialized() else {}
+        actors = frozenset(id_ for id_, actor in known.items() if actor["Pid"] in pids)
         victim.kill()
         if self.cluster is not None:
             for node in [node for node in self.cluster.worker_nodes if _pid(node) == victim.pid]:

@@ -110,7 +110,7 @@ class Soak:
 
     async def _alone(self) -> None:
         """Generate every picture once, by itself: what all others are compared with."""
-        for body in _bodies():
+        for body in bodies():
             for index in range(body["num_images"]):
                 alone = {**body, "seed": body["seed"] + index, "num_images": 1}
                 self._tally.add(alone, await self._clients.ask(alone))
@@ -121,7 +121,7 @@ class Soak:
 
         async def client() -> None:
             while time.monotonic() < end:
-                await self._clients.insist(random.choice(_bodies()), tally)
+                await self._clients.insist(random.choice(bodies()), tally)
 
         await asyncio.gather(*[client() for _ in range(_CROWD)])
         return tally
@@ -147,7 +147,7 @@ class Soak:
         async def client(number: int) -> None:
             while tally.gone < enough:
                 longest_s = _LONGEST_STAY * median(tally.seconds or [answer_s])
-                body, after_s = random.choice(_bodies()), random.uniform(0, longest_s)
+                body, after_s = random.choice(bodies()), random.uniform(0, longest_s)
                 match number % 4:
                     case 0 if random.random() < _AIMED:
                         after_s = random.uniform(0, _LAST_STAGES_S)
@@ -190,7 +190,7 @@ class Soak:
 
         async def client() -> None:
             while time.monotonic() < started + self.size.flood_s:
-                body = random.choice(_bodies())
+                body = random.choice(bodies())
                 outcome = await self._clients.ask(body)
                 tally.add(body, outcome)
                 await asyncio.sleep(outcome.retry_after_s)
@@ -290,14 +290,14 @@ class Soak:
 
     async def _image_s(self) -> float:
         """Return how long one image takes on the idle service."""
-        body = {**_bodies()[0], "num_images": 1}
+        body = {**bodies()[0], "num_images": 1}
         outcomes = [await self._clients.ask(body) for _ in range(self.size.samples // 10)]
         image_s = float(median(outcome.seconds for outcome in outcomes))
         say("one image", f"{image_s:.3f} s")
         return image_s
 
 
-def _bodies() -> list[dict[str, Any]]:
+def bodies() -> list[dict[str, Any]]:
     """Return requests of several sizes, lengths and samplers; each has seeds of its own."""
     settings: list[dict[str, Any]] = [
         {"width": 64, "num_inference_steps": 8, "scheduler": "euler"},
@@ -312,7 +312,7 @@ def _bodies() -> list[dict[str, Any]]:
 
 
 def _images_per_request() -> float:
-    numbers: list[int] = [body["num_images"] for body in _bodies()]
+    numbers: list[int] = [body["num_images"] for body in bodies()]
     return sum(numbers) / len(numbers)
 
 

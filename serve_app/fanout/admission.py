@@ -4,14 +4,10 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
-from math import ceil
 
 from serve_app.errors import TooManyWaiting
 from serve_app.fanout.order import Ticket, Turns
-from serve_app.fanout.pace import Pace
-
-_LONGEST_RETRY_S = 60
-_UNKNOWN_RETRY_S = 10
+from serve_app.fanout.pace import Pace, retry_after
 
 
 class _State(Enum):
@@ -153,9 +149,5 @@ class Admission:
                 else:
                     in_work.append((ticket.work, now - begun))
             queued += [ticket.work for ticket in self.in_order()]
-            seconds = self._pace.seconds_until(excess, in_work, queued)
-        elif images_per_second:
-            seconds = excess / images_per_second
-        else:
-            seconds = _UNKNOWN_RETRY_S
-        return max(1, min(_LONGEST_RETRY_S, ceil(seconds)))
+            return retry_after(self._pace.seconds_until(excess, in_work, queued))
+        return retry_after(excess / images_per_second if images_per_second else None)

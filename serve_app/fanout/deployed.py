@@ -24,6 +24,8 @@ class Deployed:
     replicas: int | None = None
     ingresses: int | None = None
     trouble: str | None = None
+    asleep: bool = False
+    """Whether Serve wants no replicas, and nothing is wrong."""
 
 
 async def ask_serve(replicas: str) -> Deployed | None:
@@ -41,7 +43,9 @@ async def ask_serve(replicas: str) -> Deployed | None:
 
 def deployed_of(replicas: DeploymentStatusOverview, ingress: DeploymentStatusOverview) -> Deployed:
     """Return what Serve's status of the two deployments says."""
-    return Deployed(_wanted(replicas), _wanted(ingress), _trouble(replicas))
+    wanted = _wanted(replicas)
+    asleep = wanted == 0 and replicas.status in _WELL
+    return Deployed(wanted, _wanted(ingress), _trouble(replicas), asleep)
 
 
 def _wanted(deployment: DeploymentStatusOverview) -> int:

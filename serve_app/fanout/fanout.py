@@ -8,7 +8,7 @@ from contextlib import ExitStack, aclosing, asynccontextmanager, contextmanager
 from dataclasses import replace
 from functools import partial
 from math import ceil
-from typing import Any, Literal
+from typing import Any
 
 from opentelemetry.context import get_current
 
@@ -115,12 +115,11 @@ class FanOut:
 
     def model(self) -> ModelInfo:
         """Return which weights are served. Raises NotReady."""
-        return self._pool.any_replica.model
+        return self._pool.model
 
     def health(self) -> Health:
-        status: Literal["ready", "starting", "stopping"] = "ready" if self._pool.status.ready else "starting"
         return Health(
-            status="stopping" if self._draining else status,
+            status="stopping" if self._draining else self._pool.readiness,
             replicas=self._replicas(),
             version=__version__,
             message=self._refused or self._pool.deployed.trouble,

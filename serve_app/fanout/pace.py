@@ -3,10 +3,22 @@
 from collections import deque
 from collections.abc import Iterable
 from heapq import heapify, heappop, heappush
+from math import ceil
 
 _REMEMBERED = 32
 _OVERDUE = 0.25
 """What is left of an image that takes longer than usual, as a part of the usual time."""
+
+_LONGEST_RETRY_S = 60
+_UNKNOWN_RETRY_S = 10
+
+
+def retry_after(seconds: float | None) -> int:
+    """Return what to tell a client that could come again in so many seconds, None where nobody knows.
+
+    Not above a minute: OpenAI's clients, for one, do as they like then.
+    """
+    return max(1, min(_LONGEST_RETRY_S, ceil(_UNKNOWN_RETRY_S if seconds is None else seconds)))
 
 
 class Pace:

@@ -5,6 +5,7 @@ import logging
 import time
 from collections.abc import AsyncGenerator, Callable, Iterator, Set
 from contextlib import contextmanager, suppress
+from contextvars import Context
 from functools import partial
 from typing import Any
 
@@ -19,8 +20,10 @@ from serve_app.fanout.broadcast import ask_each
 from serve_app.fanout.calls import Calls
 from serve_app.fanout.deployed import Deployed, ask_serve
 from serve_app.fanout.sight import PoolStatus, Sight
+from serve_app.fanout.starts import Readiness, Starts
 from serve_app.imaging import Pixels
 from serve_app.messages import Generated, ReplicaStatus, Slot, SlotEvent
+from serve_app.schemas import ModelInfo
 
 logger = logging.getLogger("ray.serve")
 
@@ -34,6 +37,8 @@ Serve calls the application running before the ingress knows, and requests may f
 """
 
 _WATCH_INTERVAL_S = 3.0
+_WAKING_S = 60.0
+"""How long a call waits for a replica that Serve is to start. It does so at once, and then goes on by itself."""
 _SHORTEST_PAUSE_S = 0.05
 _PIXELS_TIMEOUT_S = 10.0
 
@@ -58,24 +63,41 @@ class Pool:
     """Calls replicas. A call that is no longer awaited is cancelled on its replica: dropping the task alone would not.
 
     Cancellations can get lost on their way through Serve, so each poll says which calls are still waited for.
+
+    Where there may be no replicas (`may_sleep`), whoever needs one wakes them.
     """
 
-    def __init__(self, handle: DeploymentHandle) -> None:
+    def __init__(self, handle: DeploymentHandle, may_sleep: bool = False) -> None:
         self._handle = handle
         self._streams = handle.options(stream=True)
         self._calls = Calls(_own_actor())
         self._sight = Sight()
         self._tell: Tell = nobody
         self._waiting: Callable[[], int] = int
+        self._model: ModelInfo | None = None
+        self.starts = Starts(may_sleep)
+        self._waking: asyncio.Task[None] | None = None
         self.status = PoolStatus()
         self.deployed = Deployed()
 
     @property
     def any_replica(self) -> ReplicaStatus:
-        """What a replica says of itself; all serve the same model. Raises NotReady before one has loaded it."""
+        """What a replica says of itself; all serve the same model. Raises NotReady where none has loaded it."""
         if not self.status.replicas:
-            raise NotReady("no replica is ready; ask GET /health and try again")
+            self._wake()
+            why = "the service was asleep and starts again" if self.readiness == "waking" else "no replica is ready"
+            raise NotReady(f"{why}; ask GET /health and try again", retry_after_s=self.starts.retry_after_s)
         return self.status.replicas[0]
+
+    @property
+    def model(self) -> ModelInfo:
+        """The model that is served, also while no replica runs. Raises NotReady before one has loaded it."""
+        return self._model or self.any_replica.model
+
+    @property
+    def readiness(self) -> Readiness:
+        """Whether there are replicas, or will be."""
+        return self.starts.readiness
 
     async def keep_polling(self, tell: Tell = nobody, waiting: Callable[[], int] = int) -> None:
         """Keep `status` fresh, and the replicas from generating for nobody, until cancelled.
@@ -90,7 +112,11 @@ class Pool:
                 await self._poll()
             except Exception:
                 logger.exception("could not ask the replicas for their status")
-            interval = POLL_INTERVAL_S if self.status.capacity else _STARTING_POLL_INTERVAL_S
+            if self._waiting() and not self.status.replicas:
+                self._wake()  # the last one went while they came
+            self._look_for_sleep()
+            calm = self.status.capacity or self.readiness == "asleep"
+            interval = POLL_INTERVAL_S if calm else _STARTING_POLL_INTERVAL_S
             await asyncio.sleep(max(_SHORTEST_PAUSE_S, began + interval - time.monotonic()))
 
     async def keep_watching(self) -> None:
@@ -191,8 +217,31 @@ class Pool:
             self._sight.answered(actor, answer.result())
         self._look()
 
+    def _wake(self) -> None:
+        """Let Serve start a replica. Where there is none, it does for a call that waits in its handle."""
+        if self.starts.may_sleep and (self._waking is None or self._waking.done()):
+            # An empty context: with the request's, Serve would cancel the call together with the request.
+            self._waking = asyncio.create_task(self._wait_for_any(), context=Context())
+            self._look_for_sleep()
+
+    async def _wait_for_any(self) -> None:
+        response = self._handle.status.remote()
+        with suppress(exceptions.RayError, RayServeException, TimeoutError):
+            try:
+                async with asyncio.timeout(_WAKING_S):
+                    await response
+            finally:
+                response.cancel()
+
+    def _look_for_sleep(self) -> None:
+        waking = self._waking is not None and not self._waking.done()
+        self.starts.look(ready=bool(self.status.replicas), asleep=self.deployed.asleep and not waking)
+
     def _look(self) -> None:
         self.status = self._sight.status()
+        if self.status.replicas:
+            self._model = self.status.replicas[0].model
+        self._look_for_sleep()
         self._tell(self.status.lost)
 
 

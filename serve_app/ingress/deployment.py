@@ -37,7 +37,7 @@ class Ingress:
         drop_access_log()
         self._args = args
         self._metrics = Metrics(INGRESS)
-        self._service = FanOut(Pool(replicas), Peers(), args, self._metrics)
+        self._service = FanOut(Pool(replicas, args.may_sleep), Peers(), args, self._metrics)
         self._answers = Answers()
         self._api = create_api(self._service, args, _GONE, self._answers, self._count_request)
         self._started = False

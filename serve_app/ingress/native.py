@@ -170,8 +170,9 @@ def health_router(service: Service) -> APIRouter:
 
     @routes.get("/health", response_model=Health, responses={503: {"model": Health}})
     async def health() -> JSONResponse:
-        """Return whether images can be generated: 200 with a replica that is ready, 503 while starting or stopping."""
+        """Return whether to send requests here: 200 when ready, asleep or waking, 503 while starting or stopping."""
         state = service.health()
-        return JSONResponse(state.model_dump(), 200 if state.status == "ready" else 503)
+        # Asleep too: a probe that took the ingress out would leave nobody to wake it.
+        return JSONResponse(state.model_dump(), 503 if state.status in ("starting", "stopping") else 200)
 
     return routes

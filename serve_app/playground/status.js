@@ -26,14 +26,14 @@ export function watchService(busy) {
 }
 
 function show({ replicas, images_in_flight, images_waiting, images_per_second }) {
-  showState(replicas.ready ? (images_in_flight ? "busy" : "ready") : "starting");
+  showState(replicas.ready ? (images_in_flight ? "busy" : "ready") : replicas.target ? "starting" : "asleep");
   put("replicas", `${replicas.ready}/${replicas.target}`);
   put("in_flight", images_in_flight);
   put("waiting", images_waiting);
   put("rate", images_per_second.toLocaleString("en", { maximumFractionDigits: 2 }));
 }
 
-const NAMES = { ready: "Ready", busy: "Generating", starting: "Starting", locked: "Needs a key", lost: "No answer" };
+const NAMES = { ready: "Ready", busy: "Generating", starting: "Starting", asleep: "Asleep", locked: "Needs a key", lost: "No answer" };
 
 function showState(state) {
   strip.dataset.state = state;

@@ -192,9 +192,12 @@ class ReplicaCount(Answer):
 
 
 class Health(Answer):
-    """The answer of `GET /health`; 200 when ready, 503 while starting or stopping."""
+    """The answer of `GET /health`; 200 when ready, asleep or waking, 503 while starting or stopping."""
 
-    status: Literal["ready", "starting", "stopping"]
+    status: Literal["ready", "starting", "asleep", "waking", "stopping"] = Field(
+        description="`asleep`: no replicas run, and a request for images starts one. `waking`: one starts again. Both "
+        "refuse requests with a Retry-After."
+    )
     replicas: ReplicaCount
     version: str
     message: str | None = Field(default=None, description="What is wrong, for the operator; null if nothing is known.")

@@ -22,6 +22,22 @@ def test_counts_the_replicas_that_serve_wants() -> None:
 
 
 @pytest.mark.parametrize(
+    ("status", "states", "asleep"),
+    [
+        (DeploymentStatus.HEALTHY, {}, True),
+        (DeploymentStatus.DOWNSCALING, {ReplicaState.STOPPING: 1}, True),
+        (DeploymentStatus.UPSCALING, {ReplicaState.STARTING: 1}, False),
+        (DeploymentStatus.UPDATING, {}, False),
+        (DeploymentStatus.DEPLOY_FAILED, {}, False),
+    ],
+)
+def test_it_is_asleep_where_serve_wants_no_replicas_and_nothing_is_wrong(
+    status: DeploymentStatus, states: dict[ReplicaState, int], asleep: bool
+) -> None:
+    assert deployed_of(replace(WELL, status=status, replica_states=states), WELL).asleep is asleep
+
+
+@pytest.mark.parametrize(
     ("status", "trouble"),
     [
         (DeploymentStatus.HEALTHY, None),

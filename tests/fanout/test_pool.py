@@ -4,7 +4,9 @@ import asyncio
 import time
 from collections.abc import Callable, Set
 from contextlib import suppress
+from contextvars import ContextVar, copy_context
 from dataclasses import dataclass, field, replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,6 +18,7 @@ from ray.serve.handle import DeploymentBroadcastResponse
 from serve_app.background import background
 from serve_app.canvas import Canvas, Layer
 from serve_app.errors import NotReady, ReplicaLost
+from serve_app.fanout.deployed import Deployed
 from serve_app.fanout.pool import POLL_INTERVAL_S, Pool
 from serve_app.fanout.sight import Sight
 from serve_app.messages import Call, OpenCalls, ReplicaStatus, Slot
@@ -77,6 +80,82 @@ class Response:
         await asyncio.Event().wait()
 
     def cancel(self) -> None: ...
+
+
+@dataclass
+class Sleeping(Handle):
+    """Has no replica until a call waits in it."""
+
+    woken: "list[asyncio.Future[ReplicaStatus]]" = field(default_factory=list)
+
+    @property
+    def status(self) -> Any:
+        return SimpleNamespace(remote=self._wake)
+
+    def _wake(self) -> "asyncio.Future[ReplicaStatus]":
+        assert IN_A_REQUEST not in copy_context(), "a call in the context of a request would end with it"
+        self.woken.append(asyncio.get_running_loop().create_future())
+        return self.woken[-1]
+
+    async def _results(self) -> list[Any]:
+        self.unready = 0 if self.woken else 1
+        return await super()._results()
+
+
+def asleep(handle: Sleeping) -> Pool:
+    pool = Pool(handle, may_sleep=True)
+    pool.deployed = Deployed(replicas=0, ingresses=1, asleep=True)
+    return pool
+
+
+IN_A_REQUEST = ContextVar[bool]("IN_A_REQUEST")
+
+
+async def test_a_request_wakes_a_service_that_sleeps_and_is_told_when_to_come_again() -> None:
+    handle = Sleeping()
+    pool = asleep(handle)
+    IN_A_REQUEST.set(True)
+    async with background(pool.keep_polling()):
+        await asyncio.sleep(0.05)
+        assert (pool.readiness, handle.woken) == ("asleep", [])
+        polls = len(handle.polls)
+        for _ in range(2):
+            with pytest.raises(NotReady, match="was asleep") as refused:
+                _ = pool.any_replica
+            assert refused.value.retry_after_s == 10
+        assert pool.readiness == "waking"
+        await asyncio.sleep(1.1 * POLL_INTERVAL_S)
+        assert len(handle.woken) == 1, "one call is enough"
+        assert (pool.readiness, pool.any_replica.id) == ("ready", REPLICA.id)
+        assert len(handle.polls) - polls < 4, "nothing hurries while it sleeps"
+
+
+async def test_a_request_in_whose_midst_the_last_replica_went_wakes_the_service() -> None:
+    handle = Sleeping()
+    async with background(asleep(handle).keep_polling(waiting=lambda: 1)):
+        await asyncio.sleep(0.05)
+    assert len(handle.woken) == 1
+
+
+async def test_a_service_that_sleeps_still_knows_its_model() -> None:
+    handle = Sleeping()
+    pool = asleep(handle)
+    handle.woken.append(asyncio.get_running_loop().create_future())
+    async with background(pool.keep_polling()):
+        await asyncio.sleep(0.05)
+        assert pool.status.ready == 1
+        handle.woken.clear()
+        await asyncio.sleep(1.1 * POLL_INTERVAL_S)
+        assert (pool.status.ready, pool.model) == (0, REPLICA.model)
+    assert not handle.woken
+
+
+async def test_a_service_that_may_not_sleep_is_not_woken() -> None:
+    handle = Sleeping()
+    with pytest.raises(NotReady, match="no replica is ready"):
+        _ = Pool(handle).any_replica
+    await asyncio.sleep(0)
+    assert not handle.woken
 
 
 async def test_replicas_that_become_ready_are_known_before_a_regular_poll_is_due() -> None:

@@ -14,8 +14,10 @@ from starlette.testclient import TestClient
 from serve_app import __version__
 from serve_app.config import ModelConfig
 from serve_app.errors import SlotFailed
+from serve_app.fanout.deployed import Deployed
 from serve_app.fanout.fanout import FanOut
 from serve_app.fanout.sight import PoolStatus
+from serve_app.fanout.starts import Starts
 from serve_app.ingress.api import create_api
 from serve_app.messages import Slot
 from serve_app.schemas import GenerateRequest, TimestepSpacing, sheet_cells
@@ -290,6 +292,7 @@ def test_without_a_replica_it_is_a_503(client: TestClient, pool: FakePool, route
     pool.status = PoolStatus()
     response = client.post(route, json={"prompt": "a"})
     assert (response.status_code, response.json()["error"]["type"]) == (503, "not_ready")
+    assert response.headers["Retry-After"] == "10"
 
 
 @pytest.mark.parametrize("route", ["/generate", "/stream"])
@@ -342,6 +345,17 @@ def test_health_says_whether_images_can_be_generated(client: TestClient, pool: F
     pool.status = PoolStatus()
     response = client.get("/health")
     assert (response.status_code, response.json()["status"]) == (503, "starting")
+
+
+def test_probes_leave_a_service_that_sleeps_where_requests_can_wake_it(client: TestClient, pool: FakePool) -> None:
+    pool.starts = Starts(may_sleep=True)
+    pool.status, pool.deployed = PoolStatus(), Deployed(replicas=0, ingresses=1, asleep=True)
+    response = client.get("/health")
+    assert (response.status_code, response.json()["status"]) == (200, "asleep")
+    assert response.json()["replicas"] == {"ready": 0, "target": 0}
+    pool.deployed = Deployed(replicas=1, ingresses=1)
+    response = client.get("/health")
+    assert (response.status_code, response.json()["status"]) == (200, "waking")
 
 
 def test_status_says_how_busy_the_fleet_is(client: TestClient) -> None:

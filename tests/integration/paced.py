@@ -19,6 +19,7 @@ HANGS = {"width": 136, "height": 64}
 BREAKS_THE_DEVICE = {"width": 144, "height": 64}
 _LONG_STEPS, _ENDLESS_STEPS = 60, 400
 _PAUSE_S, _ENDLESS_PAUSE_S = 0.006, 0.05
+_LOOK_BACK_S = 3.0
 _EVERY = 10
 """Which steps of a long image call the UNet."""
 
@@ -52,6 +53,6 @@ class Replica(deployment.Replica):
 
 
 def build(args: AppArgs) -> Application:
-    """Return the application with such replicas."""
-    with patch.object(app, "Replica", Replica):
+    """Return the application with such replicas, whose number follows soon."""
+    with patch.object(app, "Replica", Replica), patch.object(app, "_LOOK_BACK_S", _LOOK_BACK_S):
         return app.build(args)

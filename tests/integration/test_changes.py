@@ -125,3 +125,22 @@ def test_replicas_follow_the_images(changing: Changing) -> None:
         client.join()
     eventually(lambda: changing.has(1), 30)
     assert set(statuses) == {200}
+
+
+def test_it_falls_asleep_and_a_request_wakes_it(changing: Changing) -> None:
+    changing.args["scaling"] |= {"min_replicas": 0}
+    changing.deploy()
+    eventually(lambda: changing.health().get("status") == "asleep", 60)
+    assert changing.http.get("/health").status_code == 200
+    refused = list[httpx2.Response]()
+
+    def answered() -> bool:
+        response = changing.http.post("/generate", json={**BODY, "num_images": 1})
+        if response.status_code != 200:
+            refused.append(response)
+        return response.status_code == 200
+
+    eventually(answered, 60)
+    assert {response.status_code for response in refused} == {503}
+    assert all(1 <= int(response.headers["Retry-After"]) <= 60 for response in refused)
+    assert changing.health()["status"] == "ready"
