@@ -183,6 +183,7 @@ byId("copy-link").addEventListener("click", async ({ currentTarget }) => {
   if (values) copyLink(values, currentTarget);
 });
 start.addEventListener("change", () => {
+  settings.clearError("init_image");
   settings.usually("strength", start.masked ? STRENGTH_OF_PART : STRENGTH);
   settings.offerSizeOf(start.picture);
 });

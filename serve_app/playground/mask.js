@@ -2,6 +2,8 @@
 
 import { canvasOf } from "./picture.js";
 
+/** Bounds of a mask's longer side in pixels; between them it is the picture's own, so that edges lie where they are painted. */
+const LEAST_SIDE = 64;
 const MOST_SIDE = 1024;
 /** From this opacity on a pixel counts as marked, as on the service. */
 const MARKED = 128;
@@ -18,7 +20,8 @@ export class Mask {
 
   /** `base` is what is marked at the beginning: a bitmap that is white there, or null. */
   constructor({ width, height }, base = null) {
-    const scale = Math.min(1, MOST_SIDE / Math.max(width, height));
+    const longest = Math.max(width, height);
+    const scale = Math.min(MOST_SIDE, Math.max(LEAST_SIDE, longest)) / longest;
     const sides = [width, height].map((length) => Math.max(1, Math.round(length * scale)));
     [this.canvas, this.#context] = canvasOf(...sides, { willReadFrequently: true });
     this.#base = base && markedIn(base, ...sides);
@@ -91,8 +94,10 @@ export class Mask {
     Object.assign(context, { lineCap: "round", lineJoin: "round", lineWidth: size, strokeStyle: this.#stripes });
     context.globalCompositeOperation = erase ? "destination-out" : "source-over";
     context.beginPath();
-    context.moveTo(...points[from]);
-    for (const point of points.length > 1 ? points.slice(from + 1) : points) context.lineTo(...point); // a point alone: a dab
+    const [x, y] = points[from];
+    context.moveTo(x, y);
+    context.lineTo(x + 0.01, y); // a dab: a line of no length would not be drawn
+    for (const point of points.slice(from + 1)) context.lineTo(...point);
     context.stroke();
     context.globalCompositeOperation = "source-over";
   }

@@ -116,7 +116,7 @@ stage.addEventListener("keydown", (event) => {
     moveTo(...brush.map((at, i) => at + MOVES[event.key][i] * far));
   } else if (event.key === " ") {
     if (!drawing) begin(); // held down, it comes again and again
-  } else if (event.key === "e") choose(!erasing());
+  } else if (event.key.toLowerCase() === "e") choose(!erasing());
   else if (event.key === "[") resize(-2);
   else if (event.key === "]") resize(2);
   else return;
@@ -125,7 +125,7 @@ stage.addEventListener("keydown", (event) => {
 stage.addEventListener("keyup", (event) => event.key === " " && end());
 stage.addEventListener("blur", end);
 dialog.addEventListener("keydown", (event) => {
-  if (event.key !== "z" || !(event.ctrlKey || event.metaKey)) return;
+  if (event.key.toLowerCase() !== "z" || !(event.ctrlKey || event.metaKey)) return;
   event.preventDefault();
   undo();
 });

@@ -125,6 +125,10 @@ export class Settings {
     return true;
   }
 
+  clearError(name) {
+    this.#showError(name, "");
+  }
+
   clearErrors() {
     for (const name of [...NAMES, FILE]) this.#showError(name, "");
   }
@@ -209,12 +213,11 @@ export class Settings {
     const id = `${name}-error`;
     document.getElementById(id)?.remove();
     field.removeAttribute("aria-invalid");
-    field.removeAttribute("aria-describedby");
+    field.setAttribute("aria-describedby", [field.dataset.hint, message && id].filter(Boolean).join(" "));
     if (!message) return;
     const error = Object.assign(document.createElement("p"), { id, className: "error", textContent: message });
     field.closest(".field").append(error);
     field.setAttribute("aria-invalid", "true");
-    field.setAttribute("aria-describedby", id);
   }
 
   #reach(name) {
