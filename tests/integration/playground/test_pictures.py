@@ -59,21 +59,13 @@ def pixels(text: str) -> "np.ndarray[Any, np.dtype[np.int16]]":
 
 def result(playground: Playground) -> "np.ndarray[Any, np.dtype[np.int16]]":
     """Return the pixels of the newest picture."""
-    text = (
-        playground.tiles("done")
-        .first.locator("img")
-        .evaluate(
-            """async (img) => {
-            const { blob } = await new Promise((resolve) => {
-                const canvas = Object.assign(document.createElement("canvas"), { width: img.naturalWidth, height: img.naturalHeight });
-                canvas.getContext("2d").drawImage(img, 0, 0);
-                canvas.toBlob((blob) => resolve({ blob }));
-            });
-            const { toDataUri } = await import("/playground/picture.js");
-            return toDataUri(blob);
-        }"""
-        )
-    )
+    picture = playground.tiles("done").first.locator("img")
+    text = picture.evaluate("""(img) => {
+        const size = { width: img.naturalWidth, height: img.naturalHeight };
+        const canvas = Object.assign(document.createElement("canvas"), size);
+        canvas.getContext("2d").drawImage(img, 0, 0);
+        return canvas.toDataURL();
+    }""")
     return pixels(text)
 
 
