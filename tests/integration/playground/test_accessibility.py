@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Page
+from playwright.sync_api import FilePayload, Page
 
 from tests.integration.playground.conftest import ENDLESS, OpenPlayground
 from tests.integration.playground.exchange import changed_events, fail_seed
@@ -30,8 +30,7 @@ def test_axe_finds_nothing(open_playground: OpenPlayground, scheme: str, profile
     page.locator("#more").evaluate("details => details.open = true")
     check(page, "empty")
 
-    photo = {"name": "photo.png", "mimeType": "image/png", "buffer": PIXEL}
-    page.locator("#init_image").set_input_files([photo])  # type: ignore[list-item]
+    page.locator("#init_image").set_input_files(FilePayload(name="photo.png", mimeType="image/png", buffer=PIXEL))
     page.get_by_role("button", name="Paint a mask").click()
     page.keyboard.press("Space")
     check(page, "painting")

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from playwright.sync_api import Page, Route, expect
+from playwright.sync_api import FilePayload, Page, Route, expect
 
 from tests.integration.playground.conftest import OpenPlayground, Playground
 from tests.integration.playground.exchange import body_of
@@ -40,8 +40,8 @@ def hand_over(page: Page, event: str, name: str, content: bytes, kind: str = "im
 
 
 def choose(playground: Playground, content: bytes | None = None) -> None:
-    file = {"name": "photo.png", "mimeType": "image/png", "buffer": content or photo()}
-    playground.page.locator("#init_image").set_input_files([file])  # type: ignore[list-item]
+    file = FilePayload(name="photo.png", mimeType="image/png", buffer=content or photo())
+    playground.page.locator("#init_image").set_input_files(file)
     expect(playground.page.locator("#start .name")).to_have_text("photo.png")
 
 
