@@ -178,9 +178,9 @@ byId("dice").addEventListener("click", () => {
   announce(`Seed ${seed}`);
 });
 byId("reset").addEventListener("click", () => settings.fill({ prompt: byId("prompt").value }));
-byId("copy-link").addEventListener("click", async ({ currentTarget }) => {
-  const values = await read();
-  if (values) copyLink(values, currentTarget);
+byId("copy-link").addEventListener("click", ({ currentTarget }) => {
+  const values = settings.read();
+  if (values) copyLink({ ...values, init_image: start.picture }, currentTarget);
 });
 start.addEventListener("change", () => {
   settings.clearError("init_image");

@@ -95,6 +95,10 @@ def test_a_dropped_picture_is_sent_as_it_is_and_comes_back_from_the_history_but_
     assert "mask_image" not in body
     expect(page.locator(".run .meta")).to_contain_text("from photo.png, strength 0.6")
 
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    page.get_by_role("button", name="Copy a link to these settings").click()
+    expect(page.locator("#announcer")).to_have_text("Link without the picture copied")
+
     kept = page.get_by_role("button", name="a red apple, 1 image, seed 7")
     kept.wait_for()
     page.reload()
