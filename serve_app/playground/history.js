@@ -16,7 +16,7 @@ export async function keep(run) {
     model: run.model,
     images: pictures.length,
     seed: pictures[0].seed,
-    bytes: pictures.reduce((sum, { blob }) => sum + blob.size, 0),
+    bytes: filesOf(run.settings, pictures).reduce((sum, { size }) => sum + size, 0),
     thumbnail: await thumbnail(pictures),
   };
   const database = await open();
@@ -48,6 +48,9 @@ export async function clear() {
   pictures.clear();
   await done;
 }
+
+/** Return all files of a run: its pictures, and those it goes on from. */
+const filesOf = (settings, pictures) => [...pictures.map(({ blob }) => blob), ...Object.values(settings).filter((value) => value instanceof Blob)];
 
 const newestFirst = (kept) => kept.sort((a, b) => b.kept - a.kept);
 

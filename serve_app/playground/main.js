@@ -1,27 +1,34 @@
 // The page: connects the form, the runs, the viewer and the history.
 
 import { requestProperties } from "./api.js";
-import { announce, byId, copy, count } from "./dom.js";
+import { announce, byId, count } from "./dom.js";
 import * as past from "./history.js";
 import { forgetKey, showWhetherKept } from "./key.js";
+import { copyLink, fromUrl, toUrl, wantsPicture } from "./link.js";
 import { Run, randomSeed, seedsFrom } from "./run.js";
-import { Settings, fromUrl, toUrl } from "./settings.js";
+import { Settings } from "./settings.js";
+import { Start } from "./start.js";
 import { watchService } from "./status.js";
-import { RunView } from "./tiles.js";
+import { RunView, fileName } from "./tiles.js";
 import { view } from "./viewer.js";
 
 const MOST_RUNS = 12;
+/** The strengths that are usual for a whole picture and for a part of one. */
+const STRENGTH = 0.6;
+const STRENGTH_OF_PART = 1;
 
 const settings = new Settings(byId("settings"));
+const start = new Start(byId("start"), () => settings.largestSide);
 const shown = new Map(); // the runs on the page, newest last, and their views
 const askService = watchService(() => [...shown.keys()].some((run) => run.active));
 
-const actions = { open: view, generate: follow, use, more, remove };
+const actions = { open: (run, image) => view(run, image, edit), generate: follow, edit, use, more, remove };
 
 async function connect() {
   byId("unavailable").hidden = true;
   try {
     settings.describe(await requestProperties(), fromUrl());
+    start.expect(wantsPicture(fromUrl()) && !start.picture);
   } catch (error) {
     byId("unavailable").querySelector("p").textContent = error.message;
     byId("reconnect").textContent = error.remedy;
@@ -32,8 +39,19 @@ async function connect() {
   askService();
 }
 
-function generate() {
+/** Return all that the form says, or null if something is wrong. */
+async function read() {
   const values = settings.read();
+  return values && { ...values, ...(await start.read()) };
+}
+
+async function fill(values) {
+  settings.fill(values);
+  await start.fill(values);
+}
+
+async function generate() {
+  const values = await read();
   if (!values) return;
   history.replaceState(null, "", toUrl(values));
   const run = Run.of(values, seedsFrom(values.seed ?? randomSeed(), values.num_images));
@@ -54,16 +72,25 @@ async function follow(run, images) {
 }
 
 /** Fill the form with a run's settings. */
-function use(run) {
-  settings.fill({ ...run.settings, seed: run.images[0].seed });
+async function use(run) {
+  await fill({ ...run.settings, seed: run.images[0].seed });
   byId("prompt").focus();
 }
 
+/** Go on from an image with its run's settings. */
+async function edit(run, image) {
+  const picture = new File([image.blob], fileName(image), { type: image.blob.type });
+  await fill({ ...run.settings, seed: null, strength: null, init_image: picture, mask_image: null });
+  byId("start").scrollIntoView({ block: "nearest" });
+  byId("paint").focus();
+  announce(`Seed ${image.seed}: to go on from`);
+}
+
 /** Generate the seeds after this one that the run does not have, with the run's settings and as many images. */
-function more(run, image) {
+async function more(run, image) {
   const taken = new Set(run.images.map(({ seed }) => seed));
   const first = seedsFrom(image.seed, taken.size + 1).find((seed) => !taken.has(seed));
-  settings.fill({ ...run.settings, seed: first });
+  await fill({ ...run.settings, seed: first });
   generate();
 }
 
@@ -131,7 +158,7 @@ async function restore(entry) {
     put(run);
     tidy();
   }
-  settings.fill({ ...entry.settings, seed: entry.seed });
+  await fill({ ...entry.settings, seed: entry.seed });
   shown.get(run).element.scrollIntoView({ block: "nearest" });
   announce(`${count(run.images.length, "image")} back`);
 }
@@ -151,10 +178,17 @@ byId("dice").addEventListener("click", () => {
   announce(`Seed ${seed}`);
 });
 byId("reset").addEventListener("click", () => settings.fill({ prompt: byId("prompt").value }));
-byId("copy-link").addEventListener("click", (event) => {
+byId("copy-link").addEventListener("click", ({ currentTarget }) => {
   const values = settings.read();
-  if (values) copy(toUrl(values), event.currentTarget, "Link");
+  if (values) copyLink({ ...values, init_image: start.picture }, currentTarget);
 });
+start.addEventListener("change", () => {
+  settings.clearError("init_image");
+  settings.usually("strength", start.masked ? STRENGTH_OF_PART : STRENGTH);
+  settings.offerSizeOf(start.picture);
+});
+start.addEventListener("chosen", () => settings.takeSizeOf(start.picture));
+start.addEventListener("refused", ({ detail }) => settings.reject("init_image", detail));
 for (const chip of document.querySelectorAll(".chip")) {
   chip.addEventListener("click", () => {
     settings.set("prompt", chip.textContent);
@@ -173,7 +207,11 @@ byId("forget-key").addEventListener("click", () => {
   askService();
 });
 byId("reconnect").addEventListener("click", connect);
-addEventListener("hashchange", () => settings.fill(fromUrl()));
+addEventListener("hashchange", () => {
+  settings.fill(fromUrl());
+  if (!wantsPicture(fromUrl())) start.fill({});
+  else start.expect(!start.picture);
+});
 if (/Mac|iP/.test(navigator.platform)) byId("shortcut").textContent = "⌘ ⏎";
 byId("more").open = matchMedia("(min-width: 60rem)").matches;
 

@@ -1,10 +1,14 @@
 // A run: one prompt with its settings, some seeds, and the state of each image. It does not touch the document.
 
 import { ApiError, cancel, sentence, stream } from "./api.js";
+import { toDataUri } from "./picture.js";
 
 const SEED_SPAN = 2 ** 32;
 const PREVIEWS_PER_IMAGE = 8;
 const LOST = "The connection was lost before this image was finished.";
+
+/** The settings that are files. */
+const PICTURES = ["init_image", "mask_image"];
 
 export const ACTIVE = new Set(["starting", "queued", "running"]);
 
@@ -70,7 +74,7 @@ export class Run extends EventTarget {
     const generation = { id: null, images, stop: new AbortController() };
     this.#start(images, generation);
     try {
-      for await (const event of stream(this.#body(images), generation.stop.signal)) this.#take(event, generation);
+      for await (const event of stream(await this.#body(images), generation.stop.signal)) this.#take(event, generation);
       this.#leave(generation, "failed", LOST);
     } catch (error) {
       if (!generation.stop.signal.aborted) {
@@ -99,9 +103,11 @@ export class Run extends EventTarget {
     }));
   }
 
-  #body(images) {
+  async #body(images) {
     const { seed, num_images, ...settings } = this.settings;
-    const preview_every = Math.min(100, Math.max(1, Math.round(settings.num_inference_steps / PREVIEWS_PER_IMAGE)));
+    const steps = settings.num_inference_steps * (settings.strength ?? 1);
+    const preview_every = Math.min(100, Math.max(1, Math.round(steps / PREVIEWS_PER_IMAGE)));
+    for (const name of PICTURES.filter((name) => settings[name])) settings[name] = await toDataUri(settings[name]);
     return { ...settings, seeds: images.map((image) => image.seed), preview_every };
   }
 

@@ -1,11 +1,16 @@
-// The settings form: bounds and defaults from the service, values to and from a URL.
+// The settings form: bounds and defaults from the service, and what is wrong with a value.
 
 import { count } from "./dom.js";
 
 const TEXTS = ["prompt", "negative_prompt"];
-const NUMBERS = ["num_images", "width", "height", "num_inference_steps", "guidance_scale", "seed"];
+const NUMBERS = ["num_images", "width", "height", "num_inference_steps", "guidance_scale", "seed", "strength", "mask_blur", "padding_mask_crop"];
 const CHOICES = ["scheduler", "output_format"];
-const NAMES = [...TEXTS, ...NUMBERS, ...CHOICES];
+const SWITCHES = ["keep_outside"];
+export const NAMES = [...TEXTS, ...NUMBERS, ...CHOICES, ...SWITCHES];
+const FILE = "init_image";
+
+/** Where the form shows what is wrong with a field of the request that it does not have. */
+const BESIDE = { seeds: "seed", mask_image: FILE };
 
 const SIDES = { width: "Width", height: "Height" };
 const SHAPES = [["Square", 1], ["Landscape 4:3", 4 / 3], ["Wide 16:9", 16 / 9], ["Portrait 3:4", 3 / 4], ["Tall 9:16", 9 / 16]];
@@ -13,6 +18,8 @@ const SHAPES = [["Square", 1], ["Landscape 4:3", 4 / 3], ["Wide 16:9", 16 / 9], 
 export class Settings {
   #form;
   #defaults = {};
+  #sides = null; // the schemas of width and height
+  #picture = null; // the size of the picture to go on from
   #sizes = [];
 
   constructor(form) {
@@ -22,14 +29,15 @@ export class Settings {
 
   /** Take bounds and defaults from the JSON Schema of the request body and fill the form; keep what was typed meanwhile. */
   describe(properties, values) {
-    const typed = NAMES.map((name) => [name, this.#field(name).value]).filter(([, value]) => value !== "");
+    const typed = [...TEXTS, ...NUMBERS, ...CHOICES].map((name) => [name, this.#field(name).value]).filter(([, value]) => value !== "");
     for (const name of NAMES) {
       const schema = notNull(properties[name]);
       this.#defaults[name] = schema.default ?? "";
       if (CHOICES.includes(name)) this.#offer(name, schema.enum);
-      else this.#bound(name, schema);
+      else if (!SWITCHES.includes(name)) this.#bound(name, schema);
     }
-    this.#offerShapes(properties);
+    this.#sides = { width: properties.width, height: properties.height };
+    this.#offerShapes();
     this.fill({ ...values, ...Object.fromEntries(typed) });
   }
 
@@ -38,7 +46,8 @@ export class Settings {
     for (const name of NAMES) {
       const field = this.#field(name);
       const value = values[name] ?? this.#defaults[name];
-      if (field.tagName !== "SELECT" || [...field.options].some((option) => option.value === value)) field.value = value;
+      if (SWITCHES.includes(name)) field.checked = String(value) === "true"; // a text, from a link
+      else if (field.tagName !== "SELECT" || [...field.options].some((option) => option.value === value)) field.value = value;
     }
     for (const name of NAMES) this.#mirror(this.#field(name));
     this.clearErrors();
@@ -51,12 +60,41 @@ export class Settings {
     this.#showError(name, "");
   }
 
-  /** Return the settings, `seed` and `scheduler` null where left open; null, with the reason beside each field, if something is wrong. */
+  /** Name what the service is asked for where a field is left empty. */
+  usually(name, value) {
+    const field = this.#field(name);
+    field.placeholder = field.dataset.usual = value;
+    this.#mirror(field);
+  }
+
+  /** Offer the size for a picture to go on from beside the usual ones; null: for none. */
+  offerSizeOf(picture) {
+    this.#picture = picture;
+    this.#offerShapes();
+  }
+
+  /** Put in the size of the picture to go on from. */
+  takeSizeOf(picture) {
+    if (!this.#sides) return;
+    const [width, height] = sizeOf(picture, this.#sides);
+    this.set("width", width);
+    this.set("height", height);
+  }
+
+  /** How many pixels a side may have. */
+  get largestSide() {
+    return this.#sides ? Math.max(this.#sides.width.maximum, this.#sides.height.maximum) : 1024;
+  }
+
+  /**
+   * Return the settings, `seed` and `scheduler` null where left open; null, with the reason beside each field, if something is wrong. Settings of
+   * a picture to go on from are only there if one is.
+   */
   read() {
     this.clearErrors();
     for (const name of TEXTS) this.#field(name).setCustomValidity(this.#tooLong(name));
     if (!this.#field("prompt").value.trim()) this.#field("prompt").setCustomValidity("Say what to generate.");
-    const wrong = NAMES.filter((name) => !this.#field(name).validity.valid);
+    const wrong = this.#used().filter((name) => !this.#field(name).validity.valid);
     for (const name of wrong) this.#showError(name, this.#complaint(name));
     if (wrong.length) {
       this.#reach(wrong[0]);
@@ -80,23 +118,36 @@ export class Settings {
 
   /** Show the service's message about a field of the request (`param`); return whether the form has that field. */
   reject(param, message) {
-    const name = param?.split(".")[0] === "seeds" ? "seed" : param;
-    if (!NAMES.includes(name)) return false;
+    const name = BESIDE[param?.split(".")[0]] ?? param;
+    if (name !== FILE && !this.#used().includes(name)) return false;
     this.#showError(name, message);
     this.#reach(name);
     return true;
   }
 
+  clearError(name) {
+    this.#showError(name, "");
+  }
+
   clearErrors() {
-    for (const name of NAMES) this.#showError(name, "");
+    for (const name of [...NAMES, FILE]) this.#showError(name, "");
   }
 
   #values() {
-    const values = {};
-    for (const name of TEXTS) values[name] = this.#field(name).value;
-    for (const name of NUMBERS) values[name] = this.#field(name).value === "" ? null : this.#field(name).valueAsNumber;
-    for (const name of CHOICES) values[name] = this.#field(name).value || null;
-    return values;
+    return Object.fromEntries(this.#used().map((name) => [name, this.#value(name)]));
+  }
+
+  #value(name) {
+    const { value, valueAsNumber, checked, dataset } = this.#field(name);
+    if (TEXTS.includes(name)) return value;
+    if (CHOICES.includes(name)) return value || null;
+    if (SWITCHES.includes(name)) return checked;
+    return value !== "" ? valueAsNumber : dataset.usual === undefined ? null : Number(dataset.usual);
+  }
+
+  /** Return the fields that mean something now. */
+  #used() {
+    return NAMES.filter((name) => !this.#field(name).matches(":disabled"));
   }
 
   #field(name) {
@@ -121,13 +172,17 @@ export class Settings {
     field.replaceChildren(...labels, ...options.map((option) => new Option(option.replaceAll("_", " "), option)));
   }
 
-  /** Offer shapes with about as many pixels as the default size. */
-  #offerShapes({ width, height }) {
+  /** Offer shapes with about as many pixels as the default size, and that of the picture if no other has its size. */
+  #offerShapes() {
+    if (!this.#sides) return;
+    const { width, height } = this.#sides;
     const pixels = width.default * height.default;
-    const side = (length, { minimum, maximum, multipleOf }) => Math.min(maximum, Math.max(minimum, Math.round(length / multipleOf) * multipleOf));
     this.#sizes = SHAPES.map(([name, ratio]) => [name, side(Math.sqrt(pixels * ratio), width), side(Math.sqrt(pixels / ratio), height)]);
+    const own = this.#picture && ["As the picture", ...sizeOf(this.#picture, this.#sides)];
+    if (own && !this.#sizes.some(([, w, h]) => w === own[1] && h === own[2])) this.#sizes.push(own);
     const options = this.#sizes.map(([name, w, h]) => new Option(`${name}, ${w} × ${h}`, `${w}x${h}`));
     this.#form.elements.shape.replaceChildren(...options, new Option("Another size", ""));
+    this.#mirror(this.#field("width"));
   }
 
   /** Keep controls of the same value in sync: number and slider, shape and sides. */
@@ -143,7 +198,7 @@ export class Settings {
     } else {
       this.#showError(input.name, "");
       const slider = this.#form.querySelector(`[data-for=${input.name}]`);
-      if (slider) slider.value = input.value;
+      if (slider) slider.value = input.value || input.dataset.usual;
     }
     const size = `${this.#field("width").value}x${this.#field("height").value}`;
     const known = this.#sizes.some(([, width, height]) => `${width}x${height}` === size);
@@ -158,12 +213,11 @@ export class Settings {
     const id = `${name}-error`;
     document.getElementById(id)?.remove();
     field.removeAttribute("aria-invalid");
-    field.removeAttribute("aria-describedby");
+    field.setAttribute("aria-describedby", [field.dataset.hint, message && id].filter(Boolean).join(" "));
     if (!message) return;
     const error = Object.assign(document.createElement("p"), { id, className: "error", textContent: message });
     field.closest(".field").append(error);
     field.setAttribute("aria-invalid", "true");
-    field.setAttribute("aria-describedby", id);
   }
 
   #reach(name) {
@@ -174,17 +228,14 @@ export class Settings {
   }
 }
 
-/** Return the URL of this page that fills the form with these settings. A fragment: prompts stay out of servers' logs. */
-export function toUrl(settings) {
-  const set = NAMES.filter((name) => settings[name] !== null && settings[name] !== "");
-  const query = new URLSearchParams(set.map((name) => [name, settings[name]]));
-  return `${location.origin}${location.pathname}#${query}`;
+/** Return the width and height that the service gives what goes on from a picture where none are asked for. */
+function sizeOf(picture, { width, height }) {
+  const fits = ([length, { minimum, maximum, multipleOf }]) => length - (length % multipleOf) >= minimum && length - (length % multipleOf) <= maximum;
+  const sides = [[picture.width, width], [picture.height, height]];
+  const scale = sides.every(fits) ? 1 : Math.sqrt((width.default * height.default) / (picture.width * picture.height));
+  return sides.map(([length, schema]) => side(length * scale, schema, Math.floor));
 }
 
-/** Return the settings in this page's URL, as texts. */
-export function fromUrl() {
-  const query = new URLSearchParams(location.hash.slice(1));
-  return Object.fromEntries(NAMES.filter((name) => query.has(name)).map((name) => [name, query.get(name)]));
-}
+const side = (length, { minimum, maximum, multipleOf }, round = Math.round) => Math.min(maximum, Math.max(minimum, round(length / multipleOf) * multipleOf));
 
 const notNull = (schema) => schema.anyOf?.find((kind) => kind.type !== "null") ?? schema;

@@ -2,8 +2,8 @@
 
 import { sentence } from "./api.js";
 import { copy, count, fromTemplate } from "./dom.js";
+import { copyLink } from "./link.js";
 import { ACTIVE } from "./run.js";
-import { toUrl } from "./settings.js";
 
 const urls = new WeakMap();
 
@@ -23,7 +23,7 @@ function letGo(image) {
 
 export const fileName = (image) => `seed-${image.seed}.${image.blob.type.replace("image/", "").replace("jpeg", "jpg")}`;
 
-/** The section of one run. `actions` are { open, more, use, generate, remove }; they take the run, and the image if they act on one. */
+/** The section of one run. `actions` are { open, edit, more, use, generate, remove }; they take the run, and the image if they act on one. */
 export class RunView {
   #run;
   #actions;
@@ -72,7 +72,7 @@ export class RunView {
         return this.#button("cancel").focus(); // the one that had the focus is gone
       case "remove": return this.#actions.remove(run);
       case "use": return this.#actions.use(run);
-      case "link": return void copy(toUrl({ ...run.settings, seed: run.images[0].seed }), button, "Link");
+      case "link": return void copyLink({ ...run.settings, seed: run.images[0].seed }, button);
     }
   }
 
@@ -80,6 +80,7 @@ export class RunView {
     const { settings, model, warnings } = this.#run;
     const { width, height, num_inference_steps: steps, guidance_scale: guidance, scheduler } = settings;
     const facts = [`${width} × ${height}`, count(steps, "step"), `guidance ${guidance}`, scheduler?.replaceAll("_", " "), model];
+    if (settings.init_image) facts.push(`${settings.mask_image ? "part of" : "from"} ${settings.init_image.name}, strength ${settings.strength}`);
     if (settings.negative_prompt) facts.push(`without ${settings.negative_prompt}`);
     this.element.querySelector(".meta").textContent = facts.filter(Boolean).join(" · ");
     this.element.querySelector(".tiles").hidden = this.#run.refused;
@@ -146,6 +147,7 @@ class Tile {
     const [run, image] = [this.#run, this.#image];
     switch (button?.dataset.action) {
       case "open": return this.#actions.open(run, image);
+      case "edit": return this.#actions.edit(run, image);
       case "copy": return void copy(String(image.seed), button, `Seed ${image.seed}`);
       case "more": return this.#actions.more(run, image);
       case "retry": return this.#actions.generate(run, [image]);

@@ -8,9 +8,10 @@ const part = (action) => dialog.querySelector(`[data-action=${action}]`);
 
 let run = null;
 let image = null;
+let edit = null; // what to do with a picture to go on from
 
-export function view(aRun, anImage) {
-  [run, image] = [aRun, anImage];
+export function view(aRun, anImage, toEdit) {
+  [run, image, edit] = [aRun, anImage, toEdit];
   show();
   dialog.showModal();
 }
@@ -29,6 +30,7 @@ function show() {
   part("previous").disabled = place <= 0;
   part("next").disabled = place === all.length - 1;
   Object.assign(part("download"), { href: urlOf(image), download: fileName(image), ariaLabel: `Download, ${name}` });
+  part("edit").ariaLabel = `Edit this, ${name}`;
   part("copy").ariaLabel = `Copy the seed, ${image.seed}`;
 }
 
@@ -46,6 +48,10 @@ dialog.addEventListener("keydown", (event) => {
 part("previous").addEventListener("click", () => go(-1));
 part("next").addEventListener("click", () => go(1));
 part("copy").addEventListener("click", (event) => copy(String(image.seed), event.currentTarget, `Seed ${image.seed}`));
+part("edit").addEventListener("click", () => {
+  dialog.close();
+  edit(run, image);
+});
 part("close").addEventListener("click", () => dialog.close());
 // The backdrop is the dialog itself; what is on it is not.
 dialog.addEventListener("click", (event) => event.target === dialog && dialog.close());

@@ -1,16 +1,20 @@
 """axe finds nothing wrong with the page, in any state, in any colours, at any width."""
 
+from base64 import b64decode
 from typing import Any
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Page
+from playwright.sync_api import FilePayload, Page
 
 from tests.integration.playground.conftest import ENDLESS, OpenPlayground
 from tests.integration.playground.exchange import changed_events, fail_seed
 
 DESKTOP = {"viewport": {"width": 1280, "height": 900}}
 PHONE = {"viewport": {"width": 360, "height": 740}, "has_touch": True}
+
+
+PIXEL = b64decode("iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNkYPhfDwAChwGA60e6kgAAAABJRU5ErkJggg==")
 
 
 def check(page: Page, state: str) -> None:
@@ -25,6 +29,15 @@ def test_axe_finds_nothing(open_playground: OpenPlayground, scheme: str, profile
     page = playground.page
     page.locator("#more").evaluate("details => details.open = true")
     check(page, "empty")
+
+    page.locator("#init_image").set_input_files(FilePayload(name="photo.png", mimeType="image/png", buffer=PIXEL))
+    page.get_by_role("button", name="Paint a mask").click()
+    page.keyboard.press("Space")
+    check(page, "painting")
+    page.keyboard.press("Escape")
+    page.get_by_text("Around the mask", exact=True).click()
+    check(page, "masked")
+    page.get_by_role("button", name="Remove the picture").click()
 
     playground.generate(**ENDLESS)
     playground.wait_for(4, "running")
