@@ -6,6 +6,7 @@ weights change, and the service falls asleep and is woken. The run fails where a
 something restarted replicas that must not.
 """
 
+import argparse
 import asyncio
 import os
 import shutil
@@ -215,6 +216,7 @@ class Operation:
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__.partition("\n")[0]).parse_args()
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as folder, open_cluster(Path(folder)) as operation:
         try:
