@@ -56,7 +56,7 @@ class Changing:
 @pytest.fixture(scope="module")
 def changing(cluster: Cluster, tiny_path: Path) -> Iterator[Changing]:
     """One replica, and a second while it is needed."""
-    scaling = {"max_replicas": 2, "target_wait_s": 2, "upscale_delay_s": 0, "downscale_delay_s": 2}
+    scaling = {"max_replicas": 2, "target_wait_s": 0.2, "upscale_delay_s": 0, "downscale_delay_s": 2}
     args = {**tiny_args(tiny_path, num_replicas=1).model_dump(mode="json", exclude_unset=True), "scaling": scaling}
     url = f"{cluster.url}/{NAME}"
     with httpx2.Client(base_url=url, timeout=60) as http:
@@ -113,16 +113,18 @@ def test_replicas_follow_the_images(changing: Changing) -> None:
     def ask() -> None:
         with httpx2.Client(base_url=changing.url, timeout=60) as http:
             while not stop.is_set():
-                body = {**BODY, "num_inference_steps": 150, "num_images": 4}
+                body = {**BODY, "num_inference_steps": 60, "num_images": 4}
                 statuses.append(http.post("/generate", json=body).status_code)
 
     clients = [threading.Thread(target=ask) for _ in range(4)]
     for client in clients:
         client.start()
-    eventually(lambda: changing.has(2), 60)
-    stop.set()
-    for client in clients:
-        client.join()
+    try:
+        eventually(lambda: changing.has(2), 60)
+    finally:
+        stop.set()
+        for client in clients:
+            client.join()
     eventually(lambda: changing.has(1), 30)
     assert set(statuses) == {200}
 
