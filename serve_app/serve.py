@@ -32,7 +32,7 @@ ENVIRONMENT = {
     "RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "1",
     # Serve's controller reads it: how often a replica may fail to start before Serve gives up, by default 3 times. A
     # hub that cannot be reached is asked for a quarter of an hour.
-    "RAY_SERVE_MAX_PER_REPLICA_RETRY_COUNT": "40",
+    "RAY_SERVE_MAX_PER_REPLICA_RETRY_COUNT": "10",
 }
 """What Ray's processes must find in their environment when they start."""
 
