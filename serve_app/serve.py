@@ -31,7 +31,7 @@ ENVIRONMENT = {
     # Replicas read it: how often they tell what the number of replicas follows (`scaling`).
     "RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "1",
     # Serve's controller reads it: how often a replica may fail to start before Serve gives up, by default 3 times. A
-    # hub that cannot be reached is asked for a quarter of an hour.
+    # hub that cannot be reached may come back in the minutes that 10 take; a wrong setting will not mend itself.
     "RAY_SERVE_MAX_PER_REPLICA_RETRY_COUNT": "10",
 }
 """What Ray's processes must find in their environment when they start."""
