@@ -87,11 +87,19 @@ async def _fields(form: FormData, lists: Set[str], pictures: Set[str]) -> dict[s
         name = sent.removesuffix("[]")
         if isinstance(value, UploadFile) and name not in pictures:
             raise InvalidRequest(f"{name}: is sent as a file; only {' and '.join(sorted(pictures))} may be", name)
-        if held := b64encode(await value.read()).decode() if isinstance(value, UploadFile) else value:
+        if held := await _file(value, name) if isinstance(value, UploadFile) else value:
             fields.setdefault(name, []).append(held)
     if twice := next((name for name, held in fields.items() if len(held) > 1 and name not in several), None):
         raise InvalidRequest(f"{twice}: is sent more than once", twice)
     return {name: held if name in several else held[0] for name, held in fields.items()}
+
+
+async def _file(sent: UploadFile, name: str) -> str:
+    """Return a file as base64; browsers send one without a name and content where none was chosen."""
+    content = await sent.read()
+    if sent.filename and not content:
+        raise InvalidRequest(f"{name}: the file is empty", name)
+    return b64encode(content).decode()
 
 
 def _kind(headers: Headers) -> str:

@@ -35,6 +35,13 @@ def test_a_form_without_files_is_one_too(client: TestClient) -> None:
     assert (told["parameters"]["prompt"], len(told["images"])) == ("a cat", 4)
 
 
+def test_a_page_in_which_no_file_was_chosen_sends_an_empty_one_without_a_name(client: TestClient) -> None:
+    part = "--x\r\nContent-Disposition: form-data; name="
+    body = f'{part}"prompt"\r\n\r\na cat\r\n{part}"init_image"; filename=""\r\n\r\n\r\n--x--\r\n'
+    told = client.post("/generate", content=body, headers={"Content-Type": "multipart/form-data; boundary=x"}).json()
+    assert told["parameters"]["init_image"] is None
+
+
 def test_a_form_may_be_streamed(client: TestClient, pool: FakePool) -> None:
     data = {"prompt": "a cat", "num_images": 1, "preview_every": 0}
     files: Any = {**FILES, "mask_image": MASK}
@@ -58,6 +65,7 @@ def test_a_list_is_a_field_that_is_sent_more_than_once(client: TestClient, name:
         ({"prompt": ["a", "b"]}, FILES, "prompt", "prompt: is sent more than once"),
         ({"prompt": "a", "strength": "2"}, FILES, "strength", "strength: Input should be less than or equal to 1"),
         ({"prompt": "a"}, [*FILES.items(), *FILES.items()], "init_image", "init_image: is sent more than once"),
+        ({"prompt": "a"}, {"init_image": ("a.png", b"")}, "init_image", "init_image: the file is empty"),
         ({"prompt": "a", "init_image": "x"}, FILES, "init_image", "init_image: is sent more than once"),
         ({"prompt": "a"}, {"init_image": b"no picture"}, "init_image", "init_image: is no picture that can be read"),
         ({"prompt": "a"}, {"mask_image": MASK}, "mask_image", "mask_image: needs an init_image"),
