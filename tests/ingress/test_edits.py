@@ -152,7 +152,7 @@ PNG = ("photo.png", PHOTO, "image/png")
         ({"image": PNG, "n": ("n.txt", b"2")}, {"prompt": "a"}, "n", "n: is sent as a file; only image and mask may"),
         ({"image": PNG}, {}, "prompt", "prompt: Field required"),
         ({"image": ("a.txt", b"hello", "text/plain")}, {"prompt": "a"}, "image", "image: is no picture that can be"),
-        ({"image": ("a.png", b"", "image/png")}, {"prompt": "a"}, "image", "image: Field required"),
+        ({"image": ("a.png", b"", "image/png")}, {"prompt": "a"}, "image", "image: the file is empty"),
         ({"image": PNG, "mask": ("m.png", b"x")}, {"prompt": "a"}, "mask", "mask: is no picture that can be read"),
         ({"image": PNG, "mask": PNG}, {"prompt": "a"}, "mask", "mask: is nowhere transparent; it must be"),
         ({"image": PNG}, {"prompt": "a", "n": "10"}, "n", "n: Input should be less than or equal to 9"),
