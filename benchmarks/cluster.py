@@ -240,8 +240,8 @@ def open_cluster(folder: Path) -> Iterator[Operation]:
     checkpoint = tiny.build(folder)
     other = other_weights(checkpoint)
     args = _args(checkpoint)
-    store = subprocess.Popen(  # noqa: S603
-        ["redis-server", "--port", str(redis), "--bind", "127.0.0.1", "--save", "", "--dir", str(folder)],  # noqa: S607
+    store = subprocess.Popen(  # noqa: S603, our own command
+        ["redis-server", "--port", str(redis), "--bind", "127.0.0.1", "--save", "", "--dir", str(folder)],  # noqa: S607, from PATH
         stdout=subprocess.DEVNULL,
     )
     cluster = None
