@@ -1,0 +1,154 @@
+"""The service's configuration: the `args` of a Serve YAML, or `key=value` of `serve run serve_app.app:build`.
+
+Unknown keys are errors: Serve itself would silently drop them.
+"""
+
+from collections.abc import Mapping
+from os.path import normpath
+from pathlib import Path
+from typing import Any, Self
+
+from pydantic import Field, model_validator
+
+from serve_app.config.base import Config
+from serve_app.config.engine import Compile, EngineConfig, PreviewConfig, Quantization
+from serve_app.config.live import (
+    A1111Config,
+    AdmissionConfig,
+    AuthConfig,
+    CorsConfig,
+    FilesConfig,
+    LimitsConfig,
+    LiveSettings,
+    PicturesConfig,
+    StreamsConfig,
+)
+from serve_app.config.model import ModelConfig
+from serve_app.config.scaling import ScalingConfig
+from serve_app.schemas import longest_body
+from serve_app.setting_types import Share
+
+__all__ = [
+    "A1111Config",
+    "AdmissionConfig",
+    "AppArgs",
+    "AuthConfig",
+    "Compile",
+    "Config",
+    "CorsConfig",
+    "EngineConfig",
+    "FilesConfig",
+    "LimitsConfig",
+    "LiveSettings",
+    "ModelConfig",
+    "PicturesConfig",
+    "PreviewConfig",
+    "Quantization",
+    "ScalingConfig",
+    "StreamsConfig",
+]
+
+
+def _lies_in(path: str, folder: str) -> bool:
+    return Path(normpath(path)).is_relative_to(normpath(folder))
+
+
+class AppArgs(LiveSettings):
+    """All settings of the service: the builder's arguments."""
+
+    num_replicas: int = Field(default=2, ge=1, description="Number of SDXL replicas, each on one GPU or on the CPU.")
+    scaling: ScalingConfig | None = Field(
+        default=None, description="Null: there are always `num_replicas`. Else it is how many there are at first."
+    )
+    num_gpus: Share = Field(
+        default=0, ge=0, le=1, description="GPUs per replica: 1; 0 for the CPU; 0.5 lets two replicas share a GPU."
+    )
+    num_cpus: Share = Field(
+        default=1,
+        ge=0,
+        allow_inf_nan=False,
+        description="CPU cores per replica; without a GPU also its number of torch threads.",
+    )
+    ingress_replicas: int = Field(default=1, ge=1, description="Number of HTTP ingress replicas.")
+    request_timeout_s: float = Field(
+        default=300.0,
+        ge=1,
+        description="Longest time for a request, which may set a shorter `timeout_s`; the images finished by then are "
+        "returned.",
+    )
+    model: ModelConfig = ModelConfig()
+    engine: EngineConfig = EngineConfig()
+    preview: PreviewConfig = PreviewConfig()
+
+    def changed(self, live: Mapping[str, Any]) -> Self:
+        """Return these settings with others of `LiveSettings`, section by section. Raises ValueError."""
+        if fixed := sorted(live.keys() - LiveSettings.model_fields.keys()):
+            known = ", ".join(LiveSettings.model_fields)
+            raise ValueError(f"user_config: {fixed[0]} is not one of the settings that can change in a run: {known}")
+        values = self.model_dump(exclude_unset=True)
+        merged = {
+            name: {**values.get(name, {}), **section} if isinstance(section, Mapping) else section
+            for name, section in live.items()
+        }
+        return self.model_validate({**values, **merged})
+
+    @property
+    def may_sleep(self) -> bool:
+        """Whether there may be no replicas while nobody asks for images."""
+        return self.scaling is not None and self.scaling.min_replicas == 0
+
+    @property
+    def warm_up_sizes(self) -> tuple[tuple[int, int], ...]:
+        """Width and height of all sizes to warm up at the start, the default first."""
+        others = tuple(
+            (int(width), int(height)) for width, height in (size.split("x") for size in self.engine.warm_up_sizes)
+        )
+        return tuple(dict.fromkeys(((self.model.width, self.model.height), *others)))
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if self.model.num_inference_steps > self.limits.max_steps:
+            raise ValueError("model.num_inference_steps must not be above limits.max_steps")
+        for width, height in self.warm_up_sizes:
+            if not all(
+                self.model.min_size <= side <= self.model.max_size and side % 8 == 0 for side in (width, height)
+            ):
+                raise ValueError(
+                    f"engine.warm_up_sizes: the sides of {width}x{height} must be multiples of 8 "
+                    f"between model.min_size ({self.model.min_size}) and model.max_size ({self.model.max_size})"
+                )
+        if self.admission.max_waiting_images < self.limits.max_images:
+            raise ValueError(
+                "admission.max_waiting_images must be at least limits.max_images, "
+                "or the largest request could never be admitted"
+            )
+        given, needed = self.limits.max_body_bytes, longest_body(self.limits.max_images, self.limits.max_steps)
+        if given < needed:
+            raise ValueError(
+                f"limits.max_body_bytes ({given}) must be at least {needed}, or the largest request could not be sent"
+            )
+        if (scaling := self.scaling) is not None:
+            least, most = scaling.min_replicas, scaling.max_replicas
+            if not least <= self.num_replicas <= most:
+                raise ValueError(
+                    f"num_replicas ({self.num_replicas}) must lie between scaling.min_replicas ({least}) "
+                    f"and scaling.max_replicas ({most})"
+                )
+        if self.engine.quantization == "fp8" and self.num_gpus > 0 and self.model.dtype == "float32":
+            raise ValueError("engine.quantization: fp8 on a GPU needs model.dtype: bfloat16 or float16")
+        return self
+
+    @model_validator(mode="after")
+    def _files_can_be_kept(self) -> Self:
+        files, picture = self.files, 3 * self.model.max_size**2
+        if files.path is None:
+            if files.base_url is not None:
+                raise ValueError("files.base_url needs files.path: without a folder there are no URLs")
+            return self
+        if self.auth.keys_file is not None and _lies_in(self.auth.keys_file, files.path):
+            raise ValueError(f"auth.keys_file must not lie in files.path ({files.path}): files there are public")
+        if files.max_bytes < picture:
+            raise ValueError(
+                f"files.max_bytes ({files.max_bytes}) must be at least {picture}: one picture of model.max_size"
+            )
+        return self
