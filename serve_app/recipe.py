@@ -3,7 +3,7 @@
 import hashlib
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 SchedulerName = Literal["euler", "euler_a", "dpmpp_2m", "dpmpp_2m_karras", "ddim", "unipc"]
 OutputFormat = Literal["png", "jpeg", "webp"]
@@ -64,6 +64,18 @@ class Body(BaseModel):
     def of(cls, whole: BaseModel) -> Self:
         """Return this class's fields of a validated object."""
         return cls.model_validate({name: getattr(whole, name) for name in cls.model_fields})
+
+
+class Lora(Body):
+    """An adapter of a request: which, and how strongly it counts."""
+
+    name: str = Field(min_length=1, max_length=255, description="Its name, as `GET /loras` lists it.")
+    scale: float = Field(default=1.0, ge=-4, le=4, allow_inf_nan=False, description="How strongly it counts.")
+    hash: str | None = Field(
+        default=None,
+        description="The start of its file's SHA-256, as answers and pictures name it; a request that gives it is "
+        "refused if the file is another one by now. Null: whichever file has this name.",
+    )
 
 
 class Recipe(Body):
@@ -130,6 +142,23 @@ class Recipe(Body):
         description="Whether what mask_image does not mark keeps the pixels of init_image exactly, instead of what the "
         "model makes of them.",
     )
+
+    loras: Annotated[tuple[Lora, ...], Field(strict=False)] = Field(
+        default=(), description="Adapters (LoRA) to generate with, each at most once; their order does not count."
+    )
+
+    @field_validator("loras")
+    @classmethod
+    def _each_once_and_in_one_order(cls, loras: tuple[Lora, ...]) -> tuple[Lora, ...]:
+        """Sort: sums of floats depend on their order, and a picture must not."""
+        if len({lora.name for lora in loras}) != len(loras):
+            raise ValueError("each adapter may be named once; add up its scales")
+        return tuple(sorted(loras, key=lambda lora: lora.name))
+
+    @property
+    def adapters(self) -> tuple[Lora, ...]:
+        """The adapters that count: a scale of 0 is none."""
+        return tuple(lora for lora in self.loras if lora.scale)
 
     @property
     def guided(self) -> bool:

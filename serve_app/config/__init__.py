@@ -10,6 +10,7 @@ from typing import Any, Self
 
 from pydantic import Field, model_validator
 
+from serve_app.config.adapters import AdaptersConfig
 from serve_app.config.base import Config
 from serve_app.config.engine import Compile, EngineConfig, PreviewConfig, Quantization
 from serve_app.config.live import (
@@ -30,6 +31,7 @@ from serve_app.setting_types import Share
 
 __all__ = [
     "A1111Config",
+    "AdaptersConfig",
     "AdmissionConfig",
     "AppArgs",
     "AuthConfig",
@@ -79,6 +81,7 @@ class AppArgs(LiveSettings):
     model: ModelConfig = ModelConfig()
     engine: EngineConfig = EngineConfig()
     preview: PreviewConfig = PreviewConfig()
+    adapters: AdaptersConfig = AdaptersConfig()
 
     def changed(self, live: Mapping[str, Any]) -> Self:
         """Return these settings with others of `LiveSettings`, section by section. Raises ValueError."""
