@@ -21,7 +21,7 @@ from serve_app.ingress.api import create_api
 from serve_app.messages import Slot
 from tests.clients.bodies import LIBRECHAT, OPEN_WEBUI, SILLYTAVERN
 from tests.fakes import FakePool, Metrics, NoPeers
-from tests.ingress.conftest import ARGS
+from tests.ingress.conftest import ARGS, client_of
 from tests.ingress.hostile import half, plain, saved
 
 TXT2IMG, IMG2IMG = "/sdapi/v1/txt2img", "/sdapi/v1/img2img"
@@ -34,7 +34,7 @@ TITLE = "fake [0123456789]"
 def large(pool: FakePool) -> Iterator[TestClient]:
     """A service of large pictures."""
     args = ARGS.model_copy(update={"model": ModelConfig(width=1024, height=1024, max_size=1024)})
-    with TestClient(create_api(FanOut(pool, NoPeers(), args, Metrics()), args)) as client:
+    with client_of(FanOut(pool, NoPeers(), args, Metrics()), args) as client:
         yield client
 
 

@@ -9,10 +9,9 @@ from serve_app.config import CorsConfig
 from serve_app.errors import SlotFailed
 from serve_app.fanout.fanout import FanOut
 from serve_app.fanout.sight import PoolStatus
-from serve_app.ingress.api import create_api
 from serve_app.messages import Slot
 from tests.fakes import FakePool, Metrics, NoPeers
-from tests.ingress.conftest import ARGS
+from tests.ingress.conftest import ARGS, client_of
 
 PAGE = "https://app.example.com"
 ROUTES = ["/generate", "/stream", "/v1/images/generations", "/fal-ai/fast-sdxl", "/fal-ai/fast-sdxl/stream"]
@@ -39,7 +38,7 @@ def pool() -> FakePool:
 def client(pool: FakePool) -> Iterator[TestClient]:
     args = ARGS.model_copy(update={"cors": CorsConfig(allow_origins=(PAGE,))})
     service = FanOut(pool, NoPeers(), args, Metrics())
-    with TestClient(create_api(service, args), raise_server_exceptions=False, headers={"Origin": PAGE}) as client:
+    with client_of(service, args, headers={"Origin": PAGE}) as client:
         yield client
 
 

@@ -18,18 +18,24 @@ from serve_app.fanout.sight import PoolStatus
 from serve_app.ingress.api import create_api
 from serve_app.messages import Slot
 from tests.fakes import FakePool, Metrics, NoPeers
-from tests.ingress.conftest import ARGS
+from tests.ingress.conftest import ARGS, client_of
 from tests.ingress.hostile import half, plain, saved
 
 URL = "/fal-ai/fast-sdxl"
 
 
 @pytest.fixture
-def large(pool: FakePool, tmp_path: Path) -> Iterator[TestClient]:
-    """A service of large pictures that stores files."""
-    args = ARGS.model_copy(
-        update={"model": ModelConfig(width=1024, height=1024, max_size=1024), "files": FilesConfig(path=str(tmp_path))}
-    )
+def large(pool: FakePool) -> Iterator[TestClient]:
+    """A service of large pictures."""
+    args = ARGS.model_copy(update={"model": ModelConfig(width=1024, height=1024, max_size=1024)})
+    with client_of(FanOut(pool, NoPeers(), args, Metrics()), args) as client:
+        yield client
+
+
+@pytest.fixture
+def storing(pool: FakePool, tmp_path: Path) -> Iterator[TestClient]:
+    """A service that stores files."""
+    args = ARGS.model_copy(update={"files": FilesConfig(path=str(tmp_path))})
     with TestClient(create_api(FanOut(pool, NoPeers(), args, Metrics()), args)) as client:
         yield client
 
@@ -171,12 +177,12 @@ def test_every_other_error_is_in_fals_words(client: TestClient, pool: FakePool) 
     assert (refused.status_code, refused.json()["detail"][0]["type"]) == (503, "not_ready")
 
 
-def test_images_are_at_urls_unless_they_are_to_come_at_once(large: TestClient) -> None:
-    (stored,) = large.post(URL, json={"prompt": "a", "seed": 7}).json()["images"]
+def test_images_are_at_urls_unless_they_are_to_come_at_once(storing: TestClient) -> None:
+    (stored,) = storing.post(URL, json={"prompt": "a", "seed": 7}).json()["images"]
     assert stored["url"] == f"http://testserver/files/{stored['file_name']}"
-    assert large.get(stored["url"]).headers["content-type"] == "image/jpeg"
-    assert len(large.get(stored["url"]).content) == stored["file_size"]
-    (at_once,) = large.post(URL, json={"prompt": "a", "sync_mode": True}).json()["images"]
+    assert storing.get(stored["url"]).headers["content-type"] == "image/jpeg"
+    assert len(storing.get(stored["url"]).content) == stored["file_size"]
+    (at_once,) = storing.post(URL, json={"prompt": "a", "sync_mode": True}).json()["images"]
     assert at_once["url"].startswith("data:image/jpeg;base64,")
 
 
@@ -267,10 +273,10 @@ def test_inpainting_generates_what_is_white_in_the_mask(client: TestClient, pool
     assert (slot.recipe.strength, slot.recipe.width, slot.recipe.height) == (1.0, 64, 64)
 
 
-def test_a_stored_file_is_found_by_its_url(large: TestClient, pool: FakePool, tmp_path: Path) -> None:
+def test_a_stored_file_is_found_by_its_url(storing: TestClient, pool: FakePool, tmp_path: Path) -> None:
     (tmp_path / f"{'a' * 32}.png").write_bytes(PHOTO)
     body = {**FROM_PICTURE, "image_url": f"https://images.example.com/files/{'a' * 32}.png"}
-    assert large.post(f"{URL}/image-to-image", json=body).status_code == 200
+    assert storing.post(f"{URL}/image-to-image", json=body).status_code == 200
     assert pool.slots[0].recipe.init_image == f"sha256:{sha256(PHOTO).hexdigest()[:16]}"
 
 

@@ -56,6 +56,12 @@ class Cluster:
 
 
 @pytest.fixture(scope="session")
+def tiny_path(flat_path: Path) -> Path:
+    """A model that takes less time than the tiny one, where it does not matter which."""
+    return flat_path
+
+
+@pytest.fixture(scope="session")
 def cluster() -> Iterator[Cluster]:
     port, metrics_port = free_port(), free_port()
     with patch.dict(os.environ, {**ENVIRONMENT, **QUIET}):
@@ -132,15 +138,16 @@ def events_of(lines: Iterator[str]) -> Iterator[dict[str, Any]]:
             yield event
 
 
-def eventually(condition: Callable[[], Any], seconds: float = 30) -> None:
+def eventually(condition: Callable[[], Any], seconds: float = 30, every: float = 0.05) -> None:
     """Wait until a condition holds; fail if it never does.
 
-    One that asks over HTTP needs a client: `httpx2.get` makes one each time, which takes 25 ms of the processor.
+    One that asks for metrics asks `every` second: each page takes half a second of the processor. One that asks over
+    HTTP needs a client: `httpx2.get` makes one each time, which takes 25 ms of the processor.
     """
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "the condition never held"
-        time.sleep(0.05)
+        time.sleep(every)
 
 
 def worker_logs() -> list[Path]:

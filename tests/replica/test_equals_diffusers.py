@@ -25,7 +25,7 @@ from serve_app.replica.checkpoint import load_checkpoint
 from serve_app.replica.decode import Decoder
 from serve_app.replica.engine import SlotJob
 from serve_app.replica.model_runner import Running
-from tests.conftest import BETAS, ZERO_SNR, MakeEngine, WithScheduler, make_slot
+from tests.conftest import BETAS, ZERO_SNR, MakeEngine, WithScheduler, make_slot, pipeline
 
 LEADING, TRAILING = {**BETAS, "timestep_spacing": "leading"}, {**BETAS, "timestep_spacing": "trailing"}
 V: dict[str, Any] = {"prediction_type": "v_prediction"}
@@ -175,16 +175,14 @@ def test_in_a_mixed_batch(
 def test_every_scheduler_on_every_kind_of_checkpoint(
     kind: Kind,
     with_scheduler: WithScheduler,
-    stock: StableDiffusionXLPipeline,
     make_engine: MakeEngine,
     latents: Latents,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     path = with_scheduler(kind.own)
     checkpoint = load_checkpoint(ModelConfig(path=str(path), **kind.settings), torch.device("cpu"))
     assert {*STOCK} - {*checkpoint.schedulers} == kind.refused
-    saved = type(kind.own).from_pretrained(path / "scheduler", **kind.settings)
-    monkeypatch.setattr(stock, "scheduler", saved)
+    stock = pipeline(path)
+    stock.scheduler = type(kind.own).from_pretrained(path / "scheduler", **kind.settings)
 
     slots = [a_slot(0, name, (0.0, (64, 64)), steps) for name in checkpoint.schedulers for steps in kind.steps]
     make_engine(checkpoint=checkpoint, max_batch_size=1).generate(*slots)
