@@ -11,6 +11,7 @@ import os
 import platform
 import stat
 import tempfile
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import cache
@@ -221,12 +222,15 @@ def _load(path: Path) -> Any:
     """Return the compiled model in a file, or None."""
     if not path.exists():
         return None
+    started = time.perf_counter()
     try:
         with path.open("rb") as file:
-            return torch.compiler.load_compiled_function(file)
+            compiled = torch.compiler.load_compiled_function(file)
     except Exception:
         logger.warning("the compiled model in %s cannot be loaded here and is compiled again", path, exc_info=True)
         return None
+    logger.info("compiled model %s read in %.1f s", path.stem, time.perf_counter() - started)
+    return compiled
 
 
 def _keep(compiled: Any, path: Path) -> None:

@@ -47,6 +47,7 @@ class Replica:
         self._checks = [asyncio.create_task(_keep(check)) for check in checks]
 
     async def _start(self, args: AppArgs) -> None:
+        began = time.perf_counter()
         with importing():
             from serve_app.replica.counting import Counting
             from serve_app.replica.demand import Demand
@@ -68,14 +69,19 @@ class Replica:
         self._reader = PromptReader(self._checkpoint.pipe)
         slots = _warm_up_slots(args, self._checkpoint.scheduler)
         await asyncio.wrap_future(self._engine.start(slots))
+        warm = time.perf_counter()
         await asyncio.wrap_future(self._checkpoint.named)  # an error in the weights' files must end the start
+        named = time.perf_counter()
         for slot in slots:
             await self.generate(slot, Call("warm-up", 0))
         logger.info(
-            "ready: %s loaded in %.1f s, warmed up in %.1f s",
+            "ready: %s; imports %.1f s, weights %.1f s, models warmed up %.1f s, hash %.1f s more, a picture %.1f s",
             self._checkpoint.info.name,
+            started - began,
             loaded - started,
-            time.perf_counter() - loaded,
+            warm - loaded,
+            named - warm,
+            time.perf_counter() - named,
         )
 
     def __del__(self) -> None:

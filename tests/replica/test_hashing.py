@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from serve_app.config import ModelConfig
-from serve_app.replica import sources
+from serve_app.replica import hashing, sources
 from serve_app.replica.hashing import checkpoint_hash
 from serve_app.replica.model_kind import USUAL_CONFIGS
 from serve_app.replica.sources import find_sources
@@ -122,3 +122,15 @@ def test_any_change_in_named_configs_changes_a_files_hash(file: Path, configs: P
     hashes = [hash_of(file, config_path=str(folder)) for folder in (configs, same, other)]
     assert hashes[0] == hashes[1]
     assert len({hash_of(file), *hashes}) == 3
+
+
+def test_a_file_that_holds_all_models_is_read_once(file: Path, configs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[Path] = []
+
+    def noted(path: Path) -> str:
+        read.append(path)
+        return "0" * 64
+
+    monkeypatch.setattr(hashing, "_sha256", noted)
+    hash_of(file, config_path=str(configs))
+    assert read == [file]
