@@ -9,19 +9,12 @@ from typing import Any
 
 from serve_app.config import ModelConfig
 from serve_app.errors import CheckpointError
-from serve_app.models import EMBEDDED, PREVIEW_FOLDER, embedded_path
+from serve_app.models import EMBEDDED, PREVIEW_FOLDER, embedded_path, sdxl_path
+from serve_app.replica.architecture import unet_config
 from serve_app.replica.headers import Header, read_header
 from serve_app.replica.hub import fetch_checkpoint, fetch_configs, fetch_part, is_hub_id
 from serve_app.replica.markers import read_markers
-from serve_app.replica.model_kind import (
-    INPAINTING_CHANNELS,
-    PART_NAMES,
-    PART_WORDS,
-    USUAL_CONFIGS,
-    PartName,
-    check_header,
-    is_inpainting,
-)
+from serve_app.replica.model_kind import PART_NAMES, PART_WORDS, PartName, check_header
 from serve_app.replica.paths import is_there, user_path
 
 TOKENIZERS: Mapping[str, PartName] = {"tokenizer": "text_encoder", "tokenizer_2": "text_encoder_2"}
@@ -73,7 +66,7 @@ class Sources:
     markers: Mapping[str, Any] = field(default_factory=dict)
     """What a single file says about its scheduler config."""
     usual: bool = False
-    """Whether a single file uses diffusers' usual configs, so that pictures depend only on the file."""
+    """Whether a single file uses SDXL's own configs, which ship with the package: pictures depend only on the file."""
 
     @property
     def models(self) -> Sequence[Part]:
@@ -102,8 +95,7 @@ def find_sources(config: ModelConfig) -> Sources:
     if header is not None:
         check_header(path, header, other_vae=config.vae_path is not None)
         markers = read_markers(path)
-    configs = config.config_path or USUAL_CONFIGS
-    root, setting = (path, "path") if header is None else (_configs(configs), "config_path")
+    root, setting = (path, "path") if header is None else (_configs(config.config_path), "config_path")
     if not (root / "model_index.json").is_file():
         raise CheckpointError(
             f"model.{setting}: {root} is not a diffusers folder, it has no model_index.json{_advice(root)}"
@@ -128,13 +120,13 @@ def find_sources(config: ModelConfig) -> Sources:
             )
             for name in names
         }
-        if is_inpainting(header) and "unet" in parts:  # the usual configs are those of text-to-image
-            parts["unet"] = replace(parts["unet"], config={**parts["unet"].config, "in_channels": INPAINTING_CHANNELS})
+        if "unet" in parts:
+            parts["unet"] = replace(parts["unet"], config=unet_config(header, parts["unet"].config))
     if config.vae_path:
         vae = _named_part("vae_path", config.vae_path, root)
         # diffusers would treat a separate VAE as that of Stable Diffusion 1, whose latents have another scale.
         parts["vae"] = vae if vae.config else replace(vae, config=read_json("vae_path", root / "vae" / "config.json"))
-    usual = header is not None and configs == USUAL_CONFIGS and root != user_path(configs)
+    usual = header is not None and config.config_path is None
     return Sources(path, root, setting, parts, _preview(config, root), header, markers, usual)
 
 
@@ -183,8 +175,10 @@ def _advice(folder: Path) -> str:
     return f"; to serve a single file, name it, such as {folder / files[0]}" if files else ""
 
 
-def _configs(name: str) -> Path:
-    """Return the diffusers folder with the configs and tokenizers of a single file."""
+def _configs(name: str | None) -> Path:
+    """Return the diffusers folder with the configs and tokenizers of a single file; by default those of SDXL."""
+    if name is None:
+        return sdxl_path()
     folder = user_path(name)
     if is_there("config_path", folder) and folder.is_dir():
         return folder

@@ -9,6 +9,8 @@ from diffusers import AutoencoderKL, AutoencoderTiny, SchedulerMixin, UNet2DCond
 from torch import nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
+from serve_app.models import sdxl_path
+from serve_app.models.clip import clip_tokenizer
 from serve_app.replica.model_kind import PartName
 from serve_app.replica.refusals import refused
 from serve_app.replica.single_file import load_text_encoder, load_text_encoder_2, load_tiny_vae, load_unet, load_vae
@@ -36,6 +38,8 @@ def load_part(name: PartName, part: Part, dtype: torch.dtype) -> Any:
 def load_tokenizer(sources: Sources, name: str) -> CLIPTokenizer:
     """Return a tokenizer that fits its text encoder. Raises CheckpointError."""
     folder = sources.root / name
+    if sources.root == sdxl_path():
+        return clip_tokenizer(name)
     if not folder.is_dir():  # transformers would treat it as a hub id
         raise sources.fault("is not a folder; the tokenizer's files belong there", name)
     with refused(partial(sources.fault, name=name), "is not a tokenizer that can be loaded"):

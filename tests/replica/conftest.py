@@ -1,6 +1,7 @@
 """Checkpoints to load: a copy of the tiny one for changes, and one with SDXL's blocks, as folder and as file."""
 
 import shutil
+import socket
 from pathlib import Path
 
 import pytest
@@ -88,3 +89,16 @@ def file(pipe: StableDiffusionXLPipeline, tmp_path_factory: pytest.TempPathFacto
     file = tmp_path_factory.mktemp("file") / "fine-tune_v1.0.safetensors"
     save_single_file(pipe, file)
     return file
+
+
+@pytest.fixture
+def lookups(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """Host names that were looked up; libraries may ignore the error and go on."""
+    wanted: list[object] = []
+
+    def refuse(host: object, *_: object, **__: object) -> None:
+        wanted.append(host)
+        raise socket.gaierror("no network in this test")
+
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    return wanted

@@ -1,7 +1,6 @@
 """A single `.safetensors` file in the original layout is the same model as its diffusers folder."""
 
 import hashlib
-import socket
 from pathlib import Path
 from typing import Literal
 
@@ -20,19 +19,6 @@ from tests.replica.conftest import MODELS
 from tests.single_file import save_single_file
 
 CPU = torch.device("cpu")
-
-
-@pytest.fixture
-def lookups(monkeypatch: pytest.MonkeyPatch) -> list[object]:
-    """Host names that were looked up; libraries may ignore the error and go on."""
-    wanted: list[object] = []
-
-    def refuse(host: object, *_: object, **__: object) -> None:
-        wanted.append(host)
-        raise socket.gaierror("no network in this test")
-
-    monkeypatch.setattr(socket, "getaddrinfo", refuse)
-    return wanted
 
 
 def assert_same_weights(ours: Checkpoint, theirs: Checkpoint) -> None:
@@ -65,7 +51,7 @@ def test_a_half_precision_file_is_the_half_precision_folder(
 
 
 def test_it_has_the_files_own_name_and_hash(file: Path, configs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sources, "fetch_configs", lambda _: configs)
+    monkeypatch.setattr(sources, "sdxl_path", lambda: configs)
     info = load_checkpoint(ModelConfig(path=str(file)), CPU).info
     assert info.name == "fine-tune_v1.0"
     assert info.hash == hashlib.sha256(file.read_bytes()).hexdigest()[:10]
@@ -74,7 +60,7 @@ def test_it_has_the_files_own_name_and_hash(file: Path, configs: Path, monkeypat
 def test_another_vae_makes_it_another_hash(
     file: Path, configs: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sources, "fetch_configs", lambda _: configs)
+    monkeypatch.setattr(sources, "sdxl_path", lambda: configs)
     info = load_checkpoint(ModelConfig(path=str(file), vae_path=str(folder / "vae")), CPU).info
     assert info.hash != hashlib.sha256(file.read_bytes()).hexdigest()[:10]
 
