@@ -9,7 +9,7 @@ from transformers import CLIPTextConfig, CLIPTokenizer
 from serve_app.errors import CheckpointError
 from serve_app.replica.headers import read_header
 from serve_app.replica.model_kind import PART_NAMES, PART_WORDS, SUPPORTED, other_purpose
-from serve_app.replica.sources import TOKENIZERS, Sources
+from serve_app.replica.sources import TOKENIZERS, Sources, component_class
 from serve_app.replica.weight_keys import check_keys
 
 _CLASSES: Mapping[str, Sequence[str]] = {
@@ -21,7 +21,6 @@ _CLASSES: Mapping[str, Sequence[str]] = {
 }
 # What the engine requires of a UNet's config, and what to say otherwise.
 _UNET: Mapping[str, tuple[Any, str]] = {
-    "time_cond_proj_dim": (None, "is a guidance-distilled UNet (time_cond_proj_dim)"),
     "addition_embed_type": ("text_time", "is not an SDXL UNet (addition_embed_type)"),
     "class_embed_type": (None, "has a class_embed_type"),
     "encoder_hid_dim_type": (None, "has an encoder_hid_dim_type"),
@@ -49,14 +48,6 @@ def check_configs(sources: Sources) -> None:
             _check_class(part.config.get("_class_name"), allowed, part.fault)
     _check_unet(sources)
     _check_latents(sources)
-
-
-def component_class(index: Mapping[str, Any], component: str) -> str | None:
-    """Return the name of a component's class from a checkpoint's index."""
-    match index.get(component):
-        case [str(), str(found)]:
-            return found
-    return None
 
 
 def _check_class(found: object, allowed: Sequence[str], fault: Callable[[str], CheckpointError]) -> None:

@@ -15,7 +15,7 @@ from serve_app.replica.model_kind import PartName
 from serve_app.replica.refusals import refused
 from serve_app.replica.single_file import load_text_encoder, load_text_encoder_2, load_tiny_vae, load_unet, load_vae
 from serve_app.replica.sources import Part, Sources
-from serve_app.replica.supported import check_tokenizer, component_class
+from serve_app.replica.supported import check_tokenizer
 from serve_app.replica.weight_keys import check_keys
 
 _SINGLE = {"text_encoder": load_text_encoder, "text_encoder_2": load_text_encoder_2, "unet": load_unet, "vae": load_vae}
@@ -50,7 +50,7 @@ def load_tokenizer(sources: Sources, name: str) -> CLIPTokenizer:
 
 def load_scheduler(sources: Sources) -> SchedulerMixin:
     """Return the checkpoint's own scheduler. Raises CheckpointError."""
-    name = component_class(sources.read("model_index.json"), "scheduler")
+    name = sources.scheduler_class
     fault = partial(sources.fault, name="scheduler")
     with refused(fault, f"cannot be loaded as {name}"):
         cls: Any = getattr(diffusers, str(name), None)

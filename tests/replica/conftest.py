@@ -52,14 +52,14 @@ def pipe(tiny_path: Path) -> StableDiffusionXLPipeline:
             vae=AutoencoderKL.from_config({**pipe.vae.config, "layers_per_block": 2}),
             text_encoder_2=CLIPTextModelWithProjection(CLIPTextConfig.from_dict(text)),
         )
-        _randomize(pipe)
+        randomize(*(getattr(pipe, name) for name in MODELS))
     return pipe
 
 
-def _randomize(pipe: StableDiffusionXLPipeline) -> None:
+def randomize(*models: torch.nn.Module) -> None:
     """Randomize norms and biases: they start as ones and zeros, so a test would not see them swapped."""
-    for name in MODELS:
-        for parameter in getattr(pipe, name).parameters():
+    for model in models:
+        for parameter in model.parameters():
             if parameter.ndim == 1:
                 torch.nn.init.normal_(parameter, mean=float(parameter.detach().mean()), std=0.02)
 

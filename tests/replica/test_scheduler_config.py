@@ -58,12 +58,6 @@ def test_a_file_says_how_it_is_sampled(keys: tuple[str, ...], metadata: dict[str
     assert marked(["model.diffusion_model.out.2.bias", *keys], metadata) == says
 
 
-@pytest.mark.parametrize("keys", [("edm_vpred.sigma_max", "v_pred"), ("edm_mean", "edm_std")])
-def test_a_file_of_an_edm_model_is_refused(keys: tuple[str, ...]) -> None:
-    with pytest.raises(CheckpointError, match=rf"^model\.path: the file holds {keys[0]}, .* not supported$"):
-        marked(keys, {})
-
-
 @pytest.mark.parametrize("own", [EulerDiscreteScheduler, PNDMScheduler])
 @pytest.mark.parametrize("name", SCHEDULER_NAMES)
 def test_an_override_reaches_every_scheduler(own: Any, name: SchedulerName) -> None:

@@ -11,7 +11,6 @@ from diffusers import StableDiffusionXLPipeline
 from safetensors.torch import load_file, save_file
 
 from serve_app.config import ModelConfig
-from serve_app.errors import CheckpointError
 from serve_app.replica import sources
 from serve_app.replica.checkpoint import Checkpoint, load_checkpoint
 from tests.conftest import MakeEngine, make_slot
@@ -97,15 +96,6 @@ def test_a_file_is_sampled_as_its_markers_say(
     assert load_checkpoint(marked, CPU).info.model_dump(include={*said}) == said
     corrected = {"prediction_type": "epsilon", "rescale_betas_zero_snr": False}
     assert load_checkpoint(marked.model_copy(update=corrected), CPU).info.model_dump(include={*said}) == corrected
-
-
-@pytest.mark.parametrize("markers", [("edm_vpred.sigma_max", "edm_vpred.sigma_min"), ("edm_mean", "edm_std")])
-def test_an_edm_model_is_refused_before_it_is_loaded(
-    file: Path, tmp_path: Path, lookups: list[object], markers: tuple[str, str]
-) -> None:
-    with pytest.raises(CheckpointError, match=rf"^model\.path: .*{markers[0]}"):
-        load_checkpoint(with_markers(file, tmp_path, *markers), CPU)
-    assert lookups == [], "its configs would have come from the hub"
 
 
 def test_an_inpainting_file_takes_a_mask_whatever_its_configs_say(file: Path, configs: Path, tmp_path: Path) -> None:

@@ -1,0 +1,76 @@
+"""Every checkpoint in docs/models.md gives what diffusers' own pipeline gives, or is refused by its name."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import StableDiffusionXLPipeline
+
+from serve_app.config import ModelConfig
+from serve_app.messages import Slot
+from serve_app.replica import sources
+from serve_app.replica.checkpoint import load_checkpoint
+from serve_app.replica.schedulers import SCHEDULER_NAMES
+from tests.conftest import MakeEngine, make_slot
+from tests.replica.mini_sdxl import SERVED, WAITING, Bench
+from tests.replica.test_equals_diffusers import Latents, assert_same, latents
+
+__all__ = ["latents"]
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def bench(pipe: StableDiffusionXLPipeline, folder: Path, tmp_path: Path) -> Bench:
+    return Bench(pipe, folder, tmp_path)
+
+
+def theirs(pipe: StableDiffusionXLPipeline, slot: Slot) -> tuple[torch.Tensor, np.ndarray]:
+    """Return the final latents and the pixels of diffusers' own pipeline."""
+    final: list[torch.Tensor] = []
+
+    def keep(_: Any, __: int, ___: Any, of_step: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        final.append(of_step["latents"])
+        return of_step
+
+    recipe = slot.recipe
+    images = pipe(
+        prompt=recipe.prompt,
+        negative_prompt=recipe.negative_prompt or None,
+        width=recipe.width,
+        height=recipe.height,
+        num_inference_steps=recipe.num_inference_steps,
+        guidance_scale=recipe.guidance_scale,
+        generator=torch.Generator("cpu").manual_seed(slot.seed),
+        output_type="np",
+        callback_on_step_end=keep,
+    ).images
+    return final[-1], images[0]
+
+
+def served() -> list[Any]:
+    missing = {name for name, scheduler in WAITING.items() if scheduler not in SCHEDULER_NAMES}
+    return [pytest.param(name, marks=[pytest.mark.skip("its scheduler")] if name in missing else []) for name in SERVED]
+
+
+@pytest.mark.parametrize("name", served())
+def test_it_gives_what_diffusers_gives(
+    name: str,
+    bench: Bench,
+    configs: Path,
+    make_engine: MakeEngine,
+    latents: Latents,
+    lookups: list[object],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sources, "sdxl_path", lambda: configs)
+    given = SERVED[name](bench)
+    checkpoint = load_checkpoint(ModelConfig(path=str(given.path), **given.settings), CPU)
+    slot = make_slot(num_inference_steps=2, guidance_scale=4.0, scheduler=checkpoint.scheduler, keep_pixels=True)
+    (ours,) = make_engine(checkpoint=checkpoint).generate(slot)
+    expected, image = theirs(given.stock, slot)
+    assert_same(latents.seen[0], expected)
+    assert np.abs(ours.pixels - image * 255).max() <= 1
+    assert lookups == []
