@@ -83,9 +83,11 @@ def other_purpose(takes: int, returns: int) -> str | None:
 
 def _kind(header: Header, lacking: Sequence[PartName]) -> str:
     """Return what to call a file that lacks parts of an SDXL checkpoint."""
-    if len(lacking) < len(PART_NAMES) - 1 and not _called(header, _SIGNS):
+    if words := _called(header, _SIGNS) or _other_family(header):
+        return words
+    if len(lacking) < len(PART_NAMES) - 1:
         return f"not a whole SDXL checkpoint, it has no {PART_WORDS[lacking[0]]}"
-    return _called(header, _SIGNS) or _other_family(header) or _called(header, _PARTS) or "of no known kind"
+    return _called(header, _PARTS) or "of no known kind"
 
 
 def _called(header: Header, signs: Mapping[str, str]) -> str | None:

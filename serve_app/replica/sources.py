@@ -14,7 +14,7 @@ from serve_app.replica.architecture import unet_config
 from serve_app.replica.headers import Header, read_header
 from serve_app.replica.hub import fetch_checkpoint, fetch_configs, fetch_part, is_hub_id
 from serve_app.replica.markers import Markers, read_markers
-from serve_app.replica.model_kind import PART_NAMES, PART_WORDS, PartName, check_header
+from serve_app.replica.model_kind import PART_NAMES, PART_WORDS, SUPPORTED, PartName, check_header
 from serve_app.replica.paths import is_there, user_path
 
 TOKENIZERS: Mapping[str, PartName] = {"tokenizer": "text_encoder", "tokenizer_2": "text_encoder_2"}
@@ -104,9 +104,7 @@ def find_sources(config: ModelConfig) -> Sources:
         markers = read_markers(path)
     root, setting = (path, "path") if header is None else (_configs(config.config_path), "config_path")
     if not (root / "model_index.json").is_file():
-        raise CheckpointError(
-            f"model.{setting}: {root} is not a diffusers folder, it has no model_index.json{_advice(root)}"
-        )
+        raise CheckpointError(f"model.{setting}: {root} {_not_a_checkpoint(root)}")
     index = read_json(setting, root / "model_index.json")
     names = [
         name
@@ -188,9 +186,12 @@ def read_json(setting: str, file: Path) -> dict[str, Any]:
     return content
 
 
-def _advice(folder: Path) -> str:
+def _not_a_checkpoint(folder: Path) -> str:
+    if (folder / "config.json").is_file():
+        return f"is a {read_json('path', folder / 'config.json').get('_class_name', 'model')} alone; {SUPPORTED}"
     files = sorted(file.name for file in folder.glob("*.safetensors"))
-    return f"; to serve a single file, name it, such as {folder / files[0]}" if files else ""
+    advice = f"; to serve a single file, name it, such as {folder / files[0]}" if files else ""
+    return f"is not a diffusers folder, it has no model_index.json{advice}"
 
 
 def _configs(name: str | None) -> Path:

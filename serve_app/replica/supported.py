@@ -19,6 +19,8 @@ _CLASSES: Mapping[str, Sequence[str]] = {
     "vae": ("AutoencoderKL", "AutoencoderTiny"),
     **dict.fromkeys(TOKENIZERS, ("CLIPTokenizer", "CLIPTokenizerFast")),
 }
+_PIPELINES = tuple(f"StableDiffusionXL{purpose}Pipeline" for purpose in ("", "Img2Img", "Inpaint"))
+"""Which a checkpoint may be made for. Others have models that would be missing, such as a ControlNet."""
 # What the engine requires of a UNet's config, and what to say otherwise.
 _UNET: Mapping[str, tuple[Any, str]] = {
     "addition_embed_type": ("text_time", "is not an SDXL UNet (addition_embed_type)"),
@@ -32,7 +34,7 @@ def check_configs(sources: Sources) -> None:
     """Raise CheckpointError if the configs are not those of SDXL text-to-image, or do not fit each other."""
     index = sources.read("model_index.json")
     kind = str(index.get("_class_name"))
-    if not kind.startswith("StableDiffusionXL"):
+    if kind not in _PIPELINES:
         raise sources.fault(f"is a {kind}; {SUPPORTED}")
     if "text_encoder" not in sources.parts and "text_encoder_2" in sources.parts:
         raise sources.fault(f"has no first text encoder, like SDXL's refiner; {SUPPORTED}")

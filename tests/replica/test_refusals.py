@@ -363,7 +363,7 @@ def test_a_pickle_is_refused_by_any_name(file: Path, configs: Path, tmp_path: Pa
         (b"PK\x03\x04\0\0\0\0{", "is not a complete .safetensors file"),
         (b"\n<\4\0\0\0\0\0{", "is not a complete .safetensors file"),
         (b"\x80\x81", "is not a complete .safetensors file"),
-        (b"", "is not a complete .safetensors file"),
+        (b"", "is empty; download it again"),
     ],
 )
 def test_the_kind_of_a_file_is_named(tmp_path: Path, start: bytes, says: str) -> None:

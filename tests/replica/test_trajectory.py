@@ -1,9 +1,13 @@
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 import torch
 
 from serve_app.recipe import SchedulerName
 from serve_app.replica.checkpoint import Checkpoint
-from serve_app.replica.conditioning import Conditioning
+from serve_app.replica.conditioning import Conditioning, without_effect
 from serve_app.replica.denoise import Denoiser
 from serve_app.replica.prompts import PromptEncoder
 from serve_app.replica.schedulers import make_scheduler, set_steps
@@ -58,3 +62,21 @@ def test_slots_that_share_a_call_keep_their_rows_in_order() -> None:
     joined = Conditioning.joined([first, second])
     for name in ("context", "pooled", "time_ids"):
         assert torch.equal(getattr(joined, name), torch.cat([getattr(first, name), getattr(second, name)]))
+
+
+@pytest.mark.parametrize(
+    ("settings", "width", "ignored"),
+    [
+        ({"negative_prompt": "dull", "guidance_rescale": 0.7}, 8, ["negative_prompt", "guidance_rescale"]),
+        ({}, 8, []),
+        ({"negative_prompt": "dull", "guidance_scale": 1.0}, 8, []),
+        ({"negative_prompt": "dull"}, None, []),
+    ],
+)
+def test_settings_that_a_unet_with_guidance_built_in_does_not_take_are_named(
+    settings: dict[str, Any], width: int | None, ignored: list[str], checkpoint: Checkpoint
+) -> None:
+    unet = SimpleNamespace(config=SimpleNamespace(time_cond_proj_dim=width))
+    recipe = make_slot(**{"guidance_scale": 5.0, **settings}).recipe
+    told = without_effect(recipe, replace(checkpoint, unet=unet))
+    assert [sentence.split(" has no effect: ")[0] for sentence in told] == ignored
