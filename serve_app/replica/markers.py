@@ -7,6 +7,8 @@ from typing import Any
 
 from safetensors import safe_open
 
+from serve_app.errors import CheckpointError
+
 # Empty tensors: only their presence counts.
 _MARKERS: Mapping[str, Mapping[str, Any]] = {
     "v_pred": {"prediction_type": "v_prediction"},
@@ -31,6 +33,7 @@ _MEAN, _STD = "edm_mean", "edm_std"
 _LEVELS = {"edm_vpred.sigma_max": "sigma_max", "edm_vpred.sigma_min": "sigma_min"}
 _PLAYGROUND = {"_class_name": "EDMDPMSolverMultistepScheduler", "prediction_type": "epsilon", "sigma_data": 0.5}
 _PLAYGROUND_SCALE = 0.5
+_CHANNELS = 4
 _COSXL = {
     "_class_name": "EDMEulerScheduler",
     "prediction_type": "v_prediction",
@@ -51,18 +54,20 @@ class Markers:
 
 
 def read_markers(file: Path) -> Markers:
-    """Return what a single file says about how it is sampled and what scale its latents have."""
+    """Return what a single file says of its sampling and the scale of its latents. Raises CheckpointError."""
     with safe_open(file, "pt") as content:
         keys = set(content.keys())
 
-        def numbers(key: str) -> list[float]:
-            values: list[float] = content.get_tensor(key).float().flatten().tolist()
+        def numbers(key: str, count: int) -> list[float]:
+            values: list[float] = content.get_tensor(key).float().flatten().tolist() if key in keys else []
+            if len(values) != count:
+                raise CheckpointError(f"model.path: {file} is an EDM model, but {key} in it has not {count} numbers")
             return values
 
         if levels := _LEVELS.keys() & keys:
-            return Markers(scheduler={**_COSXL, **{_LEVELS[key]: numbers(key)[0] for key in levels}})
-        if {_MEAN, _STD} <= keys:
-            latents = {"latents_mean": numbers(_MEAN), "latents_std": numbers(_STD)}
+            return Markers(scheduler={**_COSXL, **{_LEVELS[key]: numbers(key, 1)[0] for key in levels}})
+        if {_MEAN, _STD} & keys:
+            latents = {"latents_mean": numbers(_MEAN, _CHANNELS), "latents_std": numbers(_STD, _CHANNELS)}
             return Markers(scheduler=_PLAYGROUND, vae={**latents, "scaling_factor": _PLAYGROUND_SCALE})
         return Markers(marked(keys, content.metadata() or {}))
 
@@ -82,7 +87,7 @@ def marked(keys: Collection[str], metadata: Mapping[str, str]) -> dict[str, Any]
 
 
 def _spec(word: str) -> dict[str, Any]:
-    prediction = _SPEC_WORDS.get(_plain(word).replace("-", "_").replace(" ", "_"), word)
+    prediction = _SPEC_WORDS.get(_plain(word).replace("-", "_").replace(" ", "_"), " ".join(word.split()))
     # Trainers write `epsilon` by default, so it does not override the scheduler config.
     return {} if prediction in ("", "epsilon") else {"prediction_type": prediction}
 

@@ -49,7 +49,7 @@ _PARTS: Mapping[str, str] = {
     r"(model\.diffusion_model\.)?(input_blocks|label_emb)\.|add_embedding\.|down_blocks\.": "a UNet alone",
     r"decoder\.layers\.|(taesd_decoder\.|decoder\.)?\d+\.": "a tiny VAE, which belongs in model.preview_path",
     r"(first_stage_model\.|vae\.)?(decoder|encoder)\.(conv_in|mid)": "a VAE, which belongs in model.vae_path",
-    r".*(text_model\.|transformer\.resblocks\.)": "a text encoder alone",
+    r"(\w+\.)?(text_model\.|transformer\.(resblocks|text_model)\.)": "a text encoder alone",
 }
 _FAMILIES = {"sd3": "Stable Diffusion 3", "flux": "Flux"}
 _UNSURE = ("v1", "v2", "inpainting", "xl_")
@@ -65,6 +65,8 @@ def check_header(path: Path, header: Header, *, other_vae: bool) -> None:
             raise CheckpointError(f"{where} has no VAE; name one in model.vae_path")
     elif lacking:
         raise CheckpointError(f"{where} is {_kind(header, lacking)}; {SUPPORTED}")
+    if not other_vae and all(any(key.startswith(prefix) for key in header) for prefix in PREFIXES["vae"]):
+        raise CheckpointError(f"{where} has two VAEs ({', '.join(PREFIXES['vae'])}); name one in model.vae_path")
     if FIRST_LAYER in header and LAST_LAYER in header:
         takes, returns = header[FIRST_LAYER].shape[1:2], header[LAST_LAYER].shape[:1]
         if takes and returns and (other := other_purpose(*takes, *returns)):

@@ -310,6 +310,16 @@ FILES: dict[str, tuple[Callable[[Weights], object], str]] = {
     "no VAE": (without("first_stage_model."), "has no VAE; name one in model.vae_path"),
     "no text encoder": (without("conditioner.embedders.1."), "it has no second text encoder"),
     "no UNet": (without("model.diffusion_model."), "it has no UNet"),
+    "two VAEs": (extra_weights({"vae.x": torch.zeros(1)}), "has two VAEs (vae., first_stage_model.); name one in"),
+    "a mean alone": (extra_weights({"edm_mean": torch.zeros(4)}), "is an EDM model, but edm_std in it has not 4 num"),
+    "no level": (
+        extra_weights({"edm_vpred.sigma_max": torch.zeros(0)}),
+        "is an EDM model, but edm_vpred.sigma_max in it has not 1 numbers",
+    ),
+    "nested": (
+        lambda weights: [weights.update({f"state_dict.{key}": weights.pop(key)}) for key in [*weights]],
+        "is of no known kind",
+    ),
 }
 
 

@@ -47,6 +47,7 @@ V = {"prediction_type": "v_prediction"}
         ],
         *[((), {"modelspec.prediction_type": word}, {}) for word in ("epsilon", "eps", "Epsilon", "")],
         ((), {"modelspec.prediction_type": "Flow"}, {"prediction_type": "Flow"}),
+        ((), {"modelspec.prediction_type": "a\n b"}, {"prediction_type": "a b"}),
         (("v_pred",), {"modelspec.prediction_type": "epsilon"}, V),
         ((), {"ss_v_parameterization": "True"}, V),
         ((), {"ss_v_parameterization": "False", "ss_zero_terminal_snr": "False"}, {}),
