@@ -25,8 +25,8 @@ class ModelConfig(Config):
     variant: Text | None = Field(default=None, description="Variant of the weight files, such as `fp16`.")
     config_path: Text | None = Field(
         default=None,
-        description="For a single file: the diffusers folder or hub id with its configs and tokenizers. Null: "
-        "diffusers detects them from the file.",
+        description="For a single file: the diffusers folder or hub id with its configs and tokenizers. Null: SDXL's "
+        "own, which ship with the package; how its UNet is built is read from the file.",
     )
     dtype: Literal["float32", "bfloat16", "float16"] = Field(
         default="float32", description="Precision of the weights; latents are always float32 between steps."

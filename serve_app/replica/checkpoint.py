@@ -76,7 +76,7 @@ def load_checkpoint(config: ModelConfig, device: torch.device) -> Checkpoint:
     dtype = _DTYPES[config.dtype]
     sources = find_supported(config)
     own = load_scheduler(sources)
-    scheduler_config = effective_config(own, model_settings(config), sources.markers)
+    scheduler_config = effective_config(own, model_settings(config), sources.markers.sampling)
     scheduler = default_scheduler(own, scheduler_config, config.scheduler)
     check_usable(scheduler_config, partial(sources.fault, name="scheduler"))
     beside = ThreadPoolExecutor(1, thread_name_prefix="hash")
@@ -124,7 +124,7 @@ def _info(sources: Sources, config: ModelConfig) -> ModelInfo:
         name=config.name or model_name(sources.path, config),
         revision=model_revision(sources.path, config),
         hash=checkpoint_hash(
-            sources, departures({**sources.scheduler_config, **sources.markers}, model_settings(config))
+            sources, departures({**sources.scheduler_config, **sources.markers.sampling}, model_settings(config))
         ),
     )
 

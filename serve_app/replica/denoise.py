@@ -48,10 +48,10 @@ class Denoiser:
         """Prepare for such calls: compile, load kernels and capture CUDA graphs, as far as they are in use."""
         self._forward.warm_up(*self._inputs(trajectories))
 
-    def _inputs(self, trajectories: Sequence[Trajectory]) -> UNetInputs:
+    def _inputs(self, trajectories: Sequence[Trajectory]) -> Sequence[torch.Tensor]:
         sample = torch.cat([t.model_input() for t in trajectories])
         return UNetInputs(
             sample=sample.to(self._dtype, memory_format=self._layout),
             timestep=torch.cat([t.timestep.expand(t.rows) for t in trajectories]),
             **Conditioning.joined([t.conditioning for t in trajectories])._asdict(),
-        )
+        ).tensors

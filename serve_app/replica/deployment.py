@@ -129,7 +129,9 @@ class Replica:
 
     async def _told(self, generated: Generated, slot: Slot) -> Generated:
         """Return a picture with what the model has not read of its prompts, and its pixels left in the object store."""
-        warnings = list(generated.warnings)
+        from serve_app.replica.conditioning import without_effect
+
+        warnings = [*generated.warnings, *without_effect(slot.recipe, self._checkpoint)]
         with side_work("it is not known whether the model has read the whole prompt", warnings):
             warnings += self._reader.warnings(slot.recipe)
         pixels = None if generated.pixels is None else await self._pixels.put(generated.pixels)

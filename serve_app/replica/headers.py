@@ -18,6 +18,7 @@ _KINDS = {
     rb"PK\x03\x04|\x80[\x02-\x05]": _PICKLED,
     rb"GGUF": "is a GGUF file; only .safetensors files are supported",
     rb"\s*<": "is a web page, not weights; download it again",
+    rb"\Z": "is empty; download it again",
 }
 
 

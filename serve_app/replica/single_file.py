@@ -21,6 +21,7 @@ from safetensors import safe_open
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
+from serve_app.replica.architecture import GUIDANCE_LAYER
 from serve_app.replica.model_kind import PREFIXES, PartName
 from serve_app.replica.scaled_fp8 import unscaled
 from serve_app.replica.sources import Part
@@ -61,6 +62,8 @@ def load_unet(part: Part) -> UNet2DConditionModel:
         weights = convert_ldm_unet_checkpoint(read, model.config)
     except KeyError as error:
         raise part.fault(f"lacks the UNet's {error.args[0]}") from error
+    if GUIDANCE_LAYER in read:  # which diffusers' conversion does not know
+        weights["time_embedding.cond_proj.weight"] = read[GUIDANCE_LAYER]
     return _filled(part, model, weights | _dropped(read, weights))
 
 

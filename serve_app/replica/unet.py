@@ -14,7 +14,7 @@ _MOST_COMPILATIONS = 64
 
 
 class UNetInputs(NamedTuple):
-    """The inputs of the UNet's forward, in this order, all with rows first.
+    """The inputs of the UNet's forward, in this order, all with rows first; `guidance` only if it takes that.
 
     `sample` is (rows, channels, h, w), `timestep` (rows,); for the others see `conditioning.Conditioning`.
     """
@@ -24,10 +24,16 @@ class UNetInputs(NamedTuple):
     context: torch.Tensor
     pooled: torch.Tensor
     time_ids: torch.Tensor
+    guidance: torch.Tensor | None = None
+
+    @property
+    def tensors(self) -> tuple[torch.Tensor, ...]:
+        """Those that there are: a forward takes nothing else."""
+        return tuple(part for part in self if part is not None)
 
 
 def make_forward(unet: UNet2DConditionModel, mode: Compile) -> Forward[torch.Tensor]:
-    """Return the UNet's forward for `engine.compile`. It takes `UNetInputs` and returns the prediction."""
+    """Return the UNet's forward for `engine.compile`. It takes `UNetInputs.tensors` and returns the prediction."""
     match mode:
         case "none":
             forward = eager(unet)
@@ -77,10 +83,16 @@ def _predict(
     context: torch.Tensor,
     pooled: torch.Tensor,
     time_ids: torch.Tensor,
+    guidance: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Take the fields of `UNetInputs` one by one, since a compiled model takes only tensors."""
     added = {"text_embeds": pooled, "time_ids": time_ids}
     prediction: torch.Tensor = unet(
-        sample, timestep, encoder_hidden_states=context, added_cond_kwargs=added, return_dict=False
+        sample,
+        timestep,
+        encoder_hidden_states=context,
+        timestep_cond=guidance,
+        added_cond_kwargs=added,
+        return_dict=False,
     )[0]
     return prediction

@@ -9,12 +9,14 @@ from diffusers import AutoencoderKL, AutoencoderTiny, SchedulerMixin, UNet2DCond
 from torch import nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
+from serve_app.models import sdxl_path
+from serve_app.models.clip import clip_tokenizer
 from serve_app.replica.headers import read_header
 from serve_app.replica.model_kind import PartName
 from serve_app.replica.refusals import refused
 from serve_app.replica.single_file import load_text_encoder, load_text_encoder_2, load_tiny_vae, load_unet, load_vae
 from serve_app.replica.sources import Part, Sources
-from serve_app.replica.supported import check_tokenizer, component_class
+from serve_app.replica.supported import check_tokenizer
 from serve_app.replica.weight_keys import check_keys
 
 _SINGLE = {"text_encoder": load_text_encoder, "text_encoder_2": load_text_encoder_2, "unet": load_unet, "vae": load_vae}
@@ -39,6 +41,8 @@ def load_part(name: PartName, part: Part, dtype: torch.dtype, device: torch.devi
 def load_tokenizer(sources: Sources, name: str) -> CLIPTokenizer:
     """Return a tokenizer that fits its text encoder. Raises CheckpointError."""
     folder = sources.root / name
+    if sources.root == sdxl_path():
+        return clip_tokenizer(name)
     if not folder.is_dir():  # transformers would treat it as a hub id
         raise sources.fault("is not a folder; the tokenizer's files belong there", name)
     with refused(partial(sources.fault, name=name), "is not a tokenizer that can be loaded"):
@@ -49,7 +53,7 @@ def load_tokenizer(sources: Sources, name: str) -> CLIPTokenizer:
 
 def load_scheduler(sources: Sources) -> SchedulerMixin:
     """Return the checkpoint's own scheduler. Raises CheckpointError."""
-    name = component_class(sources.read("model_index.json"), "scheduler")
+    name = sources.scheduler_class
     fault = partial(sources.fault, name="scheduler")
     with refused(fault, f"cannot be loaded as {name}"):
         cls: Any = getattr(diffusers, str(name), None)

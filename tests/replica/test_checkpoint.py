@@ -61,13 +61,6 @@ def test_an_unknown_scheduler_is_an_error_that_names_the_setting(copy: Path) -> 
         load_checkpoint(ModelConfig(path=str(copy)), CPU)
 
 
-def test_a_distilled_unet_is_refused(copy: Path) -> None:
-    config = UNet2DConditionModel.load_config(copy / "unet")
-    UNet2DConditionModel.from_config({**config, "time_cond_proj_dim": 8}).save_pretrained(copy / "unet")
-    with pytest.raises(CheckpointError, match="guidance-distilled"):
-        load_checkpoint(ModelConfig(path=str(copy)), CPU)
-
-
 @pytest.mark.parametrize(("dtype", "vae"), [("bfloat16", torch.bfloat16), ("float16", torch.bfloat16)])
 def test_the_vae_never_runs_in_float16_unless_it_is_safe(tiny_path: Path, dtype: str, vae: torch.dtype) -> None:
     checkpoint = load_checkpoint(ModelConfig(path=str(tiny_path), dtype=dtype), CPU)
