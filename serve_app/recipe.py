@@ -11,6 +11,10 @@ OutputFormat = Literal["png", "jpeg", "webp"]
 SEED_SPAN = 2**32
 """Seeds are taken modulo this number."""
 LONGEST_TEXT = 2000
+CHUNK_TOKENS = 75
+"""How much of a prompt CLIP reads at once."""
+USUAL_PROMPT_TOKENS, MOST_PROMPT_CHUNKS = 3 * CHUNK_TOKENS, 8
+"""How much of a prompt a service reads by default, and at most."""
 LARGEST_PADDING = 8192
 RANDOM = -1
 """Asks for a random seed, as in most image tools."""

@@ -4,7 +4,7 @@ import secrets
 import time
 import uuid
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from serve_app.errors import InvalidRequest
@@ -40,7 +40,9 @@ class Plan:
         return StartEvent(id=self.id, seeds=seeds, parameters=self.parameters, warnings=self.warnings)
 
 
-def plan_of(request: GenerateRequest, replica: ReplicaStatus, longest_s: float, canvas: Any = None) -> Plan:
+def plan_of(
+    request: GenerateRequest, replica: ReplicaStatus, longest_s: float, max_prompt_tokens: int, canvas: Any = None
+) -> Plan:
     """Return the plan of a request that starts now; it has `longest_s` seconds, or less if it says so.
 
     `canvas` is a reference to what its pictures have become. Raises InvalidRequest where the served model cannot do it.
@@ -50,7 +52,10 @@ def plan_of(request: GenerateRequest, replica: ReplicaStatus, longest_s: float, 
         message = "init_image: the served model's VAE has no encoder, so it cannot go on from a picture"
         raise InvalidRequest(message, "init_image")
     id = request.id or str(uuid.uuid4())
-    slots = slots_of(request, seeds_of(request), replica.scheduler, id, canvas)
+    slots = [
+        replace(slot, max_prompt_tokens=max_prompt_tokens)
+        for slot in slots_of(request, seeds_of(request), replica.scheduler, id, canvas)
+    ]
     recipe, output = slots[0].recipe, slots[0].output
     if recipe.scheduler not in replica.schedulers:
         advice = f"choose one of {', '.join(replica.schedulers)}"

@@ -152,6 +152,27 @@ def test_alone(slot: Slot, expected: Callable[[Slot], torch.Tensor], make_engine
     assert_same(latents.seen[0], expected(slot))
 
 
+def test_a_long_prompt_as_its_embeddings_in_the_stock_pipeline(
+    stock: StableDiffusionXLPipeline, make_engine: MakeEngine, latents: Latents
+) -> None:
+    slot = make_slot(prompt="a" * 75 + " " + "b" * 9)
+    make_engine(max_batch_size=1).generate(slot)
+    parts = [stock.encode_prompt(part) for part in ("a" * 75, "b" * 9)]
+    prompt, negative = (torch.cat([part[row] for part in parts], dim=1) for row in (0, 1))
+    expected = stock(
+        prompt_embeds=prompt,
+        negative_prompt_embeds=negative,
+        pooled_prompt_embeds=parts[0][2],
+        negative_pooled_prompt_embeds=parts[0][3],
+        width=64,
+        height=64,
+        num_inference_steps=4,
+        generator=torch.Generator("cpu").manual_seed(slot.seed),
+        output_type="latent",
+    ).images
+    assert_same(latents.seen[0], expected)
+
+
 def test_in_a_mixed_batch(
     expected: Callable[[Slot], torch.Tensor], make_engine: MakeEngine, latents: Latents, monkeypatch: pytest.MonkeyPatch
 ) -> None:
