@@ -84,11 +84,16 @@ def parameters_text(slot: Slot, model: ModelInfo) -> str:
         "Size": f"{recipe.width}x{recipe.height}",
         "Model hash": model.hash,
         "Model": _quoted(model.name),
+        **{name: _quoted(text) for name, text in _of_second_encoder(recipe) if text},
         **_of_pictures(recipe),
         "Version": f"parallel-sdxl {__version__}",
     }
     lines.append(", ".join(f"{name}: {value}" for name, value in values.items()))
     return "\n".join(lines)
+
+
+def _of_second_encoder(recipe: Recipe) -> tuple[tuple[str, str | None], ...]:
+    return ("Prompt 2", recipe.prompt_2), ("Negative prompt 2", recipe.negative_prompt_2)
 
 
 def _of_pictures(recipe: Recipe) -> dict[str, object]:

@@ -155,7 +155,11 @@ def test_every_request_that_the_limits_allow_fits_the_smallest_body_allowed() ->
     text = "\U0001f34e" * 2000
     body = {
         "prompt": text,
+        "prompt_2": text,
         "negative_prompt": text,
+        "negative_prompt_2": text,
+        "negative_original_size": [16384, 16384],
+        "negative_target_size": [16384, 16384],
         "seeds": list(range(SEED_SPAN - 100, SEED_SPAN)),
         "width": 512,
         "height": 512,

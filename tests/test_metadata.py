@@ -30,7 +30,8 @@ XMP = '<a xmlns:psdxl="urn:parallel-sdxl:1" psdxl:parameters="%s"/>'
 TEXT = (
     'a <red> "apple" & 苹果 🍎\nNegative prompt: dull\n'
     "Steps: 4, Sampler: DPM++ 2M Karras, CFG scale: 5.5, CFG rescale: 0.7, Seed: 4294967295, Size: 48x64, "
-    f"Model hash: 0123456789, Model: sdxl, Version: parallel-sdxl {__version__}"
+    'Model hash: 0123456789, Model: sdxl, Prompt 2: "ink\\u002c (wash)", '
+    f"Version: parallel-sdxl {__version__}"
 )
 
 
@@ -45,6 +46,8 @@ def slot() -> Slot:
         scheduler="dpmpp_2m_karras",
         guidance_scale=5.5,
         guidance_rescale=0.7,
+        prompt_2="ink, (wash)",
+        original_size=(512, 768),
     )
 
 
@@ -93,6 +96,8 @@ def test_every_format_holds_the_request_for_this_one_picture(slot: Slot, output_
         "num_inference_steps": 4,
         "guidance_scale": 5.5,
         "guidance_rescale": 0.7,
+        "prompt_2": "ink, (wash)",
+        "original_size": [512, 768],
         "scheduler": "dpmpp_2m_karras",
         "output_format": output_format,
         "output_compression": None,

@@ -10,7 +10,7 @@ from typing import Any
 from serve_app.errors import InvalidRequest
 from serve_app.fanout.prompt_syntax import syntax_warning
 from serve_app.messages import ReplicaStatus, Slot
-from serve_app.recipe import OF_MASKS, OF_PICTURES, SEED_SPAN, Output, Recipe, SchedulerName
+from serve_app.recipe import OF_MASKS, OF_PICTURES, PROMPTS, SEED_SPAN, Output, Recipe, SchedulerName
 from serve_app.schemas import GenerateRequest, Parameters, StartEvent
 
 _FEW_STEPS = 8
@@ -109,8 +109,9 @@ def slots_of(
 def warnings_of(request: GenerateRequest, slot: Slot, replica: ReplicaStatus) -> list[str]:
     """Return a sentence for each setting that has no effect or is seldom meant; `slot` is any one of the request."""
     warnings = []
-    if request.negative_prompt and not request.guided:
-        warnings.append("negative_prompt has no effect: guidance_scale is 1 or less")
+    avoided = ("negative_prompt", "negative_prompt_2", "negative_original_size", "negative_target_size")
+    unguided = () if request.guided else tuple(name for name in avoided if getattr(request, name))
+    warnings += [f"{name} has no effect: guidance_scale is 1 or less" for name in unguided]
     if "guidance_rescale" in request.model_fields_set and request.guidance_rescale and not request.guided:
         warnings.append("guidance_rescale has no effect: guidance_scale is 1 or less")
     warnings += [f"{name} has no effect: {lacks}" for name, lacks in _without_pictures(request)]
@@ -124,7 +125,7 @@ def warnings_of(request: GenerateRequest, slot: Slot, replica: ReplicaStatus) ->
             f"num_inference_steps: {slot.recipe.num_inference_steps} is few for leading timesteps; a distilled "
             "model (Turbo, Lightning, Hyper) needs model.timestep_spacing: trailing, any other more steps"
         )
-    prompts = {"prompt": request.prompt, "negative_prompt": request.negative_prompt}
+    prompts = {field: getattr(request, field) or "" for field in PROMPTS}
     warnings += filter(None, (syntax_warning(field, prompt) for field, prompt in prompts.items()))
     return warnings
 

@@ -24,11 +24,11 @@ class Conditioning(NamedTuple):
     @classmethod
     def of(cls, recipe: Recipe, checkpoint: Checkpoint, embeddings: Sequence[PromptEmbedding]) -> Self:
         """Return a recipe's conditioning, one row for each of `embeddings`."""
-        size = torch.tensor([[recipe.height, recipe.width, 0, 0, recipe.height, recipe.width]], dtype=checkpoint.dtype)
+        time_ids = torch.tensor(_time_ids(recipe)[-len(embeddings) :], dtype=checkpoint.dtype)
         return cls(
             context=torch.cat([e.context for e in embeddings]),
             pooled=torch.cat([e.pooled for e in embeddings]),
-            time_ids=to_device(size.repeat(len(embeddings), 1), checkpoint.device),
+            time_ids=to_device(time_ids, checkpoint.device),
         )
 
     @classmethod
@@ -39,3 +39,12 @@ class Conditioning(NamedTuple):
     @property
     def rows(self) -> int:
         return len(self.context)
+
+
+def _time_ids(recipe: Recipe) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return what the UNet is told of sizes beside the negative prompt and the prompt, as diffusers' pipeline does."""
+    size = (recipe.height, recipe.width)
+    told = (*(recipe.original_size or size), *recipe.crops_coords_top_left, *(recipe.target_size or size))
+    if recipe.negative_original_size is None or recipe.negative_target_size is None:
+        return told, told
+    return (*recipe.negative_original_size, *recipe.negative_crops_coords_top_left, *recipe.negative_target_size), told

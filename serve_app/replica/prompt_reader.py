@@ -1,8 +1,10 @@
 """Cuts prompts into what CLIP's text encoders read at once: chunks of 75 tokens."""
 
 import copy
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import chain
 
 from diffusers import StableDiffusionXLPipeline
 
@@ -61,31 +63,23 @@ class PromptReader:
 
     def __init__(self, pipe: StableDiffusionXLPipeline) -> None:
         self._pipe = pipe
-        tokenizers = (pipe.tokenizer, pipe.tokenizer_2)
-        self._tokenizers = [copy.deepcopy(tokenizer) for tokenizer in tokenizers if tokenizer is not None]
+        self._tokenizers = [copy.deepcopy(tokenizer) for tokenizer in (pipe.tokenizer, pipe.tokenizer_2)]
         self._cut = lru_cache(_REMEMBERED)(self._cut_anew)
 
     def read(self, recipe: Recipe, max_tokens: int = USUAL_PROMPT_TOKENS) -> ReadPrompts:
         """Return a recipe's prompts, of each no more than `max_tokens` tokens."""
         most = max_tokens // CHUNK_TOKENS
-        fields = ("negative_prompt", "prompt") if recipe.guided else ("prompt",)
-        cuts = {
-            field: [self._cut(encoder, getattr(recipe, field), most) for encoder in range(len(self._tokenizers))]
-            for field in fields
-        }
-        length = max(len(cut.chunks) for of_field in cuts.values() for cut in of_field)
-        zeros = not recipe.negative_prompt and bool(self._pipe.config.force_zeros_for_empty_prompt)
-        rows = tuple(
-            PromptTokens(self._side_by_side(cuts[field], length), zeros and field == "negative_prompt")
-            for field in fields
+        rows = [_texts(recipe, field) for field in ("negative_prompt", "prompt")[0 if recipe.guided else 1 :]]
+        cuts = [[self._cut(encoder, text, most) for encoder, (_, text) in enumerate(row)] for row in rows]
+        length = max(len(cut.chunks) for row in cuts for cut in row)
+        zeros = self._pipe.config.force_zeros_for_empty_prompt
+        prompts = tuple(
+            PromptTokens(self._side_by_side(of_row, length), zeros=zeros and not any(text for _, text in row))
+            for row, of_row in zip(rows, cuts, strict=True)
         )
-        unread = {field: of_field[-1].unread for field, of_field in reversed(cuts.items())}
-        warnings = (
-            f"{field} is longer than the model can read; it does not see: {end}" for field, end in unread.items() if end
-        )
-        return ReadPrompts(rows, tuple(warnings))
+        return ReadPrompts(prompts, tuple(_unread(rows, cuts)))
 
-    def _side_by_side(self, cuts: list[_Cut], length: int) -> tuple[tuple[Chunk, ...], ...]:
+    def _side_by_side(self, cuts: Sequence[_Cut], length: int) -> tuple[tuple[Chunk, ...], ...]:
         """Return the chunks of all encoders, empty ones after those of a shorter text."""
         filled = [
             (*cut.chunks, *[self._chunk(encoder, [])] * (length - len(cut.chunks))) for encoder, cut in enumerate(cuts)
@@ -107,3 +101,17 @@ class PromptReader:
         tokenizer = self._tokenizers[encoder]
         padding = [tokenizer.pad_token_id] * (CHUNK_TOKENS - len(ids))
         return Chunk((tokenizer.bos_token_id, *ids, tokenizer.eos_token_id, *padding))
+
+
+def _texts(recipe: Recipe, field: str) -> Sequence[tuple[str, str]]:
+    """Return what each encoder reads of a prompt: the name of a field of the recipe, and its text."""
+    first = (field, getattr(recipe, field))
+    second = (f"{field}_2", getattr(recipe, f"{field}_2"))
+    return first, second if second[1] else first
+
+
+def _unread(rows: Sequence[Sequence[tuple[str, str]]], cuts: Sequence[Sequence[_Cut]]) -> Iterator[str]:
+    """Yield a sentence for each text that is not read to its end, the prompt's first."""
+    told = zip(chain(*reversed(rows)), chain(*reversed(cuts)), strict=True)
+    ends = {name: cut.unread for (name, _), cut in told}
+    return (f"{name} is longer than the model can read; it does not see: {end}" for name, end in ends.items() if end)

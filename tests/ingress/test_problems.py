@@ -58,6 +58,13 @@ BAD = [
     ({"response_format": "url"}, "response_format"),
     ({"grid": "yes"}, "grid"),
     ({"steps": 20}, "steps"),
+    ({"prompt_2": "a" * 2001}, "prompt_2"),
+    ({"original_size": [512]}, "original_size"),
+    ({"original_size": [512, 20000]}, "original_size.1"),
+    ({"crops_coords_top_left": [0, -1]}, "crops_coords_top_left.1"),
+    ({"negative_original_size": [512, 512]}, "negative_target_size"),
+    ({"negative_target_size": [512, 512]}, "negative_original_size"),
+    ({"negative_crops_coords_top_left": [8, 0]}, "negative_crops_coords_top_left"),
 ]
 
 

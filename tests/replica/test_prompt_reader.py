@@ -41,6 +41,18 @@ def test_each_text_that_is_not_read_to_its_end_is_a_warning(reader: PromptReader
     assert reader.read(Recipe(prompt="a cat", negative_prompt="b" * 76, guidance_scale=1)).warnings == ()
 
 
+def test_each_encoder_reads_its_own_text(reader: PromptReader) -> None:
+    recipe = Recipe(prompt="a", prompt_2="b" * 80, negative_prompt="c", negative_prompt_2="d" * 160)
+    negative, prompt = reader.read(recipe, 150).rows
+    alone = [reader.read(Recipe(prompt=text, negative_prompt="d" * 80)).rows[1] for text in ("a", "b" * 80)]
+    assert prompt.chunks == tuple(zip(*([row[place] for row in each.chunks] for place, each in enumerate(alone))))
+    assert len(negative.chunks) == 2
+    assert reader.read(recipe, 75).warnings == (
+        f"prompt_2 is longer than the model can read; it does not see: {'b' * 5}",
+        f"negative_prompt_2 is longer than the model can read; it does not see: {'d' * 85}",
+    )
+
+
 @pytest.mark.parametrize(
     ("prompt", "negative_prompt", "chunks"),
     [("a" * 75, "", 1), ("a" * 76, "", 2), ("a", "b" * 151, 3), ("a" * 400, "", 3)],
