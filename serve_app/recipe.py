@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 SchedulerName = Literal["euler", "euler_a", "dpmpp_2m", "dpmpp_2m_karras", "ddim", "unipc"]
+PromptSyntax = Literal["plain", "weighted"]
 OutputFormat = Literal["png", "jpeg", "webp"]
 
 SEED_SPAN = 2**32
@@ -116,6 +117,11 @@ class Recipe(Body):
     )
     negative_prompt_2: str | None = Field(
         default=None, max_length=LONGEST_TEXT, description="The same of the negative prompt. Null: negative_prompt."
+    )
+    prompt_syntax: PromptSyntax = Field(
+        default="plain",
+        description="How prompts are read. `weighted`: `(word:1.3)`, `(word)`, `[word]` and BREAK as in A1111's web "
+        "UI; `plain`: as words.",
     )
     width: int = Field(default=256, multiple_of=8, description="Width in pixels.")
     height: int = Field(default=256, multiple_of=8, description="Height in pixels.")

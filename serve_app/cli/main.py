@@ -134,6 +134,9 @@ def generate(
     negative_prompt_2: Annotated[
         str | None, typer.Option("--negative-prompt-2", callback=_text, help="What the second is to avoid.")
     ] = None,
+    prompt_syntax: Annotated[
+        str | None, typer.Option(help="plain, or weighted to read (word:1.3), [word] and BREAK.")
+    ] = None,
     size: Annotated[
         Size | None, typer.Option(parser=Size.parse, metavar="WxH", help="Width and height in pixels.")
     ] = None,
@@ -196,6 +199,7 @@ def generate(
         "negative_prompt": negative_prompt,
         "prompt_2": prompt_2,
         "negative_prompt_2": negative_prompt_2,
+        "prompt_syntax": prompt_syntax,
         "width": size.width if size else None,
         "height": size.height if size else None,
         "num_inference_steps": steps,

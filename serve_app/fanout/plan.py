@@ -126,7 +126,9 @@ def warnings_of(request: GenerateRequest, slot: Slot, replica: ReplicaStatus) ->
             "model (Turbo, Lightning, Hyper) needs model.timestep_spacing: trailing, any other more steps"
         )
     prompts = {field: getattr(request, field) or "" for field in PROMPTS}
-    warnings += filter(None, (syntax_warning(field, prompt) for field, prompt in prompts.items()))
+    warnings += filter(
+        None, (syntax_warning(field, prompt, request.prompt_syntax) for field, prompt in prompts.items())
+    )
     return warnings
 
 

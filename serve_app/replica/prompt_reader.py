@@ -5,10 +5,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import chain
+from typing import NamedTuple
 
 from diffusers import StableDiffusionXLPipeline
 
-from serve_app.recipe import CHUNK_TOKENS, USUAL_PROMPT_TOKENS, Recipe
+from serve_app.recipe import CHUNK_TOKENS, USUAL_PROMPT_TOKENS, PromptSyntax, Recipe
+from serve_app.replica.prompt_weights import Part, Piece, weighted
 
 _REMEMBERED = 64
 """How many texts are not cut again: all images of a request have the same ones."""
@@ -16,9 +18,13 @@ _REMEMBERED = 64
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """What one text encoder reads at once: the ids of its tokens, from the start token to the padding."""
+    """What one text encoder reads at once: the ids of its tokens, from the start token to the padding.
+
+    `weights` say how much each counts; None: all the same.
+    """
 
     ids: tuple[int, ...]
+    weights: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +61,14 @@ class _Cut:
     unread: str
 
 
+class _Token(NamedTuple):
+    """A token, its weight, and where it stands in its part of the prompt."""
+
+    id: int
+    weight: float
+    place: int
+
+
 class PromptReader:
     """Reads the prompts of recipes, on any thread.
 
@@ -70,7 +84,10 @@ class PromptReader:
         """Return a recipe's prompts, of each no more than `max_tokens` tokens."""
         most = max_tokens // CHUNK_TOKENS
         rows = [_texts(recipe, field) for field in ("negative_prompt", "prompt")[0 if recipe.guided else 1 :]]
-        cuts = [[self._cut(encoder, text, most) for encoder, (_, text) in enumerate(row)] for row in rows]
+        cuts = [
+            [self._cut(encoder, text, recipe.prompt_syntax, most) for encoder, (_, text) in enumerate(row)]
+            for row in rows
+        ]
         length = max(len(cut.chunks) for row in cuts for cut in row)
         zeros = self._pipe.config.force_zeros_for_empty_prompt
         prompts = tuple(
@@ -86,21 +103,37 @@ class PromptReader:
         ]
         return tuple(zip(*filled, strict=True))
 
-    def _cut_anew(self, encoder: int, text: str, most: int) -> _Cut:
-        encoded = self._tokenizers[encoder](
-            text, add_special_tokens=False, truncation=False, verbose=False, return_offsets_mapping=True
-        )
-        ids: list[int] = encoded.input_ids
-        chunks = [
-            self._chunk(encoder, ids[first : first + CHUNK_TOKENS]) for first in range(0, len(ids) or 1, CHUNK_TOKENS)
-        ]
-        read = most * CHUNK_TOKENS
-        return _Cut(tuple(chunks[:most]), text[encoded.offset_mapping[read][0] :].strip() if len(ids) > read else "")
+    def _cut_anew(self, encoder: int, text: str, syntax: PromptSyntax, most: int) -> _Cut:
+        chunks: list[Chunk] = []
+        unread: list[str] = []
+        for part in weighted(text) if syntax == "weighted" else [[Piece(text)]]:
+            tokens = list(self._tokens(encoder, part))
+            room = (most - len(chunks)) * CHUNK_TOKENS
+            if room < len(tokens):
+                unread.append("".join(piece.text for piece in part)[tokens[room].place :])
+            firsts = range(0, min(len(tokens) or 1, room), CHUNK_TOKENS)
+            chunks += [self._chunk(encoder, tokens[first : first + CHUNK_TOKENS]) for first in firsts]
+        return _Cut(tuple(chunks), " ".join(unread).strip())
 
-    def _chunk(self, encoder: int, ids: list[int]) -> Chunk:
+    def _tokens(self, encoder: int, part: Part) -> Iterator[_Token]:
+        start = 0
+        for piece in part:
+            encoded = self._tokenizers[encoder](
+                piece.text, add_special_tokens=False, truncation=False, verbose=False, return_offsets_mapping=True
+            )
+            for id, (place, _) in zip(encoded.input_ids, encoded.offset_mapping, strict=True):
+                yield _Token(id, piece.weight, start + place)
+            start += len(piece.text)
+
+    def _chunk(self, encoder: int, tokens: Sequence[_Token]) -> Chunk:
         tokenizer = self._tokenizers[encoder]
-        padding = [tokenizer.pad_token_id] * (CHUNK_TOKENS - len(ids))
-        return Chunk((tokenizer.bos_token_id, *ids, tokenizer.eos_token_id, *padding))
+        filled = CHUNK_TOKENS - len(tokens)
+        ids = (token.id for token in tokens)
+        weights = (1.0, *(token.weight for token in tokens), 1.0, *[1.0] * filled)
+        return Chunk(
+            (tokenizer.bos_token_id, *ids, tokenizer.eos_token_id, *[tokenizer.pad_token_id] * filled),
+            weights if any(weight != 1.0 for weight in weights) else None,
+        )
 
 
 def _texts(recipe: Recipe, field: str) -> Sequence[tuple[str, str]]:

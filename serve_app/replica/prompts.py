@@ -56,6 +56,7 @@ class PromptEncoder:
     def __init__(self, pipe: StableDiffusionXLPipeline, device: torch.device, cache_size: int) -> None:
         """`cache_size` counts chunks."""
         self._unet = pipe.unet
+        self._widths = [encoder.config.hidden_size for encoder in (pipe.text_encoder, pipe.text_encoder_2)]
         self._device = device
         self._encoders = with_cuda_graphs(TextEncoders(pipe, device), device)
         self._cache_size = cache_size
@@ -84,10 +85,18 @@ class PromptEncoder:
 
     def _encode_chunk(self, chunk: Sequence[Chunk], zeros: bool) -> tuple[torch.Tensor, torch.Tensor]:
         tokens, pooled = self._encoders(*self._ids(chunk))
+        if any(own.weights for own in chunk):
+            tokens = (tokens.float() * self._factors(chunk)).to(tokens.dtype)
         if zeros:
             tokens, pooled = torch.zeros_like(tokens), torch.zeros_like(pooled)
         # Copy, because the next call overwrites the encoders' outputs.
         return prompt_context(self._unet, tokens), pooled.clone()
+
+    def _factors(self, chunk: Sequence[Chunk]) -> torch.Tensor:
+        """Return the weights of a chunk's tokens, for the values that each encoder gives them."""
+        weights = (torch.tensor(own.weights or [1.0] * len(own.ids)) for own in chunk)
+        rows = [own[None, :, None].expand(-1, -1, width) for own, width in zip(weights, self._widths, strict=True)]
+        return to_device(torch.cat(rows, dim=-1), self._device)
 
     def _ids(self, chunk: Sequence[Chunk]) -> Sequence[torch.Tensor]:
         return [to_device(torch.tensor([own.ids]), self._device) for own in chunk]

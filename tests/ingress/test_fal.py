@@ -165,7 +165,7 @@ def test_what_belongs_to_a_queue_is_a_404_that_says_so(client: TestClient, metho
 
 def test_every_other_error_is_in_fals_words(client: TestClient, pool: FakePool) -> None:
     assert client.get("/fal-ai/flux").json()["detail"][0]["type"] == "not_found"
-    assert client.post(URL, json={"prompt": "a" * 70_000}).json()["detail"][0]["type"] == "payload_too_large"
+    assert client.post(URL, json={"prompt": "a" * 140_000}).json()["detail"][0]["type"] == "payload_too_large"
     pool.status = PoolStatus()
     refused = client.post(URL, json={"prompt": "a"})
     assert (refused.status_code, refused.json()["detail"][0]["type"]) == (503, "not_ready")

@@ -45,7 +45,9 @@ def test_each_encoder_reads_its_own_text(reader: PromptReader) -> None:
     recipe = Recipe(prompt="a", prompt_2="b" * 80, negative_prompt="c", negative_prompt_2="d" * 160)
     negative, prompt = reader.read(recipe, 150).rows
     alone = [reader.read(Recipe(prompt=text, negative_prompt="d" * 80)).rows[1] for text in ("a", "b" * 80)]
-    assert prompt.chunks == tuple(zip(*([row[place] for row in each.chunks] for place, each in enumerate(alone))))
+    assert prompt.chunks == tuple(
+        zip(*([row[place] for row in each.chunks] for place, each in enumerate(alone)), strict=True)
+    )
     assert len(negative.chunks) == 2
     assert reader.read(recipe, 75).warnings == (
         f"prompt_2 is longer than the model can read; it does not see: {'b' * 5}",
@@ -81,7 +83,7 @@ def test_reading_does_not_disturb_encoding_on_another_thread(checkpoint: Checkpo
     def read() -> None:
         while not stop.is_set():
             try:
-                if reader._cut_anew(0, prompt, 1).unread != "x" * 5:
+                if reader._cut_anew(0, prompt, "plain", 1).unread != "x" * 5:
                     faults.append("reader: another end")
             except Exception as error:
                 faults.append(f"reader: {error}")

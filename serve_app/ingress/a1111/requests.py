@@ -51,7 +51,7 @@ def own_request(body: Txt2Img, request: type[GenerateRequest], most: int) -> Gen
         raise InvalidRequest(f"eta: {UNSUPPORTED}", "eta")
     said = body.model_dump(include={*_SAME, *_OURS, "steps", "cfg_scale"}, exclude_unset=True, exclude={"mask_blur"})
     fields = {_OWN.get(name, name): value for name, value in said.items()} | _pictures(body)
-    fields |= {"scheduler": scheduler, "num_images": _number(body, most)}
+    fields |= {"scheduler": scheduler, "prompt_syntax": "weighted", "num_images": _number(body, most)}
     with renamed(NAMES):
         return own_or_invalid(request, **fields)
 
