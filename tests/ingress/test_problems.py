@@ -301,7 +301,7 @@ def test_too_large_a_body_is_a_413(client: TestClient, chunked: bool) -> None:
     response = client.post("/generate", content=content, headers={"content-type": "application/json"})
     assert response.status_code == 413
     assert response.json()["error"]["type"] == "payload_too_large"
-    assert "60000 bytes" in response.json()["error"]["message"]
+    assert "120000 bytes" in response.json()["error"]["message"]
 
 
 @pytest.mark.parametrize(

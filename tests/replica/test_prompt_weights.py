@@ -107,3 +107,6 @@ def test_what_is_not_read_of_a_prompt_in_parts_is_named(checkpoint: Checkpoint) 
     recipe = Recipe(prompt="(a:1.2)bc BREAK (de:1.1)f BREAK g", prompt_syntax="weighted")
     (warning,) = PromptReader(checkpoint.pipe).read(recipe, 75).warnings
     assert warning.endswith("it does not see: def g")
+    recipe = Recipe(prompt=f"(ab:1.2){'c' * 80}", prompt_syntax="weighted")
+    (warning,) = PromptReader(checkpoint.pipe).read(recipe, 75).warnings
+    assert warning.endswith(f"it does not see: {'c' * 7}")
