@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
-from serve_app.recipe import Output, Recipe, SchedulerName
+from serve_app.recipe import USUAL_PROMPT_TOKENS, Output, Recipe, SchedulerName
 from serve_app.schemas import ModelInfo
 
 Stage = Literal["prompt", "unet", "vae", "preview", "file"]
@@ -36,6 +36,8 @@ class Slot:
     canvas: Any = None
     generation: str = ""
     """The id of the request, for logs."""
+    max_prompt_tokens: int = USUAL_PROMPT_TOKENS
+    """How much of each prompt is read."""
 
     @property
     def name(self) -> str:

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict
 from serve_app import __version__
 from serve_app.exif import user_comment
 from serve_app.messages import Slot
-from serve_app.recipe import Output, Recipe, SchedulerName
+from serve_app.recipe import PROMPTS, Output, Recipe, SchedulerName
 from serve_app.schemas import GenerateRequest, ModelInfo
 
 SAMPLERS: dict[SchedulerName, str] = {
@@ -84,11 +84,24 @@ def parameters_text(slot: Slot, model: ModelInfo) -> str:
         "Size": f"{recipe.width}x{recipe.height}",
         "Model hash": model.hash,
         "Model": _quoted(model.name),
+        **_emphasis(recipe),
+        **{name: _quoted(text) for name, text in _of_second_encoder(recipe) if text},
         **_of_pictures(recipe),
         "Version": f"parallel-sdxl {__version__}",
     }
     lines.append(", ".join(f"{name}: {value}" for name, value in values.items()))
     return "\n".join(lines)
+
+
+def _emphasis(recipe: Recipe) -> dict[str, str]:
+    """Return what A1111's web UI must know of prompts with brackets to read them as they were read here."""
+    prompts = (getattr(recipe, field) or "" for field in PROMPTS)
+    has_brackets = any("(" in prompt or "[" in prompt for prompt in prompts)
+    return {"Emphasis": "No norm" if recipe.prompt_syntax == "weighted" else "None"} if has_brackets else {}
+
+
+def _of_second_encoder(recipe: Recipe) -> tuple[tuple[str, str | None], ...]:
+    return ("Prompt 2", recipe.prompt_2), ("Negative prompt 2", recipe.negative_prompt_2)
 
 
 def _of_pictures(recipe: Recipe) -> dict[str, object]:

@@ -6,11 +6,16 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 SchedulerName = Literal["euler", "euler_a", "dpmpp_2m", "dpmpp_2m_karras", "ddim", "unipc"]
+PromptSyntax = Literal["plain", "weighted"]
 OutputFormat = Literal["png", "jpeg", "webp"]
 
 SEED_SPAN = 2**32
 """Seeds are taken modulo this number."""
 LONGEST_TEXT = 2000
+CHUNK_TOKENS = 75
+"""How much of a prompt CLIP reads at once."""
+USUAL_PROMPT_TOKENS, MOST_PROMPT_CHUNKS = 3 * CHUNK_TOKENS, 8
+"""How much of a prompt a service reads by default, and at most."""
 LARGEST_PADDING = 8192
 RANDOM = -1
 """Asks for a random seed, as in most image tools."""
@@ -21,6 +26,18 @@ _HASH_DIGITS = 16
 
 OF_MASKS = ("mask_blur", "padding_mask_crop", "keep_outside")
 """The settings that only a mask gives a meaning."""
+PROMPTS = ("prompt", "prompt_2", "negative_prompt", "negative_prompt_2")
+OF_CONDITIONING = (
+    "prompt_2",
+    "negative_prompt_2",
+    "original_size",
+    "crops_coords_top_left",
+    "target_size",
+    "negative_original_size",
+    "negative_crops_coords_top_left",
+    "negative_target_size",
+)
+"""Further inputs of SDXL, as diffusers' pipeline names and treats them."""
 OF_PICTURES = ("init_image", "mask_image", "strength", *OF_MASKS)
 """The settings that only a picture to go on from gives a meaning."""
 
@@ -39,6 +56,13 @@ def picture_hash(file: bytes) -> str:
 Seed = Annotated[int, Field(ge=0, lt=SEED_SPAN), BeforeValidator(_not_random)]
 FirstSeed = Annotated[int, Field(ge=RANDOM, lt=SEED_SPAN), AfterValidator(lambda n: None if n == RANDOM else n)]
 """A seed; `RANDOM` becomes None."""
+
+
+LARGEST_SIDE = 2**14
+"""The largest size that the UNet can be told: half precision ends at 65504."""
+Pixels = Annotated[int, Field(ge=0, le=LARGEST_SIDE)]
+Pair = Annotated[tuple[Pixels, ...], Field(min_length=2, max_length=2, strict=False)]
+"""Height and width, or top and left."""
 
 
 def _whole(value: Any) -> Any:
@@ -87,6 +111,17 @@ class Recipe(Body):
     prompt: str = Field(min_length=1, max_length=LONGEST_TEXT, description="What to generate.")
     negative_prompt: str = Field(
         default="", max_length=LONGEST_TEXT, description="What to avoid; needs a guidance_scale above 1."
+    )
+    prompt_2: str | None = Field(
+        default=None, max_length=LONGEST_TEXT, description="What the second text encoder reads. Null: the prompt."
+    )
+    negative_prompt_2: str | None = Field(
+        default=None, max_length=LONGEST_TEXT, description="The same of the negative prompt. Null: negative_prompt."
+    )
+    prompt_syntax: PromptSyntax = Field(
+        default="plain",
+        description="How prompts are read. `weighted`: `(word:1.3)`, `(word)`, `[word]` and BREAK as in A1111's web "
+        "UI; `plain`: as words.",
     )
     width: int = Field(default=256, multiple_of=8, description="Width in pixels.")
     height: int = Field(default=256, multiple_of=8, description="Height in pixels.")
@@ -143,6 +178,29 @@ class Recipe(Body):
         "model makes of them.",
     )
 
+    original_size: Pair | None = Field(
+        default=None,
+        description="Height and width that the model is told a training picture had: small ones look blurred. "
+        "Null: those of the picture.",
+    )
+    crops_coords_top_left: Pair = Field(
+        default=(0, 0), description="Top and left of what the model is told was cut out of it; 0, 0 centres things."
+    )
+    target_size: Pair | None = Field(
+        default=None,
+        description="Height and width that the model is told the picture has. Null: those of the picture.",
+    )
+    negative_original_size: Pair | None = Field(
+        default=None,
+        description="What to avoid: the model is told it beside the negative prompt. With negative_target_size. "
+        "Null: as for the prompt.",
+    )
+    negative_crops_coords_top_left: Pair = Field(
+        default=(0, 0), description="The crop to avoid; only with negative_original_size and negative_target_size."
+    )
+    negative_target_size: Pair | None = Field(
+        default=None, description="The target size to avoid; with negative_original_size. Null: as for the prompt."
+    )
     loras: Annotated[tuple[Lora, ...], Field(strict=False)] = Field(
         default=(), description="Adapters (LoRA) to generate with, each at most once; their order does not count."
     )
@@ -173,8 +231,9 @@ class Recipe(Body):
 
     @property
     def without_meaning(self) -> set[str]:
-        """The settings that have no meaning here, because there is no picture to go on from."""
-        return set() if self.init_image else set(OF_PICTURES)
+        """The settings that say nothing here: those of a picture to go on from without one, and others left out."""
+        unset = {name for name in OF_CONDITIONING if getattr(self, name) == type(self).model_fields[name].default}
+        return unset if self.init_image else unset | set(OF_PICTURES)
 
 
 class Output(Body):

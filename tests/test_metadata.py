@@ -30,7 +30,8 @@ XMP = '<a xmlns:psdxl="urn:parallel-sdxl:1" psdxl:parameters="%s"/>'
 TEXT = (
     'a <red> "apple" & 苹果 🍎\nNegative prompt: dull\n'
     "Steps: 4, Sampler: DPM++ 2M Karras, CFG scale: 5.5, CFG rescale: 0.7, Seed: 4294967295, Size: 48x64, "
-    f"Model hash: 0123456789, Model: sdxl, Version: parallel-sdxl {__version__}"
+    'Model hash: 0123456789, Model: sdxl, Emphasis: No norm, Prompt 2: "ink\\u002c (wash)", '
+    f"Version: parallel-sdxl {__version__}"
 )
 
 
@@ -45,6 +46,9 @@ def slot() -> Slot:
         scheduler="dpmpp_2m_karras",
         guidance_scale=5.5,
         guidance_rescale=0.7,
+        prompt_2="ink, (wash)",
+        prompt_syntax="weighted",
+        original_size=(512, 768),
     )
 
 
@@ -73,6 +77,11 @@ def test_the_others_have_it_as_a_user_comment(slot: Slot, output_format: OutputF
     assert comment[8:].decode("utf-16-be") == TEXT
 
 
+def test_a_prompt_with_brackets_says_that_they_are_words() -> None:
+    assert ", Emphasis: None, " in opened(make_slot(prompt="a cat (1990)"), "png").info["parameters"]
+    assert "Emphasis" not in opened(make_slot(), "png").info["parameters"]
+
+
 def test_no_negative_prompt_no_line(slot: Slot) -> None:
     assert "Negative" not in opened(make_slot(), "png").info["parameters"]
 
@@ -93,6 +102,9 @@ def test_every_format_holds_the_request_for_this_one_picture(slot: Slot, output_
         "num_inference_steps": 4,
         "guidance_scale": 5.5,
         "guidance_rescale": 0.7,
+        "prompt_2": "ink, (wash)",
+        "prompt_syntax": "weighted",
+        "original_size": [512, 768],
         "scheduler": "dpmpp_2m_karras",
         "output_format": output_format,
         "output_compression": None,

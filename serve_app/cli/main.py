@@ -128,6 +128,15 @@ def generate(
         Seeds | None, typer.Option(parser=Seeds.parse, metavar="7,8,1234", help="The seeds, instead of --seed and -n.")
     ] = None,
     negative_prompt: Annotated[str | None, typer.Option(callback=_text, help="What to avoid.")] = None,
+    prompt_2: Annotated[
+        str | None, typer.Option("--prompt-2", callback=_text, help="What the second text encoder reads.")
+    ] = None,
+    negative_prompt_2: Annotated[
+        str | None, typer.Option("--negative-prompt-2", callback=_text, help="What the second is to avoid.")
+    ] = None,
+    prompt_syntax: Annotated[
+        str | None, typer.Option(help="plain, or weighted to read (word:1.3), [word] and BREAK.")
+    ] = None,
     size: Annotated[
         Size | None, typer.Option(parser=Size.parse, metavar="WxH", help="Width and height in pixels.")
     ] = None,
@@ -188,6 +197,9 @@ def generate(
         "seed": seed,
         "seeds": list(seeds.seeds) if seeds else None,
         "negative_prompt": negative_prompt,
+        "prompt_2": prompt_2,
+        "negative_prompt_2": negative_prompt_2,
+        "prompt_syntax": prompt_syntax,
         "width": size.width if size else None,
         "height": size.height if size else None,
         "num_inference_steps": steps,

@@ -305,7 +305,8 @@ class FanOut:
     def _plan(self, request: GenerateRequest, canvas: Any, warnings: Sequence[str]) -> Plan:
         """Return the plan of a request with a reference to its canvas, and with these warnings first."""
         self._require_running()
-        plan = plan_of(request, self._pool.any_replica, self._args.request_timeout_s, canvas)
+        longest_s, max_tokens = self._args.request_timeout_s, self._args.limits.max_prompt_tokens
+        plan = plan_of(request, self._pool.any_replica, longest_s, max_tokens, canvas)
         return replace(plan, warnings=[*warnings, *plan.warnings])
 
     def _require_running(self) -> None:

@@ -32,11 +32,11 @@ class Conditioning(NamedTuple):
         guidance = embedded_guidance(recipe, checkpoint)
         if guidance is not None:
             embeddings = embeddings[-1:]
-        size = torch.tensor([[recipe.height, recipe.width, 0, 0, recipe.height, recipe.width]], dtype=checkpoint.dtype)
+        time_ids = torch.tensor(_time_ids(recipe)[-len(embeddings) :], dtype=checkpoint.dtype)
         return cls(
             context=torch.cat([e.context for e in embeddings]),
             pooled=torch.cat([e.pooled for e in embeddings]),
-            time_ids=to_device(size.repeat(len(embeddings), 1), checkpoint.device),
+            time_ids=to_device(time_ids, checkpoint.device),
             guidance=guidance,
         )
 
@@ -73,3 +73,12 @@ def without_effect(recipe: Recipe, checkpoint: Checkpoint) -> Sequence[str]:
     if not recipe.guided or not takes_guidance(checkpoint):
         return ()  # without guidance they never have one, which the plan says
     return [f"{name} has no effect: this model is given the guidance scale" for name, value in ignored.items() if value]
+
+
+def _time_ids(recipe: Recipe) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return what the UNet is told of sizes beside the negative prompt and the prompt, as diffusers' pipeline does."""
+    size = (recipe.height, recipe.width)
+    told = (*(recipe.original_size or size), *recipe.crops_coords_top_left, *(recipe.target_size or size))
+    if recipe.negative_original_size is None or recipe.negative_target_size is None:
+        return told, told
+    return (*recipe.negative_original_size, *recipe.negative_crops_coords_top_left, *recipe.negative_target_size), told

@@ -11,20 +11,22 @@ from serve_app.replica.checkpoint import Checkpoint
 from serve_app.replica.compilation import Forward
 from serve_app.replica.conditioning import Conditioning
 from serve_app.replica.device import fast_layout
+from serve_app.replica.prompt_reader import ReadPrompts
 from serve_app.replica.trajectory import Trajectory
 from serve_app.replica.unet import UNetInputs
 
 
 @dataclass(frozen=True, slots=True)
 class CallGroup:
-    """What recipes must have in common to share a UNet call: the size, in pixels."""
+    """What slots must have in common to share a UNet call: the size in pixels, and how long their prompts are."""
 
     height: int
     width: int
+    prompt_chunks: int
 
     @classmethod
-    def of(cls, recipe: Recipe) -> Self:
-        return cls(recipe.height, recipe.width)
+    def of(cls, recipe: Recipe, prompts: ReadPrompts) -> Self:
+        return cls(recipe.height, recipe.width, prompts.chunks)
 
 
 class Denoiser:

@@ -15,8 +15,7 @@ from ray.exceptions import RayError
 from serve_app.config import AppArgs
 from serve_app.messages import Call, Generated, OpenCalls, ReplicaStatus, Slot, SlotEvent
 from serve_app.quiet import drop_access_log, drop_harmless_warnings
-from serve_app.recipe import Output, Recipe, SchedulerName
-from serve_app.side_work import side_work
+from serve_app.recipe import CHUNK_TOKENS, Output, Recipe, SchedulerName
 
 logger = logging.getLogger("ray.serve")
 
@@ -55,7 +54,6 @@ class Replica:
             from serve_app.replica.leases import Leases
             from serve_app.replica.loading import load
             from serve_app.replica.pixels import PixelStore
-            from serve_app.replica.prompts import PromptReader
 
         self._args = args
         self._leases = Leases()
@@ -66,7 +64,6 @@ class Replica:
         loaded = time.perf_counter()
         self._counting = Counting(args)
         self._engine = Engine(self._checkpoint, args.engine, args.preview, self._counting)
-        self._reader = PromptReader(self._checkpoint.pipe)
         slots = _warm_up_slots(args, self._checkpoint.scheduler)
         await asyncio.wrap_future(self._engine.start(slots))
         warm = time.perf_counter()
@@ -128,14 +125,12 @@ class Replica:
             self._engine.cancel(job)
 
     async def _told(self, generated: Generated, slot: Slot) -> Generated:
-        """Return a picture with what the model has not read of its prompts, and its pixels left in the object store."""
+        """Return a picture with what has no effect on this model, and its pixels left in the object store."""
         from serve_app.replica.conditioning import without_effect
 
-        warnings = [*generated.warnings, *without_effect(slot.recipe, self._checkpoint)]
-        with side_work("it is not known whether the model has read the whole prompt", warnings):
-            warnings += self._reader.warnings(slot.recipe)
+        warnings = (*generated.warnings, *without_effect(slot.recipe, self._checkpoint))
         pixels = None if generated.pixels is None else await self._pixels.put(generated.pixels)
-        return replace(generated, pixels=pixels, warnings=tuple(warnings))
+        return replace(generated, pixels=pixels, warnings=warnings)
 
     async def poll(self, open_calls: OpenCalls) -> ReplicaStatus:
         """Return this replica's status, and drop the calls that the caller no longer waits for."""
@@ -225,13 +220,14 @@ def _own_id() -> str:
 
 
 def _warm_up_slots(args: AppArgs, scheduler: SchedulerName) -> list[Slot]:
-    """Return slots that use everything once: guidance, a preview, the decoder and a file."""
+    """Return slots that use everything once, for each size and length of a prompt: guidance, previews, files."""
+    lengths = range(1, args.engine.warm_up_prompt_chunks + 1)
     return [
         Slot(
             index=0,
             seed=0,
             recipe=Recipe(
-                prompt="warm-up",
+                prompt="a " * (CHUNK_TOKENS * (chunks - 1) + 1),
                 width=width,
                 height=height,
                 num_inference_steps=2,
@@ -240,6 +236,8 @@ def _warm_up_slots(args: AppArgs, scheduler: SchedulerName) -> list[Slot]:
             ),
             output=Output(),
             preview_steps=frozenset({1}),
+            max_prompt_tokens=CHUNK_TOKENS * chunks,
         )
         for width, height in args.warm_up_sizes
+        for chunks in lengths
     ]

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import torch
@@ -30,6 +30,7 @@ from serve_app.replica.model_runner import ModelRunner, Running
 from serve_app.replica.observer import Observer
 from serve_app.replica.output_processor import OutputProcessor
 from serve_app.replica.previews import PreviewPace
+from serve_app.replica.prompt_reader import ReadPrompts
 from serve_app.replica.watchdog import Watchdog
 
 logger = logging.getLogger("ray.serve")
@@ -46,9 +47,10 @@ Post = Callable[[SlotEvent | Exception], None]
 
 @dataclass(frozen=True, slots=True)
 class Submission:
-    """A slot, the receiver of its events, and what it costs."""
+    """A slot, its prompts, the receiver of its events, and what it costs."""
 
     slot: Slot
+    prompts: ReadPrompts
     post: Post
     bill: Bill = field(default_factory=Bill)
 
@@ -121,10 +123,12 @@ class Engine:
 
     def submit(self, slot: Slot, post: Post) -> SlotJob:
         """Queue a slot; its events go to `post`. Raises SlotReturned if the engine has a fault."""
+        prompts = self._models.read(slot)
         with self._changed:
             if self._fault is not None:
                 raise SlotReturned(self._fault)
-            job = self._batcher.submit(Submission(slot, guarded(post)), CallGroup.of(slot.recipe))
+            group = CallGroup.of(slot.recipe, prompts)
+            job = self._batcher.submit(Submission(slot, prompts, guarded(post)), group)
             self._changed.notify()
         return job
 
@@ -186,9 +190,9 @@ class Engine:
         while job := self._next_admitted():
             slot, bill = job.payload.slot, job.payload.bill
             work = ("preparing a picture", *job.payload.size) if self._models.encodes(slot) else ("preparing a slot",)
-            self._observer.begun(job.payload.size)
+            self._observer.begun(job.payload.size, job.payload.prompts.chunks)
             with self._failing([job]), self._watchdog.watching(*work), self._meter.charging("prompt", [bill]):
-                self._running[job] = self._models.begin(slot)
+                self._running[job] = self._models.begin(slot, job.payload.prompts)
 
     def _next_admitted(self) -> SlotJob | None:
         with self._changed:
@@ -260,7 +264,8 @@ class Engine:
                 return
             self._batcher.mark_finished(job)
         self._meter.ended(job.payload.bill, "succeeded")
-        job.payload.post(outcome)  # last, so that the counts include it once a client has the picture
+        told = replace(outcome, warnings=(*outcome.warnings, *job.payload.prompts.warnings))
+        job.payload.post(told)  # last, so that the counts include it once a client has the picture
 
     def _deliver_preview(self, job: SlotJob, pace: PreviewPace, outcome: Preview | Exception) -> None:
         match outcome:

@@ -11,6 +11,7 @@ from serve_app.errors import CheckpointError
 from serve_app.recipe import Recipe
 from serve_app.replica.checkpoint import Checkpoint
 from serve_app.replica.denoise import Denoiser
+from serve_app.replica.prompt_reader import PromptReader
 from serve_app.replica.prompts import PromptEncoder
 from serve_app.replica.trajectory import Trajectory
 from serve_app.replica.unet import eager
@@ -101,7 +102,10 @@ def _measure(checkpoint: Checkpoint, model: ModelConfig, fewest_features: int) -
         linear.register_forward_pre_hook(watch(name))
         for name, linear in large_linears(checkpoint.unet, fewest_features)
     ]
-    encoder = PromptEncoder(checkpoint.pipe, checkpoint.device, len(_PROMPTS) + 2)
+    reader, encoder = (
+        PromptReader(checkpoint.pipe),
+        PromptEncoder(checkpoint.pipe, checkpoint.device, len(_PROMPTS) + 2),
+    )
     denoiser = Denoiser(checkpoint, eager(checkpoint.unet))  # a CUDA graph does not call hooks
     for seed, prompt in enumerate(_PROMPTS):
         recipe = Recipe(
@@ -111,7 +115,7 @@ def _measure(checkpoint: Checkpoint, model: ModelConfig, fewest_features: int) -
             num_inference_steps=_STEPS,
             guidance_scale=model.guidance_scale,
         )
-        trajectory = Trajectory.of(recipe, seed, checkpoint, encoder.conditions(recipe))
+        trajectory = Trajectory.of(recipe, seed, checkpoint, encoder.conditions(reader.read(recipe)))
         while not trajectory.done:
             trajectory.advance(denoiser.predict([trajectory])[0])
     for hook in hooks:

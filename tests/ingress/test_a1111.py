@@ -102,6 +102,14 @@ def test_what_sillytavern_asks_for(client: TestClient) -> None:
     assert (progress["progress"], progress["state"]["job_count"]) == (0.0, 0)
 
 
+def test_prompts_have_weights(client: TestClient, pool: FakePool) -> None:
+    _, info = answer(client, prompt="a (cat:1.3) [dull] BREAK {x|y}", prompt_2="ink", original_size=[512, 512])
+    recipe = pool.slots[0].recipe
+    assert (recipe.prompt_syntax, recipe.prompt_2, recipe.original_size) == ("weighted", "ink", (512, 512))
+    assert info["warnings"] == ["prompt: read as plain words: {x|y}; only weights and BREAK are read"]
+    assert ", Emphasis: No norm, " in info["infotexts"][0]
+
+
 def test_batches_fan_out_with_consecutive_seeds(client: TestClient, pool: FakePool) -> None:
     images, info = answer(client, n_iter=3, batch_size=2, seed=7)
     assert images == [f"picture{seed}" for seed in range(7, 13)]

@@ -21,6 +21,7 @@ from tests.fakes import FakePool, Metrics, NoPeers
 from tests.ingress.conftest import ARGS, client_of
 from tests.ingress.hostile import half, plain, saved
 
+ADVICE = "weights, LoRAs and other such syntax are not read with prompt_syntax: plain"
 URL = "/fal-ai/fast-sdxl"
 
 
@@ -169,9 +170,16 @@ def test_what_belongs_to_a_queue_is_a_404_that_says_so(client: TestClient, metho
     assert "this service has no queue" in response.json()["detail"][0]["msg"]
 
 
+def test_what_fal_does_not_have_is_taken_too(client: TestClient, pool: FakePool) -> None:
+    further = {"prompt_2": "ink", "prompt_syntax": "weighted", "original_size": [512, 768]}
+    assert client.post(URL, json={"prompt": "a", **further}).status_code == 200
+    recipe = pool.slots[0].recipe
+    assert (recipe.prompt_2, recipe.prompt_syntax, recipe.original_size) == ("ink", "weighted", (512, 768))
+
+
 def test_every_other_error_is_in_fals_words(client: TestClient, pool: FakePool) -> None:
     assert client.get("/fal-ai/flux").json()["detail"][0]["type"] == "not_found"
-    assert client.post(URL, json={"prompt": "a" * 70_000}).json()["detail"][0]["type"] == "payload_too_large"
+    assert client.post(URL, json={"prompt": "a" * 140_000}).json()["detail"][0]["type"] == "payload_too_large"
     pool.status = PoolStatus()
     refused = client.post(URL, json={"prompt": "a"})
     assert (refused.status_code, refused.json()["detail"][0]["type"]) == (503, "not_ready")
@@ -212,8 +220,8 @@ def test_what_a_person_should_know_is_said(client: TestClient, route: str) -> No
     answer = frames_of(response)[-1] if route else response.json()
     assert answer["warnings"] == [
         "negative_prompt has no effect: guidance_scale is 1 or less",
-        "prompt: read as plain words: (red:1.4); weights, LoRAs and other such syntax are not supported",
-        "negative_prompt: read as plain words: [dull]; weights, LoRAs and other such syntax are not supported",
+        f"prompt: read as plain words: (red:1.4); {ADVICE}",
+        f"negative_prompt: read as plain words: [dull]; {ADVICE}",
     ]
 
 

@@ -347,7 +347,7 @@ def test_a_stream_has_urls_if_they_are_asked_for(serve: Callable[..., OpenAI]) -
 def test_every_error_below_v1_is_in_openais_words(
     client: TestClient, method: str, path: str, status: int, code: str
 ) -> None:
-    response = client.request(method, path, json={"prompt": "a" * 70_000})
+    response = client.request(method, path, json={"prompt": "a" * 140_000})
     error = response.json()["error"]
     assert (response.status_code, error["type"], error["code"], error["param"]) == (
         status,

@@ -104,6 +104,7 @@ def test_every_option_reaches_the_service(app: Running, tmp_path: Path) -> None:
         "num_inference_steps": 3,
         "guidance_scale": 2.5,
         "guidance_rescale": 0.0,
+        "prompt_syntax": "plain",
         "scheduler": "ddim",
         "output_format": "webp",
         "output_compression": 80,

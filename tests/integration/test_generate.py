@@ -105,7 +105,7 @@ def test_timings_add_up(app: Running) -> None:
 
 
 def test_a_long_prompt_is_cut_with_a_warning(app: Running) -> None:
-    prompt = "x" * 75 + " and a lighthouse"
+    prompt = "x" * 225 + " and a lighthouse"
     body = {"prompt": prompt, "num_images": 1, "num_inference_steps": 9}  # fewer would be a warning too
     (warning,) = app.generate(**body)["warnings"]
     assert warning.endswith("it does not see: and a lighthouse")

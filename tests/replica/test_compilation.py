@@ -28,6 +28,7 @@ from serve_app.replica.conditioning import Conditioning
 from serve_app.replica.decode import Decoder
 from serve_app.replica.denoise import Denoiser
 from serve_app.replica.previews import PreviewDecoder
+from serve_app.replica.prompt_reader import PromptReader
 from serve_app.replica.prompts import PromptEncoder
 from serve_app.replica.trajectory import Trajectory
 from serve_app.replica.unet import UNetInputs, eager, make_forward
@@ -105,7 +106,8 @@ def fresh(small_path: Path, compiler: None) -> Checkpoint:
 
 def trajectory(checkpoint: Checkpoint, slot: Slot) -> Trajectory:
     encoder = PromptEncoder(checkpoint.pipe, checkpoint.device, 4)
-    return Trajectory.of(slot.recipe, slot.seed, checkpoint, encoder.conditions(slot.recipe))
+    prompts = PromptReader(checkpoint.pipe).read(slot.recipe)
+    return Trajectory.of(slot.recipe, slot.seed, checkpoint, encoder.conditions(prompts))
 
 
 def fail_where_nothing_fits(monkeypatch: pytest.MonkeyPatch) -> None:

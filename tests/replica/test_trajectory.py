@@ -9,6 +9,7 @@ from serve_app.recipe import SchedulerName
 from serve_app.replica.checkpoint import Checkpoint
 from serve_app.replica.conditioning import Conditioning, without_effect
 from serve_app.replica.denoise import Denoiser
+from serve_app.replica.prompt_reader import PromptReader
 from serve_app.replica.prompts import PromptEncoder
 from serve_app.replica.schedulers import make_scheduler, set_steps
 from serve_app.replica.start import Start
@@ -24,7 +25,8 @@ STEPS = 4
 def test_a_trajectory_can_begin_at_any_step(name: SchedulerName, checkpoint: Checkpoint) -> None:
     """Begun with another's latents at that step, it gives the same latents from there on."""
     recipe = make_slot(scheduler=name, num_inference_steps=STEPS).recipe
-    embeddings = PromptEncoder(checkpoint.pipe, checkpoint.device, 4).conditions(recipe)
+    prompts = PromptReader(checkpoint.pipe).read(recipe)
+    embeddings = PromptEncoder(checkpoint.pipe, checkpoint.device, 4).conditions(prompts)
     denoiser = Denoiser(checkpoint, eager(checkpoint.unet))
     whole = Trajectory.of(recipe, 7, checkpoint, embeddings)
     passed = [whole.latents]
@@ -50,9 +52,10 @@ def test_a_conditioning_has_a_row_for_each_of_its_embeddings(
 ) -> None:
     encoder = PromptEncoder(checkpoint.pipe, checkpoint.device, 4)
     recipe = make_slot(guidance_scale=guidance_scale, width=128).recipe
-    conditioning = Conditioning.of(recipe, checkpoint, encoder.conditions(recipe))
+    prompts = PromptReader(checkpoint.pipe).read(recipe)
+    conditioning = Conditioning.of(recipe, checkpoint, encoder.conditions(prompts))
     assert [len(part) for part in conditioning if part is not None] == [rows] * 3
-    assert torch.equal(conditioning.context[-1:], encoder.encode("a red apple").context), "the prompt's comes last"
+    assert torch.equal(conditioning.context[-1:], encoder.encode(prompts.rows[-1]).context), "the prompt's comes last"
     assert conditioning.time_ids.tolist() == [[64, 128, 0, 0, 64, 128]] * rows
 
 
