@@ -1,6 +1,6 @@
 """One UNet call for many slots, which may differ in prompt, step, scheduler and guidance."""
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -17,14 +17,16 @@ from serve_app.replica.unet import UNetInputs
 
 @dataclass(frozen=True, slots=True)
 class CallGroup:
-    """What recipes must have in common to share a UNet call: the size, in pixels."""
+    """What slots must have in common to share a UNet call: the size, in pixels, and the UNet's weights."""
 
     height: int
     width: int
+    adapters: Hashable = None
 
     @classmethod
-    def of(cls, recipe: Recipe) -> Self:
-        return cls(recipe.height, recipe.width)
+    def of(cls, recipe: Recipe, adapters: Hashable = None) -> Self:
+        """Return a recipe's group. `adapters` tells its adapters from others; None: there are none."""
+        return cls(recipe.height, recipe.width, adapters)
 
 
 class Denoiser:

@@ -25,6 +25,7 @@ from serve_app.replica.denoise import CallGroup
 from serve_app.replica.device import RunAhead
 from serve_app.replica.failures import Failure, failure_of, slot_failure
 from serve_app.replica.guarded import GuardedObserver, guarded
+from serve_app.replica.lora.sets import NO_ADAPTERS, Adapters, WeightSet
 from serve_app.replica.meter import Bill, Meter
 from serve_app.replica.model_runner import ModelRunner, Running
 from serve_app.replica.observer import Observer
@@ -46,10 +47,11 @@ Post = Callable[[SlotEvent | Exception], None]
 
 @dataclass(frozen=True, slots=True)
 class Submission:
-    """A slot, the receiver of its events, and what it costs."""
+    """A slot, the receiver of its events, its adapters, and what it costs."""
 
     slot: Slot
     post: Post
+    adapters: Adapters = NO_ADAPTERS
     bill: Bill = field(default_factory=Bill)
 
     @property
@@ -65,12 +67,18 @@ class Engine:
     """Generates slots. `submit`, `cancel` and `load` may be called from any thread."""
 
     def __init__(
-        self, checkpoint: Checkpoint, config: EngineConfig, preview: PreviewConfig, observer: Observer
+        self,
+        checkpoint: Checkpoint,
+        config: EngineConfig,
+        preview: PreviewConfig,
+        observer: Observer,
+        weight_sets: int = 0,
     ) -> None:
+        """Take a loaded model, and for how many combinations of adapters to keep weights ready."""
         self._config = config
         self._observer = GuardedObserver(observer)
         self._watchdog = Watchdog(config.stall_timeout_s)
-        self._models = ModelRunner(checkpoint, config, preview)
+        self._models = ModelRunner(checkpoint, config, preview, weight_sets)
         self._run_ahead = RunAhead(checkpoint.device)
         self._meter = Meter(checkpoint.device, self._observer)
         self._outputs = OutputProcessor(
@@ -79,7 +87,7 @@ class Engine:
         self._torch_threads = torch.get_num_threads()
         self._thread: threading.Thread | None = None
         self._changed = threading.Condition()  # guards the next three
-        self._batcher = Batcher[Submission](config.max_batch_size, config.images_per_call)
+        self._batcher = Batcher[Submission](config.max_batch_size, config.images_per_call, weight_sets)
         self._stopping = False
         self._fault: str | None = None
         self._running: dict[SlotJob, Running] = {}
@@ -119,12 +127,15 @@ class Engine:
         if stalled := self._watchdog.stalled():
             self._break_down(stalled)
 
-    def submit(self, slot: Slot, post: Post) -> SlotJob:
+    def submit(self, slot: Slot, post: Post, adapters: Adapters = NO_ADAPTERS) -> SlotJob:
         """Queue a slot; its events go to `post`. Raises SlotReturned if the engine has a fault."""
+        weights = adapters.key or None
         with self._changed:
             if self._fault is not None:
                 raise SlotReturned(self._fault)
-            job = self._batcher.submit(Submission(slot, guarded(post)), CallGroup.of(slot.recipe))
+            job = self._batcher.submit(
+                Submission(slot, guarded(post), adapters), CallGroup.of(slot.recipe, weights), weights
+            )
             self._changed.notify()
         return job
 
@@ -188,7 +199,10 @@ class Engine:
             work = ("preparing a picture", *job.payload.size) if self._models.encodes(slot) else ("preparing a slot",)
             self._observer.begun(job.payload.size)
             with self._failing([job]), self._watchdog.watching(*work), self._meter.charging("prompt", [bill]):
-                self._running[job] = self._models.begin(slot)
+                self._running[job] = self._models.begin(slot, job.payload.adapters, self._weights_in_use())
+
+    def _weights_in_use(self) -> set[WeightSet]:
+        return {running.weights for running in self._running.values()}
 
     def _next_admitted(self) -> SlotJob | None:
         with self._changed:
@@ -208,12 +222,12 @@ class Engine:
 
     def _advance(self, jobs: Sequence[SlotJob]) -> None:
         """Advance jobs of one group by one step with one UNet call."""
-        trajectories = [self._running[job].trajectory for job in jobs]
+        running = [self._running[job] for job in jobs]
         with self._meter.charging("unet", [job.payload.bill for job in jobs], jobs[0].payload.size):
-            predictions = self._models.denoiser.predict(trajectories)
-            for job, trajectory, prediction in zip(jobs, trajectories, predictions, strict=True):
+            predictions = self._models.predict(running)
+            for job, own, prediction in zip(jobs, running, predictions, strict=True):
                 with self._failing([job]):
-                    trajectory.advance(prediction)
+                    own.trajectory.advance(prediction)
         self._run_ahead.step_launched()  # device errors are raised here
         self._meter.settle()
 

@@ -2,7 +2,7 @@
 
 import copy
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +12,7 @@ from serve_app.recipe import Recipe
 from serve_app.replica.attention import prompt_context
 from serve_app.replica.cuda_graphs import with_cuda_graphs
 from serve_app.replica.device import to_device
+from serve_app.replica.lora.sets import WeightSet
 
 _LONGEST_LOWER_CASE = 1.5
 """By how much lower-casing, which CLIP's tokenizers do first, can lengthen a text in bytes."""
@@ -63,41 +64,46 @@ class PromptEncoder:
         self._tokenizers = [tokenizer for tokenizer in (pipe.tokenizer, pipe.tokenizer_2) if tokenizer is not None]
         self._encoders = with_cuda_graphs(TextEncoders(pipe, device), device)
         self._cache_size = cache_size
-        self._cache: OrderedDict[str | None, PromptEmbedding] = OrderedDict()
+        self._own = WeightSet(pipe.unet)
+        self._cache: OrderedDict[tuple[str | None, Hashable], PromptEmbedding] = OrderedDict()
 
-    def conditions(self, recipe: Recipe) -> Sequence[PromptEmbedding]:
-        """Return a recipe's embeddings: the prompt's, preceded by the unconditional one if there is guidance."""
-        prompt = self.encode(recipe.prompt)
-        return [self.encode_negative(recipe.negative_prompt), prompt] if recipe.guided else [prompt]
+    def conditions(self, recipe: Recipe, weights: WeightSet | None = None) -> Sequence[PromptEmbedding]:
+        """Return a recipe's embeddings: the prompt's, preceded by the unconditional one if there is guidance.
 
-    def encode(self, prompt: str) -> PromptEmbedding:
+        `weights` are those of its adapters; None: the model's own.
+        """
+        prompt = self.encode(recipe.prompt, weights)
+        return [self.encode_negative(recipe.negative_prompt, weights), prompt] if recipe.guided else [prompt]
+
+    def encode(self, prompt: str, weights: WeightSet | None = None) -> PromptEmbedding:
         """Return the embedding of a prompt, cached if possible."""
-        return self._cached(prompt)
+        return self._cached(prompt, weights or self._own)
 
-    def encode_negative(self, negative_prompt: str) -> PromptEmbedding:
+    def encode_negative(self, negative_prompt: str, weights: WeightSet | None = None) -> PromptEmbedding:
         """Return the unconditional embedding. For an empty prompt it is all zeros if the checkpoint says so."""
-        if not negative_prompt and self._pipe.config.force_zeros_for_empty_prompt:
-            return self._cached(None)
-        return self._cached(negative_prompt)
+        zeros = not negative_prompt and self._pipe.config.force_zeros_for_empty_prompt
+        return self._cached(None if zeros else negative_prompt, weights or self._own)
 
     def warm_up(self) -> None:
         """Capture the text encoders' CUDA graph on a GPU; on a CPU, run them once."""
         self._encoders.warm_up(*self._ids(""))
 
-    def _cached(self, prompt: str | None) -> PromptEmbedding:
-        if prompt not in self._cache:
-            self._cache[prompt] = self._encode(prompt)
+    def _cached(self, prompt: str | None, weights: WeightSet) -> PromptEmbedding:
+        key = prompt, weights.adapters.key
+        if key not in self._cache:
+            self._cache[key] = self._encode(prompt, weights)
             if len(self._cache) > self._cache_size:
                 self._cache.popitem(last=False)
-        self._cache.move_to_end(prompt)
-        return self._cache[prompt]
+        self._cache.move_to_end(key)
+        return self._cache[key]
 
-    def _encode(self, prompt: str | None) -> PromptEmbedding:
-        tokens, pooled = self._encoders(*self._ids(prompt or ""))
+    def _encode(self, prompt: str | None, weights: WeightSet) -> PromptEmbedding:
+        with weights.text_encoders(self._pipe):
+            tokens, pooled = self._encoders(*self._ids(prompt or ""))
         if prompt is None:
             tokens, pooled = torch.zeros_like(tokens), torch.zeros_like(pooled)
         # Copy, because the next call overwrites the encoders' outputs.
-        return PromptEmbedding(prompt_context(self._pipe.unet, tokens), pooled.clone())
+        return PromptEmbedding(prompt_context(weights.unet, tokens), pooled.clone())
 
     def _ids(self, prompt: str) -> Sequence[torch.Tensor]:
         return [

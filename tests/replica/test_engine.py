@@ -14,6 +14,7 @@ from serve_app.messages import Generated, Preview, Progress
 from serve_app.replica.checkpoint import Checkpoint
 from serve_app.replica.denoise import Denoiser
 from serve_app.replica.engine import Engine
+from serve_app.replica.lora.sets import WeightSet
 from serve_app.replica.observer import Silent
 from serve_app.replica.prompts import PromptEmbedding, PromptEncoder
 from tests.conftest import Collector, MakeEngine, make_slot
@@ -310,9 +311,9 @@ def test_one_prompt_is_encoded_once_for_all_its_seeds(make_engine: MakeEngine, m
     encoded: list[str] = []
     encode = PromptEncoder._encode
 
-    def counting(encoder: PromptEncoder, prompt: str) -> PromptEmbedding:
+    def counting(encoder: PromptEncoder, prompt: str, weights: WeightSet) -> PromptEmbedding:
         encoded.append(prompt)
-        return encode(encoder, prompt)
+        return encode(encoder, prompt, weights)
 
     monkeypatch.setattr(PromptEncoder, "_encode", counting)
     make_engine().generate(*[make_slot(seed=s, negative_prompt="dull") for s in range(4)])
