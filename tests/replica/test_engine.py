@@ -182,8 +182,8 @@ def poisoned(monkeypatch: pytest.MonkeyPatch, poison: Callable[[PromptEmbedding]
     """Change the embedding of the prompt "poison"."""
     encode = PromptEncoder.encode
 
-    def poisoning(self: PromptEncoder, prompt: str) -> PromptEmbedding:
-        embedding = encode(self, prompt)
+    def poisoning(self: PromptEncoder, prompt: str, weights: WeightSet | None = None) -> PromptEmbedding:
+        embedding = encode(self, prompt, weights)
         return poison(embedding) if prompt == "poison" else embedding
 
     monkeypatch.setattr(PromptEncoder, "encode", poisoning)

@@ -33,7 +33,7 @@ class Place:
 
 
 @dataclass(frozen=True, slots=True)
-class Change:
+class Addition:
     """What one adapter adds to some rows of a module's weight."""
 
     rows: slice
@@ -41,7 +41,7 @@ class Change:
     scale: float
 
 
-Changes = Mapping[str, Sequence[Change]]
+Additions = Mapping[str, Sequence[Addition]]
 """By module name, in the order in which they are added."""
 
 
@@ -68,17 +68,17 @@ def shapes(model: nn.Module) -> Mapping[str, torch.Size]:
     return {name: _own(model, place.module)[place.rows].shape for name, place in places(model).items()}
 
 
-def changes(model: nn.Module, adapters: Sequence[tuple[Mapping[str, Delta], float]]) -> Changes:
+def changes(model: nn.Module, adapters: Sequence[tuple[Mapping[str, Delta], float]]) -> Additions:
     """Return what adapters, each with its scale, change in a model's modules."""
     where = places(model)
-    found: dict[str, list[Change]] = {}
+    found: dict[str, list[Addition]] = {}
     for deltas, scale in adapters:
         for name, delta in deltas.items():
-            found.setdefault(where[name].module, []).append(Change(where[name].rows, delta, scale))
+            found.setdefault(where[name].module, []).append(Addition(where[name].rows, delta, scale))
     return found
 
 
-def write(target: nn.Module, own: nn.Module, name: str, changed: Sequence[Change]) -> None:
+def write(target: nn.Module, own: nn.Module, name: str, changed: Sequence[Addition]) -> None:
     """Make a module of `target` that of `own` with changes; without any, its very bits."""
     module, pristine = target.get_submodule(name), _own(own, name)
     value = _merged(pristine, changed) if changed else pristine
@@ -89,8 +89,8 @@ def write(target: nn.Module, own: nn.Module, name: str, changed: Sequence[Change
 
 
 @contextmanager
-def merged(model: nn.Module, changed: Changes) -> Iterator[None]:
-    """Change a model for a while. Afterwards it has its own bits again."""
+def merged(model: nn.Module, changed: Additions) -> Iterator[None]:
+    """Addition a model for a while. Afterwards it has its own bits again."""
     kept = {name: _own(model, name).clone() for name in changed}
     try:
         for name, parts in changed.items():
@@ -108,7 +108,7 @@ def _own(model: nn.Module, name: str) -> torch.Tensor:
     return weight
 
 
-def _merged(pristine: torch.Tensor, parts: Sequence[Change]) -> torch.Tensor:
+def _merged(pristine: torch.Tensor, parts: Sequence[Addition]) -> torch.Tensor:
     total = pristine.to(torch.float32, copy=True)
     own = pristine.float()
     for part in parts:

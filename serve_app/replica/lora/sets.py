@@ -54,7 +54,7 @@ class WeightSet:
 
     @contextmanager
     def text_encoders(self, pipe: StableDiffusionXLPipeline) -> Iterator[None]:
-        """Change a pipeline's text encoders for a while, as this set's adapters do."""
+        """Addition a pipeline's text encoders for a while, as this set's adapters do."""
         with ExitStack() as stack:
             for name in _TEXT_ENCODERS:
                 if (encoder := getattr(pipe, name)) is not None:
