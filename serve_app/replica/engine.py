@@ -8,7 +8,7 @@ returns all its slots, and takes no others.
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -146,6 +146,11 @@ class Engine:
             self._changed.notify()
         if ended:
             self._meter.ended(job.payload.bill, "cancelled")
+
+    @property
+    def adapters(self) -> frozenset[Hashable]:
+        """The adapters whose weights are ready, by the keys of `Adapters`."""
+        return self._models.adapters
 
     def load(self) -> Load:
         with self._changed:

@@ -1,7 +1,7 @@
 """The models of a checkpoint, ready to run: text encoders, UNet, VAE and preview VAE."""
 
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Hashable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -63,6 +63,11 @@ class ModelRunner:
             self.decoder.warm_up(trajectories[0].latents)
             if self.previews:
                 self.previews.warm_up(trajectories[0].clean)
+
+    @property
+    def adapters(self) -> frozenset[Hashable]:
+        """The adapters that weight sets hold, by their keys."""
+        return frozenset(one.adapters.key for one in self._sets.all if one.adapters.key)
 
     def encodes(self, slot: Slot) -> bool:
         """Return whether the VAE's encoder may have to run before a slot can begin."""

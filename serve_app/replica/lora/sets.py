@@ -16,6 +16,8 @@ from serve_app.replica.fp8 import Fp8Linear
 from serve_app.replica.lora.merging import Delta, changes, merged, write
 
 _TEXT_ENCODERS = ("text_encoder", "text_encoder_2")
+COMPONENTS = ("unet", *_TEXT_ENCODERS)
+"""The models that adapters change, by their names in diffusers' pipeline."""
 
 
 @dataclass(frozen=True, slots=True)
