@@ -4,6 +4,7 @@ The formulas are those of PEFT and LyCORIS. All arithmetic is in float32 and in 
 same bits. A weight counts as a matrix: its outputs are rows, all else is columns.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from math import prod
 from typing import Protocol, Self
@@ -21,10 +22,17 @@ class _Tensors:
         parts = {field.name: getattr(self, field.name) for field in fields(self)}
         return replace(self, **{name: part.to(device) for name, part in parts.items() if hasattr(part, "to")})
 
+    def tensors(self) -> Iterator[Tensor]:
+        for part in (getattr(self, field.name) for field in fields(self)):
+            if isinstance(part, Tensor):
+                yield part
+            elif isinstance(part, _Tensors):
+                yield from part.tensors()
+
     @property
     def nbytes(self) -> int:
         """The size of the tensors in bytes."""
-        return sum(getattr(getattr(self, field.name), "nbytes", 0) for field in fields(self))
+        return sum(tensor.nbytes for tensor in self.tensors())
 
 
 class Change(Protocol):
@@ -57,7 +65,7 @@ class Whole(_Tensors):
         return self.weight.shape[0], prod(self.weight.shape[1:])
 
     def matrix(self) -> Tensor:
-        return self.weight.float().flatten(1)
+        return self.weight.float().reshape(self.size)
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,8 +141,8 @@ class Delta(_Tensors):
         """Add `scale` times this to `total` in place.
 
         Both are float32, of the weight's shape and on the delta's device; `pristine` is the model's own weight, which
-        only DoRA needs. As in PEFT the scale of a DoRA counts before its lengths are set, and each of several adapters
-        adds what it alone would change.
+        only DoRA needs. As in PEFT the scale of a DoRA counts before its lengths are set. Each of several adapters adds
+        what it alone would change; in PEFT a DoRA also stretches what those before it have added.
         """
         strength = self.strength * scale
         if self.magnitude is None:
