@@ -35,7 +35,7 @@ from serve_app.fanout.pool import POLL_INTERVAL_S
 from serve_app.messages import ReplicaStatus
 from serve_app.serve import ENVIRONMENT
 from tests.integration.paced import build
-from tests.lora_files import save_lora
+from tests.random_lora import save_lora
 
 APP = "test"
 KEY = "right"

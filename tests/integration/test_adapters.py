@@ -11,7 +11,7 @@ import pytest
 from PIL import Image as Pillow
 
 from tests.integration.conftest import SMALL, Running
-from tests.lora_files import save_lora
+from tests.random_lora import save_lora
 
 MIXES: Sequence[dict[str, float]] = ({}, {"a": 1.0}, {"b": 1.0}, {"a": 0.5}, {"a": 1.0, "b": 1.0})
 

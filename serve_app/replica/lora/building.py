@@ -21,6 +21,9 @@ class Unfit(Exception):
 
 def build(tensors: Mapping[Part, Tensor], shape: torch.Size, strength: Strength) -> Delta:
     """Return the delta of a weight of this shape. Raises Unfit."""
+    for part, tensor in tensors.items():
+        if tensor.numel() != 1 if part is Part.ALPHA else not tensor.ndim or not tensor.is_floating_point():
+            raise Unfit(f"has a {part} of {_by(tensor.shape) or 'one'} {str(tensor.dtype).removeprefix('torch.')}")
     parts = _Parts(tensors)
     alpha = parts.take(Part.ALPHA)
     magnitude = _magnitude(parts, shape)

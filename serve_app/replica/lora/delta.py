@@ -65,7 +65,7 @@ class Whole(_Tensors):
         return self.weight.shape[0], prod(self.weight.shape[1:])
 
     def matrix(self) -> Tensor:
-        return self.weight.float().flatten(1)
+        return self.weight.float().reshape(self.size)
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,8 +141,8 @@ class Delta(_Tensors):
         """Add `scale` times this to `total` in place.
 
         Both are float32, of the weight's shape and on the delta's device; `pristine` is the model's own weight, which
-        only DoRA needs. As in PEFT the scale of a DoRA counts before its lengths are set, and each of several adapters
-        adds what it alone would change.
+        only DoRA needs. As in PEFT the scale of a DoRA counts before its lengths are set. Each of several adapters adds
+        what it alone would change; in PEFT a DoRA also stretches what those before it have added.
         """
         strength = self.strength * scale
         if self.magnitude is None:

@@ -3,17 +3,20 @@
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from math import sqrt
-from typing import Any
+from typing import Any, Self
 
-# Where diffusers keeps PEFT's configs of the components.
+from serve_app.adapters.header import NoAdapter
+
+# Where diffusers keeps PEFT's settings of the components, and what those say that nothing here could apply.
 _METADATA = "lora_adapter_metadata"
+_UNSUPPORTED = ("fan_in_fan_out", "use_qalora", "layer_replication", "alora_invocation_tokens")
 
 
 @dataclass(frozen=True, slots=True)
 class Strength:
-    """What is known besides a layer's tensors. An alpha stored with them counts first."""
+    """What is known of a layer besides its tensors. An alpha stored with them counts first."""
 
     alpha: float | None = None
     rank: int | None = None
@@ -31,27 +34,38 @@ class Strength:
 
 @dataclass(frozen=True, slots=True)
 class Strengths:
-    """The strengths that PEFT's configs, which some files hold, give the layers."""
+    """The settings of PEFT that some files hold or have beside them, by component; "" stands for all."""
 
-    configs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    configs: Mapping[str, Mapping[str, Any]]
 
     @classmethod
-    def of(cls, metadata: Mapping[str, str]) -> "Strengths":
-        """Read the configs from a file's metadata. Raises ValueError."""
-        flat = json.loads(metadata.get(_METADATA, "{}"))
-        configs: dict[str, dict[str, Any]] = {}
-        for name, value in flat.items():
-            component, _, setting = name.partition(".")
-            configs.setdefault(component, {})[setting] = value
+    def of(cls, metadata: Mapping[str, str], beside: Mapping[str, Any]) -> Self:
+        """Raises NoAdapter if the settings are broken, or ask for what is not supported."""
+        configs: dict[str, dict[str, Any]] = {"": dict(beside)}
+        try:
+            for name, value in json.loads(metadata.get(_METADATA, "{}")).items():
+                component, _, setting = name.partition(".")
+                configs.setdefault(component, {})[setting] = value
+        except (ValueError, AttributeError) as error:
+            raise NoAdapter(f"has broken metadata: {_METADATA}") from error
+        for config in configs.values():
+            if asked := [name for name in _UNSUPPORTED if config.get(name)]:
+                raise NoAdapter(f"needs PEFT's {asked[0]}, which is not supported")
         return cls(configs)
 
     def at(self, component: str, layer: str) -> Strength:
-        config = self.configs.get(component, {})
+        """Return what is known of a layer. Raises NoAdapter."""
+        config = self.configs.get(component) or self.configs[""]
         alpha = _of_layer(config.get("alpha_pattern"), layer, config.get("lora_alpha", config.get("alpha")))
         rank = _of_layer(config.get("rank_pattern"), layer, config.get("r"))
+        if not isinstance(alpha, int | float | None) or not isinstance(rank, int | None):
+            raise NoAdapter("has broken settings of PEFT: its alpha and rank are no numbers")
         return Strength(alpha, rank, bool(config.get("use_rslora")))
 
 
-def _of_layer(patterns: Mapping[str, Any] | None, layer: str, default: Any) -> Any:
+def _of_layer(patterns: Any, layer: str, default: Any) -> Any:
     """Return what PEFT takes for a layer: the first pattern that matches the end of its name."""
-    return next((n for pattern, n in (patterns or {}).items() if re.match(rf"(.*\.)?({pattern})$", layer)), default)
+    try:
+        return next((n for end, n in (patterns or {}).items() if re.match(rf"(.*\.)?({end})$", layer)), default)
+    except (AttributeError, TypeError, re.error) as error:
+        raise NoAdapter("has broken settings of PEFT: its patterns are none") from error
