@@ -2,7 +2,7 @@
 
 import math
 import uuid
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
@@ -169,3 +169,5 @@ class ReplicaStatus:
     """How many calls of others than the one that asked it holds."""
     takes_pictures: bool = True
     """Whether its VAE can encode a picture to go on from."""
+    adapters: frozenset[Hashable] = frozenset()
+    """Which adapters' weights it has ready, each combination by hashes and scales."""

@@ -17,6 +17,8 @@ CHUNK_TOKENS = 75
 USUAL_PROMPT_TOKENS, MOST_PROMPT_CHUNKS = 3 * CHUNK_TOKENS, 8
 """How much of a prompt a service reads by default, and at most."""
 LARGEST_PADDING = 8192
+LONGEST_NAME = 255
+"""Characters of an adapter's name."""
 RANDOM = -1
 """Asks for a random seed, as in most image tools."""
 
@@ -50,7 +52,12 @@ def _not_random(seed: Any) -> Any:
 
 def picture_hash(file: bytes) -> str:
     """Return how answers and pictures name the file of a picture that was given: the start of its SHA-256."""
-    return f"sha256:{hashlib.sha256(file).hexdigest()[:_HASH_DIGITS]}"
+    return hash_of_digest(hashlib.sha256(file).hexdigest())
+
+
+def hash_of_digest(digest: str) -> str:
+    """Return how answers and pictures name a file whose SHA-256 has these hex digits."""
+    return f"sha256:{digest[:_HASH_DIGITS]}"
 
 
 Seed = Annotated[int, Field(ge=0, lt=SEED_SPAN), BeforeValidator(_not_random)]
@@ -93,7 +100,7 @@ class Body(BaseModel):
 class Lora(Body):
     """An adapter of a request: which, and how strongly it counts."""
 
-    name: str = Field(min_length=1, max_length=255, description="Its name, as `GET /loras` lists it.")
+    name: str = Field(min_length=1, max_length=LONGEST_NAME, description="Its name, as `GET /loras` lists it.")
     scale: float = Field(default=1.0, ge=-4, le=4, allow_inf_nan=False, description="How strongly it counts.")
     hash: str | None = Field(
         default=None,
@@ -217,6 +224,11 @@ class Recipe(Body):
     def adapters(self) -> tuple[Lora, ...]:
         """The adapters that count: a scale of 0 is none."""
         return tuple(lora for lora in self.loras if lora.scale)
+
+    @property
+    def adapters_key(self) -> tuple[tuple[str | None, float], ...]:
+        """What tells the adapters from those of other recipes: their hashes and scales, in order."""
+        return tuple((lora.hash, lora.scale) for lora in self.adapters)
 
     @property
     def guided(self) -> bool:

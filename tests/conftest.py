@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from serve_app.replica.checkpoint import Checkpoint
     from serve_app.replica.engine import Engine
+    from serve_app.replica.lora.sets import Adapters
 
 # Tests and the processes they start only talk to this machine: ignore the environment's proxies.
 for name in list(os.environ):
@@ -195,9 +196,9 @@ class RunningEngine:
     engine: "Engine"
     watch: Watch
 
-    def submit(self, slot: Slot) -> Collector:
+    def submit(self, slot: Slot, *adapters: "Adapters") -> Collector:
         collector = Collector()
-        self.engine.submit(slot, collector.post)
+        self.engine.submit(slot, collector.post, *adapters)
         return collector
 
     def submit_together(self, *slots: Slot) -> list[Collector]:
@@ -223,10 +224,14 @@ def make_engine(checkpoint: "Checkpoint") -> Iterator[MakeEngine]:
     started: list[Engine] = []
 
     def make(
-        *, preview: PreviewConfig | None = None, checkpoint: "Checkpoint" = checkpoint, **config: object
+        *,
+        preview: PreviewConfig | None = None,
+        checkpoint: "Checkpoint" = checkpoint,
+        weight_sets: int = 0,
+        **config: object,
     ) -> RunningEngine:
-        watch = Watch()
-        engine = Engine(checkpoint, EngineConfig(**config), preview or PreviewConfig(min_interval_s=0), watch)
+        watch, preview = Watch(), preview or PreviewConfig(min_interval_s=0)
+        engine = Engine(checkpoint, EngineConfig(**config), preview, watch, weight_sets)
         engine.start()
         started.append(engine)
         return RunningEngine(engine, watch)

@@ -13,6 +13,7 @@ from typing import Any
 from opentelemetry.context import get_current
 
 from serve_app import __version__
+from serve_app.adapters import AdapterFolder
 from serve_app.background import background
 from serve_app.canvas import Canvas
 from serve_app.client import client
@@ -27,6 +28,7 @@ from serve_app.errors import (
     ShuttingDown,
 )
 from serve_app.fanout.accounts import Accounts, facts_of_end, facts_of_plan
+from serve_app.fanout.adapters import AdapterCheck
 from serve_app.fanout.admission import Admission
 from serve_app.fanout.answers import answer_of
 from serve_app.fanout.dispatch import Dispatcher
@@ -89,7 +91,13 @@ class FanOut:
         self._requests = Registry(args.streams.max_kept_bytes)
         self._draining = False
         self._refused: str | None = None
+        self._adapters = AdapterCheck(args.adapters, pool.check_adapters)
         self._share_out()
+
+    @property
+    def adapters(self) -> AdapterFolder | None:
+        """The folder of adapters; None if none are served."""
+        return self._adapters.folder
 
     def reconfigure(self, args: AppArgs) -> None:
         """Take other settings for what is asked from now on."""
@@ -250,6 +258,8 @@ class FanOut:
         place, line, log, span = ExitStack(), current(), EventLog(), get_current()
         try:
             shared = None if canvas is None else await self._pool.share(canvas)
+            if request.loras:
+                request = await self._adapters.named(request, self._pool.any_replica.model.hash)
             plan = self._plan(request, shared, () if canvas is None else canvas.warnings)
             self._requests.check_free(plan.id)
             place.enter_context(line.open())

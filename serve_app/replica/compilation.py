@@ -5,6 +5,7 @@ Here the whole compiled model is saved to a folder. It is compiled once per mach
 start loads it.
 """
 
+import copy
 import hashlib
 import logging
 import os
@@ -16,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import cache
 from pathlib import Path
-from typing import Any, Protocol, TypeVar, cast
+from typing import Any, Protocol, Self, TypeVar, cast
 
 import diffusers
 import torch
@@ -102,6 +103,12 @@ class Eager:
 
     def __call__(self, *inputs: torch.Tensor) -> torch.Tensor:
         return self._function(self._module, *inputs)
+
+    def on(self, module: nn.Module) -> Self:
+        """Return this forward of a module with other weights. What is compiled is shared: it depends on none."""
+        other = copy.copy(self)
+        other._module = module
+        return other
 
     def warm_up(self, *inputs: torch.Tensor) -> None:
         pass

@@ -1,6 +1,6 @@
 """One UNet call for many slots, which may differ in prompt, step, scheduler and guidance."""
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -18,15 +18,19 @@ from serve_app.replica.unet import UNetInputs
 
 @dataclass(frozen=True, slots=True)
 class CallGroup:
-    """What slots must have in common to share a UNet call: the size in pixels, and how long their prompts are."""
+    """What slots must have in common to share a UNet call: the size in pixels, how long their prompts are, and the
+    UNet's weights.
+    """
 
     height: int
     width: int
     prompt_chunks: int
+    adapters: Hashable = None
 
     @classmethod
-    def of(cls, recipe: Recipe, prompts: ReadPrompts) -> Self:
-        return cls(recipe.height, recipe.width, prompts.chunks)
+    def of(cls, recipe: Recipe, prompts: ReadPrompts, adapters: Hashable = None) -> Self:
+        """Return a slot's group. `adapters` tells its adapters from others; None: there are none."""
+        return cls(recipe.height, recipe.width, prompts.chunks, adapters)
 
 
 class Denoiser:

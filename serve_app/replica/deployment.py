@@ -4,18 +4,23 @@ import asyncio
 import gc
 import logging
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
 from contextlib import aclosing, contextmanager
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import ray
 from ray import serve
 from ray.exceptions import RayError
 
 from serve_app.config import AppArgs
+from serve_app.errors import AdapterError, SlotFailed
 from serve_app.messages import Call, Generated, OpenCalls, ReplicaStatus, Slot, SlotEvent
 from serve_app.quiet import drop_access_log, drop_harmless_warnings
-from serve_app.recipe import CHUNK_TOKENS, Output, Recipe, SchedulerName
+from serve_app.recipe import CHUNK_TOKENS, Lora, Output, Recipe, SchedulerName
+
+if TYPE_CHECKING:
+    from serve_app.replica.lora.sets import Adapters
 
 logger = logging.getLogger("ray.serve")
 
@@ -53,6 +58,7 @@ class Replica:
             from serve_app.replica.engine import Engine
             from serve_app.replica.leases import Leases
             from serve_app.replica.loading import load
+            from serve_app.replica.lora.store import make_store
             from serve_app.replica.pixels import PixelStore
 
         self._args = args
@@ -63,7 +69,9 @@ class Replica:
         self._checkpoint = await asyncio.to_thread(load, args)
         loaded = time.perf_counter()
         self._counting = Counting(args)
-        self._engine = Engine(self._checkpoint, args.engine, args.preview, self._counting)
+        self._loras = make_store(args.adapters, self._checkpoint)
+        sets = 0 if self._loras is None else args.adapters.resident_sets
+        self._engine = Engine(self._checkpoint, args.engine, args.preview, self._counting, sets)
         slots = _warm_up_slots(args, self._checkpoint.scheduler)
         await asyncio.wrap_future(self._engine.start(slots))
         warm = time.perf_counter()
@@ -108,7 +116,11 @@ class Replica:
         mailbox = Mailbox()
         if isinstance(slot.canvas, ray.ObjectRef):
             slot = replace(slot, canvas=await slot.canvas)
-        job = self._engine.submit(slot, mailbox.post)
+        try:
+            adapters = await self._read(slot.recipe.adapters)
+        except AdapterError as error:
+            raise SlotFailed(error.type, error.message) from error
+        job = self._engine.submit(slot, mailbox.post, *adapters)
 
         def drop(error: Exception | None) -> None:
             self._engine.cancel(job)
@@ -131,6 +143,18 @@ class Replica:
         warnings = (*generated.warnings, *without_effect(slot.recipe, self._checkpoint))
         pixels = None if generated.pixels is None else await self._pixels.put(generated.pixels)
         return replace(generated, pixels=pixels, warnings=warnings)
+
+    async def check_adapters(self, loras: Sequence[Lora]) -> None:
+        """Read adapters, to say before a request is accepted what is wrong with them. Raises AdapterError."""
+        await self._read(loras)
+
+    async def _read(self, loras: Sequence[Lora]) -> "tuple[Adapters, ...]":
+        """Return adapters beside the denoising: (adapters,), or () for none. Raises AdapterError."""
+        if not loras:
+            return ()
+        if self._loras is None:
+            raise AdapterError(loras[0].name, "cannot be found: adapters.path names no folder")
+        return (await asyncio.to_thread(self._loras.read, loras),)
 
     async def poll(self, open_calls: OpenCalls) -> ReplicaStatus:
         """Return this replica's status, and drop the calls that the caller no longer waits for."""
@@ -155,6 +179,7 @@ class Replica:
             finished=load.finished,
             fault=self._engine.fault,
             takes_pictures=can_encode(self._checkpoint.vae),
+            adapters=self._engine.adapters,
         )
 
     def record_autoscaling_stats(self) -> dict[str, float]:

@@ -1,7 +1,7 @@
 """Encodes prompts with the pipeline's text encoders and caches the embeddings."""
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +10,7 @@ from diffusers import StableDiffusionXLPipeline
 from serve_app.replica.attention import prompt_context
 from serve_app.replica.cuda_graphs import with_cuda_graphs
 from serve_app.replica.device import to_device
+from serve_app.replica.lora.sets import WeightSet
 from serve_app.replica.prompt_reader import Chunk, PromptTokens, ReadPrompts
 
 
@@ -55,42 +56,52 @@ class PromptEncoder:
 
     def __init__(self, pipe: StableDiffusionXLPipeline, device: torch.device, cache_size: int) -> None:
         """`cache_size` counts chunks."""
-        self._unet = pipe.unet
+        self._pipe = pipe
+        self._own = WeightSet(pipe.unet)
         self._widths = [encoder.config.hidden_size for encoder in (pipe.text_encoder, pipe.text_encoder_2)]
         self._device = device
         self._encoders = with_cuda_graphs(TextEncoders(pipe, device), device)
         self._cache_size = cache_size
-        self._cache: OrderedDict[PromptTokens, PromptEmbedding] = OrderedDict()
+        self._cache: OrderedDict[tuple[PromptTokens, Hashable], PromptEmbedding] = OrderedDict()
 
-    def conditions(self, prompts: ReadPrompts) -> Sequence[PromptEmbedding]:
-        """Return the embeddings of a recipe's prompts, in their order."""
-        return [self.encode(prompt) for prompt in prompts.rows]
+    def conditions(self, prompts: ReadPrompts, weights: WeightSet | None = None) -> Sequence[PromptEmbedding]:
+        """Return the embeddings of a recipe's prompts, in their order.
 
-    def encode(self, prompt: PromptTokens) -> PromptEmbedding:
+        `weights` are those of its adapters; None: the model's own.
+        """
+        return [self.encode(prompt, weights) for prompt in prompts.rows]
+
+    def encode(self, prompt: PromptTokens, weights: WeightSet | None = None) -> PromptEmbedding:
         """Return the embedding of a prompt, cached if possible."""
-        if prompt not in self._cache:
-            self._cache[prompt] = self._encode(prompt)
-            while len(self._cache) > 1 and sum(len(cached.chunks) for cached in self._cache) > self._cache_size:
+        weights = weights or self._own
+        key = prompt, weights.adapters.key
+        if key not in self._cache:
+            self._cache[key] = self._encode(prompt, weights)
+            while len(self._cache) > 1 and sum(len(cached.chunks) for cached, _ in self._cache) > self._cache_size:
                 self._cache.popitem(last=False)
-        self._cache.move_to_end(prompt)
-        return self._cache[prompt]
+        self._cache.move_to_end(key)
+        return self._cache[key]
 
     def warm_up(self, prompts: ReadPrompts) -> None:
         """Capture the text encoders' CUDA graph on a GPU; on a CPU, run them once."""
         self._encoders.warm_up(*self._ids(prompts.rows[0].chunks[0]))
 
-    def _encode(self, prompt: PromptTokens) -> PromptEmbedding:
-        contexts, pooled = zip(*(self._encode_chunk(chunk, prompt.zeros) for chunk in prompt.chunks), strict=True)
+    def _encode(self, prompt: PromptTokens, weights: WeightSet) -> PromptEmbedding:
+        with weights.text_encoders(self._pipe):
+            chunks = [self._encode_chunk(chunk, prompt.zeros, weights) for chunk in prompt.chunks]
+        contexts, pooled = zip(*chunks, strict=True)
         return PromptEmbedding(contexts[0] if len(contexts) == 1 else torch.cat(contexts, dim=1), pooled[0])
 
-    def _encode_chunk(self, chunk: Sequence[Chunk], zeros: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    def _encode_chunk(
+        self, chunk: Sequence[Chunk], zeros: bool, weights: WeightSet
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         tokens, pooled = self._encoders(*self._ids(chunk))
         if any(own.weights for own in chunk):
             tokens = (tokens.float() * self._factors(chunk)).to(tokens.dtype)
         if zeros:
             tokens, pooled = torch.zeros_like(tokens), torch.zeros_like(pooled)
         # Copy, because the next call overwrites the encoders' outputs.
-        return prompt_context(self._unet, tokens), pooled.clone()
+        return prompt_context(weights.unet, tokens), pooled.clone()
 
     def _factors(self, chunk: Sequence[Chunk]) -> torch.Tensor:
         """Return the weights of a chunk's tokens, for the values that each encoder gives them."""

@@ -20,6 +20,7 @@ from ray.serve import RunTarget
 
 from benchmarks.ports import free_port
 from serve_app.config import (
+    AdaptersConfig,
     AdmissionConfig,
     AppArgs,
     AuthConfig,
@@ -34,6 +35,7 @@ from serve_app.fanout.pool import POLL_INTERVAL_S
 from serve_app.messages import ReplicaStatus
 from serve_app.serve import ENVIRONMENT
 from tests.integration.paced import build
+from tests.random_lora import save_lora
 
 APP = "test"
 KEY = "right"
@@ -205,10 +207,22 @@ def running(cluster: Cluster, args: AppArgs) -> Iterator[Running]:
 
 
 @pytest.fixture(scope="session")
-def service(cluster: Cluster, tiny_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+def adapters_path(tiny_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the LoRAs `a` and `b`."""
+    folder = tmp_path_factory.mktemp("adapters")
+    for seed, name in enumerate("ab"):
+        save_lora(tiny_path, folder / f"{name}.safetensors", seed)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def service(
+    cluster: Cluster, tiny_path: Path, adapters_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Running]:
     """The service most tests share; a test leaves it idle."""
     folder = tmp_path_factory.mktemp("files")
-    with running(cluster, tiny_args(tiny_path, files=FilesConfig(path=str(folder)))) as service:
+    adapters = AdaptersConfig(path=str(adapters_path))
+    with running(cluster, tiny_args(tiny_path, files=FilesConfig(path=str(folder)), adapters=adapters)) as service:
         yield service
 
 

@@ -14,6 +14,7 @@ from serve_app.messages import Generated, Preview, Progress, Slot
 from serve_app.replica.checkpoint import Checkpoint
 from serve_app.replica.denoise import Denoiser
 from serve_app.replica.engine import Engine
+from serve_app.replica.lora.sets import WeightSet
 from serve_app.replica.model_runner import ModelRunner
 from serve_app.replica.observer import Silent
 from serve_app.replica.prompt_reader import PromptTokens, ReadPrompts
@@ -216,8 +217,10 @@ def poisoned(monkeypatch: pytest.MonkeyPatch, poison: Callable[[PromptEmbedding]
         poisonous.extend([prompts] if slot.recipe.prompt == "poison" else [])
         return prompts
 
-    def poisoning(self: PromptEncoder, prompts: ReadPrompts) -> Sequence[PromptEmbedding]:
-        embeddings = conditions(self, prompts)
+    def poisoning(
+        self: PromptEncoder, prompts: ReadPrompts, weights: WeightSet | None = None
+    ) -> Sequence[PromptEmbedding]:
+        embeddings = conditions(self, prompts, weights)
         return [poison(embedding) for embedding in embeddings] if prompts in poisonous else embeddings
 
     monkeypatch.setattr(ModelRunner, "read", noting)
@@ -346,9 +349,9 @@ def test_one_prompt_is_encoded_once_for_all_its_seeds(make_engine: MakeEngine, m
     encoded: list[PromptTokens] = []
     encode = PromptEncoder._encode
 
-    def counting(encoder: PromptEncoder, prompt: PromptTokens) -> PromptEmbedding:
+    def counting(encoder: PromptEncoder, prompt: PromptTokens, weights: WeightSet) -> PromptEmbedding:
         encoded.append(prompt)
-        return encode(encoder, prompt)
+        return encode(encoder, prompt, weights)
 
     monkeypatch.setattr(PromptEncoder, "_encode", counting)
     running = make_engine()
