@@ -57,6 +57,9 @@ class AdapterError(InvalidRequest):
         super().__init__(f'the LoRA "{name}" {what}', param)
         self.args = (name, what, param)
 
+    def __str__(self) -> str:
+        return self.message
+
 
 class TooManyWaiting(ServiceError):
     status = 429

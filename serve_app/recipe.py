@@ -244,7 +244,9 @@ class Recipe(Body):
     @property
     def without_meaning(self) -> set[str]:
         """The settings that say nothing here: those of a picture to go on from without one, and others left out."""
-        unset = {name for name in OF_CONDITIONING if getattr(self, name) == type(self).model_fields[name].default}
+        unset = {
+            name for name in ("loras", *OF_CONDITIONING) if getattr(self, name) == type(self).model_fields[name].default
+        }
         return unset if self.init_image else unset | set(OF_PICTURES)
 
 
