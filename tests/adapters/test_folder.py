@@ -93,8 +93,9 @@ WRONG = {
 @pytest.mark.parametrize("words", WRONG)
 def test_a_file_of_another_kind_is_refused_by_its_header(tmp_path: Path, words: str) -> None:
     write(tmp_path / "wrong.safetensors", WRONG[words])
-    with pytest.raises(AdapterError, match=f'the LoRA "wrong" .*{words}'):
+    with pytest.raises(AdapterError, match=words) as refusal:
         AdapterFolder(tmp_path).find("wrong")
+    assert refusal.value.message.startswith('the LoRA "wrong" ')
 
 
 @pytest.mark.parametrize(

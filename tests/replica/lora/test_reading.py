@@ -50,7 +50,7 @@ def test_a_file_with_a_fault_is_refused(
     tensors = kohya(models, original=False)
     assert f"{KEY}.lora_up.weight" in tensors
     change(tensors)
-    with pytest.raises(AdapterError, match=f'the LoRA "faulty" .*{words}'):
+    with pytest.raises(AdapterError, match=words):
         read_lora(save(tmp_path / "faulty.safetensors", tensors), shapes, "faulty")
 
 
