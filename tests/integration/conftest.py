@@ -14,6 +14,7 @@ import httpx2
 import psutil
 import pytest
 import ray
+from diffusers import StableDiffusionXLPipeline
 from ray import serve
 from ray.cluster_utils import Cluster as RayCluster
 from ray.serve import RunTarget
@@ -34,6 +35,7 @@ from serve_app.config import (
 from serve_app.fanout.pool import POLL_INTERVAL_S
 from serve_app.messages import ReplicaStatus
 from serve_app.serve import ENVIRONMENT
+from tests.conftest import pipeline
 from tests.integration.paced import build
 from tests.random_lora import save_lora
 
@@ -49,6 +51,12 @@ QUIET = {
     "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.25",  # 0.1 by default
 }
 """Ray's own work beside the tests' takes as much of the processor as theirs."""
+
+
+@pytest.fixture(scope="session")
+def stock(tiny_path: Path) -> StableDiffusionXLPipeline:
+    """Of this folder's model: one that other folders share would be made with theirs or this one, as it comes."""
+    return pipeline(tiny_path)
 
 
 @dataclass(frozen=True)

@@ -90,9 +90,9 @@ def _beside(file: Path) -> Mapping[str, Any]:
 
 
 def _finite(tensor: Tensor) -> bool:
-    # The least and the greatest number are found many times faster than each is looked at.
+    # A sum tells many times faster than a look at each number; no sum of numbers that a layer can use is infinite.
     wide = tensor.half() if tensor.dtype.itemsize == 1 else tensor
-    return not tensor.numel() or all(bool(end.isfinite()) for end in torch.aminmax(wide))
+    return bool(wide.sum(dtype=torch.float32).isfinite())
 
 
 def _by_layer(tensors: Mapping[str, Tensor], shapes: Shapes) -> _Layers:
