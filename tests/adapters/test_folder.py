@@ -101,7 +101,7 @@ def test_a_file_of_another_kind_is_refused_by_its_header(tmp_path: Path, words: 
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (b"", "cut off"),
+        (b"", "is empty"),
         (b"PK\x03\x04", "pickled"),
         (b"<html>", "web page"),
         (b"version https://git-lfs", "git-lfs"),
