@@ -1,4 +1,4 @@
-"""Cuts prompts into what CLIP's text encoders read at once: chunks of 75 tokens."""
+"""Cuts prompts into what CLIP's text encoders read at once: chunks of 75 tokens, or fewer where a model says so."""
 
 import copy
 from collections.abc import Iterator, Sequence
@@ -78,10 +78,12 @@ class PromptReader:
     def __init__(self, pipe: StableDiffusionXLPipeline) -> None:
         self._pipe = pipe
         self._tokenizers = [copy.deepcopy(tokenizer) for tokenizer in (pipe.tokenizer, pipe.tokenizer_2)]
+        # Both encoders are given equally many; the embedded model's read 30 at once.
+        self._room = min(tokenizer.model_max_length for tokenizer in self._tokenizers) - 2  # without start and end
         self._cut = lru_cache(_REMEMBERED)(self._cut_anew)
 
     def read(self, recipe: Recipe, max_tokens: int = USUAL_PROMPT_TOKENS) -> ReadPrompts:
-        """Return a recipe's prompts, of each no more than `max_tokens` tokens."""
+        """Return a recipe's prompts, of each no more chunks than `max_tokens` take with 75 tokens in each."""
         most = max_tokens // CHUNK_TOKENS
         rows = [_texts(recipe, field) for field in ("negative_prompt", "prompt")[0 if recipe.guided else 1 :]]
         cuts = [
@@ -108,11 +110,11 @@ class PromptReader:
         unread: list[str] = []
         for part in weighted(text) if syntax == "weighted" else [[Piece(text)]]:
             tokens = list(self._tokens(encoder, part))
-            room = (most - len(chunks)) * CHUNK_TOKENS
+            room = (most - len(chunks)) * self._room
             if room < len(tokens):
                 unread.append("".join(piece.text for piece in part)[tokens[room].place :])
-            firsts = range(0, min(len(tokens) or 1, room), CHUNK_TOKENS)
-            chunks += [self._chunk(encoder, tokens[first : first + CHUNK_TOKENS]) for first in firsts]
+            firsts = range(0, min(len(tokens) or 1, room), self._room)
+            chunks += [self._chunk(encoder, tokens[first : first + self._room]) for first in firsts]
         return _Cut(tuple(chunks), " ".join(unread).strip())
 
     def _tokens(self, encoder: int, part: Part) -> Iterator[_Token]:
@@ -127,7 +129,7 @@ class PromptReader:
 
     def _chunk(self, encoder: int, tokens: Sequence[_Token]) -> Chunk:
         tokenizer = self._tokenizers[encoder]
-        filled = CHUNK_TOKENS - len(tokens)
+        filled = self._room - len(tokens)
         ids = (token.id for token in tokens)
         weights = (1.0, *(token.weight for token in tokens), 1.0, *[1.0] * filled)
         return Chunk(

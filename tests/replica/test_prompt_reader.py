@@ -4,12 +4,14 @@ import sys
 import threading
 
 import pytest
+import torch
 
-from serve_app.config import AppArgs
+from serve_app.config import AppArgs, ModelConfig
 from serve_app.recipe import CHUNK_TOKENS, MOST_PROMPT_CHUNKS, Recipe
-from serve_app.replica.checkpoint import Checkpoint
+from serve_app.replica.checkpoint import Checkpoint, load_checkpoint
 from serve_app.replica.deployment import _warm_up_slots
 from serve_app.replica.prompt_reader import PromptReader
+from serve_app.replica.prompts import PromptEncoder
 
 
 @pytest.fixture(scope="module")
@@ -104,3 +106,15 @@ def test_reading_does_not_disturb_encoding_on_another_thread(checkpoint: Checkpo
         for thread in threads:
             thread.join()
     assert faults == []
+
+
+def test_a_model_that_reads_fewer_tokens_at_once_gets_shorter_chunks() -> None:
+    """The embedded one reads 30."""
+    torch.set_num_threads(1)
+    embedded = load_checkpoint(ModelConfig(), torch.device("cpu"))
+    prompts = PromptReader(embedded.pipe).read(Recipe(prompt="apple " * 40))
+    assert prompts.chunks == 2
+    assert {len(chunk.ids) for row in prompts.rows for encoders in row.chunks for chunk in encoders} == {32}
+    with torch.inference_mode():
+        conditions = PromptEncoder(embedded.pipe, embedded.device, 8).conditions(prompts)
+    assert [embedding.context.shape[1] for embedding in conditions] == [64, 64]
