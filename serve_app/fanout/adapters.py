@@ -9,7 +9,7 @@ from serve_app.adapters import AdapterFolder
 from serve_app.config import AdaptersConfig
 from serve_app.errors import AdapterError, InvalidRequest
 from serve_app.recipe import Lora
-from serve_app.schemas import GenerateRequest
+from serve_app.schemas import GenerateRequest, LoraFile
 
 _MOST_REMEMBERED = 10_000
 
@@ -18,16 +18,30 @@ Ask = Callable[[Sequence[Lora]], Awaitable[None]]
 
 
 class AdapterCheck:
-    """Finds a request's adapters in the folder, and has a replica read each file once.
-
-    `folder` is None if no adapters are served.
-    """
+    """Finds a request's adapters in the folder, and has a replica read each file once."""
 
     def __init__(self, config: AdaptersConfig, ask: Ask) -> None:
-        self.folder = AdapterFolder(Path(config.path)) if config.path else None
+        self._folder = AdapterFolder(Path(config.path)) if config.path else None
         self._most = config.max_per_request
         self._ask = ask
         self._fitting: OrderedDict[tuple[str, str | None], None] = OrderedDict()
+
+    def listed(self) -> list[LoraFile]:
+        """Return what the folder holds. Reads files."""
+        if (folder := self._folder) is None:
+            return []
+        return [
+            LoraFile(
+                name=adapter.name,
+                hash=folder.hash_if_known(adapter),
+                size=adapter.version.size,
+                trigger_words=list(adapter.trigger_words),
+                base_model=adapter.base_model,
+                rank=adapter.rank,
+                unusable=adapter.unusable,
+            )
+            for adapter in folder.all()
+        ]
 
     async def named(self, request: GenerateRequest, model: str) -> GenerateRequest:
         """Return a request whose adapters have their hashes; `model` is the hash of the served model.
@@ -45,11 +59,11 @@ class AdapterCheck:
         return request.model_copy(update={"loras": loras})
 
     def _found(self, loras: Sequence[Lora]) -> tuple[Lora, ...]:
-        if self.folder is None:
+        if self._folder is None:
             raise InvalidRequest("loras: this service has none, since adapters.path is not set", "loras")
         found = []
         for lora in loras:
-            now = self.folder.hash_of(self.folder.find(lora.name))
+            now = self._folder.hash_of(self._folder.find(lora.name))
             if lora.hash not in (None, now):
                 raise AdapterError(lora.name, f"is another file by now: {now}, not {lora.hash}")
             found.append(lora.model_copy(update={"hash": now}))

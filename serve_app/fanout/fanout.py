@@ -13,7 +13,6 @@ from typing import Any
 from opentelemetry.context import get_current
 
 from serve_app import __version__
-from serve_app.adapters import AdapterFolder
 from serve_app.background import background
 from serve_app.canvas import Canvas
 from serve_app.client import client
@@ -58,6 +57,7 @@ from serve_app.schemas import (
     GenerateRequest,
     GridEvent,
     Health,
+    LoraFile,
     ModelInfo,
     PreviewEvent,
     Problem,
@@ -94,10 +94,9 @@ class FanOut:
         self._adapters = AdapterCheck(args.adapters, pool.check_adapters)
         self._share_out()
 
-    @property
-    def adapters(self) -> AdapterFolder | None:
-        """The folder of adapters; None if none are served."""
-        return self._adapters.folder
+    async def loras(self) -> list[LoraFile]:
+        """Return the LoRAs that requests may name, and those that cannot be used."""
+        return await asyncio.to_thread(self._adapters.listed)
 
     def reconfigure(self, args: AppArgs) -> None:
         """Take other settings for what is asked from now on."""

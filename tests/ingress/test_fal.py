@@ -125,7 +125,7 @@ def test_what_changes_nothing_is_accepted(client: TestClient, body: dict[str, An
         ({"prompt": ""}, "prompt", "at least 1 character"),
         ({"enable_safety_checker": True}, "enable_safety_checker", "not supported"),
         ({"expand_prompt": True}, "expand_prompt", "not supported"),
-        ({"loras": [{"path": "x"}]}, "loras", "not supported"),
+        ({"loras": [{"path": "x"}]}, "loras", "adapters.path is not set"),
         ({"embeddings": [{"path": "x"}]}, "embeddings", "not supported"),
         (
             {"image_size": "square_hd"},

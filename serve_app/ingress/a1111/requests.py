@@ -5,6 +5,7 @@ from typing import Any, TypeVar
 from pydantic import create_model
 
 from serve_app.errors import InvalidRequest
+from serve_app.ingress.a1111.prompts import without_loras
 from serve_app.ingress.a1111.samplers import scheduler_of
 from serve_app.ingress.a1111.schemas import UNSUPPORTED, WITHOUT_EFFECT, Img2Img, Txt2Img
 from serve_app.ingress.requests import borrowed, own_or_invalid, renamed
@@ -51,7 +52,8 @@ def own_request(body: Txt2Img, request: type[GenerateRequest], most: int) -> Gen
         raise InvalidRequest(f"eta: {UNSUPPORTED}", "eta")
     said = body.model_dump(include={*_SAME, *_OURS, "steps", "cfg_scale"}, exclude_unset=True, exclude={"mask_blur"})
     fields = {_OWN.get(name, name): value for name, value in said.items()} | _pictures(body)
-    fields |= {"scheduler": scheduler, "prompt_syntax": "weighted", "num_images": _number(body, most)}
+    fields["prompt"], loras = without_loras(body.prompt)
+    fields |= {"loras": loras, "scheduler": scheduler, "prompt_syntax": "weighted", "num_images": _number(body, most)}
     with renamed(NAMES):
         return own_or_invalid(request, **fields)
 

@@ -44,6 +44,7 @@ def input_class(kind: type[Input], request: type[GenerateRequest], model: ModelC
 def own_request(body: FastSdxlInput, request: type[GenerateRequest], model: ModelConfig) -> GenerateRequest:
     """Translate a body to a request of this service. Raises InvalidRequest or RequestValidationError."""
     fields = body.model_dump(include={*_SAME, *_OURS, "strength"}) | _size(body) | _pictures(body)
+    fields["loras"] = [{"name": lora.path, "scale": lora.scale} for lora in body.loras]
     return translated(request, model, "image_size", output_format=body.format, **fields)
 
 
