@@ -59,6 +59,9 @@ class Embedded:
     version: str
 
 
+_LORA_DIGITS = 10
+
+
 class _Written(BaseModel):
     """The JSON of `parameters_json`; its extra fields are those of a request."""
 
@@ -72,7 +75,7 @@ def parameters_text(slot: Slot, model: ModelInfo) -> str:
     """Return the parameters as text for popular UIs, which read it from a PNG's `parameters` chunk."""
     recipe = slot.recipe
     assert recipe.scheduler is not None, "the plan has chosen one"
-    lines = [_shielded(recipe.prompt)]
+    lines = [_shielded(recipe.prompt) + "".join(f" <lora:{lora.name}:{lora.scale:.10g}>" for lora in recipe.adapters)]
     if recipe.negative_prompt:
         lines.append(f"Negative prompt: {_shielded(recipe.negative_prompt)}")
     values = {
@@ -86,6 +89,7 @@ def parameters_text(slot: Slot, model: ModelInfo) -> str:
         "Model": _quoted(model.name),
         **_emphasis(recipe),
         **{name: _quoted(text) for name, text in _of_second_encoder(recipe) if text},
+        **_lora_hashes(recipe),
         **_of_pictures(recipe),
         "Version": f"parallel-sdxl {__version__}",
     }
@@ -98,6 +102,13 @@ def _emphasis(recipe: Recipe) -> dict[str, str]:
     prompts = (getattr(recipe, field) or "" for field in PROMPTS)
     has_brackets = any("(" in prompt or "[" in prompt for prompt in prompts)
     return {"Emphasis": "No norm" if recipe.prompt_syntax == "weighted" else "None"} if has_brackets else {}
+
+
+def _lora_hashes(recipe: Recipe) -> dict[str, str]:
+    """Return how other tools know the files of adapters again: by the first ten digits of their SHA-256."""
+    known = [(lora.name, lora.hash.rpartition(":")[2]) for lora in recipe.adapters if lora.hash]
+    listed = ", ".join(f"{name}: {digits[:_LORA_DIGITS]}" for name, digits in known)
+    return {"Lora hashes": json.dumps(listed, ensure_ascii=False)} if known else {}
 
 
 def _of_second_encoder(recipe: Recipe) -> tuple[tuple[str, str | None], ...]:

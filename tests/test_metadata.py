@@ -189,3 +189,11 @@ def test_a_sheet_says_so_too(output_format: OutputFormat) -> None:
     assert "exif" not in image.info, "an empty block would not be EXIF"
     assert embedded_parameters(image) is None
     assert parameters_chunk(image) is None
+
+
+def test_loras_are_written_as_other_tools_write_them() -> None:
+    loras = [{"name": "ink", "scale": 0.5, "hash": "sha256:0123456789abcdef"}, {"name": "none", "scale": 0.0}]
+    text = opened(make_slot(loras=loras), "png").info["parameters"]
+    assert text.startswith("a red apple <lora:ink:0.5>\n")
+    assert ', Lora hashes: "ink: 0123456789", ' in text
+    assert "none" not in text
