@@ -68,7 +68,7 @@ def test_a_new_file_is_found_at_once_and_one_that_is_written_anew_is_another(
     [
         ("nothing", None, "similar names"),
         ("broken", b"\0" * 100, "damaged"),
-        ("other-model", "resnets.0.conv_shortcut", "cannot be applied"),
+        ("other-model", "resnets.0.conv_shortcut", "layers that the served model does not have"),
     ],
 )
 def test_what_cannot_be_used_is_refused_by_name(
