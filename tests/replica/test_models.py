@@ -57,12 +57,20 @@ def theirs(pipe: StableDiffusionXLPipeline, slot: Slot) -> tuple[torch.Tensor, n
     return final[-1], images[0]
 
 
-def served() -> list[Any]:
-    missing = {name for name, scheduler in WAITING.items() if scheduler not in SCHEDULER_NAMES}
-    return [pytest.param(name, marks=[pytest.mark.skip("its scheduler")] if name in missing else []) for name in SERVED]
+MISSING = {name for name, scheduler in WAITING.items() if scheduler not in SCHEDULER_NAMES}
 
 
-@pytest.mark.parametrize("name", served())
+@pytest.mark.parametrize("name", sorted(MISSING))
+def test_what_needs_a_scheduler_that_is_not_served_is_refused(
+    name: str, bench: Bench, configs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sources, "sdxl_path", lambda: configs)
+    given = SERVED[name](bench)
+    with pytest.raises(CheckpointError, match=r"scheduler|EDM|LCM"):
+        load_checkpoint(ModelConfig(path=str(given.path), **given.settings), CPU)
+
+
+@pytest.mark.parametrize("name", [name for name in SERVED if name not in MISSING])
 def test_it_gives_what_diffusers_gives(
     name: str,
     bench: Bench,
