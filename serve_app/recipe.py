@@ -109,6 +109,12 @@ class Lora(Body):
     )
 
 
+def _a_list(value: Any) -> Any:
+    if not isinstance(value, list | tuple):
+        raise ValueError('must be a list, such as [{"name": "pixel-art", "scale": 0.8}]')
+    return value
+
+
 class Recipe(Body):
     """Everything a picture depends on besides its seed and the model.
 
@@ -208,7 +214,7 @@ class Recipe(Body):
     negative_target_size: Pair | None = Field(
         default=None, description="The target size to avoid; with negative_original_size. Null: as for the prompt."
     )
-    loras: Annotated[tuple[Lora, ...], Field(strict=False)] = Field(
+    loras: Annotated[tuple[Lora, ...], Field(strict=False), BeforeValidator(_a_list)] = Field(
         default=(), description="Adapters (LoRA) to generate with, each at most once; their order does not count."
     )
 

@@ -67,6 +67,7 @@ def test_a_request_names_them(client: TestClient, pool: FakePool, api: str) -> N
         ("/generate", {"loras": [{"name": "inc"}]}, "similar names: ink"),
         ("/generate", {"loras": [{"name": "old"}]}, "made for Stable Diffusion 1.5"),
         ("/generate", {"loras": [{"name": "ink"}, {"name": "ink"}]}, "once"),
+        ("/generate", {"loras": "ink"}, "must be a list"),
         ("/generate", {"loras": [{"name": "ink", "hash": "sha256:0"}]}, "another file"),
         ("/fal-ai/fast-sdxl", {"loras": [{"path": "https://example.com/ink.safetensors"}]}, "is not in adapters.path"),
         ("/sdapi/v1/txt2img", {"prompt": "a <lora:inc>"}, "similar names: ink"),
