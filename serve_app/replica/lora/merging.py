@@ -85,7 +85,7 @@ def write(target: nn.Module, own: nn.Module, name: str, changed: Sequence[Additi
     if isinstance(module, Fp8Linear):
         module.take(value)
     else:
-        module.weight.copy_(value)  # type: ignore[operator]  # a module's attributes are of any type
+        _own(target, name).copy_(value)
 
 
 @contextmanager
@@ -94,11 +94,11 @@ def merged(model: nn.Module, changed: Additions) -> Iterator[None]:
     kept = {name: _own(model, name).clone() for name in changed}
     try:
         for name, parts in changed.items():
-            model.get_submodule(name).weight.copy_(_merged(kept[name], parts))  # type: ignore[operator]
+            _own(model, name).copy_(_merged(kept[name], parts))
         yield
     finally:
         for name, pristine in kept.items():
-            model.get_submodule(name).weight.copy_(pristine)  # type: ignore[operator]
+            _own(model, name).copy_(pristine)
 
 
 def _own(model: nn.Module, name: str) -> torch.Tensor:

@@ -2,14 +2,13 @@
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 
 from serve_app.adapters import AdapterFolder
 from serve_app.config import AdaptersConfig
-from serve_app.errors import AdapterError
 from serve_app.recipe import Lora
 from serve_app.replica.checkpoint import Checkpoint
 from serve_app.replica.lora.delta import Delta
@@ -19,30 +18,21 @@ from serve_app.replica.lora.sets import COMPONENTS, Adapters
 
 _Components = Mapping[str, Mapping[str, Delta]]
 
-Find = Callable[[str], tuple[Path, str]]
-"""Returns the file of an adapter and its hash, as `Lora.hash` has it. Raises AdapterError."""
-
 
 def make_store(config: AdaptersConfig, checkpoint: Checkpoint) -> "LoraStore | None":
     """Return the store of a loaded model's adapters; None if none are served."""
     if config.path is None:
         return None
-    folder = AdapterFolder(Path(config.path))
-
-    def find(name: str) -> tuple[Path, str]:
-        adapter = folder.find(name)
-        return adapter.version.path, folder.hash_of(adapter)
-
     models = {name: getattr(checkpoint.pipe, name) for name in COMPONENTS}
     all_shapes = {name: shapes(model) for name, model in models.items() if model is not None}
-    return LoraStore(find, all_shapes, checkpoint.device, config.cache_bytes)
+    return LoraStore(AdapterFolder(Path(config.path)), all_shapes, checkpoint.device, config.cache_bytes)
 
 
 class LoraStore:
     """Reads adapters, each once as long as there is room. Its methods block: call them beside the denoising."""
 
-    def __init__(self, find: Find, shapes: Shapes, device: torch.device, max_bytes: int) -> None:
-        self._find = find
+    def __init__(self, folder: AdapterFolder, shapes: Shapes, device: torch.device, max_bytes: int) -> None:
+        self._folder = folder
         self._shapes = shapes
         self._device = device
         self._max_bytes = max_bytes
@@ -55,17 +45,15 @@ class LoraStore:
 
         Raises AdapterError if one cannot be found, read or applied, or is another file than the one asked for.
         """
-        found = [(lora, *self._find(lora.name)) for lora in loras]
-        for lora, _, hash_ in found:
-            if lora.hash not in (None, hash_):
-                raise AdapterError(lora.name, f"is another file by now: {hash_}, not {lora.hash}")
-        key = tuple((hash_, lora.scale) for lora, _, hash_ in found)
-        return Adapters(key, tuple(self._components(lora.name, file, hash_) for lora, file, hash_ in found))
+        hashes = [lora.hash or self._folder.hash_of(self._folder.find(lora.name)) for lora in loras]
+        named = list(zip(loras, hashes, strict=True))
+        key = tuple((hash_, lora.scale) for lora, hash_ in named)
+        return Adapters(key, tuple(self._components(lora.name, hash_) for lora, hash_ in named))
 
-    def _components(self, name: str, file: Path, hash_: str) -> _Components:
+    def _components(self, name: str, hash_: str) -> _Components:
         with self._reading:
             if hash_ not in self._kept:
-                deltas = read_lora(file, self._shapes, name)
+                deltas = read_lora(self._folder.find(name).version.path, self._shapes, name, hash_)
                 self._kept[hash_] = self._on_device(deltas.components), deltas.nbytes
                 self._make_room()
             self._kept.move_to_end(hash_)

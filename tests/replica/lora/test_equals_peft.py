@@ -16,8 +16,6 @@ from tests import lora_files
 from tests.lora_files import CONVOLUTIONS, IN_TEXT_ENCODERS, RANK, Tensors, kohya, noise, peft, save
 from tests.replica.lora.conftest import COMPONENTS
 
-pytest.importorskip("peft")
-
 torch.set_num_threads(1)
 SCALE = 0.7
 NEAR: dict[str, Any] = {"rtol": 1e-5, "atol": 1e-6}

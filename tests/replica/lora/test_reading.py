@@ -74,7 +74,7 @@ def test_the_settings_beside_a_file_of_peft_count(
 def test_dora_of_lycoris_counts_rows_or_columns(
     models: Mapping[str, nn.Module], shapes: Shapes, tmp_path: Path, along: int
 ) -> None:
-    pristine: Tensor = models["unet"].get_submodule(LAYER).weight.detach()  # type: ignore[operator]
+    pristine: Tensor = models["unet"].get_submodule(LAYER).weight.detach()  # type: ignore[operator]  # may be a module
     up, down = noise(64, 4), noise(4, 64)
     lengths = pristine.norm(dim=along, keepdim=True) * 1.2
     parts = {"lora_up.weight": up, "lora_down.weight": down, "dora_scale": lengths}
