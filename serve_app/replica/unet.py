@@ -17,7 +17,8 @@ _MOST_COMPILATIONS = 64
 class UNetInputs(NamedTuple):
     """The inputs of the UNet's forward, in this order, all with rows first; `guidance` only if it takes that.
 
-    `sample` is (rows, channels, h, w), `timestep` (rows,); for the others see `conditioning.Conditioning`.
+    `sample` is (rows, channels, h, w), `timestep` (rows,); for the others see `conditioning.Conditioning`. `context`
+    may have half as many rows.
     """
 
     sample: torch.Tensor

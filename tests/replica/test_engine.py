@@ -1,5 +1,6 @@
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from queue import Queue
 from typing import Any
 
@@ -134,12 +135,12 @@ def test_slots_beyond_the_batch_wait_in_order(make_engine: MakeEngine, gate: Gat
     gate.open()
     for collector in collectors:
         collector.result()
-    generated = [group[0].conditioning.context[1:] for group in gate.groups]
+    generated = [group[0].conditioning.context for group in gate.groups]
     models = running.engine._models
     read = [models.read(make_slot(prompt=prompt)) for prompt in prompts]
     expected = [models.prompts.encode(each.rows[-1]).context for each in read for _ in range(2)]
     assert len(generated) == 6
-    assert all(torch.equal(a, b) for a, b in zip(generated, expected, strict=True)), "in order, one after another"
+    assert all(a is b for a, b in zip(generated, expected, strict=True)), "in order, one after another"
     assert (running.engine.load().active, running.engine.load().waiting) == (0, 0)
 
 
@@ -163,11 +164,21 @@ def test_only_prompts_of_one_length_share_a_call(make_engine: MakeEngine, gate: 
     assert lengths == [[77], [154, 154], [231]] * 4
 
 
-def test_prompts_of_other_lengths_change_no_bit(make_engine: MakeEngine) -> None:
-    alone, crowd = make_engine(max_batch_size=1), make_engine(max_batch_size=4)
-    expected = [pixels(picture) for slot in LENGTHS for picture in alone.generate(slot)]
-    for ours, picture in zip(crowd.generate(*LENGTHS), expected, strict=True):
+def test_prompts_of_other_lengths_and_negative_prompts_change_no_bit(make_engine: MakeEngine) -> None:
+    alone, crowd = make_engine(max_batch_size=1), make_engine(max_batch_size=5)
+    slots = [*LENGTHS, make_slot(negative_prompt="dull", keep_pixels=True)]
+    expected = [pixels(picture) for slot in slots for picture in alone.generate(slot)]
+    for ours, picture in zip(crowd.generate(*slots), expected, strict=True):
         assert np.array_equal(pixels(ours), picture)
+
+
+def test_only_those_without_a_negative_prompt_share_a_call_that_needs_none(make_engine: MakeEngine, gate: Gate) -> None:
+    running = make_engine(max_batch_size=4, images_per_call=4)
+    gate.open()
+    changes: list[dict[str, object]] = [{}, {"negative_prompt": "dull"}, {"guidance_scale": 0}, {"seed": 8}]
+    running.generate(*[make_slot(**each) for each in changes])
+    rows = [[(t.rows, len(t.conditioning.context)) for t in group] for group in gate.groups]
+    assert rows == [[(2, 1), (2, 1)], [(2, 2), (1, 1)]] * 4
 
 
 def test_a_picture_says_what_is_not_read_of_its_prompt(make_engine: MakeEngine) -> None:
@@ -230,7 +241,7 @@ def poisoned(monkeypatch: pytest.MonkeyPatch, poison: Callable[[PromptEmbedding]
 def test_a_slot_that_turns_to_nan_leaves_its_neighbours_alone(
     make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    poisoned(monkeypatch, lambda e: PromptEmbedding(e.context * float("nan"), e.pooled))
+    poisoned(monkeypatch, lambda e: replace(e, pooled=e.pooled * float("nan")))
     running = make_engine(max_batch_size=2, images_per_call=2)
     bad, good = running.submit_together(make_slot(prompt="poison"), make_slot(keep_pixels=True))
     with pytest.raises(SlotFailed, match="not numbers"):
