@@ -39,10 +39,12 @@ class Gate:
         self._permits = threading.Semaphore(0)
         self._arrived = threading.Semaphore(0)
         self.groups: list[list[Any]] = []
+        self.calls: list[tuple[Denoiser, list[Any]]] = []
         predict = Denoiser.predict
 
         def gated(denoiser: Denoiser, trajectories: Any) -> Any:
             self.groups.append(list(trajectories))
+            self.calls.append((denoiser, list(trajectories)))
             self._arrived.release()
             assert self._permits.acquire(timeout=60)
             return predict(denoiser, trajectories)
@@ -172,6 +174,18 @@ def test_prompts_of_other_lengths_and_negative_prompts_change_no_bit(make_engine
         assert np.array_equal(pixels(ours), picture)
 
 
+@pytest.mark.parametrize("lanes", [2, 3])
+def test_images_on_several_lanes_change_no_bit(make_engine: MakeEngine, gate: Gate, lanes: int) -> None:
+    """On the CPU they are still generated one after another: `tests/gpu` has real ones."""
+    gate.open()
+    slots = [make_slot(seed=seed, keep_pixels=True, num_inference_steps=2 + seed) for seed in range(4)]
+    alone = [make_engine(max_batch_size=1).generate(slot)[0] for slot in slots]
+    running = make_engine(max_batch_size=4, calls_at_once=lanes)
+    for ours, one in zip(running.generate(*slots), alone, strict=True):
+        assert np.array_equal(pixels(ours), pixels(one))
+    assert len({denoiser for denoiser, _ in gate.calls[14:]}) == lanes
+
+
 def test_only_those_without_a_negative_prompt_share_a_call_that_needs_none(make_engine: MakeEngine, gate: Gate) -> None:
     running = make_engine(max_batch_size=4, images_per_call=4)
     gate.open()
@@ -289,7 +303,7 @@ def test_running_out_of_memory_fails_only_the_batch(make_engine: MakeEngine, mon
     "place",
     [
         "denoise.Denoiser.predict",
-        "device.RunAhead.step_launched",
+        "lanes.Lane.step_launched",
         "decode.Decoder.decode",
         "decode.PendingPixels.wait",
         "previews.PreviewDecoder.decode",
