@@ -281,6 +281,6 @@ def _surroundings(device: torch.device) -> tuple[object, ...]:
 @cache
 def _code() -> str:
     code = hashlib.sha256()
-    for file in sorted(Path(__file__).parent.glob("*.py")):
+    for file in sorted(Path(__file__).parent.rglob("*.py")):
         code.update(file.read_bytes())
     return code.hexdigest()

@@ -1,4 +1,7 @@
-"""Runs the UNet's large linear layers in 8-bit floats: half the bytes, and twice the rate on GPUs that support them."""
+"""Runs the UNet's large layers in 8-bit floats: half the bytes, and twice the rate on GPUs that support them.
+
+Everywhere these are linear layers; where there are kernels of ours for them, 3x3 convolutions too.
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,13 +14,16 @@ from serve_app.errors import CheckpointError
 from serve_app.recipe import Recipe
 from serve_app.replica.checkpoint import Checkpoint
 from serve_app.replica.denoise import Denoiser
-from serve_app.replica.fp8 import Fp8Linear
+from serve_app.replica.fp8 import Fp8Conv, Fp8Linear, use_geglu
+from serve_app.replica.kernels.fp8 import have_kernels
 from serve_app.replica.prompt_reader import PromptReader
 from serve_app.replica.prompts import PromptEncoder
 from serve_app.replica.trajectory import Trajectory
 from serve_app.replica.unet import eager
 
 _FEWEST_FEATURES = 640  # in smaller layers, converting the input costs more than it saves
+_CHANNELS = 64
+"""What numbers of channels must be a multiple of."""
 _STEPS = 8
 # The layers' inputs depend little on the subject; these prompts differ in length, light and detail.
 _PROMPTS = (
@@ -30,11 +36,15 @@ _NEGATIVE = "blurry, low quality"
 
 
 def to_fp8(
-    checkpoint: Checkpoint, model: ModelConfig, fewest_features: int = _FEWEST_FEATURES, keep: bool = False
+    checkpoint: Checkpoint,
+    model: ModelConfig,
+    fewest_features: int = _FEWEST_FEATURES,
+    keep: bool = False,
+    kernels: bool | None = None,
 ) -> int:
-    """Replace the linear layers of the UNet's transformer blocks; return how many.
+    """Replace the linear layers of the UNet's transformer blocks, and its convolutions; return how many.
 
-    `keep` keeps their weights too, for adapters.
+    `keep` keeps their weights too, for adapters. `kernels` says whether to use our own; None: where they run.
 
     The scales of their inputs are measured once, on a few pictures, and then fixed: a scale per call would need another
     pass over the data, which costs what the matrix product gains. Every replica measures the same scales.
@@ -44,9 +54,17 @@ def to_fp8(
         raise CheckpointError(
             "engine.quantization: fp8 needs a GPU of compute capability 8.9 or higher; set it to none"
         )
-    peaks = _measure(checkpoint, model, fewest_features)
+    kernels = have_kernels(checkpoint.device) if kernels is None else kernels
+    layers: dict[str, nn.Linear | nn.Conv2d] = {
+        **dict(large_linears(checkpoint.unet, fewest_features)),
+        **(convolutions(checkpoint.unet) if kernels else {}),
+    }
+    peaks = _measure(checkpoint, model, layers)
     for name, peak in peaks.items():
-        checkpoint.unet.set_submodule(name, Fp8Linear(checkpoint.unet.get_submodule(name), peak, keep))
+        kind = Fp8Conv if isinstance(layers[name], nn.Conv2d) else Fp8Linear
+        checkpoint.unet.set_submodule(name, kind(layers[name], peak, keep))
+    if kernels:
+        use_geglu(checkpoint.unet)
     return len(peaks)
 
 
@@ -61,8 +79,25 @@ def large_linears(unet: nn.Module, fewest_features: int) -> Sequence[tuple[str, 
     ]
 
 
+def convolutions(unet: nn.Module) -> Mapping[str, nn.Conv2d]:
+    """Return the 3x3 convolutions that our kernel can replace, by name: all of SDXL's but the first and the last, and
+    those that halve the size.
+    """
+    return {
+        name: module
+        for name, module in unet.named_modules()
+        if isinstance(module, nn.Conv2d)
+        and (module.kernel_size, module.stride, module.padding) == ((3, 3), (1, 1), (1, 1))
+        and module.in_channels % _CHANNELS == 0
+        and module.out_channels % _CHANNELS == 0
+        and module.bias is not None
+    }
+
+
 @torch.inference_mode()
-def _measure(checkpoint: Checkpoint, model: ModelConfig, fewest_features: int) -> Mapping[str, torch.Tensor]:
+def _measure(
+    checkpoint: Checkpoint, model: ModelConfig, layers: Mapping[str, nn.Linear | nn.Conv2d]
+) -> Mapping[str, torch.Tensor]:
     """Return the largest absolute input of every layer to be replaced, by the layer's name."""
     peaks: dict[str, torch.Tensor] = {}
 
@@ -73,10 +108,7 @@ def _measure(checkpoint: Checkpoint, model: ModelConfig, fewest_features: int) -
 
         return look
 
-    hooks = [
-        linear.register_forward_pre_hook(watch(name))
-        for name, linear in large_linears(checkpoint.unet, fewest_features)
-    ]
+    hooks = [layer.register_forward_pre_hook(watch(name)) for name, layer in layers.items()]
     reader, encoder = (
         PromptReader(checkpoint.pipe),
         PromptEncoder(checkpoint.pipe, checkpoint.device, len(_PROMPTS) + 2),

@@ -11,7 +11,7 @@ from typing import Protocol
 import torch
 from torch import nn
 
-from serve_app.replica.fp8 import Fp8Linear
+from serve_app.replica.fp8 import Fp8Layer
 
 
 class Delta(Protocol):
@@ -52,7 +52,7 @@ def places(model: nn.Module) -> Mapping[str, Place]:
     """
     found = {}
     for name, module in model.named_modules():
-        if not isinstance(module, (nn.Linear, nn.Conv2d, Fp8Linear)):
+        if not isinstance(module, (nn.Linear, nn.Conv2d, Fp8Layer)):
             continue
         if not name.endswith(".to_qkv"):
             found[name] = Place(name, slice(None))
@@ -82,7 +82,7 @@ def write(target: nn.Module, own: nn.Module, name: str, changed: Sequence[Additi
     """Make a module of `target` that of `own` with changes; without any, its very bits."""
     module, pristine = target.get_submodule(name), _own(own, name)
     value = _merged(pristine, changed) if changed else pristine
-    if isinstance(module, Fp8Linear):
+    if isinstance(module, Fp8Layer):
         module.take(value)
     else:
         _own(target, name).copy_(value)
@@ -103,7 +103,7 @@ def merged(model: nn.Module, changed: Additions) -> Iterator[None]:
 
 def _own(model: nn.Module, name: str) -> torch.Tensor:
     module = model.get_submodule(name)
-    weight = module.pristine if isinstance(module, Fp8Linear) else module.weight
+    weight = module.pristine if isinstance(module, Fp8Layer) else module.weight
     assert isinstance(weight, torch.Tensor), "linear layers and convolutions have one"
     return weight
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
 from torch import nn
 
-from serve_app.replica.fp8 import Fp8Linear
+from serve_app.replica.fp8 import Fp8Layer
 from serve_app.replica.lora.merging import Delta, changes, merged, write
 
 _TEXT_ENCODERS = ("text_encoder", "text_encoder_2")
@@ -96,11 +96,11 @@ class WeightSets:
 
 def _copy(unet: UNet2DConditionModel) -> UNet2DConditionModel:
     """Return a UNet with weights of its own where adapters can change them; all else is shared."""
-    pristine = (module.pristine for module in unet.modules() if isinstance(module, Fp8Linear))
+    pristine = (module.pristine for module in unet.modules() if isinstance(module, Fp8Layer))
     shared = {id(tensor): tensor for tensor in (*unet.parameters(), *unet.buffers(), *pristine)}
     own = copy.deepcopy(unet, shared)
     for module in own.modules():
-        if isinstance(module, Fp8Linear):
+        if isinstance(module, Fp8Layer):
             module.own_weight()
         elif isinstance(module, (nn.Linear, nn.Conv2d)):
             module.weight = nn.Parameter(module.weight.detach().clone(), requires_grad=False)

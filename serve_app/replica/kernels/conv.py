@@ -1,0 +1,300 @@
+"""3x3 convolutions in 8-bit floats: products of which each step takes the pixels from another place."""
+
+import torch
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia.hopper import (
+    fence_async_shared,
+    mbarrier,
+    tma,
+    warpgroup_mma,
+    warpgroup_mma_wait,
+)
+
+from serve_app.replica.kernels.tiles import WARPS, blocks, described, place, sync
+
+_PIXELS, _COLUMNS, _MORE_COLUMNS = 128, 128, 32
+_DEEP, _LESS_DEEP = 128, 64
+_STAGES = 5
+
+
+@gluon.jit
+def _copy(
+    x,
+    w,
+    w2,
+    x_s,
+    a_s,
+    b_s,
+    full,
+    empty,
+    tiles_m,
+    tiles_n,
+    programs,
+    steps,
+    deep,
+    tiles_w,
+    tiles_hw,
+    bh: gl.constexpr,
+    bw: gl.constexpr,
+    bn: gl.constexpr,
+    bn2: gl.constexpr,
+    bk: gl.constexpr,
+    stages: gl.constexpr,
+):
+    it = 0
+    for tile in range(gl.program_id(0), tiles_m * tiles_n, programs):
+        row, column = place(tile, tiles_m, tiles_n)
+        within = row % tiles_hw
+        for k in range(steps):
+            s = it % stages
+            mbarrier.wait(empty.index(s), ((it // stages) & 1) ^ 1)
+            bar = full.index(s)
+            mbarrier.expect(bar, (bh * bw + bn + bn2) * bk)
+            tap = k // deep
+            # What lies outside of the picture is read as zeros.
+            top = within // tiles_w * bh + tap // 3 - 1
+            left = within % tiles_w * bw + tap % 3 - 1
+            tma.async_copy_global_to_shared(x, [row // tiles_hw, top, left, (k % deep) * bk], bar, x_s.index(s))
+            tma.async_copy_global_to_shared(w, [column * (bn + bn2), k * bk], bar, a_s.index(s))
+            tma.async_copy_global_to_shared(w2, [column * (bn + bn2) + bn, k * bk], bar, b_s.index(s))
+            it += 1
+
+
+@gluon.jit
+def _store(
+    sums,
+    y,
+    bias,
+    scale,
+    first,
+    row,
+    n,
+    height,
+    width,
+    tiles_w,
+    tiles_hw,
+    bh: gl.constexpr,
+    bw: gl.constexpr,
+    bn: gl.constexpr,
+    warps: gl.constexpr,
+):
+    out: gl.constexpr = gl.BlockedLayout([1, 8], [256 // bn, bn // 8], [warps, 1], [1, 0])
+    within = row % tiles_hw
+    i = gl.arange(0, bh * bw, layout=gl.SliceLayout(1, out))
+    pixels = (row // tiles_hw) * (height * width) + (within // tiles_w * bh + i // bw) * width
+    pixels = pixels + within % tiles_w * bw + i % bw
+    columns = first + gl.arange(0, bn, layout=gl.SliceLayout(0, out))
+    result = gl.convert_layout(sums, out) * scale
+    result = result + gl.load(bias + columns, mask=columns < n, other=0.0).to(gl.float32)[None, :]
+    offsets = pixels.to(gl.int64)[:, None] * n + columns[None, :]
+    gl.store(y + offsets, result.to(y.dtype.element_ty), mask=(pixels >= 0)[:, None] & (columns < n)[None, :])
+
+
+@gluon.jit
+def _multiply(
+    x_s,
+    a_s,
+    b_s,
+    full,
+    empty,
+    y,
+    bias,
+    w_scale,
+    x_scale,
+    tiles_m,
+    tiles_n,
+    programs,
+    steps,
+    n,
+    height,
+    width,
+    tiles_w,
+    tiles_hw,
+    bh: gl.constexpr,
+    bw: gl.constexpr,
+    bn: gl.constexpr,
+    bn2: gl.constexpr,
+    bk: gl.constexpr,
+    stages: gl.constexpr,
+    warps: gl.constexpr,
+):
+    wide: gl.constexpr = gl.NVMMADistributedLayout(version=[3, 0], warps_per_cta=[warps, 1], instr_shape=[16, bn, 32])
+    slim: gl.constexpr = gl.NVMMADistributedLayout(version=[3, 0], warps_per_cta=[warps, 1], instr_shape=[16, bn2, 32])
+    scale = gl.load(w_scale) * gl.load(x_scale)
+    it = 0
+    for tile in range(gl.program_id(0), tiles_m * tiles_n, programs):
+        row, column = place(tile, tiles_m, tiles_n)
+        first = gl.zeros([bh * bw, bn], gl.float32, wide)
+        second = gl.zeros([bh * bw, bn2], gl.float32, slim)
+        for k in range(steps):
+            s = it % stages
+            mbarrier.wait(full.index(s), (it // stages) & 1)
+            x = x_s.index(s).reshape([bh * bw, bk])
+            first = warpgroup_mma(x, a_s.index(s).permute((1, 0)), first, is_async=True)
+            second = warpgroup_mma(x, b_s.index(s).permute((1, 0)), second, is_async=True)
+            first, second = warpgroup_mma_wait(num_outstanding=2, deps=(first, second))
+            if k > 0:
+                sync()
+                mbarrier.arrive(empty.index((it + stages - 1) % stages), count=1)
+            it += 1
+        first, second = warpgroup_mma_wait(num_outstanding=0, deps=(first, second))
+        sync()
+        mbarrier.arrive(empty.index((it + stages - 1) % stages), count=1)
+        start = column * (bn + bn2)
+        _store(first, y, bias, scale, start, row, n, height, width, tiles_w, tiles_hw, bh, bw, bn, warps)
+        _store(second, y, bias, scale, start + bn, row, n, height, width, tiles_w, tiles_hw, bh, bw, bn2, warps)
+
+
+@gluon.jit
+def _conv(
+    x,
+    w,
+    w2,
+    y,
+    bias,
+    w_scale,
+    x_scale,
+    n,
+    height,
+    width,
+    tiles_m,
+    tiles_n,
+    programs,
+    steps,
+    deep,
+    tiles_w,
+    tiles_hw,
+    bh: gl.constexpr,
+    bw: gl.constexpr,
+    bn: gl.constexpr,
+    bn2: gl.constexpr,
+    bk: gl.constexpr,
+    stages: gl.constexpr,
+    num_warps: gl.constexpr,
+):
+    x_s = gl.allocate_shared_memory(x.dtype, [stages, 1, bh, bw, bk], x.layout)
+    a_s = gl.allocate_shared_memory(x.dtype, [stages, bn, bk], w.layout)
+    b_s = gl.allocate_shared_memory(x.dtype, [stages, bn2, bk], w2.layout)
+    full = gl.allocate_shared_memory(gl.int64, [stages, 1], mbarrier.MBarrierLayout())
+    empty = gl.allocate_shared_memory(gl.int64, [stages, 1], mbarrier.MBarrierLayout())
+    for s in gl.static_range(stages):
+        mbarrier.init(full.index(s), count=1)
+        mbarrier.init(empty.index(s), count=1)
+    fence_async_shared()
+    gl.warp_specialize(
+        [
+            (
+                _multiply,
+                (
+                    x_s,
+                    a_s,
+                    b_s,
+                    full,
+                    empty,
+                    y,
+                    bias,
+                    w_scale,
+                    x_scale,
+                    tiles_m,
+                    tiles_n,
+                    programs,
+                    steps,
+                    n,
+                    height,
+                    width,
+                    tiles_w,
+                    tiles_hw,
+                    bh,
+                    bw,
+                    bn,
+                    bn2,
+                    bk,
+                    stages,
+                    num_warps,
+                ),
+            ),
+            (
+                _copy,
+                (
+                    x,
+                    w,
+                    w2,
+                    x_s,
+                    a_s,
+                    b_s,
+                    full,
+                    empty,
+                    tiles_m,
+                    tiles_n,
+                    programs,
+                    steps,
+                    deep,
+                    tiles_w,
+                    tiles_hw,
+                    bh,
+                    bw,
+                    bn,
+                    bn2,
+                    bk,
+                    stages,
+                ),
+            ),
+        ],
+        [1],
+        [40],
+    )
+
+
+def fits(x: torch.Tensor) -> bool:
+    """Return whether pixels (rows, height, width, channels) can be cut into tiles of 128 whole rows or parts of one."""
+    _, height, width, channels = x.shape
+    return channels % _LESS_DEEP == 0 and (
+        width % _PIXELS == 0 or (_PIXELS % width == 0 and height % (_PIXELS // width) == 0)
+    )
+
+
+def conv(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    weight_scale: torch.Tensor,
+    input_scale: torch.Tensor,
+) -> torch.Tensor:
+    """See `fp8.conv`. The pixels must fit, see `fits`."""
+    rows, height, width, channels = x.shape
+    n = len(weight)
+    y = torch.empty(rows, height, width, n, device=x.device, dtype=bias.dtype)
+    bw, bk = min(width, _PIXELS), _DEEP if channels % _DEEP == 0 else _LESS_DEEP
+    bh = _PIXELS // bw
+    tiles_w = width // bw
+    tiles_hw = tiles_w * (height // bh)
+    tiles_m, tiles_n = rows * tiles_hw, -(-n // (_COLUMNS + _MORE_COLUMNS))
+    programs = blocks(x, tiles_m * tiles_n)
+    _conv[(programs,)](
+        described(x, [1, bh, bw, bk]),
+        described(weight, [_COLUMNS, bk]),
+        described(weight, [_MORE_COLUMNS, bk]),
+        y,
+        bias,
+        weight_scale,
+        input_scale,
+        n,
+        height,
+        width,
+        tiles_m,
+        tiles_n,
+        programs,
+        9 * channels // bk,
+        channels // bk,
+        tiles_w,
+        tiles_hw,
+        bh=bh,
+        bw=bw,
+        bn=_COLUMNS,
+        bn2=_MORE_COLUMNS,
+        bk=bk,
+        stages=_STAGES,
+        num_warps=WARPS,
+    )
+    return y

@@ -1,0 +1,73 @@
+"""Our kernels on a Hopper GPU beside their references."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from serve_app.config import ModelConfig
+from serve_app.replica.checkpoint import load_checkpoint
+from serve_app.replica.denoise import Denoiser
+from serve_app.replica.fp8 import Fp8Conv
+from serve_app.replica.kernels import fp8
+from serve_app.replica.quantize import to_fp8
+from serve_app.replica.unet import eager
+from tests.conftest import make_slot
+from tests.replica.test_compilation import trajectory
+
+GPU = torch.device("cuda")
+pytestmark = pytest.mark.skipif(not (torch.cuda.is_available() and fp8.have_kernels(GPU)), reason="needs a Hopper GPU")
+
+
+def small(*shape: int) -> torch.Tensor:
+    """Return random numbers in 8 bits."""
+    return torch.randn(*shape, device=GPU).to(torch.float8_e4m3fn)
+
+
+def error(ours: torch.Tensor, reference: torch.Tensor) -> float:
+    return float((ours.float() - reference.float()).norm() / reference.float().norm())
+
+
+@pytest.mark.parametrize(("m", "n", "k"), [(2048, 5120, 1280), (8192, 2560, 640), (1000, 128, 128), (1, 256, 384)])
+@torch.inference_mode()
+def test_gates_are_those_of_the_reference(m: int, n: int, k: int) -> None:
+    torch.manual_seed(m)
+    given = small(m, k), small(2 * n, k), torch.randn(2 * n, device=GPU, dtype=torch.bfloat16)
+    scales = torch.tensor(k**-0.5, device=GPU), torch.tensor(1.0, device=GPU), torch.tensor(50.0, device=GPU)
+    ours = fp8.geglu(*given, *scales)
+    assert ours.dtype == torch.float8_e4m3fn
+    assert error(ours, fp8.geglu_reference(*given, *scales)) < 0.02
+    assert torch.equal(ours.float(), fp8.geglu(*given, *scales).float())
+
+
+@pytest.mark.parametrize(
+    ("rows", "height", "width", "channels", "n"),
+    [
+        (2, 128, 128, 320, 320),
+        (2, 64, 64, 1920, 640),
+        (2, 32, 32, 1280, 1280),
+        (1, 16, 256, 64, 320),
+        (3, 32, 16, 128, 64),
+        (2, 28, 36, 128, 64),
+    ],
+)
+@torch.inference_mode()
+def test_convolutions_are_those_of_the_reference(rows: int, height: int, width: int, channels: int, n: int) -> None:
+    torch.manual_seed(width)
+    given = small(rows, height, width, channels), small(n, 9 * channels), torch.randn(n, device=GPU).bfloat16()
+    scales = torch.tensor((9 * channels) ** -0.5, device=GPU), torch.tensor(1.0, device=GPU)
+    ours = fp8.conv(*given, *scales)
+    reference = fp8.conv_reference(given[0], given[1], given[2].float(), *scales)
+    assert ours.dtype == torch.bfloat16
+    assert error(ours, reference) < 0.01
+    assert torch.equal(ours, fp8.conv(*given, *scales))
+
+
+@torch.inference_mode()
+def test_the_unet_predicts_nearly_the_same(tiny_path: Path) -> None:
+    model = ModelConfig(path=str(tiny_path), dtype="bfloat16", width=64, height=64)
+    plain, ours = load_checkpoint(model, GPU), load_checkpoint(model, GPU)
+    to_fp8(ours, model, fewest_features=16)
+    assert any(isinstance(module, Fp8Conv) for module in ours.unet.modules())
+    predictions = [Denoiser(one, eager(one.unet)).predict([trajectory(one, make_slot())])[0] for one in (plain, ours)]
+    assert error(*predictions) < 0.15

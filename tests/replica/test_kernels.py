@@ -1,0 +1,111 @@
+"""Operators of 8-bit floats by their references; `tests/gpu` compares the kernels with these."""
+
+from pathlib import Path
+
+import torch
+from diffusers.models.attention import FeedForward
+from torch import nn
+from torch.nn import functional as F  # noqa: N812, the usual name
+
+from serve_app.config import ModelConfig
+from serve_app.replica.checkpoint import load_checkpoint
+from serve_app.replica.denoise import Denoiser
+from serve_app.replica.fp8 import Fp8Conv, Fp8Geglu, Fp8Linear, use_geglu
+from serve_app.replica.kernels import fp8
+from serve_app.replica.quantize import convolutions, to_fp8
+from serve_app.replica.unet import eager
+from tests.conftest import make_slot
+from tests.replica.test_compilation import trajectory
+
+CPU = torch.device("cpu")
+
+
+def alike(ours: torch.Tensor, theirs: torch.Tensor) -> float:
+    return float(F.cosine_similarity(ours.float().flatten(), theirs.float().flatten(), dim=0))
+
+
+def a_conv(*, keep: bool = False) -> tuple[nn.Conv2d, Fp8Conv, torch.Tensor]:
+    torch.manual_seed(0)
+    plain = nn.Conv2d(64, 32, 3, padding=1, dtype=torch.bfloat16)
+    value = torch.randn(2, 64, 8, 16, dtype=torch.bfloat16)
+    return plain, Fp8Conv(plain, value.abs().amax(), keep), value
+
+
+def a_feed_forward() -> tuple[FeedForward, FeedForward, torch.Tensor]:
+    """Return one as it is, and the same in 8-bit floats."""
+    torch.manual_seed(0)
+    plain, ours = (FeedForward(128).to(torch.bfloat16).eval() for _ in range(2))
+    ours.load_state_dict(plain.state_dict())
+    value = torch.randn(2, 5, 128, dtype=torch.bfloat16)
+    with torch.inference_mode():
+        for name, given in (("net.0.proj", value), ("net.2", plain.net[0](value))):
+            layer = ours.get_submodule(name)
+            assert isinstance(layer, nn.Linear)
+            ours.set_submodule(name, Fp8Linear(layer, given.abs().amax()))
+    return plain, ours, value
+
+
+@torch.inference_mode()
+def test_a_convolution_in_8_bits_is_close_to_itself() -> None:
+    plain, ours, value = a_conv()
+    assert ours(value).shape == plain(value).shape
+    assert ours(value).dtype == torch.bfloat16
+    assert alike(ours(value), plain(value)) > 0.998
+
+
+@torch.inference_mode()
+def test_a_convolution_takes_another_weight_in_its_place() -> None:
+    plain, ours, value = a_conv(keep=True)
+    place = ours.weight.data_ptr()
+    other = torch.randn_like(plain.weight) * 3
+    ours.take(other)
+    assert alike(ours(value), F.conv2d(value, other, plain.bias, padding=1)) > 0.998
+    assert ours.pristine is not None
+    ours.take(ours.pristine)
+    assert torch.equal(ours(value), a_conv()[1](value))
+    assert ours.weight.data_ptr() == place
+
+
+@torch.inference_mode()
+def test_gates_in_8_bits_are_close_to_themselves_and_scaled_for_what_follows() -> None:
+    plain, ours, value = a_feed_forward()
+    apart = ours(value)
+    use_geglu(ours)
+    assert isinstance(ours.net[0], Fp8Geglu)
+    assert ours.net[0](value).dtype == torch.float8_e4m3fn
+    assert ours(value).dtype == torch.bfloat16
+    assert alike(ours(value), plain(value)) > 0.997
+    assert alike(ours(value), apart) > 0.999
+
+
+@torch.inference_mode()
+def test_gates_of_other_sizes_stay_as_they_are() -> None:
+    layers = FeedForward(64).eval()
+    for name in ("net.0.proj", "net.2"):
+        layer = layers.get_submodule(name)
+        assert isinstance(layer, nn.Linear)
+        layers.set_submodule(name, Fp8Linear(layer, torch.tensor(1.0)))
+    use_geglu(layers)
+    assert not isinstance(layers.net[0], Fp8Geglu)
+
+
+def test_the_compiler_is_told_what_operators_return() -> None:
+    torch.manual_seed(0)
+    scales, factor = (torch.tensor(0.1), torch.tensor(0.2)), torch.tensor(3.0)
+    x, bias = torch.randn(2, 4, 8, 64).to(torch.float8_e4m3fn), torch.randn(32, dtype=torch.bfloat16)
+    weight = torch.randn(32, 9 * 64).to(torch.float8_e4m3fn)
+    checks = ("test_faketensor",)
+    torch.library.opcheck(fp8.conv, (x, weight, bias, *scales), test_utils=checks)
+    torch.library.opcheck(fp8.geglu, (x.reshape(-1, 64), weight[:, :64], bias, *scales, factor), test_utils=checks)
+
+
+def test_the_unet_with_convolutions_in_8_bits_predicts_nearly_the_same(tiny_path: Path) -> None:
+    torch.set_num_threads(1)
+    fresh = load_checkpoint(ModelConfig(path=str(tiny_path)), CPU)
+    assert convolutions(fresh.unet)
+    with torch.inference_mode():
+        before = Denoiser(fresh, eager(fresh.unet)).predict([trajectory(fresh, make_slot())])[0]
+        to_fp8(fresh, ModelConfig(width=64, height=64), fewest_features=32, kernels=True)
+        after = Denoiser(fresh, eager(fresh.unet)).predict([trajectory(fresh, make_slot())])[0]
+    assert any(isinstance(module, Fp8Conv) for module in fresh.unet.modules())
+    assert alike(before, after) > 0.99
