@@ -5,7 +5,12 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
-SchedulerName = Literal["euler", "euler_a", "dpmpp_2m", "dpmpp_2m_karras", "ddim", "unipc"]
+_Euler = Literal["euler", "euler_a", "heun", "dpm2", "dpm2_a", "lms"]
+_Dpmpp = Literal["dpmpp_2m", "dpmpp_2m_karras", "dpmpp_2m_sde", "dpmpp_3m_sde", "dpmpp_2s", "dpmpp_sde"]
+_Others = Literal["ddim", "unipc", "deis", "pndm", "sa_solver", "ddpm"]
+_OfSomeModels = Literal["lcm", "tcd", "edm_euler", "edm_dpmpp_2m"]
+SchedulerName = Literal[_Euler, _Dpmpp, _Others, _OfSomeModels]
+SigmaSchedule = Literal["karras", "exponential", "beta", "sgm_uniform", "align_your_steps"]
 OutputFormat = Literal["png", "jpeg", "webp"]
 
 SEED_SPAN = 2**32
@@ -107,6 +112,10 @@ class Recipe(Body):
         "models.",
     )
     scheduler: SchedulerName | None = Field(default=None, description="Null: the model's default.")
+    sigma_schedule: SigmaSchedule | None = Field(
+        default=None,
+        description="How noise levels follow each other, of the scheduler's. Null: the checkpoint's own way.",
+    )
     init_image: str | None = Field(
         default=None,
         min_length=1,

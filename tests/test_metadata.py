@@ -29,7 +29,8 @@ FORMATS: list[OutputFormat] = ["png", "jpeg", "webp"]
 XMP = '<a xmlns:psdxl="urn:parallel-sdxl:1" psdxl:parameters="%s"/>'
 TEXT = (
     'a <red> "apple" & 苹果 🍎\nNegative prompt: dull\n'
-    "Steps: 4, Sampler: DPM++ 2M Karras, CFG scale: 5.5, CFG rescale: 0.7, Seed: 4294967295, Size: 48x64, "
+    "Steps: 4, Sampler: DPM++ 2M, Schedule type: Karras, CFG scale: 5.5, CFG rescale: 0.7, Seed: 4294967295, "
+    "Size: 48x64, "
     f"Model hash: 0123456789, Model: sdxl, Version: parallel-sdxl {__version__}"
 )
 
@@ -94,6 +95,7 @@ def test_every_format_holds_the_request_for_this_one_picture(slot: Slot, output_
         "guidance_scale": 5.5,
         "guidance_rescale": 0.7,
         "scheduler": "dpmpp_2m_karras",
+        "sigma_schedule": None,
         "output_format": output_format,
         "output_compression": None,
         "model": {"name": "sdxl", "revision": "abc123", "hash": "0123456789", **SAMPLED},

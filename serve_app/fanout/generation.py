@@ -26,6 +26,7 @@ from serve_app.fanout.events import (
 from serve_app.fanout.order import Ticket
 from serve_app.fanout.states import GenerationState, SlotState
 from serve_app.messages import Generated, Slot, SlotEvent, Work
+from serve_app.samplers import unet_calls
 from serve_app.schemas import ErrorDetail, Event, Image, ModelInfo, NoPicture, QueuedEvent, Timings
 
 logger = logging.getLogger("ray.serve")
@@ -359,7 +360,7 @@ class Generation:
 def _work_of(slot: Slot) -> float:
     """Return how much work a slot is, compared with others."""
     recipe = slot.recipe
-    return float((recipe.num_inference_steps - recipe.first_step) * recipe.width * recipe.height)
+    return float(unet_calls(recipe) * recipe.width * recipe.height)
 
 
 def _timings_of(work: Work, total: float) -> Timings:

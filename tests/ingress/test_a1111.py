@@ -83,9 +83,11 @@ def test_what_librechat_sends_and_reads(large: TestClient, pool: FakePool) -> No
 
 def test_what_sillytavern_sends(large: TestClient, pool: FakePool) -> None:
     images, info = answer(large, **SILLYTAVERN)
-    assert (images, info["seed"], info["sampler_name"]) == (["picture7"], 7, "DPM++ 2M Karras")
+    assert (images, info["seed"], info["sampler_name"]) == (["picture7"], 7, "DPM++ 2M")
+    assert info["extra_generation_params"] == {"Schedule type": "Karras"}
     assert info["warnings"] == []
-    assert pool.slots[0].recipe.scheduler == "dpmpp_2m_karras"
+    recipe = pool.slots[0].recipe
+    assert (recipe.scheduler, recipe.sigma_schedule) == ("dpmpp_2m", "karras")
     assert "password" not in large.post(TXT2IMG, json=SILLYTAVERN).text
 
 
@@ -93,9 +95,16 @@ def test_what_sillytavern_asks_for(client: TestClient) -> None:
     names = {
         path: [item["name"] for item in client.get(f"/sdapi/v1/{path}").json()] for path in ("samplers", "upscalers")
     }
-    assert names["samplers"] == ["Euler", "Euler a", "DPM++ 2M", "DPM++ 2M Karras", "DDIM", "UniPC"]
+    assert {"Euler", "Euler a", "DPM++ 2M", "DPM++ 2M Karras", "DDIM", "UniPC"} < {*names["samplers"]}
     assert names["upscalers"] == ["None"]
-    assert [item["label"] for item in client.get("/sdapi/v1/schedulers").json()] == ["Automatic", "Karras"]
+    assert [item["label"] for item in client.get("/sdapi/v1/schedulers").json()] == [
+        "Automatic",
+        "Karras",
+        "Exponential",
+        "Beta",
+        "SGM Uniform",
+        "Align Your Steps",
+    ]
     for path in ("latent-upscale-modes", "sd-vae", "loras"):
         assert client.get(f"/sdapi/v1/{path}").json() == []
     progress = client.get("/sdapi/v1/progress").json()
@@ -135,8 +144,10 @@ def test_a_mask_is_used_as_a1111_does(client: TestClient, pool: FakePool) -> Non
         (TXT2IMG, {"steps": 51}, "steps", "Input should be less than or equal to 50"),
         (TXT2IMG, {"width": 63}, "width", "Input should be"),
         (TXT2IMG, {"n_iter": 5, "batch_size": 2}, "n_iter", "n_iter x batch_size is 10, and must be at most 9"),
-        (TXT2IMG, {"sampler_name": "Heun"}, "sampler_name", "Heun is not one of Euler, Euler a"),
-        (TXT2IMG, {"sampler_name": "Euler", "scheduler": "Karras"}, "scheduler", "must be Automatic, or Karras with"),
+        (TXT2IMG, {"sampler_name": "DPM fast"}, "sampler_name", "DPM fast is not one of Euler, Euler a"),
+        (TXT2IMG, {"scheduler": "KL Optimal"}, "scheduler", "KL Optimal is not one of Automatic, Karras, Exponential"),
+        (TXT2IMG, {"sampler_name": "DDIM", "scheduler": "Karras"}, "scheduler", "ddim cannot follow karras; it takes"),
+        (TXT2IMG, {"sampler_name": "LCM", "steps": 50, "scheduler": "beta"}, "scheduler", "lcm cannot follow beta"),
         (TXT2IMG, {"enable_hr": True}, "enable_hr", "is not supported; leaving it out would change the picture"),
         (TXT2IMG, {"alwayson_scripts": {"ADetailer": {}}}, "alwayson_scripts", "is not supported"),
         (TXT2IMG, {"override_settings": {"sd_vae": "x"}}, "override_settings.sd_vae", "cannot be changed here; it is"),

@@ -55,6 +55,7 @@ def test_generate_returns_all_images_in_order(client: TestClient) -> None:
         "guidance_scale": 3.0,
         "guidance_rescale": 0.0,
         "scheduler": "euler",
+        "sigma_schedule": None,
         "init_image": None,
         "mask_image": None,
         "strength": None,
