@@ -38,8 +38,8 @@ class Replica(deployment.Replica):
 
     async def __init__(self, args: AppArgs) -> None:  # type: ignore[misc]  # Serve awaits it
         await super().__init__(args)
-        denoiser: Any = self._engine._models.denoiser
-        denoiser.predict = _faulty(denoiser.predict, Path(os.environ[FAULTS], str(os.getpid())))
+        models: Any = self._engine._models
+        models.predict = _faulty(models.predict, Path(os.environ[FAULTS], str(os.getpid())))
 
 
 def build(args: AppArgs) -> Application:

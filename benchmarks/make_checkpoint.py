@@ -1,9 +1,9 @@
 """`python -m benchmarks.make_checkpoint FOLDER`: write SDXL base 1.0 with random weights, as a diffusers folder.
 
 It has the full size. Speed does not depend on trained weights, so it replaces the real checkpoint on machines without
-access to the hub. The architecture is in `benchmarks/sdxl/`; the weights are the libraries' default initialisation,
-which keeps activations finite. Files have the names and types of the hub's `fp16` variant, which `configs/sdxl.yaml`
-uses.
+access to the hub. The architecture is that in `serve_app/models/sdxl/`; the weights are the libraries' default
+initialisation, which keeps activations finite. Files have the names and types of the hub's `fp16` variant, which
+`configs/sdxl.yaml` uses.
 """
 
 import argparse
@@ -22,15 +22,14 @@ from diffusers import (
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-from serve_app.models import PREVIEW_FOLDER, tiny
-from training.vocabulary import END, START, byte_letters
+from serve_app.models import PREVIEW_FOLDER, sdxl_path, tiny
+from serve_app.models.clip import clip_tokenizer
 
-ARCHITECTURE = Path(__file__).parent / "sdxl"
 VARIANT = "fp16"
 _DTYPE = torch.float16
-_TOKENS = 77
+_CONFIGS = {"scheduler": "scheduler_config.json"}
 
 
 def main() -> None:
@@ -51,8 +50,8 @@ def make(folder: Path) -> Path:
             vae=AutoencoderKL.from_config(architecture("vae")),
             text_encoder=CLIPTextModel(CLIPTextConfig(**architecture("text_encoder"))),
             text_encoder_2=CLIPTextModelWithProjection(CLIPTextConfig(**architecture("text_encoder_2"))),
-            tokenizer=make_tokenizer(folder / "vocabulary", pad_token=END),
-            tokenizer_2=make_tokenizer(folder / "vocabulary", pad_token="!"),
+            tokenizer=clip_tokenizer("tokenizer"),
+            tokenizer_2=clip_tokenizer("tokenizer_2"),
             unet=UNet2DConditionModel.from_config(architecture("unet")),
             scheduler=EulerDiscreteScheduler.from_config(architecture("scheduler")),
             add_watermarker=False,
@@ -60,36 +59,14 @@ def make(folder: Path) -> Path:
         preview_vae = AutoencoderTiny.from_config(architecture("preview_vae"))
     pipe.save_pretrained(folder, variant=VARIANT, safe_serialization=True)
     preview_vae.save_pretrained(folder / PREVIEW_FOLDER, safe_serialization=True)
-    for file in (folder / "vocabulary").iterdir():
-        file.unlink()
-    (folder / "vocabulary").rmdir()
     return folder
 
 
 def architecture(component: str) -> dict[str, Any]:
     """Return the published configuration of a component."""
-    return {k: v for k, v in json.loads((ARCHITECTURE / f"{component}.json").read_text()).items() if k != "_class_name"}
-
-
-def make_tokenizer(folder: Path, pad_token: str) -> CLIPTokenizer:
-    """Return a CLIP tokenizer with the size of CLIP's vocabulary, but one token per letter.
-
-    CLIP's own merges are not available offline. Calls cost the same without them: prompts are always padded to 77
-    tokens.
-    """
-    letters = byte_letters()
-    tokens = [*letters, *(f"{letter}</w>" for letter in letters)]
-    size = architecture("text_encoder")["vocab_size"]
-    # The text encoders find the end of a prompt by its id, which must be the highest.
-    tokens += [*(f"<|{i}|>" for i in range(size - len(tokens) - 2)), START, END]
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "vocab.json").write_text(
-        json.dumps({token: i for i, token in enumerate(tokens)}, ensure_ascii=False), encoding="utf-8"
-    )
-    (folder / "merges.txt").write_text("#version: 0.2\n", encoding="utf-8")
-    return CLIPTokenizer(
-        str(folder / "vocab.json"), str(folder / "merges.txt"), pad_token=pad_token, model_max_length=_TOKENS
-    )
+    own = Path(__file__).with_name("taesdxl.json")
+    file = own if component == "preview_vae" else sdxl_path() / component / _CONFIGS.get(component, "config.json")
+    return {k: v for k, v in json.loads(file.read_text()).items() if k != "_class_name"}
 
 
 @contextmanager

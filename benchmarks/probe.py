@@ -7,6 +7,7 @@ start: what takes time at a start?
 fp8: which layers, which scales?
 quality: how far is fp8 from bfloat16 with trained weights?
 seeds: do all processes of this machine give the same bits? Fails if two differ.
+adapters: what do adapters cost?
 replicas: the same over HTTP, one by one, concurrently, and with a replica killed.
 """
 
@@ -19,10 +20,11 @@ from pathlib import Path
 import torch
 
 from benchmarks.conditions import SDXL_CONFIG, TINY, TINY_OVERRIDES, Conditions
-from benchmarks.probes import fp8, places, quality, replicas, seeds, sizes, start
+from benchmarks.probes import adapters, fp8, places, quality, replicas, seeds, sizes, start
 from serve_app.models import tiny
 
 PROBES: Mapping[str, Callable[[Conditions], Iterator[str]]] = {
+    "adapters": adapters.probe,
     "sizes": sizes.probe,
     "places": places.probe,
     "compilers": places.probe_compiled,

@@ -4,6 +4,7 @@
     |-- NotFound            404  nothing has that name (any more)
     |   `-- ModelNotFound   404  the request names a model that is not served
     |-- InvalidRequest      422  a field is wrong; `param` names it
+    |   `-- AdapterError    422  the file of an adapter cannot be used; the message names the adapter
     |-- TooManyWaiting      429  the queue is full; `retry_after_s` says when to retry
     |-- GenerationFailed    500  every image of the request failed
     |-- InternalError       500  a bug in the service; the log says more
@@ -47,6 +48,17 @@ class ModelNotFound(NotFound):
 class InvalidRequest(ServiceError):
     status = 422
     type = "invalid_request"
+
+
+class AdapterError(InvalidRequest):
+    """The file of an adapter cannot be used, or not with this model."""
+
+    def __init__(self, name: str, what: str, param: str = "loras") -> None:
+        super().__init__(f'the LoRA "{name}" {what}', param)
+        self.args = (name, what, param)
+
+    def __str__(self) -> str:
+        return self.message
 
 
 class TooManyWaiting(ServiceError):

@@ -2,11 +2,11 @@
 
 import math
 import uuid
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
-from serve_app.recipe import Output, Recipe, SchedulerName
+from serve_app.recipe import USUAL_PROMPT_TOKENS, Output, Recipe, SchedulerName
 from serve_app.schemas import ModelInfo
 
 Stage = Literal["prompt", "unet", "vae", "preview", "file"]
@@ -36,6 +36,8 @@ class Slot:
     canvas: Any = None
     generation: str = ""
     """The id of the request, for logs."""
+    max_prompt_tokens: int = USUAL_PROMPT_TOKENS
+    """How much of each prompt is read."""
 
     @property
     def name(self) -> str:
@@ -167,3 +169,5 @@ class ReplicaStatus:
     """How many calls of others than the one that asked it holds."""
     takes_pictures: bool = True
     """Whether its VAE can encode a picture to go on from."""
+    adapters: frozenset[Hashable] = frozenset()
+    """Which adapters' weights it has ready, each combination by hashes and scales."""

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict
 from serve_app import __version__
 from serve_app.exif import user_comment
 from serve_app.messages import Slot
-from serve_app.recipe import Output, Recipe
+from serve_app.recipe import PROMPTS, Output, Recipe
 from serve_app.samplers import said_of
 from serve_app.schemas import GenerateRequest, ModelInfo
 
@@ -50,6 +50,9 @@ class Embedded:
     version: str
 
 
+_LORA_DIGITS = 10
+
+
 class _Written(BaseModel):
     """The JSON of `parameters_json`; its extra fields are those of a request."""
 
@@ -64,7 +67,7 @@ def parameters_text(slot: Slot, model: ModelInfo) -> str:
     recipe = slot.recipe
     assert recipe.scheduler is not None, "the plan has chosen one"
     sampler, schedule = said_of(recipe.scheduler, recipe.sigma_schedule)
-    lines = [_shielded(recipe.prompt)]
+    lines = [_shielded(recipe.prompt) + "".join(f" <lora:{lora.name}:{lora.scale:.10g}>" for lora in recipe.adapters)]
     if recipe.negative_prompt:
         lines.append(f"Negative prompt: {_shielded(recipe.negative_prompt)}")
     values = {
@@ -77,11 +80,32 @@ def parameters_text(slot: Slot, model: ModelInfo) -> str:
         "Size": f"{recipe.width}x{recipe.height}",
         "Model hash": model.hash,
         "Model": _quoted(model.name),
+        **_emphasis(recipe),
+        **{name: _quoted(text) for name, text in _of_second_encoder(recipe) if text},
+        **_lora_hashes(recipe),
         **_of_pictures(recipe),
         "Version": f"parallel-sdxl {__version__}",
     }
     lines.append(", ".join(f"{name}: {value}" for name, value in values.items()))
     return "\n".join(lines)
+
+
+def _emphasis(recipe: Recipe) -> dict[str, str]:
+    """Return what A1111's web UI must know of prompts with brackets to read them as they were read here."""
+    prompts = (getattr(recipe, field) or "" for field in PROMPTS)
+    has_brackets = any("(" in prompt or "[" in prompt for prompt in prompts)
+    return {"Emphasis": "No norm" if recipe.prompt_syntax == "weighted" else "None"} if has_brackets else {}
+
+
+def _lora_hashes(recipe: Recipe) -> dict[str, str]:
+    """Return how other tools know the files of adapters again: by the first ten digits of their SHA-256."""
+    known = [(lora.name, lora.hash.rpartition(":")[2]) for lora in recipe.adapters if lora.hash]
+    listed = ", ".join(f"{name}: {digits[:_LORA_DIGITS]}" for name, digits in known)
+    return {"Lora hashes": json.dumps(listed, ensure_ascii=False)} if known else {}
+
+
+def _of_second_encoder(recipe: Recipe) -> tuple[tuple[str, str | None], ...]:
+    return ("Prompt 2", recipe.prompt_2), ("Negative prompt 2", recipe.negative_prompt_2)
 
 
 def _of_pictures(recipe: Recipe) -> dict[str, object]:

@@ -173,7 +173,8 @@ STEP_SECONDS = _histogram(
     ("size",),
 )
 UNCOMPILED = _counter(
-    "uncompiled_images", "Images of a size without compiled models, under engine.compile: full. They are slower."
+    "uncompiled_images",
+    "Images of a size or length of prompt without compiled models, under engine.compile: full. They are slower.",
 )
 ACTIVE = _gauge("images_active", "Images being denoised.")
 CAPACITY = _gauge("images_capacity", "Images that the replica denoises at once: engine.max_batch_size.")

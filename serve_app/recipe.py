@@ -11,12 +11,19 @@ _Others = Literal["ddim", "unipc", "deis", "pndm", "sa_solver", "ddpm"]
 _OfSomeModels = Literal["lcm", "tcd", "edm_euler", "edm_dpmpp_2m"]
 SchedulerName = Literal[_Euler, _Dpmpp, _Others, _OfSomeModels]
 SigmaSchedule = Literal["karras", "exponential", "beta", "sgm_uniform", "align_your_steps"]
+PromptSyntax = Literal["plain", "weighted"]
 OutputFormat = Literal["png", "jpeg", "webp"]
 
 SEED_SPAN = 2**32
 """Seeds are taken modulo this number."""
 LONGEST_TEXT = 2000
+CHUNK_TOKENS = 75
+"""How much of a prompt CLIP reads at once."""
+USUAL_PROMPT_TOKENS, MOST_PROMPT_CHUNKS = 3 * CHUNK_TOKENS, 8
+"""How much of a prompt a service reads by default, and at most."""
 LARGEST_PADDING = 8192
+LONGEST_NAME = 255
+"""Characters of an adapter's name."""
 RANDOM = -1
 """Asks for a random seed, as in most image tools."""
 
@@ -26,6 +33,18 @@ _HASH_DIGITS = 16
 
 OF_MASKS = ("mask_blur", "padding_mask_crop", "keep_outside")
 """The settings that only a mask gives a meaning."""
+PROMPTS = ("prompt", "prompt_2", "negative_prompt", "negative_prompt_2")
+OF_CONDITIONING = (
+    "prompt_2",
+    "negative_prompt_2",
+    "original_size",
+    "crops_coords_top_left",
+    "target_size",
+    "negative_original_size",
+    "negative_crops_coords_top_left",
+    "negative_target_size",
+)
+"""Further inputs of SDXL, as diffusers' pipeline names and treats them."""
 OF_PICTURES = ("init_image", "mask_image", "strength", *OF_MASKS)
 """The settings that only a picture to go on from gives a meaning."""
 
@@ -38,12 +57,24 @@ def _not_random(seed: Any) -> Any:
 
 def picture_hash(file: bytes) -> str:
     """Return how answers and pictures name the file of a picture that was given: the start of its SHA-256."""
-    return f"sha256:{hashlib.sha256(file).hexdigest()[:_HASH_DIGITS]}"
+    return hash_of_digest(hashlib.sha256(file).hexdigest())
+
+
+def hash_of_digest(digest: str) -> str:
+    """Return how answers and pictures name a file whose SHA-256 has these hex digits."""
+    return f"sha256:{digest[:_HASH_DIGITS]}"
 
 
 Seed = Annotated[int, Field(ge=0, lt=SEED_SPAN), BeforeValidator(_not_random)]
 FirstSeed = Annotated[int, Field(ge=RANDOM, lt=SEED_SPAN), AfterValidator(lambda n: None if n == RANDOM else n)]
 """A seed; `RANDOM` becomes None."""
+
+
+LARGEST_SIDE = 2**14
+"""The largest size that the UNet can be told: half precision ends at 65504."""
+Pixels = Annotated[int, Field(ge=0, le=LARGEST_SIDE)]
+Pair = Annotated[tuple[Pixels, ...], Field(min_length=2, max_length=2, strict=False)]
+"""Height and width, or top and left."""
 
 
 def _whole(value: Any) -> Any:
@@ -74,13 +105,19 @@ class Body(BaseModel):
 class Lora(Body):
     """An adapter of a request: which, and how strongly it counts."""
 
-    name: str = Field(min_length=1, max_length=255, description="Its name, as `GET /loras` lists it.")
+    name: str = Field(min_length=1, max_length=LONGEST_NAME, description="Its name, as `GET /loras` lists it.")
     scale: float = Field(default=1.0, ge=-4, le=4, allow_inf_nan=False, description="How strongly it counts.")
     hash: str | None = Field(
         default=None,
         description="The start of its file's SHA-256, as answers and pictures name it; a request that gives it is "
         "refused if the file is another one by now. Null: whichever file has this name.",
     )
+
+
+def _a_list(value: Any) -> Any:
+    if not isinstance(value, list | tuple):
+        raise ValueError('must be a list, such as [{"name": "pixel-art", "scale": 0.8}]')
+    return value
 
 
 class Recipe(Body):
@@ -92,6 +129,17 @@ class Recipe(Body):
     prompt: str = Field(min_length=1, max_length=LONGEST_TEXT, description="What to generate.")
     negative_prompt: str = Field(
         default="", max_length=LONGEST_TEXT, description="What to avoid; needs a guidance_scale above 1."
+    )
+    prompt_2: str | None = Field(
+        default=None, max_length=LONGEST_TEXT, description="What the second text encoder reads. Null: the prompt."
+    )
+    negative_prompt_2: str | None = Field(
+        default=None, max_length=LONGEST_TEXT, description="The same of the negative prompt. Null: negative_prompt."
+    )
+    prompt_syntax: PromptSyntax = Field(
+        default="plain",
+        description="How prompts are read. `weighted`: `(word:1.3)`, `(word)`, `[word]` and BREAK as in A1111's web "
+        "UI; `plain`: as words.",
     )
     width: int = Field(default=256, multiple_of=8, description="Width in pixels.")
     height: int = Field(default=256, multiple_of=8, description="Height in pixels.")
@@ -152,7 +200,30 @@ class Recipe(Body):
         "model makes of them.",
     )
 
-    loras: Annotated[tuple[Lora, ...], Field(strict=False)] = Field(
+    original_size: Pair | None = Field(
+        default=None,
+        description="Height and width that the model is told a training picture had: small ones look blurred. "
+        "Null: those of the picture.",
+    )
+    crops_coords_top_left: Pair = Field(
+        default=(0, 0), description="Top and left of what the model is told was cut out of it; 0, 0 centres things."
+    )
+    target_size: Pair | None = Field(
+        default=None,
+        description="Height and width that the model is told the picture has. Null: those of the picture.",
+    )
+    negative_original_size: Pair | None = Field(
+        default=None,
+        description="What to avoid: the model is told it beside the negative prompt. With negative_target_size. "
+        "Null: as for the prompt.",
+    )
+    negative_crops_coords_top_left: Pair = Field(
+        default=(0, 0), description="The crop to avoid; only with negative_original_size and negative_target_size."
+    )
+    negative_target_size: Pair | None = Field(
+        default=None, description="The target size to avoid; with negative_original_size. Null: as for the prompt."
+    )
+    loras: Annotated[tuple[Lora, ...], Field(strict=False), BeforeValidator(_a_list)] = Field(
         default=(), description="Adapters (LoRA) to generate with, each at most once; their order does not count."
     )
 
@@ -170,6 +241,11 @@ class Recipe(Body):
         return tuple(lora for lora in self.loras if lora.scale)
 
     @property
+    def adapters_key(self) -> tuple[tuple[str | None, float], ...]:
+        """What tells the adapters from those of other recipes: their hashes and scales, in order."""
+        return tuple((lora.hash, lora.scale) for lora in self.adapters)
+
+    @property
     def guided(self) -> bool:
         """Whether the negative prompt counts, which adds a second row to each UNet call."""
         return self.guidance_scale > 1
@@ -182,8 +258,11 @@ class Recipe(Body):
 
     @property
     def without_meaning(self) -> set[str]:
-        """The settings that have no meaning here, because there is no picture to go on from."""
-        return set() if self.init_image else set(OF_PICTURES)
+        """The settings that say nothing here: those of a picture to go on from without one, and others left out."""
+        unset = {
+            name for name in ("loras", *OF_CONDITIONING) if getattr(self, name) == type(self).model_fields[name].default
+        }
+        return unset if self.init_image else unset | set(OF_PICTURES)
 
 
 class Output(Body):

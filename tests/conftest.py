@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from serve_app.replica.checkpoint import Checkpoint
     from serve_app.replica.engine import Engine
+    from serve_app.replica.lora.sets import Adapters
 
 # Tests and the processes they start only talk to this machine: ignore the environment's proxies.
 for name in list(os.environ):
@@ -39,6 +40,16 @@ SDXL_BLOCKS = {
     "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
 }
 """How SDXL's UNet is arranged, the tiny one is not."""
+
+ONE_LEVEL = {
+    "down_block_types": ("CrossAttnDownBlock2D",),
+    "mid_block_type": None,
+    "up_block_types": ("UpBlock2D",),
+    "block_out_channels": (32,),
+    "transformer_layers_per_block": 1,
+    "attention_head_dim": 2,
+}
+"""A UNet of one level and nothing in its middle."""
 
 BETAS: dict[str, Any] = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
 ZERO_SNR = {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True}
@@ -92,11 +103,30 @@ def tiny_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def flat_path(tiny_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model with a UNet of one level, a third as costly: for tests that are not about models."""
+    import torch
+    from diffusers import UNet2DConditionModel
+
+    folder = Path(shutil.copytree(tiny_path, tmp_path_factory.mktemp("flat") / "flat"))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        UNet2DConditionModel.from_config(
+            {**UNet2DConditionModel.load_config(folder / "unet"), **ONE_LEVEL}
+        ).save_pretrained(folder / "unet")
+    return folder
+
+
+@pytest.fixture(scope="session")
 def stock(tiny_path: Path) -> "StableDiffusionXLPipeline":
-    """diffusers' own pipeline on the same weights, to compare with."""
+    return pipeline(tiny_path)
+
+
+def pipeline(path: Path) -> "StableDiffusionXLPipeline":
+    """Return diffusers' own pipeline on the same weights, to compare with."""
     from diffusers import StableDiffusionXLPipeline
 
-    pipe = StableDiffusionXLPipeline.from_pretrained(tiny_path, add_watermarker=False)
+    pipe = StableDiffusionXLPipeline.from_pretrained(path, add_watermarker=False)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
@@ -166,9 +196,9 @@ class RunningEngine:
     engine: "Engine"
     watch: Watch
 
-    def submit(self, slot: Slot) -> Collector:
+    def submit(self, slot: Slot, *adapters: "Adapters") -> Collector:
         collector = Collector()
-        self.engine.submit(slot, collector.post)
+        self.engine.submit(slot, collector.post, *adapters)
         return collector
 
     def submit_together(self, *slots: Slot) -> list[Collector]:
@@ -194,10 +224,14 @@ def make_engine(checkpoint: "Checkpoint") -> Iterator[MakeEngine]:
     started: list[Engine] = []
 
     def make(
-        *, preview: PreviewConfig | None = None, checkpoint: "Checkpoint" = checkpoint, **config: object
+        *,
+        preview: PreviewConfig | None = None,
+        checkpoint: "Checkpoint" = checkpoint,
+        weight_sets: int = 0,
+        **config: object,
     ) -> RunningEngine:
-        watch = Watch()
-        engine = Engine(checkpoint, EngineConfig(**config), preview or PreviewConfig(min_interval_s=0), watch)
+        watch, preview = Watch(), preview or PreviewConfig(min_interval_s=0)
+        engine = Engine(checkpoint, EngineConfig(**config), preview, watch, weight_sets)
         engine.start()
         started.append(engine)
         return RunningEngine(engine, watch)
@@ -208,11 +242,11 @@ def make_engine(checkpoint: "Checkpoint") -> Iterator[MakeEngine]:
 
 
 @pytest.fixture
-def with_scheduler(tiny_path: Path, tmp_path: Path) -> WithScheduler:
-    """Make the tiny checkpoint with another scheduler."""
+def with_scheduler(flat_path: Path, tmp_path: Path) -> WithScheduler:
+    """Make the flat checkpoint with another scheduler."""
 
     def make(scheduler: "SchedulerMixin") -> Path:
-        folder = Path(shutil.copytree(tiny_path, tmp_path / "checkpoint", ignore=shutil.ignore_patterns("scheduler")))
+        folder = Path(shutil.copytree(flat_path, tmp_path / "checkpoint", ignore=shutil.ignore_patterns("scheduler")))
         scheduler.save_pretrained(folder / "scheduler")
         index = json.loads((folder / "model_index.json").read_text())
         index["scheduler"] = ["diffusers", type(scheduler).__name__]

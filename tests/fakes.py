@@ -2,7 +2,7 @@
 
 import asyncio
 import math
-from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, get_args
 
@@ -21,7 +21,7 @@ from serve_app.fanout.sight import PoolStatus
 from serve_app.fanout.starts import Readiness, Starts
 from serve_app.messages import Generated, Preview, Progress, ReplicaStatus, Slot, SlotEvent, Work
 from serve_app.readings import Part
-from serve_app.recipe import SchedulerName
+from serve_app.recipe import Lora, SchedulerName
 from serve_app.schemas import ModelInfo
 
 SCHEDULERS: tuple[SchedulerName, ...] = get_args(SchedulerName)
@@ -147,6 +147,9 @@ class FakePool(Pool):
 
     async def share(self, canvas: Canvas) -> Canvas:
         return canvas
+
+    async def check_adapters(self, loras: Sequence[Lora]) -> None:
+        """All fit."""
 
     async def pixels(self, ref: Any) -> Any:
         return None if ref is None else ref.value

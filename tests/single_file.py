@@ -15,6 +15,7 @@ Weights = dict[str, Tensor]
 _UNET = {
     "time_embedding.linear_1": "time_embed.0",
     "time_embedding.linear_2": "time_embed.2",
+    "time_embedding.cond_proj": "time_embed.cond_proj",
     "add_embedding.linear_1": "label_emb.0.0",
     "add_embedding.linear_2": "label_emb.0.2",
     "conv_in": "input_blocks.0.0",
@@ -84,13 +85,20 @@ def _renamed(key: str, patterns: Mapping[str, str]) -> str:
 
 def _unet(unet: UNet2DConditionModel) -> Weights:
     places = _UNET | _unet_blocks(unet)
+    return {_original(key, places): tensor for key, tensor in unet.state_dict().items()}
 
-    def name(key: str) -> str:
-        old = next(old for old in places if key.startswith(f"{old}."))
-        inside = key.removeprefix(old)
-        return places[old] + (_renamed(inside, _UNET_RESNET) if ".resnets." in key else inside)
 
-    return {name(key): tensor for key, tensor in unet.state_dict().items()}
+def original_unet_names(unet: UNet2DConditionModel) -> Mapping[str, str]:
+    """Return the original code's names of a UNet's layers with weights by diffusers' names."""
+    places = _UNET | _unet_blocks(unet)
+    weights = (key for key in unet.state_dict() if key.endswith(".weight"))
+    return {key.removesuffix(".weight"): _original(key, places).removesuffix(".weight") for key in weights}
+
+
+def _original(key: str, places: Mapping[str, str]) -> str:
+    old = next(old for old in places if key.startswith(f"{old}."))
+    inside = key.removeprefix(old)
+    return places[old] + (_renamed(inside, _UNET_RESNET) if ".resnets." in key else inside)
 
 
 def _unet_blocks(unet: UNet2DConditionModel) -> dict[str, str]:

@@ -84,10 +84,10 @@ def test_command_line_values_are_strings_and_are_converted() -> None:
         ({"engine": {"warm_up_sizes": ["1024x256"]}}, "engine.warm_up_sizes.*model.max_size"),
         ({"engine": {"compile_cache": ""}}, "engine.compile_cache.*must hold text"),
         ({"engine": {"quantization": "fp8"}, "num_gpus": 1}, "engine.quantization: fp8 on a GPU needs model.dtype"),
-        ({"limits": {"max_body_bytes": 20_000}}, r"limits.max_body_bytes \(20000\) must be at least 4"),
+        ({"limits": {"max_body_bytes": 20_000}}, r"limits.max_body_bytes \(20000\) must be at least 9"),
         (
             {"limits": {"max_images": 3000, "max_body_bytes": 65536}, **MANY_WAIT},
-            r"limits.max_body_bytes \(65536\) must be at least 8",
+            r"limits.max_body_bytes \(65536\) must be at least 1",
         ),
         ({"admission": {"max_waiting_images": 8}}, "admission.max_waiting_images must be at least limits.max_images"),
         ({"files": {"path": "files"}}, "files.path.*absolute path"),
@@ -155,7 +155,11 @@ def test_every_request_that_the_limits_allow_fits_the_smallest_body_allowed() ->
     text = "\U0001f34e" * 2000
     body = {
         "prompt": text,
+        "prompt_2": text,
         "negative_prompt": text,
+        "negative_prompt_2": text,
+        "negative_original_size": [16384, 16384],
+        "negative_target_size": [16384, 16384],
         "seeds": list(range(SEED_SPAN - 100, SEED_SPAN)),
         "width": 512,
         "height": 512,

@@ -30,8 +30,8 @@ XMP = '<a xmlns:psdxl="urn:parallel-sdxl:1" psdxl:parameters="%s"/>'
 TEXT = (
     'a <red> "apple" & 苹果 🍎\nNegative prompt: dull\n'
     "Steps: 4, Sampler: DPM++ 2M, Schedule type: Karras, CFG scale: 5.5, CFG rescale: 0.7, Seed: 4294967295, "
-    "Size: 48x64, "
-    f"Model hash: 0123456789, Model: sdxl, Version: parallel-sdxl {__version__}"
+    'Size: 48x64, Model hash: 0123456789, Model: sdxl, Emphasis: No norm, Prompt 2: "ink\\u002c (wash)", '
+    f"Version: parallel-sdxl {__version__}"
 )
 
 
@@ -46,6 +46,9 @@ def slot() -> Slot:
         scheduler="dpmpp_2m_karras",
         guidance_scale=5.5,
         guidance_rescale=0.7,
+        prompt_2="ink, (wash)",
+        prompt_syntax="weighted",
+        original_size=(512, 768),
     )
 
 
@@ -74,6 +77,11 @@ def test_the_others_have_it_as_a_user_comment(slot: Slot, output_format: OutputF
     assert comment[8:].decode("utf-16-be") == TEXT
 
 
+def test_a_prompt_with_brackets_says_that_they_are_words() -> None:
+    assert ", Emphasis: None, " in opened(make_slot(prompt="a cat (1990)"), "png").info["parameters"]
+    assert "Emphasis" not in opened(make_slot(), "png").info["parameters"]
+
+
 def test_no_negative_prompt_no_line(slot: Slot) -> None:
     assert "Negative" not in opened(make_slot(), "png").info["parameters"]
 
@@ -94,6 +102,9 @@ def test_every_format_holds_the_request_for_this_one_picture(slot: Slot, output_
         "num_inference_steps": 4,
         "guidance_scale": 5.5,
         "guidance_rescale": 0.7,
+        "prompt_2": "ink, (wash)",
+        "prompt_syntax": "weighted",
+        "original_size": [512, 768],
         "scheduler": "dpmpp_2m_karras",
         "sigma_schedule": None,
         "output_format": output_format,
@@ -179,3 +190,11 @@ def test_a_sheet_says_so_too(output_format: OutputFormat) -> None:
     assert "exif" not in image.info, "an empty block would not be EXIF"
     assert embedded_parameters(image) is None
     assert parameters_chunk(image) is None
+
+
+def test_loras_are_written_as_other_tools_write_them() -> None:
+    loras = [{"name": "ink", "scale": 0.5, "hash": "sha256:0123456789abcdef"}, {"name": "none", "scale": 0.0}]
+    text = opened(make_slot(loras=loras), "png").info["parameters"]
+    assert text.startswith("a red apple <lora:ink:0.5>\n")
+    assert ', Lora hashes: "ink: 0123456789", ' in text
+    assert "none" not in text

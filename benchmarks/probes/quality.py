@@ -14,6 +14,7 @@ from serve_app.recipe import Recipe
 from serve_app.replica.checkpoint import Checkpoint, load_checkpoint, quiet_progress_bars
 from serve_app.replica.decode import Decoder
 from serve_app.replica.denoise import Denoiser
+from serve_app.replica.prompt_reader import PromptReader
 from serve_app.replica.prompts import PromptEncoder
 from serve_app.replica.quantize import to_fp8
 from serve_app.replica.trajectory import Trajectory
@@ -55,7 +56,10 @@ def _load(dtype: str, device: torch.device) -> Checkpoint:
 @torch.inference_mode()
 def _generate(checkpoint: Checkpoint) -> Generated:
     model = ModelConfig()
-    encoder = PromptEncoder(checkpoint.pipe, checkpoint.device, len(_PROMPTS) + 1)
+    reader, encoder = (
+        PromptReader(checkpoint.pipe),
+        PromptEncoder(checkpoint.pipe, checkpoint.device, len(_PROMPTS) + 1),
+    )
     denoiser, decoder = Denoiser(checkpoint, eager(checkpoint.unet)), Decoder(checkpoint, "none")
     generated = []
     for prompt in _PROMPTS:
@@ -66,7 +70,7 @@ def _generate(checkpoint: Checkpoint) -> Generated:
             num_inference_steps=model.num_inference_steps,
             guidance_scale=model.guidance_scale,
         )
-        trajectory = Trajectory.of(recipe, _SEED, checkpoint, encoder.conditions(recipe))
+        trajectory = Trajectory.of(recipe, _SEED, checkpoint, encoder.conditions(reader.read(recipe)))
         while not trajectory.done:
             trajectory.advance(denoiser.predict([trajectory])[0])
         generated.append((trajectory.latents.cpu(), decoder.decode(trajectory.latents).wait()))

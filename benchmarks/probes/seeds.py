@@ -25,6 +25,7 @@ from serve_app.replica.decode import Decoder
 from serve_app.replica.denoise import Denoiser
 from serve_app.replica.loading import load
 from serve_app.replica.previews import PreviewDecoder
+from serve_app.replica.prompt_reader import PromptReader
 from serve_app.replica.prompts import PromptEncoder
 from serve_app.replica.trajectory import Trajectory
 from serve_app.replica.unet import make_forward
@@ -120,14 +121,15 @@ def digests(conditions: Conditions) -> Mapping[str, str]:
     args = conditions.args()
     checkpoint = load(args)
     mode = args.engine.compile
-    encoder = PromptEncoder(checkpoint.pipe, checkpoint.device, 4)
+    reader, encoder = PromptReader(checkpoint.pipe), PromptEncoder(checkpoint.pipe, checkpoint.device, 4)
     denoiser = Denoiser(checkpoint, make_forward(checkpoint.unet, mode))
     decoder = Decoder(checkpoint, mode)
     found: dict[str, str] = {}
     for name, guidance in _GUIDANCE.items():
         slot = conditions.slot(seed=7, guidance_scale=guidance)
-        denoiser.warm_up([Trajectory.of(slot.recipe, slot.seed, checkpoint, encoder.conditions(slot.recipe))])
-        trajectory = Trajectory.of(slot.recipe, slot.seed, checkpoint, encoder.conditions(slot.recipe))
+        embeddings = encoder.conditions(reader.read(slot.recipe))
+        denoiser.warm_up([Trajectory.of(slot.recipe, slot.seed, checkpoint, embeddings)])
+        trajectory = Trajectory.of(slot.recipe, slot.seed, checkpoint, embeddings)
         decoder.warm_up(trajectory.latents)
         while not trajectory.done:
             trajectory.advance(denoiser.predict([trajectory])[0])

@@ -37,7 +37,7 @@ def compiled_call(checkpoint: Checkpoint, any_size: bool = False) -> Call:
     return call
 
 
-def inputs(checkpoint: Checkpoint, rows: int, height: int, width: int, seed: int = 0) -> UNetInputs:
+def inputs(checkpoint: Checkpoint, rows: int, height: int, width: int, seed: int = 0) -> tuple[torch.Tensor, ...]:
     """Return random inputs for rows of one size in pixels. All rows differ."""
     generator = torch.Generator("cpu").manual_seed(seed)
     config, scale = checkpoint.unet.config, checkpoint.pipe.vae_scale_factor
@@ -55,7 +55,7 @@ def inputs(checkpoint: Checkpoint, rows: int, height: int, width: int, seed: int
         context=prompt_context(checkpoint.unet, tokens),
         pooled=noise(rows, config.projection_class_embeddings_input_dim - ids),
         time_ids=size.repeat(rows, 1),
-    )
+    ).tensors
 
 
 def milliseconds(call: Call, given: Sequence[torch.Tensor]) -> float:

@@ -40,6 +40,7 @@ _OPTIONS = {
     "timeout_s": "--timeout",
     "init_image": "--init",
     "mask_image": "--mask",
+    "loras": "--lora",
 }
 
 
@@ -67,6 +68,20 @@ class Seeds:
             return cls(tuple(map(int, text.split(","))))
         except ValueError:
             raise typer.BadParameter(f"{text!r} is not a list of seeds, such as 7,8,1234") from None
+
+
+@dataclass(frozen=True, slots=True)
+class Lora:
+    name: str
+    scale: float
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        name, _, scale = text.rpartition(":")
+        try:
+            return cls(name, float(scale)) if name else cls(text, 1.0)
+        except ValueError:
+            raise typer.BadParameter(f"{text!r} is not NAME:SCALE, such as pixel-art:0.8") from None
 
 
 def _http_url(url: str) -> str:
@@ -128,6 +143,15 @@ def generate(
         Seeds | None, typer.Option(parser=Seeds.parse, metavar="7,8,1234", help="The seeds, instead of --seed and -n.")
     ] = None,
     negative_prompt: Annotated[str | None, typer.Option(callback=_text, help="What to avoid.")] = None,
+    prompt_2: Annotated[
+        str | None, typer.Option("--prompt-2", callback=_text, help="What the second text encoder reads.")
+    ] = None,
+    negative_prompt_2: Annotated[
+        str | None, typer.Option("--negative-prompt-2", callback=_text, help="What the second is to avoid.")
+    ] = None,
+    prompt_syntax: Annotated[
+        str | None, typer.Option(help="plain, or weighted to read (word:1.3), [word] and BREAK.")
+    ] = None,
     size: Annotated[
         Size | None, typer.Option(parser=Size.parse, metavar="WxH", help="Width and height in pixels.")
     ] = None,
@@ -138,6 +162,10 @@ def generate(
     ] = None,
     scheduler: Annotated[
         str | None, typer.Option(help="euler, euler_a, dpmpp_2m, dpmpp_2m_karras, ddim or unipc.")
+    ] = None,
+    lora: Annotated[
+        list[Lora] | None,
+        typer.Option(parser=Lora.parse, metavar="NAME:SCALE", help="An adapter to generate with; may be repeated."),
     ] = None,
     init: Annotated[
         Path | None, _file_option("--init", "A picture to go on from: a PNG, JPEG, WebP, GIF or BMP.")
@@ -188,12 +216,16 @@ def generate(
         "seed": seed,
         "seeds": list(seeds.seeds) if seeds else None,
         "negative_prompt": negative_prompt,
+        "prompt_2": prompt_2,
+        "negative_prompt_2": negative_prompt_2,
+        "prompt_syntax": prompt_syntax,
         "width": size.width if size else None,
         "height": size.height if size else None,
         "num_inference_steps": steps,
         "guidance_scale": guidance,
         "guidance_rescale": guidance_rescale,
         "scheduler": scheduler,
+        "loras": [{"name": one.name, "scale": one.scale} for one in lora] if lora else None,
         "strength": strength,
         "mask_blur": mask_blur,
         "padding_mask_crop": padding_mask_crop,

@@ -5,6 +5,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from serve_app.config.base import Config
+from serve_app.recipe import MOST_PROMPT_CHUNKS
 from serve_app.setting_types import Sizes, Text
 
 Compile = Literal["none", "regional", "full"]
@@ -33,6 +34,13 @@ class EngineConfig(Config):
         default=(),
         description="Sizes to warm up at the start besides the default size, such as `1152x896` (width x height).",
     )
+    warm_up_prompt_chunks: int = Field(
+        default=1,
+        ge=1,
+        le=MOST_PROMPT_CHUNKS,
+        description="Up to how long prompts to warm up, in chunks of 75 tokens. With `compile: full` the UNet is "
+        "compiled for each length and size; longer prompts run uncompiled, which takes longer.",
+    )
     compile_cache: Text | None = Field(
         default=None,
         description="Folder of compiled models, shared by replicas and later starts; `~` is the home folder. "
@@ -45,7 +53,10 @@ class EngineConfig(Config):
         "later).",
     )
     prompt_cache_size: int = Field(
-        default=16, ge=1, description="How many encoded prompts a replica caches; SDXL's take 26 MB each."
+        default=16,
+        ge=1,
+        description="How many encoded prompts a replica caches; SDXL's take 26 MB for each chunk of 75 tokens, and "
+        "longer ones count as several.",
     )
     file_threads: int = Field(default=2, ge=1, description="Threads that encode image files beside the denoising loop.")
     stall_timeout_s: float = Field(

@@ -3,6 +3,7 @@
 from pydantic import Field
 
 from serve_app.config.base import Config
+from serve_app.recipe import CHUNK_TOKENS, MOST_PROMPT_CHUNKS, USUAL_PROMPT_TOKENS
 from serve_app.setting_types import AbsolutePath, BaseUrl, Origins, Places, VariableName
 
 
@@ -15,6 +16,14 @@ class LimitsConfig(Config):
         ge=1,
         le=998,
         description="Maximum number of denoising steps. Schedulers have 1000 timesteps, less their offset.",
+    )
+    max_prompt_tokens: int = Field(
+        default=USUAL_PROMPT_TOKENS,
+        ge=CHUNK_TOKENS,
+        le=MOST_PROMPT_CHUNKS * CHUNK_TOKENS,
+        multiple_of=CHUNK_TOKENS,
+        description="How much of a prompt is read, in tokens: CLIP reads 75 at once, so a multiple of that. A picture "
+        "whose prompt is longer comes with a warning that names what is not read.",
     )
     max_body_bytes: int = Field(
         default=2**24,

@@ -6,7 +6,7 @@ from pydantic import Field, model_validator
 
 from serve_app.config.base import Config
 from serve_app.models import EMBEDDED
-from serve_app.recipe import SchedulerName
+from serve_app.recipe import PromptSyntax, SchedulerName
 from serve_app.schemas import PredictionType, TimestepSpacing
 from serve_app.setting_types import Text
 
@@ -25,8 +25,8 @@ class ModelConfig(Config):
     variant: Text | None = Field(default=None, description="Variant of the weight files, such as `fp16`.")
     config_path: Text | None = Field(
         default=None,
-        description="For a single file: the diffusers folder or hub id with its configs and tokenizers. Null: "
-        "diffusers detects them from the file.",
+        description="For a single file: the diffusers folder or hub id with its configs and tokenizers. Null: SDXL's "
+        "own, which ship with the package; how its UNet is built is read from the file.",
     )
     dtype: Literal["float32", "bfloat16", "float16"] = Field(
         default="float32", description="Precision of the weights; latents are always float32 between steps."
@@ -67,6 +67,11 @@ class ModelConfig(Config):
         default=3.0, ge=0, le=30, description="Default guidance scale; 1 or less turns guidance off."
     )
     guidance_rescale: float = Field(default=0.0, ge=0, le=1, description="Default guidance rescale.")
+    prompt_syntax: PromptSyntax = Field(
+        default="plain",
+        description="How prompts are read that do not say it: as words, or with weights (`weighted`), which A1111's "
+        "API always reads.",
+    )
     width: Side = Field(default=256, description="Default width in pixels.")
     height: Side = Field(default=256, description="Default height in pixels.")
     min_size: Side = Field(default=64, description="Smallest width or height a request may ask for, in pixels.")

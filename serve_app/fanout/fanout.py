@@ -27,6 +27,7 @@ from serve_app.errors import (
     ShuttingDown,
 )
 from serve_app.fanout.accounts import Accounts, facts_of_end, facts_of_plan
+from serve_app.fanout.adapters import AdapterCheck
 from serve_app.fanout.admission import Admission
 from serve_app.fanout.answers import answer_of
 from serve_app.fanout.dispatch import Dispatcher
@@ -56,6 +57,7 @@ from serve_app.schemas import (
     GenerateRequest,
     GridEvent,
     Health,
+    LoraFile,
     ModelInfo,
     PreviewEvent,
     Problem,
@@ -89,7 +91,12 @@ class FanOut:
         self._requests = Registry(args.streams.max_kept_bytes)
         self._draining = False
         self._refused: str | None = None
+        self._adapters = AdapterCheck(args.adapters, pool.check_adapters)
         self._share_out()
+
+    async def loras(self) -> list[LoraFile]:
+        """Return the LoRAs that requests may name, and those that cannot be used."""
+        return await asyncio.to_thread(self._adapters.listed)
 
     def reconfigure(self, args: AppArgs) -> None:
         """Take other settings for what is asked from now on."""
@@ -250,6 +257,8 @@ class FanOut:
         place, line, log, span = ExitStack(), current(), EventLog(), get_current()
         try:
             shared = None if canvas is None else await self._pool.share(canvas)
+            if request.loras:
+                request = await self._adapters.named(request, self._pool.any_replica.model.hash)
             plan = self._plan(request, shared, () if canvas is None else canvas.warnings)
             self._requests.check_free(plan.id)
             place.enter_context(line.open())
@@ -305,7 +314,8 @@ class FanOut:
     def _plan(self, request: GenerateRequest, canvas: Any, warnings: Sequence[str]) -> Plan:
         """Return the plan of a request with a reference to its canvas, and with these warnings first."""
         self._require_running()
-        plan = plan_of(request, self._pool.any_replica, self._args.request_timeout_s, canvas)
+        longest_s, max_tokens = self._args.request_timeout_s, self._args.limits.max_prompt_tokens
+        plan = plan_of(request, self._pool.any_replica, longest_s, max_tokens, canvas)
         return replace(plan, warnings=[*warnings, *plan.warnings])
 
     def _require_running(self) -> None:

@@ -25,8 +25,8 @@ from serve_app.fanout.events import (
 )
 from serve_app.fanout.order import Ticket
 from serve_app.fanout.states import GenerationState, SlotState
+from serve_app.fanout.tickets import ticket_of
 from serve_app.messages import Generated, Slot, SlotEvent, Work
-from serve_app.samplers import unet_calls
 from serve_app.schemas import ErrorDetail, Event, Image, ModelInfo, NoPicture, QueuedEvent, Timings
 
 logger = logging.getLogger("ray.serve")
@@ -120,8 +120,7 @@ class Generation:
         self._on_retry = on_retry
         self._state = GenerationState.ADMITTED
         self._records = [
-            _SlotRecord(slot, Ticket(self if client is None else client, self, slot.index, _work_of(slot), model.hash))
-            for slot in slots
+            _SlotRecord(slot, ticket_of(slot, self if client is None else client, self, model)) for slot in slots
         ]
         self._inbox: asyncio.Queue[_News] = asyncio.Queue()
         self.failures: list[NoPicture] = []
@@ -355,12 +354,6 @@ class Generation:
         if all(state.ended for state in self.slot_states):
             self._state = self._state.to(GenerationState.ENDED)
         return end_event(image)
-
-
-def _work_of(slot: Slot) -> float:
-    """Return how much work a slot is, compared with others."""
-    recipe = slot.recipe
-    return float(unet_calls(recipe) * recipe.width * recipe.height)
 
 
 def _timings_of(work: Work, total: float) -> Timings:

@@ -19,7 +19,7 @@ K = TypeVar("K", bound=Hashable)
 class Ticket:
     """A slot's claim to be generated: for whom, in which generation, how much work it is (in any unit), and by what.
 
-    `model` is the hash of the weights that its request began with.
+    `model` is the hash of the weights that its request began with, `adapters` tells its adapters from others.
     """
 
     client: Hashable
@@ -27,6 +27,7 @@ class Ticket:
     index: int
     work: float = field(default=1.0, compare=False)
     model: str | None = field(default=None, compare=False)
+    adapters: Hashable = field(default=None, compare=False)
 
 
 @dataclass(slots=True)

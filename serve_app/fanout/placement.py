@@ -17,7 +17,8 @@ def share_of(total: int, others: int, ingresses: int) -> int:
 
 
 class Placement:
-    """Chooses the replica with the fewest calls, of anyone's; then with the fewest of the same generation.
+    """Chooses the replica with the fewest calls, of anyone's; then one that has the weights of the slot's adapters
+    ready; then with the fewest of the same generation.
 
     What others call is known from the polls, and up to a second old. So that no ingress replica starves another, each
     may always use its part of the places.
@@ -52,7 +53,12 @@ class Placement:
         wanted = [r for r in same if r.id not in avoid] or same
         chosen = min(
             (r for r in wanted if own[r.id] < _DEPTH * r.capacity),
-            key=lambda r: (own[r.id] + r.others, siblings[r.id], self._last_chosen.get(r.id, 0)),
+            key=lambda r: (
+                own[r.id] + r.others,
+                ticket.adapters is not None and ticket.adapters not in r.adapters,
+                siblings[r.id],
+                self._last_chosen.get(r.id, 0),
+            ),
             default=None,
         )
         if chosen is None:

@@ -4,13 +4,13 @@ import secrets
 import time
 import uuid
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from serve_app.errors import InvalidRequest
 from serve_app.fanout.prompt_syntax import syntax_warning
 from serve_app.messages import ReplicaStatus, Slot
-from serve_app.recipe import OF_MASKS, OF_PICTURES, SEED_SPAN, Output, Recipe, SchedulerName
+from serve_app.recipe import OF_MASKS, OF_PICTURES, PROMPTS, SEED_SPAN, Output, Recipe, SchedulerName
 from serve_app.samplers import needs_spacing, refusal
 from serve_app.schemas import GenerateRequest, Parameters, StartEvent
 
@@ -39,7 +39,9 @@ class Plan:
         return StartEvent(id=self.id, seeds=seeds, parameters=self.parameters, warnings=self.warnings)
 
 
-def plan_of(request: GenerateRequest, replica: ReplicaStatus, longest_s: float, canvas: Any = None) -> Plan:
+def plan_of(
+    request: GenerateRequest, replica: ReplicaStatus, longest_s: float, max_prompt_tokens: int, canvas: Any = None
+) -> Plan:
     """Return the plan of a request that starts now; it has `longest_s` seconds, or less if it says so.
 
     `canvas` is a reference to what its pictures have become. Raises InvalidRequest where the served model cannot do it.
@@ -49,7 +51,10 @@ def plan_of(request: GenerateRequest, replica: ReplicaStatus, longest_s: float, 
         message = "init_image: the served model's VAE has no encoder, so it cannot go on from a picture"
         raise InvalidRequest(message, "init_image")
     id = request.id or str(uuid.uuid4())
-    slots = slots_of(request, seeds_of(request), replica.scheduler, id, canvas)
+    slots = [
+        replace(slot, max_prompt_tokens=max_prompt_tokens)
+        for slot in slots_of(request, seeds_of(request), replica.scheduler, id, canvas)
+    ]
     recipe, output = slots[0].recipe, slots[0].output
     check_sampling(recipe, replica.schedulers)
     return Plan(
@@ -112,8 +117,9 @@ def slots_of(
 def warnings_of(request: GenerateRequest, slot: Slot, replica: ReplicaStatus) -> list[str]:
     """Return a sentence for each setting that has no effect or is seldom meant; `slot` is any one of the request."""
     warnings = []
-    if request.negative_prompt and not request.guided:
-        warnings.append("negative_prompt has no effect: guidance_scale is 1 or less")
+    avoided = ("negative_prompt", "negative_prompt_2", "negative_original_size", "negative_target_size")
+    unguided = () if request.guided else tuple(name for name in avoided if getattr(request, name))
+    warnings += [f"{name} has no effect: guidance_scale is 1 or less" for name in unguided]
     if "guidance_rescale" in request.model_fields_set and request.guidance_rescale and not request.guided:
         warnings.append("guidance_rescale has no effect: guidance_scale is 1 or less")
     warnings += [f"{name} has no effect: {lacks}" for name, lacks in _without_pictures(request)]
@@ -128,8 +134,10 @@ def warnings_of(request: GenerateRequest, slot: Slot, replica: ReplicaStatus) ->
             f"num_inference_steps: {slot.recipe.num_inference_steps} is few for leading timesteps; a distilled "
             "model (Turbo, Lightning, Hyper) needs model.timestep_spacing: trailing, any other more steps"
         )
-    prompts = {"prompt": request.prompt, "negative_prompt": request.negative_prompt}
-    warnings += filter(None, (syntax_warning(field, prompt) for field, prompt in prompts.items()))
+    prompts = {field: getattr(request, field) or "" for field in PROMPTS}
+    warnings += filter(
+        None, (syntax_warning(field, prompt, request.prompt_syntax) for field, prompt in prompts.items())
+    )
     return warnings
 
 

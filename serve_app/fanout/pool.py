@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, Callable, Iterator, Set
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence, Set
 from contextlib import contextmanager, suppress
 from contextvars import Context
 from functools import partial
@@ -15,7 +15,7 @@ from ray.serve.exceptions import DeploymentUnavailableError, RayServeException
 from ray.serve.handle import DeploymentHandle
 
 from serve_app.canvas import Canvas
-from serve_app.errors import NotReady, ReplicaLost, SlotReturned
+from serve_app.errors import AdapterError, NotReady, ReplicaLost, SlotReturned
 from serve_app.fanout.broadcast import ask_each
 from serve_app.fanout.calls import Calls
 from serve_app.fanout.deployed import Deployed, ask_serve
@@ -23,6 +23,7 @@ from serve_app.fanout.sight import PoolStatus, Sight
 from serve_app.fanout.starts import Readiness, Starts
 from serve_app.imaging import Pixels
 from serve_app.messages import Generated, ReplicaStatus, Slot, SlotEvent
+from serve_app.recipe import Lora
 from serve_app.schemas import ModelInfo
 
 logger = logging.getLogger("ray.serve")
@@ -165,6 +166,21 @@ class Pool:
                 # A call that found no replica raises its error again here, in place of our own cancellation.
                 with suppress(Exception):
                     response.cancel()
+
+    async def check_adapters(self, loras: Sequence[Lora]) -> None:
+        """Have a replica say what is wrong with adapters. Raises AdapterError.
+
+        Nothing is wrong if none answers: whoever generates with them will see.
+        """
+        response = self._handle.check_adapters.remote(loras)
+        try:
+            await response
+        except AdapterError:
+            raise
+        except _LOST as error:
+            logger.warning("could not ask a replica for adapters: %r", error)
+        finally:
+            response.cancel()
 
     async def share(self, canvas: Canvas) -> Any:
         """Put a canvas into the object store, once for all slots that begin with it, and return a reference to it.

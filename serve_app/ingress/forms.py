@@ -107,4 +107,4 @@ def _kind(headers: Headers) -> str:
 
 
 def _is_list(annotation: Any) -> bool:
-    return get_origin(annotation) is list or any(_is_list(part) for part in get_args(annotation))
+    return get_origin(annotation) in (list, tuple) or any(_is_list(part) for part in get_args(annotation))

@@ -24,6 +24,7 @@ from serve_app.schemas import (
     Event,
     GenerateRequest,
     Health,
+    LoraFile,
     Problem,
     ResponseFormat,
     ServiceStatus,
@@ -105,6 +106,11 @@ def router(service: Service, request: type[GenerateRequest], files: Files | None
     async def cancel_image(id: str, index: int) -> Cancelled:
         """Cancel one image of a running request; the others go on. Repeatable."""
         return await service.cancel(id, index)
+
+    @routes.get("/loras")
+    async def loras() -> list[LoraFile]:
+        """List the adapters that requests may name as `loras`. New files count at once."""
+        return await service.loras()
 
     @routes.get("/status")
     async def status() -> ServiceStatus:

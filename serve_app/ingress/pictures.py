@@ -16,7 +16,7 @@ from serve_app.ingress.given import Given, GivenPictures
 from serve_app.ingress.service import CanvasService
 from serve_app.ingress.threads import Threads
 from serve_app.readings import Found, Reading
-from serve_app.schemas import BatchResult, Cancelled, Event, GenerateRequest, Health, ModelInfo, ServiceStatus
+from serve_app.schemas import BatchResult, Cancelled, Event, GenerateRequest, Health, LoraFile, ModelInfo, ServiceStatus
 
 _STRENGTH, _STRENGTH_OF_PART = 0.6, 1.0
 _THREADS = 2
@@ -136,6 +136,9 @@ class WithPictures:
 
     def health(self) -> Health:
         return self._service.health()
+
+    async def loras(self) -> list[LoraFile]:
+        return await self._service.loras()
 
     def status(self) -> ServiceStatus:
         return self._service.status()

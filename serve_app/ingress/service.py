@@ -6,7 +6,7 @@ from typing import Protocol
 
 from serve_app.canvas import Canvas
 from serve_app.readings import Found, Reading
-from serve_app.schemas import BatchResult, Cancelled, Event, GenerateRequest, Health, ModelInfo, ServiceStatus
+from serve_app.schemas import BatchResult, Cancelled, Event, GenerateRequest, Health, LoraFile, ModelInfo, ServiceStatus
 
 
 class Service(Protocol):
@@ -22,6 +22,7 @@ class Service(Protocol):
     async def cancel(self, id: str, index: int | None = None) -> Cancelled: ...
     def health(self) -> Health: ...
     def status(self) -> ServiceStatus: ...
+    async def loras(self) -> list[LoraFile]: ...
 
 
 class CanvasService(Service, Protocol):

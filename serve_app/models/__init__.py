@@ -12,3 +12,8 @@ PREVIEW_FOLDER = "preview_vae"
 def embedded_path() -> Path:
     """Return the folder of the embedded model, a small SDXL that generates emoji-like images."""
     return Path(__file__).parent / "emoji-sdxl"
+
+
+def sdxl_path() -> Path:
+    """Return a diffusers folder with SDXL's configs, for single files. It has no weights, and `clip` its tokenizers."""
+    return Path(__file__).parent / "sdxl"

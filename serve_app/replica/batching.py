@@ -47,10 +47,14 @@ Payload = TypeVar("Payload")
 
 @dataclass(eq=False, slots=True)
 class Job(Generic[Payload]):
-    """A submitted payload and its state. Only the batcher changes it. `begun`: it has been active."""
+    """A submitted payload and its state. Only the batcher changes it. `begun`: it has been active.
+
+    `weights` tells the adapters' weights that it needs from others; None: the model's own, which are always there.
+    """
 
     payload: Payload
     group: Hashable
+    weights: Hashable = None
     state: JobState = JobState.WAITING
     begun: bool = False
     cancel_requested: bool = False
@@ -68,16 +72,18 @@ class Load:
 class Batcher(Generic[Payload]):
     """Decides which jobs are admitted to the batch, and which of them take the next step together.
 
-    Jobs are admitted in the order of their arrival, up to `max_batch_size`. Jobs that can share a UNet call form a
+    Jobs are admitted in the order of their arrival, up to `max_batch_size`, and only as many as `weight_sets` can
+    serve: the first in the queue waits for a set, and all behind it wait too. Jobs that can share a UNet call form a
     group. Groups take turns; in its turn a group takes one step, in calls of at most `images_per_call` jobs.
 
     Between two steps call `drop_cancelled`, then `admit` until it returns None, then `next_calls`. Mark each job that
     is denoised, finished or failed. Not thread-safe: callers hold a lock.
     """
 
-    def __init__(self, max_batch_size: int, images_per_call: int) -> None:
+    def __init__(self, max_batch_size: int, images_per_call: int, weight_sets: int = 0) -> None:
         self._max_batch_size = max_batch_size
         self._images_per_call = images_per_call
+        self._weight_sets = weight_sets
         self._waiting: deque[Job[Payload]] = deque()
         self._groups: OrderedDict[Hashable, list[Job[Payload]]] = OrderedDict()  # in the order of their turns
         self._denoised: set[Job[Payload]] = set()
@@ -92,9 +98,14 @@ class Batcher(Generic[Payload]):
         """Whether no job is waiting or active."""
         return not self._waiting and not self._groups
 
-    def submit(self, payload: Payload, group: Hashable) -> Job[Payload]:
-        """Add a job at the end of the queue and return it. Jobs of equal `group` can share a UNet call."""
-        job = Job(payload, group)
+    def submit(self, payload: Payload, group: Hashable, weights: Hashable = None) -> Job[Payload]:
+        """Add a job at the end of the queue and return it. Jobs of equal `group` can share a UNet call.
+
+        Raises ValueError if there is no set for its weights.
+        """
+        if weights is not None and not self._weight_sets:
+            raise ValueError("there is no weight set for adapters")
+        job = Job(payload, group, weights)
         self._waiting.append(job)
         return job
 
@@ -117,8 +128,8 @@ class Batcher(Generic[Payload]):
         return dropped
 
     def admit(self) -> Job[Payload] | None:
-        """Admit the job that has waited longest and return it; None if no job waits, or the batch is full."""
-        if not self._waiting or self._active >= self._max_batch_size:
+        """Admit the job that has waited longest and return it; None if none waits, or there is no room for it."""
+        if not self._waiting or self._active >= self._max_batch_size or not self._has_weights(self._waiting[0]):
             return None
         job = self._waiting[0]
         self._move(job, JobState.ACTIVE)
@@ -157,6 +168,11 @@ class Batcher(Generic[Payload]):
     @property
     def _active(self) -> int:
         return sum(map(len, self._groups.values()))
+
+    def _has_weights(self, job: Job[Payload]) -> bool:
+        """Return whether there is a weight set for a job: one that another uses as well, or an idle one."""
+        used = {active.weights for jobs in self._groups.values() for active in jobs} - {None}
+        return job.weights is None or job.weights in used or len(used) < self._weight_sets
 
     def _move(self, job: Job[Payload], state: JobState) -> None:
         """Change a job's state, and update the queue and the groups accordingly."""

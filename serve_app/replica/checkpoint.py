@@ -76,26 +76,26 @@ def load_checkpoint(config: ModelConfig, device: torch.device) -> Checkpoint:
     dtype = _DTYPES[config.dtype]
     sources = find_supported(config)
     own = load_scheduler(sources)
-    scheduler_config = effective_config(own, model_settings(config), sources.markers)
+    scheduler_config = effective_config(own, model_settings(config), sources.markers.sampling)
     scheduler = default_scheduler(own, scheduler_config, config.scheduler)
     check_usable(scheduler_config, partial(sources.fault, name="scheduler"))
     beside = ThreadPoolExecutor(1, thread_name_prefix="hash")
     named = beside.submit(_info, sources, config)
     beside.shutdown(wait=False)
-    pipe = _load_pipeline(sources, own, dtype)
-    _place(pipe, device)
+    pipe = _load_pipeline(sources, own, dtype, device)
+    _lay_out(pipe, device)
     pipe.unet.eval().requires_grad_(False)
     prepare(pipe.unet)
     pipe.vae.eval().requires_grad_(False)
     if dtype == torch.float16 and pipe.vae.config.force_upcast:
         # SDXL's own VAE overflows in float16. bfloat16 has the range and needs no upcast.
         pipe.vae.to(torch.bfloat16)
-    preview_vae = load_preview_vae(sources.preview, dtype) if sources.preview else None
+    preview_vae = load_preview_vae(sources.preview, dtype, device) if sources.preview else None
     return Checkpoint(
         pipe=pipe,
         unet=pipe.unet,
         vae=pipe.vae,
-        preview_vae=preview_vae.to(device, memory_format=fast_layout(device)).eval().requires_grad_(False)
+        preview_vae=preview_vae.to(memory_format=fast_layout(device)).eval().requires_grad_(False)
         if preview_vae
         else None,
         scheduler=scheduler,
@@ -124,7 +124,7 @@ def _info(sources: Sources, config: ModelConfig) -> ModelInfo:
         name=config.name or model_name(sources.path, config),
         revision=model_revision(sources.path, config),
         hash=checkpoint_hash(
-            sources, departures({**sources.scheduler_config, **sources.markers}, model_settings(config))
+            sources, departures({**sources.scheduler_config, **sources.markers.sampling}, model_settings(config))
         ),
     )
 
@@ -135,9 +135,11 @@ def quiet_progress_bars() -> None:
     transformers_logging.disable_progress_bar()
 
 
-def _load_pipeline(sources: Sources, scheduler: SchedulerMixin, dtype: torch.dtype) -> StableDiffusionXLPipeline:
+def _load_pipeline(
+    sources: Sources, scheduler: SchedulerMixin, dtype: torch.dtype, device: torch.device
+) -> StableDiffusionXLPipeline:
     tokenizers = {name: load_tokenizer(sources, name) for name in TOKENIZERS}  # first, because they load fast
-    models = {name: load_part(name, part, dtype) for name, part in sources.parts.items()}
+    models = {name: load_part(name, part, dtype, device) for name, part in sources.parts.items()}
     with refused(sources.fault, "cannot be put together"):
         return StableDiffusionXLPipeline.from_pretrained(
             sources.root,
@@ -151,13 +153,12 @@ def _load_pipeline(sources: Sources, scheduler: SchedulerMixin, dtype: torch.dty
         )
 
 
-def _place(pipe: StableDiffusionXLPipeline, device: torch.device) -> None:
-    """Move a pipeline to its device, in the memory layout that is fast there.
+def _lay_out(pipe: StableDiffusionXLPipeline, device: torch.device) -> None:
+    """Give a pipeline the memory layout that is fast on its device.
 
     On the CPU the weights are copied out of the memory-mapped file: CPU kernels round differently by memory alignment,
     and mmap gives arbitrary alignment.
     """
-    pipe.to(device)
     layout = fast_layout(device)
     for module in (pipe.unet, pipe.vae):
         module.to(memory_format=layout)

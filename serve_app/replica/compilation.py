@@ -5,17 +5,19 @@ Here the whole compiled model is saved to a folder. It is compiled once per mach
 start loads it.
 """
 
+import copy
 import hashlib
 import logging
 import os
 import platform
 import stat
 import tempfile
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import cache
 from pathlib import Path
-from typing import Any, Protocol, TypeVar, cast
+from typing import Any, Protocol, Self, TypeVar, cast
 
 import diffusers
 import torch
@@ -101,6 +103,12 @@ class Eager:
 
     def __call__(self, *inputs: torch.Tensor) -> torch.Tensor:
         return self._function(self._module, *inputs)
+
+    def on(self, module: nn.Module) -> Self:
+        """Return this forward of a module with other weights. What is compiled is shared: it depends on none."""
+        other = copy.copy(self)
+        other._module = module
+        return other
 
     def warm_up(self, *inputs: torch.Tensor) -> None:
         pass
@@ -221,12 +229,15 @@ def _load(path: Path) -> Any:
     """Return the compiled model in a file, or None."""
     if not path.exists():
         return None
+    started = time.perf_counter()
     try:
         with path.open("rb") as file:
-            return torch.compiler.load_compiled_function(file)
+            compiled = torch.compiler.load_compiled_function(file)
     except Exception:
         logger.warning("the compiled model in %s cannot be loaded here and is compiled again", path, exc_info=True)
         return None
+    logger.info("compiled model %s read in %.1f s", path.stem, time.perf_counter() - started)
+    return compiled
 
 
 def _keep(compiled: Any, path: Path) -> None:

@@ -16,6 +16,7 @@ class Counting:
     def __init__(self, args: AppArgs, counted: metrics.Metrics | None = None) -> None:
         self._counted = counted or metrics.Metrics(metrics.REPLICA)
         self._warm = {(height, width): f"{width}x{height}" for width, height in args.warm_up_sizes}
+        self._warm_chunks = args.engine.warm_up_prompt_chunks
         self._all_compiled = args.engine.compile == "full"
         self._capacity = args.engine.max_batch_size
 
@@ -25,8 +26,8 @@ class Counting:
     def step(self, seconds: float, images: int, size: tuple[int, int]) -> None:
         self._counted.observe(metrics.STEP_SECONDS, seconds, size=self._warm.get(size, OTHER))
 
-    def begun(self, size: tuple[int, int]) -> None:
-        if self._all_compiled and size not in self._warm:
+    def begun(self, size: tuple[int, int], prompt_chunks: int) -> None:
+        if self._all_compiled and (size not in self._warm or prompt_chunks > self._warm_chunks):
             self._counted.add(metrics.UNCOMPILED)
 
     def ended(self, outcome: str) -> None:

@@ -24,7 +24,16 @@ Output = TypeVar("Output")
 
 def with_cuda_graphs(forward: Forward[Output], device: torch.device) -> Forward[Output]:
     """Return a forward that captures and replays CUDA graphs; on the CPU, return the forward unchanged."""
-    return Graphed(forward, Capturer(forward)) if device.type == "cuda" else forward
+    return all_with_cuda_graphs([forward], device)[0]
+
+
+def all_with_cuda_graphs(forwards: Sequence[Forward[Output]], device: torch.device) -> Sequence[Forward[Output]]:
+    """Return forwards whose CUDA graphs share their memory: an output is valid until the next call of any of them."""
+    if device.type != "cuda":
+        return forwards
+    capture, family = Capturer[Output](), list[Graphed[Output]]()
+    family += [Graphed(forward, capture, family) for forward in forwards]
+    return family
 
 
 def _shapes(inputs: Sequence[torch.Tensor]) -> _Shapes:
@@ -46,8 +55,8 @@ class CudaGraph(Generic[Output]):
         return self.output
 
 
-Capture = Callable[[Sequence[torch.Tensor], CudaGraph[Output] | None], CudaGraph[Output]]
-"""Captures a call with such inputs. The second argument is another graph, to share memory with, or None."""
+Capture = Callable[[Forward[Output], Sequence[torch.Tensor], CudaGraph[Output] | None], CudaGraph[Output]]
+"""Captures a forward's call with such inputs. The last argument is another graph, to share memory with, or None."""
 
 
 class Graphed(Generic[Output]):
@@ -57,9 +66,13 @@ class Graphed(Generic[Output]):
     is no memory run without one.
     """
 
-    def __init__(self, forward: Forward[Output], capture: Capture[Output]) -> None:
+    def __init__(
+        self, forward: Forward[Output], capture: Capture[Output], family: "Sequence[Graphed[Output]]" = ()
+    ) -> None:
+        """Take the forwards to share memory with, which may include this one."""
         self._forward = forward
         self._capture = capture
+        self._family = family or (self,)
         self._seen: set[_Shapes] = set()
         self._graphs: OrderedDict[_Shapes, CudaGraph[Output] | None] = OrderedDict()  # None: there was no memory
 
@@ -83,9 +96,9 @@ class Graphed(Generic[Output]):
             self(*inputs)
 
     def _captured(self, inputs: Sequence[torch.Tensor]) -> CudaGraph[Output] | None:
-        others = (captured for captured in self._graphs.values() if captured)
+        others = (captured for graphed in self._family for captured in graphed._graphs.values() if captured)
         try:
-            return self._capture(inputs, next(others, None))
+            return self._capture(self._forward, inputs, next(others, None))
         except Exception as error:
             if failure_of(error) is not Failure.MEMORY:
                 raise
@@ -96,17 +109,18 @@ class Graphed(Generic[Output]):
 
 
 class Capturer(Generic[Output]):
-    """Captures calls of a forward; see `Capture`.
+    """Captures calls; see `Capture`.
 
     `torch.cuda.graph` would also synchronize the device and release its cached memory, which holds up other slots.
     """
 
-    def __init__(self, forward: Forward[Output]) -> None:
-        self._forward = forward
+    def __init__(self) -> None:
         self._inputs: WeakValueDictionary[tuple[int, torch.Size], torch.Tensor] = WeakValueDictionary()
         self._stream = torch.cuda.Stream()
 
-    def __call__(self, inputs: Sequence[torch.Tensor], other: CudaGraph[Output] | None) -> CudaGraph[Output]:
+    def __call__(
+        self, forward: Forward[Output], inputs: Sequence[torch.Tensor], other: CudaGraph[Output] | None
+    ) -> CudaGraph[Output]:
         # Graphs are replayed one after another, so they can share memory, and inputs of equal shape.
         kept = [self._inputs.setdefault((place, part.shape), part.clone()) for place, part in enumerate(inputs)]
         pool = other.graph.pool() if other else torch.cuda.graph_pool_handle()
@@ -115,7 +129,7 @@ class Capturer(Generic[Output]):
             # Other threads allocate memory in the meantime, for previews and files.
             graph.capture_begin(pool, capture_error_mode="thread_local")
             try:
-                output = self._forward(*kept)
+                output = forward(*kept)
             finally:
                 graph.capture_end()  # raises a device error if torch's allocator cannot go on
         return CudaGraph(graph, kept, output)

@@ -1,6 +1,6 @@
 """One UNet call for many slots, which may differ in prompt, step, scheduler and guidance."""
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -11,20 +11,26 @@ from serve_app.replica.checkpoint import Checkpoint
 from serve_app.replica.compilation import Forward
 from serve_app.replica.conditioning import Conditioning
 from serve_app.replica.device import fast_layout
+from serve_app.replica.prompt_reader import ReadPrompts
 from serve_app.replica.trajectory import Trajectory
 from serve_app.replica.unet import UNetInputs
 
 
 @dataclass(frozen=True, slots=True)
 class CallGroup:
-    """What recipes must have in common to share a UNet call: the size, in pixels."""
+    """What slots must have in common to share a UNet call: the size in pixels, how long their prompts are, and the
+    UNet's weights.
+    """
 
     height: int
     width: int
+    prompt_chunks: int
+    adapters: Hashable = None
 
     @classmethod
-    def of(cls, recipe: Recipe) -> Self:
-        return cls(recipe.height, recipe.width)
+    def of(cls, recipe: Recipe, prompts: ReadPrompts, adapters: Hashable = None) -> Self:
+        """Return a slot's group. `adapters` tells its adapters from others; None: there are none."""
+        return cls(recipe.height, recipe.width, prompts.chunks, adapters)
 
 
 class Denoiser:
@@ -48,10 +54,10 @@ class Denoiser:
         """Prepare for such calls: compile, load kernels and capture CUDA graphs, as far as they are in use."""
         self._forward.warm_up(*self._inputs(trajectories))
 
-    def _inputs(self, trajectories: Sequence[Trajectory]) -> UNetInputs:
+    def _inputs(self, trajectories: Sequence[Trajectory]) -> Sequence[torch.Tensor]:
         sample = torch.cat([t.model_input() for t in trajectories])
         return UNetInputs(
             sample=sample.to(self._dtype, memory_format=self._layout),
             timestep=torch.cat([t.timestep.expand(t.rows) for t in trajectories]),
             **Conditioning.joined([t.conditioning for t in trajectories])._asdict(),
-        )
+        ).tensors

@@ -4,19 +4,23 @@ import asyncio
 import gc
 import logging
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
 from contextlib import aclosing, contextmanager
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import ray
 from ray import serve
 from ray.exceptions import RayError
 
 from serve_app.config import AppArgs
+from serve_app.errors import AdapterError, SlotFailed
 from serve_app.messages import Call, Generated, OpenCalls, ReplicaStatus, Slot, SlotEvent
 from serve_app.quiet import drop_access_log, drop_harmless_warnings
-from serve_app.recipe import Output, Recipe, SchedulerName
-from serve_app.side_work import side_work
+from serve_app.recipe import CHUNK_TOKENS, Lora, Output, Recipe, SchedulerName
+
+if TYPE_CHECKING:
+    from serve_app.replica.lora.sets import Adapters
 
 logger = logging.getLogger("ray.serve")
 
@@ -47,14 +51,15 @@ class Replica:
         self._checks = [asyncio.create_task(_keep(check)) for check in checks]
 
     async def _start(self, args: AppArgs) -> None:
+        began = time.perf_counter()
         with importing():
             from serve_app.replica.counting import Counting
             from serve_app.replica.demand import Demand
             from serve_app.replica.engine import Engine
             from serve_app.replica.leases import Leases
             from serve_app.replica.loading import load
+            from serve_app.replica.lora.store import make_store
             from serve_app.replica.pixels import PixelStore
-            from serve_app.replica.prompts import PromptReader
 
         self._args = args
         self._leases = Leases()
@@ -64,18 +69,24 @@ class Replica:
         self._checkpoint = await asyncio.to_thread(load, args)
         loaded = time.perf_counter()
         self._counting = Counting(args)
-        self._engine = Engine(self._checkpoint, args.engine, args.preview, self._counting)
-        self._reader = PromptReader(self._checkpoint.pipe)
+        self._loras = make_store(args.adapters, self._checkpoint)
+        sets = 0 if self._loras is None else args.adapters.resident_sets
+        self._engine = Engine(self._checkpoint, args.engine, args.preview, self._counting, sets)
         slots = _warm_up_slots(args, self._checkpoint.scheduler)
         await asyncio.wrap_future(self._engine.start(slots))
+        warm = time.perf_counter()
         await asyncio.wrap_future(self._checkpoint.named)  # an error in the weights' files must end the start
+        named = time.perf_counter()
         for slot in slots:
             await self.generate(slot, Call("warm-up", 0))
         logger.info(
-            "ready: %s loaded in %.1f s, warmed up in %.1f s",
+            "ready: %s; imports %.1f s, weights %.1f s, models warmed up %.1f s, hash %.1f s more, a picture %.1f s",
             self._checkpoint.info.name,
+            started - began,
             loaded - started,
-            time.perf_counter() - loaded,
+            warm - loaded,
+            named - warm,
+            time.perf_counter() - named,
         )
 
     def __del__(self) -> None:
@@ -105,7 +116,11 @@ class Replica:
         mailbox = Mailbox()
         if isinstance(slot.canvas, ray.ObjectRef):
             slot = replace(slot, canvas=await slot.canvas)
-        job = self._engine.submit(slot, mailbox.post)
+        try:
+            adapters = await self._read(slot.recipe.adapters)
+        except AdapterError as error:
+            raise SlotFailed(error.type, error.message) from error
+        job = self._engine.submit(slot, mailbox.post, *adapters)
 
         def drop(error: Exception | None) -> None:
             self._engine.cancel(job)
@@ -122,12 +137,24 @@ class Replica:
             self._engine.cancel(job)
 
     async def _told(self, generated: Generated, slot: Slot) -> Generated:
-        """Return a picture with what the model has not read of its prompts, and its pixels left in the object store."""
-        warnings = list(generated.warnings)
-        with side_work("it is not known whether the model has read the whole prompt", warnings):
-            warnings += self._reader.warnings(slot.recipe)
+        """Return a picture with what has no effect on this model, and its pixels left in the object store."""
+        from serve_app.replica.conditioning import without_effect
+
+        warnings = (*generated.warnings, *without_effect(slot.recipe, self._checkpoint))
         pixels = None if generated.pixels is None else await self._pixels.put(generated.pixels)
-        return replace(generated, pixels=pixels, warnings=tuple(warnings))
+        return replace(generated, pixels=pixels, warnings=warnings)
+
+    async def check_adapters(self, loras: Sequence[Lora]) -> None:
+        """Read adapters, to say before a request is accepted what is wrong with them. Raises AdapterError."""
+        await self._read(loras)
+
+    async def _read(self, loras: Sequence[Lora]) -> "tuple[Adapters, ...]":
+        """Return adapters beside the denoising: (adapters,), or () for none. Raises AdapterError."""
+        if not loras:
+            return ()
+        if self._loras is None:
+            raise AdapterError(loras[0].name, "cannot be found: adapters.path names no folder")
+        return (await asyncio.to_thread(self._loras.read, loras),)
 
     async def poll(self, open_calls: OpenCalls) -> ReplicaStatus:
         """Return this replica's status, and drop the calls that the caller no longer waits for."""
@@ -152,6 +179,7 @@ class Replica:
             finished=load.finished,
             fault=self._engine.fault,
             takes_pictures=can_encode(self._checkpoint.vae),
+            adapters=self._engine.adapters,
         )
 
     def record_autoscaling_stats(self) -> dict[str, float]:
@@ -217,13 +245,14 @@ def _own_id() -> str:
 
 
 def _warm_up_slots(args: AppArgs, scheduler: SchedulerName) -> list[Slot]:
-    """Return slots that use everything once: guidance, a preview, the decoder and a file."""
+    """Return slots that use everything once, for each size and length of a prompt: guidance, previews, files."""
+    lengths = range(1, args.engine.warm_up_prompt_chunks + 1)
     return [
         Slot(
             index=0,
             seed=0,
             recipe=Recipe(
-                prompt="warm-up",
+                prompt="a " * (CHUNK_TOKENS * (chunks - 1) + 1),
                 width=width,
                 height=height,
                 num_inference_steps=2,
@@ -232,6 +261,8 @@ def _warm_up_slots(args: AppArgs, scheduler: SchedulerName) -> list[Slot]:
             ),
             output=Output(),
             preview_steps=frozenset({1}),
+            max_prompt_tokens=CHUNK_TOKENS * chunks,
         )
         for width, height in args.warm_up_sizes
+        for chunks in lengths
     ]

@@ -8,10 +8,10 @@ returns all its slots, and takes no others.
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import torch
@@ -25,11 +25,13 @@ from serve_app.replica.denoise import CallGroup
 from serve_app.replica.device import RunAhead
 from serve_app.replica.failures import Failure, failure_of, slot_failure
 from serve_app.replica.guarded import GuardedObserver, guarded
+from serve_app.replica.lora.sets import NO_ADAPTERS, Adapters
 from serve_app.replica.meter import Bill, Meter
 from serve_app.replica.model_runner import ModelRunner, Running
 from serve_app.replica.observer import Observer
 from serve_app.replica.output_processor import OutputProcessor
 from serve_app.replica.previews import PreviewPace
+from serve_app.replica.prompt_reader import ReadPrompts
 from serve_app.replica.watchdog import Watchdog
 
 logger = logging.getLogger("ray.serve")
@@ -46,10 +48,12 @@ Post = Callable[[SlotEvent | Exception], None]
 
 @dataclass(frozen=True, slots=True)
 class Submission:
-    """A slot, the receiver of its events, and what it costs."""
+    """A slot, its prompts, the receiver of its events, its adapters, and what it costs."""
 
     slot: Slot
+    prompts: ReadPrompts
     post: Post
+    adapters: Adapters = NO_ADAPTERS
     bill: Bill = field(default_factory=Bill)
 
     @property
@@ -65,12 +69,18 @@ class Engine:
     """Generates slots. `submit`, `cancel` and `load` may be called from any thread."""
 
     def __init__(
-        self, checkpoint: Checkpoint, config: EngineConfig, preview: PreviewConfig, observer: Observer
+        self,
+        checkpoint: Checkpoint,
+        config: EngineConfig,
+        preview: PreviewConfig,
+        observer: Observer,
+        weight_sets: int = 0,
     ) -> None:
+        """Take a loaded model, and for how many combinations of adapters to keep weights ready."""
         self._config = config
         self._observer = GuardedObserver(observer)
         self._watchdog = Watchdog(config.stall_timeout_s)
-        self._models = ModelRunner(checkpoint, config, preview)
+        self._models = ModelRunner(checkpoint, config, preview, weight_sets)
         self._run_ahead = RunAhead(checkpoint.device)
         self._meter = Meter(checkpoint.device, self._observer)
         self._outputs = OutputProcessor(
@@ -79,7 +89,7 @@ class Engine:
         self._torch_threads = torch.get_num_threads()
         self._thread: threading.Thread | None = None
         self._changed = threading.Condition()  # guards the next three
-        self._batcher = Batcher[Submission](config.max_batch_size, config.images_per_call)
+        self._batcher = Batcher[Submission](config.max_batch_size, config.images_per_call, weight_sets)
         self._stopping = False
         self._fault: str | None = None
         self._running: dict[SlotJob, Running] = {}
@@ -119,12 +129,14 @@ class Engine:
         if stalled := self._watchdog.stalled():
             self._break_down(stalled)
 
-    def submit(self, slot: Slot, post: Post) -> SlotJob:
+    def submit(self, slot: Slot, post: Post, adapters: Adapters = NO_ADAPTERS) -> SlotJob:
         """Queue a slot; its events go to `post`. Raises SlotReturned if the engine has a fault."""
+        prompts, weights = self._models.read(slot), adapters.key or None
         with self._changed:
             if self._fault is not None:
                 raise SlotReturned(self._fault)
-            job = self._batcher.submit(Submission(slot, guarded(post)), CallGroup.of(slot.recipe))
+            group = CallGroup.of(slot.recipe, prompts, weights)
+            job = self._batcher.submit(Submission(slot, prompts, guarded(post), adapters), group, weights)
             self._changed.notify()
         return job
 
@@ -135,6 +147,11 @@ class Engine:
             self._changed.notify()
         if ended:
             self._meter.ended(job.payload.bill, "cancelled")
+
+    @property
+    def adapters(self) -> frozenset[Hashable]:
+        """The adapters whose weights are ready, by the keys of `Adapters`."""
+        return self._models.adapters
 
     def load(self) -> Load:
         with self._changed:
@@ -186,9 +203,10 @@ class Engine:
         while job := self._next_admitted():
             slot, bill = job.payload.slot, job.payload.bill
             work = ("preparing a picture", *job.payload.size) if self._models.encodes(slot) else ("preparing a slot",)
-            self._observer.begun(job.payload.size)
+            self._observer.begun(job.payload.size, job.payload.prompts.chunks)
             with self._failing([job]), self._watchdog.watching(*work), self._meter.charging("prompt", [bill]):
-                self._running[job] = self._models.begin(slot)
+                in_use = {running.weights for running in self._running.values()}
+                self._running[job] = self._models.begin(slot, job.payload.prompts, job.payload.adapters, in_use)
 
     def _next_admitted(self) -> SlotJob | None:
         with self._changed:
@@ -208,12 +226,12 @@ class Engine:
 
     def _advance(self, jobs: Sequence[SlotJob]) -> None:
         """Advance jobs of one group by one UNet call."""
-        trajectories = [self._running[job].trajectory for job in jobs]
+        running = [self._running[job] for job in jobs]
         with self._meter.charging("unet", [job.payload.bill for job in jobs], jobs[0].payload.size):
-            predictions = self._models.denoiser.predict(trajectories)
-            for job, trajectory, prediction in zip(jobs, trajectories, predictions, strict=True):
+            predictions = self._models.predict(running)
+            for job, own, prediction in zip(jobs, running, predictions, strict=True):
                 with self._failing([job]):
-                    trajectory.advance(prediction)
+                    own.trajectory.advance(prediction)
         self._run_ahead.step_launched()  # device errors are raised here
         self._meter.settle()
 
@@ -261,7 +279,8 @@ class Engine:
                 return
             self._batcher.mark_finished(job)
         self._meter.ended(job.payload.bill, "succeeded")
-        job.payload.post(outcome)  # last, so that the counts include it once a client has the picture
+        told = replace(outcome, warnings=(*outcome.warnings, *job.payload.prompts.warnings))
+        job.payload.post(told)  # last, so that the counts include it once a client has the picture
 
     def _deliver_preview(self, job: SlotJob, pace: PreviewPace, outcome: Preview | Exception) -> None:
         match outcome:

@@ -4,6 +4,7 @@ import hashlib
 import json
 import mmap
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,10 @@ def checkpoint_hash(sources: Sources, overrides: Mapping[str, Any]) -> str:
     files and everything else that pictures depend on. `overrides` are the scheduler settings that differ from the
     checkpoint's own.
     """
-    digests = {file: _sha256(file) for part in sources.parts.values() for file in part.files}
+    # Each file once: a single file holds all models. Side by side, since a hash takes one core.
+    files = list(dict.fromkeys(file for part in sources.parts.values() for file in part.files))
+    with ThreadPoolExecutor(len(files), thread_name_prefix="hash") as threads:
+        digests = dict(zip(files, threads.map(_sha256, files), strict=True))
     depends = {} if sources.usual else _root_depends(sources)
     if sources.parts["vae"].setting == "vae_path":
         depends["vae"] = _meaning(sources.parts["vae"].config)

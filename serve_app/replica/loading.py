@@ -34,7 +34,7 @@ def load(args: AppArgs) -> Checkpoint:
         raise CheckpointError(
             f"model.path: its VAE decodes a latent to {scale} pixels, but sizes are multiples of {_SIDE}"
         )
-    if args.engine.quantization == "fp8" and not to_fp8(checkpoint, args.model):
+    if args.engine.quantization == "fp8" and not to_fp8(checkpoint, args.model, keep=args.adapters.path is not None):
         logger.warning("engine.quantization: fp8 has no effect, the model has no layers large enough")
     return checkpoint
 

@@ -1,6 +1,7 @@
 """Reads what single files say about sampling in ways that diffusers ignores."""
 
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,24 +28,56 @@ _SPEC_WORDS = {
     "eps": "epsilon",
     "epsilon": "epsilon",
 }
-_EDM = ("edm_vpred.sigma_max", "edm_vpred.sigma_min", "edm_mean", "edm_std")
-"""Tensors of models with EDM's continuous noise levels, such as CosXL and Playground 2.5."""
+# Tensors of models with EDM's continuous noise levels: Playground v2.5 has the statistics of its latents, CosXL levels.
+_MEAN, _STD = "edm_mean", "edm_std"
+_LEVELS = {"edm_vpred.sigma_max": "sigma_max", "edm_vpred.sigma_min": "sigma_min"}
+_PLAYGROUND = {"_class_name": "EDMDPMSolverMultistepScheduler", "prediction_type": "epsilon", "sigma_data": 0.5}
+_PLAYGROUND_SCALE = 0.5
+_CHANNELS = 4
+_COSXL = {
+    "_class_name": "EDMEulerScheduler",
+    "prediction_type": "v_prediction",
+    "sigma_schedule": "exponential",
+    "sigma_data": 1.0,
+    "sigma_max": 120.0,
+    "sigma_min": 0.002,
+}
 
 
-def read_markers(file: Path) -> dict[str, Any]:
-    """Return what a single file says about its scheduler config. Raises CheckpointError if it is an EDM model."""
+@dataclass(frozen=True, slots=True)
+class Markers:
+    """What a single file says: changes of the scheduler's config, a scheduler's whole config, changes of the VAE's."""
+
+    sampling: Mapping[str, Any] = field(default_factory=dict)
+    scheduler: Mapping[str, Any] | None = None
+    vae: Mapping[str, Any] = field(default_factory=dict)
+
+
+def read_markers(file: Path) -> Markers:
+    """Return what a single file says of its sampling and the scale of its latents. Raises CheckpointError."""
     with safe_open(file, "pt") as content:
-        return marked(content.keys(), content.metadata() or {})
+        keys = set(content.keys())
+
+        def numbers(key: str, count: int) -> list[float]:
+            values: list[float] = content.get_tensor(key).float().flatten().tolist() if key in keys else []
+            if len(values) != count:
+                raise CheckpointError(f"model.path: {file} is an EDM model, but {key} in it has not {count} numbers")
+            return values
+
+        if levels := _LEVELS.keys() & keys:
+            return Markers(scheduler={**_COSXL, **{_LEVELS[key]: numbers(key, 1)[0] for key in levels}})
+        if {_MEAN, _STD} & keys:
+            latents = {"latents_mean": numbers(_MEAN, _CHANNELS), "latents_std": numbers(_STD, _CHANNELS)}
+            return Markers(scheduler=_PLAYGROUND, vae={**latents, "scaling_factor": _PLAYGROUND_SCALE})
+        return Markers(marked(keys, content.metadata() or {}))
 
 
 def marked(keys: Collection[str], metadata: Mapping[str, str]) -> dict[str, Any]:
-    """Return what a file's keys and metadata say about its scheduler config. Raises CheckpointError for an EDM model.
+    """Return what a file's keys and metadata say about its scheduler config.
 
     An unknown prediction type is returned unchanged: `sampling.effective_config` refuses it, unless
     `model.prediction_type` overrides it.
     """
-    if edm := [key for key in _EDM if key in keys]:
-        raise CheckpointError(f"model.path: the file holds {edm[0]}, so it is an EDM model, which is not supported")
     config = _spec(metadata.get(_SPEC_KEY, ""))
     for note, says in _NOTES.items():
         config |= says if _plain(metadata.get(note, "")) in ("true", "1") else {}
@@ -54,7 +87,7 @@ def marked(keys: Collection[str], metadata: Mapping[str, str]) -> dict[str, Any]
 
 
 def _spec(word: str) -> dict[str, Any]:
-    prediction = _SPEC_WORDS.get(_plain(word).replace("-", "_").replace(" ", "_"), word)
+    prediction = _SPEC_WORDS.get(_plain(word).replace("-", "_").replace(" ", "_"), " ".join(word.split()))
     # Trainers write `epsilon` by default, so it does not override the scheduler config.
     return {} if prediction in ("", "epsilon") else {"prediction_type": prediction}
 

@@ -1,8 +1,10 @@
 """The models of a checkpoint, ready to run: text encoders, UNet, VAE and preview VAE."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Hashable, Sequence
 from dataclasses import dataclass
+
+import torch
 
 from serve_app.config import EngineConfig, PreviewConfig
 from serve_app.messages import Slot
@@ -10,11 +12,13 @@ from serve_app.replica.checkpoint import Checkpoint
 from serve_app.replica.decode import Decoder
 from serve_app.replica.denoise import Denoiser
 from serve_app.replica.encode import Encoder
+from serve_app.replica.lora.sets import NO_ADAPTERS, Adapters, WeightSet, WeightSets
 from serve_app.replica.previews import PreviewDecoder, PreviewPace
+from serve_app.replica.prompt_reader import PromptReader, ReadPrompts
 from serve_app.replica.prompts import PromptEncoder
 from serve_app.replica.start import is_inpainting
 from serve_app.replica.trajectory import Trajectory
-from serve_app.replica.unet import make_forward
+from serve_app.replica.unet import make_forwards
 
 
 @dataclass(eq=False, slots=True)
@@ -22,6 +26,7 @@ class Running:
     """The state of an active slot between steps. `began` is when it was ready for its first step, in seconds."""
 
     trajectory: Trajectory
+    weights: WeightSet
     pace: PreviewPace
     encode_prompt_s: float
     began: float
@@ -29,13 +34,20 @@ class Running:
 
 
 class ModelRunner:
-    """Runs a checkpoint's models, on one thread. `previews` is None if the checkpoint has no preview VAE."""
+    """Runs a checkpoint's models, on one thread except for `read`. `previews` is None where there is no preview VAE."""
 
-    def __init__(self, checkpoint: Checkpoint, config: EngineConfig, preview: PreviewConfig) -> None:
+    def __init__(
+        self, checkpoint: Checkpoint, config: EngineConfig, preview: PreviewConfig, weight_sets: int = 0
+    ) -> None:
         self._checkpoint = checkpoint
         self._min_interval_s = preview.min_interval_s
+        self._reader = PromptReader(checkpoint.pipe)
         self.prompts = PromptEncoder(checkpoint.pipe, checkpoint.device, config.prompt_cache_size)
-        self.denoiser = Denoiser(checkpoint, make_forward(checkpoint.unet, config.compile))
+        self._sets = WeightSets(checkpoint.unet, weight_sets)
+        forwards = make_forwards([one.unet for one in self._sets.all], config.compile)
+        self._denoisers = {
+            one: Denoiser(checkpoint, forward) for one, forward in zip(self._sets.all, forwards, strict=True)
+        }
         self.encoder = Encoder(checkpoint, config.compile)
         self.decoder = Decoder(checkpoint, config.compile)
         tiny = checkpoint.preview_vae
@@ -43,25 +55,44 @@ class ModelRunner:
 
     def warm_up(self, slots: Sequence[Slot], most_images: int) -> None:
         """Prepare for slots like these, in UNet calls of 1 to `most_images` images."""
-        self.prompts.warm_up()
         for slot in slots:
-            trajectories = [self.begin(slot).trajectory for _ in range(most_images)]
+            prompts = self.read(slot)
+            self.prompts.warm_up(prompts)
+            trajectories = [self.begin(slot, prompts, NO_ADAPTERS, ()).trajectory for _ in range(most_images)]
             for images in range(1, most_images + 1):
-                self.denoiser.warm_up(trajectories[:images])
+                for denoiser in self._denoisers.values():
+                    denoiser.warm_up(trajectories[:images])
             self.encoder.warm_up(slot.recipe.height, slot.recipe.width)
             self.decoder.warm_up(trajectories[0].latents)
             if self.previews:
                 self.previews.warm_up(trajectories[0].clean)
 
+    @property
+    def adapters(self) -> frozenset[Hashable]:
+        """The adapters that weight sets hold, by their keys."""
+        return frozenset(one.adapters.key for one in self._sets.all if one.adapters.key)
+
     def encodes(self, slot: Slot) -> bool:
         """Return whether the VAE's encoder may have to run before a slot can begin."""
         return slot.canvas is not None or is_inpainting(self._checkpoint)
 
-    def begin(self, slot: Slot) -> Running:
-        """Encode a slot's prompts and pictures, and draw its noise."""
+    def read(self, slot: Slot) -> ReadPrompts:
+        """Return a slot's prompts as the text encoders read them. Any thread may call this."""
+        return self._reader.read(slot.recipe, slot.max_prompt_tokens)
+
+    def begin(self, slot: Slot, prompts: ReadPrompts, adapters: Adapters, in_use: Collection[WeightSet]) -> Running:
+        """Merge a slot's adapters unless a weight set has them, encode its prompts and pictures, and draw its noise.
+
+        `in_use` are the sets that must keep theirs.
+        """
         started = time.perf_counter()
-        embeddings = self.prompts.conditions(slot.recipe)
+        weights = self._sets.of(adapters, in_use)
+        embeddings = self.prompts.conditions(prompts, weights)
         encoded = time.perf_counter()
         trajectory = Trajectory.of(slot.recipe, slot.seed, self._checkpoint, embeddings, self.encoder, slot.canvas)
         pace = PreviewPace(slot.preview_steps if self.previews else frozenset(), self._min_interval_s)
-        return Running(trajectory, pace, encode_prompt_s=encoded - started, began=encoded)
+        return Running(trajectory, weights, pace, encode_prompt_s=encoded - started, began=encoded)
+
+    def predict(self, slots: Sequence[Running]) -> Sequence[torch.Tensor]:
+        """Return the UNet's predictions for slots of one `CallGroup`; see `Denoiser.predict`."""
+        return self._denoisers[slots[0].weights].predict([slot.trajectory for slot in slots])

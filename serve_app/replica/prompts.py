@@ -1,27 +1,24 @@
 """Encodes prompts with the pipeline's text encoders and caches the embeddings."""
 
-import copy
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import torch
 from diffusers import StableDiffusionXLPipeline
 
-from serve_app.recipe import Recipe
 from serve_app.replica.attention import prompt_context
 from serve_app.replica.cuda_graphs import with_cuda_graphs
 from serve_app.replica.device import to_device
-
-_LONGEST_LOWER_CASE = 1.5
-"""By how much lower-casing, which CLIP's tokenizers do first, can lengthen a text in bytes."""
+from serve_app.replica.lora.sets import WeightSet
+from serve_app.replica.prompt_reader import Chunk, PromptTokens, ReadPrompts
 
 
 @dataclass(frozen=True, slots=True)
 class PromptEmbedding:
     """A prompt as the UNet takes it, in the text encoders' dtype.
 
-    `context` is (1, sequence length, width of `attention.prompt_context`), `pooled` (1, projection width).
+    `context` is (1, 77 for each chunk, width of `attention.prompt_context`), `pooled` (1, projection width).
     """
 
     context: torch.Tensor
@@ -55,89 +52,62 @@ class TextEncoders:
 
 
 class PromptEncoder:
-    """Encodes one prompt at a time, so that an embedding never depends on what else is being generated."""
+    """Encodes one chunk of a prompt at a time, so that an embedding never depends on what else is being generated."""
 
     def __init__(self, pipe: StableDiffusionXLPipeline, device: torch.device, cache_size: int) -> None:
+        """`cache_size` counts chunks."""
         self._pipe = pipe
+        self._own = WeightSet(pipe.unet)
+        self._widths = [encoder.config.hidden_size for encoder in (pipe.text_encoder, pipe.text_encoder_2)]
         self._device = device
-        self._tokenizers = [tokenizer for tokenizer in (pipe.tokenizer, pipe.tokenizer_2) if tokenizer is not None]
         self._encoders = with_cuda_graphs(TextEncoders(pipe, device), device)
         self._cache_size = cache_size
-        self._cache: OrderedDict[str | None, PromptEmbedding] = OrderedDict()
+        self._cache: OrderedDict[tuple[PromptTokens, Hashable], PromptEmbedding] = OrderedDict()
 
-    def conditions(self, recipe: Recipe) -> Sequence[PromptEmbedding]:
-        """Return a recipe's embeddings: the prompt's, preceded by the unconditional one if there is guidance."""
-        prompt = self.encode(recipe.prompt)
-        return [self.encode_negative(recipe.negative_prompt), prompt] if recipe.guided else [prompt]
+    def conditions(self, prompts: ReadPrompts, weights: WeightSet | None = None) -> Sequence[PromptEmbedding]:
+        """Return the embeddings of a recipe's prompts, in their order.
 
-    def encode(self, prompt: str) -> PromptEmbedding:
+        `weights` are those of its adapters; None: the model's own.
+        """
+        return [self.encode(prompt, weights) for prompt in prompts.rows]
+
+    def encode(self, prompt: PromptTokens, weights: WeightSet | None = None) -> PromptEmbedding:
         """Return the embedding of a prompt, cached if possible."""
-        return self._cached(prompt)
-
-    def encode_negative(self, negative_prompt: str) -> PromptEmbedding:
-        """Return the unconditional embedding. For an empty prompt it is all zeros if the checkpoint says so."""
-        if not negative_prompt and self._pipe.config.force_zeros_for_empty_prompt:
-            return self._cached(None)
-        return self._cached(negative_prompt)
-
-    def warm_up(self) -> None:
-        """Capture the text encoders' CUDA graph on a GPU; on a CPU, run them once."""
-        self._encoders.warm_up(*self._ids(""))
-
-    def _cached(self, prompt: str | None) -> PromptEmbedding:
-        if prompt not in self._cache:
-            self._cache[prompt] = self._encode(prompt)
-            if len(self._cache) > self._cache_size:
+        weights = weights or self._own
+        key = prompt, weights.adapters.key
+        if key not in self._cache:
+            self._cache[key] = self._encode(prompt, weights)
+            while len(self._cache) > 1 and sum(len(cached.chunks) for cached, _ in self._cache) > self._cache_size:
                 self._cache.popitem(last=False)
-        self._cache.move_to_end(prompt)
-        return self._cache[prompt]
+        self._cache.move_to_end(key)
+        return self._cache[key]
 
-    def _encode(self, prompt: str | None) -> PromptEmbedding:
-        tokens, pooled = self._encoders(*self._ids(prompt or ""))
-        if prompt is None:
+    def warm_up(self, prompts: ReadPrompts) -> None:
+        """Capture the text encoders' CUDA graph on a GPU; on a CPU, run them once."""
+        self._encoders.warm_up(*self._ids(prompts.rows[0].chunks[0]))
+
+    def _encode(self, prompt: PromptTokens, weights: WeightSet) -> PromptEmbedding:
+        with weights.text_encoders(self._pipe):
+            chunks = [self._encode_chunk(chunk, prompt.zeros, weights) for chunk in prompt.chunks]
+        contexts, pooled = zip(*chunks, strict=True)
+        return PromptEmbedding(contexts[0] if len(contexts) == 1 else torch.cat(contexts, dim=1), pooled[0])
+
+    def _encode_chunk(
+        self, chunk: Sequence[Chunk], zeros: bool, weights: WeightSet
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        tokens, pooled = self._encoders(*self._ids(chunk))
+        if any(own.weights for own in chunk):
+            tokens = (tokens.float() * self._factors(chunk)).to(tokens.dtype)
+        if zeros:
             tokens, pooled = torch.zeros_like(tokens), torch.zeros_like(pooled)
         # Copy, because the next call overwrites the encoders' outputs.
-        return PromptEmbedding(prompt_context(self._pipe.unet, tokens), pooled.clone())
+        return prompt_context(weights.unet, tokens), pooled.clone()
 
-    def _ids(self, prompt: str) -> Sequence[torch.Tensor]:
-        return [
-            to_device(
-                tokenizer(
-                    prompt,
-                    padding="max_length",
-                    max_length=tokenizer.model_max_length,
-                    truncation=True,
-                    return_tensors="pt",
-                ).input_ids,
-                self._device,
-            )
-            for tokenizer in self._tokenizers
-        ]
+    def _factors(self, chunk: Sequence[Chunk]) -> torch.Tensor:
+        """Return the weights of a chunk's tokens, for the values that each encoder gives them."""
+        weights = (torch.tensor(own.weights or [1.0] * len(own.ids)) for own in chunk)
+        rows = [own[None, :, None].expand(-1, -1, width) for own, width in zip(weights, self._widths, strict=True)]
+        return to_device(torch.cat(rows, dim=-1), self._device)
 
-
-class PromptReader:
-    """Finds the part of a prompt that the text encoders do not see.
-
-    It has its own tokenizer: truncation and padding are state of a tokenizer, and another thread uses the engine's.
-    """
-
-    def __init__(self, pipe: StableDiffusionXLPipeline) -> None:
-        self._tokenizer = copy.deepcopy(pipe.tokenizer_2)
-        self._room: int = pipe.tokenizer_2.model_max_length - 2  # without the start and end tokens
-
-    def warnings(self, recipe: Recipe) -> tuple[str, ...]:
-        """Return a sentence for each text of a recipe that is longer than the text encoders read."""
-        ends = {"prompt": self.cut_off(recipe.prompt), "negative_prompt": self.cut_off(recipe.negative_prompt)}
-        return tuple(
-            f"{name} is longer than the model can read; it does not see: {end}" for name, end in ends.items() if end
-        )
-
-    def cut_off(self, prompt: str) -> str:
-        """Return the end of a prompt that the text encoders do not see; empty if they see all of it."""
-        if len(prompt.encode()) * _LONGEST_LOWER_CASE <= self._room:
-            return ""  # a token has at least a byte
-        encoded = self._tokenizer(
-            prompt, add_special_tokens=False, truncation=False, verbose=False, return_offsets_mapping=True
-        )
-        offsets: list[tuple[int, int]] = encoded.offset_mapping
-        return prompt[offsets[self._room][0] :].strip() if len(offsets) > self._room else ""
+    def _ids(self, chunk: Sequence[Chunk]) -> Sequence[torch.Tensor]:
+        return [to_device(torch.tensor([own.ids]), self._device) for own in chunk]

@@ -11,12 +11,12 @@ from serve_app.errors import CheckpointError
 from serve_app.recipe import Recipe
 from serve_app.replica.checkpoint import Checkpoint
 from serve_app.replica.denoise import Denoiser
+from serve_app.replica.fp8 import Fp8Linear
+from serve_app.replica.prompt_reader import PromptReader
 from serve_app.replica.prompts import PromptEncoder
 from serve_app.replica.trajectory import Trajectory
 from serve_app.replica.unet import eager
 
-_FP8 = torch.float8_e4m3fn
-_LARGEST = torch.finfo(_FP8).max
 _FEWEST_FEATURES = 640  # in smaller layers, converting the input costs more than it saves
 _STEPS = 8
 # The layers' inputs depend little on the subject; these prompts differ in length, light and detail.
@@ -28,8 +28,12 @@ _PROMPTS = (
 )
 
 
-def to_fp8(checkpoint: Checkpoint, model: ModelConfig, fewest_features: int = _FEWEST_FEATURES) -> int:
+def to_fp8(
+    checkpoint: Checkpoint, model: ModelConfig, fewest_features: int = _FEWEST_FEATURES, keep: bool = False
+) -> int:
     """Replace the linear layers of the UNet's transformer blocks; return how many.
+
+    `keep` keeps their weights too, for adapters.
 
     The scales of their inputs are measured once, on a few pictures, and then fixed: a scale per call would need another
     pass over the data, which costs what the matrix product gains. Every replica measures the same scales.
@@ -41,7 +45,7 @@ def to_fp8(checkpoint: Checkpoint, model: ModelConfig, fewest_features: int = _F
         )
     peaks = _measure(checkpoint, model, fewest_features)
     for name, peak in peaks.items():
-        checkpoint.unet.set_submodule(name, Fp8Linear(checkpoint.unet.get_submodule(name), peak))
+        checkpoint.unet.set_submodule(name, Fp8Linear(checkpoint.unet.get_submodule(name), peak, keep))
     return len(peaks)
 
 
@@ -54,35 +58,6 @@ def large_linears(unet: nn.Module, fewest_features: int) -> Sequence[tuple[str, 
         and "transformer_blocks" in name
         and min(module.in_features, module.out_features) >= fewest_features
     ]
-
-
-class Fp8Linear(nn.Module):
-    """A linear layer whose weight and input are 8-bit floats, each with one scale.
-
-    Sums, bias and output keep their type.
-    """
-
-    def __init__(self, linear: nn.Linear, peak: torch.Tensor) -> None:
-        super().__init__()
-        weight = linear.weight.float()
-        self.weight_scale = nn.Buffer(weight.abs().amax() / _LARGEST)
-        self.input_scale = nn.Buffer(peak.float().clamp(min=1e-12) / _LARGEST)
-        self.input_factor = nn.Buffer(1 / self.input_scale)  # GPUs divide slowly
-        self.weight = nn.Buffer((weight / self.weight_scale).to(_FP8))
-        self.bias = linear.bias
-
-    def forward(self, value: torch.Tensor) -> torch.Tensor:
-        scaled = (value.float() * self.input_factor).clamp(-_LARGEST, _LARGEST).to(_FP8)
-        product: torch.Tensor = torch._scaled_mm(
-            scaled.reshape(-1, scaled.shape[-1]),
-            self.weight.t(),
-            scale_a=self.input_scale,
-            scale_b=self.weight_scale,
-            bias=self.bias,
-            out_dtype=value.dtype,
-            use_fast_accum=True,
-        )
-        return product.reshape(*value.shape[:-1], -1)
 
 
 @torch.inference_mode()
@@ -101,7 +76,10 @@ def _measure(checkpoint: Checkpoint, model: ModelConfig, fewest_features: int) -
         linear.register_forward_pre_hook(watch(name))
         for name, linear in large_linears(checkpoint.unet, fewest_features)
     ]
-    encoder = PromptEncoder(checkpoint.pipe, checkpoint.device, len(_PROMPTS) + 2)
+    reader, encoder = (
+        PromptReader(checkpoint.pipe),
+        PromptEncoder(checkpoint.pipe, checkpoint.device, len(_PROMPTS) + 2),
+    )
     denoiser = Denoiser(checkpoint, eager(checkpoint.unet))  # a CUDA graph does not call hooks
     for seed, prompt in enumerate(_PROMPTS):
         recipe = Recipe(
@@ -111,7 +89,7 @@ def _measure(checkpoint: Checkpoint, model: ModelConfig, fewest_features: int) -
             num_inference_steps=_STEPS,
             guidance_scale=model.guidance_scale,
         )
-        trajectory = Trajectory.of(recipe, seed, checkpoint, encoder.conditions(recipe))
+        trajectory = Trajectory.of(recipe, seed, checkpoint, encoder.conditions(reader.read(recipe)))
         while not trajectory.done:
             trajectory.advance(denoiser.predict([trajectory])[0])
     for hook in hooks:

@@ -9,19 +9,12 @@ from typing import Any
 
 from serve_app.config import ModelConfig
 from serve_app.errors import CheckpointError
-from serve_app.models import EMBEDDED, PREVIEW_FOLDER, embedded_path
+from serve_app.models import EMBEDDED, PREVIEW_FOLDER, embedded_path, sdxl_path
+from serve_app.replica.architecture import unet_config
 from serve_app.replica.headers import Header, read_header
 from serve_app.replica.hub import fetch_checkpoint, fetch_configs, fetch_part, is_hub_id
-from serve_app.replica.markers import read_markers
-from serve_app.replica.model_kind import (
-    INPAINTING_CHANNELS,
-    PART_NAMES,
-    PART_WORDS,
-    USUAL_CONFIGS,
-    PartName,
-    check_header,
-    is_inpainting,
-)
+from serve_app.replica.markers import Markers, read_markers
+from serve_app.replica.model_kind import PART_NAMES, PART_WORDS, SUPPORTED, PartName, check_header
 from serve_app.replica.paths import is_there, user_path
 
 TOKENIZERS: Mapping[str, PartName] = {"tokenizer": "text_encoder", "tokenizer_2": "text_encoder_2"}
@@ -70,10 +63,10 @@ class Sources:
     preview: Part | None
     header: Header | None = None
     """The header of a single file; None for a folder."""
-    markers: Mapping[str, Any] = field(default_factory=dict)
-    """What a single file says about its scheduler config."""
+    markers: Markers = field(default_factory=Markers)
+    """What a single file says about how it is sampled."""
     usual: bool = False
-    """Whether a single file uses diffusers' usual configs, so that pictures depend only on the file."""
+    """Whether a single file uses SDXL's own configs, which ship with the package: pictures depend only on the file."""
 
     @property
     def models(self) -> Sequence[Part]:
@@ -82,8 +75,15 @@ class Sources:
 
     @property
     def scheduler_config(self) -> dict[str, Any]:
-        """The scheduler config in the root. Raises CheckpointError."""
-        return self.read("scheduler/scheduler_config.json")
+        """The checkpoint's own scheduler config: the file's, or that in the root. Raises CheckpointError."""
+        return dict(self.markers.scheduler or self.read("scheduler/scheduler_config.json"))
+
+    @property
+    def scheduler_class(self) -> str | None:
+        """The name of the class of the checkpoint's own scheduler. Raises CheckpointError."""
+        if self.markers.scheduler:
+            return str(self.markers.scheduler["_class_name"])
+        return component_class(self.read("model_index.json"), "scheduler")
 
     def fault(self, words: str, name: str = "") -> CheckpointError:
         """Return an error about the root, or about a file or folder in it, for the caller to raise."""
@@ -98,16 +98,13 @@ def find_sources(config: ModelConfig) -> Sources:
     """Return the files of everything that `config` names; fetch hub ids. Raises CheckpointError."""
     path = local_path(config)
     header = read_header("path", path) if path.is_file() else None
-    markers: Mapping[str, Any] = {}
+    markers = Markers()
     if header is not None:
         check_header(path, header, other_vae=config.vae_path is not None)
         markers = read_markers(path)
-    configs = config.config_path or USUAL_CONFIGS
-    root, setting = (path, "path") if header is None else (_configs(configs), "config_path")
+    root, setting = (path, "path") if header is None else (_configs(config.config_path), "config_path")
     if not (root / "model_index.json").is_file():
-        raise CheckpointError(
-            f"model.{setting}: {root} is not a diffusers folder, it has no model_index.json{_advice(root)}"
-        )
+        raise CheckpointError(f"model.{setting}: {root} {_not_a_checkpoint(root)}")
     index = read_json(setting, root / "model_index.json")
     names = [
         name
@@ -128,14 +125,25 @@ def find_sources(config: ModelConfig) -> Sources:
             )
             for name in names
         }
-        if is_inpainting(header) and "unet" in parts:  # the usual configs are those of text-to-image
-            parts["unet"] = replace(parts["unet"], config={**parts["unet"].config, "in_channels": INPAINTING_CHANNELS})
+        if "unet" in parts:
+            parts["unet"] = replace(parts["unet"], config=unet_config(header, parts["unet"].config))
+        if "vae" in parts:
+            parts["vae"] = replace(parts["vae"], config={**parts["vae"].config, **markers.vae})
     if config.vae_path:
         vae = _named_part("vae_path", config.vae_path, root)
         # diffusers would treat a separate VAE as that of Stable Diffusion 1, whose latents have another scale.
-        parts["vae"] = vae if vae.config else replace(vae, config=read_json("vae_path", root / "vae" / "config.json"))
-    usual = header is not None and configs == USUAL_CONFIGS and root != user_path(configs)
+        usual_vae = {} if vae.config else read_json("vae_path", root / "vae" / "config.json")
+        parts["vae"] = replace(vae, config={**usual_vae, **vae.config, **markers.vae})
+    usual = header is not None and config.config_path is None
     return Sources(path, root, setting, parts, _preview(config, root), header, markers, usual)
+
+
+def component_class(index: Mapping[str, Any], component: str) -> str | None:
+    """Return the name of a component's class from a checkpoint's index."""
+    match index.get(component):
+        case [str(), str(found)]:
+            return found
+    return None
 
 
 def local_path(config: ModelConfig) -> Path:
@@ -178,13 +186,18 @@ def read_json(setting: str, file: Path) -> dict[str, Any]:
     return content
 
 
-def _advice(folder: Path) -> str:
+def _not_a_checkpoint(folder: Path) -> str:
+    if (folder / "config.json").is_file():
+        return f"is a {read_json('path', folder / 'config.json').get('_class_name', 'model')} alone; {SUPPORTED}"
     files = sorted(file.name for file in folder.glob("*.safetensors"))
-    return f"; to serve a single file, name it, such as {folder / files[0]}" if files else ""
+    advice = f"; to serve a single file, name it, such as {folder / files[0]}" if files else ""
+    return f"is not a diffusers folder, it has no model_index.json{advice}"
 
 
-def _configs(name: str) -> Path:
-    """Return the diffusers folder with the configs and tokenizers of a single file."""
+def _configs(name: str | None) -> Path:
+    """Return the diffusers folder with the configs and tokenizers of a single file; by default those of SDXL."""
+    if name is None:
+        return sdxl_path()
     folder = user_path(name)
     if is_there("config_path", folder) and folder.is_dir():
         return folder

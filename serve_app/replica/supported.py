@@ -9,7 +9,7 @@ from transformers import CLIPTextConfig, CLIPTokenizer
 from serve_app.errors import CheckpointError
 from serve_app.replica.headers import read_header
 from serve_app.replica.model_kind import PART_NAMES, PART_WORDS, SUPPORTED, other_purpose
-from serve_app.replica.sources import TOKENIZERS, Sources
+from serve_app.replica.sources import TOKENIZERS, Sources, component_class
 from serve_app.replica.weight_keys import check_keys
 
 _CLASSES: Mapping[str, Sequence[str]] = {
@@ -19,9 +19,10 @@ _CLASSES: Mapping[str, Sequence[str]] = {
     "vae": ("AutoencoderKL", "AutoencoderTiny"),
     **dict.fromkeys(TOKENIZERS, ("CLIPTokenizer", "CLIPTokenizerFast")),
 }
+_PIPELINES = tuple(f"StableDiffusionXL{purpose}Pipeline" for purpose in ("", "Img2Img", "Inpaint"))
+"""Which a checkpoint may be made for. Others have models that would be missing, such as a ControlNet."""
 # What the engine requires of a UNet's config, and what to say otherwise.
 _UNET: Mapping[str, tuple[Any, str]] = {
-    "time_cond_proj_dim": (None, "is a guidance-distilled UNet (time_cond_proj_dim)"),
     "addition_embed_type": ("text_time", "is not an SDXL UNet (addition_embed_type)"),
     "class_embed_type": (None, "has a class_embed_type"),
     "encoder_hid_dim_type": (None, "has an encoder_hid_dim_type"),
@@ -33,7 +34,7 @@ def check_configs(sources: Sources) -> None:
     """Raise CheckpointError if the configs are not those of SDXL text-to-image, or do not fit each other."""
     index = sources.read("model_index.json")
     kind = str(index.get("_class_name"))
-    if not kind.startswith("StableDiffusionXL"):
+    if kind not in _PIPELINES:
         raise sources.fault(f"is a {kind}; {SUPPORTED}")
     if "text_encoder" not in sources.parts and "text_encoder_2" in sources.parts:
         raise sources.fault(f"has no first text encoder, like SDXL's refiner; {SUPPORTED}")
@@ -49,14 +50,6 @@ def check_configs(sources: Sources) -> None:
             _check_class(part.config.get("_class_name"), allowed, part.fault)
     _check_unet(sources)
     _check_latents(sources)
-
-
-def component_class(index: Mapping[str, Any], component: str) -> str | None:
-    """Return the name of a component's class from a checkpoint's index."""
-    match index.get(component):
-        case [str(), str(found)]:
-            return found
-    return None
 
 
 def _check_class(found: object, allowed: Sequence[str], fault: Callable[[str], CheckpointError]) -> None:

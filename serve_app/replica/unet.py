@@ -1,5 +1,6 @@
 """How the UNet runs: eagerly, with compiled blocks, or compiled as a whole."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -8,13 +9,13 @@ from diffusers import UNet2DConditionModel
 from serve_app.config import Compile
 from serve_app.replica.attention import blocks
 from serve_app.replica.compilation import BY_RULE, Compiled, Eager, Forward
-from serve_app.replica.cuda_graphs import with_cuda_graphs
+from serve_app.replica.cuda_graphs import all_with_cuda_graphs
 
 _MOST_COMPILATIONS = 64
 
 
 class UNetInputs(NamedTuple):
-    """The inputs of the UNet's forward, in this order, all with rows first.
+    """The inputs of the UNet's forward, in this order, all with rows first; `guidance` only if it takes that.
 
     `sample` is (rows, channels, h, w), `timestep` (rows,); for the others see `conditioning.Conditioning`.
     """
@@ -24,18 +25,34 @@ class UNetInputs(NamedTuple):
     context: torch.Tensor
     pooled: torch.Tensor
     time_ids: torch.Tensor
+    guidance: torch.Tensor | None = None
+
+    @property
+    def tensors(self) -> tuple[torch.Tensor, ...]:
+        """Those that there are: a forward takes nothing else."""
+        return tuple(part for part in self if part is not None)
 
 
 def make_forward(unet: UNet2DConditionModel, mode: Compile) -> Forward[torch.Tensor]:
-    """Return the UNet's forward for `engine.compile`. It takes `UNetInputs` and returns the prediction."""
+    """Return the UNet's forward for `engine.compile`. It takes `UNetInputs.tensors` and returns the prediction."""
+    return make_forwards([unet], mode)[0]
+
+
+def make_forwards(unets: Sequence[UNet2DConditionModel], mode: Compile) -> Sequence[Forward[torch.Tensor]]:
+    """Return a forward for each of several UNets that differ only in their weights.
+
+    An output is valid until the next call of any of them.
+    """
+    first, *others = unets
     match mode:
         case "none":
-            forward = eager(unet)
+            forwards = [eager(unet) for unet in unets]
         case "regional":
-            forward = _CompiledBlocks(unet)
+            forwards = [_CompiledBlocks(unet) for unet in unets]
         case "full":
-            forward = Compiled(_predict, unet, {"conv_1x1_as_mm": True})
-    return with_cuda_graphs(forward, unet.device)
+            compiled = Compiled(_predict, first, {"conv_1x1_as_mm": True})
+            forwards = [compiled, *(compiled.on(unet) for unet in others)]
+    return all_with_cuda_graphs(forwards, first.device)
 
 
 def eager(unet: UNet2DConditionModel) -> Eager:
@@ -77,10 +94,16 @@ def _predict(
     context: torch.Tensor,
     pooled: torch.Tensor,
     time_ids: torch.Tensor,
+    guidance: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Take the fields of `UNetInputs` one by one, since a compiled model takes only tensors."""
     added = {"text_embeds": pooled, "time_ids": time_ids}
     prediction: torch.Tensor = unet(
-        sample, timestep, encoder_hidden_states=context, added_cond_kwargs=added, return_dict=False
+        sample,
+        timestep,
+        encoder_hidden_states=context,
+        timestep_cond=guidance,
+        added_cond_kwargs=added,
+        return_dict=False,
     )[0]
     return prediction

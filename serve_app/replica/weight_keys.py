@@ -20,7 +20,7 @@ def check_keys(
     """Raise CheckpointError if weights are missing, unexpected, misshapen or quantized."""
     unknown = [key for key in unexpected if not key.endswith(_HARMLESS_ENDS) and not key.startswith(_HARMLESS_STARTS)]
     integers = [key for key in quantized if not key.endswith("position_ids")]
-    configs = "; its config comes from model.config_path" if part.single and part.setting == "path" else ""
+    configs = "; its config is SDXL's, or that in model.config_path" if part.single and part.setting == "path" else ""
     for words, keys, advice in (
         ("lacks weights", missing, ""),
         ("holds weights that its config does not have", unknown, configs),

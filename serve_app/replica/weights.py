@@ -9,11 +9,14 @@ from diffusers import AutoencoderKL, AutoencoderTiny, SchedulerMixin, UNet2DCond
 from torch import nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
+from serve_app.models import sdxl_path
+from serve_app.models.clip import clip_tokenizer
+from serve_app.replica.headers import read_header
 from serve_app.replica.model_kind import PartName
 from serve_app.replica.refusals import refused
 from serve_app.replica.single_file import load_text_encoder, load_text_encoder_2, load_tiny_vae, load_unet, load_vae
 from serve_app.replica.sources import Part, Sources
-from serve_app.replica.supported import check_tokenizer, component_class
+from serve_app.replica.supported import check_tokenizer
 from serve_app.replica.weight_keys import check_keys
 
 _SINGLE = {"text_encoder": load_text_encoder, "text_encoder_2": load_text_encoder_2, "unet": load_unet, "vae": load_vae}
@@ -24,18 +27,22 @@ _FOLDER = {
     "vae": AutoencoderKL,
 }
 
+_STORED = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
-def load_part(name: PartName, part: Part, dtype: torch.dtype) -> Any:
-    """Load a model of a checkpoint to the CPU. Raises CheckpointError."""
+
+def load_part(name: PartName, part: Part, dtype: torch.dtype, device: torch.device) -> Any:
+    """Load a model of a checkpoint. Raises CheckpointError."""
     tiny = part.config.get("_class_name") == AutoencoderTiny.__name__
     cls = AutoencoderTiny if tiny else _FOLDER[name]
     with refused(part.fault, f"cannot be loaded as {cls.__name__}"):
-        return _SINGLE[name](part, dtype) if part.single else _from_folder(cls, part, dtype)
+        return _placed(_SINGLE[name](part) if part.single else _from_folder(cls, part, dtype), dtype, device)
 
 
 def load_tokenizer(sources: Sources, name: str) -> CLIPTokenizer:
     """Return a tokenizer that fits its text encoder. Raises CheckpointError."""
     folder = sources.root / name
+    if sources.root == sdxl_path():
+        return clip_tokenizer(name)
     if not folder.is_dir():  # transformers would treat it as a hub id
         raise sources.fault("is not a folder; the tokenizer's files belong there", name)
     with refused(partial(sources.fault, name=name), "is not a tokenizer that can be loaded"):
@@ -46,7 +53,7 @@ def load_tokenizer(sources: Sources, name: str) -> CLIPTokenizer:
 
 def load_scheduler(sources: Sources) -> SchedulerMixin:
     """Return the checkpoint's own scheduler. Raises CheckpointError."""
-    name = component_class(sources.read("model_index.json"), "scheduler")
+    name = sources.scheduler_class
     fault = partial(sources.fault, name="scheduler")
     with refused(fault, f"cannot be loaded as {name}"):
         cls: Any = getattr(diffusers, str(name), None)
@@ -55,12 +62,17 @@ def load_scheduler(sources: Sources) -> SchedulerMixin:
         return cls.from_config(sources.scheduler_config)
 
 
-def load_preview_vae(part: Part, dtype: torch.dtype) -> AutoencoderTiny:
-    """Load the decoder of a tiny VAE to the CPU. Raises CheckpointError."""
+def load_preview_vae(part: Part, dtype: torch.dtype, device: torch.device) -> AutoencoderTiny:
+    """Load the decoder of a tiny VAE. Raises CheckpointError."""
     with refused(part.fault, f"cannot be loaded as {AutoencoderTiny.__name__}"):
-        vae = load_tiny_vae(part, dtype) if part.single else _from_folder(AutoencoderTiny, part, dtype, "encoder.")
+        vae = load_tiny_vae(part) if part.single else _from_folder(AutoencoderTiny, part, dtype, "encoder.")
     vae.encoder = nn.Identity()
-    return vae
+    return _placed(vae, dtype, device)
+
+
+def _placed(model: Any, dtype: torch.dtype, device: torch.device) -> Any:
+    # Converted on the device: a GPU does it in no time, a CPU takes longer than everything else here.
+    return model.to(device).to(dtype)
 
 
 def _from_folder(cls: Any, part: Part, dtype: torch.dtype, unused: str = " ") -> Any:
@@ -68,7 +80,7 @@ def _from_folder(cls: Any, part: Part, dtype: torch.dtype, unused: str = " ") ->
     # The library accepts wrong shapes here, so that `check_keys` can name the weights.
     model, info = cls.from_pretrained(
         part.folder,
-        dtype=dtype,
+        dtype=_stored(part) or dtype,
         variant=part.variant,
         use_safetensors=True,
         low_cpu_mem_usage=True,
@@ -82,3 +94,10 @@ def _from_folder(cls: Any, part: Part, dtype: torch.dtype, unused: str = " ") ->
         misshapen=[key for key, *_ in info["mismatched_keys"]],
     )
     return model
+
+
+def _stored(part: Part) -> torch.dtype | None:
+    """Return the type that all weights of a part have, None if they differ. Read as it, they are not copied."""
+    tensors = [tensor for file in part.files for tensor in read_header(part.setting, file).values()]
+    types = {tensor.dtype for tensor in tensors if not tensor.is_integer}
+    return _STORED.get(types.pop()) if len(types) == 1 else None

@@ -186,6 +186,18 @@ class ErrorBody(Answer):
     error: Problem
 
 
+class LoraFile(Answer):
+    """A LoRA that requests may name, as `GET /loras` lists it."""
+
+    name: str
+    hash: str | None = Field(description="The start of its file's SHA-256; null until a request has named it.")
+    size: int = Field(description="Size of its file in bytes.")
+    trigger_words: list[str] = Field(description="Words that bring it out in a prompt, as far as the file says.")
+    base_model: str | None = Field(description="The family of models it was made for, as far as the file says.")
+    rank: int | None
+    unusable: str | None = Field(description="Why it cannot be used; null if nothing in its header speaks against it.")
+
+
 class ReplicaCount(Answer):
     ready: int
     target: int

@@ -7,7 +7,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from serve_app.recipe import LONGEST_TEXT, SEED_SPAN, FirstSeed, Output, OutputFormat, Recipe, Seed
+from serve_app.recipe import LONGEST_TEXT, PROMPTS, SEED_SPAN, FirstSeed, Output, OutputFormat, Recipe, Seed
 
 ResponseFormat = Literal["b64_json", "url"]
 OnDisconnect = Literal["cancel", "wait", "finish"]
@@ -30,7 +30,8 @@ def longest_body(max_images: int, max_steps: int) -> int:
     """Return the size in bytes of the largest request that these limits allow."""
     text = "\U0001f34e" * LONGEST_TEXT  # twelve bytes each from a client that escapes all but ASCII, as Python does
     seeds, steps = [SEED_SPAN - 1] * max_images, list(range(1, max_steps))
-    fields = {"prompt": text, "negative_prompt": text, "seeds": seeds, "preview_steps": steps}
+    texts = dict.fromkeys(PROMPTS, text)
+    fields = {**texts, "seeds": seeds, "preview_steps": steps}
     return len(json.dumps(fields)) + _OTHER_FIELDS
 
 
@@ -133,6 +134,16 @@ class GenerateRequest(Output, Recipe):
                 "strength",
                 f"{self.strength:g} of {steps} steps is none: give at least {ceil(100 / steps) / 100:g} or more steps",
             )
+        return self
+
+    @model_validator(mode="after")
+    def _avoids_whole_sizes(self) -> Self:
+        sizes = ("negative_original_size", "negative_target_size")
+        missing = [name for name in sizes if getattr(self, name) is None]
+        if len(missing) == 1:
+            raise FieldError(missing[0], f"is missing: {' and '.join(sizes)} only work together")
+        if missing and any(self.negative_crops_coords_top_left):
+            raise FieldError("negative_crops_coords_top_left", f"needs {' and '.join(sizes)}")
         return self
 
     @model_validator(mode="after")

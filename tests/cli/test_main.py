@@ -13,7 +13,7 @@ from typer.main import get_command
 from serve_app import __version__
 from serve_app.cli.__main__ import main
 from serve_app.cli.main import _option, app
-from serve_app.recipe import OutputFormat, SchedulerName
+from serve_app.recipe import OF_CONDITIONING, PROMPTS, OutputFormat, SchedulerName
 from serve_app.schemas import GenerateRequest
 from tests.cli.command import run
 
@@ -51,8 +51,9 @@ def test_help_names_every_scheduler_and_format() -> None:
 def test_every_field_of_a_request_has_an_option() -> None:
     options = {option for parameter in COMMANDS["generate"].params for option in parameter.opts}
     # Previews in a terminal need no exact steps, what is written to files here need not be kept there, and it goes on
-    # with a broken stream unasked.
+    # with a broken stream unasked. What the model is told of sizes is left to programs.
     fields = set(GenerateRequest.model_fields) - {"prompt", "preview_steps", "response_format", "on_disconnect", "id"}
+    fields -= {*OF_CONDITIONING} - {*PROMPTS}
     assert {_option(field) for field in fields} <= options
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from ray.serve import metrics
 
-from serve_app.config import AppArgs
+from serve_app.config import AppArgs, LimitsConfig
 from serve_app.fanout.fanout import FanOut
 from serve_app.fanout.pool import Tell, nobody
 from serve_app.fanout.sight import PoolStatus
@@ -54,6 +54,15 @@ class News(Mute):
 
     async def keep_polling(self, tell: Tell = nobody, waiting: Callable[[], int] = int) -> None:
         self.tell = tell
+
+
+async def test_how_much_of_a_prompt_is_read_can_change_in_a_run() -> None:
+    pool = FakePool()
+    service = fan_out(pool)
+    for most in (225, 75):
+        service.reconfigure(AppArgs(limits=LimitsConfig(max_prompt_tokens=most)))
+        await service.generate(REQUEST)
+    assert [slot.max_prompt_tokens for slot in pool.slots] == [225, 225, 75, 75]
 
 
 async def test_a_stream_starts_before_any_replica_answers_anything() -> None:

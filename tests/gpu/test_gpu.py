@@ -31,6 +31,7 @@ from serve_app.replica.engine import Engine
 from serve_app.replica.gpu_clock import GpuClock
 from serve_app.replica.norms import ChannelsLastGroupNorm
 from serve_app.replica.previews import PreviewDecoder
+from serve_app.replica.prompt_reader import PromptReader
 from serve_app.replica.prompts import PromptEncoder, TextEncoders
 from serve_app.replica.quantize import to_fp8
 from serve_app.replica.trajectory import Trajectory
@@ -62,12 +63,14 @@ class Begin:
     """Makes trajectories as the engine does."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
-        self.encoder = PromptEncoder(checkpoint.pipe, checkpoint.device, 8)
+        self.reader, self.encoder = PromptReader(checkpoint.pipe), PromptEncoder(checkpoint.pipe, checkpoint.device, 8)
         self._checkpoint = checkpoint
 
     def __call__(self, **changes: object) -> Trajectory:
         slot = make_slot(**changes)
-        return Trajectory.of(slot.recipe, slot.seed, self._checkpoint, self.encoder.conditions(slot.recipe))
+        return Trajectory.of(
+            slot.recipe, slot.seed, self._checkpoint, self.encoder.conditions(self.reader.read(slot.recipe))
+        )
 
 
 @contextmanager
@@ -116,10 +119,12 @@ def test_a_cuda_graph_runs_only_for_its_own_shapes() -> None:
 @torch.inference_mode()
 def test_captured_text_encoders_equal_eager_ones(checkpoint: Checkpoint) -> None:
     encoder = PromptEncoder(checkpoint.pipe, checkpoint.device, 8)
-    encoder.warm_up()
-    kept = [encoder.encode(prompt) for prompt in ("a red apple", "a plum")]
-    for embedding, prompt in zip(kept, ("a red apple", "a plum"), strict=True):
-        expected = TextEncoders(checkpoint.pipe, GPU)(*encoder._ids(prompt))[1]
+    reader = PromptReader(checkpoint.pipe)
+    read = [reader.read(make_slot(prompt=prompt).recipe) for prompt in ("a red apple", "a plum")]
+    encoder.warm_up(read[0])
+    kept = [encoder.encode(prompts.rows[-1]) for prompts in read]
+    for embedding, prompts in zip(kept, read, strict=True):
+        expected = TextEncoders(checkpoint.pipe, GPU)(*encoder._ids(prompts.rows[-1].chunks[0]))[1]
         assert torch.equal(embedding.pooled, expected), "the next embedding must not overwrite it"
 
 
@@ -129,7 +134,7 @@ def test_nothing_waits_for_the_device_between_a_slot_and_its_picture(
     checkpoint: Checkpoint, scheduler: SchedulerName
 ) -> None:
     begin = Begin(checkpoint)
-    begin.encoder.warm_up()
+    begin.encoder.warm_up(begin.reader.read(make_slot().recipe))
     denoiser, decoder = Denoiser(checkpoint, make_forward(checkpoint.unet, "none")), Decoder(checkpoint, "none")
     denoiser.warm_up([begin(scheduler=scheduler)])
     decoder.warm_up(begin().latents)

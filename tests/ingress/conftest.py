@@ -2,7 +2,8 @@
 
 import json
 from collections.abc import Iterator
-from typing import Any
+from contextlib import AbstractAsyncContextManager, contextmanager
+from typing import Any, cast
 
 import pytest
 from starlette.testclient import TestClient
@@ -10,9 +11,11 @@ from starlette.testclient import TestClient
 from serve_app.config import AdmissionConfig, AppArgs, LimitsConfig
 from serve_app.fanout.fanout import FanOut
 from serve_app.ingress.api import create_api
+from serve_app.ingress.live import LiveApi
+from serve_app.ingress.service import CanvasService
 from tests.fakes import FakePool, Metrics, NoPeers
 
-LIMITS = LimitsConfig(max_images=9, max_steps=50, max_body_bytes=60_000)
+LIMITS = LimitsConfig(max_images=9, max_steps=50, max_body_bytes=120_000)
 ARGS = AppArgs(limits=LIMITS, admission=AdmissionConfig(max_waiting_images=9))
 
 
@@ -26,9 +29,51 @@ def metrics() -> Metrics:
     return Metrics()
 
 
+class Routes:
+    """The routes of all services with some settings, made once: that takes 60 ms, and to collect them as long again."""
+
+    def __init__(self, args: AppArgs) -> None:
+        self._service: FanOut | None = None
+        self.app: LiveApi = create_api(cast(CanvasService, self), args)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._service, name)
+
+    def running(self) -> AbstractAsyncContextManager[None]:
+        """It is taken when the routes are made, unlike all others."""
+        assert self._service is not None
+        return self._service.running()
+
+    @contextmanager
+    def before(self, service: FanOut) -> Iterator[LiveApi]:
+        """Serve this service, and no other meanwhile."""
+        assert self._service is None, "one at a time"
+        self._service = service
+        try:
+            yield self.app
+        finally:
+            self._service = None
+
+
+_made: dict[str, Routes] = {}
+
+
+@contextmanager
+def client_of(service: FanOut, args: AppArgs = ARGS, **options: Any) -> Iterator[TestClient]:
+    """Open a client of a service over routes that all tests with these settings share.
+
+    Routes that depend on more, as on files of one test or on keys that change, are to be made with `create_api`.
+    """
+    key = args.model_dump_json()
+    if key not in _made:
+        _made[key] = Routes(args)
+    with _made[key].before(service) as app, TestClient(app, raise_server_exceptions=False, **options) as client:
+        yield client
+
+
 @pytest.fixture
 def client(pool: FakePool, metrics: Metrics) -> Iterator[TestClient]:
-    with TestClient(create_api(FanOut(pool, NoPeers(), ARGS, metrics), ARGS), raise_server_exceptions=False) as client:
+    with client_of(FanOut(pool, NoPeers(), ARGS, metrics)) as client:
         yield client
 
 

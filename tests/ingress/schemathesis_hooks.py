@@ -68,6 +68,9 @@ def mend(body: dict[str, Any]) -> None:
         _drop(body, "preview_every")
         body["preview_steps"] = []
     _drop(body, "init_image", "mask_image")  # any text by the schema, but a picture
+    _drop(body, "loras")  # any name by the schema, but an adapter's
+    if None in (body.get("negative_original_size"), body.get("negative_target_size")):  # only together
+        _drop(body, "negative_original_size", "negative_target_size", "negative_crops_coords_top_left")
     if not body.get("stream"):  # of what has no stream
         _drop(body, "partial_images")
     for name in {"image_url", "mask_url"} & body.keys():

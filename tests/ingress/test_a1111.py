@@ -21,7 +21,7 @@ from serve_app.ingress.api import create_api
 from serve_app.messages import Slot
 from tests.clients.bodies import LIBRECHAT, OPEN_WEBUI, SILLYTAVERN
 from tests.fakes import FakePool, Metrics, NoPeers
-from tests.ingress.conftest import ARGS
+from tests.ingress.conftest import ARGS, client_of
 from tests.ingress.hostile import half, plain, saved
 
 TXT2IMG, IMG2IMG = "/sdapi/v1/txt2img", "/sdapi/v1/img2img"
@@ -34,7 +34,7 @@ TITLE = "fake [0123456789]"
 def large(pool: FakePool) -> Iterator[TestClient]:
     """A service of large pictures."""
     args = ARGS.model_copy(update={"model": ModelConfig(width=1024, height=1024, max_size=1024)})
-    with TestClient(create_api(FanOut(pool, NoPeers(), args, Metrics()), args)) as client:
+    with client_of(FanOut(pool, NoPeers(), args, Metrics()), args) as client:
         yield client
 
 
@@ -109,6 +109,14 @@ def test_what_sillytavern_asks_for(client: TestClient) -> None:
         assert client.get(f"/sdapi/v1/{path}").json() == []
     progress = client.get("/sdapi/v1/progress").json()
     assert (progress["progress"], progress["state"]["job_count"]) == (0.0, 0)
+
+
+def test_prompts_have_weights(client: TestClient, pool: FakePool) -> None:
+    _, info = answer(client, prompt="a (cat:1.3) [dull] BREAK {x|y}", prompt_2="ink", original_size=[512, 512])
+    recipe = pool.slots[0].recipe
+    assert (recipe.prompt_syntax, recipe.prompt_2, recipe.original_size) == ("weighted", "ink", (512, 512))
+    assert info["warnings"] == ["prompt: read as plain words: {x|y}; only weights and BREAK are read"]
+    assert ", Emphasis: No norm, " in info["infotexts"][0]
 
 
 def test_batches_fan_out_with_consecutive_seeds(client: TestClient, pool: FakePool) -> None:

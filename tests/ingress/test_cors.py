@@ -9,10 +9,9 @@ from serve_app.config import CorsConfig
 from serve_app.errors import SlotFailed
 from serve_app.fanout.fanout import FanOut
 from serve_app.fanout.sight import PoolStatus
-from serve_app.ingress.api import create_api
 from serve_app.messages import Slot
 from tests.fakes import FakePool, Metrics, NoPeers
-from tests.ingress.conftest import ARGS
+from tests.ingress.conftest import ARGS, client_of
 
 PAGE = "https://app.example.com"
 ROUTES = ["/generate", "/stream", "/v1/images/generations", "/fal-ai/fast-sdxl", "/fal-ai/fast-sdxl/stream"]
@@ -39,7 +38,7 @@ def pool() -> FakePool:
 def client(pool: FakePool) -> Iterator[TestClient]:
     args = ARGS.model_copy(update={"cors": CorsConfig(allow_origins=(PAGE,))})
     service = FanOut(pool, NoPeers(), args, Metrics())
-    with TestClient(create_api(service, args), raise_server_exceptions=False, headers={"Origin": PAGE}) as client:
+    with client_of(service, args, headers={"Origin": PAGE}) as client:
         yield client
 
 
@@ -56,7 +55,7 @@ def test_a_bug_of_ours_can_be_read(client: TestClient, pool: FakePool, route: st
 @pytest.mark.parametrize("route", ROUTES)
 def test_so_can_every_other_status(client: TestClient, pool: FakePool, route: str) -> None:
     answers = [client.post(route, json={"prompt": "a"}), client.post(route, json={}), client.put(route)]
-    answers += [client.post(route, json={"prompt": "a" * 70_000}), client.post(f"{route}/nowhere", json={})]
+    answers += [client.post(route, json={"prompt": "a" * 400_000}), client.post(f"{route}/nowhere", json={})]
     answers += [client.post(route, content=b"x", headers={"Content-Encoding": "gzip"})]
     pool.before = failing
     answers += [client.post(route, json={"prompt": "a"})]

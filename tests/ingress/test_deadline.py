@@ -13,7 +13,7 @@ from serve_app.fanout.fanout import FanOut
 from serve_app.ingress.api import create_api
 from serve_app.messages import Slot
 from tests.fakes import FakePool, Metrics, NoPeers
-from tests.ingress.conftest import ARGS
+from tests.ingress.conftest import ARGS, client_of
 
 ROUTES = [
     "/generate",
@@ -37,9 +37,7 @@ async def none(slot: Slot) -> None:
 @pytest.fixture
 def client(pool: FakePool) -> Iterator[TestClient]:
     args = ARGS.model_copy(update={"request_timeout_s": 20.0})
-    with TestClient(
-        create_api(FanOut(pool, NoPeers(), args, Metrics()), args), raise_server_exceptions=False
-    ) as client:
+    with client_of(FanOut(pool, NoPeers(), args, Metrics()), args) as client:
         yield client
 
 

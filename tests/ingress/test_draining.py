@@ -9,10 +9,9 @@ from starlette.testclient import TestClient
 from starlette.types import Message
 
 from serve_app.fanout.fanout import FanOut
-from serve_app.ingress.api import create_api
 from serve_app.ingress.deployment import Ingress
 from tests.fakes import FakePool, Metrics, NoPeers
-from tests.ingress.conftest import ARGS
+from tests.ingress.conftest import ARGS, client_of
 
 
 async def test_the_drain_waits_for_answers_that_are_being_sent_and_not_for_ever(
@@ -50,7 +49,7 @@ class NoReplicas:
 def draining() -> Iterator[TestClient]:
     service = FanOut(FakePool(), NoPeers(), ARGS, Metrics())
     asyncio.run(service.drain(0))
-    with TestClient(create_api(service, ARGS)) as client:
+    with client_of(service) as client:
         yield client
 
 

@@ -7,16 +7,14 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from starlette.testclient import TestClient
 
 from serve_app.canvas import Canvas
 from serve_app.errors import DeadlineExceeded, ServiceError
 from serve_app.fanout.fanout import FanOut
-from serve_app.ingress.api import create_api
 from serve_app.readings import Entry, Reading
 from serve_app.schemas import Event, GenerateRequest, ImageEvent
 from tests.fakes import FakePool, Metrics, NoPeers
-from tests.ingress.conftest import ARGS
+from tests.ingress.conftest import ARGS, client_of
 
 STREAMS = ["/stream", "/v1/images/generations", "/fal-ai/fast-sdxl/stream"]
 
@@ -63,7 +61,7 @@ def test_a_stream_that_breaks_says_so(route: str, error: Exception, type_: str, 
     service = Breaking(FakePool(), NoPeers(), ARGS, Metrics())
     service.error = error
     body = {"prompt": "a", **({"stream": True} if "v1" in route else {})}
-    with TestClient(create_api(service, ARGS), raise_server_exceptions=False) as client:
+    with client_of(service) as client:
         response = client.post(route, json=body)
     assert response.status_code == 200
     last = json.loads(response.text.strip().split("\n\n")[-1].partition("data: ")[2].partition("\n")[0])

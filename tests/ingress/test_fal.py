@@ -18,18 +18,25 @@ from serve_app.fanout.sight import PoolStatus
 from serve_app.ingress.api import create_api
 from serve_app.messages import Slot
 from tests.fakes import FakePool, Metrics, NoPeers
-from tests.ingress.conftest import ARGS
+from tests.ingress.conftest import ARGS, client_of
 from tests.ingress.hostile import half, plain, saved
 
+ADVICE = "weights, LoRAs and other such syntax are not read with prompt_syntax: plain"
 URL = "/fal-ai/fast-sdxl"
 
 
 @pytest.fixture
-def large(pool: FakePool, tmp_path: Path) -> Iterator[TestClient]:
-    """A service of large pictures that stores files."""
-    args = ARGS.model_copy(
-        update={"model": ModelConfig(width=1024, height=1024, max_size=1024), "files": FilesConfig(path=str(tmp_path))}
-    )
+def large(pool: FakePool) -> Iterator[TestClient]:
+    """A service of large pictures."""
+    args = ARGS.model_copy(update={"model": ModelConfig(width=1024, height=1024, max_size=1024)})
+    with client_of(FanOut(pool, NoPeers(), args, Metrics()), args) as client:
+        yield client
+
+
+@pytest.fixture
+def storing(pool: FakePool, tmp_path: Path) -> Iterator[TestClient]:
+    """A service that stores files."""
+    args = ARGS.model_copy(update={"files": FilesConfig(path=str(tmp_path))})
     with TestClient(create_api(FanOut(pool, NoPeers(), args, Metrics()), args)) as client:
         yield client
 
@@ -118,7 +125,7 @@ def test_what_changes_nothing_is_accepted(client: TestClient, body: dict[str, An
         ({"prompt": ""}, "prompt", "at least 1 character"),
         ({"enable_safety_checker": True}, "enable_safety_checker", "not supported"),
         ({"expand_prompt": True}, "expand_prompt", "not supported"),
-        ({"loras": [{"path": "x"}]}, "loras", "not supported"),
+        ({"loras": [{"path": "x"}]}, "loras", "adapters.path is not set"),
         ({"embeddings": [{"path": "x"}]}, "embeddings", "not supported"),
         (
             {"image_size": "square_hd"},
@@ -163,20 +170,27 @@ def test_what_belongs_to_a_queue_is_a_404_that_says_so(client: TestClient, metho
     assert "this service has no queue" in response.json()["detail"][0]["msg"]
 
 
+def test_what_fal_does_not_have_is_taken_too(client: TestClient, pool: FakePool) -> None:
+    further = {"prompt_2": "ink", "prompt_syntax": "weighted", "original_size": [512, 768]}
+    assert client.post(URL, json={"prompt": "a", **further}).status_code == 200
+    recipe = pool.slots[0].recipe
+    assert (recipe.prompt_2, recipe.prompt_syntax, recipe.original_size) == ("ink", "weighted", (512, 768))
+
+
 def test_every_other_error_is_in_fals_words(client: TestClient, pool: FakePool) -> None:
     assert client.get("/fal-ai/flux").json()["detail"][0]["type"] == "not_found"
-    assert client.post(URL, json={"prompt": "a" * 70_000}).json()["detail"][0]["type"] == "payload_too_large"
+    assert client.post(URL, json={"prompt": "a" * 140_000}).json()["detail"][0]["type"] == "payload_too_large"
     pool.status = PoolStatus()
     refused = client.post(URL, json={"prompt": "a"})
     assert (refused.status_code, refused.json()["detail"][0]["type"]) == (503, "not_ready")
 
 
-def test_images_are_at_urls_unless_they_are_to_come_at_once(large: TestClient) -> None:
-    (stored,) = large.post(URL, json={"prompt": "a", "seed": 7}).json()["images"]
+def test_images_are_at_urls_unless_they_are_to_come_at_once(storing: TestClient) -> None:
+    (stored,) = storing.post(URL, json={"prompt": "a", "seed": 7}).json()["images"]
     assert stored["url"] == f"http://testserver/files/{stored['file_name']}"
-    assert large.get(stored["url"]).headers["content-type"] == "image/jpeg"
-    assert len(large.get(stored["url"]).content) == stored["file_size"]
-    (at_once,) = large.post(URL, json={"prompt": "a", "sync_mode": True}).json()["images"]
+    assert storing.get(stored["url"]).headers["content-type"] == "image/jpeg"
+    assert len(storing.get(stored["url"]).content) == stored["file_size"]
+    (at_once,) = storing.post(URL, json={"prompt": "a", "sync_mode": True}).json()["images"]
     assert at_once["url"].startswith("data:image/jpeg;base64,")
 
 
@@ -206,8 +220,8 @@ def test_what_a_person_should_know_is_said(client: TestClient, route: str) -> No
     answer = frames_of(response)[-1] if route else response.json()
     assert answer["warnings"] == [
         "negative_prompt has no effect: guidance_scale is 1 or less",
-        "prompt: read as plain words: (red:1.4); weights, LoRAs and other such syntax are not supported",
-        "negative_prompt: read as plain words: [dull]; weights, LoRAs and other such syntax are not supported",
+        f"prompt: read as plain words: (red:1.4); {ADVICE}",
+        f"negative_prompt: read as plain words: [dull]; {ADVICE}",
     ]
 
 
@@ -267,10 +281,10 @@ def test_inpainting_generates_what_is_white_in_the_mask(client: TestClient, pool
     assert (slot.recipe.strength, slot.recipe.width, slot.recipe.height) == (1.0, 64, 64)
 
 
-def test_a_stored_file_is_found_by_its_url(large: TestClient, pool: FakePool, tmp_path: Path) -> None:
+def test_a_stored_file_is_found_by_its_url(storing: TestClient, pool: FakePool, tmp_path: Path) -> None:
     (tmp_path / f"{'a' * 32}.png").write_bytes(PHOTO)
     body = {**FROM_PICTURE, "image_url": f"https://images.example.com/files/{'a' * 32}.png"}
-    assert large.post(f"{URL}/image-to-image", json=body).status_code == 200
+    assert storing.post(f"{URL}/image-to-image", json=body).status_code == 200
     assert pool.slots[0].recipe.init_image == f"sha256:{sha256(PHOTO).hexdigest()[:16]}"
 
 

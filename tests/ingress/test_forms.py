@@ -56,6 +56,11 @@ def test_a_list_is_a_field_that_is_sent_more_than_once(client: TestClient, name:
     assert [image["seed"] for image in told["images"]] == [5, 9]
 
 
+def test_a_size_is_such_a_list(client: TestClient) -> None:
+    told = client.post("/generate", data={"prompt": "a", "original_size": ["512", "768"]}, files=FILES).json()
+    assert told["parameters"]["original_size"] == [512, 768]
+
+
 @pytest.mark.parametrize(
     ("data", "files", "param", "words"),
     [

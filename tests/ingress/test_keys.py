@@ -1,7 +1,7 @@
 """Who may use the service, and which pages may call it."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from serve_app.fanout.fanout import FanOut
 from serve_app.ingress.api import create_api
 from serve_app.ingress.keys import KeyRing
 from tests.fakes import FakePool, Metrics, NoPeers
-from tests.ingress.conftest import ARGS
+from tests.ingress.conftest import ARGS, client_of
 
 BODY = {"prompt": "a", "num_images": 1}
 Serve = Callable[..., TestClient]
@@ -29,9 +29,12 @@ def serve(pool: FakePool) -> Serve:
 
 
 @pytest.fixture
-def locked(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> TestClient:
+def locked(pool: FakePool, monkeypatch: pytest.MonkeyPatch) -> Iterator[TestClient]:
     monkeypatch.setenv("SERVICE_KEYS", "one, two\nthree")
-    return serve(auth=AuthConfig(keys_env="SERVICE_KEYS"), cors=CorsConfig(allow_origins=("https://app.example.com",)))
+    cors = CorsConfig(allow_origins=("https://app.example.com",))
+    args = ARGS.model_copy(update={"auth": AuthConfig(keys_env="SERVICE_KEYS"), "cors": cors})
+    with client_of(FanOut(pool, NoPeers(), args, Metrics()), args) as client:
+        yield client
 
 
 @pytest.mark.parametrize(

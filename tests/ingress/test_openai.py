@@ -24,7 +24,7 @@ from serve_app.messages import Slot
 from serve_app.schemas import Event, GenerateRequest, StartEvent
 from tests.clients.bodies import LIBRECHAT_OPENAI, OPEN_WEBUI_OPENAI
 from tests.fakes import REPLICA, FakePool, Metrics, NoPeers, tickets
-from tests.ingress.conftest import ARGS
+from tests.ingress.conftest import ARGS, client_of
 
 URL = "/v1/images/generations"
 
@@ -215,7 +215,10 @@ def serve(pool: FakePool, tmp_path: Path) -> Iterator[Callable[..., OpenAI]]:
             args = ARGS.model_copy(
                 update={"model": ModelConfig(path=path), "files": FilesConfig(path=str(tmp_path) if files else None)}
             )
-            http = open_clients.enter_context(TestClient(create_api(FanOut(pool, NoPeers(), args, Metrics()), args)))
+            service = FanOut(pool, NoPeers(), args, Metrics())
+            http = open_clients.enter_context(
+                TestClient(create_api(service, args)) if files else client_of(service, args)
+            )
             return OpenAI(api_key="none", base_url="http://testserver/v1", http_client=http, max_retries=0)
 
         yield make
@@ -344,7 +347,7 @@ def test_a_stream_has_urls_if_they_are_asked_for(serve: Callable[..., OpenAI]) -
 def test_every_error_below_v1_is_in_openais_words(
     client: TestClient, method: str, path: str, status: int, code: str
 ) -> None:
-    response = client.request(method, path, json={"prompt": "a" * 70_000})
+    response = client.request(method, path, json={"prompt": "a" * 140_000})
     error = response.json()["error"]
     assert (response.status_code, error["type"], error["code"], error["param"]) == (
         status,

@@ -25,6 +25,7 @@ ROUTES = {
     ("/generations/{id}", "delete"),
     ("/generations/{id}/events", "get"),
     ("/generations/{id}/images/{index}", "delete"),
+    ("/loras", "get"),
     ("/status", "get"),
     ("/health", "get"),
     ("/v1/images/generations", "post"),

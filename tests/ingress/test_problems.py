@@ -58,6 +58,13 @@ BAD = [
     ({"response_format": "url"}, "response_format"),
     ({"grid": "yes"}, "grid"),
     ({"steps": 20}, "steps"),
+    ({"prompt_2": "a" * 2001}, "prompt_2"),
+    ({"original_size": [512]}, "original_size"),
+    ({"original_size": [512, 20000]}, "original_size.1"),
+    ({"crops_coords_top_left": [0, -1]}, "crops_coords_top_left.1"),
+    ({"negative_original_size": [512, 512]}, "negative_target_size"),
+    ({"negative_target_size": [512, 512]}, "negative_original_size"),
+    ({"negative_crops_coords_top_left": [8, 0]}, "negative_crops_coords_top_left"),
 ]
 
 
@@ -289,12 +296,12 @@ def test_json_is_no_form(client: TestClient) -> None:
 
 @pytest.mark.parametrize("chunked", [False, True])
 def test_too_large_a_body_is_a_413(client: TestClient, chunked: bool) -> None:
-    body = json.dumps({"prompt": "a" * 70_000}).encode()
+    body = json.dumps({"prompt": "a" * 140_000}).encode()
     content = iter([body[:50_000], body[50_000:]]) if chunked else body
     response = client.post("/generate", content=content, headers={"content-type": "application/json"})
     assert response.status_code == 413
     assert response.json()["error"]["type"] == "payload_too_large"
-    assert "60000 bytes" in response.json()["error"]["message"]
+    assert "120000 bytes" in response.json()["error"]["message"]
 
 
 @pytest.mark.parametrize(

@@ -14,12 +14,14 @@ import httpx2
 import psutil
 import pytest
 import ray
+from diffusers import StableDiffusionXLPipeline
 from ray import serve
 from ray.cluster_utils import Cluster as RayCluster
 from ray.serve import RunTarget
 
 from benchmarks.ports import free_port
 from serve_app.config import (
+    AdaptersConfig,
     AdmissionConfig,
     AppArgs,
     AuthConfig,
@@ -33,7 +35,9 @@ from serve_app.config import (
 from serve_app.fanout.pool import POLL_INTERVAL_S
 from serve_app.messages import ReplicaStatus
 from serve_app.serve import ENVIRONMENT
+from tests.conftest import pipeline
 from tests.integration.paced import build
+from tests.random_lora import save_lora
 
 APP = "test"
 KEY = "right"
@@ -49,10 +53,22 @@ QUIET = {
 """Ray's own work beside the tests' takes as much of the processor as theirs."""
 
 
+@pytest.fixture(scope="session")
+def stock(tiny_path: Path) -> StableDiffusionXLPipeline:
+    """Of this folder's model: one that other folders share would be made with theirs or this one, as it comes."""
+    return pipeline(tiny_path)
+
+
 @dataclass(frozen=True)
 class Cluster:
     url: str
     metrics_url: str
+
+
+@pytest.fixture(scope="session")
+def tiny_path(flat_path: Path) -> Path:
+    """A model that takes less time than the tiny one, where it does not matter which."""
+    return flat_path
 
 
 @pytest.fixture(scope="session")
@@ -132,15 +148,16 @@ def events_of(lines: Iterator[str]) -> Iterator[dict[str, Any]]:
             yield event
 
 
-def eventually(condition: Callable[[], Any], seconds: float = 30) -> None:
+def eventually(condition: Callable[[], Any], seconds: float = 30, every: float = 0.05) -> None:
     """Wait until a condition holds; fail if it never does.
 
-    One that asks over HTTP needs a client: `httpx2.get` makes one each time, which takes 25 ms of the processor.
+    One that asks for metrics asks `every` second: each page takes half a second of the processor. One that asks over
+    HTTP needs a client: `httpx2.get` makes one each time, which takes 25 ms of the processor.
     """
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "the condition never held"
-        time.sleep(0.05)
+        time.sleep(every)
 
 
 def worker_logs() -> list[Path]:
@@ -198,10 +215,22 @@ def running(cluster: Cluster, args: AppArgs) -> Iterator[Running]:
 
 
 @pytest.fixture(scope="session")
-def service(cluster: Cluster, tiny_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+def adapters_path(tiny_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the LoRAs `a` and `b`."""
+    folder = tmp_path_factory.mktemp("adapters")
+    for seed, name in enumerate("ab"):
+        save_lora(tiny_path, folder / f"{name}.safetensors", seed)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def service(
+    cluster: Cluster, tiny_path: Path, adapters_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Running]:
     """The service most tests share; a test leaves it idle."""
     folder = tmp_path_factory.mktemp("files")
-    with running(cluster, tiny_args(tiny_path, files=FilesConfig(path=str(folder)))) as service:
+    adapters = AdaptersConfig(path=str(adapters_path))
+    with running(cluster, tiny_args(tiny_path, files=FilesConfig(path=str(folder)), adapters=adapters)) as service:
         yield service
 
 

@@ -27,11 +27,12 @@ _EVERY = 10
 class Replica(deployment.Replica):
     async def __init__(self, args: AppArgs) -> None:  # type: ignore[misc]  # Serve awaits it
         await super().__init__(args)
-        denoiser: Any = self._engine._models.denoiser
-        predict = denoiser.predict
+        models: Any = self._engine._models
+        predict = models.predict
         last = WeakKeyDictionary[Any, Any]()
 
-        def paced(trajectories: Any) -> Any:
+        def paced(slots: Any) -> Any:
+            trajectories = [slot.trajectory for slot in slots]
             match trajectories[0].latents.shape[-1] * 8:
                 case 136:
                     while True:
@@ -42,14 +43,19 @@ class Replica(deployment.Replica):
                     raise torch.AcceleratorError("an illegal memory access was encountered")
             steps = max(len(trajectory._timesteps) for trajectory in trajectories)
             if steps < _LONG_STEPS:
-                return predict(trajectories)
+                return predict(slots)
             time.sleep(_ENDLESS_PAUSE_S if steps >= _ENDLESS_STEPS else _PAUSE_S)
-            due = [each for each in trajectories if each.step % _EVERY == 0 or len(each._timesteps) < _LONG_STEPS]
+            due = [slot for slot in slots if slot.trajectory.step % _EVERY == 0 or _is_short(slot.trajectory)]
             # Copies, since the UNet's next call may overwrite what it has returned.
-            last.update({each: part.clone() for each, part in zip(due, predict(due), strict=True)} if due else {})
+            made = predict(due) if due else ()
+            last.update({slot.trajectory: part.clone() for slot, part in zip(due, made, strict=True)})
             return [last[each] for each in trajectories]
 
-        denoiser.predict = paced
+        models.predict = paced
+
+
+def _is_short(trajectory: Any) -> bool:
+    return len(trajectory._timesteps) < _LONG_STEPS
 
 
 def build(args: AppArgs) -> Application:

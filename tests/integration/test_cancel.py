@@ -28,7 +28,9 @@ def test_closing_a_stream_frees_the_replicas(app: Running, images: int) -> None:
             if line.startswith("event: preview"):
                 break
     eventually(app.idle, seconds=5)
-    eventually(lambda: app.metric("ray_psdxl_images_total", outcome="cancelled") - cancelled == min(images, 16))
+    eventually(
+        lambda: app.metric("ray_psdxl_images_total", outcome="cancelled") - cancelled == min(images, 16), every=1
+    )
 
 
 def test_closed_streams_are_no_errors_in_the_log(app: Running) -> None:

@@ -104,6 +104,7 @@ def test_every_option_reaches_the_service(app: Running, tmp_path: Path) -> None:
         "num_inference_steps": 3,
         "guidance_scale": 2.5,
         "guidance_rescale": 0.0,
+        "prompt_syntax": "plain",
         "scheduler": "ddim",
         "output_format": "webp",
         "output_compression": 80,
@@ -215,7 +216,7 @@ def test_ctrl_c_cancels_on_the_service_and_leaves_what_is_finished(app: Running,
     for name in finished:
         opened(tmp_path / name).load()
     eventually(app.idle, seconds=5)
-    eventually(lambda: app.metric("ray_psdxl_images_total", outcome="cancelled") - cancelled >= 8)
+    eventually(lambda: app.metric("ray_psdxl_images_total", outcome="cancelled") - cancelled >= 8, every=1)
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])

@@ -17,8 +17,8 @@ def own_lines(app: Running) -> list[str]:
 def test_the_page_has_the_whole_table_and_prometheus_accepts_it(app: Running) -> None:
     before = app.metric("ray_psdxl_images_total", outcome="succeeded")
     app.stream(num_images=2)
-    eventually(lambda: {line.partition("{")[0] for line in own_lines(app) if line[0] != "#"} == SERIES)
-    eventually(lambda: app.metric("ray_psdxl_images_total", outcome="succeeded") == before + 2)
+    eventually(lambda: {line.partition("{")[0] for line in own_lines(app) if line[0] != "#"} == SERIES, every=1)
+    eventually(lambda: app.metric("ray_psdxl_images_total", outcome="succeeded") == before + 2, every=1)
     assert app.metric("ray_psdxl_requests_total", route="/stream", outcome="succeeded") >= 1
     assert app.metric("ray_psdxl_stage_seconds_total", stage="unet") > 0
     assert app.metric("ray_psdxl_client_gpu_seconds_total", client="none") > 0

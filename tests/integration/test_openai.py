@@ -137,7 +137,7 @@ def png(image: Image.Image) -> bytes:
 
 
 def test_a_stream_says_last_what_became_known_late(app: Running, sdk: OpenAI) -> None:
-    prompt = "x" * 75 + " and a lighthouse"
+    prompt = "x" * 225 + " and a lighthouse"
     with sdk.images.generate(prompt=prompt, size="64x64", stream=True, extra_body=extra()) as stream:
         events: list[Any] = list(stream)  # the last is an extension
     assert isinstance(events[-2], ImageGenCompletedEvent)

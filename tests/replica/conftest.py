@@ -1,6 +1,7 @@
 """Checkpoints to load: a copy of the tiny one for changes, and one with SDXL's blocks, as folder and as file."""
 
 import shutil
+import socket
 from pathlib import Path
 
 import pytest
@@ -51,14 +52,14 @@ def pipe(tiny_path: Path) -> StableDiffusionXLPipeline:
             vae=AutoencoderKL.from_config({**pipe.vae.config, "layers_per_block": 2}),
             text_encoder_2=CLIPTextModelWithProjection(CLIPTextConfig.from_dict(text)),
         )
-        _randomize(pipe)
+        randomize(*(getattr(pipe, name) for name in MODELS))
     return pipe
 
 
-def _randomize(pipe: StableDiffusionXLPipeline) -> None:
+def randomize(*models: torch.nn.Module) -> None:
     """Randomize norms and biases: they start as ones and zeros, so a test would not see them swapped."""
-    for name in MODELS:
-        for parameter in getattr(pipe, name).parameters():
+    for model in models:
+        for parameter in model.parameters():
             if parameter.ndim == 1:
                 torch.nn.init.normal_(parameter, mean=float(parameter.detach().mean()), std=0.02)
 
@@ -88,3 +89,16 @@ def file(pipe: StableDiffusionXLPipeline, tmp_path_factory: pytest.TempPathFacto
     file = tmp_path_factory.mktemp("file") / "fine-tune_v1.0.safetensors"
     save_single_file(pipe, file)
     return file
+
+
+@pytest.fixture
+def lookups(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """Host names that were looked up; libraries may ignore the error and go on."""
+    wanted: list[object] = []
+
+    def refuse(host: object, *_: object, **__: object) -> None:
+        wanted.append(host)
+        raise socket.gaierror("no network in this test")
+
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    return wanted

@@ -53,14 +53,17 @@ class Turn:
 class Play:
     """An engine without models that plays a script. Its loop yields wherever another thread could run."""
 
-    def __init__(self, max_batch_size: int, images_per_call: int, script: bytes, patience: int = PATIENCE) -> None:
-        self.max_batch_size, self.images_per_call = max_batch_size, images_per_call
-        self.batcher = Batcher[Image](max_batch_size, images_per_call)
+    def __init__(
+        self, max_batch_size: int, images_per_call: int, weight_sets: int, script: bytes, patience: int = PATIENCE
+    ) -> None:
+        self.max_batch_size, self.images_per_call, self.weight_sets = max_batch_size, images_per_call, weight_sets
+        self.batcher = Batcher[Image](max_batch_size, images_per_call, weight_sets)
         self.jobs: list[ImageJob] = []
         self.admitted: list[int] = []
         self.turns: list[Turn] = []
         self.loads: list[Load] = []
-        self.full_when_admitted: list[Load] = []
+        self.kept_out: list[bool] = []
+        self.weights: list[set[Hashable]] = []
         self.idle_rounds = 0
         self._broken = False
         self._loop = self._rounds()
@@ -84,7 +87,8 @@ class Play:
 
     def submit(self, number: int) -> None:
         group, steps = divmod(number, 6)
-        self.jobs.append(self.batcher.submit(Image(len(self.jobs), 1 + steps), group))
+        weights = group or None if self.weight_sets else None
+        self.jobs.append(self.batcher.submit(Image(len(self.jobs), 1 + steps), group, weights))
 
     def cancel(self, number: int) -> None:
         for job in self._one(self.jobs, number):
@@ -126,7 +130,7 @@ class Play:
                 yield
                 if job.payload.doomed:
                     self.batcher.mark_failed(job)
-            self.full_when_admitted.append(self.batcher.load)
+            self.kept_out.append(self._keeps_out())
             batch, calls = self.of(JobState.ACTIVE), self.batcher.next_calls()
             if calls:
                 self.turns.append(Turn(calls, batch))
@@ -134,6 +138,16 @@ class Play:
                 yield
                 self._step(call)
             assert done or calls or self.batcher.idle, "the loop would spin"
+
+    def _keeps_out(self) -> bool:
+        """Return whether there is a reason to admit nobody: the batch is full, or the next job has no weight set."""
+        active, waiting = self.of(JobState.ACTIVE), self.of(JobState.WAITING)
+        used = {job.weights for job in active} - {None}
+        return (
+            not waiting
+            or len(active) == self.max_batch_size
+            or (waiting[0].weights is not None and waiting[0].weights not in used and len(used) == self.weight_sets)
+        )
 
     def _step(self, call: Sequence[ImageJob]) -> None:
         broken, self._broken = self._broken, False
@@ -147,6 +161,7 @@ class Play:
 
     def _look(self) -> None:
         self.loads.append(self.batcher.load)
+        self.weights.append({job.weights for job in self.of(JobState.ACTIVE)} - {None})
         for job in self.jobs:
             if job.payload.states[-1:] != [job.state]:
                 job.payload.states.append(job.state)
@@ -162,6 +177,7 @@ def plays(patience: int) -> st.SearchStrategy[Play]:
         Play,
         max_batch_size=st.integers(1, 6),
         images_per_call=st.integers(1, 3),
+        weight_sets=st.integers(0, 2),
         script=st.binary(min_size=20, max_size=80),
         patience=st.just(patience),
     )
@@ -182,7 +198,12 @@ def test_jobs_are_admitted_in_the_order_of_their_arrival(play: Play) -> None:
 @schedules
 def test_the_batch_never_exceeds_its_limit_and_is_full_while_jobs_wait(play: Play) -> None:
     assert all(load.active <= play.max_batch_size for load in play.loads)
-    assert all(load.active == play.max_batch_size or not load.waiting for load in play.full_when_admitted)
+    assert all(play.kept_out)
+
+
+@schedules
+def test_no_more_weights_are_in_use_than_there_are_sets(play: Play) -> None:
+    assert all(len(weights) <= play.weight_sets for weights in play.weights)
 
 
 @schedules

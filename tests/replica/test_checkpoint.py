@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import AutoencoderKL, EulerAncestralDiscreteScheduler, LCMScheduler, UNet2DConditionModel
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModel
 
 from serve_app.config import ModelConfig
@@ -58,13 +58,6 @@ def test_an_unknown_scheduler_is_an_error_that_names_the_setting(copy: Path) -> 
     index["scheduler"] = ["diffusers", "LCMScheduler"]
     (copy / "model_index.json").write_text(json.dumps(index))
     with pytest.raises(CheckpointError, match=r"model\.scheduler: .*LCMScheduler"):
-        load_checkpoint(ModelConfig(path=str(copy)), CPU)
-
-
-def test_a_distilled_unet_is_refused(copy: Path) -> None:
-    config = UNet2DConditionModel.load_config(copy / "unet")
-    UNet2DConditionModel.from_config({**config, "time_cond_proj_dim": 8}).save_pretrained(copy / "unet")
-    with pytest.raises(CheckpointError, match="guidance-distilled"):
         load_checkpoint(ModelConfig(path=str(copy)), CPU)
 
 
@@ -144,9 +137,23 @@ def test_the_files_that_are_hashed_are_those_that_are_loaded(copy: Path, part: P
     found = find_sources(config).parts[part]
     assert found.variant == variant
     named = {key: tensor for file in found.files for key, tensor in load_file(file).items()}
-    loaded = load_part(part, found, torch.float32).state_dict()
+    loaded = load_part(part, found, torch.float32, CPU).state_dict()
     assert named.keys() == loaded.keys()
     assert all(torch.equal(named[key], tensor) for key, tensor in loaded.items())
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+@pytest.mark.parametrize("part", ["unet", "text_encoder"])
+def test_weights_are_converted_once_from_the_types_of_the_file(copy: Path, part: PartName, mixed: bool) -> None:
+    (file,) = (copy / part).glob("*.safetensors")
+    weights = {key: tensor.half() for key, tensor in load_file(file).items()}
+    if mixed:
+        first = next(iter(weights))
+        weights[first] = weights[first].float() + 1e-4  # would be another number if it became float16 on its way
+    save_file(weights, file, {"format": "pt"})
+    loaded = load_part(part, find_sources(ModelConfig(path=str(copy))).parts[part], torch.bfloat16, CPU).state_dict()
+    assert all(torch.equal(loaded[key], tensor.bfloat16()) for key, tensor in weights.items())
+    assert {tensor.dtype for tensor in loaded.values() if tensor.is_floating_point()} == {torch.bfloat16}
 
 
 def test_the_tiny_model_is_the_same_every_time_it_is_built(tiny_path: Path, tmp_path: Path) -> None:

@@ -28,10 +28,11 @@ from serve_app.replica.conditioning import Conditioning
 from serve_app.replica.decode import Decoder
 from serve_app.replica.denoise import Denoiser
 from serve_app.replica.previews import PreviewDecoder
+from serve_app.replica.prompt_reader import PromptReader
 from serve_app.replica.prompts import PromptEncoder
 from serve_app.replica.trajectory import Trajectory
 from serve_app.replica.unet import UNetInputs, eager, make_forward
-from tests.conftest import SDXL_BLOCKS, make_slot
+from tests.conftest import ONE_LEVEL, SDXL_BLOCKS, make_slot
 from tests.replica import layer
 from tests.replica.layer import compilations
 
@@ -47,14 +48,6 @@ pytestmark = [
 def small_path(tiny_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny model with a UNet of one level and nothing in its middle, and VAEs of two: they are compiled soonest."""
     path = Path(shutil.copytree(tiny_path, tmp_path_factory.mktemp("small") / "small"))
-    one_level = {
-        "down_block_types": ("CrossAttnDownBlock2D",),
-        "mid_block_type": None,
-        "up_block_types": ("UpBlock2D",),
-        "block_out_channels": (32,),
-        "transformer_layers_per_block": 1,
-        "attention_head_dim": 2,
-    }
     two_levels = {
         "down_block_types": ("DownEncoderBlock2D",) * 2,
         "up_block_types": ("UpDecoderBlock2D",) * 2,
@@ -70,7 +63,7 @@ def small_path(tiny_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         for model, folder, changes in (
-            (UNet2DConditionModel, "unet", one_level),
+            (UNet2DConditionModel, "unet", ONE_LEVEL),
             (AutoencoderKL, "vae", two_levels),
             (AutoencoderTiny, PREVIEW_FOLDER, two_tiny_levels),
         ):
@@ -113,7 +106,8 @@ def fresh(small_path: Path, compiler: None) -> Checkpoint:
 
 def trajectory(checkpoint: Checkpoint, slot: Slot) -> Trajectory:
     encoder = PromptEncoder(checkpoint.pipe, checkpoint.device, 4)
-    return Trajectory.of(slot.recipe, slot.seed, checkpoint, encoder.conditions(slot.recipe))
+    prompts = PromptReader(checkpoint.pipe).read(slot.recipe)
+    return Trajectory.of(slot.recipe, slot.seed, checkpoint, encoder.conditions(prompts))
 
 
 def fail_where_nothing_fits(monkeypatch: pytest.MonkeyPatch) -> None:

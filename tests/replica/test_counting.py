@@ -24,12 +24,15 @@ def test_only_sizes_that_are_warmed_up_have_a_series_of_their_own(size: tuple[in
 
 
 @pytest.mark.parametrize(
-    ("compiled", "size", "misses"), [("full", (64, 64), 1), ("full", (128, 256), 0), ("none", (64, 64), 0)]
+    ("compiled", "size", "chunks", "misses"),
+    [("full", (64, 64), 1, 1), ("full", (128, 256), 1, 0), ("full", (128, 256), 2, 1), ("none", (64, 64), 2, 0)],
 )
-def test_images_of_a_size_that_is_not_compiled_are_counted(compiled: str, size: tuple[int, int], misses: int) -> None:
+def test_images_of_a_size_or_length_of_prompt_that_is_not_compiled_are_counted(
+    compiled: str, size: tuple[int, int], chunks: int, misses: int
+) -> None:
     counted = Metrics()
     args = ARGS.model_copy(update={"engine": ARGS.engine.model_copy(update={"compile": compiled})})
-    Counting(args, counted).begun(size)
+    Counting(args, counted).begun(size, chunks)
     assert counted.count(metrics.UNCOMPILED) == misses
 
 

@@ -30,7 +30,7 @@ class Captures:
         self._limit = limit
         self._error = error or torch.OutOfMemoryError("CUDA out of memory")
 
-    def __call__(self, inputs: Sequence[torch.Tensor], other: object) -> CudaGraph[Any]:
+    def __call__(self, _: object, inputs: Sequence[torch.Tensor], other: object) -> CudaGraph[Any]:
         self.widths.append(inputs[0].shape[-1])
         self.others.append(other)
         if self.widths[-1] >= self._limit:

@@ -1,5 +1,5 @@
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from queue import Queue
 from typing import Any
 
@@ -10,11 +10,14 @@ from diffusers import StableDiffusionXLPipeline
 
 from serve_app.config import EngineConfig, PreviewConfig
 from serve_app.errors import SlotFailed, SlotReturned
-from serve_app.messages import Generated, Preview, Progress
+from serve_app.messages import Generated, Preview, Progress, Slot
 from serve_app.replica.checkpoint import Checkpoint
 from serve_app.replica.denoise import Denoiser
 from serve_app.replica.engine import Engine
+from serve_app.replica.lora.sets import WeightSet
+from serve_app.replica.model_runner import ModelRunner
 from serve_app.replica.observer import Silent
+from serve_app.replica.prompt_reader import PromptTokens, ReadPrompts
 from serve_app.replica.prompts import PromptEmbedding, PromptEncoder
 from tests.conftest import Collector, MakeEngine, make_slot
 
@@ -132,7 +135,9 @@ def test_slots_beyond_the_batch_wait_in_order(make_engine: MakeEngine, gate: Gat
     for collector in collectors:
         collector.result()
     generated = [group[0].conditioning.context[1:] for group in gate.groups]
-    expected = [running.engine._models.prompts.encode(prompt).context for prompt in prompts for _ in range(2)]
+    models = running.engine._models
+    read = [models.read(make_slot(prompt=prompt)) for prompt in prompts]
+    expected = [models.prompts.encode(each.rows[-1]).context for each in read for _ in range(2)]
     assert len(generated) == 6
     assert all(torch.equal(a, b) for a, b in zip(generated, expected, strict=True)), "in order, one after another"
     assert (running.engine.load().active, running.engine.load().waiting) == (0, 0)
@@ -145,6 +150,31 @@ def test_sizes_take_turns(make_engine: MakeEngine, gate: Gate) -> None:
     widths = [group[0].latents.shape[-1] for group in gate.groups]
     assert widths == [8, 16] * 4
     assert [len(group) for group in gate.groups] == [2, 1] * 4
+
+
+LENGTHS = [make_slot(index=i, prompt="a" * length, keep_pixels=True) for i, length in enumerate((9, 76, 151, 80))]
+
+
+def test_only_prompts_of_one_length_share_a_call(make_engine: MakeEngine, gate: Gate) -> None:
+    running = make_engine(max_batch_size=4, images_per_call=4)
+    gate.open()
+    running.generate(*LENGTHS)
+    lengths = [[trajectory.conditioning.context.shape[1] for trajectory in group] for group in gate.groups]
+    assert lengths == [[77], [154, 154], [231]] * 4
+
+
+def test_prompts_of_other_lengths_change_no_bit(make_engine: MakeEngine) -> None:
+    alone, crowd = make_engine(max_batch_size=1), make_engine(max_batch_size=4)
+    expected = [pixels(picture) for slot in LENGTHS for picture in alone.generate(slot)]
+    for ours, picture in zip(crowd.generate(*LENGTHS), expected, strict=True):
+        assert np.array_equal(pixels(ours), picture)
+
+
+def test_a_picture_says_what_is_not_read_of_its_prompt(make_engine: MakeEngine) -> None:
+    running = make_engine()
+    short, long = running.generate(*[make_slot(prompt="a" * 76, max_prompt_tokens=most) for most in (75, 150)])
+    assert short.warnings == ("prompt is longer than the model can read; it does not see: a",)
+    assert long.warnings == ()
 
 
 @pytest.mark.parametrize("steps_before", [0, 1, 3])
@@ -179,13 +209,22 @@ def test_a_waiting_slot_is_cancelled_at_once(make_engine: MakeEngine, gate: Gate
 
 def poisoned(monkeypatch: pytest.MonkeyPatch, poison: Callable[[PromptEmbedding], PromptEmbedding]) -> None:
     """Change the embedding of the prompt "poison"."""
-    encode = PromptEncoder.encode
+    conditions, read = PromptEncoder.conditions, ModelRunner.read
+    poisonous: list[ReadPrompts] = []
 
-    def poisoning(self: PromptEncoder, prompt: str) -> PromptEmbedding:
-        embedding = encode(self, prompt)
-        return poison(embedding) if prompt == "poison" else embedding
+    def noting(self: ModelRunner, slot: Slot) -> ReadPrompts:
+        prompts = read(self, slot)
+        poisonous.extend([prompts] if slot.recipe.prompt == "poison" else [])
+        return prompts
 
-    monkeypatch.setattr(PromptEncoder, "encode", poisoning)
+    def poisoning(
+        self: PromptEncoder, prompts: ReadPrompts, weights: WeightSet | None = None
+    ) -> Sequence[PromptEmbedding]:
+        embeddings = conditions(self, prompts, weights)
+        return [poison(embedding) for embedding in embeddings] if prompts in poisonous else embeddings
+
+    monkeypatch.setattr(ModelRunner, "read", noting)
+    monkeypatch.setattr(PromptEncoder, "conditions", poisoning)
 
 
 def test_a_slot_that_turns_to_nan_leaves_its_neighbours_alone(
@@ -307,16 +346,18 @@ def test_a_picture_is_counted_before_it_is_delivered(make_engine: MakeEngine) ->
 
 
 def test_one_prompt_is_encoded_once_for_all_its_seeds(make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
-    encoded: list[str] = []
+    encoded: list[PromptTokens] = []
     encode = PromptEncoder._encode
 
-    def counting(encoder: PromptEncoder, prompt: str) -> PromptEmbedding:
+    def counting(encoder: PromptEncoder, prompt: PromptTokens, weights: WeightSet) -> PromptEmbedding:
         encoded.append(prompt)
-        return encode(encoder, prompt)
+        return encode(encoder, prompt, weights)
 
     monkeypatch.setattr(PromptEncoder, "_encode", counting)
-    make_engine().generate(*[make_slot(seed=s, negative_prompt="dull") for s in range(4)])
-    assert encoded == ["a red apple", "dull"]
+    running = make_engine()
+    slots = [make_slot(seed=s, negative_prompt="dull") for s in range(4)]
+    running.generate(*slots)
+    assert encoded == list(running.engine._models.read(slots[0]).rows)
 
 
 @pytest.mark.parametrize(

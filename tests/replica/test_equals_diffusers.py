@@ -25,7 +25,7 @@ from serve_app.replica.checkpoint import load_checkpoint
 from serve_app.replica.decode import Decoder
 from serve_app.replica.engine import SlotJob
 from serve_app.replica.model_runner import Running
-from tests.conftest import BETAS, ZERO_SNR, MakeEngine, WithScheduler, make_slot
+from tests.conftest import BETAS, ZERO_SNR, MakeEngine, WithScheduler, make_slot, pipeline
 
 LEADING, TRAILING = {**BETAS, "timestep_spacing": "leading"}, {**BETAS, "timestep_spacing": "trailing"}
 V: dict[str, Any] = {"prediction_type": "v_prediction"}
@@ -85,13 +85,13 @@ def a_slot(index: int, scheduler: SchedulerName, canvas: tuple[float, tuple[int,
 SLOTS = [a_slot(i, *combination) for i, combination in enumerate(COMBINATIONS)]
 
 
-def stock_latents(pipe: StableDiffusionXLPipeline, slot: Slot) -> torch.Tensor:
+def stock_latents(pipe: StableDiffusionXLPipeline, slot: Slot, **further: object) -> torch.Tensor:
     own = pipe.scheduler
     try:
         pipe.scheduler = STOCK[slot.recipe.scheduler or "euler"](own.config)
         latents: torch.Tensor = pipe(
             prompt=slot.recipe.prompt,
-            negative_prompt=slot.recipe.negative_prompt or None,
+            **{"negative_prompt": slot.recipe.negative_prompt or None, **further},
             width=slot.recipe.width,
             height=slot.recipe.height,
             num_inference_steps=slot.recipe.num_inference_steps,
@@ -152,6 +152,48 @@ def test_alone(slot: Slot, expected: Callable[[Slot], torch.Tensor], make_engine
     assert_same(latents.seen[0], expected(slot))
 
 
+FURTHER: tuple[dict[str, Any], ...] = (
+    {"prompt_2": "a green pear"},
+    {"negative_prompt": "dull", "negative_prompt_2": "grey"},
+    {"negative_prompt": "dull", "prompt_2": ""},
+    {"original_size": (32, 48), "crops_coords_top_left": (8, 16), "target_size": (96, 72)},
+    {"original_size": (32, 48)},
+    {"crops_coords_top_left": (8, 16)},
+    {"negative_original_size": (32, 48), "negative_target_size": (96, 72), "negative_crops_coords_top_left": (4, 2)},
+    {"negative_original_size": (32, 48), "negative_target_size": (96, 72), "crops_coords_top_left": (8, 16)},
+)
+
+
+@pytest.mark.parametrize("further", FURTHER, ids=lambda further: "-".join(further))
+def test_further_inputs_as_the_stock_pipeline_takes_them(
+    further: dict[str, Any], stock: StableDiffusionXLPipeline, make_engine: MakeEngine, latents: Latents
+) -> None:
+    slot = make_slot(num_inference_steps=2, **further)
+    make_engine(max_batch_size=1).generate(slot)
+    assert_same(latents.seen[0], stock_latents(stock, slot, **further))
+
+
+def test_a_long_prompt_as_its_embeddings_in_the_stock_pipeline(
+    stock: StableDiffusionXLPipeline, make_engine: MakeEngine, latents: Latents
+) -> None:
+    slot = make_slot(prompt="a" * 75 + " " + "b" * 9)
+    make_engine(max_batch_size=1).generate(slot)
+    parts = [stock.encode_prompt(part) for part in ("a" * 75, "b" * 9)]
+    prompt, negative = (torch.cat([part[row] for part in parts], dim=1) for row in (0, 1))
+    expected = stock(
+        prompt_embeds=prompt,
+        negative_prompt_embeds=negative,
+        pooled_prompt_embeds=parts[0][2],
+        negative_pooled_prompt_embeds=parts[0][3],
+        width=64,
+        height=64,
+        num_inference_steps=4,
+        generator=torch.Generator("cpu").manual_seed(slot.seed),
+        output_type="latent",
+    ).images
+    assert_same(latents.seen[0], expected)
+
+
 def test_in_a_mixed_batch(
     expected: Callable[[Slot], torch.Tensor], make_engine: MakeEngine, latents: Latents, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -175,16 +217,14 @@ def test_in_a_mixed_batch(
 def test_every_scheduler_on_every_kind_of_checkpoint(
     kind: Kind,
     with_scheduler: WithScheduler,
-    stock: StableDiffusionXLPipeline,
     make_engine: MakeEngine,
     latents: Latents,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     path = with_scheduler(kind.own)
     checkpoint = load_checkpoint(ModelConfig(path=str(path), **kind.settings), torch.device("cpu"))
     assert {*STOCK} - {*checkpoint.schedulers} == kind.refused
-    saved = type(kind.own).from_pretrained(path / "scheduler", **kind.settings)
-    monkeypatch.setattr(stock, "scheduler", saved)
+    stock = pipeline(path)
+    stock.scheduler = type(kind.own).from_pretrained(path / "scheduler", **kind.settings)
 
     slots = [a_slot(0, name, (0.0, (64, 64)), steps) for name in checkpoint.schedulers for steps in kind.steps]
     make_engine(checkpoint=checkpoint, max_batch_size=1).generate(*slots)

@@ -10,9 +10,8 @@ from typing import Any
 import pytest
 
 from serve_app.config import ModelConfig
-from serve_app.replica import sources
+from serve_app.replica import hashing, sources
 from serve_app.replica.hashing import checkpoint_hash
-from serve_app.replica.model_kind import USUAL_CONFIGS
 from serve_app.replica.sources import find_sources
 
 
@@ -79,24 +78,16 @@ def test_settings_that_override_the_checkpoint_count(tiny_path: Path, file: Path
         assert len(hashes) == 3
 
 
-@pytest.mark.usefixtures("hub")
-def test_a_files_hash_is_its_own_while_its_configs_are_the_usual_ones(file: Path) -> None:
+@pytest.mark.usefixtures("usual")
+def test_a_files_hash_is_its_own_while_its_configs_are_the_usual_ones(file: Path, configs: Path) -> None:
     plain = hashlib.sha256(file.read_bytes()).hexdigest()[:10]
-    assert hash_of(file) == hash_of(file, config_path=USUAL_CONFIGS) == plain
-
-
-def test_a_local_folder_may_hold_other_configs_whatever_its_name(
-    file: Path, configs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    shutil.copytree(configs, USUAL_CONFIGS)
-    assert hash_of(file) == hash_of(file, config_path=str(configs))
+    assert hash_of(file) == plain != hash_of(file, config_path=str(configs))
 
 
 @pytest.fixture
-def hub(configs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A hub that has the configs under any name."""
-    monkeypatch.setattr(sources, "fetch_configs", lambda _: configs)
+def usual(configs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Configs of the tiny model where those of SDXL ship."""
+    monkeypatch.setattr(sources, "sdxl_path", lambda: configs)
 
 
 CONFIGS: dict[str, Callable[[Path], object]] = {
@@ -114,7 +105,7 @@ CONFIGS: dict[str, Callable[[Path], object]] = {
 }
 
 
-@pytest.mark.usefixtures("hub")
+@pytest.mark.usefixtures("usual")
 @pytest.mark.parametrize("what", CONFIGS)
 def test_any_change_in_named_configs_changes_a_files_hash(file: Path, configs: Path, tmp_path: Path, what: str) -> None:
     same, other = (Path(shutil.copytree(configs, tmp_path / name)) for name in ("same", "other"))
@@ -122,3 +113,15 @@ def test_any_change_in_named_configs_changes_a_files_hash(file: Path, configs: P
     hashes = [hash_of(file, config_path=str(folder)) for folder in (configs, same, other)]
     assert hashes[0] == hashes[1]
     assert len({hash_of(file), *hashes}) == 3
+
+
+def test_a_file_that_holds_all_models_is_read_once(file: Path, configs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[Path] = []
+
+    def noted(path: Path) -> str:
+        read.append(path)
+        return "0" * 64
+
+    monkeypatch.setattr(hashing, "_sha256", noted)
+    hash_of(file, config_path=str(configs))
+    assert read == [file]

@@ -8,7 +8,8 @@ from torch.nn import functional as F  # noqa: N812, the usual name
 from serve_app.config import ModelConfig
 from serve_app.replica.checkpoint import Checkpoint, load_checkpoint
 from serve_app.replica.denoise import Denoiser
-from serve_app.replica.quantize import Fp8Linear, to_fp8
+from serve_app.replica.fp8 import Fp8Linear
+from serve_app.replica.quantize import to_fp8
 from serve_app.replica.unet import eager
 from tests.conftest import make_slot
 from tests.replica.test_compilation import trajectory

@@ -144,7 +144,11 @@ def perfect_answer(scheduler: Any, call: int, latents: torch.Tensor, clean: torc
     variance = 1 / (1 + level_of(scheduler, call) ** 2) if hasattr(scheduler, "sigmas") else scheduler.alphas_cumprod[t]
     signal, noise = variance**0.5, (1 - variance) ** 0.5
     epsilon = (model_input - signal * clean) / noise
-    answers = {"epsilon": epsilon, "sample": clean, "v_prediction": signal * epsilon - noise * clean}
+    answers: dict[str, torch.Tensor] = {
+        "epsilon": epsilon,
+        "sample": clean,
+        "v_prediction": signal * epsilon - noise * clean,
+    }
     return answers[config.prediction_type]
 
 

@@ -5,9 +5,11 @@ from typing import Any, TypeVar
 from pydantic import create_model
 
 from serve_app.errors import InvalidRequest
+from serve_app.ingress.a1111.prompts import without_loras
 from serve_app.ingress.a1111.samplers import sampling_of
 from serve_app.ingress.a1111.schemas import UNSUPPORTED, WITHOUT_EFFECT, Img2Img, Txt2Img
 from serve_app.ingress.requests import borrowed, own_or_invalid, renamed
+from serve_app.recipe import OF_CONDITIONING
 from serve_app.schemas import GenerateRequest
 
 NAMES = {
@@ -24,6 +26,8 @@ NAMES = {
 _OWN = {theirs: own for own, theirs in NAMES.items()}
 _SAME = ("prompt", "negative_prompt", "width", "height", "seed", "timeout_s", "mask_blur")
 _BORROWED = (*_SAME, "steps", "cfg_scale", "denoising_strength")
+_OURS = OF_CONDITIONING
+"""Fields that A1111 does not have."""
 _MASK_BLUR = 4
 """A1111's default."""
 
@@ -33,7 +37,7 @@ Form = TypeVar("Form", bound=Txt2Img)
 def body_class(kind: type[Form], request: type[GenerateRequest]) -> type[Form]:
     """Return the class that validates bodies, with a service's own bounds and defaults."""
     names = [name for name in _BORROWED if name in kind.model_fields]
-    fields: dict[str, Any] = {name: borrowed(request, _OWN.get(name, name)) for name in names}
+    fields: dict[str, Any] = {name: borrowed(request, _OWN.get(name, name)) for name in (*names, *_OURS)}
     if "mask_blur" in fields:
         fields["mask_blur"] = borrowed(request, "mask_blur", default=_MASK_BLUR)
     return create_model(kind.__name__, __base__=kind, __doc__=kind.__doc__, **fields)
@@ -47,9 +51,11 @@ def own_request(body: Txt2Img, request: type[GenerateRequest], most: int) -> Gen
     scheduler, schedule = sampling_of(body.sampler_name or body.sampler_index, body.scheduler)
     if scheduler == "ddim" and (body.model_extra or {}).get("eta"):  # its usual value is 0, that of others 1
         raise InvalidRequest(f"eta: {UNSUPPORTED}", "eta")
-    said = body.model_dump(include={*_SAME, "steps", "cfg_scale"}, exclude_unset=True, exclude={"mask_blur"})
+    said = body.model_dump(include={*_SAME, *_OURS, "steps", "cfg_scale"}, exclude_unset=True, exclude={"mask_blur"})
     fields = {_OWN.get(name, name): value for name, value in said.items()} | _pictures(body)
-    fields |= {"scheduler": scheduler, "sigma_schedule": schedule, "num_images": _number(body, most)}
+    fields["prompt"], loras = without_loras(body.prompt)
+    fields |= {"loras": loras, "scheduler": scheduler, "sigma_schedule": schedule}
+    fields |= {"prompt_syntax": "weighted", "num_images": _number(body, most)}
     with renamed(NAMES):
         return own_or_invalid(request, **fields)
 

@@ -16,6 +16,7 @@ from serve_app.ingress.a1111.samplers import SAMPLER_LIST, SCHEDULE_LIST
 from serve_app.ingress.a1111.schemas import (
     ImagesAnswer,
     Img2Img,
+    LoraCard,
     PngInfo,
     PngInfoBody,
     Progress,
@@ -92,6 +93,11 @@ def router(service: Service, request: type[GenerateRequest], args: AppArgs, text
         """List the served model."""
         return [settings.card_of(service.model())]
 
+    @routes.get("/loras")
+    async def loras() -> list[LoraCard]:
+        """List the LoRAs that prompts may name."""
+        return [LoraCard(name=lora.name, alias=lora.name, path=lora.name) for lora in await service.loras()]
+
     _add_lists(routes)
     return routes
 
@@ -122,9 +128,4 @@ def _add_lists(routes: APIRouter) -> None:
     @routes.get("/sd-vae")
     async def vaes() -> list[SdModel]:
         """List the VAEs that can be chosen: none."""
-        return []
-
-    @routes.get("/loras")
-    async def loras() -> list[SdModel]:
-        """List the LoRAs: none."""
         return []

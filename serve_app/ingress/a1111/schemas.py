@@ -129,6 +129,15 @@ class SdModel(Answer):
     config: None = None
 
 
+class LoraCard(Answer):
+    """An adapter, to be named in a prompt as `<lora:name:0.8>`."""
+
+    name: str
+    alias: str
+    path: str
+    metadata: dict[str, Any] = Field(default={}, description="Always empty: see `GET /loras`.")
+
+
 class Sampler(Answer):
     name: str
     aliases: list[str]

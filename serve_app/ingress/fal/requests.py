@@ -7,11 +7,13 @@ from pydantic import Field, create_model
 from serve_app.config import ModelConfig
 from serve_app.ingress.fal.schemas import SIZES, FastSdxlInput, Size
 from serve_app.ingress.requests import borrowed, sizes, translated
+from serve_app.recipe import OF_CONDITIONING
 from serve_app.schemas import GenerateRequest
 
 _SAME = ("prompt", "negative_prompt", "num_inference_steps", "guidance_scale", "num_images", "seed", "timeout_s")
 """Fields that are the same in both APIs."""
-
+_OURS = (*OF_CONDITIONING, "prompt_syntax")
+"""Fields that fal does not have."""
 
 NAMES = {"init_image": "image_url", "mask_image": "mask_url"}
 """What fal calls our fields."""
@@ -24,6 +26,7 @@ def input_class(kind: type[Input], request: type[GenerateRequest], model: ModelC
     fields: dict[str, Any] = {
         name: borrowed(request, name) for name in (*_SAME, "strength") if name in kind.model_fields
     }
+    fields |= {name: borrowed(request, name) for name in _OURS}
     fields |= {
         "num_images": borrowed(request, "num_images", default=1),
         "image_size": (
@@ -40,7 +43,8 @@ def input_class(kind: type[Input], request: type[GenerateRequest], model: ModelC
 
 def own_request(body: FastSdxlInput, request: type[GenerateRequest], model: ModelConfig) -> GenerateRequest:
     """Translate a body to a request of this service. Raises InvalidRequest or RequestValidationError."""
-    fields = body.model_dump(include={*_SAME, "strength"}) | _size(body) | _pictures(body)
+    fields = body.model_dump(include={*_SAME, *_OURS, "strength"}) | _size(body) | _pictures(body)
+    fields["loras"] = [{"name": lora.path, "scale": lora.scale} for lora in body.loras]
     return translated(request, model, "image_size", output_format=body.format, **fields)
 
 

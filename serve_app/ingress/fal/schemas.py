@@ -29,6 +29,13 @@ class Size(Body):
     height: int
 
 
+class LoraWeight(Body):
+    """A LoRA and how strongly it counts."""
+
+    path: str = Field(min_length=1, description="Its name, as `GET /loras` lists it; nothing is fetched from a URL.")
+    scale: float = Field(default=1.0, ge=-4, le=4, allow_inf_nan=False, description="How strongly it counts.")
+
+
 def _empty(value: Any) -> Any:
     if value:
         raise ValueError("is not supported; leaving it out would change the picture")
@@ -69,7 +76,7 @@ class FastSdxlInput(ForeignRequest):
     enable_safety_checker: No = Field(default=False, description="Not supported: true is refused.")
     safety_checker_version: Literal["v1", "v2"] | None = Field(default=None, description=_NO_EFFECT)
     expand_prompt: No = Field(default=False, description="Not supported: true is refused.")
-    loras: Nothing = Field(default=[], description="Not supported: only an empty list is accepted.")
+    loras: list[LoraWeight] = Field(default=[], description="LoRAs that this service has, each once.")
     embeddings: Nothing = Field(default=[], description="Not supported: only an empty list is accepted.")
 
 

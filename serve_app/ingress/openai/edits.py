@@ -81,5 +81,6 @@ async def own_request_of(
 
 def described(form: type[EditForm] | type[VariationForm]) -> dict[str, Any]:
     """Return the OpenAPI description of a body that is such a form."""
-    schema = form.model_json_schema()
+    schema = form.model_json_schema(ref_template="#/components/schemas/{model}")
+    schema.pop("$defs", None)  # those of other routes are the same
     return {"requestBody": {"required": True, "content": {KIND: {"schema": schema}}}}

@@ -1,0 +1,195 @@
+"""The folder of adapters: finds files by name, and says what each holds. New files count at once.
+
+A name is a file's path inside the folder without its suffix, as `pixel-art` or `styles/pixel-art`.
+"""
+
+import difflib
+import hashlib
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Lock
+from typing import Generic, TypeVar
+
+from serve_app.adapters.header import NoAdapter, read_header
+from serve_app.adapters.kinds import family_of, require_lora
+from serve_app.adapters.said import rank_of, trigger_words
+from serve_app.errors import AdapterError
+from serve_app.recipe import LONGEST_NAME, hash_of_digest
+
+SUFFIX = ".safetensors"
+_PICKLED = (".pt", ".ckpt", ".bin", ".pth")
+_MOST_FILES = 10_000
+_DEEPEST = 8
+_MOST_NEAR = 3
+_MOST_REMEMBERED = 2 * _MOST_FILES
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Version:
+    """A file as it is now; one that was written anew is another."""
+
+    path: Path
+    size: int
+    modified_ns: int
+
+    @classmethod
+    def of(cls, path: Path) -> "Version":
+        """Raises OSError."""
+        stat = path.stat()
+        return cls(path, stat.st_size, stat.st_mtime_ns)
+
+
+@dataclass(frozen=True, slots=True)
+class Adapter:
+    """A LoRA in the folder."""
+
+    name: str
+    version: Version
+    trigger_words: tuple[str, ...]
+    base_model: str | None
+    rank: int | None
+    unusable: str | None
+    """Why it cannot be used; None if nothing in its header speaks against it."""
+
+
+class _Remembered(Generic[T]):
+    """What was found out of each version of a file, once."""
+
+    def __init__(self, find_out: Callable[[Version], T]) -> None:
+        self._find_out = find_out
+        self._known: dict[Version, T] = {}
+        self._lock = Lock()
+
+    def of(self, version: Version) -> T:
+        with self._lock:
+            if version in self._known:
+                return self._known[version]
+        found = self._find_out(version)
+        with self._lock:
+            if len(self._known) >= _MOST_REMEMBERED:
+                self._known.clear()
+            self._known[version] = found
+        return found
+
+    def known(self, version: Version) -> T | None:
+        with self._lock:
+            return self._known.get(version)
+
+
+class AdapterFolder:
+    """The adapters in a folder. All methods read files, so they belong in a thread; threads may share it."""
+
+    def __init__(self, path: Path) -> None:
+        self._root = path
+        self._headers = _Remembered(_described)
+        self._hashes = _Remembered(_hash)
+
+    def all(self) -> list[Adapter]:
+        """Return all adapters by name, those that cannot be used too."""
+        return [adapter for name in sorted(self._names()) if (adapter := self._adapter_if_there(name))]
+
+    def find(self, name: str) -> Adapter:
+        """Return an adapter by its name. Raises AdapterError if there is none, or it cannot be used."""
+        try:
+            adapter = self._adapter(name)
+        except (OSError, ValueError) as error:
+            raise AdapterError(name, self._missing(name)) from error
+        if adapter.unusable:
+            raise AdapterError(name, adapter.unusable)
+        return adapter
+
+    def hash_of(self, adapter: Adapter) -> str:
+        """Return the start of its file's SHA-256, as requests and pictures name it; reads the file the first time.
+
+        Raises AdapterError if it cannot be read.
+        """
+        try:
+            return self._hashes.of(adapter.version)
+        except OSError as error:
+            raise AdapterError(adapter.name, f"cannot be read: {error.strerror}") from error
+
+    def hash_if_known(self, adapter: Adapter) -> str | None:
+        return self._hashes.known(adapter.version)
+
+    def near(self, name: str) -> list[str]:
+        """Return the names that may have been meant."""
+        return _near(name, sorted(self._names()))
+
+    def _adapter_if_there(self, name: str) -> Adapter | None:
+        try:
+            return self._adapter(name)
+        except (OSError, ValueError):
+            return None
+
+    def _adapter(self, name: str) -> Adapter:
+        """Raises OSError if there is no such file, ValueError if the name leads out of the folder."""
+        version = Version.of(self._path(name))
+        trigger, family, rank, unusable = self._headers.of(version)
+        return Adapter(name, version, trigger, family, rank, unusable)
+
+    def _path(self, name: str) -> Path:
+        if not _stays_inside(name):
+            raise ValueError
+        path = (self._root / f"{name}{SUFFIX}").resolve(strict=True)
+        if not path.is_relative_to(self._root.resolve()) or not path.is_file():
+            raise ValueError
+        return path
+
+    def _names(self) -> Iterator[str]:
+        found = 0
+        for folder, folders, files in os.walk(self._root):
+            inside = Path(folder).relative_to(self._root)
+            folders[:] = [name for name in folders if not name.startswith(".")] if len(inside.parts) < _DEEPEST else []
+            for file in files:
+                name = (inside / file.removesuffix(SUFFIX)).as_posix()
+                if file.endswith(SUFFIX) and not file.startswith(".") and len(name) <= LONGEST_NAME:
+                    found += 1
+                    if found > _MOST_FILES:
+                        return
+                    if name.isprintable():
+                        yield name
+
+    def _missing(self, name: str) -> str:
+        if _stays_inside(name) and (pickled := [end for end in _PICKLED if (self._root / f"{name}{end}").is_file()]):
+            return f"is a {pickled[0]} file, whose pickled weights are never loaded; convert it to {SUFFIX}"
+        names = sorted(self._names())
+        if near := _near(name, names):
+            return f"is not in adapters.path; similar names: {', '.join(near)}"
+        return "is not in adapters.path, which is empty" if not names else "is not in adapters.path; see GET /loras"
+
+
+def _stays_inside(name: str) -> bool:
+    return "\\" not in name and "\0" not in name and all(step and step[0] != "." for step in name.split("/"))
+
+
+def _near(name: str, names: list[str]) -> list[str]:
+    lower = {known.lower(): known for known in names}
+    last = name.lower().removesuffix(SUFFIX)
+    same = [known for plain, known in lower.items() if plain == last or plain.rpartition("/")[2] == last]
+    close = [lower[plain] for plain in difflib.get_close_matches(last, lower, _MOST_NEAR)]
+    return list(dict.fromkeys([*same, *close]))[:_MOST_NEAR]
+
+
+_Described = tuple[tuple[str, ...], str | None, int | None, str | None]
+
+
+def _described(version: Version) -> _Described:
+    try:
+        header = read_header(version.path)
+    except NoAdapter as error:
+        return (), None, None, str(error)
+    try:
+        require_lora(header)
+        unusable = None
+    except NoAdapter as error:
+        unusable = str(error)
+    return tuple(trigger_words(header.metadata)), family_of(header), rank_of(header), unusable
+
+
+def _hash(version: Version) -> str:
+    with version.path.open("rb") as file:
+        return hash_of_digest(hashlib.file_digest(file, "sha256").hexdigest())

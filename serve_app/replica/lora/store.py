@@ -1,0 +1,82 @@
+"""The adapters that a replica has read, kept on its device within bounds."""
+
+import threading
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+
+from serve_app.adapters import AdapterFolder
+from serve_app.config import AdaptersConfig
+from serve_app.recipe import Lora
+from serve_app.replica.checkpoint import Checkpoint
+from serve_app.replica.lora.delta import Delta
+from serve_app.replica.lora.merging import shapes
+from serve_app.replica.lora.reading import Shapes, read_lora
+from serve_app.replica.lora.sets import COMPONENTS, Adapters
+
+_Components = Mapping[str, Mapping[str, Delta]]
+
+
+def make_store(config: AdaptersConfig, checkpoint: Checkpoint) -> "LoraStore | None":
+    """Return the store of a loaded model's adapters; None if none are served."""
+    if config.path is None:
+        return None
+    models = {name: getattr(checkpoint.pipe, name) for name in COMPONENTS}
+    all_shapes = {name: shapes(model) for name, model in models.items() if model is not None}
+    return LoraStore(AdapterFolder(Path(config.path)), all_shapes, checkpoint.device, config.cache_bytes)
+
+
+class LoraStore:
+    """Reads adapters, each once as long as there is room. Its methods block: call them beside the denoising."""
+
+    def __init__(self, folder: AdapterFolder, shapes: Shapes, device: torch.device, max_bytes: int) -> None:
+        self._folder = folder
+        self._shapes = shapes
+        self._device = device
+        self._max_bytes = max_bytes
+        self._reading = threading.Lock()  # one at a time: whoever waits may find that it was the same one
+        self._kept: OrderedDict[str, tuple[_Components, int]] = OrderedDict()  # by hash; the newest last
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+
+    def read(self, loras: Sequence[Lora]) -> Adapters:
+        """Return adapters, in this order, on the device.
+
+        Raises AdapterError if one cannot be found, read or applied, or is another file than the one asked for.
+        """
+        hashes = [lora.hash or self._folder.hash_of(self._folder.find(lora.name)) for lora in loras]
+        named = list(zip(loras, hashes, strict=True))
+        key = tuple((hash_, lora.scale) for lora, hash_ in named)
+        return Adapters(key, tuple(self._components(lora.name, hash_) for lora, hash_ in named))
+
+    def _components(self, name: str, hash_: str) -> _Components:
+        with self._reading:
+            if hash_ not in self._kept:
+                deltas = read_lora(self._folder.find(name).version.path, self._shapes, name, hash_)
+                self._kept[hash_] = self._on_device(deltas.components), deltas.nbytes
+                self._make_room()
+            self._kept.move_to_end(hash_)
+            return self._kept[hash_][0]
+
+    def _make_room(self) -> None:
+        """Drop the oldest, but never the newest: it is about to be used."""
+        while len(self._kept) > 1 and sum(size for _, size in self._kept.values()) > self._max_bytes:
+            self._kept.popitem(last=False)
+
+    def _on_device(self, components: _Components) -> _Components:
+        if self._stream is None:
+            return components
+        # A stream of its own: on the engine's, each copy would wait for all the steps that were launched before it.
+        with torch.cuda.stream(self._stream):
+            moved = {
+                component: {layer: delta.to(self._device) for layer, delta in layers.items()}
+                for component, layers in components.items()
+            }
+        for layers in moved.values():
+            for delta in layers.values():
+                for tensor in delta.tensors():
+                    # The engine's stream reads it: its memory must not be given away before that stream is done.
+                    tensor.record_stream(torch.cuda.default_stream(self._device))
+        self._stream.synchronize()
+        return moved

@@ -1,0 +1,85 @@
+"""What cannot be applied is refused: nothing of a file is left out in silence."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from serve_app.errors import AdapterError
+from serve_app.recipe import picture_hash
+from serve_app.replica.lora import Shapes, read_lora
+from serve_app.replica.lora.names import spellings_of_unet
+from tests.lora_files import Tensors, kohya, noise, peft, per_layer, save
+from tests.single_file import original_unet_names
+
+LAYER = "mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
+KEY = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q"
+
+
+def test_each_layer_has_both_names_alone(models: Mapping[str, nn.Module]) -> None:
+    names = original_unet_names(models["unet"])
+    spelled = spellings_of_unet(names)
+    for own, original in names.items():
+        assert spelled[own.replace(".", "_")] == spelled[original.replace(".", "_")] == own
+
+
+Change = Callable[[Tensors], object]
+FAULTS: dict[str, tuple[Change, str]] = {
+    "unknown": (lambda t: t.update({f"{KEY}.surprise": noise(2, 2)}), "cannot be applied: .*surprise"),
+    "another model's layer": (lambda t: t.update({"lora_unet_extra.lora_up.weight": noise(2, 2)}), "does not have"),
+    "half": (lambda t: t.pop(f"{KEY}.lora_up.weight"), "lacks its part up"),
+    "alpha alone": (lambda t: (t.pop(f"{KEY}.lora_up.weight"), t.pop(f"{KEY}.lora_down.weight")), "lacks its part up"),
+    "mixed": (lambda t: t.update({f"{KEY}.lokr_t2": noise(2, 2)}), "do not belong together: lokr_t2"),
+    "ranks": (lambda t: t.update({f"{KEY}.lora_up.weight": noise(64, 3)}), "different ranks"),
+    "shape": (lambda t: t.update({f"{KEY}.lora_up.weight": noise(63, 4)}), "changes a weight of 63 x 64"),
+    "twice": (lambda t: t.update({f"unet.{LAYER}.lora_A.weight": noise(4, 64)}), "twice, under two names"),
+    "infinite": (lambda t: t[f"{KEY}.lora_up.weight"].view(-1)[0].fill_(torch.inf), "no finite numbers"),
+    "not a number": (lambda t: t[f"{KEY}.lora_up.weight"].view(-1)[0].fill_(torch.nan), "no finite numbers"),
+    "quantized": (lambda t: t.update({f"{KEY}.lora_up.weight": torch.ones(64, 4, dtype=torch.int8)}), "int8"),
+    "alphas": (lambda t: t.update({f"{KEY}.alpha": noise(2)}), "has a alpha of 2"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_file_with_a_fault_is_refused(
+    models: Mapping[str, nn.Module], shapes: Shapes, tmp_path: Path, fault: str
+) -> None:
+    change, words = FAULTS[fault]
+    tensors = kohya(models, original=False)
+    assert f"{KEY}.lora_up.weight" in tensors
+    change(tensors)
+    with pytest.raises(AdapterError, match=words):
+        read_lora(save(tmp_path / "faulty.safetensors", tensors), shapes, "faulty")
+
+
+def test_a_file_that_has_changed_is_refused(models: Mapping[str, nn.Module], shapes: Shapes, tmp_path: Path) -> None:
+    file = save(tmp_path / "a.safetensors", peft(models["unet"]))
+    read_lora(file, shapes, "a", picture_hash(file.read_bytes()))
+    with pytest.raises(AdapterError, match="another file by now"):
+        read_lora(file, shapes, "a", picture_hash(b"another"))
+
+
+def test_the_settings_beside_a_file_of_peft_count(
+    models: Mapping[str, nn.Module], shapes: Shapes, tmp_path: Path
+) -> None:
+    file = save(tmp_path / "adapter_model.safetensors", peft(models["unet"], prefix="base_model.model."))
+    plain = read_lora(file, shapes, "a").components["unet"][LAYER]
+    (tmp_path / "adapter_config.json").write_text('{"r": 4, "lora_alpha": 12}')
+    assert (plain.strength, read_lora(file, shapes, "a").components["unet"][LAYER].strength) == (1, 3)
+
+
+@pytest.mark.parametrize("along", [0, 1])
+def test_dora_of_lycoris_counts_rows_or_columns(
+    models: Mapping[str, nn.Module], shapes: Shapes, tmp_path: Path, along: int
+) -> None:
+    pristine: Tensor = models["unet"].get_submodule(LAYER).weight.detach()  # type: ignore[operator]  # may be a module
+    up, down = noise(64, 4), noise(4, 64)
+    lengths = pristine.norm(dim=along, keepdim=True) * 1.2
+    parts = {"lora_up.weight": up, "lora_down.weight": down, "dora_scale": lengths}
+    file = save(tmp_path / "a.safetensors", per_layer(models["unet"], f"^{LAYER}$", lambda _: parts))
+    total = pristine.clone()
+    read_lora(file, shapes, "a").components["unet"][LAYER].add_to(total, pristine, 1)
+    changed = pristine + up @ down
+    torch.testing.assert_close(total, lengths * changed / changed.norm(dim=along, keepdim=True))

@@ -1,0 +1,41 @@
+"""The adapters that a replica has read."""
+
+from pathlib import Path
+
+import pytest
+
+from serve_app.config import AdaptersConfig
+from serve_app.errors import AdapterError
+from serve_app.recipe import Lora
+from serve_app.replica.checkpoint import Checkpoint
+from serve_app.replica.lora.store import LoraStore, make_store
+from tests.random_lora import save_lora
+
+
+def store_of(folder: Path, checkpoint: Checkpoint, cache_bytes: int = 2**20) -> LoraStore:
+    store = make_store(AdaptersConfig(path=str(folder), cache_bytes=cache_bytes), checkpoint)
+    assert store is not None
+    return store
+
+
+@pytest.mark.parametrize(("cache_bytes", "again"), [(2**20, True), (0, False)])
+def test_each_is_read_once_as_long_as_there_is_room(
+    tiny_path: Path, tmp_path: Path, checkpoint: Checkpoint, cache_bytes: int, again: bool
+) -> None:
+    for seed, name in enumerate("ab"):
+        save_lora(tiny_path, tmp_path / f"{name}.safetensors", seed)
+    store = store_of(tmp_path, checkpoint, cache_bytes)
+    first = store.read([Lora(name="a"), Lora(name="b", scale=0.5)])
+    assert [scale for _, scale in first.key] == [1.0, 0.5]
+    assert (store.read([Lora(name="a")]).deltas[0] is first.deltas[0]) == again
+
+
+def test_another_file_of_that_name_is_refused(tiny_path: Path, tmp_path: Path, checkpoint: Checkpoint) -> None:
+    file = save_lora(tiny_path, tmp_path / "a.safetensors", 1)
+    ((hash_, _),) = store_of(tmp_path, checkpoint).read([Lora(name="a")]).key
+    kept = store_of(tmp_path, checkpoint)
+    kept.read([Lora(name="a", hash=hash_)])
+    save_lora(tiny_path, file, 2)
+    assert kept.read([Lora(name="a", hash=hash_)]).key == ((hash_, 1.0),), "what was read is what was asked for"
+    with pytest.raises(AdapterError, match="another file by now"):
+        store_of(tmp_path, checkpoint).read([Lora(name="a", hash=hash_)])
