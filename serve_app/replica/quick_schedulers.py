@@ -1,4 +1,4 @@
-"""Three of diffusers' schedulers whose own classes would take long: to be made, or to be imported."""
+"""Some of diffusers' schedulers whose own classes would take long: to be made, or to be imported."""
 
 from typing import Any
 
@@ -12,19 +12,22 @@ _ORDER = 4
 
 
 class _MadeQuickly:
-    """Leaves out the schedule of all timesteps that the constructor computes and nobody uses: it takes 0.2 s.
+    """Leaves out the schedule of all timesteps that the constructor computes and nobody uses: it takes up to 0.2 s.
 
-    Both classes give NumPy's functions tensors, which is deprecated; arrays have the same timesteps.
+    These classes give NumPy's functions tensors, which is deprecated; arrays have the same timesteps.
     """
 
-    def set_timesteps(self, steps: int, device: str | None = None, num_train_timesteps: float | None = None) -> None:
+    def set_timesteps(self, steps: int | None = None, device: str | None = None, *args: Any, **options: Any) -> None:
         if device is None:  # so only the constructor calls it
             self.sigmas = torch.empty(0)
         else:
-            super().set_timesteps(steps, device, num_train_timesteps)  # type: ignore[misc]
+            super().set_timesteps(steps, device, *args, **options)  # type: ignore[misc]
 
     def _sigma_to_t(self, sigma: Any, log_sigmas: Any) -> Any:
         return super()._sigma_to_t(np.asarray(sigma), np.asarray(log_sigmas))  # type: ignore[misc]
+
+
+class HeunDiscreteScheduler(_MadeQuickly, diffusers.HeunDiscreteScheduler): ...  # type: ignore[misc]
 
 
 class KDPM2DiscreteScheduler(_MadeQuickly, diffusers.KDPM2DiscreteScheduler): ...  # type: ignore[misc]

@@ -26,7 +26,7 @@ SETTINGS = ("prediction_type", "timestep_spacing", "rescale_betas_zero_snr")
 """The fields of `model` that override the field of the same name in the checkpoint's scheduler config."""
 
 
-_SPACED: tuple[SchedulerName, ...] = ("euler", "dpmpp_2m", "unipc", "ddim", "pndm")
+_SPACED: tuple[SchedulerName, ...] = ("euler", "dpmpp_2m", "dpmpp_2s", "unipc", "ddim", "pndm")
 """Among them they have every way to space timesteps: where these can take a number of steps, so can all others."""
 
 

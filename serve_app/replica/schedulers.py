@@ -1,80 +1,38 @@
-"""The schedulers that a request can name, made from the checkpoint's scheduler config; all but one are diffusers'."""
+"""The schedulers that a request can name, made from the checkpoint's scheduler config."""
 
 import inspect
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any, get_args
 
+import diffusers
 import torch
 from diffusers import (
     DDIMScheduler,
     DDPMScheduler,
     DEISMultistepScheduler,
-    DPMSolverMultistepScheduler,
-    DPMSolverSinglestepScheduler,
     EDMDPMSolverMultistepScheduler,
     EDMEulerScheduler,
     EulerAncestralDiscreteScheduler,
-    EulerDiscreteScheduler,
-    HeunDiscreteScheduler,
     LCMScheduler,
     PNDMScheduler,
-    SASolverScheduler,
     SchedulerMixin,
     TCDScheduler,
-    UniPCMultistepScheduler,
 )
 
 from serve_app.recipe import SchedulerName, SigmaSchedule
 from serve_app.replica.quick_schedulers import (
+    HeunDiscreteScheduler,
     KDPM2AncestralDiscreteScheduler,
     KDPM2DiscreteScheduler,
     LMSDiscreteScheduler,
 )
-from serve_app.replica.sigmas import follow_beta, listed_timesteps, schedule_options
-from serve_app.samplers import SAMPLERS
+from serve_app.replica.sigmas import follow_beta, listed_timesteps
+from serve_app.samplers import SAMPLERS, schedule_options
 
-
-@dataclass(frozen=True, slots=True)
-class _Kind:
-    """A class of diffusers, and the options that distinguish names of one class. All others are the checkpoint's.
-
-    `always` are options of a name that distinguish nothing: its class would choose them itself, with a warning.
-    """
-
-    cls: type[SchedulerMixin]
-    options: Mapping[str, Any] = field(default_factory=dict)
-    always: Mapping[str, Any] = field(default_factory=dict)
-
-
-_SDE_2 = {"algorithm_type": "sde-dpmsolver++", "solver_order": 2}
-_SDE_3 = {"algorithm_type": "sde-dpmsolver++", "solver_order": 3}
-_ODE_2 = {"algorithm_type": "dpmsolver++", "solver_order": 2}
-_TO_ZERO = {"lower_order_final": True}
-
-_KINDS: Mapping[SchedulerName, _Kind] = {
-    "euler": _Kind(EulerDiscreteScheduler),
-    "euler_a": _Kind(EulerAncestralDiscreteScheduler),
-    "heun": _Kind(HeunDiscreteScheduler),
-    "dpm2": _Kind(KDPM2DiscreteScheduler),
-    "dpm2_a": _Kind(KDPM2AncestralDiscreteScheduler),
-    "lms": _Kind(LMSDiscreteScheduler),
-    "dpmpp_2m": _Kind(DPMSolverMultistepScheduler, {**_ODE_2, "use_karras_sigmas": False}),
-    "dpmpp_2m_karras": _Kind(DPMSolverMultistepScheduler, {**_ODE_2, **schedule_options("karras")}),
-    "dpmpp_2m_sde": _Kind(DPMSolverMultistepScheduler, _SDE_2),
-    "dpmpp_3m_sde": _Kind(DPMSolverMultistepScheduler, _SDE_3),
-    "dpmpp_2s": _Kind(DPMSolverSinglestepScheduler, _ODE_2, _TO_ZERO),
-    "dpmpp_sde": _Kind(DPMSolverSinglestepScheduler, _SDE_2, _TO_ZERO),
-    "ddim": _Kind(DDIMScheduler),
-    "unipc": _Kind(UniPCMultistepScheduler),
-    "deis": _Kind(DEISMultistepScheduler),
-    "pndm": _Kind(PNDMScheduler, {"skip_prk_steps": True}),
-    "sa_solver": _Kind(SASolverScheduler),
-    "ddpm": _Kind(DDPMScheduler),
-    "lcm": _Kind(LCMScheduler),
-    "tcd": _Kind(TCDScheduler),
-    "edm_euler": _Kind(EDMEulerScheduler),
-    "edm_dpmpp_2m": _Kind(EDMDPMSolverMultistepScheduler, {"algorithm_type": "dpmsolver++", "solver_order": 2}),
+_OURS = (HeunDiscreteScheduler, KDPM2DiscreteScheduler, KDPM2AncestralDiscreteScheduler, LMSDiscreteScheduler)
+_CLASSES: Mapping[str, type[SchedulerMixin]] = {
+    **{sampler.made_by: getattr(diffusers, sampler.made_by) for sampler in SAMPLERS.values()},
+    **{cls.__name__: cls for cls in _OURS},
 }
 
 SCHEDULER_NAMES: tuple[SchedulerName, ...] = get_args(SchedulerName)
@@ -87,12 +45,13 @@ def make_scheduler(
     name: SchedulerName, config: Mapping[str, Any], schedule: SigmaSchedule | None = None, **others: Any
 ) -> Any:
     """Return a fresh scheduler. `clip_sample` is off: SDXL's latents are not bounded by 1."""
-    kind = _KINDS[name]
-    options = {"clip_sample": False, **kind.always, **kind.options, **schedule_options(schedule), **others}
-    if not kind.cls._compatibles:  # it would warn of each option that it does not know
-        known = {"_use_default_values", *inspect.signature(kind.cls).parameters}
+    sampler = SAMPLERS[name]
+    cls = _CLASSES[sampler.made_by]
+    options = {"clip_sample": False, **sampler.always, **sampler.options, **schedule_options(schedule), **others}
+    if not cls._compatibles:  # it would warn of each option that it does not know
+        known = {"_use_default_values", *inspect.signature(cls).parameters}
         config = {key: value for key, value in config.items() if key in known}
-    scheduler = kind.cls.from_config(config, **options)
+    scheduler = cls.from_config(config, **options)
     if schedule == "beta":
         follow_beta(scheduler)
     return scheduler
@@ -206,9 +165,11 @@ def is_edm(config: Mapping[str, Any]) -> bool:
 
 def can_sample(name: SchedulerName, config: Mapping[str, Any]) -> bool:
     """Return whether a scheduler can sample with an effective config."""
-    cls, predicts = _KINDS[name].cls, config["prediction_type"]
+    cls, predicts = _CLASSES[SAMPLERS[name].made_by], config["prediction_type"]
     if is_edm(config) or cls in _EDM:
         return is_edm(config) and cls in _EDM and predicts != "sample"
+    if cls is PNDMScheduler and _says(config, "timestep_spacing") == "linspace":
+        return False  # its steps are shorter than the way to the next timestep, so that noise stays
     if predicts == "sample" and cls in _WITHOUT_SAMPLES:
         return False
     most = SAMPLERS[name].most_steps
@@ -219,6 +180,11 @@ def can_sample(name: SchedulerName, config: Mapping[str, Any]) -> bool:
         # Some divide by the signal, which is zero; the others replace zero with a small number.
         return knows and not (predicts == "epsilon" and cls in _DIVIDES_BY_SIGNAL)
     return True
+
+
+def _says(config: Mapping[str, Any], name: str) -> Any:
+    """Return an option; None: another scheduler class replaces it with its own default."""
+    return None if name in config.get("_use_default_values", ()) else config.get(name)
 
 
 _EDM = (EDMEulerScheduler, EDMDPMSolverMultistepScheduler)
@@ -254,7 +220,7 @@ def other_options(config: Mapping[str, Any]) -> Mapping[str, Any]:
 def _nearest(config: Mapping[str, Any]) -> Mapping[SchedulerName, Mapping[str, Any]]:
     """Return the schedulers of a config's class, each with the options in which the config differs."""
     return {
-        name: {key: config[key] for key, value in kind.options.items() if config.get(key, value) != value}
-        for name, kind in _KINDS.items()
-        if config.get("_class_name") == kind.cls.__name__
+        name: {key: config[key] for key, value in sampler.options.items() if config.get(key, value) != value}
+        for name, sampler in SAMPLERS.items()
+        if config.get("_class_name") == sampler.made_by
     }

@@ -1,6 +1,5 @@
-"""Schedules of noise levels, as options of diffusers' schedulers."""
+"""Schedules of noise levels that diffusers has no option for, or only beside scipy."""
 
-from collections.abc import Mapping
 from functools import lru_cache
 from math import gamma
 from typing import Any
@@ -8,28 +7,8 @@ from typing import Any
 import numpy as np
 from diffusers.schedulers import AysSchedules
 
-from serve_app.recipe import SigmaSchedule
-
-_FLAGS = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas")
-"""The options that ask for levels; diffusers allows one."""
 _ALPHA = 0.6
 """Of the beta distribution, for both sides: what diffusers and popular UIs take."""
-
-
-def schedule_options(schedule: SigmaSchedule | None) -> Mapping[str, Any]:
-    """Return the options that ask a scheduler for a schedule; none: what its config says."""
-    flags = dict.fromkeys(_FLAGS, False)
-    match schedule:
-        case None:
-            return {}
-        case "karras":
-            return {**flags, "use_karras_sigmas": True}
-        case "exponential" | "beta":  # see `follow_beta`
-            return {**flags, "use_exponential_sigmas": True}
-        case "sgm_uniform":
-            return {**flags, "timestep_spacing": "trailing"}
-        case "align_your_steps":
-            return flags
 
 
 def follow_beta(scheduler: Any) -> None:

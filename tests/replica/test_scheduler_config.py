@@ -3,6 +3,7 @@
 import inspect
 import json
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, get_args
 
 import pytest
@@ -10,16 +11,22 @@ import torch
 from diffusers import (
     CMStochasticIterativeScheduler,
     DDIMScheduler,
+    DDPMScheduler,
+    DEISMultistepScheduler,
     DPMSolverMultistepScheduler,
     DPMSolverSinglestepScheduler,
     EDMDPMSolverMultistepScheduler,
     EDMEulerScheduler,
+    EulerAncestralDiscreteScheduler,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
+    HeunDiscreteScheduler,
     LCMScheduler,
     PNDMScheduler,
+    SASolverScheduler,
     SchedulerMixin,
     TCDScheduler,
+    UniPCMultistepScheduler,
 )
 
 from serve_app.config import AppArgs, LimitsConfig, ModelConfig
@@ -28,8 +35,14 @@ from serve_app.recipe import SchedulerName
 from serve_app.replica.checkpoint import Checkpoint, load_checkpoint
 from serve_app.replica.loading import load
 from serve_app.replica.markers import marked
-from serve_app.replica.scheduler_config import check_steps, default_scheduler, effective_config, fitting_schedulers
-from serve_app.replica.schedulers import SCHEDULER_NAMES, make_scheduler, most_steps
+from serve_app.replica.scheduler_config import (
+    check_steps,
+    check_usable,
+    default_scheduler,
+    effective_config,
+    fitting_schedulers,
+)
+from serve_app.replica.schedulers import SCHEDULER_NAMES, make_scheduler, most_steps, scheduler_name
 from serve_app.schemas import TimestepSpacing
 from tests.conftest import BETAS, ZERO_SNR, WithScheduler
 
@@ -193,6 +206,7 @@ def test_schedulers_that_cannot_sample_a_config_are_not_offered() -> None:
 
     edm: set[SchedulerName] = {"edm_euler", "edm_dpmpp_2m"}
     assert unfit() == edm
+    assert unfit(timestep_spacing="linspace") == {*edm, "pndm"}
     assert unfit(prediction_type="sample") == {*edm, "euler_a", "dpm2", "dpm2_a", "pndm"}
     without = {"heun", "dpm2", "dpm2_a", "dpmpp_2s", "dpmpp_sde", "deis", "pndm", "sa_solver"}
     assert unfit(**ZERO_SNR) == {*edm, *without}
@@ -203,6 +217,24 @@ def test_schedulers_that_cannot_sample_a_config_are_not_offered() -> None:
     assert not {"lcm", "tcd"} & {*fitting_schedulers(effective_config(few, {}))}
 
 
+OWN = [
+    *(DDIMScheduler, DDPMScheduler, DEISMultistepScheduler, EulerAncestralDiscreteScheduler, EulerDiscreteScheduler),
+    *(HeunDiscreteScheduler, LCMScheduler, SASolverScheduler, TCDScheduler, UniPCMultistepScheduler),
+    *(DPMSolverMultistepScheduler, DPMSolverSinglestepScheduler),
+    partial(DPMSolverMultistepScheduler, algorithm_type="sde-dpmsolver++", solver_order=3),
+    partial(PNDMScheduler, skip_prk_steps=True),
+]
+
+
+@pytest.mark.parametrize("own", OWN, ids=str)
+def test_what_a_file_says_for_one_class_stops_no_other(own: Any) -> None:
+    """Classes have options of one name whose values mean nothing to others; a saved config holds all of them."""
+    config = {**own(beta_schedule="scaled_linear").config}
+    del config["_use_default_values"]
+    check_usable(config, CheckpointError)
+    assert scheduler_name({**config, "_class_name": getattr(own, "func", own).__name__}) in fitting_schedulers(config)
+
+
 def test_any_number_of_steps_that_the_check_allows_can_be_taken_by_all() -> None:
     for spacing in get_args(TimestepSpacing):
         for offset in (0, 1, 3):
@@ -210,7 +242,7 @@ def test_any_number_of_steps_that_the_check_allows_can_be_taken_by_all() -> None
                 beta_schedule="scaled_linear", num_train_timesteps=40, timestep_spacing=spacing, steps_offset=offset
             )
             config = effective_config(own, {})
-            allowed = max(most for most in range(1, 41) if allows(config, most))
+            allowed = next(most for most in range(40, 0, -1) if allows(config, most))
             for name in fitting_schedulers(config):
                 if name not in ("lcm", "tcd"):  # which are bounded by their own number
                     assert most_steps(name, config, allowed) == allowed, (name, spacing, offset)
