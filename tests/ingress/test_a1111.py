@@ -111,6 +111,31 @@ def test_what_sillytavern_asks_for(client: TestClient) -> None:
     assert (progress["progress"], progress["state"]["job_count"]) == (0.0, 0)
 
 
+@pytest.mark.parametrize(
+    ("sampler", "schedule", "ours", "said"),
+    [
+        ("DPM++ 2M Karras", None, ("dpmpp_2m_karras", None), "DPM++ 2M, Schedule type: Karras"),
+        ("DPM++ 2M", "karras", ("dpmpp_2m", "karras"), "DPM++ 2M, Schedule type: Karras"),
+        ("DPM++ 2M SDE", "Automatic", ("dpmpp_2m_sde", None), "DPM++ 2M SDE"),
+        ("DPM++ 2M SDE Exponential", None, ("dpmpp_2m_sde", "exponential"), "DPM++ 2M SDE, Schedule type: Exponential"),
+        ("DPM++ 3M SDE Karras", "Beta", ("dpmpp_3m_sde", "beta"), "DPM++ 3M SDE, Schedule type: Beta"),
+        ("DPM++ SDE", "Align Your Steps", ("dpmpp_sde", "align_your_steps"), "DPM++ SDE, Schedule type: Align Your"),
+        ("Euler a", "SGM Uniform", ("euler_a", "sgm_uniform"), "Euler a, Schedule type: SGM Uniform"),
+        ("k_lms", None, ("lms", None), "LMS"),
+        ("PLMS", "", ("pndm", None), "PLMS"),
+        ("lcm", None, ("lcm", None), "LCM"),
+        (None, "exponential", ("euler", "exponential"), "Euler, Schedule type: Exponential"),
+    ],
+)
+def test_samplers_and_schedules_have_a1111s_names(
+    client: TestClient, pool: FakePool, sampler: str | None, schedule: str | None, ours: tuple[str, str], said: str
+) -> None:
+    _, info = answer(client, sampler_name=sampler, scheduler=schedule)
+    recipe = pool.slots[0].recipe
+    assert (recipe.scheduler, recipe.sigma_schedule) == ours
+    assert f"Sampler: {said}" in info["infotexts"][0]
+
+
 def test_prompts_have_weights(client: TestClient, pool: FakePool) -> None:
     _, info = answer(client, prompt="a (cat:1.3) [dull] BREAK {x|y}", prompt_2="ink", original_size=[512, 512])
     recipe = pool.slots[0].recipe
