@@ -23,7 +23,7 @@ from serve_app.replica.checkpoint import Checkpoint
 from serve_app.replica.prompts import PromptEmbedding
 from serve_app.replica.schedulers import can_sample
 from serve_app.replica.trajectory import Trajectory
-from serve_app.samplers import refusal
+from serve_app.samplers import SAMPLERS, refusal, unet_calls
 from tests.conftest import BETAS, ZERO_SNR, make_slot
 from tests.replica.test_equals_diffusers import MORE, STOCK
 
@@ -125,6 +125,24 @@ def a_recipe(name: SchedulerName, schedule: SigmaSchedule | None, steps: int, st
         num_inference_steps=steps,
         **picture,
     ).recipe
+
+
+@pytest.mark.parametrize("steps", [2, 5])
+@pytest.mark.parametrize("name", [name for name in SAMPLERS if not name.startswith("edm")])
+def test_its_calls_are_known_before_and_its_steps_are_counted(
+    name: SchedulerName, steps: int, checkpoint: Checkpoint
+) -> None:
+    served = replace(checkpoint, scheduler_config=MODELS["leading"])
+    for strength in (None, 0.6):
+        recipe = a_recipe(name, None, steps, strength)
+        trajectory = Trajectory.of(recipe, 7, served, [EMBEDDING], ENCODER, CANVAS if strength else None)
+        done = [trajectory.step]
+        while not trajectory.done:
+            trajectory.advance(a_unet(trajectory.model_input(), trajectory.timestep))
+            done.append(trajectory.step)
+        assert len(done) - 1 == unet_calls(recipe)
+        assert done == sorted(done)
+        assert {*done} == {*range(recipe.first_step, steps + 1)}
 
 
 @pytest.mark.parametrize(
