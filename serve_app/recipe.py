@@ -259,9 +259,8 @@ class Recipe(Body):
     @property
     def without_meaning(self) -> set[str]:
         """The settings that say nothing here: those of a picture to go on from without one, and others left out."""
-        unset = {
-            name for name in ("loras", *OF_CONDITIONING) if getattr(self, name) == type(self).model_fields[name].default
-        }
+        optional = ("loras", "sigma_schedule", *OF_CONDITIONING)
+        unset = {name for name in optional if getattr(self, name) == type(self).model_fields[name].default}
         return unset if self.init_image else unset | set(OF_PICTURES)
 
 

@@ -106,7 +106,6 @@ def test_every_format_holds_the_request_for_this_one_picture(slot: Slot, output_
         "prompt_syntax": "weighted",
         "original_size": [512, 768],
         "scheduler": "dpmpp_2m_karras",
-        "sigma_schedule": None,
         "output_format": output_format,
         "output_compression": None,
         "model": {"name": "sdxl", "revision": "abc123", "hash": "0123456789", **SAMPLED},
