@@ -51,7 +51,7 @@ def config_for(name: SchedulerName, **changes: Any) -> dict[str, Any]:
 
 def counts_for(name: SchedulerName) -> tuple[int, ...]:
     """Return numbers of steps, some of which diffusers' `trailing` gives a timestep too many."""
-    return (1, 2, 4, 50) if name in DISTILLED else (1, 2, 3, 4, 20, 61, 103, 217, MOST)
+    return (1, 2, 4, 50) if name in DISTILLED else (1, 2, 3, 4, 20, 61, 103)
 
 
 @pytest.mark.parametrize("name", SCHEDULER_NAMES)
@@ -177,7 +177,7 @@ def test_a_perfect_model_is_sampled_to_its_answer(name: SchedulerName, spacing: 
         changes = {"timestep_spacing": spacing, "rescale_betas_zero_snr": zero_snr, "prediction_type": prediction}
         config = config_for(name, **changes)
         if can_sample(name, config):
-            counts = [1, 4, 21, 61] if name in SPACED else [1, 4, 21]
+            counts = [1, 4, 21, 61] if name in SPACED else [1, 5]
             samples_a_perfect_model(name, config, counts[name == "pndm" :])
 
 
