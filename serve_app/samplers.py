@@ -50,6 +50,7 @@ class Sampler:
         always: options that distinguish nothing: the class would choose them itself, with a warning.
         order: how often a step calls the UNet, the last step once.
         extra_calls: how often the first step calls it besides.
+        goes_on: whether it can begin after some steps, with a picture. diffusers' PNDM then ends a step too early.
     """
 
     said: str
@@ -63,6 +64,7 @@ class Sampler:
     extra_calls: int = 0
     least_steps: int = 1
     most_steps: int | None = None
+    goes_on: bool = True
 
 
 def schedule_options(schedule: SigmaSchedule | None) -> Mapping[str, Any]:
@@ -86,6 +88,7 @@ _PLAIN, _KARRAS = {**_ODE, "use_karras_sigmas": False}, {**_ODE, **schedule_opti
 _SDE = {"algorithm_type": "sde-dpmsolver++", "solver_order": 2}
 _SDE_3 = {**_SDE, "solver_order": 3}
 _DEIS, _SA = {"algorithm_type": "deis"}, {"algorithm_type": "data_prediction"}
+_PLMS = {"skip_prk_steps": True}
 _TO_ZERO = {"lower_order_final": True}
 _MULTISTEP, _SINGLESTEP = "DPMSolverMultistepScheduler", "DPMSolverSinglestepScheduler"
 _EDM_2M = "EDMDPMSolverMultistepScheduler"
@@ -107,11 +110,9 @@ SAMPLERS: Mapping[SchedulerName, Sampler] = {
     "dpmpp_sde": Sampler("DPM++ SDE", _SINGLESTEP, _LEVELS | _LISTED, ("k_dpmpp_sde",), _SDE, _TO_ZERO, Spacing.NONE),
     "ddim": Sampler("DDIM", "DDIMScheduler", _SPACED),
     "unipc": Sampler("UniPC", "UniPCMultistepScheduler", _UNLISTED, spacing=Spacing.STEPS),
-    "deis": Sampler("DEIS", "DEISMultistepScheduler", _UNLISTED, (), _DEIS, spacing=Spacing.STEPS),
-    "pndm": Sampler(
-        "PLMS", "PNDMScheduler", _SPACED, ("PNDM",), {"skip_prk_steps": True}, extra_calls=1, least_steps=2
-    ),
-    "sa_solver": Sampler("SA Solver", "SASolverScheduler", _UNLISTED, (), _SA, spacing=Spacing.STEPS),
+    "deis": Sampler("DEIS", "DEISMultistepScheduler", _UNLISTED, (), _DEIS, spacing=Spacing.STEPS, least_steps=2),
+    "pndm": Sampler("PLMS", "PNDMScheduler", _SPACED, ("PNDM",), _PLMS, extra_calls=1, least_steps=2, goes_on=False),
+    "sa_solver": Sampler("SA Solver", "SASolverScheduler", _UNLISTED, (), _SA, spacing=Spacing.STEPS, least_steps=2),
     "ddpm": Sampler("DDPM", "DDPMScheduler", _SPACED | _LISTED),
     "lcm": Sampler("LCM", "LCMScheduler", _OWN, spacing=Spacing.NONE, most_steps=50),
     "tcd": Sampler("TCD", "TCDScheduler", _OWN, spacing=Spacing.NONE, most_steps=50),
@@ -142,9 +143,13 @@ def needs_spacing(scheduler: SchedulerName, schedule: SigmaSchedule | None) -> b
     return schedule is None and spacing is not Spacing.NONE
 
 
-def refusal(scheduler: SchedulerName, schedule: SigmaSchedule | None, steps: int) -> tuple[str, str] | None:
+def refusal(
+    scheduler: SchedulerName, schedule: SigmaSchedule | None, steps: int, first_step: int = 0
+) -> tuple[str, str] | None:
     """Return the field that cannot be as it is asked for, and why; None if a scheduler can do it."""
     sampler = SAMPLERS[scheduler]
+    if first_step and not sampler.goes_on:
+        return "scheduler", f"{scheduler} cannot go on from a picture; choose another"
     if schedule and schedule not in sampler.schedules:
         can = [name for name in SCHEDULES if name in sampler.schedules]
         advice = f"it takes {', '.join(can)}" if can else "it has a schedule of its own; leave this out"

@@ -54,6 +54,7 @@ def test_no_two_samplers_have_one_name_in_popular_uis() -> None:
         ("lcm", "karras", 4, "sigma_schedule", "lcm cannot follow karras; it has a schedule of its own; leave this"),
         ("dpmpp_2m_karras", "beta", 20, "sigma_schedule", "dpmpp_2m_karras cannot follow beta; it takes karras"),
         ("pndm", None, 1, "num_inference_steps", "pndm needs at least 2 steps"),
+        ("deis", None, 1, "num_inference_steps", "deis needs at least 2 steps"),
         ("tcd", None, 51, "num_inference_steps", "tcd has at most 50 steps"),
         ("euler", "align_your_steps", 301, "num_inference_steps", "align_your_steps has at most 300 steps"),
     ],
@@ -65,6 +66,12 @@ def test_what_makes_no_sense_is_named_by_its_field(
     assert refused is not None
     assert (refused[0], refused[1].startswith(words)) == (field, True)
     assert refusal(scheduler, None, 20) is None
+
+
+def test_what_cannot_go_on_from_a_picture_says_so() -> None:
+    assert refusal("pndm", None, 20, first_step=8) == ("scheduler", "pndm cannot go on from a picture; choose another")
+    assert refusal("pndm", None, 20) is None
+    assert refusal("lms", None, 20, first_step=8) is None
 
 
 def test_the_older_name_of_karras_levels_is_said_as_the_newer_one() -> None:

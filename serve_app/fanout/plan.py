@@ -74,7 +74,7 @@ def check_sampling(recipe: Recipe, schedulers: Sequence[SchedulerName]) -> None:
     if scheduler is None or scheduler not in schedulers:
         advice = f"choose one of {', '.join(schedulers)}"
         raise InvalidRequest(f"scheduler: {scheduler} cannot sample the served model; {advice}", "scheduler")
-    if refused := refusal(scheduler, recipe.sigma_schedule, recipe.num_inference_steps):
+    if refused := refusal(scheduler, recipe.sigma_schedule, recipe.num_inference_steps, recipe.first_step):
         field, why = refused
         raise InvalidRequest(f"{field}: {why}", field)
 

@@ -36,7 +36,7 @@ STRENGTHS = ((0.6, 4), (0.99, 3), (1.0, 2))
 """With numbers of steps, of which 2 are done."""
 
 
-MORE_CALLS: tuple[SchedulerName, ...] = ("heun", "dpm2_a", "pndm")
+MORE_CALLS: tuple[SchedulerName, ...] = ("heun", "dpm2_a")
 
 
 def a_picture(width: int = WIDTH, height: int = HEIGHT) -> Pillow.Image:

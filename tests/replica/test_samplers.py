@@ -133,7 +133,7 @@ def test_its_calls_are_known_before_and_its_steps_are_counted(
     name: SchedulerName, steps: int, checkpoint: Checkpoint
 ) -> None:
     served = replace(checkpoint, scheduler_config=MODELS["leading"])
-    for strength in (None, 0.6):
+    for strength in (None, *[0.6] * SAMPLERS[name].goes_on):
         recipe = a_recipe(name, None, steps, strength)
         trajectory = Trajectory.of(recipe, 7, served, [EMBEDDING], ENCODER, CANVAS if strength else None)
         done = [trajectory.step]
@@ -160,7 +160,7 @@ def test_it_is_diffusers_alone_and_in_a_crowd(name: SchedulerName, model: str, c
         a_recipe(name, schedule, 10 if schedule == "align_your_steps" else 5, strength)
         for schedule in SCHEDULES
         if not refusal(name, schedule, 5)
-        for strength in (None, 0.6)
+        for strength in (None, *[0.6] * SAMPLERS[name].goes_on)
     ]
     alone = [together([ours(seed, recipe)])[0] for seed, recipe in enumerate(recipes)]
     for seed, (recipe, latents) in enumerate(zip(recipes, alone, strict=True)):
