@@ -197,6 +197,7 @@ def test_a_mask_is_used_as_a1111_does(client: TestClient, pool: FakePool) -> Non
         (IMG2IMG, {"init_images": ["http://10.0.0.1/a.png"]}, "init_images", "nothing is fetched from other places"),
         (IMG2IMG, {"init_images": [PHOTO], "mask": "a.b"}, "mask", "is neither base64 nor a data URI"),
         (IMG2IMG, {"init_images": [PHOTO], "denoising_strength": 0.01}, "denoising_strength", "0.01 of 20 steps is"),
+        (IMG2IMG, {"init_images": [PHOTO], "sampler_name": "PLMS"}, "sampler_name", "pndm cannot go on from a picture"),
         (IMG2IMG, {"init_images": [PHOTO], "inpainting_mask_invert": 1}, "inpainting_mask_invert", "is not supported"),
         ("/sdapi/v1/png-info", {"prompt": None, "image": "?"}, "image", "is neither base64 nor a data URI"),
     ],
