@@ -12,18 +12,9 @@ from pydantic import BaseModel, ConfigDict
 from serve_app import __version__
 from serve_app.exif import user_comment
 from serve_app.messages import Slot
-from serve_app.recipe import PROMPTS, Output, Recipe, SchedulerName
+from serve_app.recipe import PROMPTS, Output, Recipe
+from serve_app.samplers import said_of
 from serve_app.schemas import GenerateRequest, ModelInfo
-
-SAMPLERS: dict[SchedulerName, str] = {
-    "euler": "Euler",
-    "euler_a": "Euler a",
-    "dpmpp_2m": "DPM++ 2M",
-    "dpmpp_2m_karras": "DPM++ 2M Karras",
-    "ddim": "DDIM",
-    "unipc": "UniPC",
-}
-"""Scheduler names as popular UIs write them."""
 
 _PARTS = re.compile(r"(Negative prompt|Steps):")
 """Readers split the text at these words."""
@@ -75,12 +66,14 @@ def parameters_text(slot: Slot, model: ModelInfo) -> str:
     """Return the parameters as text for popular UIs, which read it from a PNG's `parameters` chunk."""
     recipe = slot.recipe
     assert recipe.scheduler is not None, "the plan has chosen one"
+    sampler, schedule = said_of(recipe.scheduler, recipe.sigma_schedule)
     lines = [_shielded(recipe.prompt) + "".join(f" <lora:{lora.name}:{lora.scale:.10g}>" for lora in recipe.adapters)]
     if recipe.negative_prompt:
         lines.append(f"Negative prompt: {_shielded(recipe.negative_prompt)}")
     values = {
         "Steps": recipe.num_inference_steps,
-        "Sampler": SAMPLERS[recipe.scheduler],
+        "Sampler": sampler,
+        **({"Schedule type": schedule} if schedule else {}),
         "CFG scale": f"{recipe.guidance_scale:.10g}",
         **({"CFG rescale": f"{recipe.guidance_rescale:.10g}"} if recipe.guidance_rescale else {}),
         "Seed": slot.seed,

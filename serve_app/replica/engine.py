@@ -225,7 +225,7 @@ class Engine:
                         self._after_step(job)
 
     def _advance(self, jobs: Sequence[SlotJob]) -> None:
-        """Advance jobs of one group by one step with one UNet call."""
+        """Advance jobs of one group by one UNet call."""
         running = [self._running[job] for job in jobs]
         with self._meter.charging("unet", [job.payload.bill for job in jobs], jobs[0].payload.size):
             predictions = self._models.predict(running)
@@ -243,10 +243,11 @@ class Engine:
                 self._decode(job, running)
             return
         now = time.perf_counter()
-        if now - running.last_progress >= PROGRESS_INTERVAL_S:
+        step = trajectory.step
+        if step and now - running.last_progress >= PROGRESS_INTERVAL_S:
             running.last_progress = now
-            job.payload.post(Progress(trajectory.step))
-        running.pace.step_done(trajectory.step, trajectory.clean)
+            job.payload.post(Progress(step))
+        running.pace.step_done(step, trajectory.clean)
         if self._models.previews and (wanted := running.pace.take(now)):
             step, clean = wanted
             deliver = partial(self._deliver_preview, job, running.pace)

@@ -13,7 +13,7 @@ from typer.main import get_command
 from serve_app import __version__
 from serve_app.cli.__main__ import main
 from serve_app.cli.main import _option, app
-from serve_app.recipe import OF_CONDITIONING, PROMPTS, OutputFormat, SchedulerName
+from serve_app.recipe import OF_CONDITIONING, PROMPTS, OutputFormat, SchedulerName, SigmaSchedule
 from serve_app.schemas import GenerateRequest
 from tests.cli.command import run
 
@@ -45,6 +45,11 @@ def test_help_tells_the_exit_codes(command: tuple[str, ...]) -> None:
 def test_help_names_every_scheduler_and_format() -> None:
     options = {parameter.name: parameter.help for parameter in COMMANDS["generate"].params}
     assert set(re.findall(r"\w+", options["scheduler"])) - {"or"} == set(get_args(SchedulerName))
+    schedules, _, condition = options["sigma_schedule"].partition(", if ")
+    assert (set(re.findall(r"\w+", schedules)) - {"or"}, condition) == (
+        set(get_args(SigmaSchedule)),
+        "the scheduler can.",
+    )
     assert set(re.findall(r"\w+", options["output_format"])) - {"or"} == set(get_args(OutputFormat))
 
 

@@ -49,6 +49,7 @@ def test_generate_returns_all_images_in_order(client: TestClient) -> None:
         "guidance_scale": 3.0,
         "guidance_rescale": 0.0,
         "scheduler": "euler",
+        "sigma_schedule": None,
         "loras": [],
         "prompt_2": None,
         "negative_prompt_2": None,

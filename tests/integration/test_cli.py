@@ -88,8 +88,9 @@ def test_output_that_is_no_terminal_is_plain_lines(app: Running, tmp_path: Path)
 
 def test_every_option_reaches_the_service(app: Running, tmp_path: Path) -> None:
     options = ("--seeds", "3,1", "--negative-prompt", "dull", "--size", "64x128", "--steps", 3, "--guidance", 2.5)
-    more = ("--scheduler", "ddim", "--format", "webp", "--compression", 80, "--grid", "--preview-every", 1)
-    done = run("generate", "a pear", *options, *more, "--out", tmp_path, "--url", app.url)
+    sampling = ("--scheduler", "ddim", "--sigma-schedule", "sgm_uniform")
+    more = ("--format", "webp", "--compression", 80, "--grid", "--preview-every", 1)
+    done = run("generate", "a pear", *options, *sampling, *more, "--out", tmp_path, "--url", app.url)
     assert done.returncode == 0, done.stderr
     assert names(tmp_path) == ["grid.webp", "seed-1.webp", "seed-3.webp"]
     embedded = embedded_parameters(opened(tmp_path / "seed-1.webp"))
@@ -106,6 +107,7 @@ def test_every_option_reaches_the_service(app: Running, tmp_path: Path) -> None:
         "guidance_rescale": 0.0,
         "prompt_syntax": "plain",
         "scheduler": "ddim",
+        "sigma_schedule": "sgm_uniform",
         "output_format": "webp",
         "output_compression": 80,
     }

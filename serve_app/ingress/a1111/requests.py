@@ -6,7 +6,7 @@ from pydantic import create_model
 
 from serve_app.errors import InvalidRequest
 from serve_app.ingress.a1111.prompts import without_loras
-from serve_app.ingress.a1111.samplers import scheduler_of
+from serve_app.ingress.a1111.samplers import sampling_of
 from serve_app.ingress.a1111.schemas import UNSUPPORTED, WITHOUT_EFFECT, Img2Img, Txt2Img
 from serve_app.ingress.requests import borrowed, own_or_invalid, renamed
 from serve_app.recipe import OF_CONDITIONING
@@ -19,6 +19,7 @@ NAMES = {
     "init_image": "init_images",
     "mask_image": "mask",
     "scheduler": "sampler_name",
+    "sigma_schedule": "scheduler",
     "padding_mask_crop": "inpaint_full_res_padding",
 }
 """What A1111 calls our fields."""
@@ -47,13 +48,14 @@ def own_request(body: Txt2Img, request: type[GenerateRequest], most: int) -> Gen
 
     Raises InvalidRequest or RequestValidationError.
     """
-    scheduler = scheduler_of(body.sampler_name or body.sampler_index, body.scheduler)
+    scheduler, schedule = sampling_of(body.sampler_name or body.sampler_index, body.scheduler)
     if scheduler == "ddim" and (body.model_extra or {}).get("eta"):  # its usual value is 0, that of others 1
         raise InvalidRequest(f"eta: {UNSUPPORTED}", "eta")
     said = body.model_dump(include={*_SAME, *_OURS, "steps", "cfg_scale"}, exclude_unset=True, exclude={"mask_blur"})
     fields = {_OWN.get(name, name): value for name, value in said.items()} | _pictures(body)
     fields["prompt"], loras = without_loras(body.prompt)
-    fields |= {"loras": loras, "scheduler": scheduler, "prompt_syntax": "weighted", "num_images": _number(body, most)}
+    fields |= {"loras": loras, "scheduler": scheduler, "sigma_schedule": schedule}
+    fields |= {"prompt_syntax": "weighted", "num_images": _number(body, most)}
     with renamed(NAMES):
         return own_or_invalid(request, **fields)
 

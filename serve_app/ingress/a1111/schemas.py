@@ -68,7 +68,10 @@ class Txt2Img(ForeignRequest):
         default=None, description="One of `GET /sdapi/v1/samplers`. Null: the model's own."
     )
     sampler_index: str | None = Field(default=None, description="An older name of sampler_name, which goes first.")
-    scheduler: str | None = Field(default=None, description="`Karras`, with the sampler DPM++ 2M; or `Automatic`.")
+    scheduler: str | None = Field(
+        default=None,
+        description="One of `GET /sdapi/v1/schedulers` that the sampler can follow. Null: the model's own.",
+    )
     override_settings: dict[str, Any] = Field(
         default={}, description="Settings of `GET /sdapi/v1/options`; others than those in effect are refused."
     )
