@@ -83,6 +83,7 @@ def parameters_text(slot: Slot, model: ModelInfo) -> str:
         **_emphasis(recipe),
         **{name: _quoted(text) for name, text in _of_second_encoder(recipe) if text},
         **_lora_hashes(recipe),
+        **_embedding_hashes(recipe),
         **_of_pictures(recipe),
         "Version": f"parallel-sdxl {__version__}",
     }
@@ -102,6 +103,13 @@ def _lora_hashes(recipe: Recipe) -> dict[str, str]:
     known = [(lora.name, lora.hash.rpartition(":")[2]) for lora in recipe.adapters if lora.hash]
     listed = ", ".join(f"{name}: {digits[:_LORA_DIGITS]}" for name, digits in known)
     return {"Lora hashes": json.dumps(listed, ensure_ascii=False)} if known else {}
+
+
+def _embedding_hashes(recipe: Recipe) -> dict[str, str]:
+    """Return the same of embeddings, by as many digits as their first popular reader writes."""
+    known = [(one.name, one.hash.rpartition(":")[2]) for one in recipe.embeddings if one.hash]
+    listed = ", ".join(f"{name}: {digits[:_LORA_DIGITS]}" for name, digits in known)
+    return {"TI hashes": json.dumps(listed, ensure_ascii=False)} if known else {}
 
 
 def _of_second_encoder(recipe: Recipe) -> tuple[tuple[str, str | None], ...]:

@@ -114,6 +114,15 @@ class Lora(Body):
     )
 
 
+class Embedding(Body):
+    """A textual inversion that a prompt names as `embedding:name`."""
+
+    name: str = Field(min_length=1, max_length=LONGEST_NAME, description="Its name, as `GET /embeddings` lists it.")
+    hash: str | None = Field(
+        default=None, description="The start of its file's SHA-256, as that of a LoRA. Null: whichever file it is."
+    )
+
+
 def _a_list(value: Any) -> Any:
     if not isinstance(value, list | tuple):
         raise ValueError('must be a list, such as [{"name": "pixel-art", "scale": 0.8}]')
@@ -227,6 +236,12 @@ class Recipe(Body):
         default=(), description="Adapters (LoRA) to generate with, each at most once; their order does not count."
     )
 
+    embeddings: Annotated[tuple[Embedding, ...], Field(strict=False)] = Field(
+        default=(),
+        description="The files that the prompts name as `embedding:name`. Prompts alone will do; a request that gives "
+        "hashes is refused if a file is another one by now.",
+    )
+
     @field_validator("loras")
     @classmethod
     def _each_once_and_in_one_order(cls, loras: tuple[Lora, ...]) -> tuple[Lora, ...]:
@@ -259,7 +274,7 @@ class Recipe(Body):
     @property
     def without_meaning(self) -> set[str]:
         """The settings that say nothing here: those of a picture to go on from without one, and others left out."""
-        optional = ("loras", "sigma_schedule", *OF_CONDITIONING)
+        optional = ("loras", "embeddings", "sigma_schedule", *OF_CONDITIONING)
         unset = {name for name in optional if getattr(self, name) == type(self).model_fields[name].default}
         return unset if self.init_image else unset | set(OF_PICTURES)
 

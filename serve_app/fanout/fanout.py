@@ -52,6 +52,7 @@ from serve_app.schemas import (
     BatchResult,
     Cancelled,
     CompletedEvent,
+    EmbeddingFile,
     ErrorEvent,
     Event,
     GenerateRequest,
@@ -96,7 +97,11 @@ class FanOut:
 
     async def loras(self) -> list[LoraFile]:
         """Return the LoRAs that requests may name, and those that cannot be used."""
-        return await asyncio.to_thread(self._adapters.listed)
+        return await asyncio.to_thread(self._adapters.loras)
+
+    async def embeddings(self) -> list[EmbeddingFile]:
+        """Return the embeddings that prompts may name, and those that cannot be used."""
+        return await asyncio.to_thread(self._adapters.embeddings)
 
     def reconfigure(self, args: AppArgs) -> None:
         """Take other settings for what is asked from now on."""
@@ -257,8 +262,7 @@ class FanOut:
         place, line, log, span = ExitStack(), current(), EventLog(), get_current()
         try:
             shared = None if canvas is None else await self._pool.share(canvas)
-            if request.loras:
-                request = await self._adapters.named(request, self._pool.any_replica.model.hash)
+            request = await self._adapters.named(request, self._pool.any_replica.model.hash)
             plan = self._plan(request, shared, () if canvas is None else canvas.warnings)
             self._requests.check_free(plan.id)
             place.enter_context(line.open())

@@ -23,6 +23,7 @@ from serve_app.replica.batching import Batcher, Job, JobState, Load
 from serve_app.replica.checkpoint import Checkpoint
 from serve_app.replica.denoise import CallGroup
 from serve_app.replica.device import RunAhead
+from serve_app.replica.embeddings import Embeddings
 from serve_app.replica.failures import Failure, failure_of, slot_failure
 from serve_app.replica.guarded import GuardedObserver, guarded
 from serve_app.replica.lora.sets import NO_ADAPTERS, Adapters
@@ -129,9 +130,11 @@ class Engine:
         if stalled := self._watchdog.stalled():
             self._break_down(stalled)
 
-    def submit(self, slot: Slot, post: Post, adapters: Adapters = NO_ADAPTERS) -> SlotJob:
+    def submit(
+        self, slot: Slot, post: Post, adapters: Adapters = NO_ADAPTERS, *, embeddings: Embeddings | None = None
+    ) -> SlotJob:
         """Queue a slot; its events go to `post`. Raises SlotReturned if the engine has a fault."""
-        prompts, weights = self._models.read(slot), adapters.key or None
+        prompts, weights = self._models.read(slot, embeddings), adapters.key or None
         with self._changed:
             if self._fault is not None:
                 raise SlotReturned(self._fault)

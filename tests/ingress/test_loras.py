@@ -41,6 +41,67 @@ def test_without_a_folder_there_are_none(pool: FakePool) -> None:
         assert client.get("/loras").json() == []
 
 
+@pytest.fixture
+def embeddings(client: TestClient, tmp_path: Path) -> TestClient:
+    save_file({"clip_l": torch.ones(2, 768), "clip_g": torch.ones(2, 1280)}, tmp_path / "neg.safetensors")
+    save_file({"emb_params": torch.ones(1, 768)}, tmp_path / "old-neg.safetensors")
+    return client
+
+
+def test_embeddings_are_listed_apart(embeddings: TestClient) -> None:
+    neg, old = embeddings.get("/embeddings").json()
+    assert (neg["name"], neg["tokens"], neg["unusable"]) == ("neg", 2, None)
+    assert "not made for SDXL" in old["unusable"]
+    assert [lora["name"] for lora in embeddings.get("/loras").json()] == ["ink", "old"]
+    cards = embeddings.get("/sdapi/v1/embeddings").json()
+    assert (list(cards["loaded"]), list(cards["skipped"])) == (["neg"], ["old-neg"])
+    assert cards["loaded"]["neg"]["vectors"] == 2
+
+
+@pytest.mark.parametrize(
+    ("path", "negative"),
+    [
+        ("/generate", "ugly, embedding:neg"),
+        ("/v1/images/generations", "ugly, embedding:neg"),
+        ("/fal-ai/fast-sdxl", "ugly, embedding:neg"),
+        ("/sdapi/v1/txt2img", "ugly, Neg"),
+    ],
+)
+def test_prompts_name_embeddings(embeddings: TestClient, pool: FakePool, path: str, negative: str) -> None:
+    response = embeddings.post(path, json={"prompt": "a cat", "negative_prompt": negative})
+    assert response.status_code == 200, response.text
+    recipe = pool.slots[0].recipe
+    assert recipe.negative_prompt == "ugly, embedding:neg"
+    assert [one.model_dump() for one in recipe.embeddings] == [
+        {"name": "neg", "hash": embeddings.get("/embeddings").json()[0]["hash"]}
+    ]
+
+
+@pytest.mark.parametrize(
+    ("body", "why"),
+    [
+        ({"prompt": "embedding:nag"}, 'the embedding "nag" is not in adapters.path; similar names: neg'),
+        ({"prompt": "embedding:zzz"}, 'the embedding "zzz" is not in adapters.path; see GET /embeddings'),
+        ({"prompt": "embedding:old-neg"}, "was not made for SDXL"),
+        ({"prompt": "embedding:ink"}, "is a LoRA, not an embedding"),
+        ({"prompt": "a", "loras": [{"name": "neg"}]}, "is a textual inversion embedding, not a LoRA"),
+        ({"prompt": "a", "embeddings": [{"name": "neg"}]}, 'no prompt names "neg"'),
+        ({"prompt": "embedding:neg", "embeddings": [{"name": "neg", "hash": "sha256:0"}]}, "another file by now"),
+    ],
+)
+def test_embeddings_that_cannot_be_used_are_refused(embeddings: TestClient, body: dict[str, Any], why: str) -> None:
+    refused = embeddings.post("/generate", json=body)
+    assert refused.status_code == 422
+    assert why in refused.json()["error"]["message"]
+
+
+def test_a_prompt_cannot_name_an_embedding_without_a_folder(pool: FakePool) -> None:
+    with client_of(FanOut(pool, NoPeers(), ARGS, Metrics()), ARGS) as client:
+        refused = client.post("/generate", json={"prompt": "embedding:neg"})
+    assert (refused.status_code, refused.json()["error"]["param"]) == (422, "embeddings")
+    assert "adapters.path is not set" in refused.json()["error"]["message"]
+
+
 IN_EACH: dict[str, tuple[str, dict[str, Any]]] = {
     "native": ("/generate", {"loras": [{"name": "ink", "scale": 0.5}]}),
     "openai": ("/v1/images/generations", {"loras": [{"name": "ink", "scale": 0.5}]}),

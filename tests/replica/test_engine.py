@@ -349,9 +349,9 @@ def test_one_prompt_is_encoded_once_for_all_its_seeds(make_engine: MakeEngine, m
     encoded: list[PromptTokens] = []
     encode = PromptEncoder._encode
 
-    def counting(encoder: PromptEncoder, prompt: PromptTokens, weights: WeightSet) -> PromptEmbedding:
+    def counting(encoder: PromptEncoder, prompt: PromptTokens, *others: Any) -> PromptEmbedding:
         encoded.append(prompt)
-        return encode(encoder, prompt, weights)
+        return encode(encoder, prompt, *others)
 
     monkeypatch.setattr(PromptEncoder, "_encode", counting)
     running = make_engine()

@@ -138,6 +138,21 @@ class LoraCard(Answer):
     metadata: dict[str, Any] = Field(default={}, description="Always empty: see `GET /loras`.")
 
 
+class EmbeddingCard(Answer):
+    step: None = None
+    sd_checkpoint: None = None
+    sd_checkpoint_name: None = None
+    shape: None = None
+    vectors: int = Field(description="How many tokens of a prompt it takes.")
+
+
+class EmbeddingCards(Answer):
+    """Embeddings by their names; `skipped` are those made for other models."""
+
+    loaded: dict[str, EmbeddingCard]
+    skipped: dict[str, EmbeddingCard]
+
+
 class Sampler(Answer):
     name: str
     aliases: list[str]
