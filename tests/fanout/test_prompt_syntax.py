@@ -3,8 +3,7 @@ import time
 import pytest
 
 from serve_app.fanout.prompt_syntax import found_in, syntax_warning
-from serve_app.recipe import PromptSyntax
-from serve_app.recipe import LONGEST_TEXT
+from serve_app.recipe import LONGEST_TEXT, PromptSyntax
 
 
 @pytest.mark.parametrize(
