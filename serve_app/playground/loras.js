@@ -26,6 +26,7 @@ export class Loras extends EventTarget {
     this.#element = element;
     for (const event of ["pointerdown", "focus"]) this.#select.addEventListener(event, () => this.refresh());
     this.#select.addEventListener("change", () => this.#add(this.#select.value));
+    element.addEventListener("input", (event) => event.stopPropagation()); // they are no fields of the settings
     this.#list.addEventListener("input", ({ target }) => this.#mirror(target));
     this.#list.addEventListener("click", ({ target }) => this.#act(target.closest("button")));
   }
@@ -63,7 +64,7 @@ export class Loras extends EventTarget {
   }
 
   /** Show the service's message about them, or why a scale is wrong; an empty one takes it away. */
-  reject(message, field = this.#list.querySelector("[type=number]") ?? this.#select) {
+  reject(message, field = this.#fieldIn(message)) {
     byId("loras-error")?.remove();
     for (const marked of this.#element.querySelectorAll("[aria-invalid]")) {
       marked.removeAttribute("aria-invalid");
@@ -74,6 +75,13 @@ export class Loras extends EventTarget {
     field.setAttribute("aria-invalid", "true");
     field.setAttribute("aria-describedby", "loras-error");
     field.focus();
+  }
+
+  /** Return the field of the LoRA that a message names, or the first. */
+  #fieldIn(message) {
+    const items = [...this.#list.children];
+    const item = items.find(({ dataset }) => message.includes(`"${dataset.name}"`)) ?? items[0];
+    return item?.querySelector("[type=number]") ?? this.#select;
   }
 
   #values() {
