@@ -28,7 +28,9 @@ def test_axe_finds_nothing(open_playground: OpenPlayground, scheme: str, profile
     playground = open_playground(color_scheme=scheme, **profile)
     page = playground.page
     page.locator("#more").evaluate("details => details.open = true")
-    check(page, "empty")
+    page.get_by_label("Add a LoRA").select_option("a")
+    check(page, "empty, with a LoRA")
+    page.get_by_role("button", name="Remove a", exact=True).click()
 
     page.locator("#init_image").set_input_files(FilePayload(name="photo.png", mimeType="image/png", buffer=PIXEL))
     page.get_by_role("button", name="Paint a mask").click()
