@@ -3,7 +3,6 @@
 import asyncio
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
-from pathlib import Path
 
 from serve_app.adapters import AdapterFolder
 from serve_app.config import AdaptersConfig
@@ -22,7 +21,7 @@ class AdapterCheck:
     """Finds a request's adapters in the folder, and has a replica read each file once."""
 
     def __init__(self, config: AdaptersConfig, ask: Ask) -> None:
-        self._folder = AdapterFolder(Path(config.path)) if config.path else None
+        self._folder = AdapterFolder(config.folder) if config.folder else None
         self._most = config.max_per_request
         self._ask = ask
         self._fitting: OrderedDict[tuple[str, str | None], None] = OrderedDict()
