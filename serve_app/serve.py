@@ -14,19 +14,20 @@ import sys
 import threading
 import time
 from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from importlib import import_module
 from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING
 
 import ray
 import yaml
-from ray import serve
-from ray.serve.exceptions import RayServeException
-from ray.serve.handle import DeploymentHandle
-from ray.serve.schema import HTTPOptionsSchema
-from ray.serve.scripts import cli
 
-from serve_app.ingress.deployment import Ingress
+if TYPE_CHECKING:
+    from ray.serve.handle import DeploymentHandle
+
+# Serve is imported where it is used: its imports take half a second, in which Ray can start already.
 
 ENVIRONMENT = {
     # Serve's controller reads it: else a replica that hangs keeps its GPU for as long as a request may take.
@@ -73,7 +74,12 @@ def main() -> None:
 
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    start_ray(address_of(options.address, os.environ), options.config, options.no_dashboard)  # it takes SIGTERM
+    with ThreadPoolExecutor(1) as beside:
+        beside.submit(import_module, "ray.serve.scripts")
+        start_ray(address_of(options.address, os.environ), options.config, options.no_dashboard)  # it takes SIGTERM
+    from ray import serve
+    from ray.serve.scripts import cli
+
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, on_signal)
     cli(["run", "--non-blocking", "--address", "auto", options.config], standalone_mode=False)
@@ -96,6 +102,8 @@ def start_ray(address: str, config: str, no_dashboard: bool) -> None:
         ray.init(OWN, namespace="serve", include_dashboard=False if no_dashboard else None)  # None: if installed
         print("This service has a Ray of its own; --address or RAY_ADDRESS would join a running one.", flush=True)
         return
+    from ray import serve
+
     ray.init(address, namespace="serve")
     found = ray.get_runtime_context().gcs_address
     if running := ", ".join(serve.status().applications):
@@ -112,16 +120,22 @@ def require_port(config: str) -> None:
     given = yaml.safe_load(file.read_text()) if file.is_file() else {}  # else a builder, for which defaults hold
     if given.get("proxy_location") == "Disabled":
         return
-    http = HTTPOptionsSchema.model_validate(given.get("http_options") or {})
-    family = socket.AF_INET6 if ":" in http.host else socket.AF_INET
+    http = {"host": "0.0.0.0", "port": 8000, **(given.get("http_options") or {})}  # noqa: S104, Serve's own defaults
+    host, port = str(http["host"]), int(http["port"])
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        socket.create_server((http.host, http.port), family=family).close()
+        socket.create_server((host, port), family=family).close()
     except OSError as error:
-        sys.exit(f"port {http.port} of {http.host} cannot be had: {os.strerror(error.errno or 0)}")
+        sys.exit(f"port {port} of {host} cannot be had: {os.strerror(error.errno or 0)}")
 
 
 def drain(grace_s: float) -> None:
     """Let every ingress replica of this cluster refuse new requests and end its running ones."""
+    from ray import serve
+    from ray.serve.exceptions import RayServeException
+
+    from serve_app.ingress.deployment import Ingress
+
     handles = []
     for name in serve.status().applications:
         with suppress(RayServeException):  # not an application of ours, or one that has not started
@@ -130,12 +144,14 @@ def drain(grace_s: float) -> None:
     time.sleep(_SENDING_S)
 
 
-async def drained(ingresses: Iterable[DeploymentHandle], grace_s: float) -> None:
+async def drained(ingresses: "Iterable[DeploymentHandle]", grace_s: float) -> None:
     """Drain ingress deployments, all at once: a broadcast is made when somebody waits for it."""
     await asyncio.gather(*[_drained(ingress, grace_s) for ingress in ingresses])
 
 
-async def _drained(ingress: DeploymentHandle, grace_s: float) -> None:
+async def _drained(ingress: "DeploymentHandle", grace_s: float) -> None:
+    from ray.serve.exceptions import RayServeException
+
     with suppress(RayServeException, TimeoutError):
         told = ingress.broadcast("drain", grace_s)
         await told.results_async(timeout_s=grace_s + _MARGIN_S, return_exceptions=True)
