@@ -12,7 +12,6 @@ from serve_app.messages import Generated, Preview, Progress
 from serve_app.replica.checkpoint import Checkpoint
 from serve_app.replica.denoise import Denoiser
 from serve_app.replica.engine import Engine
-from serve_app.replica.lora.sets import WeightSet
 from serve_app.replica.observer import Silent
 from serve_app.replica.prompt_reader import PromptTokens
 from serve_app.replica.prompts import PromptEmbedding, PromptEncoder

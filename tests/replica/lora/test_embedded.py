@@ -40,7 +40,7 @@ def read(checkpoint: Checkpoint) -> Read:
 
 
 def test_their_files_say_what_they_are() -> None:
-    found = AdapterFolder(embedded_adapters_path()).all()
+    found = AdapterFolder(embedded_adapters_path()).loras()
     said = {one.name: (one.trigger_words, one.base_model, one.rank, one.unusable) for one in found}
     assert said == {name: ((name,), "SDXL", 4, None) for name in ("blueprint", "zibo")}
 
