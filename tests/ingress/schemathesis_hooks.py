@@ -75,6 +75,7 @@ def mend(body: dict[str, Any]) -> None:
     if scheduler == "pndm" and {"image", "image_url"} & body.keys():  # which cannot go on from a picture
         _drop(body, "scheduler")
     _drop(body, "loras")  # any name by the schema, but an adapter's
+    _drop(body, "embeddings")  # likewise, and one that a prompt names
     if None in (body.get("negative_original_size"), body.get("negative_target_size")):  # only together
         _drop(body, "negative_original_size", "negative_target_size", "negative_crops_coords_top_left")
     if not body.get("stream"):  # of what has no stream

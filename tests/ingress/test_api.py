@@ -51,6 +51,7 @@ def test_generate_returns_all_images_in_order(client: TestClient) -> None:
         "scheduler": "euler",
         "sigma_schedule": None,
         "loras": [],
+        "embeddings": [],
         "prompt_2": None,
         "negative_prompt_2": None,
         "prompt_syntax": "plain",
