@@ -10,6 +10,7 @@ import torch
 from serve_app.errors import SlotFailed, SlotReturned
 from serve_app.messages import Generated, Slot
 from serve_app.replica.denoise import Denoiser
+from serve_app.replica.embeddings import Embeddings
 from serve_app.replica.lora.sets import WeightSet
 from serve_app.replica.model_runner import ModelRunner
 from serve_app.replica.prompt_reader import ReadPrompts
@@ -23,8 +24,8 @@ def poisoned(monkeypatch: pytest.MonkeyPatch, poison: Callable[[PromptEmbedding]
     conditions, read = PromptEncoder.conditions, ModelRunner.read
     poisonous: list[ReadPrompts] = []
 
-    def noting(self: ModelRunner, slot: Slot) -> ReadPrompts:
-        prompts = read(self, slot)
+    def noting(self: ModelRunner, slot: Slot, embeddings: Embeddings | None = None) -> ReadPrompts:
+        prompts = read(self, slot, embeddings)
         poisonous.extend([prompts] if slot.recipe.prompt == "poison" else [])
         return prompts
 
