@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from serve_app.config import AppArgs
+from serve_app.config import AppArgs, EngineConfig
 from serve_app.ingress.requests import request_model
 from serve_app.recipe import SEED_SPAN
 from serve_app.schemas import longest_body
@@ -79,6 +79,7 @@ def test_command_line_values_are_strings_and_are_converted() -> None:
         ({"model": {"height": 100}}, "model.height.*multiple of 8"),
         ({"model": {"min_size": 512, "max_size": 256}}, r"model.min_size \(512\) must not be above model.max_size"),
         ({"model": {"num_inference_steps": 101}}, "model.num_inference_steps must not be above limits.max_steps"),
+        ({"engine": {"calls_at_once": 0}}, "engine.calls_at_once.*greater than or equal to 1"),
         ({"engine": {"images_per_call": 0}}, "engine.images_per_call.*greater than or equal to 1"),
         ({"engine": {"images_per_call": 8}}, r"engine.images_per_call \(8\) must not be above engine.max_batch_size"),
         ({"engine": {"warm_up_sizes": ["big"]}}, "engine.warm_up_sizes.0.*big is not a size.*such as 1152x896"),
@@ -211,3 +212,19 @@ def test_live_settings_change_section_by_section() -> None:
 def test_other_live_settings_are_refused(live: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         AppArgs().changed(live)
+
+
+@pytest.mark.parametrize(
+    ("settings", "cpu", "gpu"),
+    [
+        ({}, 1, 2),
+        ({"max_batch_size": 1}, 1, 1),
+        ({"max_batch_size": 8, "images_per_call": 8}, 1, 1),
+        ({"max_batch_size": 8, "images_per_call": 4}, 1, 2),
+        ({"calls_at_once": 3}, 3, 3),
+        ({"calls_at_once": 3, "max_batch_size": 2}, 2, 2),
+    ],
+)
+def test_no_more_calls_at_once_than_a_batch_takes(settings: dict[str, int], cpu: int, gpu: int) -> None:
+    engine = EngineConfig(**settings)
+    assert (engine.lanes(on_gpu=False), engine.lanes(on_gpu=True)) == (cpu, gpu)

@@ -1,5 +1,6 @@
 """Settings of a replica: how it generates, and its previews."""
 
+from math import ceil
 from typing import Literal, Self
 
 from pydantic import Field, model_validator
@@ -23,6 +24,13 @@ class EngineConfig(Config):
         ge=1,
         description="How many images may share a UNet call. With 1, an image never depends on what else is generated: "
         "kernels round differently for other batch sizes. More is faster if one image does not fill the GPU.",
+    )
+    calls_at_once: int | None = Field(
+        default=None,
+        ge=1,
+        le=4,
+        description="How many UNet calls run side by side on a GPU: one fills the gaps that another leaves, and bits "
+        "stay the same. Each has CUDA graphs of its own, which take memory. Null: 2 on a GPU, 1 on the CPU.",
     )
     compile: Compile = Field(
         default="none",
@@ -66,6 +74,10 @@ class EngineConfig(Config):
         "counts as stalled and is replaced. Later ones may take 20 times as long as usual, and at least 10 seconds; "
         "so may the first of a new size, as far as the largest known size says what is usual.",
     )
+
+    def lanes(self, *, on_gpu: bool) -> int:
+        """Return how many UNet calls run side by side; no more than it takes for all images of a batch."""
+        return min(self.calls_at_once or (2 if on_gpu else 1), ceil(self.max_batch_size / self.images_per_call))
 
     @model_validator(mode="after")
     def _as_many_as_there_are(self) -> Self:

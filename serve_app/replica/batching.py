@@ -6,6 +6,8 @@ It only decides: the engine asks what to do next and reports what happened. No t
 from collections import OrderedDict, deque
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
+from math import ceil
 from typing import Generic, TypeVar
 
 from serve_app.states import State
@@ -50,14 +52,20 @@ class Job(Generic[Payload]):
     """A submitted payload and its state. Only the batcher changes it. `begun`: it has been active.
 
     `weights` tells the adapters' weights that it needs from others; None: the model's own, which are always there.
+    `lane` is the number of the lane on which it takes its steps, chosen when it is admitted.
     """
 
     payload: Payload
     group: Hashable
     weights: Hashable = None
+    lane: int = 0
     state: JobState = JobState.WAITING
     begun: bool = False
     cancel_requested: bool = False
+
+
+Groups = OrderedDict[Hashable, list[Job[Payload]]]
+"""Active jobs by group, in the order of the groups' turns."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,30 +81,31 @@ class Batcher(Generic[Payload]):
     """Decides which jobs are admitted to the batch, and which of them take the next step together.
 
     Jobs are admitted in the order of their arrival, up to `max_batch_size`, and only as many as `weight_sets` can
-    serve: the first in the queue waits for a set, and all behind it wait too. Jobs that can share a UNet call form a
-    group. Groups take turns; in its turn a group takes one step, in calls of at most `images_per_call` jobs.
+    serve: the first in the queue waits for a set, and all behind it wait too. Each is admitted to one of `lanes` lanes,
+    on which UNet calls run side by side. Jobs of a lane that can share a UNet call form a group. A lane's groups take
+    turns; in its turn a group takes one step, in calls of at most `images_per_call` jobs.
 
     Between two steps call `drop_cancelled`, then `admit` until it returns None, then `next_calls`. Mark each job that
     is denoised, finished or failed. Not thread-safe: callers hold a lock.
     """
 
-    def __init__(self, max_batch_size: int, images_per_call: int, weight_sets: int = 0) -> None:
+    def __init__(self, max_batch_size: int, images_per_call: int, weight_sets: int = 0, lanes: int = 1) -> None:
         self._max_batch_size = max_batch_size
         self._images_per_call = images_per_call
         self._weight_sets = weight_sets
         self._waiting: deque[Job[Payload]] = deque()
-        self._groups: OrderedDict[Hashable, list[Job[Payload]]] = OrderedDict()  # in the order of their turns
+        self._lanes: Sequence[Groups[Payload]] = [OrderedDict() for _ in range(lanes)]
         self._denoised: set[Job[Payload]] = set()
         self._finished = 0
 
     @property
     def load(self) -> Load:
-        return Load(active=self._active, waiting=len(self._waiting), finished=self._finished)
+        return Load(active=len(self._active), waiting=len(self._waiting), finished=self._finished)
 
     @property
     def idle(self) -> bool:
         """Whether no job is waiting or active."""
-        return not self._waiting and not self._groups
+        return not self._waiting and not any(self._lanes)
 
     def submit(self, payload: Payload, group: Hashable, weights: Hashable = None) -> Job[Payload]:
         """Add a job at the end of the queue and return it. Jobs of equal `group` can share a UNet call.
@@ -122,27 +131,27 @@ class Batcher(Generic[Payload]):
 
     def drop_cancelled(self) -> Sequence[Job[Payload]]:
         """Remove the cancelled jobs from the batch and return them."""
-        dropped = [job for jobs in self._groups.values() for job in jobs if job.cancel_requested]
+        dropped = [job for job in self._active if job.cancel_requested]
         for job in dropped:
             self._move(job, JobState.CANCELLED)
         return dropped
 
     def admit(self) -> Job[Payload] | None:
         """Admit the job that has waited longest and return it; None if none waits, or there is no room for it."""
-        if not self._waiting or self._active >= self._max_batch_size or not self._has_weights(self._waiting[0]):
+        if not self._waiting or len(self._active) >= self._max_batch_size or not self._has_weights(self._waiting[0]):
             return None
         job = self._waiting[0]
+        job.lane = min(range(len(self._lanes)), key=lambda lane: self._calls_with(job, lane))
         self._move(job, JobState.ACTIVE)
         return job
 
     def next_calls(self) -> Sequence[Sequence[Job[Payload]]]:
-        """Return the UNet calls of the next step, none without active jobs. The next group gets the next turn."""
-        if not self._groups:
-            return []
-        group, jobs = next(iter(self._groups.items()))
-        self._groups.move_to_end(group)
-        most = self._images_per_call
-        return [jobs[first : first + most] for first in range(0, len(jobs), most)]
+        """Return the UNet calls of the next step of each lane, none without active jobs, lanes in turns.
+
+        Then the next group of each lane has its turn.
+        """
+        turns = zip_longest(*(self._turn(groups) for groups in self._lanes if groups))
+        return [call for beside in turns for call in beside if call is not None]
 
     def mark_denoised(self, job: Job[Payload]) -> None:
         """Remove an active job that has done its last step from the batch. Raises IllegalTransition."""
@@ -159,19 +168,31 @@ class Batcher(Generic[Payload]):
 
     def return_all(self) -> Sequence[Job[Payload]]:
         """End all jobs that have not ended, because none can be generated any more, and return them."""
-        active = (job for jobs in self._groups.values() for job in jobs)
-        unfinished = [*self._waiting, *active, *self._denoised]
+        unfinished = [*self._waiting, *self._active, *self._denoised]
         for job in unfinished:
             self._move(job, JobState.RETURNED)
         return unfinished
 
     @property
-    def _active(self) -> int:
-        return sum(map(len, self._groups.values()))
+    def _active(self) -> Sequence[Job[Payload]]:
+        return [job for groups in self._lanes for jobs in groups.values() for job in jobs]
+
+    def _turn(self, groups: Groups[Payload]) -> Sequence[Sequence[Job[Payload]]]:
+        group, jobs = next(iter(groups.items()))
+        groups.move_to_end(group)
+        most = self._images_per_call
+        return [jobs[first : first + most] for first in range(0, len(jobs), most)]
+
+    def _calls_with(self, job: Job[Payload], lane: int) -> tuple[int, int]:
+        """Return how many more UNet calls a lane would take with a job, and how many it takes without."""
+        jobs = {group: len(own) for group, own in self._lanes[lane].items()}
+        without = sum(ceil(own / self._images_per_call) for own in jobs.values())
+        jobs[job.group] = jobs.get(job.group, 0) + 1
+        return sum(ceil(own / self._images_per_call) for own in jobs.values()) - without, without
 
     def _has_weights(self, job: Job[Payload]) -> bool:
         """Return whether there is a weight set for a job: one that another uses as well, or an idle one."""
-        used = {active.weights for jobs in self._groups.values() for active in jobs} - {None}
+        used = {active.weights for active in self._active} - {None}
         return job.weights is None or job.weights in used or len(used) < self._weight_sets
 
     def _move(self, job: Job[Payload], state: JobState) -> None:
@@ -184,13 +205,13 @@ class Batcher(Generic[Payload]):
         self._denoised.discard(job)
         if state is JobState.ACTIVE:
             job.begun = True
-            self._groups.setdefault(job.group, []).append(job)
+            self._lanes[job.lane].setdefault(job.group, []).append(job)
         elif state is JobState.DENOISED:
             self._denoised.add(job)
         job.state = state
 
     def _leave_group(self, job: Job[Payload]) -> None:
-        jobs = self._groups[job.group]
-        jobs.remove(job)
-        if not jobs:
-            del self._groups[job.group]
+        groups = self._lanes[job.lane]
+        groups[job.group].remove(job)
+        if not groups[job.group]:
+            del groups[job.group]

@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from fractions import Fraction
 from functools import cache
 from pathlib import Path
 from typing import Any, Protocol, Self, TypeVar, cast
@@ -49,10 +50,10 @@ one seed. Setting this process-wide has no effect: tracing calls `torch.use_dete
 """
 
 Function = Callable[..., torch.Tensor]
-"""Takes a model and tensors whose first dimension is the rows."""
+"""Takes a model and tensors whose first dimension is the rows, or a part of them."""
 
-_Shapes = tuple[tuple[int | None, ...], ...]
-"""The shapes of all inputs. None as the first number of each means any number of rows."""
+_Shapes = tuple[tuple[int | Fraction, ...], ...]
+"""The shapes of all inputs. Fractions as the first number of each mean any number of rows: its part of the first's."""
 
 Output_co = TypeVar("Output_co", covariant=True)
 
@@ -208,13 +209,13 @@ def _choices(inputs: tuple[torch.Tensor, ...]) -> Sequence[_Shapes]:
     For many rows that is any number of rows, or this number if the compiler finds that the number matters.
     """
     exact = tuple(tuple(part.shape) for part in inputs)
-    if len(inputs[0]) <= _MOST_STATIC_ROWS:
+    if (most := len(inputs[0])) <= _MOST_STATIC_ROWS:
         return [exact]
-    return [tuple((None, *others) for _, *others in exact), exact]
+    return [tuple((Fraction(rows, most), *others) for rows, *others in exact), exact]
 
 
 def _any_rows(shapes: _Shapes) -> bool:
-    return shapes[0][0] is None
+    return isinstance(shapes[0][0], Fraction)
 
 
 def _of_shapes(guards: Sequence[Any]) -> list[bool]:

@@ -15,7 +15,8 @@ class Conditioning(NamedTuple):
     """The UNet's inputs that are the same at all steps. Rows: the unconditional one, if any, then the prompt's.
 
     `context` is (rows, length, `attention.prompt_context`), `pooled` (rows, projection width), `time_ids` (rows, 6),
-    `guidance` (rows, width of `embedded_guidance`).
+    `guidance` (rows, width of `embedded_guidance`). Where the unconditional context is zeros, `context` is only that
+    of the prompt.
     """
 
     context: torch.Tensor
@@ -34,7 +35,7 @@ class Conditioning(NamedTuple):
             embeddings = embeddings[-1:]
         time_ids = torch.tensor(_time_ids(recipe)[-len(embeddings) :], dtype=checkpoint.dtype)
         return cls(
-            context=torch.cat([e.context for e in embeddings]),
+            context=_joined([e.context for e in embeddings if e.context is not None]),
             pooled=torch.cat([e.pooled for e in embeddings]),
             time_ids=to_device(time_ids, checkpoint.device),
             guidance=guidance,
@@ -49,7 +50,12 @@ class Conditioning(NamedTuple):
 
     @property
     def rows(self) -> int:
-        return len(self.context)
+        return len(self.pooled)
+
+
+def _joined(rows: list[torch.Tensor]) -> torch.Tensor:
+    """Return rows as one tensor. Contexts are large: a single one is not copied."""
+    return rows[0] if len(rows) == 1 else torch.cat(rows)
 
 
 def takes_guidance(checkpoint: Checkpoint) -> bool:

@@ -28,7 +28,10 @@ def with_cuda_graphs(forward: Forward[Output], device: torch.device) -> Forward[
 
 
 def all_with_cuda_graphs(forwards: Sequence[Forward[Output]], device: torch.device) -> Sequence[Forward[Output]]:
-    """Return forwards whose CUDA graphs share their memory: an output is valid until the next call of any of them."""
+    """Return forwards whose CUDA graphs share their memory: an output is valid until the next call of any of them.
+
+    Those of one `Lane` do. What runs side by side shares none, nor the libraries' workspaces of a stream.
+    """
     if device.type != "cuda":
         return forwards
     capture, family = Capturer[Output](), list[Graphed[Output]]()

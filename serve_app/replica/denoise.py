@@ -18,19 +18,20 @@ from serve_app.replica.unet import UNetInputs
 
 @dataclass(frozen=True, slots=True)
 class CallGroup:
-    """What slots must have in common to share a UNet call: the size in pixels, how long their prompts are, and the
-    UNet's weights.
+    """What slots must have in common to share a UNet call: the size in pixels, how long their prompts are, whether
+    only half of the rows have one, and the UNet's weights.
     """
 
     height: int
     width: int
     prompt_chunks: int
+    half: bool = False
     adapters: Hashable = None
 
     @classmethod
     def of(cls, recipe: Recipe, prompts: ReadPrompts, adapters: Hashable = None) -> Self:
         """Return a slot's group. `adapters` tells its adapters from others; None: there are none."""
-        return cls(recipe.height, recipe.width, prompts.chunks, adapters)
+        return cls(recipe.height, recipe.width, prompts.chunks, prompts.half, adapters)
 
 
 class Denoiser:

@@ -17,9 +17,10 @@ from serve_app.config import AppArgs
 from serve_app.errors import AdapterError, SlotFailed
 from serve_app.messages import Call, Generated, OpenCalls, ReplicaStatus, Slot, SlotEvent
 from serve_app.quiet import drop_access_log, drop_harmless_warnings
-from serve_app.recipe import CHUNK_TOKENS, Embedding, Lora, Output, Recipe, SchedulerName
+from serve_app.recipe import CHUNK_TOKENS, Embedding, Lora, Output, Recipe
 
 if TYPE_CHECKING:
+    from serve_app.replica.checkpoint import Checkpoint
     from serve_app.replica.embeddings import Embeddings
     from serve_app.replica.lora.sets import Adapters
 
@@ -75,7 +76,7 @@ class Replica:
         self._embeddings = make_embedding_store(args.adapters, self._checkpoint)
         sets = 0 if self._loras is None else args.adapters.resident_sets
         self._engine = Engine(self._checkpoint, args.engine, args.preview, self._counting, sets)
-        slots = _warm_up_slots(args, self._checkpoint.scheduler)
+        slots = _warm_up_slots(args, self._checkpoint)
         await asyncio.wrap_future(self._engine.start(slots))
         warm = time.perf_counter()
         await asyncio.wrap_future(self._checkpoint.named)  # an error in the weights' files must end the start
@@ -257,9 +258,13 @@ def _own_id() -> str:
     return str(serve.get_replica_context().replica_id.unique_id)
 
 
-def _warm_up_slots(args: AppArgs, scheduler: SchedulerName) -> list[Slot]:
-    """Return slots that use everything once, for each size and length of a prompt: guidance, previews, files."""
+def _warm_up_slots(args: AppArgs, checkpoint: "Checkpoint") -> list[Slot]:
+    """Return slots that use everything once, for each size and length of a prompt: guidance, previews, files.
+
+    Where an empty negative prompt is zeros, the UNet has another program for it.
+    """
     lengths = range(1, args.engine.warm_up_prompt_chunks + 1)
+    two_programs = args.model.guidance_scale > 1 and checkpoint.pipe.config.force_zeros_for_empty_prompt
     return [
         Slot(
             index=0,
@@ -269,8 +274,9 @@ def _warm_up_slots(args: AppArgs, scheduler: SchedulerName) -> list[Slot]:
                 width=width,
                 height=height,
                 num_inference_steps=2,
+                negative_prompt=negative,
                 guidance_scale=args.model.guidance_scale,
-                scheduler=scheduler,
+                scheduler=checkpoint.scheduler,
             ),
             output=Output(),
             preview_steps=frozenset({1}),
@@ -278,4 +284,5 @@ def _warm_up_slots(args: AppArgs, scheduler: SchedulerName) -> list[Slot]:
         )
         for width, height in args.warm_up_sizes
         for chunks in lengths
+        for negative in ("", "a")[: 1 + two_programs]
     ]

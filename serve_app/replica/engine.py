@@ -22,7 +22,6 @@ from serve_app.messages import Generated, Preview, Progress, Slot, SlotEvent, Wo
 from serve_app.replica.batching import Batcher, Job, JobState, Load
 from serve_app.replica.checkpoint import Checkpoint
 from serve_app.replica.denoise import CallGroup
-from serve_app.replica.device import RunAhead
 from serve_app.replica.embeddings import Embeddings
 from serve_app.replica.failures import Failure, failure_of, slot_failure
 from serve_app.replica.guarded import GuardedObserver, guarded
@@ -81,8 +80,8 @@ class Engine:
         self._config = config
         self._observer = GuardedObserver(observer)
         self._watchdog = Watchdog(config.stall_timeout_s)
-        self._models = ModelRunner(checkpoint, config, preview, weight_sets)
-        self._run_ahead = RunAhead(checkpoint.device)
+        lanes = config.lanes(on_gpu=checkpoint.device.type == "cuda")
+        self._models = ModelRunner(checkpoint, config, preview, weight_sets, lanes)
         self._meter = Meter(checkpoint.device, self._observer)
         self._outputs = OutputProcessor(
             checkpoint, config.file_threads, preview.jpeg_quality, self._meter, self._watchdog
@@ -90,7 +89,7 @@ class Engine:
         self._torch_threads = torch.get_num_threads()
         self._thread: threading.Thread | None = None
         self._changed = threading.Condition()  # guards the next three
-        self._batcher = Batcher[Submission](config.max_batch_size, config.images_per_call, weight_sets)
+        self._batcher = Batcher[Submission](config.max_batch_size, config.images_per_call, weight_sets, lanes)
         self._stopping = False
         self._fault: str | None = None
         self._running: dict[SlotJob, Running] = {}
@@ -199,7 +198,7 @@ class Engine:
         with self._changed:
             dropped = self._batcher.drop_cancelled()
         for job in dropped:
-            del self._running[job]
+            self._leave(job)
             self._meter.ended(job.payload.bill, "cancelled")
 
     def _admit(self) -> None:
@@ -209,7 +208,9 @@ class Engine:
             self._observer.begun(job.payload.size, job.payload.prompts.chunks)
             with self._failing([job]), self._watchdog.watching(*work), self._meter.charging("prompt", [bill]):
                 in_use = {running.weights for running in self._running.values()}
-                self._running[job] = self._models.begin(slot, job.payload.prompts, job.payload.adapters, in_use)
+                self._running[job] = self._models.begin(
+                    slot, job.payload.prompts, job.payload.adapters, in_use, job.lane
+                )
 
     def _next_admitted(self) -> SlotJob | None:
         with self._changed:
@@ -218,24 +219,26 @@ class Engine:
     def _step(self) -> None:
         with self._changed:
             calls = self._batcher.next_calls()
+        at_once = len({jobs[0].lane for jobs in calls})
         for jobs in calls:
             rows = sum(self._running[job].trajectory.rows for job in jobs)
             with self._failing(jobs), self._watchdog.watching("a step", rows, *jobs[0].payload.size):
-                self._advance(jobs)
+                self._advance(jobs, at_once)
             for job in jobs:
                 if job.state is JobState.ACTIVE:
                     with self._failing([job]):
                         self._after_step(job)
 
-    def _advance(self, jobs: Sequence[SlotJob]) -> None:
-        """Advance jobs of one group by one UNet call."""
+    def _advance(self, jobs: Sequence[SlotJob], at_once: int) -> None:
+        """Advance jobs of one group by one UNet call. `at_once` lanes are at work."""
         running = [self._running[job] for job in jobs]
-        with self._meter.charging("unet", [job.payload.bill for job in jobs], jobs[0].payload.size):
+        lane, bills = running[0].lane, [job.payload.bill for job in jobs]
+        with lane.open(), self._meter.charging("unet", bills, jobs[0].payload.size, at_once):
             predictions = self._models.predict(running)
             for job, own, prediction in zip(jobs, running, predictions, strict=True):
                 with self._failing([job]):
                     own.trajectory.advance(prediction)
-        self._run_ahead.step_launched()  # device errors are raised here
+        lane.step_launched()  # device errors are raised here
         self._meter.settle()
 
     def _after_step(self, job: SlotJob) -> None:
@@ -255,7 +258,7 @@ class Engine:
             step, clean = wanted
             deliver = partial(self._deliver_preview, job, running.pace)
             try:
-                with self._watchdog.watching("a preview", *job.payload.size):
+                with self._watchdog.watching("a preview", *job.payload.size), running.lane.open():
                     pending = self._models.previews.decode(clean, self._meter.charging("preview", [job.payload.bill]))
             except Exception as error:
                 deliver(error)  # a preview never costs its picture
@@ -264,9 +267,11 @@ class Engine:
 
     def _decode(self, job: SlotJob, running: Running) -> None:
         denoised = time.perf_counter()
+        latents = running.trajectory.latents
+        running.lane.give(latents)
         charging = self._meter.charging("vae", [job.payload.bill])
         with self._watchdog.watching("the decoder", *job.payload.size), charging:
-            pending = self._models.decoder.decode(running.trajectory.latents)
+            pending = self._models.decoder.decode(latents)
         with self._changed:
             self._batcher.mark_denoised(job)
         del self._running[job]
@@ -311,9 +316,15 @@ class Engine:
             if job.state.ended:
                 return
             self._batcher.mark_failed(job)
-        self._running.pop(job, None)  # absent before a job begins and after its last step
+        self._leave(job)
         self._meter.ended(job.payload.bill, "failed")
         job.payload.post(slot_failure(error, job.payload.slot))
+
+    def _leave(self, job: SlotJob) -> None:
+        """Forget a job's running state, if there is one: it is absent before a job begins and after its last step."""
+        if running := self._running.get(job):
+            running.lane.give()  # only now may its memory serve others
+            del self._running[job]
 
     def _break_down_if_device_failed(self, error: Exception) -> None:
         if failure_of(error) is Failure.DEVICE:

@@ -3,7 +3,6 @@
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from typing import Literal
 
 import torch
@@ -25,14 +24,21 @@ class Meter:
     """Charges device time to bills and tells an observer. From any thread."""
 
     def __init__(self, device: torch.device, observer: Observer) -> None:
+        self._on_gpu = device.type == "cuda"
         self._clock = GpuClock(device)
         self._observer = observer
         self._lock = threading.Lock()  # guards the bills
 
     @contextmanager
-    def charging(self, stage: Stage, bills: Sequence[Bill], size: tuple[int, int] | None = None) -> Iterator[None]:
-        """Charge what the device does in the body, in equal parts; with a size (height, width) it is a step."""
-        with self._clock.timing(partial(self._charge, stage, bills, size)):
+    def charging(
+        self, stage: Stage, bills: Sequence[Bill], size: tuple[int, int] | None = None, at_once: int = 1
+    ) -> Iterator[None]:
+        """Charge what the device does in the body, in equal parts; with a size (height, width) it is a step.
+
+        `at_once` is how many such pieces of work share a GPU, this one among them; a CPU does one after another.
+        """
+        sharing = at_once if self._on_gpu else 1
+        with self._clock.timing(lambda seconds: self._charge(stage, bills, size, seconds / sharing)):
             yield
 
     def settle(self) -> None:

@@ -9,10 +9,12 @@ import torch
 from serve_app.config import EngineConfig, PreviewConfig
 from serve_app.messages import Slot
 from serve_app.replica.checkpoint import Checkpoint
+from serve_app.replica.cuda_graphs import all_with_cuda_graphs
 from serve_app.replica.decode import Decoder
 from serve_app.replica.denoise import Denoiser
 from serve_app.replica.embeddings import Embeddings
 from serve_app.replica.encode import Encoder
+from serve_app.replica.lanes import Lane
 from serve_app.replica.lora.sets import NO_ADAPTERS, Adapters, WeightSet, WeightSets
 from serve_app.replica.previews import PreviewDecoder, PreviewPace
 from serve_app.replica.prompt_reader import PromptReader, ReadPrompts
@@ -27,6 +29,7 @@ class Running:
     """The state of an active slot between steps. `began` is when it was ready for its first step, in seconds."""
 
     trajectory: Trajectory
+    lane: Lane
     weights: WeightSet
     pace: PreviewPace
     encode_prompt_s: float
@@ -38,7 +41,7 @@ class ModelRunner:
     """Runs a checkpoint's models, on one thread except for `read`. `previews` is None where there is no preview VAE."""
 
     def __init__(
-        self, checkpoint: Checkpoint, config: EngineConfig, preview: PreviewConfig, weight_sets: int = 0
+        self, checkpoint: Checkpoint, config: EngineConfig, preview: PreviewConfig, weight_sets: int = 0, lanes: int = 1
     ) -> None:
         self._checkpoint = checkpoint
         self._min_interval_s = preview.min_interval_s
@@ -46,8 +49,11 @@ class ModelRunner:
         self.prompts = PromptEncoder(checkpoint.pipe, checkpoint.device, config.prompt_cache_size)
         self._sets = WeightSets(checkpoint.unet, weight_sets)
         forwards = make_forwards([one.unet for one in self._sets.all], config.compile)
+        self._lanes = [Lane(checkpoint.device) for _ in range(lanes)]
         self._denoisers = {
-            one: Denoiser(checkpoint, forward) for one, forward in zip(self._sets.all, forwards, strict=True)
+            (lane, one): Denoiser(checkpoint, forward)
+            for lane in self._lanes
+            for one, forward in zip(self._sets.all, all_with_cuda_graphs(forwards, checkpoint.device), strict=True)
         }
         self.encoder = Encoder(checkpoint, config.compile)
         self.decoder = Decoder(checkpoint, config.compile)
@@ -60,9 +66,12 @@ class ModelRunner:
             prompts = self.read(slot)
             self.prompts.warm_up(prompts)
             trajectories = [self.begin(slot, prompts, NO_ADAPTERS, ()).trajectory for _ in range(most_images)]
-            for images in range(1, most_images + 1):
-                for denoiser in self._denoisers.values():
-                    denoiser.warm_up(trajectories[:images])
+            for (lane, _), denoiser in self._denoisers.items():
+                lane.take()
+                with lane.open():
+                    for images in range(1, most_images + 1):
+                        denoiser.warm_up(trajectories[:images])
+                lane.give()
             self.encoder.warm_up(slot.recipe.height, slot.recipe.width)
             self.decoder.warm_up(trajectories[0].latents)
             if self.previews:
@@ -81,10 +90,12 @@ class ModelRunner:
         """Return a slot's prompts as the text encoders read them. Any thread may call this."""
         return self._reader.read(slot.recipe, slot.max_prompt_tokens, embeddings)
 
-    def begin(self, slot: Slot, prompts: ReadPrompts, adapters: Adapters, in_use: Collection[WeightSet]) -> Running:
+    def begin(
+        self, slot: Slot, prompts: ReadPrompts, adapters: Adapters, in_use: Collection[WeightSet], lane: int = 0
+    ) -> Running:
         """Merge a slot's adapters unless a weight set has them, encode its prompts and pictures, and draw its noise.
 
-        `in_use` are the sets that must keep theirs.
+        `in_use` are the sets that must keep theirs; `lane` is where its steps are to run.
         """
         started = time.perf_counter()
         weights = self._sets.of(adapters, in_use)
@@ -92,8 +103,10 @@ class ModelRunner:
         encoded = time.perf_counter()
         trajectory = Trajectory.of(slot.recipe, slot.seed, self._checkpoint, embeddings, self.encoder, slot.canvas)
         pace = PreviewPace(slot.preview_steps if self.previews else frozenset(), self._min_interval_s)
-        return Running(trajectory, weights, pace, encode_prompt_s=encoded - started, began=encoded)
+        self._lanes[lane].take(trajectory.latents)
+        return Running(trajectory, self._lanes[lane], weights, pace, encode_prompt_s=encoded - started, began=encoded)
 
     def predict(self, slots: Sequence[Running]) -> Sequence[torch.Tensor]:
-        """Return the UNet's predictions for slots of one `CallGroup`; see `Denoiser.predict`."""
-        return self._denoisers[slots[0].weights].predict([slot.trajectory for slot in slots])
+        """Return the UNet's predictions for slots of one `CallGroup` and lane; see `Denoiser.predict`."""
+        denoiser = self._denoisers[slots[0].lane, slots[0].weights]
+        return denoiser.predict([slot.trajectory for slot in slots])

@@ -56,6 +56,11 @@ class ReadPrompts:
     def chunks(self) -> int:
         return len(self.rows[0].chunks)
 
+    @property
+    def half(self) -> bool:
+        """Whether the unconditional prompt is zeros, so that cross-attention is needed for every second row alone."""
+        return self.rows[0].zeros
+
 
 @dataclass(frozen=True, slots=True)
 class _Cut:

@@ -19,10 +19,11 @@ from serve_app.replica.prompt_reader import Chunk, PromptTokens, ReadPrompts
 class PromptEmbedding:
     """A prompt as the UNet takes it, in the text encoders' dtype.
 
-    `context` is (1, 77 for each chunk, width of `attention.prompt_context`), `pooled` (1, projection width).
+    `context` is (1, 77 for each chunk, width of `attention.prompt_context`), `pooled` (1, projection width). None means
+    that the context is zeros.
     """
 
-    context: torch.Tensor
+    context: torch.Tensor | None
     pooled: torch.Tensor
 
 
@@ -61,6 +62,8 @@ class PromptEncoder:
         self._own = WeightSet(pipe.unet)
         self._widths = [encoder.config.hidden_size for encoder in (pipe.text_encoder, pipe.text_encoder_2)]
         self._device = device
+        last = pipe.text_encoder_2
+        self._zeros = torch.zeros(1, last.config.projection_dim, dtype=last.dtype, device=device)
         self._eager = TextEncoders(pipe, device)
         self._encoders = with_cuda_graphs(self._eager, device)
         self._cache_size = cache_size
@@ -77,6 +80,8 @@ class PromptEncoder:
         self, prompt: PromptTokens, weights: WeightSet | None = None, vectors: Mapping[str, Vectors] | None = None
     ) -> PromptEmbedding:
         """Return the embedding of a prompt, cached if possible. `vectors` are those that it inserts, by hash."""
+        if prompt.zeros:
+            return PromptEmbedding(None, self._zeros)
         weights = weights or self._own
         key = prompt, weights.adapters.key
         if key not in self._cache:
@@ -92,12 +97,12 @@ class PromptEncoder:
 
     def _encode(self, prompt: PromptTokens, weights: WeightSet, vectors: Mapping[str, Vectors]) -> PromptEmbedding:
         with weights.text_encoders(self._pipe):
-            chunks = [self._encode_chunk(chunk, prompt.zeros, weights, vectors) for chunk in prompt.chunks]
+            chunks = [self._encode_chunk(chunk, weights, vectors) for chunk in prompt.chunks]
         contexts, pooled = zip(*chunks, strict=True)
         return PromptEmbedding(contexts[0] if len(contexts) == 1 else torch.cat(contexts, dim=1), pooled[0])
 
     def _encode_chunk(
-        self, chunk: Sequence[Chunk], zeros: bool, weights: WeightSet, vectors: Mapping[str, Vectors]
+        self, chunk: Sequence[Chunk], weights: WeightSet, vectors: Mapping[str, Vectors]
     ) -> tuple[torch.Tensor, torch.Tensor]:
         if any(own.insertions for own in chunk):
             with inserted(self._pipe, [own.insertions for own in chunk], vectors):
@@ -106,8 +111,6 @@ class PromptEncoder:
             tokens, pooled = self._encoders(*self._ids(chunk))
         if any(own.weights for own in chunk):
             tokens = (tokens.float() * self._factors(chunk)).to(tokens.dtype)
-        if zeros:
-            tokens, pooled = torch.zeros_like(tokens), torch.zeros_like(pooled)
         # Copy, because the next call overwrites the encoders' outputs.
         return prompt_context(weights.unet, tokens), pooled.clone()
 

@@ -9,7 +9,7 @@ from diffusers import UNet2DConditionModel
 from serve_app.config import Compile
 from serve_app.replica.attention import blocks
 from serve_app.replica.compilation import BY_RULE, Compiled, Eager, Forward
-from serve_app.replica.cuda_graphs import all_with_cuda_graphs
+from serve_app.replica.cuda_graphs import with_cuda_graphs
 
 _MOST_COMPILATIONS = 64
 
@@ -17,7 +17,8 @@ _MOST_COMPILATIONS = 64
 class UNetInputs(NamedTuple):
     """The inputs of the UNet's forward, in this order, all with rows first; `guidance` only if it takes that.
 
-    `sample` is (rows, channels, h, w), `timestep` (rows,); for the others see `conditioning.Conditioning`.
+    `sample` is (rows, channels, h, w), `timestep` (rows,); for the others see `conditioning.Conditioning`. `context`
+    may have half as many rows.
     """
 
     sample: torch.Tensor
@@ -35,24 +36,20 @@ class UNetInputs(NamedTuple):
 
 def make_forward(unet: UNet2DConditionModel, mode: Compile) -> Forward[torch.Tensor]:
     """Return the UNet's forward for `engine.compile`. It takes `UNetInputs.tensors` and returns the prediction."""
-    return make_forwards([unet], mode)[0]
+    return with_cuda_graphs(make_forwards([unet], mode)[0], unet.device)
 
 
 def make_forwards(unets: Sequence[UNet2DConditionModel], mode: Compile) -> Sequence[Forward[torch.Tensor]]:
-    """Return a forward for each of several UNets that differ only in their weights.
-
-    An output is valid until the next call of any of them.
-    """
+    """Return a forward, without CUDA graphs, for each of several UNets that differ only in their weights."""
     first, *others = unets
     match mode:
         case "none":
-            forwards = [eager(unet) for unet in unets]
+            return [eager(unet) for unet in unets]
         case "regional":
-            forwards = [_CompiledBlocks(unet) for unet in unets]
+            return [_CompiledBlocks(unet) for unet in unets]
         case "full":
             compiled = Compiled(_predict, first, {"conv_1x1_as_mm": True})
-            forwards = [compiled, *(compiled.on(unet) for unet in others)]
-    return all_with_cuda_graphs(forwards, first.device)
+            return [compiled, *(compiled.on(unet) for unet in others)]
 
 
 def eager(unet: UNet2DConditionModel) -> Eager:

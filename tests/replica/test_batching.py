@@ -1,8 +1,11 @@
 """The batcher alone, under thousands of random schedules, in which time is the number of steps."""
 
+from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain
+from math import ceil
 
 import pytest
 from hypothesis import given, settings
@@ -40,10 +43,11 @@ ImageJob = Job[Image]
 
 @dataclass(frozen=True)
 class Turn:
-    """The UNet calls of one step, and all jobs in the batch when they were chosen."""
+    """The UNet calls of one lane in one step, and all jobs of that lane when they were chosen."""
 
     calls: Sequence[Sequence[ImageJob]]
     batch: Sequence[ImageJob]
+    step: int
 
     @property
     def group(self) -> Hashable:
@@ -54,13 +58,23 @@ class Play:
     """An engine without models that plays a script. Its loop yields wherever another thread could run."""
 
     def __init__(
-        self, max_batch_size: int, images_per_call: int, weight_sets: int, script: bytes, patience: int = PATIENCE
+        self,
+        max_batch_size: int,
+        images_per_call: int,
+        weight_sets: int,
+        lanes: int,
+        script: bytes,
+        patience: int = PATIENCE,
     ) -> None:
         self.max_batch_size, self.images_per_call, self.weight_sets = max_batch_size, images_per_call, weight_sets
-        self.batcher = Batcher[Image](max_batch_size, images_per_call, weight_sets)
+        self.lanes = range(lanes)
+        self.batcher = Batcher[Image](max_batch_size, images_per_call, weight_sets, lanes)
         self.jobs: list[ImageJob] = []
         self.admitted: list[int] = []
-        self.turns: list[Turn] = []
+        self.steps = 0
+        self.turns: list[list[Turn]] = [[] for _ in self.lanes]
+        self.rounds: list[list[int]] = []
+        self.chosen: list[tuple[list[int], int]] = []
         self.loads: list[Load] = []
         self.kept_out: list[bool] = []
         self.weights: list[set[Hashable]] = []
@@ -93,7 +107,7 @@ class Play:
     def cancel(self, number: int) -> None:
         for job in self._one(self.jobs, number):
             if job.payload.cancelled_in is None:
-                job.payload.cancelled_in, job.payload.turns_before_cancel = job.state, len(self.turns)
+                job.payload.cancelled_in, job.payload.turns_before_cancel = job.state, self.steps
             was, ended = job.state, self.batcher.cancel(job)
             assert ended == (was in AT_ONCE)
 
@@ -126,18 +140,28 @@ class Play:
             yield
             while job := self.batcher.admit():
                 done += 1
+                self.chosen.append((self._calls(without=job), job.lane))
                 self.admitted.append(job.payload.number)
                 yield
                 if job.payload.doomed:
                     self.batcher.mark_failed(job)
             self.kept_out.append(self._keeps_out())
             batch, calls = self.of(JobState.ACTIVE), self.batcher.next_calls()
-            if calls:
-                self.turns.append(Turn(calls, batch))
+            self.steps += 1
+            self.rounds.append([call[0].lane for call in calls])
+            for lane, turns in zip(self.lanes, self.turns, strict=True):
+                if own := [call for call in calls if call[0].lane == lane]:
+                    turns.append(Turn(own, [job for job in batch if job.lane == lane], self.steps))
             for call in calls:
                 yield
                 self._step(call)
             assert done or calls or self.batcher.idle, "the loop would spin"
+
+    def _calls(self, without: ImageJob) -> list[int]:
+        """Return how many UNet calls each lane takes for its jobs but one."""
+        jobs = [Counter(job.group for job in self.of(JobState.ACTIVE) if job.lane == lane) for lane in self.lanes]
+        jobs[without.lane][without.group] -= 1
+        return [sum(ceil(own / self.images_per_call) for own in lane.values()) for lane in jobs]
 
     def _keeps_out(self) -> bool:
         """Return whether there is a reason to admit nobody: the batch is full, or the next job has no weight set."""
@@ -178,6 +202,7 @@ def plays(patience: int) -> st.SearchStrategy[Play]:
         max_batch_size=st.integers(1, 6),
         images_per_call=st.integers(1, 3),
         weight_sets=st.integers(0, 2),
+        lanes=st.integers(1, 3),
         script=st.binary(min_size=20, max_size=80),
         patience=st.just(patience),
     )
@@ -208,7 +233,7 @@ def test_no_more_weights_are_in_use_than_there_are_sets(play: Play) -> None:
 
 @schedules
 def test_in_its_turn_every_job_of_a_group_takes_one_step_in_full_calls(play: Play) -> None:
-    for turn in play.turns:
+    for turn in chain(*play.turns):
         assert [job for call in turn.calls for job in call] == [job for job in turn.batch if job.group == turn.group]
         *full, last = map(len, turn.calls)
         assert all(size == play.images_per_call for size in full)
@@ -216,16 +241,32 @@ def test_in_its_turn_every_job_of_a_group_takes_one_step_in_full_calls(play: Pla
 
 
 @schedules
-def test_no_job_waits_for_more_than_one_turn_of_each_other_group(play: Play) -> None:
-    waited: dict[ImageJob, list[Hashable]] = {}
-    for turn in play.turns:
-        waited = {job: waited.get(job, []) for job in turn.batch}
-        for job, groups in waited.items():
-            assert turn.group not in groups
-            if job.group == turn.group:
-                groups.clear()
-            else:
-                groups.append(turn.group)
+def test_no_job_waits_for_more_than_one_turn_of_each_other_group_of_its_lane(play: Play) -> None:
+    for turns in play.turns:
+        waited: dict[ImageJob, list[Hashable]] = {}
+        for turn in turns:
+            waited = {job: waited.get(job, []) for job in turn.batch}
+            for job, groups in waited.items():
+                assert turn.group not in groups
+                if job.group == turn.group:
+                    groups.clear()
+                else:
+                    groups.append(turn.group)
+
+
+@schedules
+def test_in_each_step_the_lanes_with_jobs_are_served_in_turns(play: Play) -> None:
+    for lanes in play.rounds:
+        most = max(map(lanes.count, lanes), default=0)
+        assert lanes == [lane for turn in range(most) for lane in play.lanes if lanes.count(lane) > turn]
+    for step, lanes in enumerate(play.rounds, start=1):
+        assert {*lanes} == {own for own in play.lanes for turn in play.turns[own] if turn.step == step}
+
+
+@schedules
+def test_a_job_that_shares_no_call_is_admitted_to_the_lane_with_the_fewest(play: Play) -> None:
+    for before, chosen in play.chosen:
+        assert play.images_per_call > 1 or before[chosen] == min(before)
 
 
 @schedules
@@ -239,7 +280,10 @@ def test_a_cancelled_job_ends_before_the_next_step(play: Play) -> None:
                 assert job.state is JobState.CANCELLED or (image.doomed and job.state is JobState.FAILED)
                 # Its next step may already have been chosen when it was cancelled.
                 assert not any(
-                    job in call for turn in play.turns[image.turns_before_cancel + 1 :] for call in turn.calls
+                    job in call
+                    for turn in chain(*play.turns)
+                    if turn.step > image.turns_before_cancel + 1
+                    for call in turn.calls
                 )
             case JobState.DENOISED:
                 assert image.states[-2:] == [JobState.DENOISED, JobState.CANCELLED]
@@ -336,3 +380,20 @@ def test_cancelling_twice_or_too_late_changes_nothing(state: JobState) -> None:
     assert job.state is ended
     assert not batcher.cancel(job)
     assert job.state is ended
+
+
+def lanes(images_per_call: int, groups: str) -> list[int]:
+    """Return the lanes that jobs of these groups are admitted to, one after another."""
+    batcher = Batcher[None](max_batch_size=8, images_per_call=images_per_call, lanes=2)
+    admitted = []
+    for group in groups:
+        batcher.submit(None, group)
+        admitted.append(batcher.admit())
+    return [job.lane for job in admitted if job]
+
+
+def test_jobs_fill_a_call_before_they_take_another_lane() -> None:
+    assert lanes(1, "aaaa") == [0, 1, 0, 1]
+    assert lanes(2, "aaaaa") == [0, 0, 1, 1, 0]
+    assert lanes(4, "abab") == [0, 1, 0, 1]
+    assert lanes(1, "abab") == [0, 1, 0, 1]

@@ -69,6 +69,7 @@ def test_it_equals_diffusers(
     encoder = PromptEncoder(checkpoint.pipe, CPU, 8)
     expected, _, pooled, _ = theirs.encode_prompt(prompt.format(*["<neg>"] * 2), do_classifier_free_guidance=False)
     ours = encoder.encode(prompts.rows[0], vectors=prompts.vectors)
+    assert ours.context is not None
     context = prompt_context(checkpoint.unet, expected.to(ours.context.dtype))
     torch.testing.assert_close(ours.context, context, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(ours.pooled, pooled, rtol=1e-5, atol=1e-5)
@@ -81,6 +82,8 @@ def test_a_prompt_without_keeps_its_bits_before_and_after(checkpoint: Checkpoint
     encoder = PromptEncoder(checkpoint.pipe, CPU, 8)
     inserted = encoder.encode(with_it.rows[0], vectors=with_it.vectors)
     after = encoder.encode(plain.rows[0])
+    assert before.context is not None
+    assert after.context is not None
     assert torch.equal(before.context, after.context)
     assert torch.equal(before.pooled, after.pooled)
     assert not torch.equal(inserted.pooled, after.pooled)

@@ -34,10 +34,12 @@ class Gate:
         self._permits = threading.Semaphore(0)
         self._arrived = threading.Semaphore(0)
         self.groups: list[list[Any]] = []
+        self.calls: list[tuple[Denoiser, list[Any]]] = []
         predict = Denoiser.predict
 
         def gated(denoiser: Denoiser, trajectories: Any) -> Any:
             self.groups.append(list(trajectories))
+            self.calls.append((denoiser, list(trajectories)))
             self._arrived.release()
             assert self._permits.acquire(timeout=60)
             return predict(denoiser, trajectories)
@@ -130,12 +132,12 @@ def test_slots_beyond_the_batch_wait_in_order(make_engine: MakeEngine, gate: Gat
     gate.open()
     for collector in collectors:
         collector.result()
-    generated = [group[0].conditioning.context[1:] for group in gate.groups]
+    generated = [group[0].conditioning.context for group in gate.groups]
     models = running.engine._models
     read = [models.read(make_slot(prompt=prompt)) for prompt in prompts]
     expected = [models.prompts.encode(each.rows[-1]).context for each in read for _ in range(2)]
     assert len(generated) == 6
-    assert all(torch.equal(a, b) for a, b in zip(generated, expected, strict=True)), "in order, one after another"
+    assert all(a is b for a, b in zip(generated, expected, strict=True)), "in order, one after another"
     assert (running.engine.load().active, running.engine.load().waiting) == (0, 0)
 
 
@@ -159,11 +161,33 @@ def test_only_prompts_of_one_length_share_a_call(make_engine: MakeEngine, gate: 
     assert lengths == [[77], [154, 154], [231]] * 4
 
 
-def test_prompts_of_other_lengths_change_no_bit(make_engine: MakeEngine) -> None:
-    alone, crowd = make_engine(max_batch_size=1), make_engine(max_batch_size=4)
-    expected = [pixels(picture) for slot in LENGTHS for picture in alone.generate(slot)]
-    for ours, picture in zip(crowd.generate(*LENGTHS), expected, strict=True):
+def test_prompts_of_other_lengths_and_negative_prompts_change_no_bit(make_engine: MakeEngine) -> None:
+    alone, crowd = make_engine(max_batch_size=1), make_engine(max_batch_size=5)
+    slots = [*LENGTHS, make_slot(negative_prompt="dull", keep_pixels=True)]
+    expected = [pixels(picture) for slot in slots for picture in alone.generate(slot)]
+    for ours, picture in zip(crowd.generate(*slots), expected, strict=True):
         assert np.array_equal(pixels(ours), picture)
+
+
+@pytest.mark.parametrize("lanes", [2, 3])
+def test_images_on_several_lanes_change_no_bit(make_engine: MakeEngine, gate: Gate, lanes: int) -> None:
+    """On the CPU they are still generated one after another: `tests/gpu` has real ones."""
+    gate.open()
+    slots = [make_slot(seed=seed, keep_pixels=True, num_inference_steps=2 + seed) for seed in range(4)]
+    alone = [make_engine(max_batch_size=1).generate(slot)[0] for slot in slots]
+    running = make_engine(max_batch_size=4, calls_at_once=lanes)
+    for ours, one in zip(running.generate(*slots), alone, strict=True):
+        assert np.array_equal(pixels(ours), pixels(one))
+    assert len({denoiser for denoiser, _ in gate.calls[14:]}) == lanes
+
+
+def test_only_those_without_a_negative_prompt_share_a_call_that_needs_none(make_engine: MakeEngine, gate: Gate) -> None:
+    running = make_engine(max_batch_size=4, images_per_call=4)
+    gate.open()
+    changes: list[dict[str, object]] = [{}, {"negative_prompt": "dull"}, {"guidance_scale": 0}, {"seed": 8}]
+    running.generate(*[make_slot(**each) for each in changes])
+    rows = [[(t.rows, len(t.conditioning.context)) for t in group] for group in gate.groups]
+    assert rows == [[(2, 1), (2, 1)], [(2, 2), (1, 1)]] * 4
 
 
 def test_a_picture_says_what_is_not_read_of_its_prompt(make_engine: MakeEngine) -> None:

@@ -1,6 +1,7 @@
 """A slot that fails on an engine, and what fails beside it."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -42,7 +43,7 @@ def poisoned(monkeypatch: pytest.MonkeyPatch, poison: Callable[[PromptEmbedding]
 def test_a_slot_that_turns_to_nan_leaves_its_neighbours_alone(
     make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    poisoned(monkeypatch, lambda e: PromptEmbedding(e.context * float("nan"), e.pooled))
+    poisoned(monkeypatch, lambda e: replace(e, pooled=e.pooled * float("nan")))
     running = make_engine(max_batch_size=2, images_per_call=2)
     bad, good = running.submit_together(make_slot(prompt="poison"), make_slot(keep_pixels=True))
     with pytest.raises(SlotFailed, match="not numbers"):
@@ -90,7 +91,7 @@ def test_running_out_of_memory_fails_only_the_batch(make_engine: MakeEngine, mon
     "place",
     [
         "denoise.Denoiser.predict",
-        "device.RunAhead.step_launched",
+        "lanes.Lane.step_launched",
         "decode.Decoder.decode",
         "decode.PendingPixels.wait",
         "previews.PreviewDecoder.decode",

@@ -99,6 +99,19 @@ def test_a_gpu_is_timed_by_its_own_clock_and_never_waited_for(device: Device) ->
     assert observed.steps == [(2, 1, (64, 64))]
 
 
+def test_images_side_by_side_are_charged_their_part_of_the_gpu_but_all_of_the_cpu(
+    device: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(time, "perf_counter", count(0, 2).__next__)
+    device.done, bills = True, [Bill(), Bill()]
+    for bill, kind in zip(bills, (GPU, CPU), strict=True):
+        meter = Meter(kind, Silent())
+        with meter.charging("unet", [bill], (64, 64), at_once=2):
+            pass
+        meter.settle()
+    assert [bill.seconds for bill in bills] == [1, 2]
+
+
 def test_the_bill_of_a_cancelled_image_is_wasted_and_so_is_what_comes_later(device: Device) -> None:
     observed, bill = Observed(), Bill()
     meter = Meter(GPU, observed)

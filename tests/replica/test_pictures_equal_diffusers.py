@@ -163,7 +163,7 @@ def test_alone_and_in_a_crowd(
 
 def test_all_kinds_share_calls(make_engine: MakeEngine, finals: dict[int, torch.Tensor]) -> None:
     plain = make_slot(index=2, seed=2, width=WIDTH, height=HEIGHT)
-    mixed = [a_slot(0, "picture", "euler", 0.6, 4), a_slot(1, "part", "ddim", 1.0, 4), plain]
+    mixed = [a_slot(0, "picture", "euler", 0.6, 4, guidance_scale=5.0), a_slot(1, "part", "ddim", 1.0, 4), plain]
     make_engine(max_batch_size=1).generate(*mixed)
     alone = dict(finals)
     crowd = make_engine(max_batch_size=3, images_per_call=3)

@@ -70,11 +70,25 @@ def test_both_prompts_have_as_many_chunks_as_the_longer_needs(
     assert prompts.chunks == chunks
 
 
-def test_a_replica_warms_up_for_each_length_of_a_prompt(reader: PromptReader) -> None:
+def test_a_replica_warms_up_for_each_length_of_a_prompt_with_a_negative_one_and_without(
+    checkpoint: Checkpoint, reader: PromptReader
+) -> None:
     args = AppArgs.model_validate({"engine": {"warm_up_prompt_chunks": MOST_PROMPT_CHUNKS, "warm_up_sizes": ["64x64"]}})
-    slots = _warm_up_slots(args, "euler")
-    lengths = [(slot.recipe.width, reader.read(slot.recipe, slot.max_prompt_tokens).chunks) for slot in slots]
-    assert lengths == [(width, chunks) for width in (256, 64) for chunks in range(1, MOST_PROMPT_CHUNKS + 1)]
+    slots = _warm_up_slots(args, checkpoint)
+    read = [(slot.recipe.width, reader.read(slot.recipe, slot.max_prompt_tokens)) for slot in slots]
+    lengths = range(1, MOST_PROMPT_CHUNKS + 1)
+    assert [(width, prompts.chunks, prompts.half) for width, prompts in read] == [
+        (width, chunks, half) for width in (256, 64) for chunks in lengths for half in (True, False)
+    ]
+
+
+def test_a_replica_warms_up_for_no_negative_prompt_that_nothing_depends_on(checkpoint: Checkpoint) -> None:
+    assert len(_warm_up_slots(AppArgs(model=ModelConfig(guidance_scale=0)), checkpoint)) == 1
+    checkpoint.pipe.register_to_config(force_zeros_for_empty_prompt=False)
+    try:
+        assert len(_warm_up_slots(AppArgs(), checkpoint)) == 1
+    finally:
+        checkpoint.pipe.register_to_config(force_zeros_for_empty_prompt=True)
 
 
 def test_reading_does_not_disturb_encoding_on_another_thread(checkpoint: Checkpoint, reader: PromptReader) -> None:
@@ -112,9 +126,9 @@ def test_a_model_that_reads_fewer_tokens_at_once_gets_shorter_chunks() -> None:
     """The embedded one reads 30."""
     torch.set_num_threads(1)
     embedded = load_checkpoint(ModelConfig(), torch.device("cpu"))
-    prompts = PromptReader(embedded.pipe).read(Recipe(prompt="apple " * 40))
+    prompts = PromptReader(embedded.pipe).read(Recipe(prompt="apple " * 40, negative_prompt="dull"))
     assert prompts.chunks == 2
     assert {len(chunk.ids) for row in prompts.rows for encoders in row.chunks for chunk in encoders} == {32}
     with torch.inference_mode():
         conditions = PromptEncoder(embedded.pipe, embedded.device, 8).conditions(prompts)
-    assert [embedding.context.shape[1] for embedding in conditions] == [64, 64]
+    assert [e.context is not None and e.context.shape[1] for e in conditions] == [64, 64]

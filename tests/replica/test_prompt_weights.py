@@ -90,6 +90,7 @@ def test_embeddings_are_those_of_a1111(prompt: str, checkpoint: Checkpoint) -> N
             by_encoder.append(made.hidden_states[-2] * factors[None, :, None])
         contexts.append(prompt_context(checkpoint.unet, torch.cat(by_encoder, dim=-1)))
         pooled.append(made.text_embeds)
+    assert ours.context is not None
     torch.testing.assert_close(ours.context, torch.cat(contexts, dim=1), rtol=1e-6, atol=1e-6)
     assert torch.equal(ours.pooled, pooled[0])
 

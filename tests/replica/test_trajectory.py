@@ -51,11 +51,13 @@ def test_a_conditioning_has_a_row_for_each_of_its_embeddings(
     guidance_scale: float, rows: int, checkpoint: Checkpoint
 ) -> None:
     encoder = PromptEncoder(checkpoint.pipe, checkpoint.device, 4)
-    recipe = make_slot(guidance_scale=guidance_scale, width=128).recipe
+    recipe = make_slot(guidance_scale=guidance_scale, width=128, negative_prompt="dull").recipe
     prompts = PromptReader(checkpoint.pipe).read(recipe)
     conditioning = Conditioning.of(recipe, checkpoint, encoder.conditions(prompts))
     assert [len(part) for part in conditioning if part is not None] == [rows] * 3
-    assert torch.equal(conditioning.context[-1:], encoder.encode(prompts.rows[-1]).context), "the prompt's comes last"
+    own = encoder.encode(prompts.rows[-1]).context
+    assert own is not None
+    assert torch.equal(conditioning.context[-1:], own), "the prompt's comes last"
     assert conditioning.time_ids.tolist() == [[64, 128, 0, 0, 64, 128]] * rows
 
 
