@@ -11,7 +11,8 @@ from training.train_lora import INK, LESSONS, PAPER, as_blueprint, save_lora, wi
 
 
 def colours(pixels: torch.Tensor) -> list[list[int]]:
-    return ((pixels + 1) * 127.5).round().int().unique(dim=1).T.tolist()
+    found: list[list[int]] = ((pixels + 1) * 127.5).round().int().unique(dim=1).T.tolist()
+    return found
 
 
 def test_a_blueprint_has_lines_where_colours_meet_and_paper_elsewhere() -> None:
@@ -28,6 +29,7 @@ def test_a_file_holds_what_was_added_to_each_model_and_says_its_trigger(tmp_path
     trained = sum(parameter.requires_grad for parameter in parts.parameters())
     save_lora(parts, LESSONS["zibo"], tmp_path / "zibo.safetensors")
     with safe_open(tmp_path / "zibo.safetensors", "pt") as file:
-        assert len(file.keys()) == trained
-        assert {key.partition(".")[0] for key in file.keys()} == {"unet", "text_encoder", "text_encoder_2"}
+        keys = list(file.keys())
+        assert len(keys) == trained
+        assert {key.partition(".")[0] for key in keys} == {"unet", "text_encoder", "text_encoder_2"}
         assert file.metadata()["modelspec.trigger_phrase"] == "zibo"
