@@ -5,7 +5,8 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager
 
 from serve_app.fanout.admission import Admission
-from serve_app.fanout.generation import Again, Generation
+from serve_app.fanout.generation import Generation
+from serve_app.fanout.tries import Again
 from serve_app.messages import Generated, Preview, Progress, ReplicaStatus, Slot, SlotEvent, Work
 from serve_app.schemas import Event
 from tests.conftest import make_slot

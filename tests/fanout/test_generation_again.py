@@ -9,7 +9,8 @@ import pytest
 
 from serve_app.errors import ReplicaLost, SlotFailed, SlotReturned
 from serve_app.fanout.admission import Admission
-from serve_app.fanout.generation import Again, Generation
+from serve_app.fanout.generation import Generation
+from serve_app.fanout.tries import Again
 from serve_app.messages import Progress, Slot, SlotEvent
 from serve_app.schemas import Event, FailedEvent, ImageEvent, ProgressEvent
 from tests.conftest import make_slot
