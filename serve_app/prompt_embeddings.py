@@ -5,6 +5,8 @@ from collections.abc import Collection, Iterator, Sequence
 
 _NAMED = re.compile(r"\bembedding:([\w./+-]*\w)(?:\.safetensors\b)?", re.IGNORECASE)
 
+_SUFFIX = re.compile(r"\.safetensors$", re.IGNORECASE)
+
 
 def names_in(texts: Sequence[str | None]) -> list[str]:
     """Return the names of the embeddings in some texts, each once."""
@@ -16,16 +18,22 @@ def split(text: str) -> Iterator[tuple[str | None, str]]:
     end = 0
     for found in _NAMED.finditer(text):
         yield None, text[end : found.start()]
-        yield found[1].removesuffix(".safetensors"), found[0]
+        yield _SUFFIX.sub("", found[1]), found[0]
         end = found.end()
     yield None, text[end:]
 
 
 def spelled_out(prompt: str, names: Collection[str]) -> str:
     """Return a prompt whose bare names of embeddings, as A1111 has them, are written as `embedding:name`."""
-    by_lower = {name.lower(): name for name in names}
-    if not by_lower:
+    # Other names, such as `bad(1)`, would be read as the name of another file.
+    known = {name for name in names if names_in([f"embedding:{name}"]) == [name]}
+    if not known:
         return prompt
+    by_lower = {name.lower(): name for name in sorted(known)}
     choices = "|".join(re.escape(name) for name in sorted(by_lower, key=len, reverse=True))
     bare = re.compile(rf"(?<![\w./+:-])({choices})(?![\w/+-]|\.\w)", re.IGNORECASE)
-    return bare.sub(lambda found: f"embedding:{by_lower[found[1].lower()]}", prompt)
+
+    def spelled(found: re.Match[str]) -> str:
+        return f"embedding:{found[1] if found[1] in known else by_lower[found[1].lower()]}"
+
+    return bare.sub(spelled, prompt)
