@@ -79,6 +79,10 @@ class EmbeddingStore:
         return {one.name: self._read(one) for one in embeddings}
 
     def _read(self, embedding: Embedding) -> Vectors:
+        with self._lock:
+            if embedding.hash is not None and embedding.hash in self._kept:  # its file may be gone by now
+                self._kept.move_to_end(embedding.hash)
+                return self._kept[embedding.hash]
         found = self._folder.find_embedding(embedding.name)
         hash_ = embedding.hash or self._folder.hash_of(found)
         with self._lock:

@@ -142,5 +142,8 @@ def test_a_file_that_was_written_anew_is_another(checkpoint: Checkpoint, tmp_pat
     save_file(tensors(checkpoint.pipe, tokens=2, seed=1), file)
     assert ours.read([Embedding(name="neg")])["neg"].hash != first.hash
     assert len(ours.read([Embedding(name="neg", hash=first.hash)])["neg"]) == TOKENS, "it is kept by its hash"
+    file.unlink()
+    assert len(ours.read([Embedding(name="neg", hash=first.hash)])["neg"]) == TOKENS
+    save_file(tensors(checkpoint.pipe, tokens=2, seed=1), file)
     with pytest.raises(AdapterError, match="another file by now"):
         store(checkpoint.pipe, tmp_path).read([Embedding(name="neg", hash=first.hash)])
