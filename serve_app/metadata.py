@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from xml.etree import ElementTree
 from xml.sax.saxutils import quoteattr
@@ -12,7 +13,7 @@ from pydantic import BaseModel, ConfigDict
 from serve_app import __version__
 from serve_app.exif import user_comment
 from serve_app.messages import Slot
-from serve_app.recipe import PROMPTS, Output, Recipe
+from serve_app.recipe import PROMPTS, Embedding, Lora, Output, Recipe
 from serve_app.samplers import said_of
 from serve_app.schemas import GenerateRequest, ModelInfo
 
@@ -50,7 +51,7 @@ class Embedded:
     version: str
 
 
-_LORA_DIGITS = 10
+_HASH_DIGITS = 10
 
 
 class _Written(BaseModel):
@@ -82,8 +83,8 @@ def parameters_text(slot: Slot, model: ModelInfo) -> str:
         "Model": _quoted(model.name),
         **_emphasis(recipe),
         **{name: _quoted(text) for name, text in _of_second_encoder(recipe) if text},
-        **_lora_hashes(recipe),
-        **_embedding_hashes(recipe),
+        **_hashes("Lora hashes", recipe.adapters),
+        **_hashes("TI hashes", recipe.embeddings),
         **_of_pictures(recipe),
         "Version": f"parallel-sdxl {__version__}",
     }
@@ -98,18 +99,11 @@ def _emphasis(recipe: Recipe) -> dict[str, str]:
     return {"Emphasis": "No norm" if recipe.prompt_syntax == "weighted" else "None"} if has_brackets else {}
 
 
-def _lora_hashes(recipe: Recipe) -> dict[str, str]:
+def _hashes(title: str, files: Sequence[Lora | Embedding]) -> dict[str, str]:
     """Return how other tools know the files of adapters again: by the first ten digits of their SHA-256."""
-    known = [(lora.name, lora.hash.rpartition(":")[2]) for lora in recipe.adapters if lora.hash]
-    listed = ", ".join(f"{name}: {digits[:_LORA_DIGITS]}" for name, digits in known)
-    return {"Lora hashes": json.dumps(listed, ensure_ascii=False)} if known else {}
-
-
-def _embedding_hashes(recipe: Recipe) -> dict[str, str]:
-    """Return the same of embeddings, by as many digits as their first popular reader writes."""
-    known = [(one.name, one.hash.rpartition(":")[2]) for one in recipe.embeddings if one.hash]
-    listed = ", ".join(f"{name}: {digits[:_LORA_DIGITS]}" for name, digits in known)
-    return {"TI hashes": json.dumps(listed, ensure_ascii=False)} if known else {}
+    known = [(file.name, file.hash.rpartition(":")[2]) for file in files if file.hash]
+    listed = ", ".join(f"{name}: {digits[:_HASH_DIGITS]}" for name, digits in known)
+    return {title: json.dumps(listed, ensure_ascii=False)} if known else {}
 
 
 def _of_second_encoder(recipe: Recipe) -> tuple[tuple[str, str | None], ...]:

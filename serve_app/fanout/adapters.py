@@ -3,6 +3,7 @@
 import asyncio
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
+from typing import TypeVar
 
 from serve_app.adapters import AdapterFolder
 from serve_app.config import AdaptersConfig
@@ -12,6 +13,9 @@ from serve_app.recipe import PROMPTS, Embedding, Lora
 from serve_app.schemas import EmbeddingFile, GenerateRequest, LoraFile
 
 _MOST_REMEMBERED = 10_000
+
+Asked = TypeVar("Asked", Lora, Embedding)
+"""An adapter as a request names it."""
 
 Ask = Callable[[Sequence[Lora], Sequence[Embedding]], Awaitable[None]]
 """Has a replica say what is wrong with adapters. Raises AdapterError."""
@@ -84,9 +88,7 @@ class AdapterCheck:
         for name in sorted(names):
             assert self._folder is not None
             now = self._folder.hash_of(self._folder.find_embedding(name))
-            if hashes.get(name) not in (None, now):
-                raise AdapterError(name, f"is another file by now: {now}, not {hashes[name]}", "embeddings")
-            found.append(Embedding(name=name, hash=now))
+            found.append(_agreed(Embedding(name=name, hash=hashes.get(name)), now, "embeddings"))
         return tuple(found)
 
     def _found(self, loras: Sequence[Lora]) -> tuple[Lora, ...]:
@@ -97,12 +99,17 @@ class AdapterCheck:
         found = []
         for lora in loras:
             now = self._folder.hash_of(self._folder.find(lora.name))
-            if lora.hash not in (None, now):
-                raise AdapterError(lora.name, f"is another file by now: {now}, not {lora.hash}")
-            found.append(lora.model_copy(update={"hash": now}))
+            found.append(_agreed(lora, now, "loras"))
         return tuple(found)
 
     def _remember(self, model: str, adapters: Sequence[Lora | Embedding]) -> None:
         self._fitting |= {(model, adapter.hash): None for adapter in adapters}
         while len(self._fitting) > _MOST_REMEMBERED:
             self._fitting.popitem(last=False)
+
+
+def _agreed(asked: Asked, now: str, param: str) -> Asked:
+    """Return an adapter with its file's hash. Raises AdapterError where another one was asked for."""
+    if asked.hash not in (None, now):
+        raise AdapterError(asked.name, f"is another file by now: {now}, not {asked.hash}", param)
+    return asked.model_copy(update={"hash": now})

@@ -1,6 +1,5 @@
 """Textual inversion: vectors that stand in a prompt for tokens, one for each text encoder."""
 
-import hashlib
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -11,17 +10,16 @@ from typing import Any
 
 import torch
 from diffusers import StableDiffusionXLPipeline
-from safetensors import SafetensorError
-from safetensors.torch import load
 from torch import nn
 
 from serve_app.adapters import AdapterFolder
+from serve_app.adapters.header import NoAdapter
 from serve_app.adapters.kinds import EMBEDDING
 from serve_app.config import AdaptersConfig
 from serve_app.errors import AdapterError
-from serve_app.recipe import Embedding, hash_of_digest
+from serve_app.recipe import Embedding
+from serve_app.replica.adapter_files import read_tensors
 from serve_app.replica.checkpoint import Checkpoint
-from serve_app.weight_files import what_it_is
 
 _MOST_KEPT = 256
 
@@ -79,48 +77,43 @@ class EmbeddingStore:
         return {one.name: self._read(one) for one in embeddings}
 
     def _read(self, embedding: Embedding) -> Vectors:
-        with self._lock:
-            if embedding.hash is not None and embedding.hash in self._kept:  # its file may be gone by now
-                self._kept.move_to_end(embedding.hash)
-                return self._kept[embedding.hash]
+        if (kept := self._kept_of(embedding.hash)) is not None:
+            return kept  # its file may be gone by now
         found = self._folder.find_embedding(embedding.name)
-        hash_ = embedding.hash or self._folder.hash_of(found)
+        hash_ = self._folder.hash_of(found) if embedding.hash is None else embedding.hash
+        if (kept := self._kept_of(hash_)) is not None:
+            return kept
+        try:
+            vectors = self._vectors(found.version.path, hash_)
+        except NoAdapter as error:
+            raise AdapterError(embedding.name, str(error), "embeddings") from error
         with self._lock:
-            if hash_ not in self._kept:
-                try:
-                    self._kept[hash_] = self._vectors(found.version.path, hash_)
-                except _Unfit as error:
-                    raise AdapterError(embedding.name, str(error), "embeddings") from error
-                while len(self._kept) > _MOST_KEPT:
-                    self._kept.popitem(last=False)
+            self._kept[hash_] = vectors
+            while len(self._kept) > _MOST_KEPT:
+                self._kept.popitem(last=False)
+        return vectors
+
+    def _kept_of(self, hash_: str | None) -> Vectors | None:
+        with self._lock:
+            if hash_ is None or hash_ not in self._kept:
+                return None
             self._kept.move_to_end(hash_)
             return self._kept[hash_]
 
     def _vectors(self, file: Path, hash_: str) -> Vectors:
-        try:
-            content = file.read_bytes()
-            tensors = load(content)
-        except (OSError, SafetensorError) as error:
-            raise _Unfit(what_it_is(file)) from error
-        if hash_ != hash_of_digest(hashlib.sha256(content).hexdigest()):
-            raise _Unfit("is another file by now; ask again")
-        vectors = tuple(tensors[key].float().clone() for key in EMBEDDING)
+        """Raises NoAdapter."""
+        tensors, _ = read_tensors(file, hash_)
+        vectors = tuple(tensors[key].float() for key in EMBEDDING)
         for key, own, width in zip(EMBEDDING, vectors, self._widths, strict=True):
             if own.dim() != 2 or own.shape[1] != width:
-                raise _Unfit(
+                raise NoAdapter(
                     f"was made for another model: its {key} is {tuple(own.shape)}, where the served model needs "
                     f"(tokens, {width})"
                 )
-            if not own.isfinite().all():
-                raise _Unfit(f"holds weights that are no finite numbers, in {key}; its training has failed")
         if len({len(own) for own in vectors}) > 1 or not 0 < len(vectors[0]) <= self._most_tokens:
             sizes = " and ".join(str(len(own)) for own in vectors)
-            raise _Unfit(f"takes {sizes} tokens; both must be equal, and from 1 to {self._most_tokens}")
+            raise NoAdapter(f"takes {sizes} tokens; both must be equal, and from 1 to {self._most_tokens}")
         return Vectors(hash_, vectors)
-
-
-class _Unfit(Exception):
-    """Why a file cannot be used."""
 
 
 @contextmanager
