@@ -10,6 +10,8 @@ from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteSchedule
 _ORDER = 4
 """Of the linear multistep method, as diffusers' pipelines take it."""
 
+# The type checker does not follow diffusers: it knows neither these bases nor what a mixin of them calls.
+
 
 class _MadeQuickly:
     """Leaves out the schedule of all timesteps that the constructor computes and nobody uses: it takes up to 0.2 s.
