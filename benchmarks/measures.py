@@ -14,6 +14,9 @@ Unit = Literal["s", "ms", "images/s", "%", "x", "cores"]
 Samples = Mapping[str, Sequence[float]]
 """Measured values by the name of their measure."""
 
+LOAD_S = 60.0
+"""Time to open a subject, with kernels in the cache."""
+
 
 @dataclass(frozen=True)
 class Goal:

@@ -50,11 +50,14 @@ class InvalidRequest(ServiceError):
     type = "invalid_request"
 
 
+_NOUNS = {"loras": "LoRA", "embeddings": "embedding"}
+
+
 class AdapterError(InvalidRequest):
-    """The file of an adapter cannot be used, or not with this model."""
+    """The file of an adapter cannot be used, or not with this model. `param` says of which kind it is."""
 
     def __init__(self, name: str, what: str, param: str = "loras") -> None:
-        super().__init__(f'the LoRA "{name}" {what}', param)
+        super().__init__(f'the {_NOUNS[param]} "{name}" {what}', param)
         self.args = (name, what, param)
 
     def __str__(self) -> str:

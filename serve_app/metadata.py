@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from xml.etree import ElementTree
 from xml.sax.saxutils import quoteattr
@@ -12,18 +13,9 @@ from pydantic import BaseModel, ConfigDict
 from serve_app import __version__
 from serve_app.exif import user_comment
 from serve_app.messages import Slot
-from serve_app.recipe import PROMPTS, Output, Recipe, SchedulerName
+from serve_app.recipe import PROMPTS, Embedding, Lora, Output, Recipe
+from serve_app.samplers import said_of
 from serve_app.schemas import GenerateRequest, ModelInfo
-
-SAMPLERS: dict[SchedulerName, str] = {
-    "euler": "Euler",
-    "euler_a": "Euler a",
-    "dpmpp_2m": "DPM++ 2M",
-    "dpmpp_2m_karras": "DPM++ 2M Karras",
-    "ddim": "DDIM",
-    "unipc": "UniPC",
-}
-"""Scheduler names as popular UIs write them."""
 
 _PARTS = re.compile(r"(Negative prompt|Steps):")
 """Readers split the text at these words."""
@@ -59,7 +51,7 @@ class Embedded:
     version: str
 
 
-_LORA_DIGITS = 10
+_HASH_DIGITS = 10
 
 
 class _Written(BaseModel):
@@ -75,12 +67,14 @@ def parameters_text(slot: Slot, model: ModelInfo) -> str:
     """Return the parameters as text for popular UIs, which read it from a PNG's `parameters` chunk."""
     recipe = slot.recipe
     assert recipe.scheduler is not None, "the plan has chosen one"
+    sampler, schedule = said_of(recipe.scheduler, recipe.sigma_schedule)
     lines = [_shielded(recipe.prompt) + "".join(f" <lora:{lora.name}:{lora.scale:.10g}>" for lora in recipe.adapters)]
     if recipe.negative_prompt:
         lines.append(f"Negative prompt: {_shielded(recipe.negative_prompt)}")
     values = {
         "Steps": recipe.num_inference_steps,
-        "Sampler": SAMPLERS[recipe.scheduler],
+        "Sampler": sampler,
+        **({"Schedule type": schedule} if schedule else {}),
         "CFG scale": f"{recipe.guidance_scale:.10g}",
         **({"CFG rescale": f"{recipe.guidance_rescale:.10g}"} if recipe.guidance_rescale else {}),
         "Seed": slot.seed,
@@ -89,7 +83,8 @@ def parameters_text(slot: Slot, model: ModelInfo) -> str:
         "Model": _quoted(model.name),
         **_emphasis(recipe),
         **{name: _quoted(text) for name, text in _of_second_encoder(recipe) if text},
-        **_lora_hashes(recipe),
+        **_hashes("Lora hashes", recipe.adapters),
+        **_hashes("TI hashes", recipe.embeddings),
         **_of_pictures(recipe),
         "Version": f"parallel-sdxl {__version__}",
     }
@@ -104,11 +99,11 @@ def _emphasis(recipe: Recipe) -> dict[str, str]:
     return {"Emphasis": "No norm" if recipe.prompt_syntax == "weighted" else "None"} if has_brackets else {}
 
 
-def _lora_hashes(recipe: Recipe) -> dict[str, str]:
+def _hashes(title: str, files: Sequence[Lora | Embedding]) -> dict[str, str]:
     """Return how other tools know the files of adapters again: by the first ten digits of their SHA-256."""
-    known = [(lora.name, lora.hash.rpartition(":")[2]) for lora in recipe.adapters if lora.hash]
-    listed = ", ".join(f"{name}: {digits[:_LORA_DIGITS]}" for name, digits in known)
-    return {"Lora hashes": json.dumps(listed, ensure_ascii=False)} if known else {}
+    known = [(file.name, file.hash.rpartition(":")[2]) for file in files if file.hash]
+    listed = ", ".join(f"{name}: {digits[:_HASH_DIGITS]}" for name, digits in known)
+    return {title: json.dumps(listed, ensure_ascii=False)} if known else {}
 
 
 def _of_second_encoder(recipe: Recipe) -> tuple[tuple[str, str | None], ...]:

@@ -5,7 +5,12 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
-SchedulerName = Literal["euler", "euler_a", "dpmpp_2m", "dpmpp_2m_karras", "ddim", "unipc"]
+_Euler = Literal["euler", "euler_a", "heun", "dpm2", "dpm2_a", "lms"]
+_Dpmpp = Literal["dpmpp_2m", "dpmpp_2m_karras", "dpmpp_2m_sde", "dpmpp_3m_sde", "dpmpp_2s", "dpmpp_sde"]
+_Others = Literal["ddim", "unipc", "deis", "pndm", "sa_solver", "ddpm"]
+_OfSomeModels = Literal["lcm", "tcd", "edm_euler", "edm_dpmpp_2m"]
+SchedulerName = Literal[_Euler, _Dpmpp, _Others, _OfSomeModels]
+SigmaSchedule = Literal["karras", "exponential", "beta", "sgm_uniform", "align_your_steps"]
 PromptSyntax = Literal["plain", "weighted"]
 OutputFormat = Literal["png", "jpeg", "webp"]
 
@@ -109,6 +114,15 @@ class Lora(Body):
     )
 
 
+class Embedding(Body):
+    """A textual inversion that a prompt names as `embedding:name`."""
+
+    name: str = Field(min_length=1, max_length=LONGEST_NAME, description="Its name, as `GET /embeddings` lists it.")
+    hash: str | None = Field(
+        default=None, description="The start of its file's SHA-256, as that of a LoRA. Null: whichever file it is."
+    )
+
+
 def _a_list(value: Any) -> Any:
     if not isinstance(value, list | tuple):
         raise ValueError('must be a list, such as [{"name": "pixel-art", "scale": 0.8}]')
@@ -155,6 +169,10 @@ class Recipe(Body):
         "models.",
     )
     scheduler: SchedulerName | None = Field(default=None, description="Null: the model's default.")
+    sigma_schedule: SigmaSchedule | None = Field(
+        default=None,
+        description="How noise levels follow each other, of the scheduler's. Null: the checkpoint's own way.",
+    )
     init_image: str | None = Field(
         default=None,
         min_length=1,
@@ -218,6 +236,12 @@ class Recipe(Body):
         default=(), description="Adapters (LoRA) to generate with, each at most once; their order does not count."
     )
 
+    embeddings: Annotated[tuple[Embedding, ...], Field(strict=False)] = Field(
+        default=(),
+        description="The files that the prompts name as `embedding:name`. Prompts alone will do; a request that gives "
+        "hashes is refused if a file is another one by now.",
+    )
+
     @field_validator("loras")
     @classmethod
     def _each_once_and_in_one_order(cls, loras: tuple[Lora, ...]) -> tuple[Lora, ...]:
@@ -250,9 +274,8 @@ class Recipe(Body):
     @property
     def without_meaning(self) -> set[str]:
         """The settings that say nothing here: those of a picture to go on from without one, and others left out."""
-        unset = {
-            name for name in ("loras", *OF_CONDITIONING) if getattr(self, name) == type(self).model_fields[name].default
-        }
+        optional = ("loras", "embeddings", "sigma_schedule", *OF_CONDITIONING)
+        unset = {name for name in optional if getattr(self, name) == type(self).model_fields[name].default}
         return unset if self.init_image else unset | set(OF_PICTURES)
 
 

@@ -1,26 +1,33 @@
 """`python -m serve_app.serve CONFIG`: run the service, and end it in order on SIGTERM or Ctrl-C.
 
 `serve run` alone ends its HTTP proxies first, and running answers are torn: here new requests are refused, the running
-ones have a grace to finish in, and only then Serve ends.
+ones have a grace to finish in, and only then Serve ends. `serve run` also joins any Ray that it finds on the machine,
+and replaces what runs there: here that Ray must be named, and what it runs stays.
 """
 
 import argparse
 import asyncio
 import os
 import signal
+import socket
+import sys
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from importlib import import_module
+from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING
 
 import ray
-from ray import serve
-from ray.serve.exceptions import RayServeException
-from ray.serve.handle import DeploymentHandle
-from ray.serve.scripts import cli
+import yaml
 
-from serve_app.ingress.deployment import Ingress
+if TYPE_CHECKING:
+    from ray.serve.handle import DeploymentHandle
+
+# Serve is imported where it is used: its imports take half a second, in which Ray can start already.
 
 ENVIRONMENT = {
     # Serve's controller reads it: else a replica that hangs keeps its GPU for as long as a request may take.
@@ -42,12 +49,19 @@ _SENDING_S = 1.0
 """How long the proxies may take to pass on the last answers: nothing says when they have."""
 
 
+OWN = "local"
+"""The address by which Ray starts anew."""
+
+
 def main() -> None:
     """Run a Serve config until told to end; a second signal ends at once."""
     parser = argparse.ArgumentParser(prog="python -m serve_app.serve", description=__doc__.partition("\n")[0])
     parser.add_argument("config", help="a Serve config, such as configs/local.yaml")
     parser.add_argument(
         "--grace", type=float, default=GRACE_S, metavar="SECONDS", help="for running requests to finish (%(default)g)"
+    )
+    parser.add_argument(
+        "--address", help="of a running Ray to join, or auto to find it (RAY_ADDRESS; else a Ray of its own is started)"
     )
     parser.add_argument("--no-dashboard", action="store_true", help="without Ray's dashboard, which is ten processes")
     options = parser.parse_args()
@@ -60,11 +74,15 @@ def main() -> None:
 
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    dashboard = False if options.no_dashboard else None  # None: if it is installed
-    ray.init(namespace="serve", include_dashboard=dashboard)  # first: it takes SIGTERM for itself
+    with ThreadPoolExecutor(1) as beside:
+        beside.submit(import_module, "ray.serve.scripts")
+        start_ray(address_of(options.address, os.environ), options.config, options.no_dashboard)  # it takes SIGTERM
+    from ray import serve
+    from ray.serve.scripts import cli
+
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, on_signal)
-    cli(["run", "--non-blocking", options.config], standalone_mode=False)
+    cli(["run", "--non-blocking", "--address", "auto", options.config], standalone_mode=False)
     while not told.wait(1):  # a wait without end would not let Python see the signal
         pass
     print(f"shutting down: running requests have {options.grace:g} s ...", flush=True)
@@ -72,8 +90,52 @@ def main() -> None:
     serve.shutdown()
 
 
+def address_of(option: str | None, environ: Mapping[str, str]) -> str:
+    """Return the address of the Ray to join, or OWN. Ray itself would look for any Ray on this machine."""
+    return option or environ.get("RAY_ADDRESS") or OWN
+
+
+def start_ray(address: str, config: str, no_dashboard: bool) -> None:
+    """Start or join Ray, and say which. Exits where that would take a place that others have."""
+    if address == OWN:
+        require_port(config)
+        ray.init(OWN, namespace="serve", include_dashboard=False if no_dashboard else None)  # None: if installed
+        print("This service has a Ray of its own; --address or RAY_ADDRESS would join a running one.", flush=True)
+        return
+    from ray import serve
+
+    ray.init(address, namespace="serve")
+    found = ray.get_runtime_context().gcs_address
+    if running := ", ".join(serve.status().applications):
+        sys.exit(
+            f"The Ray at {found} runs {running} already, which this command would replace, and end when it ends. "
+            f"To change what runs there: serve deploy {config}"
+        )
+    print(f"This service has joined the Ray at {found}; Serve ends there when this command ends.", flush=True)
+
+
+def require_port(config: str) -> None:
+    """Exit where the port is taken: Serve's proxies would share it, and each request reach either service."""
+    file = Path(config)
+    given = yaml.safe_load(file.read_text()) if file.is_file() else {}  # else a builder, for which defaults hold
+    if given.get("proxy_location") == "Disabled":
+        return
+    http = {"host": "0.0.0.0", "port": 8000, **(given.get("http_options") or {})}  # noqa: S104, Serve's own defaults
+    host, port = str(http["host"]), int(http["port"])
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        socket.create_server((host, port), family=family).close()
+    except OSError as error:
+        sys.exit(f"port {port} of {host} cannot be had: {os.strerror(error.errno or 0)}")
+
+
 def drain(grace_s: float) -> None:
     """Let every ingress replica of this cluster refuse new requests and end its running ones."""
+    from ray import serve
+    from ray.serve.exceptions import RayServeException
+
+    from serve_app.ingress.deployment import Ingress
+
     handles = []
     for name in serve.status().applications:
         with suppress(RayServeException):  # not an application of ours, or one that has not started
@@ -82,12 +144,14 @@ def drain(grace_s: float) -> None:
     time.sleep(_SENDING_S)
 
 
-async def drained(ingresses: Iterable[DeploymentHandle], grace_s: float) -> None:
+async def drained(ingresses: "Iterable[DeploymentHandle]", grace_s: float) -> None:
     """Drain ingress deployments, all at once: a broadcast is made when somebody waits for it."""
     await asyncio.gather(*[_drained(ingress, grace_s) for ingress in ingresses])
 
 
-async def _drained(ingress: DeploymentHandle, grace_s: float) -> None:
+async def _drained(ingress: "DeploymentHandle", grace_s: float) -> None:
+    from ray.serve.exceptions import RayServeException
+
     with suppress(RayServeException, TimeoutError):
         told = ingress.broadcast("drain", grace_s)
         await told.results_async(timeout_s=grace_s + _MARGIN_S, return_exceptions=True)

@@ -7,6 +7,8 @@ from unicodedata import category
 from pydantic import AfterValidator, BeforeValidator
 from pydantic_core import Url
 
+from serve_app.models import EMBEDDED
+
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 _INVISIBLE = {"Cc", "Cs", "Zl", "Zp"}
 _PRECISION = 4
@@ -23,6 +25,10 @@ def _absolute_path(value: str) -> str:
     if not value.startswith("/"):
         raise ValueError(f"must be an absolute path: {value} would depend on each process's working folder")
     return value
+
+
+def _path_or_embedded(value: str) -> str:
+    return value if value == EMBEDDED else _absolute_path(value)
 
 
 def _variable_name(value: str) -> str:
@@ -91,6 +97,7 @@ def _url(value: str) -> Url | None:
 
 Text = Annotated[str, AfterValidator(_text)]
 AbsolutePath = Annotated[Text, AfterValidator(_absolute_path)]
+PathOrEmbedded = Annotated[Text, AfterValidator(_path_or_embedded)]
 VariableName = Annotated[str, AfterValidator(_variable_name)]
 BaseUrl = Annotated[str, AfterValidator(_base_url)]
 """Without a trailing slash, normalised as browsers do."""

@@ -21,7 +21,7 @@ from serve_app.fanout.sight import PoolStatus
 from serve_app.fanout.starts import Readiness, Starts
 from serve_app.messages import Generated, Preview, Progress, ReplicaStatus, Slot, SlotEvent, Work
 from serve_app.readings import Part
-from serve_app.recipe import Lora, SchedulerName
+from serve_app.recipe import Embedding, Lora, SchedulerName
 from serve_app.schemas import ModelInfo
 
 SCHEDULERS: tuple[SchedulerName, ...] = get_args(SchedulerName)
@@ -148,7 +148,7 @@ class FakePool(Pool):
     async def share(self, canvas: Canvas) -> Canvas:
         return canvas
 
-    async def check_adapters(self, loras: Sequence[Lora]) -> None:
+    async def check_adapters(self, loras: Sequence[Lora], embeddings: Sequence[Embedding]) -> None:
         """All fit."""
 
     async def pixels(self, ref: Any) -> Any:

@@ -57,6 +57,11 @@ def test_command_line_values_are_strings_and_are_converted() -> None:
         ({"request_timeout_s": 0.5}, "request_timeout_s.*greater than or equal to 1"),
         ({"model": {"path": ""}}, "model.path.*must hold text"),
         ({"model": {"path": "embedded "}}, "model.path.*without surrounding spaces"),
+        (
+            {"model": {"path": "/models/other"}, "adapters": {"path": "embedded"}},
+            "adapters.path: embedded goes only with model.path: embedded",
+        ),
+        ({"adapters": {"path": "loras"}}, "adapters.path.*must be an absolute path"),
         ({"model": {"revision": ""}}, "model.revision.*leave it out for the default"),
         ({"model": {"variant": " "}}, "model.variant.*must hold text"),
         ({"model": {"config_path": ""}}, "model.config_path.*must hold text"),

@@ -29,8 +29,8 @@ FORMATS: list[OutputFormat] = ["png", "jpeg", "webp"]
 XMP = '<a xmlns:psdxl="urn:parallel-sdxl:1" psdxl:parameters="%s"/>'
 TEXT = (
     'a <red> "apple" & 苹果 🍎\nNegative prompt: dull\n'
-    "Steps: 4, Sampler: DPM++ 2M Karras, CFG scale: 5.5, CFG rescale: 0.7, Seed: 4294967295, Size: 48x64, "
-    'Model hash: 0123456789, Model: sdxl, Emphasis: No norm, Prompt 2: "ink\\u002c (wash)", '
+    "Steps: 4, Sampler: DPM++ 2M, Schedule type: Karras, CFG scale: 5.5, CFG rescale: 0.7, Seed: 4294967295, "
+    'Size: 48x64, Model hash: 0123456789, Model: sdxl, Emphasis: No norm, Prompt 2: "ink\\u002c (wash)", '
     f"Version: parallel-sdxl {__version__}"
 )
 

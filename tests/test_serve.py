@@ -1,12 +1,16 @@
-"""The start command drains all applications under one grace."""
+"""The start command takes nobody's place, and drains all applications under one grace."""
 
 import asyncio
+import socket
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import pytest
+import yaml
 from ray.serve.exceptions import RayServeException
 
-from serve_app.serve import drained
+from serve_app.serve import OWN, address_of, drained, require_port
 
 
 @dataclass
@@ -32,3 +36,28 @@ async def test_all_applications_drain_at_once_and_none_waits_for_another() -> No
     ingresses = [Ingress(together), Ingress(together, RayServeException("gone")), Ingress(together, TimeoutError())]
     async with asyncio.timeout(5):
         await drained(ingresses, 7)
+
+
+@pytest.mark.parametrize(
+    ("option", "variable", "address"),
+    [
+        (None, None, OWN),
+        (None, "", OWN),
+        (None, "local", OWN),
+        (None, "10.0.0.1:6379", "10.0.0.1:6379"),
+        ("auto", "10.0.0.1:6379", "auto"),
+    ],
+)
+def test_a_running_ray_is_joined_only_if_named(option: str | None, variable: str | None, address: str) -> None:
+    assert address_of(option, {} if variable is None else {"RAY_ADDRESS": variable}) == address
+
+
+@pytest.mark.parametrize("theirs", ["127.0.0.1", "0.0.0.0"])  # noqa: S104, what others may do
+def test_a_port_that_another_service_would_share_is_refused(theirs: str, tmp_path: Path) -> None:
+    config = tmp_path / "config.yaml"
+    with socket.create_server((theirs, 0), reuse_port=True) as proxy:  # as Serve's proxies listen
+        port = proxy.getsockname()[1]
+        config.write_text(yaml.safe_dump({"http_options": {"host": "127.0.0.1", "port": port}}))
+        with pytest.raises(SystemExit, match=f"^port {port} of 127.0.0.1 cannot be had: Address already in use$"):
+            require_port(str(config))
+    require_port(str(config))

@@ -15,6 +15,7 @@ DEFAULT_CONFIG = Path(__file__).with_name("config.yaml")
 class DataConfig:
     icons: Path
     pictures: Path
+    mascot: Path
     vocabulary: Path
     min_styles: int
     sides: Mapping[int, Sequence[int]]
@@ -80,6 +81,17 @@ class ClassifierConfig(StageConfig):
 
 
 @dataclass(frozen=True, slots=True)
+class LoraConfig(StageConfig):
+    name: str
+    model: Path
+    rank: int
+    text_rank: int
+    rounds: int
+    kept: float
+    drop_caption: float
+
+
+@dataclass(frozen=True, slots=True)
 class Config:
     """The content of the config file. `schedule` is passed to diffusers' schedulers unchanged."""
 
@@ -95,6 +107,7 @@ class Config:
     text: TextConfig
     schedule: Mapping[str, Any]
     classifier: ClassifierConfig
+    lora: LoraConfig
 
 
 def load_config(path: Path = DEFAULT_CONFIG, changes: Sequence[str] = ()) -> Config:

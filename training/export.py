@@ -11,7 +11,7 @@ from pathlib import Path
 from diffusers import EulerDiscreteScheduler, StableDiffusionXLPipeline
 
 from training.config import Config, load_config, stage_arguments
-from training.models import TextToImage, make_tiny, make_vae
+from training.models import make_text_to_image, make_tiny, make_vae
 from training.runner import load_weights
 from training.vocabulary import load_tokenizer
 
@@ -22,7 +22,7 @@ PREVIEW_FOLDER = "preview_vae"
 def export(config: Config, weights: Path, folder: Path) -> int:
     """Write the pipeline and the preview decoder to `folder`, replacing it; return its size in bytes."""
     tokenizer = load_tokenizer(config.data.vocabulary, config.data.max_tokens)
-    model = TextToImage(config, len(tokenizer))
+    model = make_text_to_image(config, len(tokenizer))
     vae = make_vae(config.vae.model)
     tiny = make_tiny(config.tiny.width, config.vae.model["latent_channels"])
     for module, name in ((model, "unet"), (vae, "vae"), (tiny, "tiny")):

@@ -1,6 +1,7 @@
 """Encoded pictures with their captions, prepared in advance and kept on the device for the UNet stage."""
 
 import random
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -46,8 +47,12 @@ def encode_pictures(
     canvas: int,
     rounds: int,
     seed: int,
+    drawn_as: Callable[[torch.Tensor], torch.Tensor] = lambda images: images,
 ) -> Latents:
-    """Encode every picture `rounds` times, each time with another side, place and background colour."""
+    """Encode every picture `rounds` times, each time with another side, place and background colour.
+
+    `drawn_as` changes images, (batch, 3, canvas, canvas), -1 to 1, before they are encoded.
+    """
     rng = random.Random(seed)
     names = other_names(pictures.labels.subjects)
     batch = config.encode_batch * (256 // canvas) ** 2
@@ -57,7 +62,7 @@ def encode_pictures(
             images, colours, conditions = _compose(pictures, ids, canvas, config.odd_size, rng)
             with precision(pictures.device):
                 latents.append(
-                    vae.encode(images.contiguous(memory_format=torch.channels_last))
+                    vae.encode(drawn_as(images).contiguous(memory_format=torch.channels_last))
                     .latent_dist.mode()
                     .to(torch.bfloat16)
                 )

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -41,27 +42,9 @@ def make_tiny(width: int, latent_channels: int) -> AutoencoderTiny:
 class TextToImage(nn.Module):
     """The UNet and both text encoders, which the UNet stage trains together."""
 
-    def __init__(self, config: Config, vocabulary_size: int) -> None:
+    def __init__(self, text: CLIPTextModel, text_2: CLIPTextModelWithProjection, unet: UNet2DConditionModel) -> None:
         super().__init__()
-        self.text = CLIPTextModel(
-            _text_config(config.text, config.text.layers, vocabulary_size, config.data.max_tokens)
-        )
-        self.text_2 = CLIPTextModelWithProjection(
-            _text_config(config.text, config.text.layers_2, vocabulary_size, config.data.max_tokens)
-        )
-        self.unet = UNet2DConditionModel(
-            sample_size=32,
-            in_channels=config.vae.model["latent_channels"],
-            out_channels=config.vae.model["latent_channels"],
-            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-            up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-            cross_attention_dim=2 * config.text.width,
-            addition_embed_type="text_time",
-            addition_time_embed_dim=_TIME_WIDTH,
-            projection_class_embeddings_input_dim=config.text.width + 6 * _TIME_WIDTH,
-            use_linear_projection=True,
-            **config.unet.model,
-        )
+        self.text, self.text_2, self.unet = text, text_2, unet
 
     def encode(self, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the UNet's conditioning in SDXL's pipeline for token ids (batch, length).
@@ -71,6 +54,38 @@ class TextToImage(nn.Module):
         first = self.text(ids, output_hidden_states=True)
         second = self.text_2(ids, output_hidden_states=True)
         return torch.cat([first.hidden_states[-2], second.hidden_states[-2]], dim=-1), second.text_embeds
+
+
+def make_text_to_image(config: Config, vocabulary_size: int) -> TextToImage:
+    """Return the UNet and both text encoders with random weights."""
+    text = config.text
+    return TextToImage(
+        CLIPTextModel(_text_config(text, text.layers, vocabulary_size, config.data.max_tokens)),
+        CLIPTextModelWithProjection(_text_config(text, text.layers_2, vocabulary_size, config.data.max_tokens)),
+        UNet2DConditionModel(
+            sample_size=32,
+            in_channels=config.vae.model["latent_channels"],
+            out_channels=config.vae.model["latent_channels"],
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+            cross_attention_dim=2 * text.width,
+            addition_embed_type="text_time",
+            addition_time_embed_dim=_TIME_WIDTH,
+            projection_class_embeddings_input_dim=text.width + 6 * _TIME_WIDTH,
+            use_linear_projection=True,
+            **config.unet.model,
+        ),
+    )
+
+
+def open_text_to_image(folder: Path) -> TextToImage:
+    """Return those of a diffusers folder, in float32."""
+    kinds = {
+        "text_encoder": CLIPTextModel,
+        "text_encoder_2": CLIPTextModelWithProjection,
+        "unet": UNet2DConditionModel,
+    }
+    return TextToImage(*(kind.from_pretrained(folder / name).float() for name, kind in kinds.items()))
 
 
 def _text_config(text: TextConfig, layers: int, vocabulary_size: int, max_tokens: int) -> CLIPTextConfig:

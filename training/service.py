@@ -13,11 +13,13 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from serve_app.config import EngineConfig, ModelConfig, PreviewConfig
+from serve_app.config import AdaptersConfig, EngineConfig, ModelConfig, PreviewConfig
 from serve_app.messages import Generated, Slot, SlotEvent
-from serve_app.recipe import Output, Recipe
+from serve_app.recipe import Lora, Output, Recipe
 from serve_app.replica.checkpoint import Checkpoint, load_checkpoint
 from serve_app.replica.engine import Engine
+from serve_app.replica.lora.sets import NO_ADAPTERS
+from serve_app.replica.lora.store import LoraStore, make_store
 from serve_app.replica.observer import Silent
 
 GUIDANCE = 3.0
@@ -40,13 +42,17 @@ class Service:
 
     checkpoint: Checkpoint
     engine: Engine
+    store: LoraStore | None
 
-    def generate(self, asked: Sequence[tuple[str, int]], steps: int, size: int) -> torch.Tensor:
+    def generate(
+        self, asked: Sequence[tuple[str, int]], steps: int, size: int, loras: Sequence[Lora] = ()
+    ) -> torch.Tensor:
         """Generate (prompt, seed) pairs; return (pictures, 3, size, size), -1 to 1, in their order."""
+        adapters = self.store.read(loras) if self.store else NO_ADAPTERS
         events: queue.Queue[tuple[int, SlotEvent | Exception]] = queue.Queue()
         for number, (prompt, seed) in enumerate(asked):
             slot = Slot(number, seed, _recipe(prompt, size, steps), Output())
-            self.engine.submit(slot, lambda event, number=number: events.put((number, event)))  # type: ignore[misc]  # a lambda's default
+            self.engine.submit(slot, lambda event, number=number: events.put((number, event)), adapters)  # type: ignore[misc]  # a lambda's default
         images = torch.zeros(len(asked), 3, size, size)
         with tqdm(total=len(asked), desc="generate", mininterval=5) as bar:
             while bar.n < len(asked):
@@ -61,12 +67,17 @@ class Service:
 
 
 @contextmanager
-def open_service(folder: Path, batch: int, device: torch.device) -> Iterator[Service]:
-    """Run an engine on a diffusers folder; it generates `batch` images at once and stops at the end of the context."""
+def open_service(folder: Path, batch: int, device: torch.device, loras: Path | None = None) -> Iterator[Service]:
+    """Run an engine on a diffusers folder; it generates `batch` images at once and stops at the end of the context.
+
+    `loras` is the absolute path of a folder of adapters.
+    """
     checkpoint = load_checkpoint(ModelConfig(path=str(folder)), device)
-    engine = Engine(checkpoint, EngineConfig(max_batch_size=batch), PreviewConfig(), Silent())
+    store = make_store(AdaptersConfig(path=str(loras) if loras else None), checkpoint)
+    sets = 0 if store is None else 1
+    engine = Engine(checkpoint, EngineConfig(max_batch_size=batch), PreviewConfig(), Silent(), sets)
     engine.start()
     try:
-        yield Service(checkpoint, engine)
+        yield Service(checkpoint, engine, store)
     finally:
         engine.stop()

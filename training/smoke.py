@@ -28,6 +28,8 @@ _SMALL = {
     "unet.model.block_out_channels": [16, 16, 32],
     "unet.model.attention_head_dim": [2, 2, 2],
     "text.width": 32,
+    "lora.batch": 4,
+    "lora.rounds": 1,
     "classifier.batch": 4,
     "classifier.width": 8,
 }
@@ -44,11 +46,23 @@ _STAGES = (
 
 def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
-        values = {**_SMALL, "data.pictures": f"{folder}/pictures", "data.vocabulary": f"{folder}/vocabulary"}
+        values = {
+            **_SMALL,
+            "data.pictures": f"{folder}/pictures",
+            "data.vocabulary": f"{folder}/vocabulary",
+            "data.mascot": f"{folder}/mascot",
+        }
         common = ["--out", f"{folder}/weights"]
         for key, value in values.items():
             common += ["--set", f"{key}={value}"]
-        for stage, *more in (*_STAGES, ["export", "--to", f"{folder}/model"]):
+        lora = ["train_lora", "--set", f"lora.model={folder}/model", "--set"]
+        for stage, *more in (
+            *_STAGES,
+            ["export", "--to", f"{folder}/model"],
+            ["mascot"],
+            [*lora, "lora.name=blueprint"],
+            [*lora, "lora.name=zibo"],
+        ):
             print(f"--- {stage} {' '.join(more)}", flush=True)
             subprocess.run(
                 [sys.executable, "-m", f"training.{stage}", *more, *common],

@@ -11,6 +11,9 @@ from typing import Any
 STYLES = {"fluent-emoji": "glossy", "fluent-emoji-flat": "flat", "noto": "cartoon", "twemoji": "simple"}
 """Icon set -> the word for its style in prompts."""
 
+MASCOT = "zibo"
+"""The creature of `training.mascot`. No word of the vocabulary, so it is spelled with letters."""
+
 _TONE = re.compile(r"-(light|medium-light|medium|medium-dark|dark)$")
 _LEFT_OUT = re.compile(
     r"skin-tone|^flag-|keycap|oclock|-thirty|button|regional-indicator|letter|^input-|arrow|^circled-|-sign$|squared|"

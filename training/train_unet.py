@@ -9,7 +9,7 @@ from torch.nn import functional as F  # noqa: N812, the usual name
 
 from training.canvas import load_pictures
 from training.latents import Latents, encode_pictures
-from training.models import Noise, TextToImage, make_noise, make_vae
+from training.models import Noise, make_noise, make_text_to_image, make_vae
 from training.runner import Loop, Stage, keep_channels_last, precision, save_grid, save_weights, start
 from training.sample import GRID_PROMPTS, sample
 from training.vocabulary import CaptionEncoder, load_tokenizer
@@ -63,7 +63,7 @@ def main() -> None:
     accelerator.print(
         f"encoded {[len(s.latents) for s in stores.values()]} pictures after {stage.clock.seconds():.0f} s"
     )
-    model = TextToImage(config, vocabulary_size).to(device)
+    model = make_text_to_image(config, vocabulary_size).to(device)
     keep_channels_last(model.unet)
     stage.resume(model, "unet")
     for parameter in model.parameters():  # all devices start from the first one's weights

@@ -13,7 +13,7 @@ from threading import Lock
 from typing import Generic, TypeVar
 
 from serve_app.adapters.header import NoAdapter, read_header
-from serve_app.adapters.kinds import family_of, require_lora
+from serve_app.adapters.kinds import EMBEDDING, family_of, is_embedding, require_embedding, require_lora
 from serve_app.adapters.said import rank_of, trigger_words
 from serve_app.errors import AdapterError
 from serve_app.recipe import LONGEST_NAME, hash_of_digest
@@ -45,13 +45,15 @@ class Version:
 
 @dataclass(frozen=True, slots=True)
 class Adapter:
-    """A LoRA in the folder."""
+    """A LoRA or an embedding in the folder."""
 
     name: str
     version: Version
     trigger_words: tuple[str, ...]
     base_model: str | None
     rank: int | None
+    tokens: int | None
+    """How many tokens of a prompt an embedding takes; None for a LoRA."""
     unusable: str | None
     """Why it cannot be used; None if nothing in its header speaks against it."""
 
@@ -88,19 +90,42 @@ class AdapterFolder:
         self._headers = _Remembered(_described)
         self._hashes = _Remembered(_hash)
 
-    def all(self) -> list[Adapter]:
-        """Return all adapters by name, those that cannot be used too."""
-        return [adapter for name in sorted(self._names()) if (adapter := self._adapter_if_there(name))]
+    def loras(self) -> list[Adapter]:
+        """Return all LoRAs by name, and what else cannot be used."""
+        return [adapter for adapter in self._all() if adapter.tokens is None]
+
+    def embeddings(self) -> list[Adapter]:
+        """Return all embeddings by name, those for other models too."""
+        return [adapter for adapter in self._all() if adapter.tokens is not None]
 
     def find(self, name: str) -> Adapter:
-        """Return an adapter by its name. Raises AdapterError if there is none, or it cannot be used."""
-        try:
-            adapter = self._adapter(name)
-        except (OSError, ValueError) as error:
-            raise AdapterError(name, self._missing(name)) from error
+        """Return a LoRA by its name. Raises AdapterError if there is none, or it cannot be used."""
+        adapter = self._found(name, "loras")
+        if adapter.tokens is not None:
+            raise AdapterError(
+                name, f"is a textual inversion embedding, not a LoRA; write embedding:{name} in the prompt"
+            )
         if adapter.unusable:
             raise AdapterError(name, adapter.unusable)
         return adapter
+
+    def find_embedding(self, name: str) -> Adapter:
+        """Return an embedding by its name. Raises AdapterError if there is none, or it cannot be used."""
+        adapter = self._found(name, "embeddings")
+        if adapter.tokens is None:
+            raise AdapterError(name, adapter.unusable or "is a LoRA, not an embedding; name it in loras", "embeddings")
+        if adapter.unusable:
+            raise AdapterError(name, adapter.unusable, "embeddings")
+        return adapter
+
+    def _all(self) -> list[Adapter]:
+        return [adapter for name in sorted(self._names()) if (adapter := self._adapter_if_there(name))]
+
+    def _found(self, name: str, param: str) -> Adapter:
+        try:
+            return self._adapter(name)
+        except (OSError, ValueError) as error:
+            raise AdapterError(name, self._missing(name, f"GET /{param}"), param) from error
 
     def hash_of(self, adapter: Adapter) -> str:
         """Return the start of its file's SHA-256, as requests and pictures name it; reads the file the first time.
@@ -128,8 +153,7 @@ class AdapterFolder:
     def _adapter(self, name: str) -> Adapter:
         """Raises OSError if there is no such file, ValueError if the name leads out of the folder."""
         version = Version.of(self._path(name))
-        trigger, family, rank, unusable = self._headers.of(version)
-        return Adapter(name, version, trigger, family, rank, unusable)
+        return Adapter(name, version, *self._headers.of(version))
 
     def _path(self, name: str) -> Path:
         if not _stays_inside(name):
@@ -153,13 +177,13 @@ class AdapterFolder:
                     if name.isprintable():
                         yield name
 
-    def _missing(self, name: str) -> str:
+    def _missing(self, name: str, listed: str) -> str:
         if _stays_inside(name) and (pickled := [end for end in _PICKLED if (self._root / f"{name}{end}").is_file()]):
             return f"is a {pickled[0]} file, whose pickled weights are never loaded; convert it to {SUFFIX}"
         names = sorted(self._names())
         if near := _near(name, names):
             return f"is not in adapters.path; similar names: {', '.join(near)}"
-        return "is not in adapters.path, which is empty" if not names else "is not in adapters.path; see GET /loras"
+        return "is not in adapters.path, which is empty" if not names else f"is not in adapters.path; see {listed}"
 
 
 def _stays_inside(name: str) -> bool:
@@ -174,20 +198,26 @@ def _near(name: str, names: list[str]) -> list[str]:
     return list(dict.fromkeys([*same, *close]))[:_MOST_NEAR]
 
 
-_Described = tuple[tuple[str, ...], str | None, int | None, str | None]
+_Described = tuple[tuple[str, ...], str | None, int | None, int | None, str | None]
+"""The fields of an `Adapter` that its header tells."""
 
 
 def _described(version: Version) -> _Described:
     try:
         header = read_header(version.path)
     except NoAdapter as error:
-        return (), None, None, str(error)
+        return (), None, None, None, str(error)
+    embedding = is_embedding(header)
     try:
-        require_lora(header)
+        (require_embedding if embedding else require_lora)(header)
         unusable = None
     except NoAdapter as error:
         unusable = str(error)
-    return tuple(trigger_words(header.metadata)), family_of(header), rank_of(header), unusable
+    words = tuple(trigger_words(header.metadata))
+    if embedding:
+        tokens = max((shape[0] for key, shape in header.shapes.items() if key in EMBEDDING and shape), default=0)
+        return words, None, None, tokens, unusable
+    return words, family_of(header), rank_of(header), None, unusable
 
 
 def _hash(version: Version) -> str:

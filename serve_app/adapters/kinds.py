@@ -40,7 +40,8 @@ _NOT_LORAS = {
     r"ip_adapter|image_proj\.": "is an IP-Adapter, which is not supported",
     r"\.(?:oft_|boft_|oft_diag)|\.glora|\.a1\.weight$|\.on_input$": "is of a kind that is not supported (served are "
     "LoRA, LoCon, LoHa, LoKr and DoRA); merge it into the model with the tool that trained it",
-    r"^(?:clip_[lg]|emb_params|string_to_param.*|<.*>)$": "is a textual inversion embedding, not a LoRA",
+    r"^(?:clip_[lg]|emb_params|string_to_param.*|<.*>)$": "is a textual inversion embedding, not a "
+    "LoRA; write embedding:NAME in the prompt",
     r"^(?:model\.diffusion_model|conditioner|cond_stage_model)\.|^(?:unet\.)?(?:down_blocks|input_blocks)\.": "is a "
     "whole model, not a LoRA; serve it with model.path",
     r"^(?:first_stage_model\.|(?:vae\.)?(?:encoder|decoder)\.)": "is a VAE, not a LoRA",
@@ -56,6 +57,26 @@ def require_lora(header: Header) -> None:
         raise NoAdapter(_first(_NOT_LORAS, keys) or "is not a LoRA: none of its tensors has the name of a LoRA's")
     if (family := family_of(header)) not in (None, SDXL):
         raise NoAdapter(f"was made for {family}, and the served model is an SDXL; choose one that was made for SDXL")
+
+
+EMBEDDING = ("clip_l", "clip_g")
+"""The tensors of an embedding for SDXL: (tokens, width) for each text encoder."""
+_OLD_EMBEDDING = re.compile(r"^(?:emb_params|string_to_param.*|<.*>|clip_l)$")
+
+
+def is_embedding(header: Header) -> bool:
+    """Whether a file holds a textual inversion, for whichever model."""
+    return bool(header.shapes) and all(key in EMBEDDING or _OLD_EMBEDDING.match(key) for key in header.shapes)
+
+
+def require_embedding(header: Header) -> None:
+    """Raise NoAdapter unless a file holds a textual inversion that may be one for SDXL."""
+    if not is_embedding(header):
+        raise NoAdapter("is not a textual inversion embedding; name a LoRA in `loras`")
+    if set(header.shapes) != set(EMBEDDING):
+        raise NoAdapter(
+            "was not made for SDXL, whose embeddings hold clip_l and clip_g; choose one that was made for SDXL"
+        )
 
 
 def family_of(header: Header) -> str | None:

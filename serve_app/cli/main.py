@@ -161,7 +161,15 @@ def generate(
         float | None, typer.Option(help="How far guidance is scaled back, 0 to 1; 0.7 for v-prediction models.")
     ] = None,
     scheduler: Annotated[
-        str | None, typer.Option(help="euler, euler_a, dpmpp_2m, dpmpp_2m_karras, ddim or unipc.")
+        str | None,
+        typer.Option(
+            help="euler, euler_a, heun, dpm2, dpm2_a, lms, dpmpp_2m, dpmpp_2m_karras, dpmpp_2m_sde, dpmpp_3m_sde, "
+            "dpmpp_2s, dpmpp_sde, ddim, unipc, deis, pndm, sa_solver, ddpm, lcm, tcd, edm_euler or edm_dpmpp_2m."
+        ),
+    ] = None,
+    sigma_schedule: Annotated[
+        str | None,
+        typer.Option(help="karras, exponential, beta, sgm_uniform or align_your_steps, if the scheduler can."),
     ] = None,
     lora: Annotated[
         list[Lora] | None,
@@ -225,6 +233,7 @@ def generate(
         "guidance_scale": guidance,
         "guidance_rescale": guidance_rescale,
         "scheduler": scheduler,
+        "sigma_schedule": sigma_schedule,
         "loras": [{"name": one.name, "scale": one.scale} for one in lora] if lora else None,
         "strength": strength,
         "mask_blur": mask_blur,

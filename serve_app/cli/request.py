@@ -52,10 +52,11 @@ def opening(events: Iterator[Event]) -> StartEvent:
 def introduce(console: Console, start: StartEvent) -> None:
     """Print what will be generated."""
     p, images = start.parameters, len(start.seeds)
+    schedule = f" ({p.sigma_schedule})" if p.sigma_schedule else ""
     say(
         console,
         f"{p.model.name}: {images} image{'s' if images > 1 else ''} of {p.width}x{p.height}, "
-        f"{p.num_inference_steps} steps of {p.scheduler}, guidance {p.guidance_scale:g}",
+        f"{p.num_inference_steps} steps of {p.scheduler}{schedule}, guidance {p.guidance_scale:g}",
     )
     warn(console, start.warnings)
 

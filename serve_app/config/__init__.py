@@ -26,6 +26,7 @@ from serve_app.config.live import (
 )
 from serve_app.config.model import ModelConfig
 from serve_app.config.scaling import ScalingConfig
+from serve_app.models import EMBEDDED
 from serve_app.schemas import longest_body
 from serve_app.setting_types import Share
 
@@ -137,6 +138,11 @@ class AppArgs(LiveSettings):
                     f"num_replicas ({self.num_replicas}) must lie between scaling.min_replicas ({least}) "
                     f"and scaling.max_replicas ({most})"
                 )
+        if self.adapters.path == EMBEDDED != self.model.path:
+            raise ValueError(
+                f"adapters.path: {EMBEDDED} goes only with model.path: {EMBEDDED}: "
+                "LoRAs fit the model that they were made for"
+            )
         if self.engine.quantization == "fp8" and self.num_gpus > 0 and self.model.dtype == "float32":
             raise ValueError("engine.quantization: fp8 on a GPU needs model.dtype: bfloat16 or float16")
         return self

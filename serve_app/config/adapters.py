@@ -1,18 +1,21 @@
 """Settings of adapters: what requests can add to the served model."""
 
+from pathlib import Path
+
 from pydantic import Field
 
 from serve_app.config.base import Config
-from serve_app.setting_types import AbsolutePath
+from serve_app.models import EMBEDDED, embedded_adapters_path
+from serve_app.setting_types import PathOrEmbedded
 
 
 class AdaptersConfig(Config):
     """LoRAs and embeddings that requests may name."""
 
-    path: AbsolutePath | None = Field(
+    path: PathOrEmbedded | None = Field(
         default=None,
         description="Absolute path of the folder of adapters, `.safetensors` files, the same on all nodes; new files "
-        "are found without a restart. Null: none are served.",
+        "are found without a restart. `embedded`: those that ship with the embedded model. Null: none are served.",
     )
     max_per_request: int = Field(default=4, ge=1, le=16, description="How many LoRAs a request may name.")
     resident_sets: int = Field(
@@ -24,3 +27,10 @@ class AdaptersConfig(Config):
     cache_bytes: int = Field(
         default=2**31, ge=0, description="Memory for the LoRAs that a replica has read, in bytes, before it reads anew."
     )
+
+    @property
+    def folder(self) -> Path | None:
+        """The folder of adapters; None if none are served."""
+        if self.path == EMBEDDED:
+            return embedded_adapters_path()
+        return Path(self.path) if self.path else None

@@ -6,9 +6,10 @@ from typing import Any
 from serve_app import metrics
 from serve_app.client import short
 from serve_app.errors import ServiceError
-from serve_app.fanout.generation import Again, Generation
+from serve_app.fanout.generation import Generation
 from serve_app.fanout.plan import Plan
 from serve_app.fanout.states import SlotState
+from serve_app.fanout.tries import Again
 from serve_app.metrics import Metrics
 
 

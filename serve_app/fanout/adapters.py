@@ -3,17 +3,21 @@
 import asyncio
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
-from pathlib import Path
+from typing import TypeVar
 
 from serve_app.adapters import AdapterFolder
 from serve_app.config import AdaptersConfig
 from serve_app.errors import AdapterError, InvalidRequest
-from serve_app.recipe import Lora
-from serve_app.schemas import GenerateRequest, LoraFile
+from serve_app.prompt_embeddings import names_in
+from serve_app.recipe import PROMPTS, Embedding, Lora
+from serve_app.schemas import EmbeddingFile, GenerateRequest, LoraFile
 
 _MOST_REMEMBERED = 10_000
 
-Ask = Callable[[Sequence[Lora]], Awaitable[None]]
+Asked = TypeVar("Asked", Lora, Embedding)
+"""An adapter as a request names it."""
+
+Ask = Callable[[Sequence[Lora], Sequence[Embedding]], Awaitable[None]]
 """Has a replica say what is wrong with adapters. Raises AdapterError."""
 
 
@@ -21,13 +25,22 @@ class AdapterCheck:
     """Finds a request's adapters in the folder, and has a replica read each file once."""
 
     def __init__(self, config: AdaptersConfig, ask: Ask) -> None:
-        self._folder = AdapterFolder(Path(config.path)) if config.path else None
+        self._folder = AdapterFolder(config.folder) if config.folder else None
         self._most = config.max_per_request
         self._ask = ask
         self._fitting: OrderedDict[tuple[str, str | None], None] = OrderedDict()
 
-    def listed(self) -> list[LoraFile]:
-        """Return what the folder holds. Reads files."""
+    def embeddings(self) -> list[EmbeddingFile]:
+        """Return the embeddings in the folder. Reads files."""
+        if (folder := self._folder) is None:
+            return []
+        return [
+            EmbeddingFile(name=one.name, hash=folder.hash_if_known(one), tokens=one.tokens or 0, unusable=one.unusable)
+            for one in folder.embeddings()
+        ]
+
+    def loras(self) -> list[LoraFile]:
+        """Return the LoRAs in the folder. Reads files."""
         if (folder := self._folder) is None:
             return []
         return [
@@ -40,7 +53,7 @@ class AdapterCheck:
                 rank=adapter.rank,
                 unusable=adapter.unusable,
             )
-            for adapter in folder.all()
+            for adapter in folder.loras()
         ]
 
     async def named(self, request: GenerateRequest, model: str) -> GenerateRequest:
@@ -48,28 +61,55 @@ class AdapterCheck:
 
         Raises InvalidRequest if there are too many, AdapterError if one cannot be found or used.
         """
-        if not request.loras:
+        names = names_in([getattr(request, field) for field in PROMPTS])
+        if not (names or request.loras or request.embeddings):
             return request
         if len(request.loras) > self._most:
             raise InvalidRequest(f"loras: at most {self._most} are served in one request", "loras")
         loras = await asyncio.to_thread(self._found, request.loras)
-        if fresh := [lora for lora in loras if (model, lora.hash) not in self._fitting]:
-            await self._ask(fresh)
-            self._remember(model, fresh)
-        return request.model_copy(update={"loras": loras})
+        embeddings = await asyncio.to_thread(self._embedded, request.embeddings, names)
+        fresh = [lora for lora in loras if (model, lora.hash) not in self._fitting]
+        new = [embedding for embedding in embeddings if (model, embedding.hash) not in self._fitting]
+        if fresh or new:
+            await self._ask(fresh, new)
+            self._remember(model, [*fresh, *new])
+        return request.model_copy(update={"loras": loras, "embeddings": embeddings})
+
+    def _embedded(self, given: Sequence[Embedding], names: Sequence[str]) -> tuple[Embedding, ...]:
+        """Return the embeddings that prompts name, in one order; `given` may say their hashes."""
+        hashes = {one.name: one.hash for one in given}
+        if unnamed := [name for name in hashes if name not in names]:
+            raise InvalidRequest(
+                f'embeddings: no prompt names "{unnamed[0]}"; write embedding:{unnamed[0]} in it', "embeddings"
+            )
+        if names and self._folder is None:
+            raise AdapterError(names[0], "cannot be found, since adapters.path is not set", "embeddings")
+        found = []
+        for name in sorted(names):
+            assert self._folder is not None
+            now = self._folder.hash_of(self._folder.find_embedding(name))
+            found.append(_agreed(Embedding(name=name, hash=hashes.get(name)), now, "embeddings"))
+        return tuple(found)
 
     def _found(self, loras: Sequence[Lora]) -> tuple[Lora, ...]:
+        if not loras:
+            return ()
         if self._folder is None:
             raise InvalidRequest("loras: this service has none, since adapters.path is not set", "loras")
         found = []
         for lora in loras:
             now = self._folder.hash_of(self._folder.find(lora.name))
-            if lora.hash not in (None, now):
-                raise AdapterError(lora.name, f"is another file by now: {now}, not {lora.hash}")
-            found.append(lora.model_copy(update={"hash": now}))
+            found.append(_agreed(lora, now, "loras"))
         return tuple(found)
 
-    def _remember(self, model: str, loras: Sequence[Lora]) -> None:
-        self._fitting |= {(model, lora.hash): None for lora in loras}
+    def _remember(self, model: str, adapters: Sequence[Lora | Embedding]) -> None:
+        self._fitting |= {(model, adapter.hash): None for adapter in adapters}
         while len(self._fitting) > _MOST_REMEMBERED:
             self._fitting.popitem(last=False)
+
+
+def _agreed(asked: Asked, now: str, param: str) -> Asked:
+    """Return an adapter with its file's hash. Raises AdapterError where another one was asked for."""
+    if asked.hash not in (None, now):
+        raise AdapterError(asked.name, f"is another file by now: {now}, not {asked.hash}", param)
+    return asked.model_copy(update={"hash": now})

@@ -7,7 +7,6 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, S
 from contextlib import ExitStack, aclosing, asynccontextmanager, contextmanager
 from dataclasses import replace
 from functools import partial
-from math import ceil
 from typing import Any
 
 from opentelemetry.context import get_current
@@ -18,9 +17,6 @@ from serve_app.canvas import Canvas
 from serve_app.client import client
 from serve_app.config import AppArgs
 from serve_app.errors import (
-    DeadlineExceeded,
-    GenerationFailed,
-    InternalError,
     InvalidRequest,
     NotFound,
     ServiceError,
@@ -28,22 +24,19 @@ from serve_app.errors import (
 )
 from serve_app.fanout.accounts import Accounts, facts_of_end, facts_of_plan
 from serve_app.fanout.adapters import AdapterCheck
-from serve_app.fanout.admission import Admission
 from serve_app.fanout.answers import answer_of
-from serve_app.fanout.dispatch import Dispatcher
 from serve_app.fanout.event_log import EventLog
-from serve_app.fanout.events import model_warnings
 from serve_app.fanout.generation import Generation
-from serve_app.fanout.grid import NO_GRID, grid_of
+from serve_app.fanout.grid import NO_GRID
 from serve_app.fanout.held import Held, Terms
 from serve_app.fanout.peers import Peers
-from serve_app.fanout.placement import Placement, share_of
 from serve_app.fanout.plan import Plan, plan_of
 from serve_app.fanout.pool import Pool
 from serve_app.fanout.registry import Registry
 from serve_app.fanout.relay import entries_from, part_after, whole
+from serve_app.fanout.request_events import completed_event, request_events
+from serve_app.fanout.share import Share
 from serve_app.fanout.spans import write_spans
-from serve_app.fanout.states import SlotState
 from serve_app.line import Line, current
 from serve_app.messages import SlotEvent
 from serve_app.metrics import Metrics
@@ -51,19 +44,15 @@ from serve_app.readings import Found, Part, Reading
 from serve_app.schemas import (
     BatchResult,
     Cancelled,
-    CompletedEvent,
+    EmbeddingFile,
     ErrorEvent,
     Event,
     GenerateRequest,
-    GridEvent,
     Health,
     LoraFile,
     ModelInfo,
-    PreviewEvent,
-    Problem,
     ReplicaCount,
     ServiceStatus,
-    Timings,
 )
 from serve_app.side_work import side_work
 
@@ -85,24 +74,26 @@ class FanOut:
         self._peers = peers
         self._args = args
         self._accounts = Accounts(metrics)
-        self._admission = Admission(0, self._capacity)
-        self._placement = Placement()
-        self._dispatcher = Dispatcher(self._admission, lambda: self._pool.status.replicas, self._placement)
+        self._share = Share(pool, args)
+        self._admission = self._share.admission
         self._requests = Registry(args.streams.max_kept_bytes)
         self._draining = False
         self._refused: str | None = None
         self._adapters = AdapterCheck(args.adapters, pool.check_adapters)
-        self._share_out()
 
     async def loras(self) -> list[LoraFile]:
         """Return the LoRAs that requests may name, and those that cannot be used."""
-        return await asyncio.to_thread(self._adapters.listed)
+        return await asyncio.to_thread(self._adapters.loras)
+
+    async def embeddings(self) -> list[EmbeddingFile]:
+        """Return the embeddings that prompts may name, and those that cannot be used."""
+        return await asyncio.to_thread(self._adapters.embeddings)
 
     def reconfigure(self, args: AppArgs) -> None:
         """Take other settings for what is asked from now on."""
         self._args, self._refused = args, None
         self._requests.max_bytes = args.streams.max_kept_bytes
-        self._share_out()
+        self._share.take(args)
 
     def refuse_settings(self, why: str) -> None:
         """Say in the health that changed settings could not be used."""
@@ -112,7 +103,7 @@ class FanOut:
     async def running(self) -> AsyncIterator[None]:
         """Keep an eye on the replicas for as long as the context is open."""
         async with (
-            background(self._pool.keep_polling(self._look, self._queued)),
+            background(self._pool.keep_polling(self._look, self._share.queued)),
             background(self._pool.keep_watching()),
         ):
             try:
@@ -149,7 +140,7 @@ class FanOut:
         try:
             self._require_running()
             _ = self._pool.any_replica
-            self._require_place(images)
+            self._share.require_place(images)
         except ServiceError as error:
             self._accounts.refused(error)
             raise
@@ -257,8 +248,7 @@ class FanOut:
         place, line, log, span = ExitStack(), current(), EventLog(), get_current()
         try:
             shared = None if canvas is None else await self._pool.share(canvas)
-            if request.loras:
-                request = await self._adapters.named(request, self._pool.any_replica.model.hash)
+            request = await self._adapters.named(request, self._pool.any_replica.model.hash)
             plan = self._plan(request, shared, () if canvas is None else canvas.warnings)
             self._requests.check_free(plan.id)
             place.enter_context(line.open())
@@ -279,8 +269,7 @@ class FanOut:
             with side_work("the spans of a generation could not be written"):
                 write_spans(plan, generation, span)
             no_grid = [NO_GRID] if plan.wants_grid and generation.pixels else []
-            warnings = [*_warnings(generation), *no_grid]
-            end = CompletedEvent(id=plan.id, timings=_timings(plan, generation), warnings=warnings)
+            end = completed_event(plan, generation, no_grid)
             log.conclude(plan.start_event(), generation.images.values(), end)
 
         # Not in the task itself: one that is cancelled before its first step never runs.
@@ -289,27 +278,11 @@ class FanOut:
         return held
 
     async def _run(self, plan: Plan, generation: Generation, generate: _Generate, log: EventLog) -> None:
-        async with aclosing(self._events(plan, generation, generate)) as events:
+        generate = partial(generate, deadline=plan.deadline)
+        events = request_events(plan, generation, generate, self._pool.pixels, self._accounts.first_preview)
+        async with aclosing(events) as events:
             async for event in events:
                 log.append(event)
-
-    async def _events(self, plan: Plan, generation: Generation, generate: _Generate) -> AsyncGenerator[Event]:
-        try:
-            async with generation.generating(partial(generate, deadline=plan.deadline)):
-                yield plan.start_event()
-                async with aclosing(self._slot_events(plan, generation)) as events:
-                    async for event in self._observe_first_preview(plan, events):
-                        yield event
-            grid, grid_warnings = await grid_of(plan, generation, self._pool.pixels)
-            if grid:
-                yield GridEvent(**dict(grid))
-            warnings = [*_warnings(generation), *grid_warnings]
-            yield CompletedEvent(id=plan.id, timings=_timings(plan, generation), warnings=warnings)
-        except ServiceError as error:
-            yield ErrorEvent(error=Problem(type=error.type, message=error.message, param=error.param))
-        except Exception:
-            logger.exception("generation %s failed", plan.id)
-            yield ErrorEvent(error=Problem(type=InternalError.type, message=InternalError().message))
 
     def _plan(self, request: GenerateRequest, canvas: Any, warnings: Sequence[str]) -> Plan:
         """Return the plan of a request with a reference to its canvas, and with these warnings first."""
@@ -322,20 +295,15 @@ class FanOut:
         if self._draining:
             raise ShuttingDown
 
-    def _require_place(self, images: int) -> None:
-        """Raise TooManyWaiting if the queue has no place for so many images more."""
-        pool = self._pool.status
-        self._admission.admit(images, ceil(pool.capacity / self._ingresses), pool.images_per_second)
-
     @contextmanager
     def _admitted(self, plan: Plan, line: Line) -> Iterator[Generation]:
         """Put the request's images in the queue for as long as the context is open. Raises TooManyWaiting."""
-        self._require_place(len(plan.slots))
+        self._share.require_place(len(plan.slots))
         generation = Generation(
             plan.slots,
             plan.parameters.model,
             self._admission,
-            self._dispatcher.turn,
+            self._share.dispatcher.turn,
             plan.started,
             self._accounts.again,
             name := client.get(),
@@ -349,80 +317,22 @@ class FanOut:
             self._accounts.ended(generation, name)
             line.facts |= facts_of_end(generation)
 
-    async def _slot_events(self, plan: Plan, generation: Generation) -> AsyncGenerator[Event]:
-        """Yield what happens to the images.
-
-        Raises ServiceError once all have ended without a single picture, unless all were cancelled.
-        """
-        async for event in generation.events(plan.deadline):
-            yield event
-        self._require_picture(plan, generation)
-
-    def _require_picture(self, plan: Plan, generation: Generation) -> None:
-        """Raise ServiceError if there is no picture, unless all images were cancelled."""
-        failures = generation.failures
-        if not failures or SlotState.SUCCEEDED in generation.slot_states:
-            return
-        if any(failure.error.type == ShuttingDown.type for failure in failures):
-            raise ShuttingDown
-        if any(failure.error.type == DeadlineExceeded.type for failure in failures):
-            raise DeadlineExceeded(
-                f"no image was finished within {plan.timeout_s:g} s; ask for fewer or smaller images, or fewer steps"
-            )
-        raise GenerationFailed(f"all images failed: {failures[0].error.message}")
-
-    async def _observe_first_preview(self, plan: Plan, events: AsyncIterator[Event]) -> AsyncGenerator[Event]:
-        still_to_come = True
-        async for event in events:
-            if still_to_come and isinstance(event, PreviewEvent):
-                still_to_come = False
-                self._accounts.first_preview(time.monotonic() - plan.started)
-            yield event
-
     def _look(self, lost: Set[str]) -> None:
         """The replicas have told news, and some may be lost."""
-        self._share_out()
-        self._dispatcher.look(lost)
+        self._share.take(self._args)
+        self._share.dispatcher.look(lost)
         self._show()
 
     def _show(self) -> None:
         count = self._replicas()
         self._accounts.look(self._admission.waiting(), count.ready, count.target)
 
-    def _queued(self) -> int:
-        """Return how many images wait here for a replica with room."""
-        return len(self._admission.in_order())
-
-    def _capacity(self) -> int:
-        """Return how many images of this ingress replica are generated at once."""
-        pool = self._pool.status
-        return share_of(pool.capacity, pool.others, self._ingresses)
-
     def _replicas(self) -> ReplicaCount:
         target = self._pool.deployed.replicas
         return ReplicaCount(ready=self._pool.status.ready, target=self._args.num_replicas if target is None else target)
-
-    @property
-    def _ingresses(self) -> int:
-        """How many ingress replicas share the pool."""
-        return self._pool.deployed.ingresses or self._args.ingress_replicas
-
-    def _share_out(self) -> None:
-        """Take this replica's part of the queue, and at least one request's, and of the places on the replicas."""
-        share = ceil(self._args.admission.max_waiting_images / self._ingresses)
-        self._admission.max_waiting = max(share, self._args.limits.max_images)
-        self._placement.ingresses = self._ingresses
 
 
 def _require_event(number: int, last: int) -> None:
     """Raise InvalidRequest if a generation has had no such event. A reader would wait for it, or get nothing at all."""
     if number > last:
         raise InvalidRequest(f"Last-Event-ID: {number} is above the last event so far, {last}", "Last-Event-ID")
-
-
-def _timings(plan: Plan, generation: Generation) -> Timings:
-    return generation.timings.model_copy(update={"total": time.monotonic() - plan.started})
-
-
-def _warnings(generation: Generation) -> list[str]:
-    return [*generation.warnings, *model_warnings(generation.images.values())]

@@ -6,15 +6,13 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
-from serve_app.errors import OUT_OF_MEMORY, ReplicaLost, SlotFailed, SlotReturned
+from serve_app.errors import ReplicaLost, SlotFailed, SlotReturned
 from serve_app.fanout.admission import Admission
 from serve_app.fanout.events import (
-    BREAKS_REPLICAS,
     DEADLINE_EXCEEDED,
     INTERNAL,
-    NOWHERE,
     REPLICA_LOST,
     SHUTTING_DOWN,
     cancelled,
@@ -26,6 +24,7 @@ from serve_app.fanout.events import (
 from serve_app.fanout.order import Ticket
 from serve_app.fanout.states import GenerationState, SlotState
 from serve_app.fanout.tickets import ticket_of
+from serve_app.fanout.tries import Again, Tries
 from serve_app.messages import Generated, Slot, SlotEvent, Work
 from serve_app.schemas import ErrorDetail, Event, Image, ModelInfo, NoPicture, QueuedEvent, Timings
 
@@ -37,19 +36,7 @@ Generate = Callable[[Slot, str], AsyncGenerator[SlotEvent]]
 Turn = Callable[[Ticket, set[str]], AbstractAsyncContextManager[str]]
 """Gives a slot a replica to use: Dispatcher.turn."""
 
-Again = Literal["lost", "returned", "out_of_memory"]
-"""Why a slot is generated again."""
-
 _NO_TIME = Timings(queue=0, encode_prompt=0, denoise=0, decode=0, encode=0, total=0)
-
-_MOST_TRIES = 2
-"""Replicas that may die while they have a slot, or have no memory for it, before it fails."""
-
-_MOST_BROKEN = 3
-"""Replicas that may break down while they generate a slot, before it fails: it may be why."""
-
-_MOST_RETURNED = 20
-"""Times that a slot may be returned for whatever reason before it fails."""
 
 _PAUSE_S = 0.05
 """Between two tries, so that a slot that every replica returns at once does not keep all busy."""
@@ -273,25 +260,15 @@ class Generation:
         down or had no memory for it.
         """
         failed: set[str] = set()
-        tries = broken = returned = 0
+        tries = Tries()
         while True:
             try:
                 async with self._turn(record.ticket, failed) as replica:
                     record.replica = replica
                     await self._post_events(record, generate, replica)
                 return
-            except SlotReturned as error:
-                # Seldom the slot's doing; but one that breaks every replica must not have them all.
-                again: Again = "returned"
-                broken, returned = broken + error.begun, returned + 1
-                if broken == _MOST_BROKEN or returned == _MOST_RETURNED:
-                    end = BREAKS_REPLICAS if broken == _MOST_BROKEN else NOWHERE
-                    raise SlotFailed(end.type, end.message) from error
-            except (ReplicaLost, SlotFailed) as error:
-                again = "out_of_memory" if isinstance(error, SlotFailed) else "lost"
-                tries += 1
-                if tries == _MOST_TRIES or (isinstance(error, SlotFailed) and error.type != OUT_OF_MEMORY):
-                    raise
+            except (SlotReturned, ReplicaLost, SlotFailed) as error:
+                again = tries.again_after(error)
             logger.warning("%s is generated again: replica %s: %s", record.slot.name, record.replica, again)
             self._on_retry(again)
             self._inbox.put_nowait((record, _TOLD_TO_WAIT))

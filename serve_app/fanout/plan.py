@@ -11,11 +11,10 @@ from serve_app.errors import InvalidRequest
 from serve_app.fanout.prompt_syntax import syntax_warning
 from serve_app.messages import ReplicaStatus, Slot
 from serve_app.recipe import OF_MASKS, OF_PICTURES, PROMPTS, SEED_SPAN, Output, Recipe, SchedulerName
+from serve_app.samplers import needs_spacing, refusal
 from serve_app.schemas import GenerateRequest, Parameters, StartEvent
 
 _FEW_STEPS = 8
-_UNSPACED: tuple[SchedulerName, ...] = ("dpmpp_2m_karras",)
-"""Their timesteps follow from the noise levels, whatever the spacing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,9 +56,7 @@ def plan_of(
         for slot in slots_of(request, seeds_of(request), replica.scheduler, id, canvas)
     ]
     recipe, output = slots[0].recipe, slots[0].output
-    if recipe.scheduler not in replica.schedulers:
-        advice = f"choose one of {', '.join(replica.schedulers)}"
-        raise InvalidRequest(f"scheduler: {recipe.scheduler} cannot sample the served model; {advice}", "scheduler")
+    check_sampling(recipe, replica.schedulers)
     return Plan(
         id=id,
         started=started,
@@ -69,6 +66,17 @@ def plan_of(
         slots=slots,
         warnings=warnings_of(request, slots[0], replica),
     )
+
+
+def check_sampling(recipe: Recipe, schedulers: Sequence[SchedulerName]) -> None:
+    """Raise InvalidRequest unless a recipe's scheduler is one of a model's and can do what is asked of it."""
+    scheduler = recipe.scheduler
+    if scheduler is None or scheduler not in schedulers:
+        advice = f"choose one of {', '.join(schedulers)}"
+        raise InvalidRequest(f"scheduler: {scheduler} cannot sample the served model; {advice}", "scheduler")
+    if refused := refusal(scheduler, recipe.sigma_schedule, recipe.num_inference_steps, recipe.first_step):
+        field, why = refused
+        raise InvalidRequest(f"{field}: {why}", field)
 
 
 def seeds_of(request: GenerateRequest) -> list[int]:
@@ -119,8 +127,9 @@ def warnings_of(request: GenerateRequest, slot: Slot, replica: ReplicaStatus) ->
         warnings.append("output_compression has no effect: a PNG is lossless")
     if slot.preview_steps and not replica.has_previews:
         warnings.append("no previews: the model has no preview decoder")
-    leading = replica.model.timestep_spacing == "leading" and slot.recipe.scheduler not in _UNSPACED
-    if leading and slot.recipe.num_inference_steps <= _FEW_STEPS:
+    scheduler = slot.recipe.scheduler or replica.scheduler
+    spaced = needs_spacing(scheduler, slot.recipe.sigma_schedule)
+    if spaced and replica.model.timestep_spacing == "leading" and slot.recipe.num_inference_steps <= _FEW_STEPS:
         warnings.append(
             f"num_inference_steps: {slot.recipe.num_inference_steps} is few for leading timesteps; a distilled "
             "model (Turbo, Lightning, Hyper) needs model.timestep_spacing: trailing, any other more steps"

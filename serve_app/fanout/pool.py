@@ -23,7 +23,7 @@ from serve_app.fanout.sight import PoolStatus, Sight
 from serve_app.fanout.starts import Readiness, Starts
 from serve_app.imaging import Pixels
 from serve_app.messages import Generated, ReplicaStatus, Slot, SlotEvent
-from serve_app.recipe import Lora
+from serve_app.recipe import Embedding, Lora
 from serve_app.schemas import ModelInfo
 
 logger = logging.getLogger("ray.serve")
@@ -167,12 +167,12 @@ class Pool:
                 with suppress(Exception):
                     response.cancel()
 
-    async def check_adapters(self, loras: Sequence[Lora]) -> None:
+    async def check_adapters(self, loras: Sequence[Lora], embeddings: Sequence[Embedding]) -> None:
         """Have a replica say what is wrong with adapters. Raises AdapterError.
 
         Nothing is wrong if none answers: whoever generates with them will see.
         """
-        response = self._handle.check_adapters.remote(loras)
+        response = self._handle.check_adapters.remote(loras, embeddings)
         try:
             await response
         except AdapterError:

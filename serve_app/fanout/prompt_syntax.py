@@ -34,6 +34,9 @@ _ADVICE: Mapping[PromptSyntax, str] = {
     "weighted": "only weights and BREAK are read",
 }
 
+_LORA = re.compile(r"<(?:lora|lyco):", re.IGNORECASE)
+_LORA_ADVICE = "; the field loras names LoRAs"
+
 _MOST_NAMED = 3
 _LONGEST_NAME = 40
 
@@ -46,7 +49,8 @@ def syntax_warning(field: str, prompt: str, syntax: PromptSyntax = "plain") -> s
     named = [name if len(name) <= _LONGEST_NAME else name[: _LONGEST_NAME - 3] + "..." for name in found[:_MOST_NAMED]]
     more = f" and {len(found) - _MOST_NAMED} more" if len(found) > _MOST_NAMED else ""
     listed = ", ".join(named) + more
-    return f"{field}: read as plain words: {listed}; {_ADVICE[syntax]}"
+    advice = _ADVICE[syntax] + (_LORA_ADVICE if any(map(_LORA.match, found)) else "")
+    return f"{field}: read as plain words: {listed}; {advice}"
 
 
 def found_in(prompt: str, syntax: PromptSyntax = "plain") -> list[str]:

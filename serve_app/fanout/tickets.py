@@ -4,6 +4,7 @@ from collections.abc import Hashable
 
 from serve_app.fanout.order import Ticket
 from serve_app.messages import Slot
+from serve_app.samplers import unet_calls
 from serve_app.schemas import ModelInfo
 
 
@@ -15,4 +16,4 @@ def ticket_of(slot: Slot, client: Hashable, generation: Hashable, model: ModelIn
 def _work_of(slot: Slot) -> float:
     """Return how much work a slot is, compared with others."""
     recipe = slot.recipe
-    return float((recipe.num_inference_steps - recipe.first_step) * recipe.width * recipe.height)
+    return float(unet_calls(recipe) * recipe.width * recipe.height)

@@ -1,7 +1,9 @@
 """Forms (multipart/form-data), as clients send pictures that are files."""
 
+import json
+import re
 from base64 import b64encode
-from collections.abc import AsyncGenerator, Set
+from collections.abc import AsyncGenerator, Mapping, Sequence, Set
 from typing import Any, TypeVar, get_args, get_origin
 
 from fastapi import Request
@@ -20,6 +22,9 @@ _MOST_FILES = 20
 """More than any request has: a refusal of too many pictures then says so itself."""
 _MOST_FIELDS = 1000
 
+_PART = re.compile(r"(\w+)\[\]\[(\w+)\]")
+"""`loras[][name]`: how OpenAI's SDKs send a list of objects, once for each of them."""
+
 Form = TypeVar("Form", bound=BaseModel)
 
 
@@ -37,6 +42,9 @@ async def validated(http: Request, form: type[Form], pictures: Set[str], most_by
     """
     lists = {name for name, field in form.model_fields.items() if _is_list(field.annotation)}
     fields = await _read(http, lists, pictures, most_bytes)
+    for name in (name for name, field in form.model_fields.items() if _has_objects(field.annotation)):
+        if objects := _objects(name, fields):
+            fields[name] = objects
     try:
         return form.model_validate(fields, strict=False)  # all fields of a form are texts
     except ValidationError as error:
@@ -81,7 +89,7 @@ class _Parser(MultiPartParser):
 
 async def _fields(form: FormData, lists: Set[str], pictures: Set[str]) -> dict[str, Any]:
     """Return the fields of a form; those with `[]` behind the name, and `lists`, are lists."""
-    several = lists | {name.removesuffix("[]") for name in form if name.endswith("[]")}
+    several = lists | {name.removesuffix("[]") for name in form if name.endswith("[]") or _PART.fullmatch(name)}
     fields: dict[str, list[str]] = {}
     for sent, value in form.multi_items():
         name = sent.removesuffix("[]")
@@ -92,6 +100,35 @@ async def _fields(form: FormData, lists: Set[str], pictures: Set[str]) -> dict[s
     if twice := next((name for name, held in fields.items() if len(held) > 1 and name not in several), None):
         raise InvalidRequest(f"{twice}: is sent more than once", twice)
     return {name: held if name in several else held[0] for name, held in fields.items()}
+
+
+def _objects(name: str, fields: dict[str, Any]) -> list[Any]:
+    """Return the objects of a list, sent as JSON or in parts, and take the parts out of the fields."""
+    sent = {part: found[2] for part in fields if (found := _PART.fullmatch(part)) and found[1] == name}
+    parts = {key: fields.pop(part) for part, key in sent.items()}
+    return [*_of_json(name, fields.get(name, ())), *_of_parts(name, parts)]
+
+
+def _of_json(name: str, texts: Sequence[str]) -> list[Any]:
+    objects: list[Any] = []
+    for text in texts:
+        try:
+            held = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            message = f'{name}: must be JSON in a form, such as [{{"name": "pixel-art", "scale": 0.8}}]'
+            raise InvalidRequest(message, name) from error
+        objects += held if isinstance(held, list) else [held]
+    return objects
+
+
+def _of_parts(name: str, parts: Mapping[str, list[str]]) -> list[Any]:
+    """Put objects together. Parts are grouped by key, so that one left out in an object could be any object's."""
+    if len({len(values) for values in parts.values()}) > 1:
+        message = (
+            f"{name}: {' and '.join(parts)} must be sent once for each of them; a form cannot tell whose is missing"
+        )
+        raise InvalidRequest(message, name)
+    return [dict(zip(parts, values, strict=True)) for values in zip(*parts.values(), strict=True)]
 
 
 async def _file(sent: UploadFile, name: str) -> str:
@@ -108,3 +145,10 @@ def _kind(headers: Headers) -> str:
 
 def _is_list(annotation: Any) -> bool:
     return get_origin(annotation) in (list, tuple) or any(_is_list(part) for part in get_args(annotation))
+
+
+def _has_objects(annotation: Any) -> bool:
+    """Whether it is a list of objects."""
+    parts = get_args(annotation)
+    models = (isinstance(part, type) and issubclass(part, BaseModel) for part in parts)
+    return (get_origin(annotation) in (list, tuple) and any(models)) or any(_has_objects(part) for part in parts)

@@ -19,6 +19,7 @@ from serve_app.readings import Entry
 from serve_app.schemas import (
     BatchResult,
     Cancelled,
+    EmbeddingFile,
     ErrorBody,
     ErrorEvent,
     Event,
@@ -111,6 +112,11 @@ def router(service: Service, request: type[GenerateRequest], files: Files | None
     async def loras() -> list[LoraFile]:
         """List the adapters that requests may name as `loras`. New files count at once."""
         return await service.loras()
+
+    @routes.get("/embeddings")
+    async def embeddings() -> list[EmbeddingFile]:
+        """List the embeddings (textual inversion) that prompts may name as `embedding:name`."""
+        return await service.embeddings()
 
     @routes.get("/status")
     async def status() -> ServiceStatus:

@@ -16,7 +16,17 @@ from serve_app.ingress.given import Given, GivenPictures
 from serve_app.ingress.service import CanvasService
 from serve_app.ingress.threads import Threads
 from serve_app.readings import Found, Reading
-from serve_app.schemas import BatchResult, Cancelled, Event, GenerateRequest, Health, LoraFile, ModelInfo, ServiceStatus
+from serve_app.schemas import (
+    BatchResult,
+    Cancelled,
+    EmbeddingFile,
+    Event,
+    GenerateRequest,
+    Health,
+    LoraFile,
+    ModelInfo,
+    ServiceStatus,
+)
 
 _STRENGTH, _STRENGTH_OF_PART = 0.6, 1.0
 _THREADS = 2
@@ -139,6 +149,9 @@ class WithPictures:
 
     async def loras(self) -> list[LoraFile]:
         return await self._service.loras()
+
+    async def embeddings(self) -> list[EmbeddingFile]:
+        return await self._service.embeddings()
 
     def status(self) -> ServiceStatus:
         return self._service.status()

@@ -51,6 +51,7 @@ def request_model(args: AppArgs) -> type[GenerateRequest]:
         "width": side,
         "height": side,
         "num_inference_steps": {"le": limits.max_steps},
+        "loras": {"json_schema_extra": {"maxItems": args.adapters.max_per_request}},  # the fan-out sees to it
         "timeout_s": {"le": args.request_timeout_s} if isfinite(args.request_timeout_s) else {},
     }
     defaults = {name: {"default": getattr(model, name)} for name in _SERVED_DEFAULTS}

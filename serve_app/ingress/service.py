@@ -6,7 +6,17 @@ from typing import Protocol
 
 from serve_app.canvas import Canvas
 from serve_app.readings import Found, Reading
-from serve_app.schemas import BatchResult, Cancelled, Event, GenerateRequest, Health, LoraFile, ModelInfo, ServiceStatus
+from serve_app.schemas import (
+    BatchResult,
+    Cancelled,
+    EmbeddingFile,
+    Event,
+    GenerateRequest,
+    Health,
+    LoraFile,
+    ModelInfo,
+    ServiceStatus,
+)
 
 
 class Service(Protocol):
@@ -23,6 +33,8 @@ class Service(Protocol):
     def health(self) -> Health: ...
     def status(self) -> ServiceStatus: ...
     async def loras(self) -> list[LoraFile]: ...
+
+    async def embeddings(self) -> list[EmbeddingFile]: ...
 
 
 class CanvasService(Service, Protocol):

@@ -29,6 +29,11 @@ export async function requestProperties() {
   return (await response.json()).components.schemas.GenerateRequest.properties;
 }
 
+/** Return the LoRAs that requests may name. */
+export async function loraFiles() {
+  return (await call("loras")).json();
+}
+
 export async function serviceStatus() {
   return (await call("status")).json();
 }

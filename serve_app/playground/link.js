@@ -1,19 +1,22 @@
 // Links to settings. A fragment: prompts stay out of servers' logs. Pictures are too large for one, and stay out of it.
 
 import { copy } from "./dom.js";
+import { fromText, toText } from "./loras.js";
 import { NAMES } from "./settings.js";
 
 /** Return the URL of this page that fills the form with these settings. */
 export function toUrl(settings) {
   const set = NAMES.filter((name) => (settings[name] ?? "") !== "");
   const query = new URLSearchParams(set.map((name) => [name, settings[name]]));
+  if (settings.loras?.length) query.set("loras", toText(settings.loras));
   return `${location.origin}${location.pathname}#${query}`;
 }
 
 /** Return the settings in this page's URL, as texts. */
 export function fromUrl() {
   const query = new URLSearchParams(location.hash.slice(1));
-  return Object.fromEntries(NAMES.filter((name) => query.has(name)).map((name) => [name, query.get(name)]));
+  const values = Object.fromEntries(NAMES.filter((name) => query.has(name)).map((name) => [name, query.get(name)]));
+  return query.has("loras") ? { ...values, loras: fromText(query.get("loras")) } : values;
 }
 
 /** Whether settings of a link belong to a picture: only then they have a strength. */

@@ -5,6 +5,7 @@ import { announce, byId, count } from "./dom.js";
 import * as past from "./history.js";
 import { forgetKey, showWhetherKept } from "./key.js";
 import { copyLink, fromUrl, toUrl, wantsPicture } from "./link.js";
+import { Loras } from "./loras.js";
 import { Run, randomSeed, seedsFrom } from "./run.js";
 import { Settings } from "./settings.js";
 import { Start } from "./start.js";
@@ -19,6 +20,7 @@ const STRENGTH_OF_PART = 1;
 
 const settings = new Settings(byId("settings"));
 const start = new Start(byId("start"), () => settings.largestSide);
+const loras = new Loras(byId("loras-field"));
 const shown = new Map(); // the runs on the page, newest last, and their views
 const askService = watchService(() => [...shown.keys()].some((run) => run.active));
 
@@ -27,7 +29,10 @@ const actions = { open: (run, image) => view(run, image, edit), generate: follow
 async function connect() {
   byId("unavailable").hidden = true;
   try {
-    settings.describe(await requestProperties(), fromUrl());
+    const properties = await requestProperties();
+    settings.describe(properties, fromUrl());
+    loras.fill(fromUrl().loras);
+    loras.describe(properties.loras);
     start.expect(wantsPicture(fromUrl()) && !start.picture);
   } catch (error) {
     byId("unavailable").querySelector("p").textContent = error.message;
@@ -39,14 +44,20 @@ async function connect() {
   askService();
 }
 
+function readFields() {
+  const [values, adapters] = [settings.read(), loras.read()];
+  return values && adapters && { ...values, ...adapters };
+}
+
 /** Return all that the form says, or null if something is wrong. */
 async function read() {
-  const values = settings.read();
+  const values = readFields();
   return values && { ...values, ...(await start.read()) };
 }
 
 async function fill(values) {
   settings.fill(values);
+  loras.fill(values.loras);
   await start.fill(values);
 }
 
@@ -67,8 +78,15 @@ async function follow(run, images) {
     await generating;
   } catch (error) {
     if (error.status !== 422) throw error;
-    if (settings.reject(error.param, error.message) && !run.id) drop(run); // nothing of it was generated
+    if (rejected(error) && !run.id) drop(run); // nothing of it was generated
   }
+}
+
+/** Show the service's message beside the field it is about; return whether the form has that field. */
+function rejected({ param, message }) {
+  if (param?.split(".")[0] !== "loras") return settings.reject(param, message);
+  loras.reject(message);
+  return true;
 }
 
 /** Fill the form with a run's settings. */
@@ -177,10 +195,19 @@ byId("dice").addEventListener("click", () => {
   settings.set("seed", seed);
   announce(`Seed ${seed}`);
 });
-byId("reset").addEventListener("click", () => settings.fill({ prompt: byId("prompt").value }));
+byId("reset").addEventListener("click", () => {
+  settings.fill({ prompt: byId("prompt").value });
+  loras.fill();
+});
 byId("copy-link").addEventListener("click", ({ currentTarget }) => {
-  const values = settings.read();
+  const values = readFields();
   if (values) copyLink({ ...values, init_image: start.picture }, currentTarget);
+});
+loras.addEventListener("words", ({ detail }) => {
+  const { value } = byId("prompt");
+  if (value.includes(detail)) return announce(`${detail}: is in the prompt`);
+  settings.set("prompt", value.trim() ? `${value.trimEnd()}, ${detail}` : detail);
+  announce(`${detail}: put into the prompt`);
 });
 start.addEventListener("change", () => {
   settings.clearError("init_image");
@@ -209,6 +236,7 @@ byId("forget-key").addEventListener("click", () => {
 byId("reconnect").addEventListener("click", connect);
 addEventListener("hashchange", () => {
   settings.fill(fromUrl());
+  loras.fill(fromUrl().loras);
   if (!wantsPicture(fromUrl())) start.fill({});
   else start.expect(!start.picture);
 });

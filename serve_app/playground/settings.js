@@ -4,7 +4,7 @@ import { count } from "./dom.js";
 
 const TEXTS = ["prompt", "negative_prompt"];
 const NUMBERS = ["num_images", "width", "height", "num_inference_steps", "guidance_scale", "seed", "strength", "mask_blur", "padding_mask_crop"];
-const CHOICES = ["scheduler", "output_format"];
+const CHOICES = ["scheduler", "sigma_schedule", "output_format"];
 const SWITCHES = ["keep_outside"];
 export const NAMES = [...TEXTS, ...NUMBERS, ...CHOICES, ...SWITCHES];
 const FILE = "init_image";
@@ -87,8 +87,8 @@ export class Settings {
   }
 
   /**
-   * Return the settings, `seed` and `scheduler` null where left open; null, with the reason beside each field, if something is wrong. Settings of
-   * a picture to go on from are only there if one is.
+   * Return the settings, `seed`, `scheduler` and `sigma_schedule` null where left open; null, with the reason beside each field, if something is
+   * wrong. Settings of a picture to go on from are only there if one is.
    */
   read() {
     this.clearErrors();

@@ -78,9 +78,11 @@ export class RunView {
 
   #show() {
     const { settings, model, warnings } = this.#run;
-    const { width, height, num_inference_steps: steps, guidance_scale: guidance, scheduler } = settings;
-    const facts = [`${width} × ${height}`, count(steps, "step"), `guidance ${guidance}`, scheduler?.replaceAll("_", " "), model];
+    const { width, height, num_inference_steps: steps, guidance_scale: guidance } = settings;
+    const sampling = [settings.scheduler, settings.sigma_schedule].map((name) => name?.replaceAll("_", " "));
+    const facts = [`${width} × ${height}`, count(steps, "step"), `guidance ${guidance}`, ...sampling, model];
     if (settings.init_image) facts.push(`${settings.mask_image ? "part of" : "from"} ${settings.init_image.name}, strength ${settings.strength}`);
+    for (const { name, scale } of settings.loras ?? []) facts.push(`${name} ${scale}`);
     if (settings.negative_prompt) facts.push(`without ${settings.negative_prompt}`);
     this.element.querySelector(".meta").textContent = facts.filter(Boolean).join(" · ");
     this.element.querySelector(".tiles").hidden = this.#run.refused;

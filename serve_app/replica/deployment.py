@@ -17,10 +17,11 @@ from serve_app.config import AppArgs
 from serve_app.errors import AdapterError, SlotFailed
 from serve_app.messages import Call, Generated, OpenCalls, ReplicaStatus, Slot, SlotEvent
 from serve_app.quiet import drop_access_log, drop_harmless_warnings
-from serve_app.recipe import CHUNK_TOKENS, Lora, Output, Recipe
+from serve_app.recipe import CHUNK_TOKENS, Embedding, Lora, Output, Recipe
 
 if TYPE_CHECKING:
     from serve_app.replica.checkpoint import Checkpoint
+    from serve_app.replica.embeddings import Embeddings
     from serve_app.replica.lora.sets import Adapters
 
 logger = logging.getLogger("ray.serve")
@@ -56,6 +57,7 @@ class Replica:
         with importing():
             from serve_app.replica.counting import Counting
             from serve_app.replica.demand import Demand
+            from serve_app.replica.embeddings import make_embedding_store
             from serve_app.replica.engine import Engine
             from serve_app.replica.leases import Leases
             from serve_app.replica.loading import load
@@ -71,6 +73,7 @@ class Replica:
         loaded = time.perf_counter()
         self._counting = Counting(args)
         self._loras = make_store(args.adapters, self._checkpoint)
+        self._embeddings = make_embedding_store(args.adapters, self._checkpoint)
         sets = 0 if self._loras is None else args.adapters.resident_sets
         self._engine = Engine(self._checkpoint, args.engine, args.preview, self._counting, sets)
         slots = _warm_up_slots(args, self._checkpoint)
@@ -119,9 +122,10 @@ class Replica:
             slot = replace(slot, canvas=await slot.canvas)
         try:
             adapters = await self._read(slot.recipe.adapters)
+            embeddings = await self._read_embeddings(slot.recipe.embeddings)
         except AdapterError as error:
             raise SlotFailed(error.type, error.message) from error
-        job = self._engine.submit(slot, mailbox.post, *adapters)
+        job = self._engine.submit(slot, mailbox.post, *adapters, embeddings=embeddings)
 
         def drop(error: Exception | None) -> None:
             self._engine.cancel(job)
@@ -145,9 +149,18 @@ class Replica:
         pixels = None if generated.pixels is None else await self._pixels.put(generated.pixels)
         return replace(generated, pixels=pixels, warnings=warnings)
 
-    async def check_adapters(self, loras: Sequence[Lora]) -> None:
+    async def check_adapters(self, loras: Sequence[Lora], embeddings: Sequence[Embedding] = ()) -> None:
         """Read adapters, to say before a request is accepted what is wrong with them. Raises AdapterError."""
         await self._read(loras)
+        await self._read_embeddings(embeddings)
+
+    async def _read_embeddings(self, embeddings: Sequence[Embedding]) -> "Embeddings":
+        """Return embeddings by name. Raises AdapterError."""
+        if not embeddings:
+            return {}
+        if self._embeddings is None:
+            raise AdapterError(embeddings[0].name, "cannot be found: adapters.path names no folder", "embeddings")
+        return await asyncio.to_thread(self._embeddings.read, embeddings)
 
     async def _read(self, loras: Sequence[Lora]) -> "tuple[Adapters, ...]":
         """Return adapters beside the denoising: (adapters,), or () for none. Raises AdapterError."""

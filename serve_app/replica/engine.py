@@ -22,6 +22,7 @@ from serve_app.messages import Generated, Preview, Progress, Slot, SlotEvent, Wo
 from serve_app.replica.batching import Batcher, Job, JobState, Load
 from serve_app.replica.checkpoint import Checkpoint
 from serve_app.replica.denoise import CallGroup
+from serve_app.replica.embeddings import Embeddings
 from serve_app.replica.failures import Failure, failure_of, slot_failure
 from serve_app.replica.guarded import GuardedObserver, guarded
 from serve_app.replica.lora.sets import NO_ADAPTERS, Adapters
@@ -128,9 +129,11 @@ class Engine:
         if stalled := self._watchdog.stalled():
             self._break_down(stalled)
 
-    def submit(self, slot: Slot, post: Post, adapters: Adapters = NO_ADAPTERS) -> SlotJob:
+    def submit(
+        self, slot: Slot, post: Post, adapters: Adapters = NO_ADAPTERS, *, embeddings: Embeddings | None = None
+    ) -> SlotJob:
         """Queue a slot; its events go to `post`. Raises SlotReturned if the engine has a fault."""
-        prompts, weights = self._models.read(slot), adapters.key or None
+        prompts, weights = self._models.read(slot, embeddings), adapters.key or None
         with self._changed:
             if self._fault is not None:
                 raise SlotReturned(self._fault)
@@ -227,7 +230,7 @@ class Engine:
                         self._after_step(job)
 
     def _advance(self, jobs: Sequence[SlotJob], at_once: int) -> None:
-        """Advance jobs of one group by one step with one UNet call. `at_once` lanes are at work."""
+        """Advance jobs of one group by one UNet call. `at_once` lanes are at work."""
         running = [self._running[job] for job in jobs]
         lane, bills = running[0].lane, [job.payload.bill for job in jobs]
         with lane.open(), self._meter.charging("unet", bills, jobs[0].payload.size, at_once):
@@ -246,10 +249,11 @@ class Engine:
                 self._decode(job, running)
             return
         now = time.perf_counter()
-        if now - running.last_progress >= PROGRESS_INTERVAL_S:
+        step = trajectory.step
+        if step and now - running.last_progress >= PROGRESS_INTERVAL_S:
             running.last_progress = now
-            job.payload.post(Progress(trajectory.step))
-        running.pace.step_done(trajectory.step, trajectory.clean)
+            job.payload.post(Progress(step))
+        running.pace.step_done(step, trajectory.clean)
         if self._models.previews and (wanted := running.pace.take(now)):
             step, clean = wanted
             deliver = partial(self._deliver_preview, job, running.pace)

@@ -12,6 +12,7 @@ from serve_app.replica.checkpoint import Checkpoint
 from serve_app.replica.cuda_graphs import all_with_cuda_graphs
 from serve_app.replica.decode import Decoder
 from serve_app.replica.denoise import Denoiser
+from serve_app.replica.embeddings import Embeddings
 from serve_app.replica.encode import Encoder
 from serve_app.replica.lanes import Lane
 from serve_app.replica.lora.sets import NO_ADAPTERS, Adapters, WeightSet, WeightSets
@@ -85,9 +86,9 @@ class ModelRunner:
         """Return whether the VAE's encoder may have to run before a slot can begin."""
         return slot.canvas is not None or is_inpainting(self._checkpoint)
 
-    def read(self, slot: Slot) -> ReadPrompts:
+    def read(self, slot: Slot, embeddings: Embeddings | None = None) -> ReadPrompts:
         """Return a slot's prompts as the text encoders read them. Any thread may call this."""
-        return self._reader.read(slot.recipe, slot.max_prompt_tokens)
+        return self._reader.read(slot.recipe, slot.max_prompt_tokens, embeddings)
 
     def begin(
         self, slot: Slot, prompts: ReadPrompts, adapters: Adapters, in_use: Collection[WeightSet], lane: int = 0

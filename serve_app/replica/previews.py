@@ -32,9 +32,9 @@ class PreviewPace:
     _last: float = float("-inf")
 
     def step_done(self, step: int, clean: torch.Tensor) -> None:
-        """Keep the predicted clean latent after `step` if a preview of that step was requested."""
+        """Keep the predicted clean latent after `step` if a preview of that step was requested; of each step once."""
         if step in self.steps:
-            self.wanted = (step, clean)
+            self.wanted, self.steps = (step, clean), self.steps - {step}
 
     def take(self, now: float) -> tuple[int, torch.Tensor] | None:
         """Return the step and latent to decode now, or None."""

@@ -1,15 +1,17 @@
 """Cuts prompts into what CLIP's text encoders read at once: chunks of 75 tokens, or fewer where a model says so."""
 
 import copy
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import chain
 from typing import NamedTuple
 
 from diffusers import StableDiffusionXLPipeline
 
+from serve_app.prompt_embeddings import split
 from serve_app.recipe import CHUNK_TOKENS, USUAL_PROMPT_TOKENS, PromptSyntax, Recipe
+from serve_app.replica.embeddings import Embeddings, Insertion, Vectors
 from serve_app.replica.prompt_weights import Part, Piece, weighted
 
 _REMEMBERED = 64
@@ -20,11 +22,12 @@ _REMEMBERED = 64
 class Chunk:
     """What one text encoder reads at once: the ids of its tokens, from the start token to the padding.
 
-    `weights` say how much each counts; None: all the same.
+    `weights` say how much each counts; None: all the same. `insertions` are the places of embeddings.
     """
 
     ids: tuple[int, ...]
     weights: tuple[float, ...] | None = None
+    insertions: tuple[Insertion, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,11 +45,12 @@ class PromptTokens:
 class ReadPrompts:
     """A recipe's prompts, all of the same number of chunks: the unconditional one, if there is guidance, then its own.
 
-    `warnings` say what is not read.
+    `warnings` say what is not read. `vectors` are those of their embeddings, by hash.
     """
 
     rows: tuple[PromptTokens, ...]
     warnings: tuple[str, ...] = ()
+    vectors: Mapping[str, Vectors] = field(default_factory=dict)
 
     @property
     def chunks(self) -> int:
@@ -66,12 +70,26 @@ class _Cut:
     unread: str
 
 
+class _Known(NamedTuple):
+    """An embedding that a text may name, and how many tokens it takes."""
+
+    name: str
+    hash: str
+    tokens: int
+
+
 class _Token(NamedTuple):
-    """A token, its weight, and where it stands in its part of the prompt."""
+    """A token, its weight, and where it stands in its part of the prompt.
+
+    `vector`: the row of an embedding that stands there instead. `together`: how many tokens from here on belong into
+    one chunk.
+    """
 
     id: int
     weight: float
     place: int
+    vector: tuple[str, int] | None = None
+    together: int = 1
 
 
 class PromptReader:
@@ -87,12 +105,18 @@ class PromptReader:
         self._room = min(tokenizer.model_max_length for tokenizer in self._tokenizers) - 2  # without start and end
         self._cut = lru_cache(_REMEMBERED)(self._cut_anew)
 
-    def read(self, recipe: Recipe, max_tokens: int = USUAL_PROMPT_TOKENS) -> ReadPrompts:
-        """Return a recipe's prompts, of each no more chunks than `max_tokens` take with 75 tokens in each."""
+    def read(
+        self, recipe: Recipe, max_tokens: int = USUAL_PROMPT_TOKENS, embeddings: Embeddings | None = None
+    ) -> ReadPrompts:
+        """Return a recipe's prompts, of each no more chunks than `max_tokens` take with 75 tokens in each.
+
+        `embeddings` are those that it names; others are words.
+        """
+        known = tuple(_Known(name, own.hash, len(own)) for name, own in sorted((embeddings or {}).items()))
         most = max_tokens // CHUNK_TOKENS
         rows = [_texts(recipe, field) for field in ("negative_prompt", "prompt")[0 if recipe.guided else 1 :]]
         cuts = [
-            [self._cut(encoder, text, recipe.prompt_syntax, most) for encoder, (_, text) in enumerate(row)]
+            [self._cut(encoder, text, recipe.prompt_syntax, most, known) for encoder, (_, text) in enumerate(row)]
             for row in rows
         ]
         length = max(len(cut.chunks) for row in cuts for cut in row)
@@ -101,7 +125,7 @@ class PromptReader:
             PromptTokens(self._side_by_side(of_row, length), zeros=zeros and not any(text for _, text in row))
             for row, of_row in zip(rows, cuts, strict=True)
         )
-        return ReadPrompts(prompts, tuple(_unread(rows, cuts)))
+        return ReadPrompts(prompts, tuple(_unread(rows, cuts)), {own.hash: own for own in (embeddings or {}).values()})
 
     def _side_by_side(self, cuts: Sequence[_Cut], length: int) -> tuple[tuple[Chunk, ...], ...]:
         """Return the chunks of all encoders, empty ones after those of a shorter text."""
@@ -110,27 +134,46 @@ class PromptReader:
         ]
         return tuple(zip(*filled, strict=True))
 
-    def _cut_anew(self, encoder: int, text: str, syntax: PromptSyntax, most: int) -> _Cut:
+    def _cut_anew(
+        self, encoder: int, text: str, syntax: PromptSyntax, most: int, known: tuple[_Known, ...] = ()
+    ) -> _Cut:
         chunks: list[Chunk] = []
         unread: list[str] = []
         for part in weighted(text) if syntax == "weighted" else [[Piece(text)]]:
-            tokens = list(self._tokens(encoder, part))
-            room = (most - len(chunks)) * self._room
-            if room < len(tokens):
-                unread.append("".join(piece.text for piece in part)[tokens[room].place :])
-            firsts = range(0, min(len(tokens) or 1, room), self._room)
-            chunks += [self._chunk(encoder, tokens[first : first + self._room]) for first in firsts]
+            filled = list(self._filled(self._tokens(encoder, part, known)))
+            room = most - len(chunks)
+            if beyond := [token for tokens in filled[room:] for token in tokens]:
+                unread.append("".join(piece.text for piece in part)[beyond[0].place :])
+            chunks += [self._chunk(encoder, tokens) for tokens in filled[:room]]
         return _Cut(tuple(chunks), " ".join(unread).strip())
 
-    def _tokens(self, encoder: int, part: Part) -> Iterator[_Token]:
+    def _filled(self, tokens: Iterator[_Token]) -> Iterator[Sequence[_Token]]:
+        """Yield what goes into each chunk; at least one, which may be empty."""
+        chunk: list[_Token] = []
+        for token in tokens:
+            if len(chunk) + token.together > self._room:
+                yield chunk
+                chunk = []
+            chunk.append(token)
+        yield chunk
+
+    def _tokens(self, encoder: int, part: Part, known: Sequence[_Known]) -> Iterator[_Token]:
+        by_name = {embedding.name: embedding for embedding in known}
         start = 0
         for piece in part:
-            encoded = self._tokenizers[encoder](
-                piece.text, add_special_tokens=False, truncation=False, verbose=False, return_offsets_mapping=True
-            )
-            for id, (place, _) in zip(encoded.input_ids, encoded.offset_mapping, strict=True):
-                yield _Token(id, piece.weight, start + place)
-            start += len(piece.text)
+            for name, text in split(piece.text):
+                if name in by_name:
+                    yield from _vectors(by_name[name], piece.weight, start)
+                else:
+                    yield from self._words(encoder, text, piece.weight, start)
+                start += len(text)
+
+    def _words(self, encoder: int, text: str, weight: float, start: int) -> Iterator[_Token]:
+        encoded = self._tokenizers[encoder](
+            text, add_special_tokens=False, truncation=False, verbose=False, return_offsets_mapping=True
+        )
+        for id, (place, _) in zip(encoded.input_ids, encoded.offset_mapping, strict=True):
+            yield _Token(id, weight, start + place)
 
     def _chunk(self, encoder: int, tokens: Sequence[_Token]) -> Chunk:
         tokenizer = self._tokenizers[encoder]
@@ -140,7 +183,18 @@ class PromptReader:
         return Chunk(
             (tokenizer.bos_token_id, *ids, tokenizer.eos_token_id, *[tokenizer.pad_token_id] * filled),
             weights if any(weight != 1.0 for weight in weights) else None,
+            tuple(Insertion(place, *token.vector) for place, token in enumerate(tokens, 1) if token.vector),
         )
+
+
+_PLACEHOLDER = 0
+"""The id where an embedding stands. It must not be the greatest: that is how some text encoders find the end."""
+
+
+def _vectors(embedding: _Known, weight: float, place: int) -> Iterator[_Token]:
+    for row in range(embedding.tokens):
+        together = 1 if row else embedding.tokens
+        yield _Token(_PLACEHOLDER, weight, place, (embedding.hash, row), together)
 
 
 def _texts(recipe: Recipe, field: str) -> Sequence[tuple[str, str]]:

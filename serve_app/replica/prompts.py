@@ -1,7 +1,7 @@
 """Encodes prompts with the pipeline's text encoders and caches the embeddings."""
 
 from collections import OrderedDict
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +10,7 @@ from diffusers import StableDiffusionXLPipeline
 from serve_app.replica.attention import prompt_context
 from serve_app.replica.cuda_graphs import with_cuda_graphs
 from serve_app.replica.device import to_device
+from serve_app.replica.embeddings import Vectors, inserted
 from serve_app.replica.lora.sets import WeightSet
 from serve_app.replica.prompt_reader import Chunk, PromptTokens, ReadPrompts
 
@@ -63,7 +64,8 @@ class PromptEncoder:
         self._device = device
         last = pipe.text_encoder_2
         self._zeros = torch.zeros(1, last.config.projection_dim, dtype=last.dtype, device=device)
-        self._encoders = with_cuda_graphs(TextEncoders(pipe, device), device)
+        self._eager = TextEncoders(pipe, device)
+        self._encoders = with_cuda_graphs(self._eager, device)
         self._cache_size = cache_size
         self._cache: OrderedDict[tuple[PromptTokens, Hashable], PromptEmbedding] = OrderedDict()
 
@@ -72,16 +74,18 @@ class PromptEncoder:
 
         `weights` are those of its adapters; None: the model's own.
         """
-        return [self.encode(prompt, weights) for prompt in prompts.rows]
+        return [self.encode(prompt, weights, prompts.vectors) for prompt in prompts.rows]
 
-    def encode(self, prompt: PromptTokens, weights: WeightSet | None = None) -> PromptEmbedding:
-        """Return the embedding of a prompt, cached if possible."""
+    def encode(
+        self, prompt: PromptTokens, weights: WeightSet | None = None, vectors: Mapping[str, Vectors] | None = None
+    ) -> PromptEmbedding:
+        """Return the embedding of a prompt, cached if possible. `vectors` are those that it inserts, by hash."""
         if prompt.zeros:
             return PromptEmbedding(None, self._zeros)
         weights = weights or self._own
         key = prompt, weights.adapters.key
         if key not in self._cache:
-            self._cache[key] = self._encode(prompt, weights)
+            self._cache[key] = self._encode(prompt, weights, vectors or {})
             while len(self._cache) > 1 and sum(len(cached.chunks) for cached, _ in self._cache) > self._cache_size:
                 self._cache.popitem(last=False)
         self._cache.move_to_end(key)
@@ -91,14 +95,20 @@ class PromptEncoder:
         """Capture the text encoders' CUDA graph on a GPU; on a CPU, run them once."""
         self._encoders.warm_up(*self._ids(prompts.rows[0].chunks[0]))
 
-    def _encode(self, prompt: PromptTokens, weights: WeightSet) -> PromptEmbedding:
+    def _encode(self, prompt: PromptTokens, weights: WeightSet, vectors: Mapping[str, Vectors]) -> PromptEmbedding:
         with weights.text_encoders(self._pipe):
-            chunks = [self._encode_chunk(chunk, weights) for chunk in prompt.chunks]
+            chunks = [self._encode_chunk(chunk, weights, vectors) for chunk in prompt.chunks]
         contexts, pooled = zip(*chunks, strict=True)
         return PromptEmbedding(contexts[0] if len(contexts) == 1 else torch.cat(contexts, dim=1), pooled[0])
 
-    def _encode_chunk(self, chunk: Sequence[Chunk], weights: WeightSet) -> tuple[torch.Tensor, torch.Tensor]:
-        tokens, pooled = self._encoders(*self._ids(chunk))
+    def _encode_chunk(
+        self, chunk: Sequence[Chunk], weights: WeightSet, vectors: Mapping[str, Vectors]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        if any(own.insertions for own in chunk):
+            with inserted(self._pipe, [own.insertions for own in chunk], vectors):
+                tokens, pooled = self._eager(*self._ids(chunk))  # CUDA graphs call no hooks
+        else:
+            tokens, pooled = self._encoders(*self._ids(chunk))
         if any(own.weights for own in chunk):
             tokens = (tokens.float() * self._factors(chunk)).to(tokens.dtype)
         # Copy, because the next call overwrites the encoders' outputs.

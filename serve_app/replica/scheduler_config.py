@@ -12,6 +12,8 @@ from serve_app.recipe import SchedulerName
 from serve_app.replica.refusals import refused
 from serve_app.replica.schedulers import (
     SCHEDULER_NAMES,
+    can_sample,
+    is_edm,
     make_scheduler,
     most_steps,
     other_options,
@@ -22,6 +24,10 @@ from serve_app.schemas import PredictionType, TimestepSpacing
 
 SETTINGS = ("prediction_type", "timestep_spacing", "rescale_betas_zero_snr")
 """The fields of `model` that override the field of the same name in the checkpoint's scheduler config."""
+
+
+_SPACED: tuple[SchedulerName, ...] = ("euler", "dpmpp_2m", "dpmpp_2s", "unipc", "ddim", "pndm")
+"""Among them they have every way to space timesteps: where these can take a number of steps, so can all others."""
 
 
 def model_settings(model: ModelConfig) -> dict[str, Any]:
@@ -66,12 +72,7 @@ def check_usable(config: Mapping[str, Any], fault: Callable[[str], CheckpointErr
 
 def fitting_schedulers(config: Mapping[str, Any]) -> tuple[SchedulerName, ...]:
     """Return the names of the schedulers that can sample with an effective config."""
-    unfit: set[SchedulerName] = set()
-    if config["prediction_type"] == "sample":
-        unfit.add("euler_a")  # not implemented in diffusers
-    if config["prediction_type"] == "epsilon" and config.get("rescale_betas_zero_snr"):
-        unfit.add("ddim")  # it divides by the signal, which is zero; the others replace zero with a small number
-    return tuple(name for name in SCHEDULER_NAMES if name not in unfit)
+    return tuple(name for name in SCHEDULER_NAMES if can_sample(name, config))
 
 
 def default_scheduler(own: SchedulerMixin, config: Mapping[str, Any], asked: SchedulerName | None) -> SchedulerName:
@@ -91,11 +92,11 @@ def default_scheduler(own: SchedulerMixin, config: Mapping[str, Any], asked: Sch
 
 def check_steps(config: Mapping[str, Any], most: int) -> None:
     """Raise CheckpointError unless every fitting scheduler can take 1 to `most` steps."""
-    # dpmpp_2m_karras computes its noise levels for any number of steps.
-    names = [name for name in fitting_schedulers(config) if name != "dpmpp_2m_karras"]
-    can = {name: most_steps(name, config, most) for name in names}
-    worst = min(can, key=lambda name: can[name])
-    if can[worst] < most:
+    if (most + 1) * (config.get("steps_offset", 0) + 1) <= config["num_train_timesteps"]:
+        return  # there are enough timesteps for each way to space them
+    can = {name: most_steps(name, config, most) for name in _SPACED if name in fitting_schedulers(config)}
+    worst = min(can, key=lambda name: can[name], default=None)
+    if worst and can[worst] < most:
         fault = f"with the checkpoint's scheduler config {worst} cannot take {can[worst] + 1} steps"
         raise CheckpointError(f"limits.max_steps: {fault}; set it to {can[worst]}")
 
@@ -105,8 +106,8 @@ def _fault(kind: str, config: Mapping[str, Any], settings: Mapping[str, Any], ma
     prediction, spacing = config.get("prediction_type"), config.get("timestep_spacing")
     flow = prediction == "flow_prediction" or config.get("use_flow_sigmas")
     continuous = prediction == "v_prediction" and config.get("timestep_type") == "continuous"
-    if flow or continuous or "beta_schedule" not in config:
-        return f"model.path: the checkpoint's {kind} has continuous noise levels (EDM, flow), which are not supported"
+    if flow or continuous or not ("beta_schedule" in config or is_edm(config)):
+        return f"model.path: the checkpoint's {kind} has continuous noise levels, which are not supported"
     for setting, value, known in (
         ("prediction_type", prediction, get_args(PredictionType)),
         ("timestep_spacing", spacing, (None, *get_args(TimestepSpacing))),

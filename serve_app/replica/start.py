@@ -11,7 +11,7 @@ from serve_app.recipe import Recipe
 from serve_app.replica.checkpoint import Checkpoint
 from serve_app.replica.device import to_device
 from serve_app.replica.encode import Encoded, Encoder
-from serve_app.replica.schedulers import begin_at, noise_levels
+from serve_app.replica.schedulers import begin_at, first_call, noise_levels
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +74,7 @@ def start_of(
         latents = noise * scheduler.init_noise_sigma
     else:
         assert clean is not None
-        of_clean, of_noise = noise_levels(scheduler, step)
+        of_clean, of_noise = noise_levels(scheduler, first_call(scheduler, step))
         latents = of_clean * clean + of_noise * noise
     if channels:
         return Start(latents, step, channels=_channels(_outside(recipe, canvas, encoder), canvas, encoder, generator))

@@ -1,6 +1,5 @@
 """The denoising of one slot: its scheduler, its latents and its current step."""
 
-import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Self
@@ -15,7 +14,16 @@ from serve_app.replica.conditioning import Conditioning
 from serve_app.replica.device import to_device
 from serve_app.replica.encode import Encoder
 from serve_app.replica.prompts import PromptEmbedding
-from serve_app.replica.schedulers import begin_at, make_scheduler, noise_levels, predicted_clean, set_steps
+from serve_app.replica.schedulers import (
+    begin_at,
+    each_step,
+    first_call,
+    make_scheduler,
+    noise_levels,
+    set_steps,
+    step_options,
+    take_step,
+)
 from serve_app.replica.start import Start, start_of
 
 
@@ -38,9 +46,8 @@ class Trajectory:
 
     Attributes:
         conditioning: the UNet's inputs besides latents and timestep.
-        latents: float32 (1, latent channels, height / 8, width / 8), between steps.
-        clean: the predicted clean latent (x0) of the last step; before the first, the latents of the start.
-        step: how many steps of the schedule are done, counting those before the start.
+        latents: float32 (1, latent channels, height / 8, width / 8), between UNet calls.
+        clean: the predicted clean latent (x0) of the last call; before the first, the latents of the start.
     """
 
     def __init__(
@@ -54,7 +61,6 @@ class Trajectory:
         """Take a scheduler whose steps are set and the CPU generator of its step noise; no other slot may use them."""
         self.conditioning = conditioning
         self.latents = self.clean = start.latents
-        self.step = start.step
         self._kept = start.kept
         self._channels = start.channels
         self._guidance = guidance
@@ -62,8 +68,9 @@ class Trajectory:
         begin_at(scheduler, start.step)
         self._timesteps: torch.Tensor = scheduler.timesteps
         self._unet_timesteps = to_device(self._timesteps.float(), start.latents.device)
-        takes_generator = "generator" in inspect.signature(scheduler.step).parameters
-        self._step_noise = {"generator": generator} if takes_generator else {}
+        self._options = step_options(scheduler, generator)
+        self._first_step, self._steps = start.step, len(each_step(scheduler, self._timesteps))
+        self._call = first_call(scheduler, start.step)
 
     @classmethod
     def of(
@@ -80,8 +87,9 @@ class Trajectory:
         `encoder` remembers pictures; None: nothing is remembered.
         """
         encoder = encoder or Encoder(checkpoint, "none")
-        scheduler = make_scheduler(recipe.scheduler or checkpoint.scheduler, checkpoint.scheduler_config)
-        set_steps(scheduler, recipe.num_inference_steps)
+        name, schedule = recipe.scheduler or checkpoint.scheduler, recipe.sigma_schedule
+        scheduler = make_scheduler(name, checkpoint.scheduler_config, schedule)
+        set_steps(scheduler, recipe.num_inference_steps, schedule)
         generator = torch.Generator("cpu").manual_seed(seed)
         start = start_of(recipe, canvas, checkpoint, encoder, scheduler, generator)
         conditioning = Conditioning.of(recipe, checkpoint, embeddings)
@@ -95,30 +103,37 @@ class Trajectory:
 
     @property
     def done(self) -> bool:
-        return self.step == len(self._timesteps)
+        return self._call == len(self._timesteps)
+
+    @property
+    def step(self) -> int:
+        """How many steps of the schedule are done, counting those before the start. A step may take two UNet calls."""
+        if self.done:
+            return self._steps
+        order = int(self._scheduler.order)
+        extra = max(0, len(self._timesteps) - self._steps * order)
+        return max(self._first_step, (self._call - extra) // order)
 
     @property
     def timestep(self) -> torch.Tensor:
         """The timestep of the next UNet call, a float32 scalar on the device."""
-        return self._unet_timesteps[self.step]
+        return self._unet_timesteps[self._call]
 
     def model_input(self) -> torch.Tensor:
-        """Return the UNet's input for the next step, (rows, channels, height, width)."""
-        scaled: torch.Tensor = self._scheduler.scale_model_input(self.latents, self._timesteps[self.step])
+        """Return the UNet's input for its next call, (rows, channels, height, width)."""
+        scaled: torch.Tensor = self._scheduler.scale_model_input(self.latents, self._timesteps[self._call])
         sample = scaled if self._channels is None else torch.cat([scaled, self._channels], dim=1)
         return sample.expand(self.rows, -1, -1, -1)
 
     def advance(self, prediction: torch.Tensor) -> None:
-        """Take one step with the UNet's prediction, (rows, channels, height, width)."""
+        """Go on by one call of the UNet, with its prediction, (rows, channels, height, width)."""
         # Copy: the scheduler may keep it, and the UNet's next call overwrites it.
         prediction = prediction.to(torch.float32, copy=True)
         if self.rows == 2:
             prediction = self._guidance(prediction)
-        output = self._scheduler.step(prediction, self._timesteps[self.step], self.latents, **self._step_noise)
-        self.latents = output.prev_sample
-        self.clean = predicted_clean(self._scheduler, output)
-        self.step += 1
+        self.latents, self.clean = take_step(self._scheduler, self._call, prediction, self.latents, self._options)
+        self._call += 1
         if self._kept is not None:
-            levels = (1.0, 0.0) if self.done else noise_levels(self._scheduler, self.step)
+            levels = (1.0, 0.0) if self.done else noise_levels(self._scheduler, self._call)
             self.latents = self._kept.around(self.latents, levels)
             self.clean = self._kept.around(self.clean)

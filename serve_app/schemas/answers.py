@@ -198,6 +198,15 @@ class LoraFile(Answer):
     unusable: str | None = Field(description="Why it cannot be used; null if nothing in its header speaks against it.")
 
 
+class EmbeddingFile(Answer):
+    """An embedding that prompts may name as `embedding:name`, as `GET /embeddings` lists it."""
+
+    name: str
+    hash: str | None = Field(description="The start of its file's SHA-256; null until a request has named it.")
+    tokens: int = Field(description="How many tokens of a prompt it takes.")
+    unusable: str | None = Field(description="Why it cannot be used; null if nothing in its header speaks against it.")
+
+
 class ReplicaCount(Answer):
     ready: int
     target: int

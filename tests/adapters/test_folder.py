@@ -37,7 +37,7 @@ def test_adapters_are_listed_with_what_their_files_say(tmp_path: Path) -> None:
     write(tmp_path / "told.safetensors", attention(2048), **{"modelspec.trigger_phrase": "in my style, sks"})
     write(tmp_path / ".hidden.safetensors", attention(2048))
     (tmp_path / "notes.txt").write_text("no adapter")
-    told, pixel = sorted(AdapterFolder(tmp_path).all(), key=lambda adapter: adapter.name, reverse=True)
+    told, pixel = sorted(AdapterFolder(tmp_path).loras(), key=lambda adapter: adapter.name, reverse=True)
     assert (told.name, told.trigger_words) == ("told", ("in my style", "sks"))
     assert (pixel.name, pixel.trigger_words) == ("styles/pixel-art", ("pxlart", "cat"))
     assert (pixel.base_model, pixel.rank, pixel.unusable) == ("SDXL", 4, None)
@@ -64,7 +64,7 @@ def test_no_name_leads_out_of_the_folder(tmp_path: Path, name: str) -> None:
     folder = AdapterFolder(inside)
     with pytest.raises(AdapterError, match=r"adapters\.path"):
         folder.find(name)
-    assert folder.all() == []
+    assert folder.loras() == []
 
 
 def test_a_name_that_is_nearly_right_is_told(tmp_path: Path) -> None:

@@ -11,8 +11,10 @@ from benchmarks import gpu
 from benchmarks.child import Job, read, run
 from benchmarks.conditions import TINY, TINY_OVERRIDES, Conditions
 from benchmarks.measures import Best, PerDevice, Ratio, Subject
-from benchmarks.plan import DERIVED, ENGINE, ENGINE_512, ENGINE_FEW, ENGINE_FP8, PHASES, STOCK, STOCK_BF16
+from benchmarks.plan import DERIVED, PHASES
 from benchmarks.report import rows
+from benchmarks.subjects.engine import ENGINE, ENGINE_512, ENGINE_FEW, ENGINE_FP8
+from benchmarks.subjects.peers import STOCK, STOCK_BF16
 
 IN_PROCESS = (ENGINE, ENGINE_512, ENGINE_FEW, ENGINE_FP8, STOCK, STOCK_BF16)
 

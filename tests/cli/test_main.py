@@ -13,7 +13,7 @@ from typer.main import get_command
 from serve_app import __version__
 from serve_app.cli.__main__ import main
 from serve_app.cli.main import _option, app
-from serve_app.recipe import OF_CONDITIONING, PROMPTS, OutputFormat, SchedulerName
+from serve_app.recipe import OF_CONDITIONING, PROMPTS, OutputFormat, SchedulerName, SigmaSchedule
 from serve_app.schemas import GenerateRequest
 from tests.cli.command import run
 
@@ -45,6 +45,11 @@ def test_help_tells_the_exit_codes(command: tuple[str, ...]) -> None:
 def test_help_names_every_scheduler_and_format() -> None:
     options = {parameter.name: parameter.help for parameter in COMMANDS["generate"].params}
     assert set(re.findall(r"\w+", options["scheduler"])) - {"or"} == set(get_args(SchedulerName))
+    schedules, _, condition = options["sigma_schedule"].partition(", if ")
+    assert (set(re.findall(r"\w+", schedules)) - {"or"}, condition) == (
+        set(get_args(SigmaSchedule)),
+        "the scheduler can.",
+    )
     assert set(re.findall(r"\w+", options["output_format"])) - {"or"} == set(get_args(OutputFormat))
 
 
@@ -53,6 +58,7 @@ def test_every_field_of_a_request_has_an_option() -> None:
     # Previews in a terminal need no exact steps, what is written to files here need not be kept there, and it goes on
     # with a broken stream unasked. What the model is told of sizes is left to programs.
     fields = set(GenerateRequest.model_fields) - {"prompt", "preview_steps", "response_format", "on_disconnect", "id"}
+    fields -= {"embeddings"}  # the prompts name them
     fields -= {*OF_CONDITIONING} - {*PROMPTS}
     assert {_option(field) for field in fields} <= options
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from hatchling.builders.wheel import WheelBuilder
 
-from serve_app.models import embedded_path
+from serve_app.models import embedded_adapters_path, embedded_path
 from tests.deploy.manifest import ROOT
 
 TEXT = (ROOT / "Dockerfile").read_text()
@@ -100,8 +100,8 @@ def test_its_command_names_a_config_that_it_holds(target: str) -> None:
 
 def test_the_wheel_holds_the_embedded_model_and_the_playground() -> None:
     files = {file.distribution_path for file in WheelBuilder(str(ROOT)).recurse_included_files()}
-    model = embedded_path()
-    for path in (*model.rglob("*"), *(ROOT / "serve_app" / "playground").iterdir()):
+    shipped = [path for folder in (embedded_path(), embedded_adapters_path()) for path in folder.rglob("*")]
+    for path in (*shipped, *(ROOT / "serve_app" / "playground").iterdir()):
         if path.is_file() and "__pycache__" not in path.parts:
             assert str(path.relative_to(ROOT)) in files
     assert not [file for file in files if not file.startswith("serve_app/")]

@@ -1,59 +1,14 @@
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
-from contextlib import aclosing, asynccontextmanager
-from dataclasses import replace
+from collections.abc import AsyncGenerator
 
 import pytest
 
-from serve_app.errors import ReplicaLost, SlotFailed, SlotReturned
+from serve_app.errors import ReplicaLost, SlotFailed
 from serve_app.fanout.admission import Admission
-from serve_app.fanout.generation import Again, Generation
-from serve_app.messages import Generated, Preview, Progress, ReplicaStatus, Slot, SlotEvent, Work
+from serve_app.messages import Progress, Slot, SlotEvent
 from serve_app.schemas import CancelledEvent, Event, FailedEvent, ImageEvent, PreviewEvent, ProgressEvent, QueuedEvent
-from tests.conftest import make_slot
-from tests.fakes import MODEL, REPLICA, dispatcher_of
-
-GENERATED = Generated(64, 64, "image/png", "cGljdHVyZQ==", Work(0.1, 0.2, 0.3, 0.4), MODEL, pixels="ref")
-Script = Callable[[Slot], AsyncGenerator[SlotEvent]]
-
-
-def slots(n: int) -> list[Slot]:
-    return [make_slot(index=i, seed=50 + i) for i in range(n)]
-
-
-def generation_of(
-    n: int,
-    admission: Admission | None = None,
-    capacity: int = 100,
-    retries: list[Again] | None = None,
-    replicas: Sequence[ReplicaStatus] = (),
-) -> Generation:
-    retried: list[Again] = [] if retries is None else retries
-    admission = admission or Admission(100, lambda: capacity)
-    turn = dispatcher_of(admission, *replicas).turn
-    return Generation(slots(n), MODEL, admission, turn, time.monotonic(), retried.append)
-
-
-@asynccontextmanager
-async def followed(
-    generation: Generation, generate: Script, seconds: float = 30
-) -> AsyncIterator[AsyncGenerator[Event]]:
-    events = generation.events(time.monotonic() + seconds)
-    with generation.admitted():
-        async with generation.generating(lambda slot, _: generate(slot)), aclosing(events):
-            yield events
-
-
-async def events_of(generation: Generation, generate: Script, seconds: float = 30) -> list[Event]:
-    async with followed(generation, generate, seconds) as events:
-        return [event async for event in events]
-
-
-async def picture(slot: Slot) -> AsyncGenerator[SlotEvent]:
-    yield Progress(1)
-    yield Preview(1, 8, 8, "cHJldmlldw==")
-    yield GENERATED
+from tests.fanout.generations import GENERATED, events_of, followed, generation_of, picture
 
 
 async def test_each_slots_events_come_in_order_and_carry_its_seed() -> None:
@@ -105,150 +60,6 @@ async def test_a_failing_slot_beside_good_ones(error: Exception, type_: str) -> 
     (bad,) = [e for e in events if isinstance(e, FailedEvent)]
     assert (bad.index, bad.seed, bad.error.type) == (1, 51, type_)
     assert "secret" not in bad.error.message
-
-
-async def test_a_slot_whose_replica_is_lost_is_generated_once_more(caplog: pytest.LogCaptureFixture) -> None:
-    tries: list[Slot] = []
-    retries: list[Again] = []
-
-    async def generate(slot: Slot) -> AsyncGenerator[SlotEvent]:
-        tries.append(slot)
-        yield Progress(1)
-        if len(tries) == 1:
-            raise ReplicaLost
-        yield GENERATED
-
-    generation = generation_of(1, retries=retries)
-    events = await events_of(generation, generate)
-    assert isinstance(events[-1], ImageEvent)
-    assert tries == [make_slot(seed=50)] * 2, "the very same slot: seed and all"
-    assert retries == ["lost"]
-    assert "image 0 (seed 50) of generation none is generated again: replica abc: lost" in caplog.text
-
-
-@pytest.mark.parametrize(("failures", "end"), [(1, ImageEvent), (2, FailedEvent)])
-async def test_a_slot_that_found_no_memory_is_tried_once_more_elsewhere(failures: int, end: type[Event]) -> None:
-    tried: list[str] = []
-
-    async def generate(_: Slot, replica: str) -> AsyncGenerator[SlotEvent]:
-        tried.append(replica)
-        if len(tried) <= failures:
-            raise SlotFailed("out_of_memory", "no room")
-        yield GENERATED
-
-    generation = generation_of(1, replicas=[replace(REPLICA, id=id_, capacity=1) for id_ in "ab"])
-    with generation.admitted():
-        async with generation.generating(generate):
-            events = [event async for event in generation.events(time.monotonic() + 30)]
-    assert isinstance(events[-1], end)
-    assert sorted(tried) == ["a", "b"]
-
-
-async def test_a_slot_that_is_returned_is_generated_elsewhere_however_often_and_told_to_wait() -> None:
-    tried: list[str] = []
-
-    async def generate(_: Slot, replica: str) -> AsyncGenerator[SlotEvent]:
-        tried.append(replica)
-        yield Progress(1)
-        if len(tried) < 4:
-            raise SlotReturned
-        yield GENERATED
-
-    replicas = [replace(REPLICA, id=id_, capacity=1) for id_ in "abcd"]
-    generation = generation_of(1, replicas=replicas)
-    with generation.admitted():
-        async with generation.generating(generate):
-            events = [event async for event in generation.events(time.monotonic() + 30)]
-    assert [type(e) for e in events] == [*[ProgressEvent] * 4, ImageEvent]
-    assert sorted(tried) == list("abcd"), "each time by another"
-
-
-async def test_a_slot_that_every_replica_returns_again_and_again_fails_in_the_end(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr("serve_app.fanout.generation._PAUSE_S", 0)
-
-    async def generate(_: Slot, replica: str) -> AsyncGenerator[SlotEvent]:
-        raise SlotReturned
-        yield GENERATED
-
-    (*_, last) = await events_of(generation_of(1), lambda slot: generate(slot, ""))
-    assert isinstance(last, FailedEvent)
-    assert last.error.type == "replica_lost"
-
-
-async def test_a_slot_that_breaks_each_replica_it_is_generated_by_has_three_of_them_and_no_more(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr("serve_app.fanout.generation._PAUSE_S", 0)
-    broken: list[str] = []
-
-    async def generate(_: Slot, replica: str) -> AsyncGenerator[SlotEvent]:
-        if len(broken) == 1 and "d" not in broken:
-            broken.append("d")
-            raise SlotReturned("it only waited there")
-        broken.append(replica)
-        raise SlotReturned("the device has failed", begun=True)
-        yield GENERATED
-
-    generation = generation_of(1, replicas=[replace(REPLICA, id=id_) for id_ in "abcdefgh"])
-    with generation.admitted():
-        async with generation.generating(generate):
-            (last,) = [event async for event in generation.events(time.monotonic() + 5)]
-    assert isinstance(last, FailedEvent)
-    assert last.error.type == "breaks_replicas"
-    assert "settings may be the cause" in last.error.message
-    assert len(broken) == 1 + 3
-
-
-async def test_slots_on_a_replica_that_is_lost_from_sight_are_generated_elsewhere() -> None:
-    replicas = [replace(REPLICA, id="frozen"), replace(REPLICA, id="well")]
-    admission = Admission(100, lambda: 8)
-    dispatcher = dispatcher_of(admission, *replicas)
-    tried: list[tuple[int, str]] = []
-
-    async def generate(slot: Slot, replica: str) -> AsyncGenerator[SlotEvent]:
-        tried.append((slot.seed, replica))
-        yield Progress(1)
-        if replica == "frozen":
-            await asyncio.Event().wait()
-        await asyncio.sleep(0.01)
-        yield GENERATED
-
-    generation = Generation(slots(4), MODEL, admission, dispatcher.turn, time.monotonic(), lambda _: None)
-    with generation.admitted():
-        async with generation.generating(generate):
-            asyncio.get_running_loop().call_later(0.05, dispatcher.look, frozenset({"frozen"}))
-            events = [event async for event in generation.events(time.monotonic() + 5)]
-    assert sum(isinstance(e, ImageEvent) for e in events) == 4
-    lost = [seed for seed, replica in tried if replica == "frozen"]
-    assert len(lost) == 2
-    assert sorted(seed for seed, replica in tried if replica == "well") == [50, 51, 52, 53], "with the same seeds"
-
-
-async def test_a_slot_that_waits_again_says_its_place() -> None:
-    """Its replica returns it, and all others are busy."""
-    replicas = [replace(REPLICA, capacity=1)]
-    release = asyncio.Event()
-    returned: list[int] = []
-
-    async def generate(slot: Slot) -> AsyncGenerator[SlotEvent]:
-        yield Progress(1)
-        if slot.index == 0 and not returned:
-            returned.append(0)
-            raise SlotReturned
-        await release.wait()
-        yield GENERATED
-
-    generation = generation_of(3, capacity=1, replicas=replicas)
-    async with followed(generation, generate) as events:
-        told = []
-        async with asyncio.timeout(5):
-            async for event in events:
-                told.append((event.type, getattr(event, "index", None)))
-                if told[-1] == ("queued", 0):
-                    release.set()
-    assert told.index(("progress", 0)) < told.index(("queued", 0)) < told.index(("image", 0))
 
 
 @pytest.mark.parametrize("_", range(20))

@@ -3,7 +3,7 @@ import time
 import pytest
 
 from serve_app.fanout.prompt_syntax import found_in, syntax_warning
-from serve_app.recipe import LONGEST_TEXT
+from serve_app.recipe import LONGEST_TEXT, PromptSyntax
 
 
 @pytest.mark.parametrize(
@@ -58,3 +58,9 @@ def test_the_warning_names_the_field_and_some_of_it() -> None:
     said = syntax_warning("negative_prompt", f"({'x' * 2000}:1.4), [a], BREAK, <lora:b:1>, [c]")
     assert said
     assert said.startswith(f"negative_prompt: read as plain words: ({'x' * 36}..., [a], BREAK and 2 more; weights,")
+
+
+@pytest.mark.parametrize("syntax", ["plain", "weighted"])
+def test_the_warning_about_a_lora_says_where_to_name_it(syntax: PromptSyntax) -> None:
+    assert str(syntax_warning("prompt", "a cat <lora:ink:0.8>", syntax)).endswith("; the field loras names LoRAs")
+    assert "loras" not in str(syntax_warning("prompt", "a {cat|dog}", syntax))

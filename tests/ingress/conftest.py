@@ -6,6 +6,7 @@ from contextlib import AbstractAsyncContextManager, contextmanager
 from typing import Any, cast
 
 import pytest
+from openai import OpenAI
 from starlette.testclient import TestClient
 
 from serve_app.config import AdmissionConfig, AppArgs, LimitsConfig
@@ -95,3 +96,9 @@ def numbered_events_of(response: Any) -> list[tuple[int, dict[str, Any]]]:
     numbers = [number for number, _ in events]
     assert numbers == sorted(set(numbers))
     return events
+
+
+@pytest.fixture
+def sdk(client: TestClient) -> OpenAI:
+    """OpenAI's own client."""
+    return OpenAI(api_key="none", base_url="http://testserver/v1", http_client=client, max_retries=0)

@@ -7,6 +7,7 @@ from uuid import uuid4
 
 import schemathesis
 
+from serve_app.samplers import SAMPLERS, refusal
 from tests.ingress.hostile import plain, saved
 
 Case = schemathesis.Case[Any]
@@ -68,7 +69,13 @@ def mend(body: dict[str, Any]) -> None:
         _drop(body, "preview_every")
         body["preview_steps"] = []
     _drop(body, "init_image", "mask_image")  # any text by the schema, but a picture
+    scheduler: Any = body.get("scheduler") or "euler"  # of A1111 any text
+    if scheduler in SAMPLERS and refusal(scheduler, body.get("sigma_schedule"), body.get("num_inference_steps") or 20):
+        _drop(body, "scheduler", "sigma_schedule")  # what the first cannot do
+    if scheduler == "pndm" and {"image", "image_url"} & body.keys():  # which cannot go on from a picture
+        _drop(body, "scheduler")
     _drop(body, "loras")  # any name by the schema, but an adapter's
+    _drop(body, "embeddings")  # likewise, and one that a prompt names
     if None in (body.get("negative_original_size"), body.get("negative_target_size")):  # only together
         _drop(body, "negative_original_size", "negative_target_size", "negative_crops_coords_top_left")
     if not body.get("stream"):  # of what has no stream

@@ -83,9 +83,11 @@ def test_what_librechat_sends_and_reads(large: TestClient, pool: FakePool) -> No
 
 def test_what_sillytavern_sends(large: TestClient, pool: FakePool) -> None:
     images, info = answer(large, **SILLYTAVERN)
-    assert (images, info["seed"], info["sampler_name"]) == (["picture7"], 7, "DPM++ 2M Karras")
+    assert (images, info["seed"], info["sampler_name"]) == (["picture7"], 7, "DPM++ 2M")
+    assert info["extra_generation_params"] == {"Schedule type": "Karras"}
     assert info["warnings"] == []
-    assert pool.slots[0].recipe.scheduler == "dpmpp_2m_karras"
+    recipe = pool.slots[0].recipe
+    assert (recipe.scheduler, recipe.sigma_schedule) == ("dpmpp_2m", "karras")
     assert "password" not in large.post(TXT2IMG, json=SILLYTAVERN).text
 
 
@@ -93,13 +95,45 @@ def test_what_sillytavern_asks_for(client: TestClient) -> None:
     names = {
         path: [item["name"] for item in client.get(f"/sdapi/v1/{path}").json()] for path in ("samplers", "upscalers")
     }
-    assert names["samplers"] == ["Euler", "Euler a", "DPM++ 2M", "DPM++ 2M Karras", "DDIM", "UniPC"]
+    assert {"Euler", "Euler a", "DPM++ 2M", "DPM++ 2M Karras", "DDIM", "UniPC"} < {*names["samplers"]}
     assert names["upscalers"] == ["None"]
-    assert [item["label"] for item in client.get("/sdapi/v1/schedulers").json()] == ["Automatic", "Karras"]
+    assert [item["label"] for item in client.get("/sdapi/v1/schedulers").json()] == [
+        "Automatic",
+        "Karras",
+        "Exponential",
+        "Beta",
+        "SGM Uniform",
+        "Align Your Steps",
+    ]
     for path in ("latent-upscale-modes", "sd-vae", "loras"):
         assert client.get(f"/sdapi/v1/{path}").json() == []
     progress = client.get("/sdapi/v1/progress").json()
     assert (progress["progress"], progress["state"]["job_count"]) == (0.0, 0)
+
+
+@pytest.mark.parametrize(
+    ("sampler", "schedule", "ours", "said"),
+    [
+        ("DPM++ 2M Karras", None, ("dpmpp_2m_karras", None), "DPM++ 2M, Schedule type: Karras"),
+        ("DPM++ 2M", "karras", ("dpmpp_2m", "karras"), "DPM++ 2M, Schedule type: Karras"),
+        ("DPM++ 2M SDE", "Automatic", ("dpmpp_2m_sde", None), "DPM++ 2M SDE"),
+        ("DPM++ 2M SDE Exponential", None, ("dpmpp_2m_sde", "exponential"), "DPM++ 2M SDE, Schedule type: Exponential"),
+        ("DPM++ 3M SDE Karras", "Beta", ("dpmpp_3m_sde", "beta"), "DPM++ 3M SDE, Schedule type: Beta"),
+        ("DPM++ SDE", "Align Your Steps", ("dpmpp_sde", "align_your_steps"), "DPM++ SDE, Schedule type: Align Your"),
+        ("Euler a", "SGM Uniform", ("euler_a", "sgm_uniform"), "Euler a, Schedule type: SGM Uniform"),
+        ("k_lms", None, ("lms", None), "LMS"),
+        ("PLMS", "", ("pndm", None), "PLMS"),
+        ("lcm", None, ("lcm", None), "LCM"),
+        (None, "exponential", ("euler", "exponential"), "Euler, Schedule type: Exponential"),
+    ],
+)
+def test_samplers_and_schedules_have_a1111s_names(
+    client: TestClient, pool: FakePool, sampler: str | None, schedule: str | None, ours: tuple[str, str], said: str
+) -> None:
+    _, info = answer(client, sampler_name=sampler, scheduler=schedule)
+    recipe = pool.slots[0].recipe
+    assert (recipe.scheduler, recipe.sigma_schedule) == ours
+    assert f"Sampler: {said}" in info["infotexts"][0]
 
 
 def test_prompts_have_weights(client: TestClient, pool: FakePool) -> None:
@@ -143,8 +177,10 @@ def test_a_mask_is_used_as_a1111_does(client: TestClient, pool: FakePool) -> Non
         (TXT2IMG, {"steps": 51}, "steps", "Input should be less than or equal to 50"),
         (TXT2IMG, {"width": 63}, "width", "Input should be"),
         (TXT2IMG, {"n_iter": 5, "batch_size": 2}, "n_iter", "n_iter x batch_size is 10, and must be at most 9"),
-        (TXT2IMG, {"sampler_name": "Heun"}, "sampler_name", "Heun is not one of Euler, Euler a"),
-        (TXT2IMG, {"sampler_name": "Euler", "scheduler": "Karras"}, "scheduler", "must be Automatic, or Karras with"),
+        (TXT2IMG, {"sampler_name": "DPM fast"}, "sampler_name", "DPM fast is not one of Euler, Euler a"),
+        (TXT2IMG, {"scheduler": "KL Optimal"}, "scheduler", "KL Optimal is not one of Automatic, Karras, Exponential"),
+        (TXT2IMG, {"sampler_name": "DDIM", "scheduler": "Karras"}, "scheduler", "ddim cannot follow karras; it takes"),
+        (TXT2IMG, {"sampler_name": "LCM", "steps": 50, "scheduler": "beta"}, "scheduler", "lcm cannot follow beta"),
         (TXT2IMG, {"enable_hr": True}, "enable_hr", "is not supported; leaving it out would change the picture"),
         (TXT2IMG, {"alwayson_scripts": {"ADetailer": {}}}, "alwayson_scripts", "is not supported"),
         (TXT2IMG, {"override_settings": {"sd_vae": "x"}}, "override_settings.sd_vae", "cannot be changed here; it is"),
@@ -161,6 +197,7 @@ def test_a_mask_is_used_as_a1111_does(client: TestClient, pool: FakePool) -> Non
         (IMG2IMG, {"init_images": ["http://10.0.0.1/a.png"]}, "init_images", "nothing is fetched from other places"),
         (IMG2IMG, {"init_images": [PHOTO], "mask": "a.b"}, "mask", "is neither base64 nor a data URI"),
         (IMG2IMG, {"init_images": [PHOTO], "denoising_strength": 0.01}, "denoising_strength", "0.01 of 20 steps is"),
+        (IMG2IMG, {"init_images": [PHOTO], "sampler_name": "PLMS"}, "sampler_name", "pndm cannot go on from a picture"),
         (IMG2IMG, {"init_images": [PHOTO], "inpainting_mask_invert": 1}, "inpainting_mask_invert", "is not supported"),
         ("/sdapi/v1/png-info", {"prompt": None, "image": "?"}, "image", "is neither base64 nor a data URI"),
     ],

@@ -1,11 +1,13 @@
 """LoRAs, listed and named in every API."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from openai import OpenAI
 from safetensors.torch import save_file
 from starlette.testclient import TestClient
 
@@ -13,6 +15,7 @@ from serve_app.config import AdaptersConfig
 from serve_app.fanout.fanout import FanOut
 from tests.fakes import FakePool, Metrics, NoPeers
 from tests.ingress.conftest import ARGS, client_of
+from tests.ingress.test_pictures import PHOTO
 
 KEY = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn2_to_k"
 
@@ -39,6 +42,67 @@ def test_they_are_listed_with_what_speaks_against_them(client: TestClient) -> No
 def test_without_a_folder_there_are_none(pool: FakePool) -> None:
     with client_of(FanOut(pool, NoPeers(), ARGS, Metrics()), ARGS) as client:
         assert client.get("/loras").json() == []
+
+
+@pytest.fixture
+def embeddings(client: TestClient, tmp_path: Path) -> TestClient:
+    save_file({"clip_l": torch.ones(2, 768), "clip_g": torch.ones(2, 1280)}, tmp_path / "neg.safetensors")
+    save_file({"emb_params": torch.ones(1, 768)}, tmp_path / "old-neg.safetensors")
+    return client
+
+
+def test_embeddings_are_listed_apart(embeddings: TestClient) -> None:
+    neg, old = embeddings.get("/embeddings").json()
+    assert (neg["name"], neg["tokens"], neg["unusable"]) == ("neg", 2, None)
+    assert "not made for SDXL" in old["unusable"]
+    assert [lora["name"] for lora in embeddings.get("/loras").json()] == ["ink", "old"]
+    cards = embeddings.get("/sdapi/v1/embeddings").json()
+    assert (list(cards["loaded"]), list(cards["skipped"])) == (["neg"], ["old-neg"])
+    assert cards["loaded"]["neg"]["vectors"] == 2
+
+
+@pytest.mark.parametrize(
+    ("path", "negative"),
+    [
+        ("/generate", "ugly, embedding:neg"),
+        ("/v1/images/generations", "ugly, embedding:neg"),
+        ("/fal-ai/fast-sdxl", "ugly, embedding:neg"),
+        ("/sdapi/v1/txt2img", "ugly, Neg"),
+    ],
+)
+def test_prompts_name_embeddings(embeddings: TestClient, pool: FakePool, path: str, negative: str) -> None:
+    response = embeddings.post(path, json={"prompt": "a cat", "negative_prompt": negative})
+    assert response.status_code == 200, response.text
+    recipe = pool.slots[0].recipe
+    assert recipe.negative_prompt == "ugly, embedding:neg"
+    assert [one.model_dump() for one in recipe.embeddings] == [
+        {"name": "neg", "hash": embeddings.get("/embeddings").json()[0]["hash"]}
+    ]
+
+
+@pytest.mark.parametrize(
+    ("body", "why"),
+    [
+        ({"prompt": "embedding:nag"}, 'the embedding "nag" is not in adapters.path; similar names: neg'),
+        ({"prompt": "embedding:zzz"}, 'the embedding "zzz" is not in adapters.path; see GET /embeddings'),
+        ({"prompt": "embedding:old-neg"}, "was not made for SDXL"),
+        ({"prompt": "embedding:ink"}, "is a LoRA, not an embedding"),
+        ({"prompt": "a", "loras": [{"name": "neg"}]}, "is a textual inversion embedding, not a LoRA"),
+        ({"prompt": "a", "embeddings": [{"name": "neg"}]}, 'no prompt names "neg"'),
+        ({"prompt": "embedding:neg", "embeddings": [{"name": "neg", "hash": "sha256:0"}]}, "another file by now"),
+    ],
+)
+def test_embeddings_that_cannot_be_used_are_refused(embeddings: TestClient, body: dict[str, Any], why: str) -> None:
+    refused = embeddings.post("/generate", json=body)
+    assert refused.status_code == 422
+    assert why in refused.json()["error"]["message"]
+
+
+def test_a_prompt_cannot_name_an_embedding_without_a_folder(pool: FakePool) -> None:
+    with client_of(FanOut(pool, NoPeers(), ARGS, Metrics()), ARGS) as client:
+        refused = client.post("/generate", json={"prompt": "embedding:neg"})
+    assert (refused.status_code, refused.json()["error"]["param"]) == (422, "embeddings")
+    assert "adapters.path is not set" in refused.json()["error"]["message"]
 
 
 IN_EACH: dict[str, tuple[str, dict[str, Any]]] = {
@@ -79,3 +143,65 @@ def test_what_cannot_be_used_is_refused(client: TestClient, path: str, body: dic
     response = client.post(path, json={"prompt": "a cat", **body})
     assert response.status_code == 422
     assert why in response.text
+
+
+TWO = [{"name": "ink", "scale": 0.5}, {"name": "wash", "scale": -1}]
+ANY_FILE = {"init_image": ("photo.png", PHOTO, "image/png")}
+
+
+def add_wash(folder: Path) -> None:
+    (folder / "wash.safetensors").write_bytes((folder / "ink.safetensors").read_bytes())
+
+
+@pytest.mark.parametrize("api", ["generate", "edit"])
+def test_a_form_names_them_in_json_as_curl_sends_it(
+    client: TestClient, pool: FakePool, tmp_path: Path, api: str
+) -> None:
+    add_wash(tmp_path)
+    path, picture = {"generate": ("/generate", "init_image"), "edit": ("/v1/images/edits", "image")}[api]
+    data = {"prompt": "a cat", "loras": json.dumps(TWO)}
+    response = client.post(path, data=data, files={picture: ANY_FILE["init_image"]})
+    assert response.status_code == 200, response.text
+    assert [(lora.name, lora.scale) for lora in pool.slots[0].recipe.loras] == [("ink", 0.5), ("wash", -1)]
+
+
+def test_openais_sdk_names_them_in_an_edit(client: TestClient, pool: FakePool, tmp_path: Path) -> None:
+    add_wash(tmp_path)
+    sdk = OpenAI(api_key="none", base_url="http://testserver/v1", http_client=client, max_retries=0)
+    sdk.images.edit(image=PHOTO, prompt="a cat", extra_body={"loras": TWO})
+    assert [(lora.name, lora.scale) for lora in pool.slots[0].recipe.loras] == [("ink", 0.5), ("wash", -1)]
+
+
+@pytest.mark.parametrize(
+    ("data", "why"),
+    [
+        ({"loras": "ink"}, "loras: must be JSON in a form, such as"),
+        ({"loras": "[" * 100_000}, "loras: must be JSON in a form, such as"),
+        ({"loras": "3"}, "loras"),
+        ({"loras[][name]": ["ink", "wash"], "loras[][scale]": "1"}, "loras: name and scale must be sent once for each"),
+        ({"loras[][nom]": "ink"}, "loras.0.name"),
+    ],
+)
+def test_a_form_that_names_none_is_refused(client: TestClient, data: dict[str, Any], why: str) -> None:
+    response = client.post("/generate", data={"prompt": "a cat", **data}, files=ANY_FILE)
+    assert response.status_code == 422
+    assert why in response.json()["error"]["message"]
+
+
+HOSTILE: list[tuple[dict[str, Any], str]] = [
+    *(({"name": name}, "loras.0.name") for name in ("", "a" * 10_000)),
+    *(({"name": name}, "the LoRA") for name in ("../ink", "/ink", "ink/../ink", "..", "\u58a8", "ink\0", "i\nk")),
+    *(({"name": "ink", "scale": scale}, "loras.0.scale") for scale in (1e9, float("nan"), float("inf"), -4.1, "much")),
+]
+
+
+@pytest.mark.parametrize("path", ["/generate", "/v1/images/generations"])
+def test_hostile_names_and_scales_are_refused_in_a_short_sentence(client: TestClient, path: str) -> None:
+    for lora, named in HOSTILE:
+        content = json.dumps({"prompt": "a cat", "loras": [lora]})
+        response = client.post(path, content=content, headers={"Content-Type": "application/json"})
+        assert response.status_code in (400, 422), response.text
+        error = response.json()["error"]
+        assert error["message"].startswith(named)
+        assert error["param"] == (named if named.startswith("loras") else "loras")
+        assert len(error["message"]) < 200

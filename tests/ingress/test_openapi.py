@@ -26,6 +26,8 @@ ROUTES = {
     ("/generations/{id}/events", "get"),
     ("/generations/{id}/images/{index}", "delete"),
     ("/loras", "get"),
+    ("/embeddings", "get"),
+    ("/embeddings", "get"),
     ("/status", "get"),
     ("/health", "get"),
     ("/v1/images/generations", "post"),
@@ -41,7 +43,7 @@ ROUTES = {
     ("/fal-ai/fast-sdxl/inpainting/stream", "post"),
     ("/files/{name}", "get"),
     *((f"/sdapi/v1/{path}", "post") for path in ("txt2img", "img2img", "options", "interrupt", "png-info")),
-    *((f"/sdapi/v1/{path}", "get") for path in ("options", "progress", "sd-models", "sd-vae", "loras")),
+    *((f"/sdapi/v1/{path}", "get") for path in ("options", "progress", "sd-models", "sd-vae", "loras", "embeddings")),
     *((f"/sdapi/v1/{path}", "get") for path in ("samplers", "schedulers", "upscalers", "latent-upscale-modes")),
 }
 

@@ -88,6 +88,37 @@ def test_what_cannot_be_used_is_refused_by_name(
     assert why in error["message"]
 
 
+def test_a_prompt_with_an_embedding_and_a_lora(app: Running, tiny_path: Path, adapters_path: Path) -> None:
+    """Both change the picture, and a picture without is the same before and after."""
+    save_embedding(tiny_path, adapters_path / "neg.safetensors")
+    before = pictures(app.generate(seeds=[1]))
+    asked: dict[str, Any] = {"seeds": [1], "negative_prompt": "embedding:neg"}
+    first, again = app.generate(**asked), app.generate(**asked)
+    both = app.generate(**asked, loras=named({"a": 1.0}))
+    assert pictures(first) == pictures(again)
+    assert (
+        len({*before, *pictures(first), *pictures(both), *pictures(app.generate(seeds=[1], negative_prompt="x"))}) == 4
+    )
+    (told,) = first["parameters"]["embeddings"]
+    assert (told["name"], told["hash"][:7]) == ("neg", "sha256:")
+    assert pictures(app.generate(**asked, embeddings=[told])) == pictures(first)
+    info = Pillow.open(BytesIO(b64decode(pictures(first)[0]))).info["parameters"]
+    assert f'TI hashes: "neg: {told["hash"][7:17]}"' in info
+    assert pictures(app.generate(seeds=[1])) == before
+
+
+def save_embedding(model: Path, file: Path) -> None:
+    """Write an embedding of two tokens for a model."""
+    from json import loads
+
+    import torch
+    from safetensors.torch import save_file
+
+    folders = {"clip_l": "text_encoder", "clip_g": "text_encoder_2"}
+    widths = {key: loads((model / name / "config.json").read_text())["hidden_size"] for key, name in folders.items()}
+    save_file({key: torch.linspace(-1, 1, 2 * width).view(2, width) for key, width in widths.items()}, file)
+
+
 def foreign(file: Path, layer: str) -> None:
     """Rename a layer of a LoRA to one that the model has not."""
     from safetensors.torch import load_file, save_file

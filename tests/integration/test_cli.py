@@ -2,7 +2,6 @@
 
 import io
 import json
-import signal
 from collections.abc import Callable
 from pathlib import Path
 from xml.sax.saxutils import quoteattr
@@ -12,8 +11,8 @@ import pytest
 from PIL import Image
 
 from serve_app.metadata import embedded_parameters
-from tests.cli.command import Terminal, run
-from tests.integration.conftest import Running, eventually
+from tests.cli.command import run
+from tests.integration.conftest import Running
 from tests.integration.test_generate import picture
 
 SMALL = ("--size", "64x64", "--steps", 4)
@@ -88,8 +87,9 @@ def test_output_that_is_no_terminal_is_plain_lines(app: Running, tmp_path: Path)
 
 def test_every_option_reaches_the_service(app: Running, tmp_path: Path) -> None:
     options = ("--seeds", "3,1", "--negative-prompt", "dull", "--size", "64x128", "--steps", 3, "--guidance", 2.5)
-    more = ("--scheduler", "ddim", "--format", "webp", "--compression", 80, "--grid", "--preview-every", 1)
-    done = run("generate", "a pear", *options, *more, "--out", tmp_path, "--url", app.url)
+    sampling = ("--scheduler", "ddim", "--sigma-schedule", "sgm_uniform")
+    more = ("--format", "webp", "--compression", 80, "--grid", "--preview-every", 1)
+    done = run("generate", "a pear", *options, *sampling, *more, "--out", tmp_path, "--url", app.url)
     assert done.returncode == 0, done.stderr
     assert names(tmp_path) == ["grid.webp", "seed-1.webp", "seed-3.webp"]
     embedded = embedded_parameters(opened(tmp_path / "seed-1.webp"))
@@ -106,6 +106,7 @@ def test_every_option_reaches_the_service(app: Running, tmp_path: Path) -> None:
         "guidance_rescale": 0.0,
         "prompt_syntax": "plain",
         "scheduler": "ddim",
+        "sigma_schedule": "sgm_uniform",
         "output_format": "webp",
         "output_compression": 80,
     }
@@ -145,88 +146,6 @@ def test_a_setting_that_the_service_refuses_is_named_by_its_option(
     done = run("generate", "a red apple", *options, "--out", tmp_path, "--url", app.url)
     assert done.returncode == 2
     assert named in done.stderr
-    assert names(tmp_path) == []
-
-
-@pytest.mark.parametrize(("columns", "lines"), [(80, 24), (50, 40)])
-def test_a_terminal_shows_bars_and_the_pictures_as_they_form(
-    app: Running, tmp_path: Path, columns: int, lines: int
-) -> None:
-    command = (
-        "generate",
-        "a red apple",
-        "-n",
-        2,
-        "--seed",
-        7,
-        "--size",
-        "64x64",
-        "--steps",
-        60,
-        "--preview-every",
-        1,
-        "--out",
-        tmp_path,
-    )
-    with Terminal.running(*command, "--url", app.url, columns=columns, lines=lines, COLORTERM="truecolor") as terminal:
-        assert terminal.finish() == 0, terminal.text
-    assert "/60" in terminal.text
-    assert "done: seed-7.png" in terminal.text
-    assert "done: seed-8.png" in terminal.text
-    drawn = terminal.text.count("▀") / (16 * 8)
-    assert drawn > 2, "previews too, not only the two finished pictures"
-    assert drawn == round(drawn)
-
-
-def test_a_terminal_without_true_colour_shows_bars_alone(app: Running, tmp_path: Path) -> None:
-    with Terminal.running(
-        "generate", "a red apple", "-n", 1, *LONG[:2], "--steps", 60, "--out", tmp_path, "--url", app.url
-    ) as terminal:
-        assert terminal.finish() == 0, terminal.text
-    assert "/60" in terminal.text
-    assert "▀" not in terminal.text
-
-
-def test_ctrl_c_cancels_on_the_service_and_leaves_what_is_finished(app: Running, tmp_path: Path) -> None:
-    """Eight of sixteen images are generated at once: when the first are finished, the others have not begun."""
-    cancelled = app.metric("ray_psdxl_images_total", outcome="cancelled")
-    command = (
-        "generate",
-        "a red apple",
-        "-n",
-        16,
-        "--size",
-        "64x64",
-        "--steps",
-        80,
-        "--no-grid",
-        "--out",
-        tmp_path,
-        "--url",
-        app.url,
-    )
-    with Terminal.running(*command, lines=40) as terminal:
-        terminal.read_until("done: seed-")
-        terminal.process.send_signal(signal.SIGINT)
-        assert terminal.finish() == 130, terminal.text
-    finished = names(tmp_path)
-    assert 1 <= len(finished) <= 8
-    assert "not finished" in terminal.text
-    assert f"finished images in {tmp_path}: {len(finished)}" in " ".join(terminal.text.split())
-    for name in finished:
-        opened(tmp_path / name).load()
-    eventually(app.idle, seconds=5)
-    eventually(lambda: app.metric("ray_psdxl_images_total", outcome="cancelled") - cancelled >= 8, every=1)
-
-
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
-def test_being_ended_without_a_terminal_cancels_too(app: Running, tmp_path: Path, how: signal.Signals) -> None:
-    with Terminal.running(
-        "generate", "a red apple", "-n", 2, *LONG, "--out", tmp_path, "--url", app.url, TERM="dumb"
-    ) as terminal:
-        terminal.read_until("step 1/998")
-        terminal.process.send_signal(how)
-        assert terminal.finish() == 130, terminal.text
     assert names(tmp_path) == []
 
 

@@ -52,8 +52,7 @@ def service(tiny_path: Path, folder: Path) -> Iterator[tuple["subprocess.Popen[b
     )
     command = [sys.executable, "-m", "serve_app.serve", str(config), "--no-dashboard", "--grace", str(GRACE_S)]
     environment = {
-        **os.environ,
-        "RAY_ADDRESS": "local",
+        **{name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"},
         "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
         spans.FOLDER: str(folder),
     }
@@ -121,6 +120,7 @@ def test_no_answer_is_torn(tiny_path: Path, tmp_path: Path) -> None:
         (controller,) = processes_of(process, "ServeController")
         assert ENVIRONMENT.items() <= controller.environ().items()
         assert processes_of(process, "ray-dashboard") == []
+        assert "\nThis service has a Ray of its own;" in (tmp_path / "log").read_text()
         with asked(url, LONG, answers):
             eventually(lambda: in_flight(http) == 2)
             with asked(url, SHORT, answers):

@@ -335,11 +335,3 @@ SERVED: Mapping[str, Make] = {
     "CosXL, single file": _cosxl_file,
 }
 """By what the table in docs/models.md calls them."""
-
-WAITING = {
-    "LCM, folder": "lcm",
-    "Playground v2.5, folder": "edm_dpmpp_2m",
-    "Playground v2.5, single file": "edm_dpmpp_2m",
-    "CosXL, single file": "edm_euler",
-}
-"""Those that need a scheduler by this name; without it they are refused."""

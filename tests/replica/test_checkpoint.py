@@ -5,7 +5,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import AutoencoderKL, EulerAncestralDiscreteScheduler, LCMScheduler, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    DDIMParallelScheduler,
+    EulerAncestralDiscreteScheduler,
+    UNet2DConditionModel,
+)
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModel
 
@@ -53,11 +58,11 @@ def test_the_default_scheduler_is_the_checkpoints_or_as_configured(copy: Path) -
 
 
 def test_an_unknown_scheduler_is_an_error_that_names_the_setting(copy: Path) -> None:
-    LCMScheduler().save_pretrained(copy / "scheduler")
+    DDIMParallelScheduler().save_pretrained(copy / "scheduler")
     index = json.loads((copy / "model_index.json").read_text())
-    index["scheduler"] = ["diffusers", "LCMScheduler"]
+    index["scheduler"] = ["diffusers", "DDIMParallelScheduler"]
     (copy / "model_index.json").write_text(json.dumps(index))
-    with pytest.raises(CheckpointError, match=r"model\.scheduler: .*LCMScheduler"):
+    with pytest.raises(CheckpointError, match=r"model\.scheduler: .*DDIMParallelScheduler"):
         load_checkpoint(ModelConfig(path=str(copy)), CPU)
 
 

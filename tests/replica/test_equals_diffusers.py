@@ -3,18 +3,28 @@
 import itertools
 from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import pytest
 import torch
 from diffusers import (
     DDIMScheduler,
+    DDPMScheduler,
+    DEISMultistepScheduler,
     DPMSolverMultistepScheduler,
+    DPMSolverSinglestepScheduler,
     EulerAncestralDiscreteScheduler,
     EulerDiscreteScheduler,
+    HeunDiscreteScheduler,
+    KDPM2AncestralDiscreteScheduler,
+    KDPM2DiscreteScheduler,
+    LCMScheduler,
+    PNDMScheduler,
+    SASolverScheduler,
     SchedulerMixin,
     StableDiffusionXLPipeline,
+    TCDScheduler,
     UniPCMultistepScheduler,
 )
 
@@ -54,16 +64,37 @@ KINDS: Mapping[str, Kind] = {
     "set-to-zero-snr": Kind(UniPCMultistepScheduler(**BETAS), (4,), ZERO_SNR),
 }
 
-# Written out independently of the service's own table.
-STOCK: Mapping[SchedulerName, Any] = {
-    "euler": lambda config: EulerDiscreteScheduler.from_config(config),
-    "euler_a": lambda config: EulerAncestralDiscreteScheduler.from_config(config),
-    "dpmpp_2m": lambda config: DPMSolverMultistepScheduler.from_config(config, use_karras_sigmas=False),
-    "dpmpp_2m_karras": lambda config: DPMSolverMultistepScheduler.from_config(config, use_karras_sigmas=True),
-    "ddim": lambda config: DDIMScheduler.from_config(config, clip_sample=False),
-    "unipc": lambda config: UniPCMultistepScheduler.from_config(config),
+MULTISTEP, SINGLESTEP = DPMSolverMultistepScheduler.from_config, DPMSolverSinglestepScheduler.from_config
+NOISY = {"algorithm_type": "sde-dpmsolver++"}
+# Written out independently of the service's own table. Those of other models are in test_models.py, lms in
+# test_quick_schedulers.py.
+STOCK: Mapping[SchedulerName, Callable[..., Any]] = {
+    "euler": EulerDiscreteScheduler.from_config,
+    "euler_a": EulerAncestralDiscreteScheduler.from_config,
+    "dpmpp_2m": partial(MULTISTEP, use_karras_sigmas=False),
+    "dpmpp_2m_karras": partial(MULTISTEP, use_karras_sigmas=True),
+    "ddim": partial(DDIMScheduler.from_config, clip_sample=False),
+    "unipc": UniPCMultistepScheduler.from_config,
 }
-COMBINATIONS = list(itertools.product(STOCK, ((0.0, (64, 64)), (5.0, (128, 72))), (3, 20)))
+MORE: Mapping[SchedulerName, Callable[..., Any]] = {
+    "heun": HeunDiscreteScheduler.from_config,
+    "dpm2": KDPM2DiscreteScheduler.from_config,
+    "dpm2_a": KDPM2AncestralDiscreteScheduler.from_config,
+    "dpmpp_2m_sde": partial(MULTISTEP, **NOISY),
+    "dpmpp_3m_sde": partial(MULTISTEP, **NOISY, solver_order=3),
+    "dpmpp_2s": partial(SINGLESTEP, lower_order_final=True),
+    "dpmpp_sde": partial(SINGLESTEP, **NOISY, lower_order_final=True),
+    "deis": partial(DEISMultistepScheduler.from_config, algorithm_type="deis"),
+    "pndm": partial(PNDMScheduler.from_config, skip_prk_steps=True),
+    "sa_solver": partial(SASolverScheduler.from_config, algorithm_type="data_prediction"),
+    "ddpm": partial(DDPMScheduler.from_config, clip_sample=False),
+    "lcm": partial(LCMScheduler.from_config, clip_sample=False),
+    "tcd": partial(TCDScheduler.from_config, clip_sample=False),
+}
+COMBINATIONS: list[tuple[SchedulerName, tuple[float, tuple[int, int]], int]] = [
+    *itertools.product(STOCK, ((0.0, (64, 64)), (5.0, (128, 72))), (3, 20)),
+    *itertools.product(MORE, ((5.0, (64, 64)),), (4,)),
+]
 
 
 def a_slot(index: int, scheduler: SchedulerName, canvas: tuple[float, tuple[int, int]], steps: int) -> Slot:
@@ -88,7 +119,7 @@ SLOTS = [a_slot(i, *combination) for i, combination in enumerate(COMBINATIONS)]
 def stock_latents(pipe: StableDiffusionXLPipeline, slot: Slot, **further: object) -> torch.Tensor:
     own = pipe.scheduler
     try:
-        pipe.scheduler = STOCK[slot.recipe.scheduler or "euler"](own.config)
+        pipe.scheduler = {**STOCK, **MORE}[slot.recipe.scheduler or "euler"](own.config)
         latents: torch.Tensor = pipe(
             prompt=slot.recipe.prompt,
             **{"negative_prompt": slot.recipe.negative_prompt or None, **further},
@@ -226,7 +257,8 @@ def test_every_scheduler_on_every_kind_of_checkpoint(
     stock = pipeline(path)
     stock.scheduler = type(kind.own).from_pretrained(path / "scheduler", **kind.settings)
 
-    slots = [a_slot(0, name, (0.0, (64, 64)), steps) for name in checkpoint.schedulers for steps in kind.steps]
+    served = [name for name in STOCK if name in checkpoint.schedulers]  # test_samplers.py has the others
+    slots = [a_slot(0, name, (0.0, (64, 64)), steps) for name in served for steps in kind.steps]
     make_engine(checkpoint=checkpoint, max_batch_size=1).generate(*slots)
     off = [difference(final, stock_latents(stock, slot)) for slot, final in zip(slots, latents.seen, strict=True)]
     wrong = [

@@ -15,10 +15,9 @@ from serve_app.errors import CheckpointError
 from serve_app.messages import Slot
 from serve_app.replica import sources
 from serve_app.replica.checkpoint import load_checkpoint
-from serve_app.replica.schedulers import SCHEDULER_NAMES
 from tests.conftest import MakeEngine, make_slot
 from tests.replica import test_pictures_equal_diffusers as pictures
-from tests.replica.mini_sdxl import SERVED, WAITING, Bench
+from tests.replica.mini_sdxl import SERVED, Bench
 from tests.replica.other_models import REFUSED
 from tests.replica.test_equals_diffusers import Latents, assert_same, latents
 
@@ -57,20 +56,7 @@ def theirs(pipe: StableDiffusionXLPipeline, slot: Slot) -> tuple[torch.Tensor, n
     return final[-1], images[0]
 
 
-MISSING = {name for name, scheduler in WAITING.items() if scheduler not in SCHEDULER_NAMES}
-
-
-@pytest.mark.parametrize("name", sorted(MISSING))
-def test_what_needs_a_scheduler_that_is_not_served_is_refused(
-    name: str, bench: Bench, configs: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(sources, "sdxl_path", lambda: configs)
-    given = SERVED[name](bench)
-    with pytest.raises(CheckpointError, match=r"scheduler|EDM|LCM"):
-        load_checkpoint(ModelConfig(path=str(given.path), **given.settings), CPU)
-
-
-@pytest.mark.parametrize("name", [name for name in SERVED if name not in MISSING])
+@pytest.mark.parametrize("name", SERVED)
 def test_it_gives_what_diffusers_gives(
     name: str,
     bench: Bench,

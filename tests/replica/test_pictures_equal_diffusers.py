@@ -27,13 +27,16 @@ from serve_app.replica.engine import Engine, SlotJob
 from serve_app.replica.model_runner import Running
 from serve_app.replica.previews import PreviewDecoder
 from tests.conftest import MakeEngine, make_slot
-from tests.replica.test_equals_diffusers import STOCK, assert_same, difference
+from tests.replica.test_equals_diffusers import MORE, STOCK, assert_same, difference
 
 Kind = Literal["picture", "part", "part, nine channels"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 WIDTH, HEIGHT = 96, 64
 STRENGTHS = ((0.6, 4), (0.99, 3), (1.0, 2))
 """With numbers of steps, of which 2 are done."""
+
+
+MORE_CALLS: tuple[SchedulerName, ...] = ("heun", "dpm2_a")
 
 
 def a_picture(width: int = WIDTH, height: int = HEIGHT) -> Pillow.Image:
@@ -66,6 +69,8 @@ def a_slot(index: int, kind: Kind, scheduler: SchedulerName, strength: float, st
 
 def slots(kind: Kind) -> list[Slot]:
     sampled = [(scheduler, *strength) for scheduler in STOCK for strength in STRENGTHS]
+    if kind == "part":  # what is kept is put back after each call, of which these have more than steps
+        sampled += [(scheduler, *STRENGTHS[0]) for scheduler in MORE_CALLS]
     return [a_slot(i, kind, *each) for i, each in enumerate(sampled)]
 
 
@@ -104,7 +109,7 @@ def theirs(pipe: Any, slot: Slot, *, mask: Pillow.Image | None, **others: Any) -
     own, recipe = pipe.scheduler, slot.recipe
     masked = {} if mask is None else {"mask_image": mask, "width": recipe.width, "height": recipe.height}
     try:
-        pipe.scheduler = STOCK[recipe.scheduler or "euler"](own.config)
+        pipe.scheduler = {**STOCK, **MORE}[recipe.scheduler or "euler"](own.config)
         return pipe(
             prompt=recipe.prompt,
             image=a_picture(),

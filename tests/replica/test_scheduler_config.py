@@ -1,20 +1,32 @@
 """What a checkpoint says about sampling, and how settings override it."""
 
+import inspect
 import json
-from typing import Any
+from collections.abc import Mapping
+from functools import partial
+from typing import Any, get_args
 
 import pytest
 import torch
 from diffusers import (
+    CMStochasticIterativeScheduler,
     DDIMScheduler,
+    DDPMScheduler,
+    DEISMultistepScheduler,
     DPMSolverMultistepScheduler,
+    DPMSolverSinglestepScheduler,
     EDMDPMSolverMultistepScheduler,
     EDMEulerScheduler,
+    EulerAncestralDiscreteScheduler,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
+    HeunDiscreteScheduler,
     LCMScheduler,
     PNDMScheduler,
+    SASolverScheduler,
     SchedulerMixin,
+    TCDScheduler,
+    UniPCMultistepScheduler,
 )
 
 from serve_app.config import AppArgs, LimitsConfig, ModelConfig
@@ -23,8 +35,15 @@ from serve_app.recipe import SchedulerName
 from serve_app.replica.checkpoint import Checkpoint, load_checkpoint
 from serve_app.replica.loading import load
 from serve_app.replica.markers import marked
-from serve_app.replica.scheduler_config import default_scheduler, effective_config, fitting_schedulers
-from serve_app.replica.schedulers import SCHEDULER_NAMES, make_scheduler
+from serve_app.replica.scheduler_config import (
+    check_steps,
+    check_usable,
+    default_scheduler,
+    effective_config,
+    fitting_schedulers,
+)
+from serve_app.replica.schedulers import SCHEDULER_NAMES, make_scheduler, most_steps, scheduler_name
+from serve_app.schemas import TimestepSpacing
 from tests.conftest import BETAS, ZERO_SNR, WithScheduler
 
 
@@ -64,8 +83,9 @@ def test_a_file_says_how_it_is_sampled(keys: tuple[str, ...], metadata: dict[str
 def test_an_override_reaches_every_scheduler(own: Any, name: SchedulerName) -> None:
     """Even if the checkpoint's config does not mention it, or its scheduler class does not know it."""
     changes = {**ZERO_SNR, "timestep_spacing": "trailing"}
-    config = make_scheduler(name, effective_config(own(**BETAS), changes)).config
-    assert {setting: config[setting] for setting in changes} == changes
+    scheduler = make_scheduler(name, effective_config(own(**BETAS), changes))
+    known = changes.keys() & inspect.signature(type(scheduler)).parameters.keys()
+    assert {setting: scheduler.config[setting] for setting in known} == {name: changes[name] for name in known}
 
 
 def test_settings_override_the_checkpoint(with_scheduler: WithScheduler) -> None:
@@ -79,8 +99,6 @@ def test_settings_override_the_checkpoint(with_scheduler: WithScheduler) -> None
 
 
 UNSUPPORTED = [
-    EDMEulerScheduler(prediction_type="v_prediction", sigma_max=120.0),
-    EDMDPMSolverMultistepScheduler(),
     FlowMatchEulerDiscreteScheduler(),
     DPMSolverMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True),
     EulerDiscreteScheduler(prediction_type="v_prediction", timestep_type="continuous"),
@@ -101,25 +119,41 @@ def test_models_with_continuous_noise_levels_get_no_advice(
 
 
 def test_the_advice_is_right_for_the_config() -> None:
-    sde = DPMSolverMultistepScheduler(**BETAS, algorithm_type="sde-dpmsolver++", prediction_type="sample")
-    config = effective_config(sde, {})
-    others = "choose one of euler, dpmpp_2m, dpmpp_2m_karras, ddim, unipc$"
-    option = "DPMSolverMultistepScheduler with algorithm_type sde-dpmsolver[+]{2}"
+    third = DPMSolverMultistepScheduler(**BETAS, solver_order=3, use_karras_sigmas=True, prediction_type="sample")
+    config = effective_config(third, {})
+    others = "choose one of euler, heun, lms, dpmpp_2m, .*, tcd$"
+    option = "DPMSolverMultistepScheduler with solver_order 3"
     with pytest.raises(CheckpointError, match=rf"^model\.scheduler: .* own {option} is not supported; {others}"):
-        default_scheduler(sde, config, None)
-    third = DPMSolverMultistepScheduler(**BETAS, solver_order=3, use_karras_sigmas=True)
-    with pytest.raises(CheckpointError, match=r" own DPMSolverMultistepScheduler with solver_order 3 is not supported"):
-        default_scheduler(third, effective_config(third, {}), None)
-    pndm = PNDMScheduler(**BETAS)
-    with pytest.raises(CheckpointError, match=r" own PNDMScheduler is not supported; choose one of euler, "):
-        default_scheduler(pndm, effective_config(pndm, {}), None)
+        default_scheduler(third, config, None)
     with pytest.raises(CheckpointError, match=rf"^model\.scheduler: euler_a cannot sample this checkpoint; {others}"):
-        default_scheduler(sde, config, "euler_a")
-    assert default_scheduler(sde, config, "unipc") == "unipc"
-    lcm = LCMScheduler(**BETAS)
-    with pytest.raises(CheckpointError, match=r"^model\.scheduler: .* LCMScheduler, which is not supported$"):
-        default_scheduler(lcm, effective_config(lcm, {}), None)
-    assert default_scheduler(lcm, effective_config(lcm, {}), "euler") == "euler"
+        default_scheduler(third, config, "euler_a")
+    assert default_scheduler(third, config, "unipc") == "unipc"
+    pndm = PNDMScheduler(**BETAS)
+    with pytest.raises(CheckpointError, match=r" own PNDMScheduler with skip_prk_steps False is not supported; choose"):
+        default_scheduler(pndm, effective_config(pndm, {}), None)
+    consistency = CMStochasticIterativeScheduler()
+    config = effective_config(EulerDiscreteScheduler(**BETAS), {})
+    with pytest.raises(CheckpointError, match=r"^model\.scheduler: .* CMStochasticIterativeScheduler, which is not "):
+        default_scheduler(consistency, config, None)
+    assert default_scheduler(consistency, config, "euler") == "euler"
+
+
+@pytest.mark.parametrize(
+    ("own", "name"),
+    [
+        (DPMSolverMultistepScheduler(**BETAS, algorithm_type="sde-dpmsolver++"), "dpmpp_2m_sde"),
+        (DPMSolverMultistepScheduler(**BETAS, algorithm_type="sde-dpmsolver++", solver_order=3), "dpmpp_3m_sde"),
+        (DPMSolverSinglestepScheduler(beta_schedule="scaled_linear"), "dpmpp_2s"),
+        (EulerDiscreteScheduler(**BETAS, use_karras_sigmas=True), "euler"),
+        (PNDMScheduler(**BETAS, skip_prk_steps=True), "pndm"),
+        (LCMScheduler(**BETAS), "lcm"),
+        (TCDScheduler(**BETAS), "tcd"),
+        (EDMEulerScheduler(prediction_type="v_prediction", sigma_max=120.0), "edm_euler"),
+        (EDMDPMSolverMultistepScheduler(), "edm_dpmpp_2m"),
+    ],
+)
+def test_a_checkpoints_own_scheduler_is_its_default(own: SchedulerMixin, name: SchedulerName) -> None:
+    assert default_scheduler(own, effective_config(own, {}), None) == name
 
 
 @pytest.mark.parametrize(
@@ -170,9 +204,56 @@ def test_schedulers_that_cannot_sample_a_config_are_not_offered() -> None:
         fit = fitting_schedulers(effective_config(EulerDiscreteScheduler(**BETAS, **config), {}))
         return {*SCHEDULER_NAMES} - {*fit}
 
-    assert unfit() == unfit(**ZERO_SNR) == set()
-    assert unfit(prediction_type="sample") == {"euler_a"}
-    assert unfit(rescale_betas_zero_snr=True) == {"ddim"}
+    edm: set[SchedulerName] = {"edm_euler", "edm_dpmpp_2m"}
+    assert unfit() == edm
+    assert unfit(timestep_spacing="linspace") == {*edm, "pndm"}
+    assert unfit(prediction_type="sample") == {*edm, "euler_a", "dpm2", "dpm2_a", "pndm"}
+    without = {"heun", "dpm2", "dpm2_a", "dpmpp_2s", "dpmpp_sde", "deis", "pndm", "sa_solver"}
+    assert unfit(**ZERO_SNR) == {*edm, *without}
+    assert unfit(rescale_betas_zero_snr=True) == {*edm, *without, "ddim", "ddpm", "lcm", "tcd"}
+    own = EDMEulerScheduler()
+    assert {*fitting_schedulers(effective_config(own, {}))} == edm
+    few = LCMScheduler(**BETAS, original_inference_steps=25)
+    assert not {"lcm", "tcd"} & {*fitting_schedulers(effective_config(few, {}))}
+
+
+OWN = [
+    *(DDIMScheduler, DDPMScheduler, DEISMultistepScheduler, EulerAncestralDiscreteScheduler, EulerDiscreteScheduler),
+    *(HeunDiscreteScheduler, LCMScheduler, SASolverScheduler, TCDScheduler, UniPCMultistepScheduler),
+    *(DPMSolverMultistepScheduler, DPMSolverSinglestepScheduler),
+    partial(DPMSolverMultistepScheduler, algorithm_type="sde-dpmsolver++", solver_order=3),
+    partial(PNDMScheduler, skip_prk_steps=True),
+]
+
+
+@pytest.mark.parametrize("own", OWN, ids=str)
+def test_what_a_file_says_for_one_class_stops_no_other(own: Any) -> None:
+    """Classes have options of one name whose values mean nothing to others; a saved config holds all of them."""
+    config = {**own(beta_schedule="scaled_linear").config}
+    del config["_use_default_values"]
+    check_usable(config, CheckpointError)
+    assert scheduler_name({**config, "_class_name": getattr(own, "func", own).__name__}) in fitting_schedulers(config)
+
+
+def test_any_number_of_steps_that_the_check_allows_can_be_taken_by_all() -> None:
+    for spacing in get_args(TimestepSpacing):
+        for offset in (0, 1, 3):
+            own = EulerDiscreteScheduler(
+                beta_schedule="scaled_linear", num_train_timesteps=24, timestep_spacing=spacing, steps_offset=offset
+            )
+            config = effective_config(own, {})
+            allowed = next(most for most in range(24, 0, -1) if allows(config, most))
+            for name in fitting_schedulers(config):
+                if name not in ("lcm", "tcd"):  # which are bounded by their own number
+                    assert most_steps(name, config, allowed) == allowed, (name, spacing, offset)
+
+
+def allows(config: Mapping[str, Any], most: int) -> bool:
+    try:
+        check_steps(config, most)
+    except CheckpointError:
+        return False
+    return True
 
 
 def test_more_steps_than_the_checkpoint_has_are_refused_at_the_start(with_scheduler: WithScheduler) -> None:

@@ -9,8 +9,9 @@ from serve_app.ingress.a1111.jobs import Job
 from serve_app.ingress.a1111.schemas import ImagesAnswer, PngInfo, Txt2Img
 from serve_app.ingress.a1111.settings import title_of
 from serve_app.messages import Slot
-from serve_app.metadata import SAMPLERS, parameters_text
+from serve_app.metadata import parameters_text
 from serve_app.recipe import Output, Recipe
+from serve_app.samplers import said_of
 from serve_app.schemas import ImageEvent, ModelInfo, PreviewEvent, StartEvent
 
 _NOT_TOLD = {"override_settings", "init_images", "mask"}
@@ -68,6 +69,7 @@ def _interruptions(pictures: Sequence[ImageEvent | PreviewEvent]) -> Iterator[st
 
 def _settings(start: StartEvent) -> dict[str, Any]:
     parameters = start.parameters
+    sampler, schedule = said_of(parameters.scheduler, parameters.sigma_schedule)
     return {
         "prompt": parameters.prompt,
         "negative_prompt": parameters.negative_prompt,
@@ -75,7 +77,7 @@ def _settings(start: StartEvent) -> dict[str, Any]:
         "subseed_strength": 0,
         "width": parameters.width,
         "height": parameters.height,
-        "sampler_name": SAMPLERS[parameters.scheduler],
+        "sampler_name": sampler,
         "cfg_scale": parameters.guidance_scale,
         "steps": parameters.num_inference_steps,
         "denoising_strength": parameters.strength,
@@ -88,7 +90,7 @@ def _settings(start: StartEvent) -> dict[str, Any]:
         "sd_vae_hash": None,
         "seed_resize_from_w": -1,
         "seed_resize_from_h": -1,
-        "extra_generation_params": {},
+        "extra_generation_params": {"Schedule type": schedule} if schedule else {},
         "index_of_first_image": 0,
         "styles": [],
         "job_timestamp": "0",

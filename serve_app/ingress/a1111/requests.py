@@ -1,14 +1,16 @@
 """Translates requests of A1111's API to the service's own."""
 
+from collections.abc import Collection
 from typing import Any, TypeVar
 
 from pydantic import create_model
 
 from serve_app.errors import InvalidRequest
 from serve_app.ingress.a1111.prompts import without_loras
-from serve_app.ingress.a1111.samplers import scheduler_of
+from serve_app.ingress.a1111.samplers import sampling_of
 from serve_app.ingress.a1111.schemas import UNSUPPORTED, WITHOUT_EFFECT, Img2Img, Txt2Img
 from serve_app.ingress.requests import borrowed, own_or_invalid, renamed
+from serve_app.prompt_embeddings import spelled_out
 from serve_app.recipe import OF_CONDITIONING
 from serve_app.schemas import GenerateRequest
 
@@ -19,6 +21,7 @@ NAMES = {
     "init_image": "init_images",
     "mask_image": "mask",
     "scheduler": "sampler_name",
+    "sigma_schedule": "scheduler",
     "padding_mask_crop": "inpaint_full_res_padding",
 }
 """What A1111 calls our fields."""
@@ -42,18 +45,26 @@ def body_class(kind: type[Form], request: type[GenerateRequest]) -> type[Form]:
     return create_model(kind.__name__, __base__=kind, __doc__=kind.__doc__, **fields)
 
 
-def own_request(body: Txt2Img, request: type[GenerateRequest], most: int) -> GenerateRequest:
+def own_request(
+    body: Txt2Img, request: type[GenerateRequest], most: int, embeddings: Collection[str] = ()
+) -> GenerateRequest:
     """Translate a body to a request of this service for at most so many images.
+
+    `embeddings` are the names that stand for themselves in prompts.
 
     Raises InvalidRequest or RequestValidationError.
     """
-    scheduler = scheduler_of(body.sampler_name or body.sampler_index, body.scheduler)
+    scheduler, schedule = sampling_of(body.sampler_name or body.sampler_index, body.scheduler)
     if scheduler == "ddim" and (body.model_extra or {}).get("eta"):  # its usual value is 0, that of others 1
         raise InvalidRequest(f"eta: {UNSUPPORTED}", "eta")
     said = body.model_dump(include={*_SAME, *_OURS, "steps", "cfg_scale"}, exclude_unset=True, exclude={"mask_blur"})
     fields = {_OWN.get(name, name): value for name, value in said.items()} | _pictures(body)
-    fields["prompt"], loras = without_loras(body.prompt)
-    fields |= {"loras": loras, "scheduler": scheduler, "prompt_syntax": "weighted", "num_images": _number(body, most)}
+    prompt, loras = without_loras(body.prompt)
+    fields["prompt"] = spelled_out(prompt, embeddings)
+    if "negative_prompt" in fields:
+        fields["negative_prompt"] = spelled_out(body.negative_prompt, embeddings)
+    fields |= {"loras": loras, "scheduler": scheduler, "sigma_schedule": schedule}
+    fields |= {"prompt_syntax": "weighted", "num_images": _number(body, most)}
     with renamed(NAMES):
         return own_or_invalid(request, **fields)
 

@@ -14,6 +14,8 @@ from serve_app.ingress.a1111.jobs import Jobs, owner_of
 from serve_app.ingress.a1111.requests import NAMES, body_class, own_request, warnings_of
 from serve_app.ingress.a1111.samplers import SAMPLER_LIST, SCHEDULE_LIST
 from serve_app.ingress.a1111.schemas import (
+    EmbeddingCard,
+    EmbeddingCards,
     ImagesAnswer,
     Img2Img,
     LoraCard,
@@ -43,7 +45,8 @@ def router(service: Service, request: type[GenerateRequest], args: AppArgs, text
 
     async def answer(body: Txt2Img, http: Request) -> Response:
         settings.check(body.override_settings, service.model(), args.model.path, "override_settings")
-        asked = own_request(body, request, args.limits.max_images)
+        names = [one.name for one in await service.embeddings() if not one.unusable]
+        asked = own_request(body, request, args.limits.max_images, names)
         with renamed(NAMES), jobs.one(owner_of(http)) as job:
             async with service.stream(asked) as events:
                 start = await job.follow(events)
@@ -97,6 +100,14 @@ def router(service: Service, request: type[GenerateRequest], args: AppArgs, text
     async def loras() -> list[LoraCard]:
         """List the LoRAs that prompts may name."""
         return [LoraCard(name=lora.name, alias=lora.name, path=lora.name) for lora in await service.loras()]
+
+    @routes.get("/embeddings")
+    async def embeddings() -> EmbeddingCards:
+        """List the embeddings that prompts may name."""
+        cards: dict[bool, dict[str, EmbeddingCard]] = {True: {}, False: {}}
+        for one in await service.embeddings():
+            cards[one.unusable is None][one.name] = EmbeddingCard(vectors=one.tokens)
+        return EmbeddingCards(loaded=cards[True], skipped=cards[False])
 
     _add_lists(routes)
     return routes

@@ -2,37 +2,47 @@
 
 from serve_app.errors import InvalidRequest
 from serve_app.ingress.a1111.schemas import Sampler, Schedule
-from serve_app.metadata import SAMPLERS
-from serve_app.recipe import SchedulerName
+from serve_app.recipe import SchedulerName, SigmaSchedule
+from serve_app.samplers import SAMPLERS, SCHEDULES
 
-_ALIASES: dict[SchedulerName, tuple[str, ...]] = {
-    "euler": ("k_euler",),
-    "euler_a": ("k_euler_a", "k_euler_ancestral"),
-    "dpmpp_2m": ("k_dpmpp_2m",),
-    "dpmpp_2m_karras": ("k_dpmpp_2m_ka",),
-    "ddim": (),
-    "unipc": (),
-}
+_AUTOMATIC = "automatic"
 _BY_NAME: dict[str, SchedulerName] = {
-    name.lower(): scheduler for scheduler, said in SAMPLERS.items() for name in (said, *_ALIASES[scheduler], scheduler)
+    name.lower(): scheduler
+    for scheduler, sampler in SAMPLERS.items()
+    for name in (sampler.said, *sampler.aliases, scheduler)
 }
-_AUTOMATIC, _KARRAS = "automatic", "karras"
+_SCHEDULES: dict[str, SigmaSchedule | None] = {
+    **{name.lower(): schedule for schedule, label in SCHEDULES.items() for name in (schedule, label)},
+    _AUTOMATIC: None,
+}
 
-SAMPLER_LIST = [Sampler(name=said, aliases=list(_ALIASES[scheduler])) for scheduler, said in SAMPLERS.items()]
-SCHEDULE_LIST = [Schedule(name=_AUTOMATIC, label="Automatic"), Schedule(name=_KARRAS, label="Karras")]
+SAMPLER_LIST = [Sampler(name=sampler.said, aliases=list(sampler.aliases)) for sampler in SAMPLERS.values()]
+SCHEDULE_LIST = [
+    Schedule(name=_AUTOMATIC, label="Automatic"),
+    *(Schedule(name=schedule, label=label) for schedule, label in SCHEDULES.items()),
+]
 
 
-def scheduler_of(sampler: str | None, schedule: str | None) -> SchedulerName | None:
-    """Return our scheduler for a sampler and a schedule; None: the model's default. Raises InvalidRequest."""
-    kind = (schedule or _AUTOMATIC).lower()
+def sampling_of(sampler: str | None, schedule: str | None) -> tuple[SchedulerName | None, SigmaSchedule | None]:
+    """Return our names of a sampler and a schedule; None: the model's default. Raises InvalidRequest."""
+    named = (schedule or _AUTOMATIC).lower()
+    if named not in _SCHEDULES:
+        labels = ", ".join(each.label for each in SCHEDULE_LIST)
+        raise InvalidRequest(f"scheduler: {schedule} is not one of {labels}", "scheduler")
     if not sampler:
-        scheduler = None
-    elif (scheduler := _BY_NAME.get(sampler.lower())) is None:
-        raise InvalidRequest(f"sampler_name: {sampler} is not one of {', '.join(SAMPLERS.values())}", "sampler_name")
-    if kind == _AUTOMATIC or (kind == _KARRAS and scheduler == "dpmpp_2m_karras"):
-        return scheduler
-    if kind == _KARRAS and scheduler == "dpmpp_2m":
-        return "dpmpp_2m_karras"
-    raise InvalidRequest(
-        f"scheduler: must be Automatic, or Karras with the sampler DPM++ 2M, not {schedule}", "scheduler"
-    )
+        return None, _SCHEDULES[named]
+    scheduler, part_of_the_name = _named(sampler.lower())
+    if scheduler is None:
+        names = ", ".join(each.name for each in SAMPLER_LIST)
+        raise InvalidRequest(f"sampler_name: {sampler} is not one of {names}", "sampler_name")
+    return scheduler, _SCHEDULES[named] or part_of_the_name
+
+
+def _named(sampler: str) -> tuple[SchedulerName | None, SigmaSchedule | None]:
+    """Return a sampler by its name, and the schedule that older names end with, as in "LMS Karras"."""
+    if sampler in _BY_NAME:
+        return _BY_NAME[sampler], None
+    for ending, schedule in _SCHEDULES.items():
+        if (scheduler := _BY_NAME.get(sampler.removesuffix(f" {ending}"))) is not None:
+            return scheduler, schedule
+    return None, None

@@ -68,7 +68,10 @@ class Txt2Img(ForeignRequest):
         default=None, description="One of `GET /sdapi/v1/samplers`. Null: the model's own."
     )
     sampler_index: str | None = Field(default=None, description="An older name of sampler_name, which goes first.")
-    scheduler: str | None = Field(default=None, description="`Karras`, with the sampler DPM++ 2M; or `Automatic`.")
+    scheduler: str | None = Field(
+        default=None,
+        description="One of `GET /sdapi/v1/schedulers` that the sampler can follow. Null: the model's own.",
+    )
     override_settings: dict[str, Any] = Field(
         default={}, description="Settings of `GET /sdapi/v1/options`; others than those in effect are refused."
     )
@@ -133,6 +136,21 @@ class LoraCard(Answer):
     alias: str
     path: str
     metadata: dict[str, Any] = Field(default={}, description="Always empty: see `GET /loras`.")
+
+
+class EmbeddingCard(Answer):
+    step: None = None
+    sd_checkpoint: None = None
+    sd_checkpoint_name: None = None
+    shape: None = None
+    vectors: int = Field(description="How many tokens of a prompt it takes.")
+
+
+class EmbeddingCards(Answer):
+    """Embeddings by their names; `skipped` are those made for other models."""
+
+    loaded: dict[str, EmbeddingCard]
+    skipped: dict[str, EmbeddingCard]
 
 
 class Sampler(Answer):

@@ -1,34 +1,29 @@
 """Reads the file of a LoRA: everything in it is applied, or it is refused."""
 
-import hashlib
 import json
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load
 from torch import Tensor
 
 from serve_app.adapters.header import NoAdapter, read_header
 from serve_app.adapters.kinds import require_lora
 from serve_app.errors import AdapterError
-from serve_app.recipe import hash_of_digest
+from serve_app.replica.adapter_files import read_tensors, some
 from serve_app.replica.lora.building import Unfit, build
 from serve_app.replica.lora.delta import Delta
 from serve_app.replica.lora.keys import Part, component_of, split
 from serve_app.replica.lora.names import spellings_of_text_encoder, spellings_of_unet
 from serve_app.replica.lora.strength import Strengths
-from serve_app.weight_files import what_it_is
 
 Shapes = Mapping[str, Mapping[str, torch.Size]]
 """The shapes of the model's weights by component ("unet", "text_encoder", "text_encoder_2") and layer."""
 
 _Layers = Mapping[tuple[str, str], Mapping[Part, Tensor]]
-_MOST_NAMED = 3
 # How PEFT saves an adapter: its settings lie beside its weights.
 _PEFT_FILE, _PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
@@ -52,47 +47,25 @@ def read_lora(file: Path, shapes: Shapes, name: str, hash: str | None = None) ->
     """
     try:
         require_lora(read_header(file))
-        tensors, strengths = _read(file, hash)
+        tensors, metadata = read_tensors(file, hash)
+        strengths = Strengths.of(metadata, _beside(file))
         return LoraDeltas(_deltas(_by_layer(tensors, shapes), shapes, strengths))
     except NoAdapter as error:
         raise AdapterError(name, str(error)) from error
 
 
-def _read(file: Path, hash: str | None) -> tuple[Mapping[str, Tensor], Strengths]:
-    """Return the tensors of a file and what else says how strongly they count. Raises NoAdapter."""
-    try:
-        content = file.read_bytes()
-        tensors = load(content)
-        config = _beside(file)
-    except (OSError, SafetensorError) as error:
-        raise NoAdapter(what_it_is(file)) from error
-    if hash is not None and hash != hash_of_digest(hashlib.sha256(content).hexdigest()):
-        raise NoAdapter("is another file by now; ask again")
-    metadata = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")]).get("__metadata__") or {}
-    if spoilt := [key for key, tensor in tensors.items() if not _finite(tensor)]:
-        raise NoAdapter(f"holds weights that are no finite numbers: {_some(spoilt)}; its training has failed")
-    # Copied, so that no bits depend on where in the file a tensor lay.
-    return {key: tensor.clone() for key, tensor in tensors.items()}, Strengths.of(metadata, config)
-
-
 def _beside(file: Path) -> Mapping[str, Any]:
-    """Return the settings of an adapter that PEFT has saved. Raises OSError and NoAdapter."""
+    """Return the settings of an adapter that PEFT has saved. Raises NoAdapter."""
     path = file.with_name(_PEFT_CONFIG)
     if file.name != _PEFT_FILE or not path.exists():
         return {}
     try:
         config = json.loads(path.read_bytes())
-    except ValueError:
+    except (OSError, ValueError):
         config = None
     if not isinstance(config, dict):
         raise NoAdapter(f"has a broken {_PEFT_CONFIG} beside it")
     return config
-
-
-def _finite(tensor: Tensor) -> bool:
-    # A sum tells many times faster than a look at each number; no sum of numbers that a layer can use is infinite.
-    wide = tensor.half() if tensor.dtype.itemsize == 1 else tensor
-    return bool(wide.sum(dtype=torch.float32).isfinite())
 
 
 def _by_layer(tensors: Mapping[str, Tensor], shapes: Shapes) -> _Layers:
@@ -116,10 +89,10 @@ def _by_layer(tensors: Mapping[str, Tensor], shapes: Shapes) -> _Layers:
             raise NoAdapter(f"holds {found[1]} of {component}.{layer} twice, under two names")
         parts[found[1]] = tensor
     if unnamed:
-        raise NoAdapter(f"holds what cannot be applied: {_some(unnamed)}; a part of a LoRA would be another picture")
+        raise NoAdapter(f"holds what cannot be applied: {some(unnamed)}; a part of a LoRA would be another picture")
     if homeless:
         raise NoAdapter(
-            f"changes layers that the served model does not have, so it was made for another: {_some(homeless)}"
+            f"changes layers that the served model does not have, so it was made for another: {some(homeless)}"
         )
     return layers
 
@@ -134,8 +107,3 @@ def _deltas(layers: _Layers, shapes: Shapes, strengths: Strengths) -> Mapping[st
             raise NoAdapter(f"cannot be applied: what it holds for {component}.{layer} {error}") from error
         components[component][layer] = delta
     return components
-
-
-def _some(keys: Sequence[str]) -> str:
-    more = f" and {len(keys) - _MOST_NAMED} more" if len(keys) > _MOST_NAMED else ""
-    return f"{', '.join(sorted(keys)[:_MOST_NAMED])}{more}"

@@ -3,7 +3,6 @@
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import torch
 
@@ -21,11 +20,11 @@ _Components = Mapping[str, Mapping[str, Delta]]
 
 def make_store(config: AdaptersConfig, checkpoint: Checkpoint) -> "LoraStore | None":
     """Return the store of a loaded model's adapters; None if none are served."""
-    if config.path is None:
+    if config.folder is None:
         return None
     models = {name: getattr(checkpoint.pipe, name) for name in COMPONENTS}
     all_shapes = {name: shapes(model) for name, model in models.items() if model is not None}
-    return LoraStore(AdapterFolder(Path(config.path)), all_shapes, checkpoint.device, config.cache_bytes)
+    return LoraStore(AdapterFolder(config.folder), all_shapes, checkpoint.device, config.cache_bytes)
 
 
 class LoraStore:

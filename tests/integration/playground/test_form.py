@@ -12,7 +12,8 @@ from tests.integration.playground.exchange import body_of
 
 def test_a_shared_link_fills_in_the_same_settings(playground: Playground, open_playground: OpenPlayground) -> None:
     playground.page.context.grant_permissions(["clipboard-read", "clipboard-write"])
-    playground.page.get_by_label("Scheduler").select_option("dpmpp_2m_karras")
+    playground.page.get_by_label("Scheduler").select_option("dpmpp_2m_sde")
+    playground.page.get_by_label("Noise levels").select_option("karras")
     playground.page.get_by_label("Format").select_option("jpeg")
     playground.fill(
         prompt="50% of a & b = #1", negative_prompt="a “blue” one", images=3, seed=4294967295, steps=9, guidance=2.5

@@ -16,6 +16,7 @@ from serve_app.replica.lora.sets import Adapters, WeightSets
 from serve_app.replica.prompt_reader import PromptReader
 from serve_app.replica.prompts import PromptEncoder
 from tests.conftest import MakeEngine, make_slot
+from tests.replica.lora.crowds import require_a_crowd_is_as_alone
 
 
 @dataclass(frozen=True)
@@ -70,21 +71,7 @@ def test_a_crowd_of_adapters_generates_what_each_does_alone(
 ) -> None:
     mixes = [Adapters(), adapters(a=1.0), adapters(b=1.0), adapters(a=0.5), adapters(a=1.0, b=1.0)]
     before = bits(checkpoint.unet), bits(checkpoint.pipe.text_encoder_2)
-    slots = [
-        (make_slot(seed=100 + i, keep_pixels=True, num_inference_steps=3, guidance_scale=(i % 2) * 5.0), mix)
-        for i, mix in enumerate(mixes * 2)
-    ]
-    without = make_engine().generate(*(slot for slot, mix in slots if not mix.key))
-    alone = make_engine(max_batch_size=1, weight_sets=1)
-    expected = [alone.submit(slot, mix).result() for slot, mix in slots]
-    crowd = make_engine(max_batch_size=10, weight_sets=4)
-    with crowd.engine._changed:
-        collectors = [crowd.submit(slot, mix) for slot, mix in slots]
-    together = [collector.result() for collector in collectors]
-
-    assert len({one.b64_json for one in expected}) == len(slots)
-    assert [one.b64_json for one in together] == [one.b64_json for one in expected]
-    assert [one.b64_json for one in without] == [expected[0].b64_json, expected[5].b64_json]
+    require_a_crowd_is_as_alone(make_engine, mixes * 2, num_inference_steps=3)
     assert same(before[0], checkpoint.unet)
     assert same(before[1], checkpoint.pipe.text_encoder_2)
 
