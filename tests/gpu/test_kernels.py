@@ -49,6 +49,9 @@ def test_gates_are_those_of_the_reference(m: int, n: int, k: int) -> None:
         (1, 16, 256, 64, 320),
         (3, 32, 16, 128, 64),
         (2, 28, 36, 128, 64),
+        (2, 152, 104, 320, 320),
+        (2, 26, 38, 64, 1280),
+        (1, 5, 3, 64, 64),
     ],
 )
 @torch.inference_mode()

@@ -13,7 +13,10 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 
 from serve_app.replica.kernels.tiles import WARPS, blocks, described, place, sync
 
-_PIXELS, _COLUMNS, _MORE_COLUMNS = 128, 128, 32
+_PIXELS = 128
+_SHAPES = tuple((_PIXELS // width, width) for width in (128, 64, 32, 16, 8))
+"""Heights and widths of a tile."""
+_COLUMNS, _MORE_COLUMNS = 128, 32
 _DEEP, _LESS_DEEP = 128, 64
 _STAGES = 5
 
@@ -82,13 +85,15 @@ def _store(
     out: gl.constexpr = gl.BlockedLayout([1, 8], [256 // bn, bn // 8], [warps, 1], [1, 0])
     within = row % tiles_hw
     i = gl.arange(0, bh * bw, layout=gl.SliceLayout(1, out))
-    pixels = (row // tiles_hw) * (height * width) + (within // tiles_w * bh + i // bw) * width
-    pixels = pixels + within % tiles_w * bw + i % bw
+    down = within // tiles_w * bh + i // bw
+    right = within % tiles_w * bw + i % bw
+    pixels = (row // tiles_hw) * (height * width) + down * width + right
     columns = first + gl.arange(0, bn, layout=gl.SliceLayout(0, out))
     result = gl.convert_layout(sums, out) * scale
     result = result + gl.load(bias + columns, mask=columns < n, other=0.0).to(gl.float32)[None, :]
     offsets = pixels.to(gl.int64)[:, None] * n + columns[None, :]
-    gl.store(y + offsets, result.to(y.dtype.element_ty), mask=(pixels >= 0)[:, None] & (columns < n)[None, :])
+    inside = (down < height) & (right < width)
+    gl.store(y + offsets, result.to(y.dtype.element_ty), mask=inside[:, None] & (columns < n)[None, :])
 
 
 @gluon.jit
@@ -246,12 +251,9 @@ def _conv(
     )
 
 
-def fits(x: torch.Tensor) -> bool:
-    """Return whether pixels (rows, height, width, channels) can be cut into tiles of 128 whole rows or parts of one."""
-    _, height, width, channels = x.shape
-    return channels % _LESS_DEEP == 0 and (
-        width % _PIXELS == 0 or (_PIXELS % width == 0 and height % (_PIXELS // width) == 0)
-    )
+def _tile(height: int, width: int) -> tuple[int, int]:
+    """Return the height and width of the tiles of which the fewest cover a picture."""
+    return min(_SHAPES, key=lambda shape: -(-height // shape[0]) * -(-width // shape[1]))
 
 
 def conv(
@@ -261,14 +263,13 @@ def conv(
     weight_scale: torch.Tensor,
     input_scale: torch.Tensor,
 ) -> torch.Tensor:
-    """See `fp8.conv`. The pixels must fit, see `fits`."""
+    """See `fp8.conv`. There must be a multiple of 64 channels."""
     rows, height, width, channels = x.shape
     n = len(weight)
     y = torch.empty(rows, height, width, n, device=x.device, dtype=bias.dtype)
-    bw, bk = min(width, _PIXELS), _DEEP if channels % _DEEP == 0 else _LESS_DEEP
-    bh = _PIXELS // bw
-    tiles_w = width // bw
-    tiles_hw = tiles_w * (height // bh)
+    (bh, bw), bk = _tile(height, width), _DEEP if channels % _DEEP == 0 else _LESS_DEEP
+    tiles_w = -(-width // bw)
+    tiles_hw = tiles_w * -(-height // bh)
     tiles_m, tiles_n = rows * tiles_hw, -(-n // (_COLUMNS + _MORE_COLUMNS))
     programs = blocks(x, tiles_m * tiles_n)
     _conv[(programs,)](
