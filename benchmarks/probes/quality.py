@@ -1,6 +1,6 @@
 """How far pictures with 8-bit floats are from bfloat16, with the embedded model's weights. Runs on the CPU too."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from statistics import mean
 
 import numpy as np
@@ -30,6 +30,12 @@ _PROMPTS = (
 )
 _SEED = 7
 
+_VARIANTS: tuple[tuple[str, Callable[[Checkpoint, int], int]], ...] = (
+    ("one scale", lambda checkpoint, width: to_fp8(checkpoint, ModelConfig(), width, kernels=False)),
+    ("a scale a row", to_rowwise),
+    ("one scale, convolutions too", lambda checkpoint, width: to_fp8(checkpoint, ModelConfig(), width, kernels=True)),
+)
+
 Generated = list[tuple[torch.Tensor, np.ndarray]]
 """Final latents and pixels of each prompt."""
 
@@ -41,7 +47,7 @@ def probe(conditions: Conditions) -> Iterator[str]:
     half = _generate(_load("bfloat16", device))
     yield f"bfloat16 / float32: {_distance(half, exact)}"
     for width in checkpoint_widths(_load("bfloat16", device)):
-        for name, quantize in (("one scale", lambda c, w: to_fp8(c, ModelConfig(), w)), ("a scale a row", to_rowwise)):
+        for name, quantize in _VARIANTS:
             checkpoint = _load("bfloat16", device)
             replaced = quantize(checkpoint, width)
             fp8 = _generate(checkpoint)

@@ -34,6 +34,7 @@ An image takes one row, or two with guidance.
 """
 
 _CACHE_VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
+_KERNELS_VARIABLE = "TRITON_CACHE_DIR"
 _OWN_CACHE = "~/.cache/parallel-sdxl"
 _KEPT = "parallel-sdxl"
 """The folder of whole models in the cache."""
@@ -79,6 +80,7 @@ def use_compile_cache(folder: str | None) -> None:
         # Not torch's default: others can guess its name in the shared temporary folder, and create it first.
         path = Path(tempfile.mkdtemp(prefix="parallel-sdxl-"))
     os.environ[_CACHE_VARIABLE] = str(path)
+    os.environ[_KERNELS_VARIABLE] = str(path / "triton")  # of Triton kernels that no model compiles
 
 
 def _private(folder: Path) -> Path:

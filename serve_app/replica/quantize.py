@@ -3,6 +3,7 @@
 Everywhere these are linear layers; where there are kernels of ours for them, 3x3 convolutions too.
 """
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -20,6 +21,8 @@ from serve_app.replica.prompt_reader import PromptReader
 from serve_app.replica.prompts import PromptEncoder
 from serve_app.replica.trajectory import Trajectory
 from serve_app.replica.unet import eager
+
+logger = logging.getLogger("ray.serve")
 
 _FEWEST_FEATURES = 640  # in smaller layers, converting the input costs more than it saves
 _CHANNELS = 64
@@ -65,6 +68,7 @@ def to_fp8(
         checkpoint.unet.set_submodule(name, kind(layers[name], peak, keep))
     if kernels:
         use_geglu(checkpoint.unet)
+    logger.info("fp8: %d layers, by %s", len(peaks), "kernels of our own" if kernels else "torch's operators")
     return len(peaks)
 
 

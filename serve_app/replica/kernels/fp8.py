@@ -4,17 +4,23 @@ Operators of torch's library can be compiled ahead of time and captured. Whoever
 this file.
 """
 
+import os
+import shutil
+
 import torch
 from torch.nn import functional as F  # noqa: N812, the usual name
 
 LARGEST = torch.finfo(torch.float8_e4m3fn).max
 _HOPPER = (9, 0)
+_C_COMPILERS = ("cc", "gcc", "clang")
 
 
 def have_kernels(device: torch.device) -> bool:
     """Return whether our kernels run on a device."""
     if device.type != "cuda" or torch.cuda.get_device_capability(device) != _HOPPER:
         return False
+    if not (os.environ.get("CC") or any(map(shutil.which, _C_COMPILERS))):
+        return False  # Triton needs one to launch what it compiles
     try:
         from serve_app.replica.kernels import tiles  # noqa: F401
     except (ImportError, AttributeError):  # another Triton

@@ -56,7 +56,7 @@ class WeightSet:
 
     @contextmanager
     def text_encoders(self, pipe: StableDiffusionXLPipeline) -> Iterator[None]:
-        """Addition a pipeline's text encoders for a while, as this set's adapters do."""
+        """Merge this set's adapters into a pipeline's text encoders for a while."""
         with ExitStack() as stack:
             for name in _TEXT_ENCODERS:
                 if (encoder := getattr(pipe, name)) is not None:
