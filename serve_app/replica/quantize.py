@@ -25,6 +25,7 @@ from serve_app.replica.unet import eager
 logger = logging.getLogger("ray.serve")
 
 _FEWEST_FEATURES = 640  # in smaller layers, converting the input costs more than it saves
+_ONCE_A_PROMPT = (".attn2.to_k", ".attn2.to_v")
 _CHANNELS = 64
 """What numbers of channels must be a multiple of."""
 _STEPS = 8
@@ -73,12 +74,16 @@ def to_fp8(
 
 
 def large_linears(unet: nn.Module, fewest_features: int) -> Sequence[tuple[str, nn.Linear]]:
-    """Return the linear layers of the transformer blocks that are worth replacing, with their names."""
+    """Return the linear layers of the transformer blocks that are worth replacing, with their names.
+
+    Not those that run once a prompt: they would only become less exact.
+    """
     return [
         (name, module)
         for name, module in unet.named_modules()
         if isinstance(module, nn.Linear)
         and "transformer_blocks" in name
+        and not name.endswith(_ONCE_A_PROMPT)
         and min(module.in_features, module.out_features) >= fewest_features
     ]
 

@@ -34,6 +34,13 @@ def test_a_layer_in_8_bits_is_close_to_itself() -> None:
     assert F.cosine_similarity(ours.float().flatten(), theirs.float().flatten(), dim=0) > 0.998
 
 
+def test_a_prompts_keys_and_values_stay_exact(fresh: Checkpoint) -> None:
+    """They are computed once a prompt: in 8 bits they would only become less exact."""
+    to_fp8(fresh, ModelConfig(**MODEL), fewest_features=32)
+    kinds = {name.partition("attn2.")[2]: type(layer) for name, layer in fresh.unet.named_modules() if "attn2." in name}
+    assert (kinds["to_k"], kinds["to_v"], kinds["to_q"]) == (nn.Linear, nn.Linear, Fp8Linear)
+
+
 def test_values_beyond_the_measured_peak_are_cut_and_stay_numbers() -> None:
     linear = nn.Linear(16, 16, bias=False, dtype=torch.bfloat16)
     nn.init.eye_(linear.weight)
