@@ -4,8 +4,7 @@ import pytest
 from ray.serve.schema import DeploymentStatus, DeploymentStatusOverview, DeploymentStatusTrigger, ReplicaState
 
 from serve_app.fanout.deployed import Deployed, deployed_of
-from serve_app.fanout.fanout import FanOut
-from tests.fakes import FakePool, Metrics, NoPeers
+from tests.fakes import FakePool, Metrics, OneModel
 from tests.ingress.conftest import ARGS
 
 WELL = DeploymentStatusOverview(
@@ -64,7 +63,7 @@ def test_a_long_message_is_cut() -> None:
 
 def test_the_health_says_what_serve_says() -> None:
     pool = FakePool()
-    service = FanOut(pool, NoPeers(), ARGS, Metrics())
+    service = OneModel(pool, ARGS, Metrics())
     assert service.health().replicas.target == ARGS.num_replicas
     pool.deployed = Deployed(replicas=0, ingresses=1, trouble="no GPU is free")
     assert service.health().replicas.target == 0
@@ -78,7 +77,7 @@ def test_the_health_says_what_serve_says() -> None:
 def test_the_queue_is_shared_with_the_ingress_replicas_there_are() -> None:
     pool = FakePool()
     args = ARGS.changed({"limits": {"max_images": 1}, "admission": {"max_waiting_images": 10}})
-    service = FanOut(pool, NoPeers(), args, Metrics())
+    service = OneModel(pool, args, Metrics())
     assert service._admission.max_waiting == 10
     pool.deployed = Deployed(replicas=2, ingresses=5)
     service._look(frozenset())
