@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Annotated, Any, Generic, TypeVar
+from typing import Annotated, Any, Generic, TypeGuard, TypeVar
 
 from pydantic import BaseModel, ValidatorFunctionWrapHandler, WrapValidator
 
@@ -106,8 +106,7 @@ class Bodies(Generic[Body]):
     def class_for(self, body: Mapping[str, Any]) -> type[Body]:
         """Return the class of the model that a body names. Raises ServiceError."""
         name = self._name_in(body)
-        # A name that is no text is for the class to refuse.
-        return self._classes[self._choose(name if isinstance(name, str) else None)]
+        return self._classes[self._choose(name if _is_text(name) else None)]
 
     def offer_of(self, body: Body) -> Offer:
         """Return the model that a valid body is for."""
@@ -117,3 +116,8 @@ class Bodies(Generic[Body]):
         kind = self.class_for(body) if isinstance(body, Mapping) else self.default
         valid: Body = of_default(body) if kind is self.default else kind.model_validate(body)
         return valid
+
+
+def _is_text(name: Any) -> TypeGuard[str]:
+    """Return whether this can be a name. Anything else, such as half a character, is for the class to refuse."""
+    return isinstance(name, str) and not any("\ud800" <= character <= "\udfff" for character in name)

@@ -187,7 +187,7 @@ def test_a_mask_is_used_as_a1111_does(client: TestClient, pool: FakePool) -> Non
             TXT2IMG,
             {"override_settings": {"sd_model_checkpoint": "b"}},
             "override_settings.sd_model_checkpoint",
-            "cannot",
+            '"b" is not served here; choose one of "fake"',
         ),
         (TXT2IMG, {"override_settings": {"x": 1}}, "override_settings.x", "cannot be changed here; there is no such"),
         (IMG2IMG, {}, "init_images", "Field required"),

@@ -25,7 +25,7 @@ ROUTES = {
     ("/generations/{id}/events", "get"),
     ("/generations/{id}/images/{index}", "delete"),
     ("/loras", "get"),
-    ("/embeddings", "get"),
+    ("/models", "get"),
     ("/embeddings", "get"),
     ("/status", "get"),
     ("/health", "get"),

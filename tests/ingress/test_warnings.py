@@ -139,7 +139,13 @@ def test_health_says_whether_images_can_be_generated(client: TestClient, pool: F
     response = client.get("/health")
     assert (response.status_code, response.json()) == (
         200,
-        {"status": "ready", "replicas": {"ready": 2, "target": 2}, "version": __version__, "message": None},
+        {
+            "status": "ready",
+            "replicas": {"ready": 2, "target": 2},
+            "version": __version__,
+            "message": None,
+            "models": {},
+        },
     )
     pool.status = PoolStatus()
     response = client.get("/health")
@@ -163,6 +169,7 @@ def test_status_says_how_busy_the_fleet_is(client: TestClient) -> None:
         "images_in_flight": 0,
         "images_waiting": 0,
         "images_per_second": 1.0,
+        "models": {},
     }
 
 
