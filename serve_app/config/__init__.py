@@ -3,7 +3,7 @@
 Unknown keys are errors: Serve itself would silently drop them.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from os.path import normpath
 from pathlib import Path
 from typing import Any, Self
@@ -52,6 +52,16 @@ __all__ = [
     "ScalingConfig",
     "StreamsConfig",
 ]
+
+
+def _live(changes: Any, path: str, known: Set[str]) -> Mapping[str, Any]:
+    """Return changes of settings that can change in a run. Raises ValueError if others are among them."""
+    if not isinstance(changes, Mapping):
+        raise ValueError(f"user_config: {path.rstrip('.')} must be a mapping of settings")
+    if fixed := sorted(changes.keys() - known):
+        words = ", ".join(sorted(known))
+        raise ValueError(f"user_config: {path}{fixed[0]} is not one of the settings that can change in a run: {words}")
+    return changes
 
 
 def _lies_in(path: str, folder: str) -> bool:
@@ -118,11 +128,17 @@ class AppArgs(LiveSettings):
         return max(own.limits.max_body_bytes for own in self.served.values())
 
     def changed(self, live: Mapping[str, Any]) -> Self:
-        """Return these settings with others of `LiveSettings`, section by section. Raises ValueError."""
-        if fixed := sorted(live.keys() - LiveSettings.model_fields.keys()):
-            known = ", ".join(LiveSettings.model_fields)
-            raise ValueError(f"user_config: {fixed[0]} is not one of the settings that can change in a run: {known}")
-        return self.model_validate(merged(self.model_dump(exclude_unset=True), live))
+        """Return these settings with others of `LiveSettings`, section by section; also of `models`. Raises ValueError.
+
+        What is set for a model goes before what is set for all, whichever was set later.
+        """
+        values = merged(self.model_dump(exclude_unset=True), _live(live, "", {*LiveSettings.model_fields, "models"}))
+        if "models" in live:
+            values["models"] = {**self.models}
+            for name, own in _live(live["models"], "models.", self.models.keys()).items():
+                changes = _live(own, f"models.{name}.", LiveSettings.model_fields.keys())
+                values["models"][name] = merged(self.models[name], changes)
+        return self.model_validate(values)
 
     @property
     def may_sleep(self) -> bool:

@@ -78,4 +78,5 @@ def check(settings: Mapping[str, Any], offer: Offer, field: str = "") -> None:
         if name in ("sd_vae", "forge_additional_modules") and value in _NONE_CHOSEN:
             continue
         now = f"it is {known[name]!r}" if name in known else "there is no such setting"
-        raise InvalidRequest(f"{param}: cannot be changed here; {now}", param)
+        advice = "; name a model in override_settings of each request" if name == MODEL else ""
+        raise InvalidRequest(f"{param}: cannot be changed here; {now}{advice}", param)
