@@ -17,6 +17,7 @@ from ray import serve
 from safetensors.torch import load_file, save_file
 
 from serve_app.metadata import embedded_parameters
+from tests.cli.command import run
 from tests.integration.conftest import Cluster, Running, eventually, frames, start_of, tiny_args
 from tests.integration.test_changes import Changing
 from tests.random_lora import save_lora
@@ -200,3 +201,18 @@ def test_settings_change_without_a_restart_but_for_those_of_a_models_own(models:
     eventually(lambda: most("plain") == 3)
     assert most("bold") == 2
     assert models.http.post("/generate", json={**BODY, "num_images": 4}).status_code == 422
+
+
+def test_the_command_line_chooses_and_reproduces(models: Changing, tmp_path: Path) -> None:
+    options = ("-n", 1, "--seed", 7, "--size", "64x64", "--out", tmp_path, "--url", models.url)
+    done = run("generate", "a red apple", "--model", "bold", *options)
+    assert done.stdout.startswith("bold: 1 image of 64x64, 3 steps"), done.stderr
+    picture = tmp_path / "seed-7.png"
+    again = run("reproduce", picture, "--url", models.url)
+    assert (again.returncode, "the same: every pixel" in " ".join(again.stdout.split())) == (0, True)
+    by_another = run("reproduce", picture, "--model", "plain", "--url", models.url)
+    assert by_another.returncode == 1
+    assert "note: another model generated it: bold" in " ".join(by_another.stdout.split())
+    unknown = run("generate", "a", "--model", "cubist", *options)
+    assert unknown.returncode == 2
+    assert all(name in unknown.stderr for name in ("--model", "cubist", *NAMES))
