@@ -124,6 +124,10 @@ class FakePool(Pool):
         return self.any_replica.model
 
     @property
+    def known_model(self) -> ModelInfo | None:
+        return self.status.replicas[0].model if self.status.replicas else None
+
+    @property
     def readiness(self) -> Readiness:
         self.starts.look(bool(self.status.replicas), self.deployed.asleep)
         return self.starts.readiness

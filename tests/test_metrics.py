@@ -12,7 +12,7 @@ import pytest
 import yaml
 from ray.serve import metrics as ray_metrics
 
-from serve_app.metrics import INGRESS, REPLICA, Kind, Metric, Metrics
+from serve_app.metrics import IMAGES, INGRESS, REPLICA, REQUESTS, Kind, Metric, Metrics
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 RULES: list[dict[str, Any]] = yaml.safe_load((CONFIGS / "prometheus" / "rules.yaml").read_text())["groups"][0]["rules"]
@@ -144,3 +144,19 @@ def test_counters_start_at_0(monkeypatch: pytest.MonkeyPatch) -> None:
     assert {name for name, _, _ in started} == {
         f"psdxl_{metric.name}" for metric in INGRESS if metric.kind is Kind.COUNTER and metric.starts
     }
+
+
+def test_what_is_counted_for_a_model_has_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[dict[str, str]] = []
+    started: list[dict[str, str]] = []
+    monkeypatch.setattr(ray_metrics.Counter, "inc", lambda _, amount, labels: told.append(labels))
+    monkeypatch.setattr(ray_metrics.Counter, "_record", lambda _, amount, tags: started.append(tags))
+    counted = Metrics(INGRESS, ["a", "b"])
+    counted.labelled(model="b").add(IMAGES, outcome="succeeded", reason="")
+    counted.add(REQUESTS, route="/generate", outcome="succeeded")
+    assert told == [
+        {"model": "b", "outcome": "succeeded", "reason": ""},
+        {"route": "/generate", "outcome": "succeeded"},
+    ]
+    lost = [{"reason": "lost", "model": name} for name in ("a", "b")]
+    assert all(one in started for one in lost)

@@ -96,6 +96,10 @@ class FanOut:
         """Return which weights are served. Raises NotReady."""
         return self._pool.model
 
+    def known_model(self) -> ModelInfo | None:
+        """Return which weights are served, None before they are loaded; unlike `model` it wakes no replica."""
+        return self._pool.known_model
+
     def health(self) -> ModelHealth:
         """Return whether there are replicas, and what Serve says is wrong with them."""
         return ModelHealth(status=self._pool.readiness, replicas=self._replicas(), message=self._pool.deployed.trouble)

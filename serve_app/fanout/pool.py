@@ -96,6 +96,11 @@ class Pool:
         return self._model or self.any_replica.model
 
     @property
+    def known_model(self) -> ModelInfo | None:
+        """The model that is served, None before a replica has loaded it. Asking wakes nobody."""
+        return self._model
+
+    @property
     def readiness(self) -> Readiness:
         """Whether there are replicas, or will be."""
         return self.starts.readiness

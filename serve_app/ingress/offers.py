@@ -1,14 +1,13 @@
 """The served models as requests choose them, and bodies whose bounds are those of the model that they name."""
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Annotated, Any, Generic, TypeGuard, TypeVar
 
 from pydantic import BaseModel, ValidatorFunctionWrapHandler, WrapValidator
 
 from serve_app.config import AppArgs, ModelConfig
-from serve_app.errors import InvalidRequest, NotReady
+from serve_app.errors import InvalidRequest
 from serve_app.ingress.pictures import WithPictures
 from serve_app.schemas import GenerateRequest
 
@@ -34,10 +33,9 @@ class Offer:
 
     @property
     def name_if_known(self) -> str | None:
-        """What it is called; None where its replicas have still to say it."""
-        with suppress(NotReady):
-            return self.name
-        return None
+        """What it is called; None where its replicas have still to say it. Asking wakes nobody."""
+        known = self.service.known_model()
+        return self.named or (known.name if known else None)
 
     @property
     def model(self) -> ModelConfig:
@@ -56,10 +54,6 @@ class Offers:
     @property
     def default(self) -> Offer:
         return self._offers[0]
-
-    @property
-    def are_several(self) -> bool:
-        return len(self._offers) > 1
 
     @property
     def names(self) -> str:

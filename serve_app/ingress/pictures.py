@@ -137,6 +137,9 @@ class WithPictures:
     def model(self) -> ModelInfo:
         return self._service.model()
 
+    def known_model(self) -> ModelInfo | None:
+        return self._service.known_model()
+
     async def loras(self) -> list[LoraFile]:
         return await self._service.loras()
 

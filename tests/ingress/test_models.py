@@ -252,6 +252,22 @@ def test_the_health_is_that_of_the_readiest(without_large: Service, large: str, 
         assert "large: no GPU" in answer.json()["message"]
 
 
+def test_looking_wakes_none_that_sleeps(without_large: Service) -> None:
+    """Nor does choosing another; A1111's clients ask for the list all the time."""
+    asked: list[str] = []
+    large = without_large.pools["large"]
+    large.starts = Starts(may_sleep=True)
+    large._wake = lambda: asked.append("large")  # type: ignore[method-assign]  # as Serve would hear of it
+    http = without_large.http
+    for route in ("/models", "/v1/models", "/sdapi/v1/sd-models", "/loras?model=large", "/health", "/status"):
+        assert http.get(route).status_code == 200
+    http.post(A1111, json={"prompt": "a", OVERRIDDEN: {CHECKPOINT: "Small"}})
+    http.post(NATIVE, json={"prompt": "a", "model": "Small"})
+    assert asked == []
+    assert http.post(NATIVE, json={"prompt": "a"}).status_code == 503
+    assert asked
+
+
 async def test_a_drain_is_of_all_models(without_large: Service) -> None:
     await without_large.models.generations.drain(0)
     assert without_large.http.get("/health").json()["status"] == "stopping"

@@ -1,10 +1,9 @@
 """The settings of A1111 that this service can be said to have. None can be changed; requests choose a model."""
 
 from collections.abc import Mapping
-from contextlib import suppress
 from typing import Any
 
-from serve_app.errors import InvalidRequest, NotReady
+from serve_app.errors import InvalidRequest
 from serve_app.ingress.a1111.schemas import SdModel
 from serve_app.ingress.offers import Offer, Offers
 from serve_app.schemas import ModelInfo
@@ -40,7 +39,7 @@ def options_of(model: ModelInfo) -> dict[str, Any]:
 
 def cards_of(offers: Offers) -> list[SdModel]:
     """Return the models that have been loaded. Raises NotReady if none has."""
-    loaded = [info for offer in offers if (info := _info(offer)) is not None]
+    loaded = [info for offer in offers if (info := offer.service.known_model()) is not None]
     return [card_of(info) for info in loaded or [offers.default.service.model()]]
 
 
@@ -55,15 +54,9 @@ def chosen(offers: Offers, param: str, name: str | None) -> Offer:
 
 
 def _names(offer: Offer) -> set[str]:
-    info = _info(offer)
+    info = offer.service.known_model()  # that of another model must not be woken
     told = {info.name, info.hash, title_of(info)} if info else set()
     return {offer.model.path, *told, *([offer.named] if offer.named else [])}
-
-
-def _info(offer: Offer) -> ModelInfo | None:
-    with suppress(NotReady):
-        return offer.service.model()
-    return None
 
 
 def check(settings: Mapping[str, Any], offer: Offer, field: str = "") -> None:
