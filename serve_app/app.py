@@ -8,7 +8,7 @@ from ray import serve
 from ray.serve import Application
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 
-from serve_app.config import AppArgs, AuthConfig
+from serve_app.config import ONLY_MODEL, AppArgs, AuthConfig
 from serve_app.fanout.router import directed
 from serve_app.ingress.deployment import Ingress
 from serve_app.ingress.keys import KeyRing
@@ -59,22 +59,7 @@ def check_keys(auth: AuthConfig, environ: Mapping[str, str] = os.environ) -> Non
 def build(args: AppArgs) -> Application:
     """Return the application for `serve run serve_app.app:build key=value ...` or a Serve config file."""
     check_keys(args.auth)
-    # One batch running and one queued; the rest waits in the ingress for the first replica with room.
-    places = 2 * args.engine.max_batch_size
-    replicas = serve.deployment(
-        Replica,
-        num_replicas=None if args.scaling else args.num_replicas,
-        autoscaling_config=_autoscaling(args),
-        ray_actor_options={"num_cpus": args.num_cpus, "num_gpus": args.num_gpus},
-        # The ingress limits slots. The extra room is for status calls, which must not wait behind images.
-        max_ongoing_requests=args.ingress_replicas * places + _CONTROL_CALLS,
-        request_router_config=directed(),
-        max_constructor_retry_count=_MOST_STARTS,
-        graceful_shutdown_timeout_s=shutdown_s(args),
-        # Serve replaces a hung replica after three timeouts; its slots are generated elsewhere.
-        health_check_period_s=5,
-        health_check_timeout_s=10,
-    ).bind(args)
+    replicas = {name: _replicas(name, own) for name, own in args.served.items()}
     ingress = serve.deployment(
         serve.ingress()(Ingress),
         name=Ingress.__name__,
@@ -88,3 +73,24 @@ def build(args: AppArgs) -> Application:
         health_check_period_s=2,  # Serve finds one that has died at its next check
     )
     return ingress.bind(args, replicas)
+
+
+def _replicas(name: str, args: AppArgs) -> Application:
+    """Return the replicas of a model: a deployment of its own, named after it where there is more than one model."""
+    # One batch running and one queued; the rest waits in the ingress for the first replica with room.
+    places = 2 * args.engine.max_batch_size
+    return serve.deployment(
+        Replica,
+        name=Replica.__name__ if name == ONLY_MODEL else f"{Replica.__name__}-{name}",
+        num_replicas=None if args.scaling else args.num_replicas,
+        autoscaling_config=_autoscaling(args),
+        ray_actor_options={"num_cpus": args.num_cpus, "num_gpus": args.num_gpus},
+        # The ingress limits slots. The extra room is for status calls, which must not wait behind images.
+        max_ongoing_requests=args.ingress_replicas * places + _CONTROL_CALLS,
+        request_router_config=directed(),
+        max_constructor_retry_count=_MOST_STARTS,
+        graceful_shutdown_timeout_s=shutdown_s(args),
+        # Serve replaces a hung replica after three timeouts; its slots are generated elsewhere.
+        health_check_period_s=5,
+        health_check_timeout_s=10,
+    ).bind(args)

@@ -4,17 +4,20 @@ Serve adds the labels deployment, replica and application. Ray adds up a histogr
 buckets, so averages are coarse: where a sum matters, there is a counter of seconds.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 from enum import Enum
 from itertools import product
-from typing import get_args
+from typing import Self, get_args
 
 from ray.serve import metrics
 
 from serve_app.line import OTHER, ROUTES, Outcome
 from serve_app.messages import Loss, Stage
 from serve_app.side_work import side_work
+
+_MODEL = "model"
 
 _counted = side_work("a metric could not be counted")
 
@@ -31,7 +34,10 @@ class Kind(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """A row of the tables. `starts` are the label values that are known beforehand; their counters start at 0."""
+    """A row of the tables. `starts` are the label values that are known beforehand; their counters start at 0.
+
+    `by_model`: there is one more label, `model`, empty where the service has only one.
+    """
 
     kind: Kind
     name: str
@@ -39,6 +45,12 @@ class Metric:
     labels: tuple[str, ...] = ()
     starts: tuple[tuple[str, ...], ...] = ()
     buckets: tuple[float, ...] = ()
+    by_model: bool = False
+
+    @property
+    def tags(self) -> tuple[str, ...]:
+        """All labels."""
+        return (*self.labels, _MODEL) if self.by_model else self.labels
 
     @property
     def exported(self) -> tuple[str, ...]:
@@ -47,16 +59,25 @@ class Metric:
         return tuple(f"ray_psdxl_{self.name}{suffix}" for suffix in suffixes[self.kind])
 
 
-def _counter(name: str, help: str, labels: tuple[str, ...] = (), starts: Iterable[tuple[str, ...]] = ()) -> Metric:
-    return Metric(Kind.COUNTER, name, help, labels, tuple(starts) if labels else ((),))
+def _counter(
+    name: str,
+    help: str,
+    labels: tuple[str, ...] = (),
+    starts: Iterable[tuple[str, ...]] = (),
+    *,
+    by_model: bool = False,
+) -> Metric:
+    return Metric(Kind.COUNTER, name, help, labels, tuple(starts) if labels else ((),), by_model=by_model)
 
 
-def _gauge(name: str, help: str, labels: tuple[str, ...] = ()) -> Metric:
-    return Metric(Kind.GAUGE, name, help, labels)
+def _gauge(name: str, help: str, labels: tuple[str, ...] = (), *, by_model: bool = False) -> Metric:
+    return Metric(Kind.GAUGE, name, help, labels, by_model=by_model)
 
 
-def _histogram(name: str, help: str, buckets: tuple[float, ...], labels: tuple[str, ...] = ()) -> Metric:
-    return Metric(Kind.HISTOGRAM, name, help, labels, buckets=buckets)
+def _histogram(
+    name: str, help: str, buckets: tuple[float, ...], labels: tuple[str, ...] = (), *, by_model: bool = False
+) -> Metric:
+    return Metric(Kind.HISTOGRAM, name, help, labels, buckets=buckets, by_model=by_model)
 
 
 def _each(values: Iterable[str]) -> list[tuple[str, ...]]:
@@ -77,6 +98,7 @@ REFUSALS = _counter(
     "Requests refused before any work, by reason.",
     ("reason",),
     _each(("too_many_waiting", "not_ready", "shutting_down")),
+    by_model=True,
 )
 IMAGES = _counter(
     "images",
@@ -99,36 +121,48 @@ IMAGES = _counter(
             ),
         ),
     ),
+    by_model=True,
 )
 IMAGE_SECONDS = _histogram(
-    "image_seconds", "Seconds from a request to each finished image, its time in the queue included.", _REQUEST_SECONDS
+    "image_seconds",
+    "Seconds from a request to each finished image, its time in the queue included.",
+    _REQUEST_SECONDS,
+    by_model=True,
 )
 QUEUE_SECONDS = _histogram(
     "queue_seconds",
     "Seconds that a finished image was not worked on, in the ingress or on a replica.",
     _REQUEST_SECONDS,
+    by_model=True,
 )
 FIRST_PREVIEW_SECONDS = _histogram(
-    "first_preview_seconds", "Seconds from a streamed request to its first preview.", _PREVIEW_SECONDS
+    "first_preview_seconds", "Seconds from a streamed request to its first preview.", _PREVIEW_SECONDS, by_model=True
 )
 SKEW_SECONDS = _histogram(
     "fan_out_skew_seconds",
     "Seconds between the first and the last finished image of a request for several.",
     _PREVIEW_SECONDS,
+    by_model=True,
 )
 GENERATED_AGAIN = _counter(
     "images_generated_again",
     "Images begun again on another replica, because theirs was lost, returned them, or had no memory.",
     ("reason",),
     _each(("lost", "returned", "out_of_memory")),
+    by_model=True,
 )
-CLIENT_IMAGES = _counter("client_images", "Finished images by client: the hash of an API key, or none.", ("client",))
+CLIENT_IMAGES = _counter(
+    "client_images", "Finished images by client: the hash of an API key, or none.", ("client",), by_model=True
+)
 CLIENT_GPU_SECONDS = _counter(
-    "client_gpu_seconds", "Seconds of device time of finished images, by client as in client_images.", ("client",)
+    "client_gpu_seconds",
+    "Seconds of device time of finished images, by client as in client_images.",
+    ("client",),
+    by_model=True,
 )
-QUEUED = _gauge("images_queued", "Images that wait because all replicas are busy.")
-READY = _gauge("replicas_ready", "Replicas that generate images now.")
-TARGET = _gauge("replicas_target", "Replicas that there should be.")
+QUEUED = _gauge("images_queued", "Images that wait because all replicas are busy.", by_model=True)
+READY = _gauge("replicas_ready", "Replicas that generate images now.", by_model=True)
+TARGET = _gauge("replicas_target", "Replicas that there should be.", by_model=True)
 
 INGRESS: Sequence[Metric] = (
     REQUESTS,
@@ -196,42 +230,52 @@ REPLICA: Sequence[Metric] = (
 
 
 class Metrics:
-    """Counts into one of the tables. Create it once, in a deployment's constructor. Its methods never raise."""
+    """Counts into one of the tables, for models by their names. Its methods never raise.
 
-    def __init__(self, table: Sequence[Metric]) -> None:
+    Create it once, in a deployment's constructor.
+    """
+
+    def __init__(self, table: Sequence[Metric], models: Iterable[str] = ("",)) -> None:
+        self._labels: Mapping[str, str] = {}
         self._made = {metric.name: _made(metric) for metric in table}
-        for metric in table:
+        for metric, model in product(table, models):
             for values in metric.starts:
-                self._start(metric, values)
+                self._start(metric, (*values, model) if metric.by_model else values)
+
+    def labelled(self, **labels: str) -> Self:
+        """Return what counts into the same with these labels."""
+        more = copy(self)
+        more._labels = {**self._labels, **labels}
+        return more
 
     @_counted
     def add(self, metric: Metric, amount: float = 1, **labels: str) -> None:
         """Add to a counter; nothing for 0."""
         if amount:
-            self._made[metric.name].inc(amount, labels)
+            self._made[metric.name].inc(amount, {**self._labels, **labels})
 
     @_counted
     def observe(self, metric: Metric, value: float, **labels: str) -> None:
         """Add a value to a histogram."""
-        self._made[metric.name].observe(value, labels)
+        self._made[metric.name].observe(value, {**self._labels, **labels})
 
     @_counted
     def set(self, metric: Metric, value: float, **labels: str) -> None:
         """Set a gauge. To be repeated every few seconds: Ray drops one that is not."""
-        self._made[metric.name].set(value, labels)
+        self._made[metric.name].set(value, {**self._labels, **labels})
 
     @_counted
     def _start(self, metric: Metric, values: tuple[str, ...]) -> None:
         # Not `inc`, which takes no 0: a counter that appears with its first event has no increase to alert on.
-        self._made[metric.name]._record(0, tags=dict(zip(metric.labels, values, strict=True)))
+        self._made[metric.name]._record(0, tags=dict(zip(metric.tags, values, strict=True)))
 
 
 def _made(metric: Metric) -> metrics.Counter | metrics.Gauge | metrics.Histogram:
     name = f"psdxl_{metric.name}"
     match metric.kind:
         case Kind.COUNTER:
-            return metrics.Counter(name, metric.help, metric.labels)
+            return metrics.Counter(name, metric.help, metric.tags)
         case Kind.GAUGE:
-            return metrics.Gauge(name, metric.help, metric.labels)
+            return metrics.Gauge(name, metric.help, metric.tags)
         case Kind.HISTOGRAM:
-            return metrics.Histogram(name, metric.help, boundaries=list(metric.buckets), tag_keys=metric.labels)
+            return metrics.Histogram(name, metric.help, boundaries=list(metric.buckets), tag_keys=metric.tags)

@@ -2,17 +2,20 @@
 
 import asyncio
 import math
-from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field, replace
-from typing import Any, get_args
+from typing import Any, Self, get_args
 
 import numpy as np
 
 from serve_app import metrics
 from serve_app.canvas import Canvas
+from serve_app.config import ONLY_MODEL, AppArgs
 from serve_app.fanout.admission import Admission
 from serve_app.fanout.deployed import Deployed
 from serve_app.fanout.dispatch import Dispatcher
+from serve_app.fanout.models import Models
 from serve_app.fanout.order import Ticket
 from serve_app.fanout.peers import Peers
 from serve_app.fanout.placement import Placement
@@ -20,9 +23,9 @@ from serve_app.fanout.pool import Pool, Tell, nobody
 from serve_app.fanout.sight import PoolStatus
 from serve_app.fanout.starts import Readiness, Starts
 from serve_app.messages import Generated, Preview, Progress, ReplicaStatus, Slot, SlotEvent, Work
-from serve_app.readings import Part
+from serve_app.readings import Part, Reading
 from serve_app.recipe import Embedding, Lora, SchedulerName
-from serve_app.schemas import ModelInfo
+from serve_app.schemas import BatchResult, Event, GenerateRequest, ModelInfo
 
 SCHEDULERS: tuple[SchedulerName, ...] = get_args(SchedulerName)
 GPU_SECONDS = 0.5
@@ -113,6 +116,7 @@ class FakePool(Pool):
     slots: list[Slot] = field(default_factory=list)
     models: dict[int, ModelInfo] = field(default_factory=dict)
 
+    name: str = ""
     deployed: Deployed = field(default_factory=Deployed)
     starts: Starts = field(default_factory=lambda: Starts(may_sleep=False))
 
@@ -121,13 +125,19 @@ class FakePool(Pool):
         return self.any_replica.model
 
     @property
+    def deployment(self) -> str:
+        return self.name
+
+    @property
+    def known_model(self) -> ModelInfo | None:
+        return self.status.replicas[0].model if self.status.replicas else None
+
+    @property
     def readiness(self) -> Readiness:
         self.starts.look(bool(self.status.replicas), self.deployed.asleep)
         return self.starts.readiness
 
     async def keep_polling(self, tell: Tell = nobody, waiting: Callable[[], int] = int) -> None: ...
-
-    async def keep_watching(self) -> None: ...
 
     async def generate(self, slot: Slot, replica: str = "abc", deadline: float = math.inf) -> AsyncGenerator[SlotEvent]:
         self.open.add(slot.index)
@@ -173,6 +183,33 @@ class NoPeers(Peers):
     async def next_part(self, id: str, after: int, wait_s: float) -> Part | None:
         return None
 
+    async def deployed(self, replicas: Iterable[str]) -> Mapping[str, Deployed]:
+        return {}
+
+
+class OneModel(Models):
+    """A service of one model over a pool, and its fan-out in one."""
+
+    def __init__(self, pool: Pool, args: AppArgs, metrics: metrics.Metrics, peers: Peers | None = None) -> None:
+        super().__init__({ONLY_MODEL: pool}, peers or NoPeers(), args, metrics)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.of(ONLY_MODEL), name)
+
+    async def generate(self, request: GenerateRequest, canvas: Canvas | None = None) -> BatchResult:
+        return await self.of(ONLY_MODEL).generate(request, canvas)
+
+    def stream(
+        self, request: GenerateRequest, canvas: Canvas | None = None
+    ) -> AbstractAsyncContextManager[AsyncGenerator[Event]]:
+        return self.of(ONLY_MODEL).stream(request, canvas)
+
+    def open(self, request: GenerateRequest, canvas: Canvas | None = None) -> AbstractAsyncContextManager[Reading]:
+        return self.of(ONLY_MODEL).open(request, canvas)
+
+    async def drain(self, grace_s: float) -> None:
+        await self.generations.drain(grace_s)
+
 
 class Metrics(metrics.Metrics):
     """Keeps what an ingress would count: additions and observations in order, and gauges."""
@@ -183,6 +220,10 @@ class Metrics(metrics.Metrics):
         self.observed_labels: list[tuple[metrics.Metric, dict[str, str]]] = []
         self.gauges: dict[metrics.Metric, float] = {}
         self.most_waiting = 0.0
+
+    def labelled(self, **labels: str) -> Self:
+        """Return itself: there is one model."""
+        return self
 
     def add(self, metric: metrics.Metric, amount: float = 1, **labels: str) -> None:
         if amount:

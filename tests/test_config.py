@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from serve_app.config import AppArgs, EngineConfig
+from serve_app.config import ONLY_MODEL, AppArgs, EngineConfig
 from serve_app.ingress.requests import request_model
 from serve_app.recipe import SEED_SPAN
 from serve_app.schemas import longest_body
@@ -116,6 +116,19 @@ def test_command_line_values_are_strings_and_are_converted() -> None:
         ({"cors": {"allow_origins": ["https://a.b", "https://c.d/page"]}}, "cors.allow_origins.1.*as https://c.d$"),
         ({"cors": {"allow_origins": ["*", "https://a.b"]}}, "cors.allow_origins.*[*] stands for any origin"),
         ({"cors": {"allow_origins": "https://a.b"}}, "cors.allow_origins .*must be a list.*such as \\[https://a.b\\]"),
+        ({"models": ["a"]}, "models.*valid dictionary"),
+        ({"models": {"a": None}}, "models.a.*valid dictionary"),
+        ({"models": {"a/b": {}}}, "models.a/b.*match pattern"),
+        ({"models": {"a": {"files": {}}}}, "models.a.files: a model may have these settings of its own: num_replicas"),
+        ({"models": {"a": {"model": {"widht": 64}}}}, "models.a.model.widht: Extra inputs are not permitted"),
+        ({"models": {"a": {"model": 7}}}, "models.a.model: .*valid dictionary"),
+        ({"models": {"a": {"model": {"width": 1024}}}}, r"models.a: model.width \(1024\) must lie between"),
+        ({"models": {"a": {"model": {"name": "b"}}}}, "models.a: is the model's name already; leave out model.name"),
+        ({"models": {"a": {}}, "model": {"name": "b"}}, "models.a: is the model's name already; leave out model.name"),
+        ({"models": {"a": {"limits": {"max_steps": 9}}}}, "models.a: model.num_inference_steps must not be above"),
+        ({"models": {"a": {}, "b": {}}}, "default_model: say which of the models.*: a, b"),
+        ({"models": {"a": {}}, "default_model": "b"}, r"default_model \(b\) must be one of models: a"),
+        ({"default_model": "b"}, r"default_model \(b\) must be one of models: there are none"),
         *[({"cors": {"allow_origins": [origin]}}, f"cors.allow_origins.0.*{says}") for origin, says in WRONG_ORIGINS],
     ],
 )
@@ -228,3 +241,62 @@ def test_other_live_settings_are_refused(live: dict[str, Any], message: str) -> 
 def test_no_more_calls_at_once_than_a_batch_takes(settings: dict[str, int], cpu: int, gpu: int) -> None:
     engine = EngineConfig(**settings)
     assert (engine.lanes(on_gpu=False), engine.lanes(on_gpu=True)) == (cpu, gpu)
+
+
+MODELS = {
+    "limits": {"max_steps": 10},
+    "num_replicas": 3,
+    "default_model": "b",
+    "models": {
+        "a": {"limits": {"max_images": 2}, "model": {"path": "/a", "num_inference_steps": 4}},
+        "b": {"model": {"num_inference_steps": 9}, "num_replicas": 1, "scaling": {"max_replicas": 4}},
+    },
+}
+
+
+def test_each_model_has_all_settings_with_its_own() -> None:
+    served = AppArgs.model_validate(MODELS).served
+    assert list(served) == ["b", "a"], "the default first"
+    a, b = served["a"], served["b"]
+    assert (a.limits.max_images, a.limits.max_steps, a.num_replicas, a.model.name) == (2, 10, 3, "a")
+    assert (b.limits.max_images, b.limits.max_steps, b.num_replicas, b.model.name) == (16, 10, 1, "b")
+    assert (a.model.num_inference_steps, b.model.num_inference_steps) == (4, 9)
+    assert (a.scaling, b.scaling and b.scaling.max_replicas) == (None, 4)
+    assert not a.models
+
+
+def test_one_model_without_a_name_is_the_service() -> None:
+    args = AppArgs(num_replicas=5)
+    assert args.served == {ONLY_MODEL: args}
+    (named,) = AppArgs(models={"a": {}}).served
+    assert named == "a", "the only one is the default"
+
+
+def test_the_largest_body_is_that_of_any_model() -> None:
+    limits = {"a": {"limits": {"max_body_bytes": 2**20}}, "b": {"limits": {"max_body_bytes": 2**22}}}
+    assert AppArgs(models=limits, default_model="a", limits={"max_body_bytes": 2**18}).max_body_bytes == 2**22
+
+
+def test_limits_of_models_change_in_a_run() -> None:
+    args = AppArgs.model_validate(MODELS)
+    changed = args.changed({"limits": {"max_images": 5}, "models": {"b": {"limits": {"max_prompt_tokens": 75}}}})
+    a, b = changed.served["a"].limits, changed.served["b"].limits
+    assert (a.max_images, a.max_steps, a.max_prompt_tokens) == (2, 10, 225), "its own goes before"
+    assert (b.max_images, b.max_steps, b.max_prompt_tokens) == (5, 10, 75)
+    assert args.changed({}) == args
+
+
+@pytest.mark.parametrize(
+    ("live", "says"),
+    [
+        ({"models": {"b": {"model": {"width": 64}}}}, "models.b.model is not one of the settings that can change"),
+        ({"models": {"c": {}}}, "models.c is not one of the settings that can change in a run: a, b"),
+        ({"models": {"b": {"limits": {"max_steps": 5}}}}, "models.b: model.num_inference_steps must not be above"),
+        ({"models": 7}, "models must be a mapping"),
+        ({"models": {"b": None}}, "models.b must be a mapping"),
+        ({"default_model": "a"}, "default_model is not one of the settings that can change"),
+    ],
+)
+def test_which_models_there_are_does_not_change_in_a_run(live: dict[str, Any], says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        AppArgs.model_validate(MODELS).changed(live)

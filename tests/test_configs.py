@@ -63,7 +63,7 @@ def test_serve_does_not_log_what_the_ingress_logs(path: Path) -> None:
 
 
 def test_there_is_a_config_for_the_laptop_and_for_gpus() -> None:
-    assert [path.stem for path in CONFIGS] == ["local", "sdxl", "turbo"]
+    assert [path.stem for path in CONFIGS] == ["local", "sdxl", "several", "turbo"]
 
 
 def test_the_local_config_fits_two_cores() -> None:

@@ -1,5 +1,6 @@
 """The site takes everything that is written elsewhere from there. `make docs` builds it, and checks its links."""
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,6 +10,7 @@ from pydantic import BaseModel
 
 from docs.hooks import ROOT, RULES, alerts_page, at_home, on_page_markdown, section, settings_page
 from serve_app.config import AppArgs
+from serve_app.config.models import OWN
 
 PAGES = sorted((ROOT / "docs").glob("*.md"))
 
@@ -78,3 +80,17 @@ def test_a_heading_that_does_not_exist_is_an_error() -> None:
 )
 def test_links_lead_to_the_same_place_from_the_site(link: str, moved: str) -> None:
     assert at_home(link) == moved
+
+
+def test_the_example_of_several_models_is_valid() -> None:
+    (example,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs" / "several.md").read_text(), re.DOTALL)
+    served = AppArgs.model_validate(yaml.safe_load(example)).served
+    assert {name: (own.num_replicas, own.model.dtype) for name, own in served.items()} == {
+        "sdxl": (3, "bfloat16"),
+        "turbo": (1, "bfloat16"),
+    }
+
+
+def test_what_a_model_may_have_of_its_own_is_documented() -> None:
+    (sentence,) = re.findall(r"A model may have for itself (.*?);", (ROOT / "docs" / "several.md").read_text())
+    assert set(re.findall(r"`(\w+)`", sentence)) == set(OWN)

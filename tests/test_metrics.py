@@ -12,7 +12,7 @@ import pytest
 import yaml
 from ray.serve import metrics as ray_metrics
 
-from serve_app.metrics import INGRESS, REPLICA, Kind, Metric, Metrics
+from serve_app.metrics import IMAGES, INGRESS, REPLICA, REQUESTS, Kind, Metric, Metrics
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 RULES: list[dict[str, Any]] = yaml.safe_load((CONFIGS / "prometheus" / "rules.yaml").read_text())["groups"][0]["rules"]
@@ -50,7 +50,7 @@ def test_every_expression_asks_for_series_and_labels_that_exist(expression: str)
     for series, selector in asked:
         assert series in BY_SERIES
         for label, value in re.findall(r'(\w+)[=!]~?"([^"]*)"', selector.replace("cluster", "ray_io_cluster")):
-            assert label in OF_RAY | set(BY_SERIES[series].labels)
+            assert label in OF_RAY | set(BY_SERIES[series].tags)
             assert is_known(BY_SERIES[series], label, value), f"{label}={value}"
 
 
@@ -64,7 +64,7 @@ def is_known(metric: Metric, label: str, value: str) -> bool:
 
 @pytest.mark.parametrize("expression", EXPRESSIONS.values(), ids=EXPRESSIONS)
 def test_labels_to_group_by_exist(expression: str) -> None:
-    labels = {label for series, _ in series_in(expression) for label in BY_SERIES[series].labels}
+    labels = {label for series, _ in series_in(expression) for label in BY_SERIES[series].tags}
     for groups in re.findall(r"(?:by|on|ignoring) \(([^)]*)\)", expression):
         assert set(groups.split(", ")) <= labels | OF_RAY
 
@@ -139,8 +139,24 @@ def test_counters_start_at_0(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(ray_metrics.Counter, "_record", record)
     Metrics(INGRESS)
-    assert ("psdxl_images", 0, {"outcome": "failed", "reason": "out_of_memory"}) in started
+    assert ("psdxl_images", 0, {"outcome": "failed", "reason": "out_of_memory", "model": ""}) in started
     assert ("psdxl_requests", 0, {"route": "/stream", "outcome": "left"}) in started
     assert {name for name, _, _ in started} == {
         f"psdxl_{metric.name}" for metric in INGRESS if metric.kind is Kind.COUNTER and metric.starts
     }
+
+
+def test_what_is_counted_for_a_model_has_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[dict[str, str]] = []
+    started: list[dict[str, str]] = []
+    monkeypatch.setattr(ray_metrics.Counter, "inc", lambda _, amount, labels: told.append(labels))
+    monkeypatch.setattr(ray_metrics.Counter, "_record", lambda _, amount, tags: started.append(tags))
+    counted = Metrics(INGRESS, ["a", "b"])
+    counted.labelled(model="b").add(IMAGES, outcome="succeeded", reason="")
+    counted.add(REQUESTS, route="/generate", outcome="succeeded")
+    assert told == [
+        {"model": "b", "outcome": "succeeded", "reason": ""},
+        {"route": "/generate", "outcome": "succeeded"},
+    ]
+    lost = [{"reason": "lost", "model": name} for name in ("a", "b")]
+    assert all(one in started for one in lost)

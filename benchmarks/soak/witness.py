@@ -8,7 +8,7 @@ import gc
 import os
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import wraps
@@ -19,7 +19,7 @@ from ray.serve import Application
 from ray.serve.handle import DeploymentHandle
 
 from serve_app import app
-from serve_app.config import AppArgs
+from serve_app.config import ONLY_MODEL, AppArgs
 from serve_app.errors import TooManyWaiting
 from serve_app.fanout.admission import Admission
 from serve_app.fanout.admission import _State as Place
@@ -112,9 +112,9 @@ class Replica(replica.Replica):
 class Ingress(ingress.Ingress):
     """An ingress replica that notes when there is room again for what it has refused."""
 
-    def __init__(self, args: AppArgs, replicas: DeploymentHandle) -> None:
+    def __init__(self, args: AppArgs, replicas: Mapping[str, DeploymentHandle]) -> None:
         super().__init__(args, replicas)
-        self._room = Room(self._service._admission)
+        self._room = Room(self._service.of(ONLY_MODEL)._admission)
 
     async def census(self) -> Census:
         return Census(os.getpid(), _held(), self._room.cancelled, tuple(self._room.refusals))

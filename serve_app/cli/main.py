@@ -133,6 +133,9 @@ def _main(
 @app.command(epilog=_EXIT_CODES)
 def generate(
     prompt: Annotated[str, typer.Argument(metavar="PROMPT", callback=_text, help="What to generate.")],
+    model: Annotated[
+        str | None, typer.Option(callback=_text, help="Which of the service's models, if it has several.")
+    ] = None,
     num_images: Annotated[
         int | None, typer.Option("--num-images", "-n", help="How many images, each with its own seed.")
     ] = None,
@@ -220,6 +223,7 @@ def generate(
     several = num_images != 1 and (seeds is None or len(seeds.seeds) > 1)
     given = {
         "prompt": prompt,
+        "model": model,
         "num_images": num_images,
         "seed": seed,
         "seeds": list(seeds.seeds) if seeds else None,
@@ -266,13 +270,17 @@ def reproduce(
     ] = None,
     init: Annotated[Path | None, _file_option("--init", "The file that the picture went on from, if it did.")] = None,
     mask: Annotated[Path | None, _file_option("--mask", "The mask that it was generated with, if any.")] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(callback=_text, help="Which of the service's models; by default the one that made the picture."),
+    ] = None,
     url: Url = URL,
 ) -> None:
     """Generate a picture again from the parameters in it, and compare every pixel."""
     from serve_app.cli import reproduce as command
 
     files = {"init_image": (init, "--init"), "mask_image": (mask, "--mask")}
-    same = command.reproduce(_service(url), picture, files, out, _console())
+    same = command.reproduce(_service(url), picture, files, model, out, _console())
     raise typer.Exit(0 if same else 1)
 
 

@@ -56,12 +56,14 @@ def reproduce(
     service: Service,
     picture: Path,
     files: Mapping[str, tuple[Path | None, str]],
+    model: str | None,
     out: Path | None,
     console: Console,
 ) -> bool:
     """Generate a picture again from the parameters in it; return whether it is the same. Raises CommandError.
 
-    `files` are those that it went on from, by the fields that hold them, each with the option that names it.
+    `files` are those that it went on from, by the fields that hold them, each with the option that names it. `model` is
+    which to use, None: the one that made it, if the service has several and it is one of them.
     """
     image = opened(picture)
     embedded, before = read(picture, image), np.asarray(image.convert("RGB"))
@@ -81,11 +83,14 @@ def reproduce(
         for field in files
         if (hash := getattr(embedded.request, field)) is not None
     }
-    body = only_seen_previews(console, {**embedded.request.model_dump(exclude_unset=True), **given})
-    version = service.version()
+    health = service.health()
+    if model is None and embedded.model.name in health.models:
+        model = embedded.model.name
+    named = {} if model is None else {"model": model}
+    body = only_seen_previews(console, {**embedded.request.model_dump(exclude_unset=True), **given, **named})
     with service.stream(body) as events:
         start = opening(events)
-        _compare_models(console, embedded, start.parameters.model, version)
+        _compare_models(console, embedded, start.parameters.model, health.version)
         introduce(console, start)
         ending = follow(events, view_of(console, start, body), keep)
     warn(console, ending.warnings)

@@ -55,10 +55,10 @@ class Service:
             with closing(self._events(http, connection, source)) as events:
                 yield events
 
-    def version(self) -> str:
-        """Return the service's version."""
+    def health(self) -> Health:
+        """Return what the service says of itself: its version, its models."""
         with self._explained(), self._client() as http:
-            return Health.model_validate_json(http.get("/health").content).version
+            return Health.model_validate_json(http.get("/health").content)
 
     def _events(self, http: httpx2.Client, connection: ExitStack, source: httpx2.EventSource) -> Generator[Event]:
         """Yield all events. Raises TransportError where the connection breaks for good."""

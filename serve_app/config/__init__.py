@@ -3,12 +3,12 @@
 Unknown keys are errors: Serve itself would silently drop them.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from os.path import normpath
 from pathlib import Path
 from typing import Any, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from serve_app.config.adapters import AdaptersConfig
 from serve_app.config.base import Config
@@ -25,12 +25,14 @@ from serve_app.config.live import (
     StreamsConfig,
 )
 from serve_app.config.model import ModelConfig
+from serve_app.config.models import MODELS, ONLY_MODEL, ModelName, merged, own_settings
 from serve_app.config.scaling import ScalingConfig
 from serve_app.models import EMBEDDED
 from serve_app.schemas import longest_body
 from serve_app.setting_types import Share
 
 __all__ = [
+    "ONLY_MODEL",
     "A1111Config",
     "AdaptersConfig",
     "AdmissionConfig",
@@ -50,6 +52,16 @@ __all__ = [
     "ScalingConfig",
     "StreamsConfig",
 ]
+
+
+def _live(changes: Any, path: str, known: Set[str]) -> Mapping[str, Any]:
+    """Return changes of settings that can change in a run. Raises ValueError if others are among them."""
+    if not isinstance(changes, Mapping):
+        raise ValueError(f"user_config: {path.rstrip('.')} must be a mapping of settings")
+    if fixed := sorted(changes.keys() - known):
+        words = ", ".join(sorted(known))
+        raise ValueError(f"user_config: {path}{fixed[0]} is not one of the settings that can change in a run: {words}")
+    return changes
 
 
 def _lies_in(path: str, folder: str) -> bool:
@@ -83,18 +95,50 @@ class AppArgs(LiveSettings):
     engine: EngineConfig = EngineConfig()
     preview: PreviewConfig = PreviewConfig()
     adapters: AdaptersConfig = AdaptersConfig()
+    models: Mapping[ModelName, Mapping[str, Any]] = Field(default={}, description=MODELS)
+    default_model: str | None = Field(
+        default=None, description="Which of several `models` a request means that names none."
+    )
+
+    @property
+    def served(self) -> dict[str, Self]:
+        """The settings of each model by its name, the default first; a service of one has its only one as ONLY_MODEL.
+
+        Raises ValueError.
+        """
+        if not self.models:
+            return {ONLY_MODEL: self}
+        values = self.model_dump(exclude_unset=True, exclude={"models", "default_model"})
+        served = {name: self._of_model(name, own_settings(name, values, own)) for name, own in self.models.items()}
+        default = self.default_model or next(iter(served))
+        return {default: served[default], **served}
+
+    def _of_model(self, name: str, settings: Mapping[str, Any]) -> Self:
+        try:
+            return self.model_validate(settings)
+        except ValidationError as error:
+            fault = error.errors()[0]
+            where, message = ".".join(map(str, fault["loc"])), fault["msg"].removeprefix("Value error, ")
+            field = f"models.{name}" if message.startswith(f"{where}.") or not where else f"models.{name}.{where}"
+            raise ValueError(f"{field}: {message}") from error
+
+    @property
+    def max_body_bytes(self) -> int:
+        """The largest body that any of the models takes: it is read before it is known which one it is for."""
+        return max(own.limits.max_body_bytes for own in self.served.values())
 
     def changed(self, live: Mapping[str, Any]) -> Self:
-        """Return these settings with others of `LiveSettings`, section by section. Raises ValueError."""
-        if fixed := sorted(live.keys() - LiveSettings.model_fields.keys()):
-            known = ", ".join(LiveSettings.model_fields)
-            raise ValueError(f"user_config: {fixed[0]} is not one of the settings that can change in a run: {known}")
-        values = self.model_dump(exclude_unset=True)
-        merged = {
-            name: {**values.get(name, {}), **section} if isinstance(section, Mapping) else section
-            for name, section in live.items()
-        }
-        return self.model_validate({**values, **merged})
+        """Return these settings with others of `LiveSettings`, section by section; also of `models`. Raises ValueError.
+
+        What is set for a model goes before what is set for all, whichever was set later.
+        """
+        values = merged(self.model_dump(exclude_unset=True), _live(live, "", {*LiveSettings.model_fields, "models"}))
+        if "models" in live:
+            values["models"] = {**self.models}
+            for name, own in _live(live["models"], "models.", self.models.keys()).items():
+                changes = _live(own, f"models.{name}.", LiveSettings.model_fields.keys())
+                values["models"][name] = merged(self.models[name], changes)
+        return self.model_validate(values)
 
     @property
     def may_sleep(self) -> bool:
@@ -111,6 +155,8 @@ class AppArgs(LiveSettings):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
+        if self.models:  # each is seen to with its own settings
+            return self
         if self.model.num_inference_steps > self.limits.max_steps:
             raise ValueError("model.num_inference_steps must not be above limits.max_steps")
         for width, height in self.warm_up_sizes:
@@ -148,7 +194,20 @@ class AppArgs(LiveSettings):
         return self
 
     @model_validator(mode="after")
+    def _models_can_be_served(self) -> Self:
+        names = ", ".join(self.models)
+        if self.default_model is not None and self.default_model not in self.models:
+            raise ValueError(f"default_model ({self.default_model}) must be one of models: {names or 'there are none'}")
+        # Not the first: on Kubernetes the order in the file is lost.
+        if len(self.models) > 1 and self.default_model is None:
+            raise ValueError(f"default_model: say which of the models a request means that names none: {names}")
+        _ = self.served
+        return self
+
+    @model_validator(mode="after")
     def _files_can_be_kept(self) -> Self:
+        if self.models:
+            return self
         files, picture = self.files, 3 * self.model.max_size**2
         if files.path is None:
             if files.base_url is not None:

@@ -14,7 +14,7 @@ from serve_app.metrics import Metrics
 
 
 class Accounts:
-    """Keeps the metrics of a fan-out; nothing here raises."""
+    """Keeps the metrics of one model; nothing here raises."""
 
     def __init__(self, counted: Metrics) -> None:
         self._counted = counted
@@ -64,6 +64,7 @@ def facts_of_plan(plan: Plan) -> dict[str, Any]:
     recipe = plan.slots[0].recipe
     return {
         "generation": plan.id,
+        "model": plan.parameters.model.name,
         "images": len(plan.slots),
         "seeds": [slot.seed for slot in plan.slots],
         "size": f"{recipe.width}x{recipe.height}",

@@ -10,7 +10,7 @@ from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import ReplicaRank
 
 from serve_app.config import AppArgs
-from serve_app.fanout.fanout import FanOut
+from serve_app.fanout.models import Models
 from serve_app.fanout.peers import Peers
 from serve_app.fanout.pool import Pool
 from serve_app.ingress.answers import Answers
@@ -33,28 +33,30 @@ _SENDING_S = 3.0
 class Ingress:
     """Fans requests out to the replicas. The constructor does no work, so /health answers from the start."""
 
-    def __init__(self, args: AppArgs, replicas: DeploymentHandle) -> None:
+    def __init__(self, args: AppArgs, replicas: Mapping[str, DeploymentHandle]) -> None:
+        """`replicas` are those of each model, by the names in `args.served`."""
         drop_access_log()
         self._args = args
-        self._metrics = Metrics(INGRESS)
-        self._service = FanOut(Pool(replicas, args.may_sleep), Peers(), args, self._metrics)
+        self._metrics = Metrics(INGRESS, args.served)
+        pools = {name: Pool(replicas[name], own.may_sleep) for name, own in args.served.items()}
+        self._service = Models(pools, Peers(), args, self._metrics)
         self._answers = Answers()
         self._api = create_api(self._service, args, _GONE, self._answers, self._count_request)
         self._started = False
 
     async def cancel(self, id: str, index: int | None) -> list[int]:
         """Cancel a request's images if this replica holds them. Its peers call this: any of them may get the DELETE."""
-        return self._service.cancel_here(id, index)
+        return self._service.generations.cancel_here(id, index)
 
     async def drain(self, grace_s: float) -> None:
         """Refuse new requests and return when the running ones are answered, at most some seconds after the grace."""
         ends = time.monotonic() + grace_s
-        await self._service.drain(grace_s)
+        await self._service.generations.drain(grace_s)
         await self._answers.sent(max(_SENDING_S, ends - time.monotonic()))
 
     async def next_part(self, id: str, after: int, wait_s: float) -> Part | None:
         """Return what a generation has after an event if this replica holds it. Its peers call this as well."""
-        return await self._service.next_part_here(id, after, wait_s)
+        return await self._service.generations.next_part_here(id, after, wait_s)
 
     async def reconfigure(self, user_config: Mapping[str, Any] | None, rank: ReplicaRank) -> None:
         """Take other `LiveSettings`. Serve calls this at the start and whenever `user_config` changes.

@@ -16,6 +16,7 @@ from starlette.routing import Match
 from starlette.types import Scope
 
 from serve_app.errors import InvalidRequest
+from serve_app.ingress.offers import Bodies
 
 KIND = "multipart/form-data"
 _MOST_FILES = 20
@@ -35,16 +36,18 @@ class FormRoute(APIRoute):
         return super().matches(scope) if _kind(Headers(scope=scope)) == KIND else (Match.NONE, {})
 
 
-async def validated(http: Request, form: type[Form], pictures: Set[str], most_bytes: int) -> Form:
+async def validated(http: Request, forms: Bodies[Form], pictures: Set[str], most_bytes: int) -> Form:
     """Return a request's form as an object; fields left empty are left out. Only `pictures` may be files.
 
-    Raises InvalidRequest or RequestValidationError.
+    Raises ServiceError or RequestValidationError.
     """
-    lists = {name for name, field in form.model_fields.items() if _is_list(field.annotation)}
+    known = forms.default.model_fields
+    lists = {name for name, field in known.items() if _is_list(field.annotation)}
     fields = await _read(http, lists, pictures, most_bytes)
-    for name in (name for name, field in form.model_fields.items() if _has_objects(field.annotation)):
+    for name in (name for name, field in known.items() if _has_objects(field.annotation)):
         if objects := _objects(name, fields):
             fields[name] = objects
+    form = forms.class_for(fields)
     try:
         return form.model_validate(fields, strict=False)  # all fields of a form are texts
     except ValidationError as error:

@@ -27,7 +27,7 @@ def middleware(
         *_cors(args.cors),  # before the keys: a browser's preflight request has none
         Middleware(AnsweredFaults, problems=problems),
         *_keys(args.auth, problems),
-        Middleware(PlainBodies, max_bytes=args.limits.max_body_bytes),
+        Middleware(PlainBodies, max_bytes=args.max_body_bytes),
         Middleware(HeadAsGet),
     ]
 

@@ -3,7 +3,7 @@
 from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Annotated, Any, get_args
 
-from fastapi import APIRouter, Depends, Header, Request, Response
+from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 
@@ -12,6 +12,7 @@ from serve_app.ingress.file_urls import Urls, urls_of
 from serve_app.ingress.files import Files
 from serve_app.ingress.forms import KIND, FormRoute, validated
 from serve_app.ingress.large_json import in_pieces
+from serve_app.ingress.offers import Bodies, Offers
 from serve_app.ingress.problems import Dialect
 from serve_app.ingress.service import Service
 from serve_app.ingress.stored import StoredEvent, StoredResult, stored_event, stored_result
@@ -28,6 +29,7 @@ from serve_app.schemas import (
     LoraFile,
     Problem,
     ResponseFormat,
+    ServedModel,
     ServiceStatus,
     UnfinishedResult,
 )
@@ -55,22 +57,24 @@ _AS_A_FORM: dict[str, Any] = {
 _EVENTS = sse.described(*get_args(Event), *get_args(StoredEvent))
 
 Frames = AsyncGenerator[ServerSentEvent]
+OneModel = Annotated[str | None, Query(description="Whose, by its name. Left out: the default model's.")]
 LastEventId = Annotated[
     int, Header(alias="Last-Event-ID", ge=0, description="Id of the last event that the client has. 0: all of them.")
 ]
 
 
-def router(service: Service, request: type[GenerateRequest], files: Files | None, most_bytes: int) -> APIRouter:
-    """Return the routes of one service with requests of type `request`; without files there are no URLs."""
+def router(service: Service, offers: Offers, files: Files | None, most_bytes: int) -> APIRouter:
+    """Return the routes of a service with these models; without files there are no URLs."""
     routes, forms = APIRouter(), APIRouter(route_class=FormRoute, include_in_schema=False)
     errors = DIALECT.responses
+    bodies = Bodies(offers, lambda offer: offer.request, offers.chosen, lambda body: body.get("model"))
 
     async def form(http: Request) -> GenerateRequest:
-        return await validated(http, request, _PICTURES, most_bytes)
+        return await validated(http, bodies, _PICTURES, most_bytes)
 
-    _add_generating(forms, Annotated[request, Depends(form)], service, files)
+    _add_generating(forms, Annotated[bodies.default, Depends(form)], bodies, files)
     routes.include_router(forms)
-    _add_generating(routes, request, service, files)
+    _add_generating(routes, bodies.annotation, bodies, files)
 
     async def resumed(id: str, http: Request, last_event_id: LastEventId = 0) -> AsyncIterator[Frames]:
         async with service.resume(id, last_event_id) as reading:
@@ -108,15 +112,20 @@ def router(service: Service, request: type[GenerateRequest], files: Files | None
         """Cancel one image of a running request; the others go on. Repeatable."""
         return await service.cancel(id, index)
 
-    @routes.get("/loras")
-    async def loras() -> list[LoraFile]:
-        """List the adapters that requests may name as `loras`. New files count at once."""
-        return await service.loras()
+    @routes.get("/models")
+    async def models() -> list[ServedModel]:
+        """List the models that requests may name as `model`, the default first, each with its bounds and defaults."""
+        return [ServedModel(name=offer.name_if_known, request=offer.request.model_json_schema()) for offer in offers]
 
-    @routes.get("/embeddings")
-    async def embeddings() -> list[EmbeddingFile]:
+    @routes.get("/loras", responses=errors(422, 503))
+    async def loras(model: OneModel = None) -> list[LoraFile]:
+        """List the adapters that requests may name as `loras`. New files count at once."""
+        return await offers.chosen(model).service.loras()
+
+    @routes.get("/embeddings", responses=errors(422, 503))
+    async def embeddings(model: OneModel = None) -> list[EmbeddingFile]:
         """List the embeddings (textual inversion) that prompts may name as `embedding:name`."""
-        return await service.embeddings()
+        return await offers.chosen(model).service.embeddings()
 
     @routes.get("/status")
     async def status() -> ServiceStatus:
@@ -126,7 +135,12 @@ def router(service: Service, request: type[GenerateRequest], files: Files | None
     return routes
 
 
-def _add_generating(routes: APIRouter, Sent: Any, service: Service, files: Files | None) -> None:  # noqa: N803 - a type
+def _add_generating(
+    routes: APIRouter,
+    Sent: Any,  # noqa: N803 - a type
+    bodies: Bodies[GenerateRequest],
+    files: Files | None,
+) -> None:
     """Add the routes that generate; `Sent` is the annotation of what they are sent."""
     errors = DIALECT.responses
 
@@ -139,14 +153,14 @@ def _add_generating(routes: APIRouter, Sent: Any, service: Service, files: Files
     async def generate(body: Sent, http: Request) -> Response:
         """Generate all images and return them together."""
         keep = _urls(files, body.response_format, http)
-        result = await service.generate(body)
+        result = await bodies.offer_of(body).service.generate(body)
         answer = await stored_result(result, keep) if keep else result
         return StreamingResponse(in_pieces(answer), media_type="application/json")
 
     # A dependency, because the route is a generator: once it runs, the status is already 200.
     async def opened(body: Sent, http: Request) -> AsyncIterator[Frames]:
         keep = _urls(files, body.response_format, http)
-        async with service.open(body) as reading:
+        async with bodies.offer_of(body).service.open(body) as reading:
             yield sse.ended(_frames(reading.entries, keep), _error)
 
     @routes.post(

@@ -1,7 +1,7 @@
 """The service with requests that hold pictures: checks them, and hands them on as a canvas."""
 
 from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from math import sqrt
 
@@ -15,17 +15,14 @@ from serve_app.errors import InvalidRequest
 from serve_app.ingress.given import Given, GivenPictures
 from serve_app.ingress.service import CanvasService
 from serve_app.ingress.threads import Threads
-from serve_app.readings import Found, Reading
+from serve_app.readings import Reading
 from serve_app.schemas import (
     BatchResult,
-    Cancelled,
     EmbeddingFile,
     Event,
     GenerateRequest,
-    Health,
     LoraFile,
     ModelInfo,
-    ServiceStatus,
 )
 
 _STRENGTH, _STRENGTH_OF_PART = 0.6, 1.0
@@ -35,19 +32,27 @@ _STRETCH = 1.02
 """How much a picture may be stretched without a word: sizes are multiples of 8."""
 
 
+def reading_threads() -> Threads:
+    """Return the threads in which pictures are read."""
+    return Threads(_THREADS, "pictures")
+
+
 def usual_strength(*, masked: bool) -> float:
     """Return the default for a part of a picture, or for a whole one."""
     return _STRENGTH_OF_PART if masked else _STRENGTH
 
 
 class WithPictures:
-    """A service whose requests may hold pictures. All APIs share it: a picture is read in one way."""
+    """A model whose requests may hold pictures. All APIs share it: a picture is read in one way.
 
-    def __init__(self, service: CanvasService, given: GivenPictures, model: ModelConfig) -> None:
+    `threads` are those of all models (`reading_threads`).
+    """
+
+    def __init__(self, service: CanvasService, given: GivenPictures, model: ModelConfig, threads: Threads) -> None:
         self._service = service
         self._given = given
         self._model = model
-        self._threads = Threads(_THREADS, "pictures")
+        self._threads = threads
 
     async def generate(self, request: GenerateRequest) -> BatchResult:
         return await self._service.generate(*await self._prepared(request))
@@ -129,32 +134,17 @@ class WithPictures:
         width, height = (min(max(side - side % 8, model.min_size), model.max_size) for side in sides)
         return width, height
 
-    def running(self) -> AbstractAsyncContextManager[None]:
-        return self._service.running()
-
     def model(self) -> ModelInfo:
         return self._service.model()
 
-    def resume(self, id: str, after: int) -> AbstractAsyncContextManager[Reading]:
-        return self._service.resume(id, after)
-
-    async def find(self, id: str) -> Found:
-        return await self._service.find(id)
-
-    async def cancel(self, id: str, index: int | None = None) -> Cancelled:
-        return await self._service.cancel(id, index)
-
-    def health(self) -> Health:
-        return self._service.health()
+    def known_model(self) -> ModelInfo | None:
+        return self._service.known_model()
 
     async def loras(self) -> list[LoraFile]:
         return await self._service.loras()
 
     async def embeddings(self) -> list[EmbeddingFile]:
         return await self._service.embeddings()
-
-    def status(self) -> ServiceStatus:
-        return self._service.status()
 
 
 def _warnings(picture: Pillow.Image, request: GenerateRequest) -> tuple[str, ...]:

@@ -23,15 +23,14 @@ export class ApiError extends Error {
   }
 }
 
-/** Return the properties of the request body with this service's bounds and defaults, as JSON Schema. */
-export async function requestProperties() {
-  const response = await withKey(() => call("openapi.json"));
-  return (await response.json()).components.schemas.GenerateRequest.properties;
+/** Return the models that requests may name, the default first: { name, request }, the JSON Schema of a body with its bounds and defaults. */
+export async function servedModels() {
+  return (await withKey(() => call("models"))).json();
 }
 
-/** Return the LoRAs that requests may name. */
-export async function loraFiles() {
-  return (await call("loras")).json();
+/** Return the LoRAs that requests for a model may name; null: for the only one. */
+export async function loraFiles(model = null) {
+  return (await call(model === null ? "loras" : `loras?${new URLSearchParams({ model })}`)).json();
 }
 
 export async function serviceStatus() {

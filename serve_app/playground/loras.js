@@ -20,6 +20,7 @@ export class Loras extends EventTarget {
   #element;
   #files = []; // as the service lists them
   #most = Infinity;
+  #model = null; // whose they are, where the service has several
 
   constructor(element) {
     super();
@@ -31,15 +32,18 @@ export class Loras extends EventTarget {
     this.#list.addEventListener("click", ({ target }) => this.#act(target.closest("button")));
   }
 
-  /** Take what the JSON Schema of the request body says of their number. */
-  describe({ maxItems = Infinity }) {
+  /** Take a model's, and what the JSON Schema of the request body says of their number. */
+  follow(model, { maxItems = Infinity }) {
+    this.#model = model;
     this.#most = maxItems;
     return this.refresh();
   }
 
   /** Ask the service what it has: files may have been added to its folder. */
   async refresh() {
-    const files = await loraFiles().catch(() => this.#files);
+    const model = this.#model;
+    const files = await loraFiles(model).catch(() => this.#files);
+    if (model !== this.#model) return; // another was chosen meanwhile
     if (JSON.stringify(files) === JSON.stringify(this.#files)) return;
     this.#files = files;
     this.fill(this.#values());

@@ -1,6 +1,6 @@
 // The page: connects the form, the runs, the viewer and the history.
 
-import { requestProperties } from "./api.js";
+import { servedModels } from "./api.js";
 import { announce, byId, count } from "./dom.js";
 import * as past from "./history.js";
 import { forgetKey, showWhetherKept } from "./key.js";
@@ -18,9 +18,9 @@ const MOST_RUNS = 12;
 const STRENGTH = 0.6;
 const STRENGTH_OF_PART = 1;
 
-const settings = new Settings(byId("settings"));
-const start = new Start(byId("start"), () => settings.largestSide);
 const loras = new Loras(byId("loras-field"));
+const settings = new Settings(byId("settings"), (model, properties) => loras.follow(model, properties.loras));
+const start = new Start(byId("start"), () => settings.largestSide);
 const shown = new Map(); // the runs on the page, newest last, and their views
 const askService = watchService(() => [...shown.keys()].some((run) => run.active));
 
@@ -29,10 +29,8 @@ const actions = { open: (run, image) => view(run, image, edit), generate: follow
 async function connect() {
   byId("unavailable").hidden = true;
   try {
-    const properties = await requestProperties();
-    settings.describe(properties, fromUrl());
+    settings.describe(await servedModels(), fromUrl());
     loras.fill(fromUrl().loras);
-    loras.describe(properties.loras);
     start.expect(wantsPicture(fromUrl()) && !start.picture);
   } catch (error) {
     byId("unavailable").querySelector("p").textContent = error.message;
@@ -196,7 +194,7 @@ byId("dice").addEventListener("click", () => {
   announce(`Seed ${seed}`);
 });
 byId("reset").addEventListener("click", () => {
-  settings.fill({ prompt: byId("prompt").value });
+  settings.fill({ prompt: byId("prompt").value, model: byId("model").value });
   loras.fill();
 });
 byId("copy-link").addEventListener("click", ({ currentTarget }) => {

@@ -2,11 +2,12 @@
 
 import { count } from "./dom.js";
 
+const MODEL = "model";
 const TEXTS = ["prompt", "negative_prompt"];
 const NUMBERS = ["num_images", "width", "height", "num_inference_steps", "guidance_scale", "seed", "strength", "mask_blur", "padding_mask_crop"];
 const CHOICES = ["scheduler", "sigma_schedule", "output_format"];
 const SWITCHES = ["keep_outside"];
-export const NAMES = [...TEXTS, ...NUMBERS, ...CHOICES, ...SWITCHES];
+export const NAMES = [MODEL, ...TEXTS, ...NUMBERS, ...CHOICES, ...SWITCHES];
 const FILE = "init_image";
 
 /** Where the form shows what is wrong with a field of the request that it does not have. */
@@ -17,33 +18,37 @@ const SHAPES = [["Square", 1], ["Landscape 4:3", 4 / 3], ["Wide 16:9", 16 / 9], 
 
 export class Settings {
   #form;
+  #onModel;
+  #models = [];
+  #model = null; // whose bounds and defaults the form has
   #defaults = {};
   #sides = null; // the schemas of width and height
   #picture = null; // the size of the picture to go on from
   #sizes = [];
 
-  constructor(form) {
+  /** `onModel` is called with each model that the form is then about: null where the service has one, and the properties of its requests. */
+  constructor(form, onModel) {
     this.#form = form;
+    this.#onModel = onModel;
     form.addEventListener("input", (event) => this.#mirror(event.target));
+    form.addEventListener("change", ({ target }) => target.name === MODEL && this.#changeModel());
   }
 
-  /** Take bounds and defaults from the JSON Schema of the request body and fill the form; keep what was typed meanwhile. */
-  describe(properties, values) {
+  /** Take the models with their bounds and defaults and fill the form; keep what was typed meanwhile. */
+  describe(models, values) {
     const typed = [...TEXTS, ...NUMBERS, ...CHOICES].map((name) => [name, this.#field(name).value]).filter(([, value]) => value !== "");
-    for (const name of NAMES) {
-      const schema = notNull(properties[name]);
-      this.#defaults[name] = schema.default ?? "";
-      if (CHOICES.includes(name)) this.#offer(name, schema.enum);
-      else if (!SWITCHES.includes(name)) this.#bound(name, schema);
-    }
-    this.#sides = { width: properties.width, height: properties.height };
-    this.#offerShapes();
+    const field = this.#field(MODEL);
+    this.#models = models;
+    field.disabled = field.closest(".field").hidden = models.length < 2;
+    field.replaceChildren(...models.map(({ name }) => new Option(name ?? "")));
     this.fill({ ...values, ...Object.fromEntries(typed) });
   }
 
-  /** Fill the form; fields not in `values` get their defaults. */
+  /** Fill the form; fields not in `values` get their defaults, those of the model that `values` name. */
   fill(values) {
-    for (const name of NAMES) {
+    if (!this.#models.length) return;
+    this.#follow(this.#models.find(({ name }) => name === values.model) ?? this.#models[0]);
+    for (const name of NAMES.filter((name) => name !== MODEL)) {
       const field = this.#field(name);
       const value = values[name] ?? this.#defaults[name];
       if (SWITCHES.includes(name)) field.checked = String(value) === "true"; // a text, from a link
@@ -103,6 +108,29 @@ export class Settings {
     return this.#values();
   }
 
+  /** Take a model's bounds and defaults. */
+  #follow(model) {
+    this.#field(MODEL).value = model.name ?? "";
+    if (model === this.#model) return;
+    this.#model = model;
+    const { properties } = model.request;
+    for (const name of NAMES.filter((name) => name !== MODEL)) {
+      const schema = notNull(properties[name]);
+      this.#defaults[name] = schema.default ?? "";
+      if (CHOICES.includes(name)) this.#offer(name, schema.enum);
+      else if (!SWITCHES.includes(name)) this.#bound(name, schema);
+    }
+    this.#sides = { width: properties.width, height: properties.height };
+    this.#offerShapes();
+    this.#onModel(this.#models.length > 1 ? model.name : null, properties);
+  }
+
+  /** A person has chosen another model: what was left at the defaults becomes its own, the rest stays. */
+  #changeModel() {
+    const said = NAMES.map((name) => [name, SWITCHES.includes(name) ? String(this.#field(name).checked) : this.#field(name).value]);
+    this.fill(Object.fromEntries(said.filter(([name, value]) => value !== String(this.#defaults[name]))));
+  }
+
   /** Browsers check maxlength only for typed text, not for text from a link. */
   #tooLong(name) {
     const { value, maxLength, labels } = this.#field(name);
@@ -140,7 +168,7 @@ export class Settings {
   #value(name) {
     const { value, valueAsNumber, checked, dataset } = this.#field(name);
     if (TEXTS.includes(name)) return value;
-    if (CHOICES.includes(name)) return value || null;
+    if (name === MODEL || CHOICES.includes(name)) return value || null;
     if (SWITCHES.includes(name)) return checked;
     return value !== "" ? valueAsNumber : dataset.usual === undefined ? null : Number(dataset.usual);
   }

@@ -186,6 +186,13 @@ class ErrorBody(Answer):
     error: Problem
 
 
+class ServedModel(Answer):
+    """A model that requests may name, as `GET /models` lists it."""
+
+    name: str | None = Field(description="Null before a replica has told it, if the config does not name the model.")
+    request: dict[str, Any] = Field(description="The JSON Schema of `POST /generate` with its bounds and defaults.")
+
+
 class LoraFile(Answer):
     """A LoRA that requests may name, as `GET /loras` lists it."""
 
@@ -212,22 +219,44 @@ class ReplicaCount(Answer):
     target: int
 
 
+class ModelHealth(Answer):
+    """Whether there are replicas of a model."""
+
+    status: Literal["ready", "starting", "asleep", "waking"] = Field(
+        description="`asleep`: no replicas run, and a request for images starts one. `waking`: one starts again. Both "
+        "refuse requests with a Retry-After."
+    )
+    replicas: ReplicaCount
+    message: str | None = Field(default=None, description="What is wrong, for the operator; null if nothing is known.")
+
+
 class Health(Answer):
     """The answer of `GET /health`; 200 when ready, asleep or waking, 503 while starting or stopping."""
 
     status: Literal["ready", "starting", "asleep", "waking", "stopping"] = Field(
         description="`asleep`: no replicas run, and a request for images starts one. `waking`: one starts again. Both "
-        "refuse requests with a Retry-After."
+        "refuse requests with a Retry-After. Of several models that of the one that is readiest."
     )
     replicas: ReplicaCount
     version: str
     message: str | None = Field(default=None, description="What is wrong, for the operator; null if nothing is known.")
+    models: dict[str, ModelHealth] = Field(
+        default={}, description="Each model by its name; empty where the service has only one, without a name."
+    )
 
 
-class ServiceStatus(Answer):
-    """The answer of `GET /status`, at most a second old."""
+class ModelStatus(Answer):
+    """How busy the replicas of a model are."""
 
     replicas: ReplicaCount
     images_in_flight: int
     images_waiting: int
     images_per_second: float = Field(description="Images per second of all replicas, over the last minute.")
+
+
+class ServiceStatus(ModelStatus):
+    """The answer of `GET /status`, at most a second old."""
+
+    models: dict[str, ModelStatus] = Field(
+        default={}, description="Each model by its name; empty where the service has only one, without a name."
+    )

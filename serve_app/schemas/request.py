@@ -55,6 +55,9 @@ class GenerateRequest(Output, Recipe):
     `serve_app.ingress.requests` derives a class with the service's own limits and defaults.
     """
 
+    model: str | None = Field(
+        default=None, min_length=1, description="Which of the served models to use, by its name. Null: the default one."
+    )
     num_images: int = Field(default=4, ge=1, description="How many images, each with its own seed.")
     seed: FirstSeed | None = Field(
         default=None,

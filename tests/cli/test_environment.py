@@ -275,4 +275,4 @@ def test_no_password_is_shown(password: str) -> None:
 
 def test_a_request_carries_a_password_or_a_key() -> None:
     with pytest.raises(Unusable, match="PARALLEL_SDXL_API_KEY"):
-        Service(Route.to("http://me:password@127.0.0.1:9"), "secret").version()
+        Service(Route.to("http://me:password@127.0.0.1:9"), "secret").health()

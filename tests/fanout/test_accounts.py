@@ -10,12 +10,11 @@ from serve_app import metrics
 from serve_app.client import client
 from serve_app.config import AppArgs
 from serve_app.errors import InvalidRequest, NotReady, ServiceError, ShuttingDown, SlotFailed, TooManyWaiting
-from serve_app.fanout.fanout import FanOut
 from serve_app.fanout.sight import PoolStatus
 from serve_app.line import Line, begin
 from serve_app.messages import Slot
 from serve_app.schemas import GenerateRequest, StartEvent
-from tests.fakes import GPU_SECONDS, REPLICA, FakePool, Metrics, NoPeers
+from tests.fakes import GPU_SECONDS, REPLICA, FakePool, Metrics, OneModel
 
 REQUEST = GenerateRequest(prompt="a cat", num_images=3, seed=0, preview_steps=[], width=64, height=64)
 
@@ -28,7 +27,7 @@ class Studio:
     counted: Metrics = field(default_factory=Metrics)
 
     def __post_init__(self) -> None:
-        self.service = FanOut(self.pool, NoPeers(), AppArgs(), self.counted)
+        self.service = OneModel(self.pool, AppArgs(), self.counted)
 
     def images(self, outcome: str, reason: str = "") -> float:
         return self.counted.count(metrics.IMAGES, outcome=outcome, reason=reason)
@@ -129,7 +128,7 @@ async def test_the_line_of_a_request_waits_for_a_generation_that_outlives_it() -
         async with studio.service.open(REQUEST.model_copy(update={"on_disconnect": "finish"})) as reading:
             await anext(reading.entries)
     assert written == []
-    (held,) = studio.service._requests.running
+    (held,) = studio.service.generations._here.running
     release.set()
     await asyncio.wait([held.task])
     assert [facts["succeeded"] for facts in written] == [3]

@@ -7,23 +7,22 @@ import pytest
 
 from serve_app.config import AppArgs
 from serve_app.errors import ShuttingDown
-from serve_app.fanout.fanout import FanOut
 from serve_app.messages import Slot
 from serve_app.schemas import CompletedEvent, ErrorEvent, FailedEvent, GenerateRequest, ImageEvent
-from tests.fakes import FakePool, Metrics, NoPeers
+from tests.fakes import FakePool, Metrics, OneModel
 
 REQUEST = GenerateRequest(prompt="a", num_images=2, seed=0, preview_steps=[])
 SHEET = REQUEST.model_copy(update={"grid": True})
 
 
-def stuck(*indexes: int) -> FanOut:
+def stuck(*indexes: int) -> OneModel:
     """A service that never finishes the images with these indexes."""
 
     async def before(slot: Slot) -> None:
         if slot.index in indexes:
             await asyncio.Event().wait()
 
-    return FanOut(FakePool(before=before), NoPeers(), AppArgs(), Metrics())
+    return OneModel(FakePool(before=before), AppArgs(), Metrics())
 
 
 async def test_what_finishes_within_the_grace_is_whole() -> None:
@@ -32,7 +31,7 @@ async def test_what_finishes_within_the_grace_is_whole() -> None:
     async def before(_: Slot) -> None:
         await release.wait()
 
-    service = FanOut(FakePool(before=before), NoPeers(), AppArgs(), Metrics())
+    service = OneModel(FakePool(before=before), AppArgs(), Metrics())
     answer = asyncio.create_task(service.generate(REQUEST))
     await asyncio.sleep(0)
     draining = asyncio.create_task(service.drain(30))
@@ -92,8 +91,8 @@ NO_GRID = "the grid could not be made; the images are complete"
 async def test_an_answer_does_not_lack_its_images_because_its_grid_takes_longer_than_the_grace(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("serve_app.fanout.fanout._ENDING_S", 0.1)
-    service = FanOut(NoPixels(), NoPeers(), AppArgs(), Metrics())
+    monkeypatch.setattr("serve_app.fanout.generations._ENDING_S", 0.1)
+    service = OneModel(NoPixels(), AppArgs(), Metrics())
     answer = asyncio.create_task(service.generate(SHEET))
     await asyncio.sleep(0.05)
     async with asyncio.timeout(5):
@@ -106,7 +105,7 @@ async def test_an_answer_does_not_lack_its_images_because_its_grid_takes_longer_
 
 async def test_a_grid_is_given_up_soon_after_the_deadline_of_its_request(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("serve_app.fanout.grid._EXTRA_S", 0.1)
-    service = FanOut(NoPixels(), NoPeers(), AppArgs(), Metrics())
+    service = OneModel(NoPixels(), AppArgs(), Metrics())
     async with asyncio.timeout(5):
         answer = await service.generate(SHEET.model_copy(update={"timeout_s": 0.1}))
     assert [image.status for image in answer.images] == ["succeeded", "succeeded"]

@@ -10,25 +10,24 @@ import pytest
 from ray.serve import metrics
 
 from serve_app.config import AppArgs, LimitsConfig
-from serve_app.fanout.fanout import FanOut
 from serve_app.fanout.pool import Tell, nobody
 from serve_app.fanout.sight import PoolStatus
 from serve_app.messages import Slot
 from serve_app.metrics import GENERATED_AGAIN, INGRESS
 from serve_app.metrics import Metrics as Counted
 from serve_app.schemas import BatchResult, CompletedEvent, Event, GenerateRequest, StartEvent
-from tests.fakes import REPLICA, FakePool, Metrics, NoPeers
+from tests.fakes import REPLICA, FakePool, Metrics, OneModel
 
 REQUEST = GenerateRequest(prompt="a cat and a dog", num_images=2, seed=0, preview_steps=[], width=64, height=64)
 SHEET = REQUEST.model_copy(update={"grid": True})
 UNREAD = "prompt is longer than the model can read; it does not see: dog"
 
 
-def fan_out(pool: FakePool, metrics: Counted | None = None) -> FanOut:
-    return FanOut(pool, NoPeers(), AppArgs(), metrics or Metrics())
+def fan_out(pool: FakePool, metrics: Counted | None = None) -> OneModel:
+    return OneModel(pool, AppArgs(), metrics or Metrics())
 
 
-async def told(service: FanOut, request: GenerateRequest) -> tuple[BatchResult, list[Event]]:
+async def told(service: OneModel, request: GenerateRequest) -> tuple[BatchResult, list[Event]]:
     """Return what both kinds of request are told."""
     answer = await service.generate(request)
     async with service.stream(request) as stream:

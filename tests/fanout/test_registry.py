@@ -9,14 +9,13 @@ from serve_app.config import AppArgs
 from serve_app.errors import GenerationFailed, NotFound, SlotFailed
 from serve_app.fanout.admission import Admission
 from serve_app.fanout.event_log import EventLog
-from serve_app.fanout.fanout import FanOut
 from serve_app.fanout.generation import Generation
 from serve_app.fanout.held import Held, Terms
 from serve_app.fanout.registry import _REMEMBERED_REQUESTS, Registry
 from serve_app.messages import Slot
 from serve_app.schemas import BatchResult, Event, GenerateRequest, ImageEvent, StartEvent
 from tests.conftest import make_slot
-from tests.fakes import MODEL, FakePool, Metrics, NoPeers, dispatcher_of
+from tests.fakes import MODEL, FakePool, Metrics, OneModel, dispatcher_of
 
 REQUEST = GenerateRequest(prompt="a", num_images=3, seed=0)
 
@@ -29,7 +28,7 @@ class Studio:
         self.started = asyncio.Event()
         self.pool = FakePool(before=self.before)
         self.metrics = Metrics()
-        self.service = FanOut(self.pool, NoPeers(), AppArgs(), self.metrics)
+        self.service = OneModel(self.pool, AppArgs(), self.metrics)
 
     async def before(self, slot: Slot) -> None:
         if len(self.pool.slots) == REQUEST.num_images:
@@ -40,7 +39,7 @@ class Studio:
         """Return the id of a request that is being generated, and its answer to come."""
         answer = asyncio.create_task(self.service.generate(request))
         await self.started.wait()
-        (id_,) = self.service._requests._held
+        (id_,) = self.service.generations._here._held
         return id_, answer
 
 

@@ -9,12 +9,11 @@ import pytest
 
 from serve_app.config import AppArgs, StreamsConfig
 from serve_app.errors import GenerationFailed, InvalidRequest, NotFound, NotReady, SlotFailed
-from serve_app.fanout.fanout import FanOut
 from serve_app.fanout.peers import Peers
 from serve_app.messages import Slot
 from serve_app.readings import Entry, Part, Reading
 from serve_app.schemas import BatchResult, ErrorEvent, GenerateRequest, ImageEvent, OnDisconnect, UnfinishedResult
-from tests.fakes import FakePool, Metrics, NoPeers, Ref
+from tests.fakes import FakePool, Metrics, NoPeers, OneModel, Ref
 
 ID = "01234567-89ab-4cde-8f01-23456789abcd"
 KEEP_S = 1.0
@@ -34,7 +33,7 @@ class Studio:
         self.release = asyncio.Event()
         self.pool = FakePool(before=self.before)
         self.metrics = Metrics()
-        self.service = FanOut(self.pool, peers or NoPeers(), ARGS, self.metrics)
+        self.service = OneModel(self.pool, ARGS, self.metrics, peers)
 
     async def before(self, slot: Slot) -> None:
         if slot.index:
@@ -52,12 +51,12 @@ class Studio:
         yield got
 
 
-async def rest_of(service: FanOut, after: int) -> list[Entry]:
+async def rest_of(service: OneModel, after: int) -> list[Entry]:
     async with asyncio.timeout(5), service.resume(ID, after) as reading:
         return [entry async for entry in reading.entries]
 
 
-async def ended(service: FanOut) -> BatchResult:
+async def ended(service: OneModel) -> BatchResult:
     """Ask for the answer until it is whole."""
     async with asyncio.timeout(5):
         while isinstance(answer := (await service.find(ID)).answer, UnfinishedResult):  # noqa: ASYNC110 - as clients do
@@ -232,7 +231,7 @@ class Neighbours(NoPeers):
     """Reaches one other ingress replica; `busy` of the next questions find it too busy."""
 
     def __init__(self) -> None:
-        self.service: FanOut | None = None
+        self.service: OneModel | None = None
         self.busy = 0
         self.asked = 0
 
@@ -241,10 +240,10 @@ class Neighbours(NoPeers):
         if self.busy:
             self.busy -= 1
             raise NotReady("too busy")
-        return await self.service.next_part_here(id, after, wait_s) if self.service else None
+        return await self.service.generations.next_part_here(id, after, wait_s) if self.service else None
 
 
-def two_ingress_replicas() -> tuple[Studio, FanOut, Neighbours]:
+def two_ingress_replicas() -> tuple[Studio, OneModel, Neighbours]:
     """Return the one that holds a generation, another one, and the way from this to that."""
     holder, way = Studio(), Neighbours()
     way.service = holder.service

@@ -10,10 +10,9 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from serve_app.config import AppArgs
 from serve_app.errors import SlotFailed
 from serve_app.fanout import spans
-from serve_app.fanout.fanout import FanOut
 from serve_app.messages import Slot
 from serve_app.schemas import BatchResult, GenerateRequest
-from tests.fakes import FakePool, Metrics, NoPeers
+from tests.fakes import FakePool, Metrics, OneModel
 
 REQUEST = GenerateRequest(prompt="a cat", num_images=2, seed=7, preview_steps=[], width=64, height=64)
 
@@ -32,7 +31,7 @@ async def answered(processor: SpanProcessor, monkeypatch: pytest.MonkeyPatch) ->
     provider = TracerProvider()
     provider.add_span_processor(processor)
     monkeypatch.setattr(spans, "_tracer", provider.get_tracer("test"))
-    return await FanOut(FakePool(before=no_memory_for_the_second), NoPeers(), AppArgs(), Metrics()).generate(REQUEST)
+    return await OneModel(FakePool(before=no_memory_for_the_second), AppArgs(), Metrics()).generate(REQUEST)
 
 
 def facts(found: Sequence[ReadableSpan], name: str) -> list[tuple[object, ...]]:

@@ -10,11 +10,10 @@ from openai import OpenAI
 from starlette.testclient import TestClient
 
 from serve_app.config import AdmissionConfig, AppArgs, LimitsConfig
-from serve_app.fanout.fanout import FanOut
 from serve_app.ingress.api import create_api
 from serve_app.ingress.live import LiveApi
-from serve_app.ingress.service import CanvasService
-from tests.fakes import FakePool, Metrics, NoPeers
+from serve_app.ingress.service import Service
+from tests.fakes import FakePool, Metrics, OneModel
 
 LIMITS = LimitsConfig(max_images=9, max_steps=50, max_body_bytes=120_000)
 ARGS = AppArgs(limits=LIMITS, admission=AdmissionConfig(max_waiting_images=9))
@@ -34,11 +33,15 @@ class Routes:
     """The routes of all services with some settings, made once: that takes 60 ms, and to collect them as long again."""
 
     def __init__(self, args: AppArgs) -> None:
-        self._service: FanOut | None = None
-        self.app: LiveApi = create_api(cast(CanvasService, self), args)
+        self._service: OneModel | None = None
+        self.app: LiveApi = create_api(cast(Service, self), args)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._service, name)
+
+    def of(self, name: str) -> "Routes":
+        """A service of one model is that model's as well."""
+        return self
 
     def running(self) -> AbstractAsyncContextManager[None]:
         """It is taken when the routes are made, unlike all others."""
@@ -46,7 +49,7 @@ class Routes:
         return self._service.running()
 
     @contextmanager
-    def before(self, service: FanOut) -> Iterator[LiveApi]:
+    def before(self, service: OneModel) -> Iterator[LiveApi]:
         """Serve this service, and no other meanwhile."""
         assert self._service is None, "one at a time"
         self._service = service
@@ -60,7 +63,7 @@ _made: dict[str, Routes] = {}
 
 
 @contextmanager
-def client_of(service: FanOut, args: AppArgs = ARGS, **options: Any) -> Iterator[TestClient]:
+def client_of(service: OneModel, args: AppArgs = ARGS, **options: Any) -> Iterator[TestClient]:
     """Open a client of a service over routes that all tests with these settings share.
 
     Routes that depend on more, as on files of one test or on keys that change, are to be made with `create_api`.
@@ -74,7 +77,7 @@ def client_of(service: FanOut, args: AppArgs = ARGS, **options: Any) -> Iterator
 
 @pytest.fixture
 def client(pool: FakePool, metrics: Metrics) -> Iterator[TestClient]:
-    with client_of(FanOut(pool, NoPeers(), ARGS, metrics)) as client:
+    with client_of(OneModel(pool, ARGS, metrics)) as client:
         yield client
 
 

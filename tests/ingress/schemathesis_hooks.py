@@ -49,6 +49,8 @@ def before_call(_: schemathesis.HookContext, case: Case, kwargs: dict[str, Any])
     positive = case.meta and case.meta.generation.mode.is_positive
     if positive and case.headers and "Last-Event-ID" in case.headers:
         case.headers["Last-Event-ID"] = "0"  # there are not so many events
+    if positive and case.query:
+        _drop(case.query, "model")  # any name by the schema, but a served model's
     if not isinstance(case.body, dict):
         return
     if isinstance(timeout_s := case.body.get("timeout_s"), float) and 0 < timeout_s < 1:
@@ -58,6 +60,7 @@ def before_call(_: schemathesis.HookContext, case: Case, kwargs: dict[str, Any])
         if case.operation.path.startswith("/sdapi/"):
             mend_a1111(case.body, case.operation.path)
         if case.operation.path in ("/generate", "/stream"):
+            _drop(case.body, "model")  # any name by the schema, but a served model's
             case.body["id"] = str(uuid4())  # a second generation of one id is refused; without one it is not found
 
 
@@ -75,6 +78,7 @@ def mend(body: dict[str, Any]) -> None:
     if scheduler == "pndm" and {"image", "image_url"} & body.keys():  # which cannot go on from a picture
         _drop(body, "scheduler")
     _drop(body, "loras")  # any name by the schema, but an adapter's
+    _drop(body, "model_name")  # likewise
     _drop(body, "embeddings")  # likewise, and one that a prompt names
     if None in (body.get("negative_original_size"), body.get("negative_target_size")):  # only together
         _drop(body, "negative_original_size", "negative_target_size", "negative_crops_coords_top_left")

@@ -15,12 +15,11 @@ from starlette.testclient import TestClient
 
 from serve_app.config import A1111Config, ModelConfig
 from serve_app.errors import SlotFailed
-from serve_app.fanout.fanout import FanOut
 from serve_app.ingress.a1111.answers import png_info_of
 from serve_app.ingress.api import create_api
 from serve_app.messages import Slot
 from tests.clients.bodies import LIBRECHAT, OPEN_WEBUI, SILLYTAVERN
-from tests.fakes import FakePool, Metrics, NoPeers
+from tests.fakes import FakePool, Metrics, OneModel
 from tests.ingress.conftest import ARGS, client_of
 from tests.ingress.hostile import half, plain, saved
 
@@ -34,7 +33,7 @@ TITLE = "fake [0123456789]"
 def large(pool: FakePool) -> Iterator[TestClient]:
     """A service of large pictures."""
     args = ARGS.model_copy(update={"model": ModelConfig(width=1024, height=1024, max_size=1024)})
-    with client_of(FanOut(pool, NoPeers(), args, Metrics()), args) as client:
+    with client_of(OneModel(pool, args, Metrics()), args) as client:
         yield client
 
 
@@ -188,7 +187,7 @@ def test_a_mask_is_used_as_a1111_does(client: TestClient, pool: FakePool) -> Non
             TXT2IMG,
             {"override_settings": {"sd_model_checkpoint": "b"}},
             "override_settings.sd_model_checkpoint",
-            "cannot",
+            '"b" is not served here; choose one of "fake"',
         ),
         (TXT2IMG, {"override_settings": {"x": 1}}, "override_settings.x", "cannot be changed here; there is no such"),
         (IMG2IMG, {}, "init_images", "Field required"),
@@ -313,6 +312,6 @@ def test_a_text_made_to_take_long_does_not() -> None:
 
 def test_it_can_be_switched_off(pool: FakePool) -> None:
     args = ARGS.model_copy(update={"a1111": A1111Config(enabled=False)})
-    with TestClient(create_api(FanOut(pool, NoPeers(), args, Metrics()), args)) as client:
+    with TestClient(create_api(OneModel(pool, args, Metrics()), args)) as client:
         assert client.get("/sdapi/v1/options").status_code == 404
         assert client.post(TXT2IMG, json={"prompt": "a"}).json()["error"] == "not_found"

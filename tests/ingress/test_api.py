@@ -11,11 +11,10 @@ from PIL import Image
 from starlette.testclient import TestClient
 
 from serve_app.errors import SlotFailed
-from serve_app.fanout.fanout import FanOut
 from serve_app.fanout.sight import PoolStatus
 from serve_app.messages import Slot
 from serve_app.schemas import GenerateRequest
-from tests.fakes import GPU_SECONDS, REPLICA, FakePool, Metrics, NoPeers
+from tests.fakes import GPU_SECONDS, REPLICA, FakePool, Metrics, OneModel
 from tests.ingress.conftest import ARGS, events_of
 
 
@@ -155,7 +154,7 @@ def test_images_are_counted_by_outcome(client: TestClient, pool: FakePool, metri
 async def test_a_stream_nobody_reads_gives_its_places_back_and_counts_as_cancelled(
     pool: FakePool, metrics: Metrics
 ) -> None:
-    service = FanOut(pool, NoPeers(), ARGS, metrics)
+    service = OneModel(pool, ARGS, metrics)
     async with service.stream(GenerateRequest(prompt="a", num_images=3)):
         assert service._admission.unfinished == 3
     assert service._admission.unfinished == 0

@@ -32,12 +32,11 @@ from starlette.testclient import TestClient
 
 from serve_app.config import AppArgs, AuthConfig, FilesConfig, LimitsConfig, ModelConfig
 from serve_app.errors import SlotFailed
-from serve_app.fanout.fanout import FanOut
 from serve_app.fanout.sight import PoolStatus
 from serve_app.ingress.api import create_api
 from serve_app.ingress.live import LiveApi
 from serve_app.messages import Generated, Slot, SlotEvent
-from tests.fakes import REPLICA, FakePool, Metrics, NoPeers, tickets
+from tests.fakes import REPLICA, FakePool, Metrics, OneModel, tickets
 from tests.ingress import schemathesis_hooks  # noqa: F401 - says how streams are read
 
 CONFIG = Path(__file__).with_name("schemathesis.toml")
@@ -77,12 +76,12 @@ def args(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AppArgs:
 
 
 @pytest.fixture
-def service(pool: FakePool, args: AppArgs) -> FanOut:
-    return FanOut(pool, NoPeers(), args, Metrics())
+def service(pool: FakePool, args: AppArgs) -> OneModel:
+    return OneModel(pool, args, Metrics())
 
 
 @pytest.fixture
-def client(service: FanOut, args: AppArgs) -> Iterator[TestClient]:
+def client(service: OneModel, args: AppArgs) -> Iterator[TestClient]:
     with TestClient(create_api(service, args), raise_server_exceptions=False, headers=KEY) as client:
         yield client
 
@@ -120,7 +119,7 @@ class Contract:
         return response.status_code
 
 
-def test_whatever_is_sent(service: FanOut, args: AppArgs, tmp_path: Path) -> None:
+def test_whatever_is_sent(service: OneModel, args: AppArgs, tmp_path: Path) -> None:
     api, document = create_api(service, args), tmp_path / "openapi.json"
     document.write_text(json.dumps(api.newest.openapi()))
     with served(api) as url:
@@ -135,38 +134,38 @@ def test_whatever_is_sent(service: FanOut, args: AppArgs, tmp_path: Path) -> Non
     assert done.returncode == 0, done.stdout
 
 
-def starting(pool: FakePool, service: FanOut) -> None:
+def starting(pool: FakePool, service: OneModel) -> None:
     pool.status = PoolStatus()
 
 
-def stopping(pool: FakePool, service: FanOut) -> None:
+def stopping(pool: FakePool, service: OneModel) -> None:
     asyncio.run(service.drain(0))
 
 
-def full(pool: FakePool, service: FanOut) -> None:
+def full(pool: FakePool, service: OneModel) -> None:
     pool.status = PoolStatus((REPLICA,), 0.5)
     service._admission.join(tickets(70), lambda: None)
 
 
-def failing(pool: FakePool, service: FanOut) -> None:
+def failing(pool: FakePool, service: OneModel) -> None:
     async def fail(slot: Slot) -> None:
         raise SlotFailed("out_of_memory", "no room")
 
     pool.before = fail
 
 
-def broken(pool: FakePool, service: FanOut) -> None:
+def broken(pool: FakePool, service: OneModel) -> None:
     pool.status = None  # type: ignore[assignment]  # a bug of ours
 
 
-def hanging(pool: FakePool, service: FanOut) -> None:
+def hanging(pool: FakePool, service: OneModel) -> None:
     async def hang(slot: Slot) -> None:
         await asyncio.Event().wait()
 
     pool.before = hang
 
 
-def well(pool: FakePool, service: FanOut) -> None: ...
+def well(pool: FakePool, service: OneModel) -> None: ...
 
 
 @pytest.mark.parametrize(
@@ -186,8 +185,8 @@ def well(pool: FakePool, service: FanOut) -> None: ...
 def test_whatever_goes_wrong(
     client: TestClient,
     pool: FakePool,
-    service: FanOut,
-    become: Callable[[FakePool, FanOut], None],
+    service: OneModel,
+    become: Callable[[FakePool, OneModel], None],
     request_: dict[str, Any],
     status: int,
 ) -> None:
@@ -197,7 +196,7 @@ def test_whatever_goes_wrong(
     assert status in {contract.status(*route, names, **request_) for route in contract.routes}
 
 
-def test_while_it_is_generated(client: TestClient, pool: FakePool, service: FanOut) -> None:
+def test_while_it_is_generated(client: TestClient, pool: FakePool, service: OneModel) -> None:
     contract, names = Contract(client), {"id": str(uuid4()), "index": 0}
     hanging(pool, service)
     with ThreadPoolExecutor() as threads:

@@ -7,10 +7,9 @@ from starlette.testclient import TestClient
 
 from serve_app.config import CorsConfig
 from serve_app.errors import SlotFailed
-from serve_app.fanout.fanout import FanOut
 from serve_app.fanout.sight import PoolStatus
 from serve_app.messages import Slot
-from tests.fakes import FakePool, Metrics, NoPeers
+from tests.fakes import FakePool, Metrics, OneModel
 from tests.ingress.conftest import ARGS, client_of
 
 PAGE = "https://app.example.com"
@@ -37,7 +36,7 @@ def pool() -> FakePool:
 @pytest.fixture
 def client(pool: FakePool) -> Iterator[TestClient]:
     args = ARGS.model_copy(update={"cors": CorsConfig(allow_origins=(PAGE,))})
-    service = FanOut(pool, NoPeers(), args, Metrics())
+    service = OneModel(pool, args, Metrics())
     with client_of(service, args, headers={"Origin": PAGE}) as client:
         yield client
 

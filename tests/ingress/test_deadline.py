@@ -9,10 +9,9 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
-from serve_app.fanout.fanout import FanOut
 from serve_app.ingress.api import create_api
 from serve_app.messages import Slot
-from tests.fakes import FakePool, Metrics, NoPeers
+from tests.fakes import FakePool, Metrics, OneModel
 from tests.ingress.conftest import ARGS, client_of
 
 ROUTES = [
@@ -37,7 +36,7 @@ async def none(slot: Slot) -> None:
 @pytest.fixture
 def client(pool: FakePool) -> Iterator[TestClient]:
     args = ARGS.model_copy(update={"request_timeout_s": 20.0})
-    with client_of(FanOut(pool, NoPeers(), args, Metrics()), args) as client:
+    with client_of(OneModel(pool, args, Metrics()), args) as client:
         yield client
 
 
@@ -92,7 +91,7 @@ def test_none_is_the_services_own(client: TestClient, route: str) -> None:
 
 def test_a_service_without_a_limit_leaves_it_to_the_client() -> None:
     args = ARGS.model_copy(update={"request_timeout_s": inf})
-    with TestClient(create_api(FanOut(FakePool(), NoPeers(), args, Metrics()), args)) as client:
+    with TestClient(create_api(OneModel(FakePool(), args, Metrics()), args)) as client:
         field = client.get("/openapi.json").json()["components"]["schemas"]["GenerateRequest"]["properties"][
             "timeout_s"
         ]

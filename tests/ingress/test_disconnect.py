@@ -7,11 +7,10 @@ from starlette.responses import StreamingResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve_app.config import AppArgs
-from serve_app.fanout.fanout import FanOut
 from serve_app.ingress.api import create_api
 from serve_app.ingress.disconnect import ErrorAsDisconnect
 from serve_app.messages import Slot
-from tests.fakes import FakePool, Metrics, NoPeers
+from tests.fakes import FakePool, Metrics, OneModel
 
 SCOPE = {"type": "http", "asgi": {"spec_version": "2.3"}}
 
@@ -121,7 +120,7 @@ async def test_the_service_ends_what_it_generates_for_a_client_whose_leaving_is_
         await asyncio.Event().wait()
 
     pool, args, body = FakePool(before=forever), AppArgs(), b'{"prompt": "a", "num_images": 1}'
-    api = create_api(FanOut(pool, NoPeers(), args, Metrics()), args, disconnect=Gone)
+    api = create_api(OneModel(pool, args, Metrics()), args, disconnect=Gone)
     headers = [(b"content-type", b"application/json")]
     scope = {**SCOPE, "method": "POST", "path": "/stream", "query_string": b"", "headers": headers}
 

@@ -2,15 +2,16 @@
 
 import asyncio
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import pytest
+from ray.serve.handle import DeploymentHandle
 from starlette.testclient import TestClient
 from starlette.types import Message
 
-from serve_app.fanout.fanout import FanOut
+from serve_app.config import ONLY_MODEL
 from serve_app.ingress.deployment import Ingress
-from tests.fakes import FakePool, Metrics, NoPeers
+from tests.fakes import FakePool, Metrics, OneModel
 from tests.ingress.conftest import ARGS, client_of
 
 
@@ -18,7 +19,7 @@ async def test_the_drain_waits_for_answers_that_are_being_sent_and_not_for_ever(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("serve_app.ingress.deployment._SENDING_S", 0.1)
-    ingress, taken = Ingress(ARGS, NoReplicas()), asyncio.Event()
+    ingress, taken = Ingress(ARGS, {ONLY_MODEL: cast(DeploymentHandle, NoReplicas())}), asyncio.Event()
     api = ingress.__serve_build_asgi_app__()
 
     async def receive() -> Message:
@@ -47,7 +48,7 @@ class NoReplicas:
 
 @pytest.fixture
 def draining() -> Iterator[TestClient]:
-    service = FanOut(FakePool(), NoPeers(), ARGS, Metrics())
+    service = OneModel(FakePool(), ARGS, Metrics())
     asyncio.run(service.drain(0))
     with client_of(service) as client:
         yield client

@@ -10,16 +10,15 @@ import pytest
 
 from serve_app.canvas import Canvas
 from serve_app.errors import DeadlineExceeded, ServiceError
-from serve_app.fanout.fanout import FanOut
 from serve_app.readings import Entry, Reading
 from serve_app.schemas import Event, GenerateRequest, ImageEvent
-from tests.fakes import FakePool, Metrics, NoPeers
+from tests.fakes import FakePool, Metrics, OneModel
 from tests.ingress.conftest import ARGS, client_of
 
 STREAMS = ["/stream", "/v1/images/generations", "/fal-ai/fast-sdxl/stream"]
 
 
-class Breaking(FanOut):
+class Breaking(OneModel):
     """Its streams break off behind their first image."""
 
     error: Exception
@@ -58,7 +57,7 @@ class Breaking(FanOut):
 )
 @pytest.mark.parametrize("route", STREAMS)
 def test_a_stream_that_breaks_says_so(route: str, error: Exception, type_: str, message: str, caplog: Any) -> None:
-    service = Breaking(FakePool(), NoPeers(), ARGS, Metrics())
+    service = Breaking(FakePool(), ARGS, Metrics())
     service.error = error
     body = {"prompt": "a", **({"stream": True} if "v1" in route else {})}
     with client_of(service) as client:

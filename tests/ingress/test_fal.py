@@ -13,11 +13,10 @@ from starlette.testclient import TestClient
 
 from serve_app.config import FilesConfig, ModelConfig
 from serve_app.errors import SlotFailed
-from serve_app.fanout.fanout import FanOut
 from serve_app.fanout.sight import PoolStatus
 from serve_app.ingress.api import create_api
 from serve_app.messages import Slot
-from tests.fakes import FakePool, Metrics, NoPeers
+from tests.fakes import FakePool, Metrics, OneModel
 from tests.ingress.conftest import ARGS, client_of
 from tests.ingress.hostile import half, plain, saved
 
@@ -29,7 +28,7 @@ URL = "/fal-ai/fast-sdxl"
 def large(pool: FakePool) -> Iterator[TestClient]:
     """A service of large pictures."""
     args = ARGS.model_copy(update={"model": ModelConfig(width=1024, height=1024, max_size=1024)})
-    with client_of(FanOut(pool, NoPeers(), args, Metrics()), args) as client:
+    with client_of(OneModel(pool, args, Metrics()), args) as client:
         yield client
 
 
@@ -37,7 +36,7 @@ def large(pool: FakePool) -> Iterator[TestClient]:
 def storing(pool: FakePool, tmp_path: Path) -> Iterator[TestClient]:
     """A service that stores files."""
     args = ARGS.model_copy(update={"files": FilesConfig(path=str(tmp_path))})
-    with TestClient(create_api(FanOut(pool, NoPeers(), args, Metrics()), args)) as client:
+    with TestClient(create_api(OneModel(pool, args, Metrics()), args)) as client:
         yield client
 
 

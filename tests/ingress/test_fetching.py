@@ -13,10 +13,9 @@ import pytest
 from starlette.testclient import TestClient
 
 from serve_app.config import PicturesConfig
-from serve_app.fanout.fanout import FanOut
 from serve_app.ingress import fetching
 from serve_app.ingress.api import create_api
-from tests.fakes import FakePool, Metrics, NoPeers
+from tests.fakes import FakePool, Metrics, OneModel
 from tests.ingress.conftest import ARGS, LIMITS
 from tests.ingress.test_pictures import HASH, PHOTO
 
@@ -77,7 +76,7 @@ def servers() -> Iterator[tuple[Server, Server]]:
 @pytest.fixture
 def asking(servers: tuple[Server, Server]) -> Iterator[TestClient]:
     args = ARGS.model_copy(update={"pictures": PicturesConfig(fetch_from=(servers[0].origin,))})
-    with TestClient(create_api(FanOut(FakePool(), NoPeers(), args, Metrics()), args)) as client:
+    with TestClient(create_api(OneModel(FakePool(), args, Metrics()), args)) as client:
         yield client
 
 
@@ -136,7 +135,7 @@ def test_a_host_that_is_gone_is_told() -> None:
     with serving() as gone:
         pass
     args = ARGS.model_copy(update={"pictures": PicturesConfig(fetch_from=(gone.origin,))})
-    with TestClient(create_api(FanOut(FakePool(), NoPeers(), args, Metrics()), args)) as client:
+    with TestClient(create_api(OneModel(FakePool(), args, Metrics()), args)) as client:
         assert "there is no connection" in refusal(post(client, f"{gone.origin}/photo.png"))
 
 

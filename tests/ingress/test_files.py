@@ -17,12 +17,11 @@ from starlette.testclient import TestClient
 
 from serve_app.config import AppArgs, FilesConfig
 from serve_app.errors import NotFound
-from serve_app.fanout.fanout import FanOut
 from serve_app.ingress.api import create_api
 from serve_app.ingress.file_urls import urls_of
 from serve_app.ingress.files import Files
 from serve_app.schemas import Picture
-from tests.fakes import FakePool, Metrics, NoPeers
+from tests.fakes import FakePool, Metrics, OneModel
 
 REQUEST = Request(
     {
@@ -176,7 +175,7 @@ async def test_what_is_not_ours_is_left_alone_and_what_was_never_finished_is_not
 def serve(tmp_path: Path) -> Callable[..., TestClient]:
     def make(**files: Any) -> TestClient:
         args = AppArgs(files=FilesConfig(**files))
-        return TestClient(create_api(FanOut(FakePool(), NoPeers(), args, Metrics()), args))
+        return TestClient(create_api(OneModel(FakePool(), args, Metrics()), args))
 
     return make
 

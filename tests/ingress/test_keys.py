@@ -9,10 +9,9 @@ import pytest
 from starlette.testclient import TestClient
 
 from serve_app.config import AuthConfig, CorsConfig
-from serve_app.fanout.fanout import FanOut
 from serve_app.ingress.api import create_api
 from serve_app.ingress.keys import KeyRing
-from tests.fakes import FakePool, Metrics, NoPeers
+from tests.fakes import FakePool, Metrics, OneModel
 from tests.ingress.conftest import ARGS, client_of
 
 BODY = {"prompt": "a", "num_images": 1}
@@ -23,7 +22,7 @@ Serve = Callable[..., TestClient]
 def serve(pool: FakePool) -> Serve:
     def make(**parts: Any) -> TestClient:
         args = ARGS.model_copy(update=parts)
-        return TestClient(create_api(FanOut(pool, NoPeers(), args, Metrics()), args))
+        return TestClient(create_api(OneModel(pool, args, Metrics()), args))
 
     return make
 
@@ -33,7 +32,7 @@ def locked(pool: FakePool, monkeypatch: pytest.MonkeyPatch) -> Iterator[TestClie
     monkeypatch.setenv("SERVICE_KEYS", "one, two\nthree")
     cors = CorsConfig(allow_origins=("https://app.example.com",))
     args = ARGS.model_copy(update={"auth": AuthConfig(keys_env="SERVICE_KEYS"), "cors": cors})
-    with client_of(FanOut(pool, NoPeers(), args, Metrics()), args) as client:
+    with client_of(OneModel(pool, args, Metrics()), args) as client:
         yield client
 
 

@@ -8,11 +8,10 @@ import pytest
 from fastapi.testclient import TestClient
 
 from serve_app.config import AppArgs, FilesConfig
-from serve_app.fanout.fanout import FanOut
 from serve_app.ingress.api import create_api
 from serve_app.ingress.live import LiveApi
 from serve_app.messages import Slot
-from tests.fakes import FakePool, Metrics, NoPeers
+from tests.fakes import FakePool, Metrics, OneModel
 from tests.ingress.conftest import ARGS
 
 BODY = {"prompt": "a", "num_images": 3}
@@ -32,7 +31,7 @@ def test_new_requests_have_the_new_limits_and_running_ones_keep_theirs() -> None
         begun.set()
         await asyncio.to_thread(go_on.wait)
 
-    service = FanOut(FakePool(before), NoPeers(), ARGS, Metrics())
+    service = OneModel(FakePool(before), ARGS, Metrics())
     api = create_api(service, ARGS)
     with TestClient(api) as client:
         answers = []
@@ -54,7 +53,7 @@ def test_new_requests_have_the_new_limits_and_running_ones_keep_theirs() -> None
 
 def test_settings_that_cannot_be_used_change_nothing(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    api = create_api(FanOut(FakePool(), NoPeers(), ARGS, Metrics()), ARGS)
+    api = create_api(OneModel(FakePool(), ARGS, Metrics()), ARGS)
     with TestClient(api) as client:
         with pytest.raises(ValueError, match=r"files\.path"):
             changed(client, api, ARGS.changed({"files": {"path": str(tmp_path / "file" / "below")}}))
@@ -65,7 +64,7 @@ def test_files_are_tidied_by_the_newest_settings_alone(tmp_path: Path) -> None:
     tidied: list[Path] = []
     folders = [tmp_path / "a", tmp_path / "b"]
     args = ARGS.model_copy(update={"files": FilesConfig(path=str(folders[0]), ttl_s=1)})
-    api = create_api(FanOut(FakePool(), NoPeers(), ARGS, Metrics()), args)
+    api = create_api(OneModel(FakePool(), ARGS, Metrics()), args)
     with TestClient(api) as client, pytest.MonkeyPatch.context() as patch:
         patch.setattr("serve_app.ingress.files.Files._tidy", lambda files: tidied.append(files._folder))
         changed(client, api, args.changed({"files": {"path": str(folders[1])}}))
@@ -78,7 +77,7 @@ def test_files_are_tidied_by_the_newest_settings_alone(tmp_path: Path) -> None:
 def test_keys_are_asked_for_from_now_on(tmp_path: Path) -> None:
     keys = tmp_path / "keys"
     keys.write_text("right")
-    api = create_api(FanOut(FakePool(), NoPeers(), ARGS, Metrics()), ARGS)
+    api = create_api(OneModel(FakePool(), ARGS, Metrics()), ARGS)
     with TestClient(api) as client:
         changed(client, api, ARGS.changed({"auth": {"keys_file": str(keys)}}))
         assert client.post("/generate", json=BODY).status_code == 401
@@ -86,7 +85,7 @@ def test_keys_are_asked_for_from_now_on(tmp_path: Path) -> None:
 
 
 def test_the_same_settings_again_are_no_change() -> None:
-    api = create_api(FanOut(FakePool(), NoPeers(), ARGS, Metrics()), ARGS)
+    api = create_api(OneModel(FakePool(), ARGS, Metrics()), ARGS)
     with TestClient(api) as client:
         before = api.newest
         changed(client, api, ARGS.changed({}))

@@ -12,8 +12,7 @@ from safetensors.torch import save_file
 from starlette.testclient import TestClient
 
 from serve_app.config import AdaptersConfig
-from serve_app.fanout.fanout import FanOut
-from tests.fakes import FakePool, Metrics, NoPeers
+from tests.fakes import FakePool, Metrics, OneModel
 from tests.ingress.conftest import ARGS, client_of
 from tests.ingress.test_pictures import PHOTO
 
@@ -27,7 +26,7 @@ def client(pool: FakePool, tmp_path: Path) -> Iterator[TestClient]:
         tensors = {f"{KEY}.{part}": tensor for part, tensor in parts.items()}
         save_file(tensors, tmp_path / f"{name}.safetensors", {"modelspec.trigger_phrase": f"{name} style"})
     args = ARGS.model_copy(update={"adapters": AdaptersConfig(path=str(tmp_path))})
-    with client_of(FanOut(pool, NoPeers(), args, Metrics()), args) as client:
+    with client_of(OneModel(pool, args, Metrics()), args) as client:
         yield client
 
 
@@ -40,7 +39,7 @@ def test_they_are_listed_with_what_speaks_against_them(client: TestClient) -> No
 
 
 def test_without_a_folder_there_are_none(pool: FakePool) -> None:
-    with client_of(FanOut(pool, NoPeers(), ARGS, Metrics()), ARGS) as client:
+    with client_of(OneModel(pool, ARGS, Metrics()), ARGS) as client:
         assert client.get("/loras").json() == []
 
 
@@ -99,7 +98,7 @@ def test_embeddings_that_cannot_be_used_are_refused(embeddings: TestClient, body
 
 
 def test_a_prompt_cannot_name_an_embedding_without_a_folder(pool: FakePool) -> None:
-    with client_of(FanOut(pool, NoPeers(), ARGS, Metrics()), ARGS) as client:
+    with client_of(OneModel(pool, ARGS, Metrics()), ARGS) as client:
         refused = client.post("/generate", json={"prompt": "embedding:neg"})
     assert (refused.status_code, refused.json()["error"]["param"]) == (422, "embeddings")
     assert "adapters.path is not set" in refused.json()["error"]["message"]

@@ -4,10 +4,9 @@ import pytest
 from openai import OpenAI
 from starlette.testclient import TestClient
 
-from serve_app.fanout.fanout import FanOut
 from serve_app.fanout.sight import PoolStatus
 from serve_app.ingress.api import create_api
-from tests.fakes import REPLICA, FakePool, Metrics, NoPeers, tickets
+from tests.fakes import REPLICA, FakePool, Metrics, OneModel, tickets
 from tests.ingress.conftest import ARGS
 from tests.ingress.openai_api import URL, all_fail, second_fails
 
@@ -35,7 +34,7 @@ def test_every_error_below_v1_is_in_openais_words(
 
 def test_a_full_queue_is_a_429_with_retry_after(client: TestClient, pool: FakePool) -> None:
     pool.status = PoolStatus((REPLICA,), 0.5)
-    full = FanOut(pool, NoPeers(), ARGS, Metrics())
+    full = OneModel(pool, ARGS, Metrics())
     full._admission.join(tickets(13), lambda: None)
     with TestClient(create_api(full, ARGS)) as busy:
         for stream in (False, True):

@@ -11,9 +11,8 @@ from openai import NotFoundError, OpenAI
 from starlette.testclient import TestClient
 
 from serve_app.config import FilesConfig, ModelConfig
-from serve_app.fanout.fanout import FanOut
 from serve_app.ingress.api import create_api
-from tests.fakes import FakePool, Metrics, NoPeers
+from tests.fakes import FakePool, Metrics, OneModel
 from tests.ingress.conftest import ARGS, client_of
 
 HUB_ID = "stabilityai/stable-diffusion-xl-base-1.0"
@@ -28,7 +27,7 @@ def serve(pool: FakePool, tmp_path: Path) -> Iterator[Callable[..., OpenAI]]:
             args = ARGS.model_copy(
                 update={"model": ModelConfig(path=path), "files": FilesConfig(path=str(tmp_path) if files else None)}
             )
-            service = FanOut(pool, NoPeers(), args, Metrics())
+            service = OneModel(pool, args, Metrics())
             http = open_clients.enter_context(
                 TestClient(create_api(service, args)) if files else client_of(service, args)
             )

@@ -10,14 +10,13 @@ from openai import APIError, OpenAI
 from starlette.testclient import TestClient
 
 from serve_app.errors import SlotFailed
-from serve_app.fanout.fanout import FanOut
 from serve_app.fanout.sight import PoolStatus
 from serve_app.ingress import sse
 from serve_app.ingress.openai.answers import frames
 from serve_app.ingress.openai.events import GENERATION
 from serve_app.messages import Slot
 from serve_app.schemas import Event, GenerateRequest, StartEvent
-from tests.fakes import REPLICA, FakePool, Metrics, NoPeers
+from tests.fakes import REPLICA, FakePool, Metrics, OneModel
 from tests.ingress.conftest import ARGS
 from tests.ingress.openai_api import URL, all_fail, frames_of, second_fails
 
@@ -84,7 +83,7 @@ def test_a_failed_image_does_not_end_the_stream(sdk: OpenAI, pool: FakePool) -> 
 
 async def test_a_request_whose_images_are_all_cancelled_is_done(pool: FakePool) -> None:
     service, request = (
-        FanOut(pool, NoPeers(), ARGS, Metrics()),
+        OneModel(pool, ARGS, Metrics()),
         GenerateRequest(prompt="a", num_images=2, preview_steps=[]),
     )
 

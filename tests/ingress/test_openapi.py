@@ -10,11 +10,10 @@ from starlette.testclient import TestClient
 
 from serve_app import line
 from serve_app.config import FilesConfig
-from serve_app.fanout.fanout import FanOut
 from serve_app.ingress.api import create_api
 from serve_app.ingress.stored import StoredEvent
 from serve_app.schemas import Event
-from tests.fakes import FakePool, Metrics, NoPeers
+from tests.fakes import FakePool, Metrics, OneModel
 from tests.ingress.conftest import ARGS
 
 ROUTES = {
@@ -26,7 +25,7 @@ ROUTES = {
     ("/generations/{id}/events", "get"),
     ("/generations/{id}/images/{index}", "delete"),
     ("/loras", "get"),
-    ("/embeddings", "get"),
+    ("/models", "get"),
     ("/embeddings", "get"),
     ("/status", "get"),
     ("/health", "get"),
@@ -51,7 +50,7 @@ ROUTES = {
 @pytest.fixture(scope="module")
 def document(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     args = ARGS.model_copy(update={"files": FilesConfig(path=str(tmp_path_factory.mktemp("files")))})
-    with TestClient(create_api(FanOut(FakePool(), NoPeers(), args, Metrics()), args)) as client:
+    with TestClient(create_api(OneModel(FakePool(), args, Metrics()), args)) as client:
         answer: dict[str, Any] = client.get("/openapi.json").json()
         return answer
 

@@ -13,11 +13,10 @@ from PIL import Image as Pillow
 from starlette.testclient import TestClient
 
 from serve_app.config import FilesConfig
-from serve_app.fanout.fanout import FanOut
 from serve_app.fanout.sight import PoolStatus
 from serve_app.ingress.api import create_api
 from serve_app.metrics import REFUSALS
-from tests.fakes import REPLICA, FakePool, Metrics, NoPeers, tickets
+from tests.fakes import REPLICA, FakePool, Metrics, OneModel, tickets
 from tests.ingress.conftest import ARGS, events_of
 from tests.ingress.hostile import MOST_PIXELS, REFUSED, half, plain, saved
 
@@ -103,7 +102,7 @@ def test_what_is_no_picture_is_refused_by_its_field(client: TestClient, field: s
 def test_hostile_files_are_refused_by_their_field(pool: FakePool) -> None:
     limits = ARGS.limits.model_copy(update={"max_body_bytes": 2**20, "max_picture_pixels": MOST_PIXELS})
     args = ARGS.model_copy(update={"limits": limits})
-    with TestClient(create_api(FanOut(pool, NoPeers(), args, Metrics()), args)) as client:
+    with TestClient(create_api(OneModel(pool, args, Metrics()), args)) as client:
         for made, words in REFUSED.values():
             content = made()
             param, message = refusal(client, init_image=f"data:image/png;base64,{text_of(content)}")
@@ -176,7 +175,7 @@ def test_a_model_without_an_encoder_refuses_pictures(client: TestClient, pool: F
 def test_where_there_is_no_room_pictures_are_not_even_read(path: str, pool: FakePool) -> None:
     """What could not be read is not known then."""
     metrics = Metrics()
-    service, picture = FanOut(pool, NoPeers(), ARGS, metrics), b"no picture"
+    service, picture = OneModel(pool, ARGS, metrics), b"no picture"
     sent: dict[str, Any] = {"json": {**BODY, "init_image": text_of(picture)}}
     if path != "/generate":
         sent = {"data": {"prompt": "a"}, "files": {"image": picture, "mask": picture}}
@@ -203,7 +202,7 @@ def test_streams_and_other_apis_take_pictures_in_the_same_way(client: TestClient
 def storing(tmp_path: Path, pool: FakePool) -> Iterator[TestClient]:
     args = ARGS.model_copy(update={"files": FilesConfig(path=str(tmp_path))})
     (tmp_path / f"{'a' * 32}.png").write_bytes(PHOTO)
-    with TestClient(create_api(FanOut(pool, NoPeers(), args, Metrics()), args)) as client:
+    with TestClient(create_api(OneModel(pool, args, Metrics()), args)) as client:
         yield client
 
 

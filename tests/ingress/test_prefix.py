@@ -6,9 +6,8 @@ import pytest
 from starlette.testclient import TestClient
 
 from serve_app.config import AuthConfig
-from serve_app.fanout.fanout import FanOut
 from serve_app.ingress.api import create_api
-from tests.fakes import FakePool, Metrics, NoPeers
+from tests.fakes import FakePool, Metrics, OneModel
 from tests.ingress.conftest import ARGS
 
 
@@ -17,7 +16,7 @@ def below(monkeypatch: pytest.MonkeyPatch) -> Iterator[TestClient]:
     monkeypatch.setenv("SERVICE_KEYS", "one")
     args = ARGS.model_copy(update={"auth": AuthConfig(keys_env="SERVICE_KEYS")})
     with TestClient(
-        create_api(FanOut(FakePool(), NoPeers(), args, Metrics()), args), root_path="/deep/x", follow_redirects=False
+        create_api(OneModel(FakePool(), args, Metrics()), args), root_path="/deep/x", follow_redirects=False
     ) as client:
         yield client
 

@@ -8,12 +8,11 @@ import pytest
 from starlette.testclient import TestClient
 from starlette.types import Message, Receive, Scope, Send
 
-from serve_app.fanout.fanout import FanOut
 from serve_app.ingress.api import create_api
 from serve_app.ingress.request_log import LoggedRequests
 from serve_app.line import current
 from serve_app.messages import Slot
-from tests.fakes import FakePool, Metrics, NoPeers
+from tests.fakes import FakePool, Metrics, OneModel
 from tests.ingress.conftest import ARGS, events_of
 
 PROMPT = "a prompt that nobody else may read"
@@ -39,7 +38,7 @@ def log(caplog: pytest.LogCaptureFixture) -> Callable[[], list[logging.LogRecord
 
 def app_on(pool: FakePool, counted: Counted) -> Iterator[TestClient]:
     api = create_api(
-        FanOut(pool, NoPeers(), ARGS, Metrics()), ARGS, count=lambda route, outcome, _: counted.append((route, outcome))
+        OneModel(pool, ARGS, Metrics()), ARGS, count=lambda route, outcome, _: counted.append((route, outcome))
     )
     with TestClient(api) as client:
         yield client

@@ -13,10 +13,9 @@ from starlette.testclient import TestClient
 
 from serve_app.config import AppArgs, FilesConfig, StreamsConfig
 from serve_app.errors import SlotFailed
-from serve_app.fanout.fanout import FanOut
 from serve_app.ingress.api import create_api
 from serve_app.messages import Slot
-from tests.fakes import FakePool, Metrics, NoPeers
+from tests.fakes import FakePool, Metrics, OneModel
 from tests.ingress.conftest import ARGS, numbered_events_of
 
 BODY = {"prompt": "a", "num_images": 2, "seed": 7, "preview_steps": [1]}
@@ -26,7 +25,7 @@ BODY = {"prompt": "a", "num_images": 2, "seed": 7, "preview_steps": [1]}
 def short_lived(pool: FakePool) -> Iterator[TestClient]:
     """A service that keeps what has ended for 0.3 s."""
     args = ARGS.model_copy(update={"streams": StreamsConfig(keep_s=0.3)})
-    with TestClient(create_api(FanOut(pool, NoPeers(), args, Metrics()), args)) as client:
+    with TestClient(create_api(OneModel(pool, args, Metrics()), args)) as client:
         yield client
 
 
@@ -148,7 +147,7 @@ def not_yet(unfinished: dict[str, Any]) -> bool:
 
 def test_urls_stay_urls(tmp_path: Path) -> None:
     args = AppArgs(files=FilesConfig(path=str(tmp_path)))
-    with TestClient(create_api(FanOut(FakePool(), NoPeers(), args, Metrics()), args)) as client:
+    with TestClient(create_api(OneModel(FakePool(), args, Metrics()), args)) as client:
         id_ = str(uuid4())
         body = {**BODY, "id": id_, "response_format": "url", "num_images": 1}
         client.post("/stream", json=body)

@@ -17,13 +17,12 @@ import pytest
 from starlette.testclient import TestClient
 
 from serve_app.config import FilesConfig, PreviewConfig
-from serve_app.fanout.fanout import FanOut
 from serve_app.imaging import encode_preview
 from serve_app.ingress import file_urls
 from serve_app.ingress.api import create_api
 from serve_app.messages import Generated, Slot, SlotEvent
 from serve_app.schemas import PreviewEvent
-from tests.fakes import FakePool, Metrics, NoPeers
+from tests.fakes import FakePool, Metrics, OneModel
 from tests.ingress.conftest import ARGS, events_of
 
 LINE = 64 * 2**10
@@ -50,7 +49,7 @@ def client(tmp_path: Path) -> Iterator[TestClient]:
     """A service of large pictures that stores files."""
     args = ARGS.model_copy(update={"files": FilesConfig(path=str(tmp_path / "files"))})
     with TestClient(
-        create_api(FanOut(LargePictures(), NoPeers(), args, Metrics()), args), raise_server_exceptions=False
+        create_api(OneModel(LargePictures(), args, Metrics()), args), raise_server_exceptions=False
     ) as client:
         yield client
 

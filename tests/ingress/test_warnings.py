@@ -10,13 +10,12 @@ from starlette.testclient import TestClient
 from serve_app import __version__
 from serve_app.config import ModelConfig
 from serve_app.fanout.deployed import Deployed
-from serve_app.fanout.fanout import FanOut
 from serve_app.fanout.sight import PoolStatus
 from serve_app.fanout.starts import Starts
 from serve_app.ingress.api import create_api
 from serve_app.messages import Slot
 from serve_app.schemas import GenerateRequest, TimestepSpacing, sheet_cells
-from tests.fakes import REPLICA, FakePool, Metrics, NoPeers, tickets
+from tests.fakes import REPLICA, FakePool, Metrics, OneModel, tickets
 from tests.ingress.conftest import ARGS, events_of
 
 
@@ -99,7 +98,7 @@ def test_without_a_replica_it_is_a_503(client: TestClient, pool: FakePool, route
 def test_a_full_queue_is_a_429_with_retry_after(client: TestClient, pool: FakePool, route: str) -> None:
     pool.status = PoolStatus((), 0.5)
     pool.status = PoolStatus((REPLICA,), 0.5)  # 4 at once and 9 waiting
-    full = FanOut(pool, NoPeers(), ARGS, Metrics())
+    full = OneModel(pool, ARGS, Metrics())
     full._admission.join(tickets(10), lambda: None)
     with TestClient(create_api(full, ARGS)) as busy:
         response = busy.post(route, json={"prompt": "a", "num_images": 4})
@@ -115,7 +114,7 @@ def test_the_deadline_with_nothing_finished_is_a_504(pool: FakePool) -> None:
 
     pool.before = forever
     args = ARGS.model_copy(update={"request_timeout_s": 0.1})
-    with TestClient(create_api(FanOut(pool, NoPeers(), args, Metrics()), args)) as client:
+    with TestClient(create_api(OneModel(pool, args, Metrics()), args)) as client:
         response = client.post("/generate", json={"prompt": "a"})
         assert (response.status_code, response.json()["error"]["type"]) == (504, "deadline_exceeded")
         events = events_of(client.post("/stream", json={"prompt": "a", "num_images": 1}))
@@ -130,7 +129,7 @@ def test_the_deadline_with_something_finished_returns_that(pool: FakePool) -> No
 
     pool.before = second_forever
     args = ARGS.model_copy(update={"request_timeout_s": 0.2})
-    with TestClient(create_api(FanOut(pool, NoPeers(), args, Metrics()), args)) as client:
+    with TestClient(create_api(OneModel(pool, args, Metrics()), args)) as client:
         answer = client.post("/generate", json={"prompt": "a", "num_images": 2}).json()
     assert [image["status"] for image in answer["images"]] == ["succeeded", "failed"]
     assert answer["images"][1]["error"]["type"] == "deadline_exceeded"
@@ -140,7 +139,13 @@ def test_health_says_whether_images_can_be_generated(client: TestClient, pool: F
     response = client.get("/health")
     assert (response.status_code, response.json()) == (
         200,
-        {"status": "ready", "replicas": {"ready": 2, "target": 2}, "version": __version__, "message": None},
+        {
+            "status": "ready",
+            "replicas": {"ready": 2, "target": 2},
+            "version": __version__,
+            "message": None,
+            "models": {},
+        },
     )
     pool.status = PoolStatus()
     response = client.get("/health")
@@ -164,6 +169,7 @@ def test_status_says_how_busy_the_fleet_is(client: TestClient) -> None:
         "images_in_flight": 0,
         "images_waiting": 0,
         "images_per_second": 1.0,
+        "models": {},
     }
 
 
@@ -193,7 +199,7 @@ def test_head_is_get_without_the_body(client: TestClient, path: str) -> None:
 def test_a_file_longer_than_its_format_holds_is_refused_before_it_is_generated(pool: FakePool) -> None:
     large = ModelConfig(max_size=16384)
     args = ARGS.model_copy(update={"model": large, "limits": ARGS.limits.model_copy(update={"max_images": 25})})
-    client = TestClient(create_api(FanOut(pool, NoPeers(), args, Metrics()), args))
+    client = TestClient(create_api(OneModel(pool, args, Metrics()), args))
     for body, what in (
         ({"width": 16384, "num_images": 1}, "the picture would be 16384 pixels long"),
         ({"height": 4096, "num_images": 16, "grid": True}, "the grid would be 16384 pixels long"),

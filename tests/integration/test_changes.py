@@ -26,12 +26,13 @@ class Changing:
     url: str
     args: dict[str, Any]
     http: httpx2.Client
+    name: str = NAME
 
     def deploy(self, **live: dict[str, Any]) -> None:
         """Deploy with such settings of the ingress, and return at once."""
         application = {
-            "name": NAME,
-            "route_prefix": f"/{NAME}",
+            "name": self.name,
+            "route_prefix": f"/{self.name}",
             "import_path": "tests.integration.paced:build",
             "args": self.args,
             "deployments": [{"name": "Ingress", "user_config": live}] if live else [],

@@ -9,6 +9,7 @@ from serve_app.errors import InvalidRequest
 from serve_app.ingress.a1111.prompts import without_loras
 from serve_app.ingress.a1111.samplers import sampling_of
 from serve_app.ingress.a1111.schemas import UNSUPPORTED, WITHOUT_EFFECT, Img2Img, Txt2Img
+from serve_app.ingress.offers import Offer
 from serve_app.ingress.requests import borrowed, own_or_invalid, renamed
 from serve_app.prompt_embeddings import spelled_out
 from serve_app.recipe import OF_CONDITIONING
@@ -36,8 +37,9 @@ _MASK_BLUR = 4
 Form = TypeVar("Form", bound=Txt2Img)
 
 
-def body_class(kind: type[Form], request: type[GenerateRequest]) -> type[Form]:
-    """Return the class that validates bodies, with a service's own bounds and defaults."""
+def body_class(kind: type[Form], offer: Offer) -> type[Form]:
+    """Return the class that validates bodies for a model, with its bounds and defaults."""
+    request = offer.request
     names = [name for name in _BORROWED if name in kind.model_fields]
     fields: dict[str, Any] = {name: borrowed(request, _OWN.get(name, name)) for name in (*names, *_OURS)}
     if "mask_blur" in fields:
@@ -45,12 +47,8 @@ def body_class(kind: type[Form], request: type[GenerateRequest]) -> type[Form]:
     return create_model(kind.__name__, __base__=kind, __doc__=kind.__doc__, **fields)
 
 
-def own_request(
-    body: Txt2Img, request: type[GenerateRequest], most: int, embeddings: Collection[str] = ()
-) -> GenerateRequest:
-    """Translate a body to a request of this service for at most so many images.
-
-    `embeddings` are the names that stand for themselves in prompts.
+def own_request(body: Txt2Img, offer: Offer, embeddings: Collection[str] = ()) -> GenerateRequest:
+    """Translate a body to a request of this service. `embeddings` are the names that stand for themselves in prompts.
 
     Raises InvalidRequest or RequestValidationError.
     """
@@ -64,9 +62,9 @@ def own_request(
     if "negative_prompt" in fields:
         fields["negative_prompt"] = spelled_out(body.negative_prompt, embeddings)
     fields |= {"loras": loras, "scheduler": scheduler, "sigma_schedule": schedule}
-    fields |= {"prompt_syntax": "weighted", "num_images": _number(body, most)}
+    fields |= {"prompt_syntax": "weighted", "num_images": _number(body, offer.args.limits.max_images)}
     with renamed(NAMES):
-        return own_or_invalid(request, **fields)
+        return own_or_invalid(offer.request, **fields)
 
 
 def _pictures(body: Txt2Img) -> dict[str, Any]:

@@ -1,17 +1,17 @@
 """The routes of A1111's API."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import StreamingResponse
 
-from serve_app.config import AppArgs
 from serve_app.ingress.a1111 import settings
 from serve_app.ingress.a1111.answers import answer_of, png_info_of
 from serve_app.ingress.a1111.errors import DIALECT
 from serve_app.ingress.a1111.jobs import Jobs, owner_of
-from serve_app.ingress.a1111.requests import NAMES, body_class, own_request, warnings_of
+from serve_app.ingress.a1111.requests import NAMES, Form, body_class, own_request, warnings_of
 from serve_app.ingress.a1111.samplers import SAMPLER_LIST, SCHEDULE_LIST
 from serve_app.ingress.a1111.schemas import (
     EmbeddingCard,
@@ -29,26 +29,26 @@ from serve_app.ingress.a1111.schemas import (
     Upscaler,
 )
 from serve_app.ingress.large_json import in_pieces
+from serve_app.ingress.offers import Bodies, Offer, Offers
 from serve_app.ingress.requests import renamed
 from serve_app.ingress.service import Service
-from serve_app.schemas import GenerateRequest
 
-TextIn = Callable[[str, str], Awaitable[str]]
-"""Returns the text in a picture, which a field holds."""
+_MODEL_IN = ("override_settings", settings.MODEL)
 
 
-def router(service: Service, request: type[GenerateRequest], args: AppArgs, text_in: TextIn) -> APIRouter:
-    """Return the routes of one service with requests of type `request`."""
+def router(service: Service, offers: Offers) -> APIRouter:
+    """Return the routes of a service with these models."""
     routes, jobs, errors = APIRouter(prefix="/sdapi/v1"), Jobs(), DIALECT.responses
-    Text, Picture = body_class(Txt2Img, request), body_class(Img2Img, request)  # noqa: N806 - classes, created for this service
+    texts, pictures = _bodies(Txt2Img, offers), _bodies(Img2Img, offers)
+    Text, Picture = texts.annotation, pictures.annotation  # noqa: N806 - classes, created for this service
     refusals = errors(413, 415, 422, 429, 503, 504)
 
-    async def answer(body: Txt2Img, http: Request) -> Response:
-        settings.check(body.override_settings, service.model(), args.model.path, "override_settings")
-        names = [one.name for one in await service.embeddings() if not one.unusable]
-        asked = own_request(body, request, args.limits.max_images, names)
+    async def answer(body: Txt2Img, offer: Offer, http: Request) -> Response:
+        settings.check(body.override_settings, offer, "override_settings")
+        names = [one.name for one in await offer.service.embeddings() if not one.unusable]
+        asked = own_request(body, offer, names)
         with renamed(NAMES), jobs.one(owner_of(http)) as job:
-            async with service.stream(asked) as events:
+            async with offer.service.stream(asked) as events:
                 start = await job.follow(events)
         return StreamingResponse(
             in_pieces(answer_of(body, start, job, warnings_of(body))), media_type="application/json"
@@ -57,12 +57,12 @@ def router(service: Service, request: type[GenerateRequest], args: AppArgs, text
     @routes.post("/txt2img", response_model=ImagesAnswer, responses=refusals)
     async def txt2img(body: Text, http: Request) -> Response:  # type: ignore[valid-type]  # a class made at run time
         """Generate n_iter x batch_size images in parallel."""
-        return await answer(body, http)
+        return await answer(body, texts.offer_of(body), http)
 
     @routes.post("/img2img", response_model=ImagesAnswer, responses=refusals)
     async def img2img(body: Picture, http: Request) -> Response:  # type: ignore[valid-type]  # as above
         """Go on from a picture, or generate a part of it anew."""
-        return await answer(body, http)
+        return await answer(body, pictures.offer_of(body), http)
 
     @routes.get("/progress", responses=errors(422))
     async def progress(http: Request, skip_current_image: bool = False) -> Progress:
@@ -79,38 +79,49 @@ def router(service: Service, request: type[GenerateRequest], args: AppArgs, text
     @routes.post("/png-info", responses=errors(413, 415, 422))
     async def png_info(body: PngInfoBody) -> PngInfo:
         """Return the text that programs have put into a picture."""
-        return png_info_of(await text_in(body.image, "image"))
+        return png_info_of(await offers.default.service.text_in(body.image, "image"))
 
     @routes.get("/options", responses=errors(503))
     async def options() -> dict[str, Any]:
-        """Return the settings in effect."""
-        return settings.options_of(service.model())
+        """Return the settings in effect: those of the default model."""
+        return settings.options_of(offers.default.service.model())
 
     @routes.post("/options", responses=errors(413, 415, 422, 503))
     async def set_options(body: dict[str, Any]) -> None:
         """Accept settings that are in effect, and refuse others: what is served does not change by a request."""
-        settings.check(body, service.model(), args.model.path)
+        settings.check(body, offers.default)
 
     @routes.get("/sd-models", responses=errors(503))
     async def sd_models() -> list[SdModel]:
-        """List the served model."""
-        return [settings.card_of(service.model())]
+        """List the served models, the default first. Those that have never been loaded are left out."""
+        return settings.cards_of(offers)
 
     @routes.get("/loras")
     async def loras() -> list[LoraCard]:
-        """List the LoRAs that prompts may name."""
-        return [LoraCard(name=lora.name, alias=lora.name, path=lora.name) for lora in await service.loras()]
+        """List the LoRAs that prompts may name, those of all models."""
+        names = {lora.name: None for offer in offers for lora in await offer.service.loras()}
+        return [LoraCard(name=name, alias=name, path=name) for name in names]
 
     @routes.get("/embeddings")
     async def embeddings() -> EmbeddingCards:
-        """List the embeddings that prompts may name."""
+        """List the embeddings that prompts may name, those of all models."""
         cards: dict[bool, dict[str, EmbeddingCard]] = {True: {}, False: {}}
-        for one in await service.embeddings():
-            cards[one.unusable is None][one.name] = EmbeddingCard(vectors=one.tokens)
+        for offer in offers:
+            for one in await offer.service.embeddings():
+                cards[one.unusable is None].setdefault(one.name, EmbeddingCard(vectors=one.tokens))
         return EmbeddingCards(loaded=cards[True], skipped=cards[False])
 
     _add_lists(routes)
     return routes
+
+
+def _bodies(kind: type[Form], offers: Offers) -> Bodies[Form]:
+    def name_in(body: Mapping[str, Any]) -> Any:
+        overridden = body.get(_MODEL_IN[0])
+        return overridden.get(_MODEL_IN[1]) if isinstance(overridden, Mapping) else None
+
+    choose = partial(settings.chosen, offers, ".".join(_MODEL_IN))
+    return Bodies(offers, partial(body_class, kind), choose, name_in)
 
 
 def _add_lists(routes: APIRouter) -> None:

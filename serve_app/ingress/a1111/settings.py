@@ -1,13 +1,15 @@
-"""The settings of A1111 that this service can be said to have. None can be changed."""
+"""The settings of A1111 that this service can be said to have. None can be changed; requests choose a model."""
 
 from collections.abc import Mapping
 from typing import Any
 
 from serve_app.errors import InvalidRequest
 from serve_app.ingress.a1111.schemas import SdModel
+from serve_app.ingress.offers import Offer, Offers
 from serve_app.schemas import ModelInfo
 
-_MODEL = "sd_model_checkpoint"
+MODEL = "sd_model_checkpoint"
+"""The setting that names a model."""
 _NONE_CHOSEN: tuple[Any, ...] = ("", "Automatic", "None", None, [])
 _OF_NO_MEANING = ("CLIP_stop_at_last_layers",)
 """SDXL has its own; A1111 ignores it for these models too."""
@@ -24,7 +26,7 @@ def card_of(model: ModelInfo) -> SdModel:
 def options_of(model: ModelInfo) -> dict[str, Any]:
     """Return the settings in effect."""
     return {
-        _MODEL: title_of(model),
+        MODEL: title_of(model),
         "sd_checkpoint_hash": model.hash,
         "sd_vae": "Automatic",
         "CLIP_stop_at_last_layers": 1,
@@ -35,16 +37,39 @@ def options_of(model: ModelInfo) -> dict[str, Any]:
     }
 
 
-def check(settings: Mapping[str, Any], model: ModelInfo, path: str, field: str = "") -> None:
-    """Refuse settings other than those in effect; `path` is that of the served model. Raises InvalidRequest."""
-    known = options_of(model)
+def cards_of(offers: Offers) -> list[SdModel]:
+    """Return the models that have been loaded. Raises NotReady if none has."""
+    loaded = [info for offer in offers if (info := offer.service.known_model()) is not None]
+    return [card_of(info) for info in loaded or [offers.default.service.model()]]
+
+
+def chosen(offers: Offers, param: str, name: str | None) -> Offer:
+    """Return the model that a setting names in one of A1111's ways, the default for none. Raises InvalidRequest."""
+    if name in _NONE_CHOSEN:
+        return offers.default
+    found = next((offer for offer in offers if name in _names(offer)), None)
+    if found is None:
+        raise InvalidRequest(f'{param}: "{name}" is not served here; choose one of {offers.names}', param)
+    return found
+
+
+def _names(offer: Offer) -> set[str]:
+    info = offer.service.known_model()  # that of another model must not be woken
+    told = {info.name, info.hash, title_of(info)} if info else set()
+    return {offer.model.path, *told, *([offer.named] if offer.named else [])}
+
+
+def check(settings: Mapping[str, Any], offer: Offer, field: str = "") -> None:
+    """Refuse settings other than those in effect with a model. Raises InvalidRequest, NotReady."""
+    known = options_of(offer.service.model())
     for name, value in settings.items():
         param = f"{field}.{name}" if field else name
-        if name in _OF_NO_MEANING or value == known.get(name) or (name == _MODEL and value in ("", None)):
+        if name in _OF_NO_MEANING or value == known.get(name) or (name == MODEL and value in ("", None)):
             continue
-        if name == _MODEL and value in (model.name, model.hash, path):
+        if name == MODEL and value in _names(offer):
             continue
         if name in ("sd_vae", "forge_additional_modules") and value in _NONE_CHOSEN:
             continue
         now = f"it is {known[name]!r}" if name in known else "there is no such setting"
-        raise InvalidRequest(f"{param}: cannot be changed here; {now}", param)
+        advice = "; name a model in override_settings of each request" if name == MODEL else ""
+        raise InvalidRequest(f"{param}: cannot be changed here; {now}{advice}", param)

@@ -4,8 +4,8 @@ from typing import Any, TypeVar
 
 from pydantic import Field, create_model
 
-from serve_app.config import ModelConfig
 from serve_app.ingress.fal.schemas import SIZES, FastSdxlInput, Size
+from serve_app.ingress.offers import Offer
 from serve_app.ingress.requests import borrowed, sizes, translated
 from serve_app.recipe import OF_CONDITIONING
 from serve_app.schemas import GenerateRequest
@@ -21,8 +21,9 @@ NAMES = {"init_image": "image_url", "mask_image": "mask_url"}
 Input = TypeVar("Input", bound=FastSdxlInput)
 
 
-def input_class(kind: type[Input], request: type[GenerateRequest], model: ModelConfig) -> type[Input]:
-    """Return the class that validates bodies, with a service's own bounds and defaults; but `num_images` is 1."""
+def input_class(kind: type[Input], offer: Offer) -> type[Input]:
+    """Return the class that validates bodies for a model, with its bounds and defaults; but `num_images` is 1."""
+    request, model = offer.request, offer.model
     fields: dict[str, Any] = {
         name: borrowed(request, name) for name in (*_SAME, "strength") if name in kind.model_fields
     }
@@ -41,11 +42,11 @@ def input_class(kind: type[Input], request: type[GenerateRequest], model: ModelC
     return create_model(kind.__name__, __base__=kind, __doc__=kind.__doc__, **fields)
 
 
-def own_request(body: FastSdxlInput, request: type[GenerateRequest], model: ModelConfig) -> GenerateRequest:
+def own_request(body: FastSdxlInput, offer: Offer) -> GenerateRequest:
     """Translate a body to a request of this service. Raises InvalidRequest or RequestValidationError."""
     fields = body.model_dump(include={*_SAME, *_OURS, "strength"}) | _size(body) | _pictures(body)
     fields["loras"] = [{"name": lora.path, "scale": lora.scale} for lora in body.loras]
-    return translated(request, model, "image_size", output_format=body.format, **fields)
+    return translated(offer.request, offer.model, "image_size", output_format=body.format, **fields)
 
 
 def _size(body: FastSdxlInput) -> dict[str, int]:

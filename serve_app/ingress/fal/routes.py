@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Request, Response
@@ -9,7 +10,6 @@ from fastapi.responses import StreamingResponse
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 from pydantic import BaseModel
 
-from serve_app.config import AppArgs, ModelConfig
 from serve_app.errors import NotFound
 from serve_app.ingress import sse
 from serve_app.ingress.fal.answers import frames, output
@@ -26,9 +26,8 @@ from serve_app.ingress.fal.schemas import (
 from serve_app.ingress.file_urls import Urls, urls_of
 from serve_app.ingress.files import Files
 from serve_app.ingress.large_json import in_pieces
+from serve_app.ingress.offers import Bodies, Offers
 from serve_app.ingress.requests import renamed
-from serve_app.ingress.service import Service
-from serve_app.schemas import GenerateRequest
 
 _ENDPOINTS: tuple[tuple[str, type[FastSdxlInput], str], ...] = (
     ("", FastSdxlInput, "Generate all images"),
@@ -37,11 +36,11 @@ _ENDPOINTS: tuple[tuple[str, type[FastSdxlInput], str], ...] = (
 )
 
 
-def router(service: Service, request: type[GenerateRequest], args: AppArgs, files: Files | None) -> APIRouter:
-    """Return the routes of one service with requests of type `request`; without files images are data URIs."""
+def router(offers: Offers, files: Files | None) -> APIRouter:
+    """Return the routes of a service with these models; without files images are data URIs."""
     routes = APIRouter(prefix="/fal-ai/fast-sdxl", dependencies=[Depends(_not_queued)])
     for path, kind, does in _ENDPOINTS:
-        _add(routes, path, input_class(kind, request, args.model), does, _Endpoint(service, request, args.model, files))
+        _add(routes, path, does, _Endpoint(_bodies(kind, offers), files))
 
     @routes.api_route("/requests/{rest:path}", methods=["GET", "POST", "PUT"], include_in_schema=False)
     async def queued(rest: str) -> None:
@@ -50,32 +49,38 @@ def router(service: Service, request: type[GenerateRequest], args: AppArgs, file
     return routes
 
 
+def _bodies(kind: type[FastSdxlInput], offers: Offers) -> Bodies[FastSdxlInput]:
+    choose = partial(offers.chosen, param="model_name")
+    return Bodies(offers, partial(input_class, kind), choose, lambda body: body.get("model_name"))
+
+
 @dataclass(frozen=True, slots=True)
 class _Endpoint:
-    """What answers the bodies of one service."""
+    """What answers the bodies of one endpoint."""
 
-    service: Service
-    request: type[GenerateRequest]
-    model: ModelConfig
+    bodies: Bodies[FastSdxlInput]
     files: Files | None
 
     async def run(self, body: FastSdxlInput, http: Request) -> FastSdxlOutput:
+        offer = self.bodies.offer_of(body)
         with renamed(NAMES):
-            result = await self.service.generate(own_request(body, self.request, self.model))
+            result = await offer.service.generate(own_request(body, offer))
         seed, prompt = result.images[0].seed, result.parameters.prompt
         return await output(result.images, seed, prompt, result.timings, result.warnings, self._urls(body, http))
 
     async def stream(self, body: FastSdxlInput, http: Request) -> AsyncIterator[AsyncGenerator[BaseModel]]:
+        offer = self.bodies.offer_of(body)
         with renamed(NAMES):
-            async with self.service.stream(own_request(body, self.request, self.model)) as events:
+            async with offer.service.stream(own_request(body, offer)) as events:
                 yield sse.ended(frames(events, self._urls(body, http)), body_of)
 
     def _urls(self, body: FastSdxlInput, http: Request) -> Urls | None:
         return None if body.sync_mode or self.files is None else urls_of(self.files, http)
 
 
-def _add(routes: APIRouter, path: str, Body: type[FastSdxlInput], does: str, endpoint: _Endpoint) -> None:  # noqa: N803 - a class, created for this service
+def _add(routes: APIRouter, path: str, does: str, endpoint: _Endpoint) -> None:
     """Add one of fal's endpoints: what `run` calls, and what `stream` calls."""
+    Body = endpoint.bodies.annotation  # noqa: N806 - a class, created for this service
     errors = DIALECT.responses
     described = sse.described(PreviewFrame, FastSdxlOutput, FalErrorBody)
 

@@ -67,6 +67,11 @@ class FastSdxlInput(ForeignRequest):
     num_images: int
     seed: int | None
     timeout_s: float | None
+    model_name: str | None = Field(
+        default=None,
+        min_length=1,
+        description="Which of the served models to use, by its name, as in fal-ai/lora. Null: the default one.",
+    )
     format: Literal["jpeg", "png"] = Field(default="jpeg", description="File format of the images.")
     sync_mode: bool = Field(
         default=False,

@@ -1,12 +1,11 @@
 """The forms of edits and variations, and their translation to the service's own requests."""
 
-from collections.abc import Awaitable, Callable
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, WithJsonSchema, create_model
 
-from serve_app.config import ModelConfig
 from serve_app.ingress.forms import KIND
+from serve_app.ingress.offers import Offer
 from serve_app.ingress.openai.requests import SAME, images_fields, own_request
 from serve_app.ingress.openai.schemas import NO_EFFECT, ImagesRequest
 from serve_app.schemas import GenerateRequest
@@ -16,9 +15,6 @@ NAMES = {"init_image": "image", "mask_image": "mask"}
 _PICTURES = "init_image", "mask_image"
 _NOTHING_SAID = " "
 """A prompt has at least one character; the model reads this one as none."""
-
-Hole = Callable[[str, str], Awaitable[str]]
-"""Returns the mask of what is transparent in a picture, which a field holds."""
 
 
 def _only_one(pictures: Any) -> Any:
@@ -51,32 +47,30 @@ class VariationForm(ImagesRequest):
     image: File = Field(min_length=1, description="The picture to vary.")
 
 
-def edit_form(request: type[GenerateRequest], model: ModelConfig) -> type[EditForm]:
-    """Return the class that validates forms of edits, with a service's own bounds and defaults."""
-    fields = _fields(request, model)
+def edit_form(offer: Offer) -> type[EditForm]:
+    """Return the class that validates forms of edits for a model, with its bounds and defaults."""
+    fields = _fields(offer)
     return create_model("EditForm", __base__=EditForm, __doc__=EditForm.__doc__, **fields)
 
 
-def variation_form(request: type[GenerateRequest], model: ModelConfig) -> type[VariationForm]:
-    """Return the class that validates forms of variations, with a service's own bounds and defaults."""
-    fields = _fields(request, model)
+def variation_form(offer: Offer) -> type[VariationForm]:
+    """Return the class that validates forms of variations for a model, with its bounds and defaults."""
+    fields = _fields(offer)
     del fields["prompt"]
     return create_model("VariationForm", __base__=VariationForm, __doc__=VariationForm.__doc__, **fields)
 
 
-def _fields(request: type[GenerateRequest], model: ModelConfig) -> dict[str, Any]:
+def _fields(offer: Offer) -> dict[str, Any]:
     """Return the fields of all requests. The picture has the name that OpenAI gives it."""
-    return {name: field for name, field in images_fields(request, model).items() if name not in _PICTURES}
+    return {name: field for name, field in images_fields(offer).items() if name not in _PICTURES}
 
 
-async def own_request_of(
-    form: EditForm | VariationForm, request: type[GenerateRequest], model: ModelConfig, hole: Hole
-) -> GenerateRequest:
+async def own_request_of(form: EditForm | VariationForm, offer: Offer) -> GenerateRequest:
     """Translate a form to a request of this service. Raises InvalidRequest or RequestValidationError."""
     given = {"init_image": form.image}
     if isinstance(form, EditForm) and form.mask is not None:
-        given["mask_image"] = await hole(form.mask, "mask_image")
-    return own_request(form, request, model, SAME - {*_PICTURES}, **given)
+        given["mask_image"] = await offer.service.hole(form.mask, "mask_image")
+    return own_request(form, offer, SAME - {*_PICTURES}, **given)
 
 
 def described(form: type[EditForm] | type[VariationForm]) -> dict[str, Any]:

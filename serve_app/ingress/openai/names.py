@@ -1,7 +1,8 @@
-"""The names that a request may use for the served model."""
+"""The names that a request may use for the served models."""
 
 import re
-from collections.abc import Collection
+
+from serve_app.ingress.offers import Offer, Offers
 
 _PREFIX = "openai/"
 """Gateways with several providers put this before the names of OpenAI's models."""
@@ -11,10 +12,11 @@ _DALL_E = re.compile(r"dall-e-.+")
 _ALIASES = re.compile(rf"((chat)?gpt-image-.+|{_DALL_E.pattern})")
 
 
-def stands_for(model: str, served: Collection[str]) -> bool:
-    """Return whether a requested name is one of the served model's, or one of OpenAI's."""
+def offer_called(model: str, offers: Offers) -> Offer | None:
+    """Return the served model of a name, the default one for names of OpenAI's models. Raises NotReady."""
     bare = model.removeprefix(_PREFIX)
-    return model in served or bare in served or _ALIASES.fullmatch(bare) is not None
+    found = offers.called(model) or offers.called(bare)
+    return offers.default if found is None and _ALIASES.fullmatch(bare) else found
 
 
 def is_dall_e(model: str) -> bool:

@@ -8,6 +8,7 @@ from pydantic import Field, create_model
 
 from serve_app.config import ModelConfig
 from serve_app.errors import InvalidRequest
+from serve_app.ingress.offers import Offer
 from serve_app.ingress.openai.names import is_dall_e
 from serve_app.ingress.openai.schemas import ImagesRequest
 from serve_app.ingress.pictures import usual_strength
@@ -19,14 +20,15 @@ SAME = {*Recipe.model_fields, *Output.model_fields, "seed", "seeds", "timeout_s"
 """Fields that are the same in both APIs."""
 
 
-def images_request(request: type[GenerateRequest], model: ModelConfig) -> type[ImagesRequest]:
-    """Return the class that validates bodies, with a service's own bounds and defaults."""
-    fields = images_fields(request, model)
+def images_request(offer: Offer) -> type[ImagesRequest]:
+    """Return the class that validates bodies for a model, with its bounds and defaults."""
+    fields = images_fields(offer)
     return create_model("ImagesRequest", __base__=ImagesRequest, __doc__=ImagesRequest.__doc__, **fields)
 
 
-def images_fields(request: type[GenerateRequest], model: ModelConfig) -> dict[str, Any]:
-    """Return the fields of a body that are a service's own."""
+def images_fields(offer: Offer) -> dict[str, Any]:
+    """Return the fields of a body that are a model's own."""
+    request, model = offer.request, offer.model
     return {name: borrowed(request, name) for name in sorted(SAME)} | {
         "n": borrowed(request, "num_images", default=1),
         "size": (
@@ -40,13 +42,12 @@ def images_fields(request: type[GenerateRequest], model: ModelConfig) -> dict[st
     }
 
 
-def own_request(
-    body: ImagesRequest, request: type[GenerateRequest], model: ModelConfig, same: Set[str] = SAME, **own: Any
-) -> GenerateRequest:
+def own_request(body: ImagesRequest, offer: Offer, same: Set[str] = SAME, **own: Any) -> GenerateRequest:
     """Translate a body to a request of this service; `same` are the fields to take over, `own` are further ones.
 
     Raises InvalidRequest or RequestValidationError.
     """
+    request, model = offer.request, offer.model
     fields = body.model_dump(include={*same}) | own | _size(body.size, model)
     if fields["init_image"] is not None and fields["strength"] is None:
         fields["strength"] = usual_strength(masked=fields.get("mask_image") is not None)

@@ -70,9 +70,9 @@ def test_without_javascript_the_page_says_so_and_offers_nothing_else(browser: Br
 
 def test_what_is_typed_before_the_bounds_are_known_stays(playground: Playground) -> None:
     held: list[Route] = []
-    playground.page.route("**/openapi.json", lambda route: held.append(route))
+    playground.page.route("**/models", lambda route: held.append(route))
     playground.page.goto("about:blank")
-    with playground.page.expect_request("**/openapi.json"):
+    with playground.page.expect_request("**/models"):
         playground.page.goto(playground.url + "/#prompt=a+pear&seed=5")
     playground.fill(prompt="a plum")
     held[0].continue_()
