@@ -6,7 +6,7 @@ from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
-from serve_app.recipe import USUAL_PROMPT_TOKENS, Output, Recipe, SchedulerName
+from serve_app.recipe import USUAL_PROMPT_TOKENS, Output, Recipe, SchedulerName, Variation
 from serve_app.schemas import ModelInfo
 
 Stage = Literal["prompt", "unet", "vae", "preview", "file"]
@@ -20,7 +20,7 @@ _PARTS = {*Recipe.model_fields, *Output.model_fields}
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """One image to generate. The picture depends on the seed and the recipe alone.
+    """One image to generate. The picture depends on the seed, its variations and the recipe alone.
 
     `index` is its place in the request; `preview_steps` are the steps with a preview. With `keep_pixels` the replica
     also puts the decoded pixels into the object store, for a contact sheet. `canvas` is the `Canvas` of the recipe's
@@ -38,6 +38,8 @@ class Slot:
     """The id of the request, for logs."""
     max_prompt_tokens: int = USUAL_PROMPT_TOKENS
     """How much of each prompt is read."""
+    variations: tuple[Variation, ...] = ()
+    """What moves the seed's noise, one after the other, each with a seed and a strength above 0."""
 
     @property
     def name(self) -> str:

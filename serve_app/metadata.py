@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict
 from serve_app import __version__
 from serve_app.exif import user_comment
 from serve_app.messages import Slot
-from serve_app.recipe import PROMPTS, Embedding, Lora, Output, Recipe
+from serve_app.recipe import PROMPTS, Embedding, Lora, Output, Recipe, Variation
 from serve_app.samplers import said_of
 from serve_app.schemas import GenerateRequest, ModelInfo
 
@@ -39,7 +39,7 @@ _XMP = (
 _XMP_NAMESPACE = "urn:parallel-sdxl:1"
 _XMP_PARAMETERS = f"{{{_XMP_NAMESPACE}}}parameters"
 _NO_PARAMETERS = json.dumps({})
-_WRITTEN_FIELDS = {"seed", *Recipe.model_fields, *Output.model_fields}
+_WRITTEN_FIELDS = {"seed", "variations", *Recipe.model_fields, *Output.model_fields}
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +81,7 @@ def parameters_text(slot: Slot, model: ModelInfo) -> str:
         "Size": f"{recipe.width}x{recipe.height}",
         "Model hash": model.hash,
         "Model": _quoted(model.name),
+        **_of_variations(slot.variations),
         **_emphasis(recipe),
         **{name: _quoted(text) for name, text in _of_second_encoder(recipe) if text},
         **_hashes("Lora hashes", recipe.adapters),
@@ -104,6 +105,15 @@ def _hashes(title: str, files: Sequence[Lora | Embedding]) -> dict[str, str]:
     known = [(file.name, file.hash.rpartition(":")[2]) for file in files if file.hash]
     listed = ", ".join(f"{name}: {digits[:_HASH_DIGITS]}" for name, digits in known)
     return {title: json.dumps(listed, ensure_ascii=False)} if known else {}
+
+
+def _of_variations(variations: Sequence[Variation]) -> dict[str, object]:
+    """Return A1111's words for one variation, InvokeAI's for several, which A1111 cannot generate."""
+    if len(variations) == 1:
+        (one,) = variations
+        return {"Variation seed": one.seed, "Variation seed strength": f"{one.strength:.10g}"}
+    several = ", ".join(f"{one.seed}:{one.strength:.10g}" for one in variations)
+    return {"Variations": _quoted(several)} if several else {}
 
 
 def _of_second_encoder(recipe: Recipe) -> tuple[tuple[str, str | None], ...]:
@@ -131,6 +141,7 @@ def parameters_json(slot: Slot, model: ModelInfo) -> dict[str, object]:
     return {
         **slot.recipe.model_dump(exclude=slot.recipe.without_meaning),
         "seed": slot.seed,
+        **({"variations": [one.model_dump() for one in slot.variations]} if slot.variations else {}),
         **slot.output.model_dump(),
         "model": model.model_dump(),
         "version": __version__,

@@ -102,6 +102,21 @@ class Body(BaseModel):
         return cls.model_validate({name: getattr(whole, name) for name in cls.model_fields})
 
 
+MOST_VARIATIONS = 8
+
+
+class Variation(Body):
+    """Moves an image's noise towards that of another seed, so that it becomes a relative."""
+
+    seed: FirstSeed | None = Field(default=None, description="The other seed. Null or -1: random.")
+    strength: float = Field(
+        ge=0,
+        le=1,
+        allow_inf_nan=False,
+        description="How far: at 0 it is the image itself, near 0.1 a close relative, at 1 the other seed's image.",
+    )
+
+
 class Lora(Body):
     """An adapter of a request: which, and how strongly it counts."""
 
@@ -123,10 +138,15 @@ class Embedding(Body):
     )
 
 
-def _a_list(value: Any) -> Any:
-    if not isinstance(value, list | tuple):
-        raise ValueError('must be a list, such as [{"name": "pixel-art", "scale": 0.8}]')
-    return value
+def list_like(example: str) -> BeforeValidator:
+    """Return what refuses anything but a list, and shows one."""
+
+    def check(value: Any) -> Any:
+        if not isinstance(value, list | tuple):
+            raise ValueError(f"must be a list, such as {example}")
+        return value
+
+    return BeforeValidator(check)
 
 
 class Recipe(Body):
@@ -232,7 +252,7 @@ class Recipe(Body):
     negative_target_size: Pair | None = Field(
         default=None, description="The target size to avoid; with negative_original_size. Null: as for the prompt."
     )
-    loras: Annotated[tuple[Lora, ...], Field(strict=False), BeforeValidator(_a_list)] = Field(
+    loras: Annotated[tuple[Lora, ...], Field(strict=False), list_like('[{"name": "pixel-art", "scale": 0.8}]')] = Field(
         default=(), description="Adapters (LoRA) to generate with, each at most once; their order does not count."
     )
 

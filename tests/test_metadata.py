@@ -16,7 +16,7 @@ from serve_app.fanout.plan import seeds_of, slots_of
 from serve_app.imaging import Pixels, encode_bare, encode_picture
 from serve_app.messages import Slot
 from serve_app.metadata import embedded_parameters, parameters_chunk
-from serve_app.recipe import OF_PICTURES, Output, OutputFormat
+from serve_app.recipe import OF_PICTURES, Output, OutputFormat, Variation
 from serve_app.schemas import ModelInfo
 from tests.conftest import make_slot
 
@@ -197,3 +197,23 @@ def test_loras_are_written_as_other_tools_write_them() -> None:
     assert text.startswith("a red apple <lora:ink:0.5>\n")
     assert ', Lora hashes: "ink: 0123456789", ' in text
     assert "none" not in text
+
+
+def test_relatives_say_which_they_are() -> None:
+    one, two = Variation(seed=5, strength=0.25), Variation(seed=6, strength=0.1)
+    for variations, words in (
+        ((), None),
+        ((one,), "Model: sdxl, Variation seed: 5, Variation seed strength: 0.25, Version"),
+        ((one, two), 'Model: sdxl, Variations: "5\\u003a0.25\\u002c 6\\u003a0.1", Version'),
+    ):
+        image = opened(replace(make_slot(seed=7), variations=variations), "png")
+        text = parameters_chunk(image)
+        assert text is not None
+        assert ("Variation" in text) == (words is not None)
+        assert words is None or words in text
+        embedded = embedded_parameters(image)
+        assert embedded is not None
+        request = embedded.request
+        assert (request.seed, request.variations) == (7, variations)
+        (again,) = slots_of(request, seeds_of(request), "euler")
+        assert (again.seed, again.variations) == (7, variations), "the picture is a request for itself"

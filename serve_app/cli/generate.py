@@ -1,6 +1,7 @@
 """`parallel-sdxl generate`."""
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,20 @@ from serve_app.cli.request import follow, introduce, make_folder, opening, save,
 from serve_app.cli.service import Service
 from serve_app.cli.text import say
 from serve_app.cli.views import only_seen_previews, view_of
-from serve_app.schemas import GridEvent, ImageEvent
+from serve_app.schemas import GridEvent, ImageEvent, StartEvent
 
 
-def generate(service: Service, body: dict[str, Any], out: Path, console: Console) -> None:
-    """Generate the images of a request and write each to `out` as soon as it is finished. Raises CommandError."""
+def generate(
+    service: Service,
+    body: dict[str, Any],
+    out: Path,
+    console: Console,
+    begun: Callable[[StartEvent], None] = lambda start: None,
+) -> None:
+    """Generate the images of a request and write each to `out` as soon as it is finished. Raises CommandError.
+
+    `begun` is told of its start.
+    """
     started = time.monotonic()
     make_folder(out)
     body = only_seen_previews(console, body)
@@ -23,13 +33,14 @@ def generate(service: Service, body: dict[str, Any], out: Path, console: Console
     grids: list[Path] = []
 
     def keep(event: ImageEvent | GridEvent, data: bytes) -> str:
-        files, stem = (images, f"seed-{event.seed}") if isinstance(event, ImageEvent) else (grids, "grid")
+        files, stem = (images, _stem(event)) if isinstance(event, ImageEvent) else (grids, "grid")
         files.append(save(out, stem, event, data))
         return files[-1].name
 
     try:
         with service.stream(body) as events:
             start = opening(events)
+            begun(start)
             introduce(console, start)
             ending = follow(events, view_of(console, start, body), keep)
     except KeyboardInterrupt:
@@ -42,3 +53,8 @@ def generate(service: Service, body: dict[str, Any], out: Path, console: Console
     say(console, f"{len(images)} of {len(start.seeds)} images{sheet} in {out}, {took}")
     if ending.missing:
         raise NotGenerated("\n".join(ending.missing))
+
+
+def _stem(event: ImageEvent) -> str:
+    """Return what a picture's file is called: after its seed, and those that moved it."""
+    return "-".join(["seed", str(event.seed), *(f"v{one.seed}" for one in event.variations)])

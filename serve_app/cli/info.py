@@ -65,6 +65,13 @@ def read(picture: Path, image: Pillow.Image) -> Embedded | None:
         raise _not_ours(picture, str(error)) from None
 
 
+def parameters(picture: Path, image: Pillow.Image) -> Embedded:
+    """Return our parameters in an open picture. Raises Unusable if there are none, or this version cannot read them."""
+    if embedded := read(picture, image):
+        return embedded
+    raise holds_none(picture)
+
+
 def _not_ours(picture: Path, why: str) -> Unusable:
     return Unusable(f"this version cannot read the parameters in {picture}: {why}")
 

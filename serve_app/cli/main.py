@@ -1,6 +1,8 @@
 """The commands and their options. A command's code is imported only when it runs, so that --help is fast."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Self
@@ -41,6 +43,7 @@ _OPTIONS = {
     "init_image": "--init",
     "mask_image": "--mask",
     "loras": "--lora",
+    "variations": "--strength",
 }
 
 
@@ -250,15 +253,12 @@ def generate(
         "timeout_s": timeout,
     }
     from serve_app.cli import generate as command
-    from serve_app.cli.errors import SettingRefused
     from serve_app.cli.pictures import sent
 
     files = {name: sent(file) for name, file in (("init_image", init), ("mask_image", mask)) if file}
     settings = {name: value for name, value in given.items() if value is not None}
-    try:
+    with _refusals():
         command.generate(_service(url), {**settings, **files}, out, _console())
-    except SettingRefused as error:
-        raise typer.BadParameter(error.message, param_hint=error.param and _option(error.param)) from None
 
 
 @app.command(epilog=_EXIT_CODES)
@@ -285,6 +285,42 @@ def reproduce(
 
 
 @app.command(epilog=_EXIT_CODES)
+def vary(
+    picture: Picture,
+    num_images: Annotated[int, typer.Option("--num-images", "-n", help="How many relatives.")] = 4,
+    strength: Annotated[
+        float, typer.Option(help="How far they are from the picture: 0.1 is near, 1 another seed's picture.")
+    ] = 0.2,
+    variation_seed: Annotated[
+        int | None, typer.Option(help="Seed of the first relative's variation; the next ones count up. Random.")
+    ] = None,
+    grid: Annotated[
+        bool | None,
+        typer.Option("--grid/--no-grid", help="Also write a sheet of all images; the default if there are several."),
+    ] = None,
+    init: Annotated[Path | None, _file_option("--init", "The file that the picture went on from, if it did.")] = None,
+    mask: Annotated[Path | None, _file_option("--mask", "The mask that it was generated with, if any.")] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(callback=_text, help="Which of the service's models; by default the one that made the picture."),
+    ] = None,
+    out: Annotated[Path, typer.Option(file_okay=False, help="Folder to write to.")] = Path("out"),
+    url: Url = URL,
+) -> None:
+    """Generate relatives of a picture, from the parameters in it.
+
+    A relative has relatives too: name its file.
+    """
+    from serve_app.cli import vary as command
+
+    files = {"init_image": (init, "--init"), "mask_image": (mask, "--mask")}
+    variation = {"strength": strength, "seed": variation_seed}
+    sheet = num_images > 1 if grid is None else grid
+    with _refusals():
+        command.vary(_service(url), picture, files, model, variation, num_images, sheet, out, _console())
+
+
+@app.command(epilog=_EXIT_CODES)
 def info(picture: Picture) -> None:
     """Print the parameters in a picture."""
     from serve_app.cli import info as command
@@ -303,6 +339,17 @@ def _console() -> "Console":
     from rich.console import Console
 
     return Console()
+
+
+@contextmanager
+def _refusals() -> Iterator[None]:
+    """Let the command line refuse what the service refuses, by the name of its option."""
+    from serve_app.cli.errors import SettingRefused
+
+    try:
+        yield
+    except SettingRefused as error:
+        raise typer.BadParameter(error.message, param_hint=error.param and _option(error.param)) from None
 
 
 def _option(field: str) -> str:

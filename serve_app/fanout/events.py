@@ -52,6 +52,7 @@ def picture(slot: Slot, generated: Generated, asked: ModelInfo) -> Picture:
         media_type=generated.media_type,
         b64_json=generated.b64_json,
         gpu_seconds=generated.work.gpu,
+        variations=slot.variations,
         model=None if generated.model.hash == asked.hash else generated.model,
     )
 

@@ -10,7 +10,7 @@ from typing import Any
 from serve_app.errors import InvalidRequest
 from serve_app.fanout.prompt_syntax import syntax_warning
 from serve_app.messages import ReplicaStatus, Slot
-from serve_app.recipe import OF_MASKS, OF_PICTURES, PROMPTS, SEED_SPAN, Output, Recipe, SchedulerName
+from serve_app.recipe import OF_MASKS, OF_PICTURES, PROMPTS, SEED_SPAN, Output, Recipe, SchedulerName, Variation
 from serve_app.samplers import needs_spacing, refusal
 from serve_app.schemas import GenerateRequest, Parameters, StartEvent
 
@@ -35,8 +35,14 @@ class Plan:
         return self.started + self.timeout_s
 
     def start_event(self) -> StartEvent:
-        seeds = [slot.seed for slot in self.slots]
-        return StartEvent(id=self.id, seeds=seeds, parameters=self.parameters, warnings=self.warnings)
+        varied = any(slot.variations for slot in self.slots)
+        return StartEvent(
+            id=self.id,
+            seeds=[slot.seed for slot in self.slots],
+            variations=[slot.variations for slot in self.slots] if varied else [],
+            parameters=self.parameters,
+            warnings=self.warnings,
+        )
 
 
 def plan_of(
@@ -80,11 +86,27 @@ def check_sampling(recipe: Recipe, schedulers: Sequence[SchedulerName]) -> None:
 
 
 def seeds_of(request: GenerateRequest) -> list[int]:
-    """Return one seed for each image: those listed, or consecutive ones from the given or a random base."""
+    """Return one seed for each image: those listed, or consecutive ones from the given or a random base.
+
+    Relatives of one image all have that one's seed.
+    """
     if request.seeds is not None:
         return list(request.seeds)
-    base = secrets.randbelow(SEED_SPAN) if request.seed is None else request.seed
-    return [(base + i) % SEED_SPAN for i in range(request.num_images)]
+    base = _chosen(request.seed)
+    return [base if request.relatives else (base + i) % SEED_SPAN for i in range(request.num_images)]
+
+
+def variations_of(request: GenerateRequest, images: int) -> list[tuple[Variation, ...]]:
+    """Return the variations of each image: those asked for, of which the last one's seed counts up."""
+    if not request.relatives:
+        return [()] * images
+    *kept, last = (one.model_copy(update={"seed": _chosen(one.seed)}) for one in request.relatives)
+    assert last.seed is not None
+    return [(*kept, last.model_copy(update={"seed": (last.seed + i) % SEED_SPAN})) for i in range(images)]
+
+
+def _chosen(seed: int | None) -> int:
+    return secrets.randbelow(SEED_SPAN) if seed is None else seed
 
 
 def preview_steps_of(request: GenerateRequest) -> frozenset[int]:
@@ -109,8 +131,8 @@ def slots_of(
     recipe = Recipe.of(request).model_copy(update={"scheduler": request.scheduler or default_scheduler})
     output, preview_steps = Output.of(request), preview_steps_of(request)
     return [
-        Slot(index, seed, recipe, output, preview_steps, request.grid, canvas, generation)
-        for index, seed in enumerate(seeds)
+        Slot(index, seed, recipe, output, preview_steps, request.grid, canvas, generation, variations=variations)
+        for index, (seed, variations) in enumerate(zip(seeds, variations_of(request, len(seeds)), strict=True))
     ]
 
 

@@ -19,6 +19,7 @@ from serve_app.schemas import (
     OtherModel,
     Picture,
     Result,
+    Variations,
 )
 
 
@@ -34,6 +35,7 @@ class StoredPicture(Answer):
     url: str
     model: OtherModel = None
     gpu_seconds: GpuSeconds = 0
+    variations: Variations = ()
 
 
 class StoredGrid(Answer):

@@ -7,7 +7,7 @@ const THUMBNAIL = 128;
 
 /** Keep a run's settings and pictures, in place of what was kept of it before. */
 export async function keep(run) {
-  const pictures = run.images.filter((image) => image.blob).map(({ seed, blob }) => ({ seed, blob }));
+  const pictures = run.images.filter((image) => image.blob).map(({ seed, variations, blob }) => ({ seed, variations, blob }));
   if (!pictures.length) return;
   const entry = {
     id: run.id,
@@ -36,7 +36,7 @@ export async function entries() {
   return newestFirst(await result(runs.getAll()));
 }
 
-/** Return the pictures of a kept run, { seed, blob } each; none if it was removed meanwhile. */
+/** Return the pictures of a kept run, { seed, variations, blob } each (older ones without variations); none if it was removed meanwhile. */
 export async function picturesOf(id) {
   const { pictures } = begin(await open(), "readonly");
   return (await result(pictures.get(id))) ?? [];

@@ -6,25 +6,30 @@ import * as past from "./history.js";
 import { forgetKey, showWhetherKept } from "./key.js";
 import { copyLink, fromUrl, toUrl, wantsPicture } from "./link.js";
 import { Loras } from "./loras.js";
-import { Run, randomSeed, seedsFrom } from "./run.js";
+import { Run, imagesFrom, randomSeed, relativesOf, seedsFrom } from "./run.js";
 import { Settings } from "./settings.js";
 import { Start } from "./start.js";
 import { watchService } from "./status.js";
-import { RunView, fileName } from "./tiles.js";
+import { RunView, fileName, nameOf } from "./tiles.js";
 import { view } from "./viewer.js";
 
 const MOST_RUNS = 12;
 /** The strengths that are usual for a whole picture and for a part of one. */
 const STRENGTH = 0.6;
 const STRENGTH_OF_PART = 1;
+/** How far relatives are from their picture at first, how many there are, and seeds for them that people can read. */
+const NEARNESS = 0.2;
+const RELATIVES = 4;
+const READABLE_SEEDS = 10_000;
 
 const loras = new Loras(byId("loras-field"));
 const settings = new Settings(byId("settings"), (model, properties) => loras.follow(model, properties.loras));
 const start = new Start(byId("start"), () => settings.largestSide);
 const shown = new Map(); // the runs on the page, newest last, and their views
+let nearness = NEARNESS;
 const askService = watchService(() => [...shown.keys()].some((run) => run.active));
 
-const actions = { open: (run, image) => view(run, image, edit), generate: follow, edit, use, more, remove };
+const actions = { open: (run, image) => view(run, image, edit), generate: follow, edit, use, more, vary, remove };
 
 async function connect() {
   byId("unavailable").hidden = true;
@@ -63,7 +68,7 @@ async function generate() {
   const values = await read();
   if (!values) return;
   history.replaceState(null, "", toUrl(values));
-  const run = Run.of(values, seedsFrom(values.seed ?? randomSeed(), values.num_images));
+  const run = Run.of(values, imagesFrom(values.seed ?? randomSeed(), values.num_images));
   put(run);
   follow(run, run.images);
 }
@@ -99,7 +104,7 @@ async function edit(run, image) {
   await fill({ ...run.settings, seed: null, strength: null, init_image: picture, mask_image: null });
   byId("start").scrollIntoView({ block: "nearest" });
   byId("paint").focus();
-  announce(`Seed ${image.seed}: to go on from`);
+  announce(`${nameOf(image)}: to go on from`);
 }
 
 /** Generate the seeds after this one that the run does not have, with the run's settings and as many images. */
@@ -108,6 +113,14 @@ async function more(run, image) {
   const first = seedsFrom(image.seed, taken.size + 1).find((seed) => !taken.has(seed));
   await fill({ ...run.settings, seed: first });
   generate();
+}
+
+/** Generate relatives of an image; later ones are as near as the last that were asked for. */
+function vary(run, image, by = { seed: randomSeed() % READABLE_SEEDS, strength: nearness }) {
+  nearness = by.strength;
+  const relatives = Run.of(run.settings, relativesOf(image, by, Math.min(RELATIVES, byId("num_images").max)));
+  put(relatives);
+  follow(relatives, relatives.images);
 }
 
 function put(run) {

@@ -17,6 +17,13 @@ export const randomSeed = () => crypto.getRandomValues(new Uint32Array(1))[0];
 /** Return n seeds as the service counts them: the first, and one more each, modulo 2^32. */
 export const seedsFrom = (first, n) => Array.from({ length: n }, (_, i) => (first + i) % SEED_SPAN);
 
+/** Return n images with seeds of their own, as `Run.of` takes them. */
+export const imagesFrom = (seed, n) => seedsFrom(seed, n).map((each) => ({ seed: each, variations: [] }));
+
+/** Return n relatives of an image: its noise moves on towards that of further seeds, { seed, strength }, which count up. */
+export const relativesOf = ({ seed, variations }, further, n) =>
+  seedsFrom(further.seed, n).map((each) => ({ seed, variations: [...variations, { ...further, seed: each }] }));
+
 /** How an event changes its image. */
 const CHANGES = {
   queued: (event) => ({ state: "queued", position: event.position }),
@@ -32,7 +39,7 @@ const fresh = (generation) => ({ state: "starting", step: 0, steps: 0, position:
 /**
  * Events: `image` (detail: the image that changed), `change` (of the run itself) and `settled` (no image is on its way any more).
  *
- * An image is { seed, state, step, steps, position, preview, blob, reason, stopping }; `state` is starting, queued, running, done, failed
+ * An image is { seed, variations, state, step, steps, position, preview, blob, reason, stopping }; `state` is starting, queued, running, done, failed
  * or cancelled, and `blob` is the picture once there is one.
  */
 export class Run extends EventTarget {
@@ -47,13 +54,20 @@ export class Run extends EventTarget {
     this.problem = null; // of the last request, if it was refused: { message, remedy, retryAt, images }
   }
 
-  static of(settings, seeds) {
-    return new Run(settings, seeds.map((seed) => ({ seed, blob: null, ...fresh(null) })));
+  /** Take { seed, variations } of each image. */
+  static of(settings, images) {
+    return new Run(settings, images.map((image) => ({ ...image, blob: null, ...fresh(null) })));
   }
 
-  /** Bring back a run whose pictures, { seed, blob } each, were kept. */
+  /** Bring back a run whose pictures, { seed, variations, blob } each, were kept. */
   static kept({ id, settings, model }, pictures) {
-    return new Run(settings, pictures.map((picture) => ({ ...fresh(null), ...picture, state: "done" })), { id, model });
+    return new Run(settings, pictures.map((picture) => ({ variations: [], ...fresh(null), ...picture, state: "done" })), { id, model });
+  }
+
+  /** The image whose relatives these are, { seed, variations }, and what moved them from it; null if they are none. */
+  get kinship() {
+    const [{ seed, variations }] = this.images;
+    return variations.length ? { of: { seed, variations: variations.slice(0, -1) }, by: variations.at(-1) } : null;
   }
 
   /** Whether the service refused all of it. */
@@ -69,8 +83,12 @@ export class Run extends EventTarget {
     return this.images.some((image) => ACTIVE.has(image.state));
   }
 
-  /** Generate some of the images (again) in one request. Refusals become `problem`; only invalid input (422) is thrown. */
+  /** Generate some of the images (again). Refusals become `problem`; only invalid input (422) is thrown. */
   async generate(images = this.images) {
+    await Promise.all(requests(images).map((some) => this.#generate(some)));
+  }
+
+  async #generate(images) {
     const generation = { id: null, images, stop: new AbortController() };
     this.#start(images, generation);
     try {
@@ -108,7 +126,9 @@ export class Run extends EventTarget {
     const steps = settings.num_inference_steps * (settings.strength ?? 1);
     const preview_every = Math.min(100, Math.max(1, Math.round(steps / PREVIEWS_PER_IMAGE)));
     for (const name of PICTURES.filter((name) => settings[name])) settings[name] = await toDataUri(settings[name]);
-    return { ...settings, seeds: images.map((image) => image.seed), preview_every };
+    const [{ variations }] = images;
+    const draws = variations.length ? { seed: images[0].seed, variations, num_images: images.length } : { seeds: images.map((image) => image.seed) };
+    return { ...settings, ...draws, preview_every };
   }
 
   #stop(image) {
@@ -164,6 +184,20 @@ export class Run extends EventTarget {
     this.dispatchEvent(new CustomEvent("image", { detail: image }));
   }
 }
+
+/** Split images into those that one request can ask for: the seeds of relatives' last variations count up in it. */
+function requests(images) {
+  const groups = [];
+  for (const image of images) {
+    const last = groups.at(-1)?.at(-1);
+    if (last && isNext(image, last)) groups.at(-1).push(image);
+    else groups.push([image]);
+  }
+  return groups;
+}
+
+const isNext = (image, last) =>
+  !image.variations.length || image.variations.at(-1).seed === (last.variations.at(-1).seed + 1) % SEED_SPAN;
 
 function toBlob({ b64_json, media_type }) {
   return new Blob([Uint8Array.from(atob(b64_json), (letter) => letter.charCodeAt(0))], { type: media_type });

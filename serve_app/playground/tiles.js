@@ -21,9 +21,14 @@ function letGo(image) {
   urls.delete(image);
 }
 
-export const fileName = (image) => `seed-${image.seed}.${image.blob.type.replace("image/", "").replace("jpeg", "jpg")}`;
+/** What people call an image. */
+export const nameOf = ({ seed, variations }) => ["Seed", [seed, ...variations.map((one) => one.seed)].join(" + ")].join(" ");
 
-/** The section of one run. `actions` are { open, edit, more, use, generate, remove }; they take the run, and the image if they act on one. */
+const stem = ({ seed, variations }) => ["seed", seed, ...variations.map((one) => `v${one.seed}`)].join("-");
+
+export const fileName = (image) => `${stem(image)}.${image.blob.type.replace("image/", "").replace("jpeg", "jpg")}`;
+
+/** The section of one run. `actions` are { open, edit, more, vary, use, generate, remove }; they take the run, and the image if they act on one. */
 export class RunView {
   #run;
   #actions;
@@ -45,6 +50,7 @@ export class RunView {
     }
     run.addEventListener("image", ({ detail }) => this.#onImage(detail));
     run.addEventListener("change", () => this.#show());
+    this.#offerNearness(run.kinship);
     for (const part of this.element.querySelectorAll("header, .notice")) {
       part.addEventListener("click", (event) => this.#act(event.target.closest("button")));
     }
@@ -56,6 +62,16 @@ export class RunView {
     clearTimeout(this.#countdown);
     this.element.remove();
     this.#run.images.forEach(letGo);
+  }
+
+  /** Let relatives be generated nearer or farther: the same ones, by the same seeds. */
+  #offerNearness(kinship) {
+    this.element.querySelector(".nearness").hidden = !kinship;
+    this.#button("link").hidden = kinship !== null; // a link has no variations
+    if (!kinship) return;
+    const slider = this.element.querySelector(".nearness input");
+    slider.value = kinship.by.strength;
+    slider.addEventListener("change", () => this.#actions.vary(this.#run, kinship.of, { ...kinship.by, strength: slider.valueAsNumber }));
   }
 
   #onImage(image) {
@@ -82,6 +98,7 @@ export class RunView {
     const sampling = [settings.scheduler, settings.sigma_schedule].map((name) => name?.replaceAll("_", " "));
     const facts = [`${width} × ${height}`, count(steps, "step"), `guidance ${guidance}`, ...sampling, model];
     if (settings.init_image) facts.push(`${settings.mask_image ? "part of" : "from"} ${settings.init_image.name}, strength ${settings.strength}`);
+    if (this.#run.kinship) facts.push(`relatives of ${nameOf(this.#run.kinship.of).toLowerCase()} at ${this.#run.kinship.by.strength}`);
     for (const { name, scale } of settings.loras ?? []) facts.push(`${name} ${scale}`);
     if (settings.negative_prompt) facts.push(`without ${settings.negative_prompt}`);
     this.element.querySelector(".meta").textContent = facts.filter(Boolean).join(" · ");
@@ -127,8 +144,8 @@ class Tile {
     this.#actions = actions;
     this.element = fromTemplate("tile-template");
     this.element.querySelector(".picture").style.aspectRatio = `${run.settings.width} / ${run.settings.height}`;
-    this.#get(".seed").textContent = `Seed ${image.seed}`;
-    for (const control of this.element.querySelectorAll(".tile-buttons [title]")) control.setAttribute("aria-label", `${control.title}, seed ${image.seed}`);
+    this.#get(".seed").textContent = nameOf(image);
+    for (const control of this.element.querySelectorAll(".tile-buttons [title]")) control.setAttribute("aria-label", `${control.title}, ${nameOf(image).toLowerCase()}`);
     this.element.addEventListener("click", (event) => this.#act(event.target.closest("button")));
     this.show();
   }
@@ -152,6 +169,7 @@ class Tile {
       case "edit": return this.#actions.edit(run, image);
       case "copy": return void copy(String(image.seed), button, `Seed ${image.seed}`);
       case "more": return this.#actions.more(run, image);
+      case "vary": return this.#actions.vary(run, image);
       case "retry": return this.#actions.generate(run, [image]);
       case "cancel": return void run.cancelImage(image);
     }
@@ -163,15 +181,17 @@ class Tile {
     const src = done ? urlOf(image) : image.state === "failed" ? null : image.preview;
     if (src && img.getAttribute("src") !== src) img.src = src;
     open.hidden = !src;
-    img.alt = done ? `${this.#run.settings.prompt}, seed ${image.seed}` : `Preview of seed ${image.seed}`;
+    const name = nameOf(image).toLowerCase();
+    img.alt = done ? `${this.#run.settings.prompt}, ${name}` : `Preview of ${name}`;
     open.disabled = !done;
     open.title = done ? "Full size" : "";
     if (done) Object.assign(download, { href: src, download: fileName(image) });
   }
 
-  #showProgress({ seed, state, step, steps }) {
+  #showProgress(image) {
+    const { state, step, steps } = image;
     const ring = this.#get(".ring");
-    ring.setAttribute("aria-label", `Seed ${seed}`);
+    ring.setAttribute("aria-label", nameOf(image));
     ring.setAttribute("aria-valuemax", steps || this.#run.settings.num_inference_steps);
     ring.setAttribute("aria-valuenow", state === "done" ? steps : step);
     ring.hidden = state !== "running";

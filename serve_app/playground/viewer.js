@@ -1,7 +1,7 @@
 // One picture at full size, in a dialog; the arrow keys go through the pictures of its run.
 
 import { byId, copy } from "./dom.js";
-import { fileName, urlOf } from "./tiles.js";
+import { fileName, nameOf, urlOf } from "./tiles.js";
 
 const dialog = byId("viewer");
 const part = (action) => dialog.querySelector(`[data-action=${action}]`);
@@ -21,10 +21,10 @@ const pictures = () => run.images.filter((each) => each.state === "done");
 function show() {
   const all = pictures();
   const place = all.indexOf(image);
-  const name = `Seed ${image.seed}`;
+  const name = nameOf(image);
   const img = dialog.querySelector("img");
   img.style.setProperty("--ratio", run.settings.width / run.settings.height);
-  Object.assign(img, { src: urlOf(image), alt: `${run.settings.prompt}, seed ${image.seed}` });
+  Object.assign(img, { src: urlOf(image), alt: `${run.settings.prompt}, ${name.toLowerCase()}` });
   dialog.querySelector(".viewer-seed").textContent = name;
   dialog.querySelector(".viewer-place").textContent = all.length > 1 ? `${place + 1} of ${all.length}` : "";
   part("previous").disabled = place <= 0;

@@ -101,7 +101,9 @@ class ModelRunner:
         weights = self._sets.of(adapters, in_use)
         embeddings = self.prompts.conditions(prompts, weights)
         encoded = time.perf_counter()
-        trajectory = Trajectory.of(slot.recipe, slot.seed, self._checkpoint, embeddings, self.encoder, slot.canvas)
+        trajectory = Trajectory.of(
+            slot.recipe, slot.seed, self._checkpoint, embeddings, self.encoder, slot.canvas, slot.variations
+        )
         pace = PreviewPace(slot.preview_steps if self.previews else frozenset(), self._min_interval_s)
         self._lanes[lane].take(trajectory.latents)
         return Running(trajectory, self._lanes[lane], weights, pace, encode_prompt_s=encoded - started, began=encoded)

@@ -1,5 +1,6 @@
 """Where a trajectory starts: pure noise, or a picture's latents with noise; all of it drawn as diffusers does."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -7,11 +8,12 @@ import torch
 from torch.nn.functional import interpolate
 
 from serve_app.canvas import Canvas
-from serve_app.recipe import Recipe
+from serve_app.recipe import Recipe, Variation
 from serve_app.replica.checkpoint import Checkpoint
 from serve_app.replica.device import to_device
 from serve_app.replica.encode import Encoded, Encoder
 from serve_app.replica.schedulers import begin_at, first_call, noise_levels
+from serve_app.replica.variations import varied
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +59,7 @@ def start_of(
     encoder: Encoder,
     scheduler: Any,
     generator: torch.Generator,
+    variations: Sequence[Variation] = (),
 ) -> Start:
     """Return the start of a recipe, and leave the generator and the scheduler where its first step needs them.
 
@@ -69,7 +72,7 @@ def start_of(
     clean = None
     if canvas is not None and not (channels and only_noise):
         clean = encoder.picture(canvas.image).sample(generator)
-    noise = _noise(recipe, checkpoint, generator)
+    noise = _noise(recipe, checkpoint, generator, variations)
     if only_noise:
         latents = noise * scheduler.init_noise_sigma
     else:
@@ -84,10 +87,13 @@ def start_of(
     return Start(latents, step, Kept(clean, noise, _latent_mask(encoder.mask(canvas.mask), latents)))
 
 
-def _noise(recipe: Recipe, checkpoint: Checkpoint, generator: torch.Generator) -> torch.Tensor:
+def _noise(
+    recipe: Recipe, checkpoint: Checkpoint, generator: torch.Generator, variations: Sequence[Variation]
+) -> torch.Tensor:
     scale = checkpoint.pipe.vae_scale_factor
     shape = (1, checkpoint.unet.config.out_channels, recipe.height // scale, recipe.width // scale)
-    return to_device(torch.randn(shape, generator=generator, dtype=torch.float32), checkpoint.device)
+    noise = torch.randn(shape, generator=generator, dtype=torch.float32)
+    return to_device(varied(noise, variations), checkpoint.device)
 
 
 def _outside(recipe: Recipe, canvas: Canvas | None, encoder: Encoder) -> Encoded:

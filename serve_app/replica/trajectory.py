@@ -8,7 +8,7 @@ import torch
 from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import rescale_noise_cfg
 
 from serve_app.canvas import Canvas
-from serve_app.recipe import Recipe
+from serve_app.recipe import Recipe, Variation
 from serve_app.replica.checkpoint import Checkpoint
 from serve_app.replica.conditioning import Conditioning
 from serve_app.replica.device import to_device
@@ -81,9 +81,11 @@ class Trajectory:
         embeddings: Sequence[PromptEmbedding],
         encoder: Encoder | None = None,
         canvas: Canvas | None = None,
+        variations: Sequence[Variation] = (),
     ) -> Self:
         """Return a recipe's trajectory. All its noise comes from one CPU generator with this seed, in float32.
 
+        Only that of the start is moved by `variations`, each towards the first noise of its own seed.
         `encoder` remembers pictures; None: nothing is remembered.
         """
         encoder = encoder or Encoder(checkpoint, "none")
@@ -91,7 +93,7 @@ class Trajectory:
         scheduler = make_scheduler(name, checkpoint.scheduler_config, schedule)
         set_steps(scheduler, recipe.num_inference_steps, schedule)
         generator = torch.Generator("cpu").manual_seed(seed)
-        start = start_of(recipe, canvas, checkpoint, encoder, scheduler, generator)
+        start = start_of(recipe, canvas, checkpoint, encoder, scheduler, generator, variations)
         conditioning = Conditioning.of(recipe, checkpoint, embeddings)
         guidance = Guidance(recipe.guidance_scale, recipe.guidance_rescale)
         return cls(start, conditioning, guidance, scheduler, generator)

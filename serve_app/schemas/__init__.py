@@ -29,6 +29,7 @@ from serve_app.schemas.answers import (
     TimestepSpacing,
     Timings,
     UnfinishedResult,
+    Variations,
     model_warning,
 )
 from serve_app.schemas.events import (
@@ -98,6 +99,7 @@ __all__ = [
     "TimestepSpacing",
     "Timings",
     "UnfinishedResult",
+    "Variations",
     "can_be_key",
     "longest_body",
     "model_warning",

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from serve_app.recipe import Output, Recipe, SchedulerName
+from serve_app.recipe import Output, Recipe, SchedulerName, Variation
 
 PredictionType = Literal["epsilon", "v_prediction", "sample"]
 TimestepSpacing = Literal["leading", "trailing", "linspace"]
@@ -68,6 +68,11 @@ OtherModel = Annotated[
 ]
 
 
+Variations = Annotated[
+    tuple[Variation, ...],
+    Field(strict=False, description="What moved its seed's noise; with the seed, enough to generate it again."),
+]
+
 GpuSeconds = Annotated[
     float,
     Field(description="What it cost: seconds that the device (a GPU, or else the CPU) worked on it, by its own clock."),
@@ -94,6 +99,7 @@ class Picture(Answer):
     b64_json: str
     model: OtherModel = None
     gpu_seconds: GpuSeconds = 0
+    variations: Variations = ()
 
 
 class NoPicture(Answer):

@@ -2,7 +2,9 @@
 
 from typing import Literal
 
-from serve_app.schemas.answers import Answer, ErrorBody, ErrorDetail, Grid, Parameters, Picture, Timings
+from pydantic import Field
+
+from serve_app.schemas.answers import Answer, ErrorBody, ErrorDetail, Grid, Parameters, Picture, Timings, Variations
 
 
 class StartEvent(Answer):
@@ -11,6 +13,7 @@ class StartEvent(Answer):
     type: Literal["start"] = "start"
     id: str
     seeds: list[int]
+    variations: list[Variations] = Field(default=[], description="Those of each image; empty if none has any.")
     parameters: Parameters
     warnings: list[str]
 

@@ -7,7 +7,19 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from serve_app.recipe import LONGEST_TEXT, PROMPTS, SEED_SPAN, FirstSeed, Output, OutputFormat, Recipe, Seed
+from serve_app.recipe import (
+    LONGEST_TEXT,
+    MOST_VARIATIONS,
+    PROMPTS,
+    SEED_SPAN,
+    FirstSeed,
+    Output,
+    OutputFormat,
+    Recipe,
+    Seed,
+    Variation,
+    list_like,
+)
 
 ResponseFormat = Literal["b64_json", "url"]
 OnDisconnect = Literal["cancel", "wait", "finish"]
@@ -31,7 +43,8 @@ def longest_body(max_images: int, max_steps: int) -> int:
     text = "\U0001f34e" * LONGEST_TEXT  # twelve bytes each from a client that escapes all but ASCII, as Python does
     seeds, steps = [SEED_SPAN - 1] * max_images, list(range(1, max_steps))
     texts = dict.fromkeys(PROMPTS, text)
-    fields = {**texts, "seeds": seeds, "preview_steps": steps}
+    variations = [{"seed": SEED_SPAN - 1, "strength": 0.1234567890123456789}] * MOST_VARIATIONS
+    fields = {**texts, "seeds": seeds, "preview_steps": steps, "variations": variations}
     return len(json.dumps(fields)) + _OTHER_FIELDS
 
 
@@ -65,6 +78,13 @@ class GenerateRequest(Output, Recipe):
     )
     seeds: Annotated[list[Seed], Field(json_schema_extra={"uniqueItems": True})] | None = Field(
         default=None, min_length=1, description="Distinct seeds, one image each, instead of seed and num_images."
+    )
+    variations: Annotated[tuple[Variation, ...], Field(strict=False), list_like('[{"strength": 0.2}]')] = Field(
+        default=(),
+        max_length=MOST_VARIATIONS,
+        description="Make relatives of the seed's image: its noise is moved towards that of other seeds, one after the "
+        "other. All images then have the same seed, unless seeds are listed, and the last variation's seed counts up "
+        "instead: image i gets seed + i. A strength of 0 is no variation.",
     )
     response_format: ResponseFormat = Field(
         default="b64_json",
@@ -100,6 +120,11 @@ class GenerateRequest(Output, Recipe):
         description="Id of the generation, a random UUID of the client's own, to find it by even if the answer never "
         "arrives. Null: the service chooses one.",
     )
+
+    @property
+    def relatives(self) -> tuple[Variation, ...]:
+        """The variations that change something."""
+        return tuple(variation for variation in self.variations if variation.strength)
 
     @model_validator(mode="after")
     def _one_way_to_name_seeds(self) -> Self:

@@ -1,6 +1,7 @@
 import pytest
 
-from serve_app.fanout.plan import preview_steps_of, seeds_of, slots_of
+from serve_app.fanout.plan import preview_steps_of, seeds_of, slots_of, variations_of
+from serve_app.recipe import Variation
 from serve_app.schemas import GenerateRequest
 
 
@@ -20,6 +21,30 @@ def test_without_a_seed_the_base_is_random() -> None:
 
 def test_listed_seeds_are_taken_as_they_are() -> None:
     assert seeds_of(GenerateRequest(prompt="a", seeds=[9, 3, 5])) == [9, 3, 5]
+
+
+def test_relatives_have_one_seed_and_their_last_variation_counts_up() -> None:
+    variations = tuple(Variation(seed=seed, strength=far) for seed, far in ((5, 0.5), (9, 0), (2**32 - 1, 0.2)))
+    request = GenerateRequest(prompt="a", seed=7, num_images=3, variations=variations)
+    assert seeds_of(request) == [7, 7, 7]
+    kept = Variation(seed=5, strength=0.5)
+    expected = [(kept, Variation(seed=seed, strength=0.2)) for seed in (2**32 - 1, 0, 1)]
+    assert variations_of(request, 3) == expected
+    assert [slot.variations for slot in slots_of(request, seeds_of(request), "ddim")] == expected
+
+
+def test_listed_seeds_stay_and_variations_without_a_seed_are_random() -> None:
+    request = GenerateRequest(prompt="a", seeds=[3, 4], variations=(Variation(strength=0.1),))
+    assert seeds_of(request) == [3, 4]
+    (first,), (second,) = variations_of(request, 2)
+    assert first.seed is not None
+    assert second.seed == (first.seed + 1) % 2**32
+    assert variations_of(request, 2) != [(first,), (second,)]
+
+
+def test_a_strength_of_0_is_no_variation() -> None:
+    request = GenerateRequest(prompt="a", seed=7, num_images=2, variations=(Variation(seed=5, strength=0),))
+    assert (seeds_of(request), variations_of(request, 2)) == ([7, 8], [(), ()])
 
 
 def test_slots_carry_everything_a_picture_depends_on() -> None:

@@ -315,3 +315,21 @@ def test_it_can_be_switched_off(pool: FakePool) -> None:
     with TestClient(create_api(OneModel(pool, args, Metrics()), args)) as client:
         assert client.get("/sdapi/v1/options").status_code == 404
         assert client.post(TXT2IMG, json={"prompt": "a"}).json()["error"] == "not_found"
+
+
+def test_a_variation_seed(client: TestClient, pool: FakePool) -> None:
+    images, info = answer(client, seed=7, subseed=100, subseed_strength=0.2, batch_size=2, n_iter=2)
+    assert len(images) == 4
+    assert (info["all_seeds"], info["all_subseeds"]) == ([7] * 4, [100, 101, 102, 103])
+    assert (info["seed"], info["subseed"], info["subseed_strength"]) == (7, 100, 0.2)
+    assert "Seed: 7, " in info["infotexts"][2]
+    assert "Variation seed: 102, Variation seed strength: 0.2" in info["infotexts"][2]
+    assert [slot.variations[0].seed for slot in pool.slots] == [100, 101, 102, 103]
+
+
+def test_without_a_strength_a_variation_seed_has_no_effect(client: TestClient, pool: FakePool) -> None:
+    _, info = answer(client, seed=7, subseed=100, subseed_strength=0, batch_size=2)
+    assert (info["all_seeds"], info["all_subseeds"], info["subseed_strength"]) == ([7, 8], [7, 8], 0)
+    assert "Variation" not in info["infotexts"][0]
+    assert refusal(client, subseed_strength=1.5)[0] == "subseed_strength"
+    assert refusal(client, subseed=-2, subseed_strength=0.1)[0] == "subseed"

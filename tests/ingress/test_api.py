@@ -36,6 +36,7 @@ def test_generate_returns_all_images_in_order(client: TestClient) -> None:
             "b64_json": f"picture{7 + i}",
             "model": None,
             "gpu_seconds": GPU_SECONDS,
+            "variations": [],
         }
         for i in range(3)
     ]
@@ -212,6 +213,7 @@ def test_stream_tells_the_whole_story(client: TestClient, metrics: Metrics) -> N
                 "b64_json": f"picture{7 + index}",
                 "model": None,
                 "gpu_seconds": GPU_SECONDS,
+                "variations": [],
             },
         ]
     assert [e["type"] for e in events][-2] == "grid"

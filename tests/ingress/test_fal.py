@@ -46,10 +46,13 @@ def frames_of(response: Any) -> list[dict[str, Any]]:
     return [json.loads(frame.removeprefix("data: ")) for frame in response.text.strip().split("\n\n")]
 
 
+NO_MORE: dict[str, Any] = {"model": None, "variations": []}
+
+
 def data_uri(index: int, seed: int) -> dict[str, Any]:
     url = f"data:image/jpeg;base64,picture{seed}"
     size = {"width": 256, "height": 256}
-    return {"url": url, **size, "content_type": "image/jpeg", "file_name": None, "file_size": 6, "model": None}
+    return {"url": url, **size, "content_type": "image/jpeg", "file_name": None, "file_size": 6} | NO_MORE
 
 
 def test_the_output_has_fals_fields(client: TestClient) -> None:
@@ -244,7 +247,7 @@ def test_a_stream_shows_previews_and_then_the_output(client: TestClient) -> None
             "content_type": "image/jpeg",
             "file_name": None,
             "file_size": 3,
-            "model": None,
+            **NO_MORE,
         }
     ]
     assert (last["images"], last["seeds"], last["prompt"]) == ([data_uri(i, 7 + i) for i in range(2)], [7, 8], "a cat")

@@ -26,6 +26,7 @@ def test_an_answer_has_openais_fields_and_ours(client: TestClient) -> None:
                 "url": None,
                 "image_index": i,
                 "seed": 7 + i,
+                "variations": [],
                 "model": None,
                 "failure": None,
             }

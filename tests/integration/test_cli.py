@@ -174,6 +174,22 @@ def test_a_picture_is_reproduced_exactly(
     assert (tmp_path / "again" / picture.name).read_bytes() == picture.read_bytes()
 
 
+def test_a_picture_has_relatives_and_they_have_theirs(
+    app: Running, generate: Callable[..., None], tmp_path: Path
+) -> None:
+    generate("a red apple", "-n", 1, "--seed", 7, "--scheduler", "euler_a")
+    where = ("--out", tmp_path, "--url", app.url)
+    done = run("vary", tmp_path / "seed-7.png", "-n", 2, "--variation-seed", 100, "--strength", 0.3, *where)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert names(tmp_path) == ["grid.png", "seed-7-v100.png", "seed-7-v101.png", "seed-7.png"]
+    done = run("vary", tmp_path / "seed-7-v101.png", "-n", 1, "--variation-seed", 5, *where)
+    assert (done.returncode, done.stderr) == (0, "")
+    youngest = tmp_path / "seed-7-v101-v5.png"
+    assert "the same: every pixel" in run("reproduce", youngest, "--url", app.url).stdout
+    refused = run("vary", youngest, "--strength", 1.5, *where)
+    assert (refused.returncode, "--strength" in refused.stderr) == (2, True)
+
+
 def test_a_picture_that_went_on_from_others_is_reproduced_from_them(
     app: Running, generate: Callable[..., None], tmp_path: Path
 ) -> None:

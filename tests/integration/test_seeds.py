@@ -2,6 +2,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from tests.integration.conftest import Running
+from tests.integration.test_generate import picture
 
 
 def images(answer: dict[str, Any]) -> dict[int, str]:
@@ -22,6 +23,34 @@ def test_a_single_image_is_the_same_on_every_replica(app: Running) -> None:
     pictures = {app.generate(seeds=[33])["images"][0]["b64_json"] for _ in range(10)}
     assert len(pictures) == 1
     assert {r.finished for r in app.replicas()}.isdisjoint(before), "both replicas have generated"
+
+
+def test_relatives_are_generated_again_from_what_their_answers_say(app: Running) -> None:
+    asked = {"seed": 7, "num_images": 4, "variations": [{"seed": 100, "strength": 0.2}]}
+    four = app.generate(**asked)["images"]
+    assert [(image["seed"], image["variations"]) for image in four] == [
+        (7, [{"seed": seed, "strength": 0.2}]) for seed in range(100, 104)
+    ]
+    for image in four:
+        (alone,) = app.generate(num_images=1, seed=image["seed"], variations=image["variations"])["images"]
+        assert alone["b64_json"] == image["b64_json"]
+    start, *_ = streamed = app.stream(**asked)
+    assert start["variations"] == [image["variations"] for image in four]
+    assert {e["index"]: e["b64_json"] for e in streamed if e["type"] == "image"} == {
+        image["index"]: image["b64_json"] for image in four
+    }
+
+
+def test_relatives_are_nearer_than_other_seeds(app: Running) -> None:
+    def pixels(**asked: Any) -> Any:
+        return picture(app.generate(num_images=1, **asked)["images"][0]["b64_json"]).astype(float)
+
+    own, other = pixels(seed=7), pixels(seed=8)
+    near, far = (pixels(seed=7, variations=[{"seed": 8, "strength": strength}]) for strength in (0.1, 0.6))
+    away = [abs(one - own).mean() for one in (near, far, other)]
+    assert 0 < away[0] < away[1] < away[2]
+    assert abs(pixels(seed=7, variations=[{"seed": 8, "strength": 1}]) - other).mean() == 0
+    assert abs(pixels(seed=7, variations=[{"seed": 8, "strength": 0}]) - own).mean() == 0
 
 
 def test_neighbours_do_not_matter(app: Running) -> None:

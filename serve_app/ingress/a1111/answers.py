@@ -10,7 +10,7 @@ from serve_app.ingress.a1111.schemas import ImagesAnswer, PngInfo, Txt2Img
 from serve_app.ingress.a1111.settings import title_of
 from serve_app.messages import Slot
 from serve_app.metadata import parameters_text
-from serve_app.recipe import Output, Recipe
+from serve_app.recipe import Output, Recipe, Variation
 from serve_app.samplers import said_of
 from serve_app.schemas import ImageEvent, ModelInfo, PreviewEvent, StartEvent
 
@@ -29,14 +29,14 @@ def answer_of(body: Txt2Img, start: StartEvent, job: Job, warnings: list[str]) -
     images = job.pictures
     parameters = start.parameters
     recipe, output = Recipe.of(parameters), Output.of(parameters)
-    slots = [Slot(image.index, image.seed, recipe, output, frozenset()) for image in images]
+    slots = [Slot(image.index, image.seed, recipe, output, variations=_of(start, image.index)) for image in images]
     info = {
         **_settings(start),
         "seed": (images[0].seed if images else start.seeds[0]),
         "all_seeds": [image.seed for image in images],
         "all_prompts": [parameters.prompt] * len(images),
         "all_negative_prompts": [parameters.negative_prompt] * len(images),
-        "all_subseeds": [image.seed for image in images],
+        "all_subseeds": [_subseed(start, image.index) for image in images],
         "batch_size": body.batch_size,
         "infotexts": [
             parameters_text(slot, _model(image) or parameters.model) for slot, image in zip(slots, images, strict=True)
@@ -53,6 +53,17 @@ def answer_of(body: Txt2Img, start: StartEvent, job: Job, warnings: list[str]) -
         parameters=body.model_dump(include=set(fields)),
         info=json.dumps(info),
     )
+
+
+def _of(start: StartEvent, index: int) -> tuple[Variation, ...]:
+    """Return the variations of an image."""
+    return start.variations[index] if start.variations else ()
+
+
+def _subseed(start: StartEvent, index: int) -> int | None:
+    """Return the variation seed of an image, or its seed: without a variation it has no effect."""
+    variations = _of(start, index)
+    return variations[-1].seed if variations else start.seeds[index]
 
 
 def _model(picture: ImageEvent | PreviewEvent) -> ModelInfo | None:
@@ -73,8 +84,8 @@ def _settings(start: StartEvent) -> dict[str, Any]:
     return {
         "prompt": parameters.prompt,
         "negative_prompt": parameters.negative_prompt,
-        "subseed": start.seeds[0],
-        "subseed_strength": 0,
+        "subseed": _subseed(start, 0),
+        "subseed_strength": variations[-1].strength if (variations := _of(start, 0)) else 0,
         "width": parameters.width,
         "height": parameters.height,
         "sampler_name": sampler,

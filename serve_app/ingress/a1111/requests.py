@@ -62,6 +62,8 @@ def own_request(body: Txt2Img, offer: Offer, embeddings: Collection[str] = ()) -
     if "negative_prompt" in fields:
         fields["negative_prompt"] = spelled_out(body.negative_prompt, embeddings)
     fields |= {"loras": loras, "scheduler": scheduler, "sigma_schedule": schedule}
+    if body.subseed_strength:
+        fields["variations"] = [{"seed": body.subseed, "strength": body.subseed_strength}]
     fields |= {"prompt_syntax": "weighted", "num_images": _number(body, offer.args.limits.max_images)}
     with renamed(NAMES):
         return own_or_invalid(offer.request, **fields)

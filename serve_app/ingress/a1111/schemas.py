@@ -5,6 +5,7 @@ from typing import Any, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from serve_app.ingress.requests import ForeignRequest
+from serve_app.recipe import RANDOM, SEED_SPAN
 from serve_app.schemas import Answer, FieldError
 
 UNSUPPORTED = "is not supported; leaving it out would change the picture"
@@ -19,7 +20,6 @@ _UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "alwayson_scripts": (),
     "firstpass_image": (),
     "refiner_checkpoint": ("None",),
-    "subseed_strength": (),
     "seed_resize_from_h": (-1,),
     "seed_resize_from_w": (-1,),
     "eta": (1,),
@@ -39,7 +39,7 @@ WITHOUT_EFFECT = {
     *("hr_scale", "hr_upscaler", "hr_second_pass_steps", "hr_resize_x", "hr_resize_y", "hr_checkpoint_name"),
     *("hr_sampler_name", "hr_scheduler", "hr_prompt", "hr_negative_prompt", "hr_additional_modules", "hr_cfg"),
     *("firstphase_width", "firstphase_height", "refiner_switch_at", "disable_extra_networks", "comments", "s_tmax"),
-    *("subseed", "force_task_id", "infotext", "clip_skip", "denoising_strength", "mask_round", "image_cfg_scale"),
+    *("force_task_id", "infotext", "clip_skip", "denoising_strength", "mask_round", "image_cfg_scale"),
     *("include_init_images", "initial_noise_multiplier", "url", "auth"),
 }
 """Fields that clients send and that say nothing about the picture here; other unknown ones are warned of."""
@@ -62,6 +62,15 @@ class Txt2Img(ForeignRequest):
     height: int
     seed: int | None
     timeout_s: float | None
+    subseed: int = Field(default=RANDOM, ge=RANDOM, lt=SEED_SPAN, description="Variation seed; -1: random.")
+    subseed_strength: float = Field(
+        default=0,
+        ge=0,
+        le=1,
+        allow_inf_nan=False,
+        description="How far each image goes from the seed's towards that of its variation seed. Above 0 the seed "
+        "stays the same and the variation seed counts up.",
+    )
     batch_size: int = Field(default=1, ge=1, description="Images of a batch; all batches are generated in parallel.")
     n_iter: int = Field(default=1, ge=1, description="Batches; n_iter x batch_size images, with consecutive seeds.")
     sampler_name: str | None = Field(

@@ -90,5 +90,6 @@ def _file(image: own.Picture | own.PreviewEvent, url: str) -> File:
         content_type=image.media_type,
         file_name=None if url.startswith("data:") else url.rpartition("/")[2],
         model=image.model if isinstance(image, own.Picture) else None,
+        variations=image.variations if isinstance(image, own.Picture) else (),
         file_size=len(image.b64_json) // 4 * 3 - image.b64_json.count("=", -2),
     )

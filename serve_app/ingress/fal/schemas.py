@@ -6,7 +6,7 @@ from pydantic import BeforeValidator, Discriminator, Field, Tag
 
 from serve_app.ingress.requests import ForeignRequest
 from serve_app.recipe import Body
-from serve_app.schemas import Answer, OtherModel
+from serve_app.schemas import Answer, OtherModel, Variations
 
 SizeName = Literal["square_hd", "square", "portrait_4_3", "portrait_16_9", "landscape_4_3", "landscape_16_9"]
 
@@ -113,6 +113,7 @@ class File(Answer):
     file_name: str | None
     file_size: int
     model: OtherModel = None
+    variations: Variations = ()
 
 
 class Failure(Answer):

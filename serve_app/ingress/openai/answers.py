@@ -36,7 +36,7 @@ async def _item(image: Image, urls: Urls | None) -> ImageItem:
         return ImageItem(image_index=image.index, seed=image.seed, failure=image.error)
     url = await urls.of(image) if urls else None
     at = {"b64_json": image.b64_json} if url is None else {"url": url}
-    return ImageItem(**at, image_index=image.index, seed=image.seed, model=image.model)
+    return ImageItem(**at, image_index=image.index, seed=image.seed, variations=image.variations, model=image.model)
 
 
 async def frames(
@@ -85,6 +85,7 @@ def _told(
                 output_format=request.output_format,
                 image_index=event.index,
                 seed=event.seed,
+                variations=event.variations,
                 step=request.num_inference_steps,
                 model=event.model,
                 warnings=[*start.warnings, *([model_warning(event.index, event.model)] if event.model else [])],

@@ -7,7 +7,7 @@ from pydantic import Field
 
 from serve_app.ingress.openai.schemas import OpenAIErrorBody
 from serve_app.recipe import OutputFormat
-from serve_app.schemas import Answer, ErrorDetail, OtherModel
+from serve_app.schemas import Answer, ErrorDetail, OtherModel, Variations
 
 
 class _ImageEvent(Answer):
@@ -31,6 +31,7 @@ class _PartialImage(_ImageEvent):
 class _Completed(_ImageEvent):
     b64_json: str | None = None
     url: str | None = None
+    variations: Variations = ()
     model: OtherModel = None
     warnings: list[str] = Field(description="Warnings about the whole request that are known at its start.")
 

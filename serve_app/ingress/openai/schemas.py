@@ -1,6 +1,6 @@
 """The OpenAI Images API as this service implements it: bodies, answers, events and errors.
 
-Its SDKs pass on our additional fields: `image_index`, `seed`, `step`, `model`, `failure`, `warnings`.
+Its SDKs pass on our additional fields: `image_index`, `seed`, `variations`, `step`, `model`, `failure`, `warnings`.
 """
 
 from typing import Annotated, Any, Literal, Self
@@ -9,7 +9,7 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from serve_app.ingress.requests import ForeignRequest
 from serve_app.recipe import OutputFormat
-from serve_app.schemas import Answer, ErrorDetail, FieldError, OtherModel, ResponseFormat
+from serve_app.schemas import Answer, ErrorDetail, FieldError, OtherModel, ResponseFormat, Variations
 
 NO_EFFECT = "Accepted, but has no effect."
 
@@ -78,6 +78,7 @@ class ImageItem(Answer):
     url: str | None = None
     image_index: int
     seed: int
+    variations: Variations = ()
     model: OtherModel = None
     failure: ErrorDetail | None = None
 

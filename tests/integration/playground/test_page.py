@@ -103,15 +103,58 @@ def test_a_picture_is_downloaded_under_the_name_of_its_seed(playground: Playgrou
         assert picture.size == (72, 64)
 
 
-def test_more_like_this_generates_the_next_seeds_with_the_runs_settings(playground: Playground) -> None:
+def test_more_seeds_are_the_next_ones_with_the_runs_settings(playground: Playground) -> None:
     playground.generate(prompt="a pear", images=3)
     playground.wait_for(3, "done")
     playground.fill(prompt="a plum", images=1)
     with playground.page.expect_request("**/stream") as request:
-        playground.tile(8).get_by_role("button", name="More like this").click()
+        playground.tile(8).get_by_role("button", name="More seeds").click()
     assert body_of(request.value)["prompt"] == "a pear"
     assert body_of(request.value)["seeds"] == [10, 11, 12]
     playground.wait_for(6, "done")
+
+
+def test_more_like_this_generates_relatives_and_theirs_nearer_or_farther(playground: Playground) -> None:
+    page = playground.page
+    playground.generate(prompt="a pear", images=1)
+    playground.wait_for(1, "done")
+    with page.expect_request("**/stream") as request:
+        playground.tile(7).get_by_role("button", name="More like this").click()
+    body = body_of(request.value)
+    (variation,) = body["variations"]
+    assert (body["prompt"], body["seed"], body["num_images"], variation["strength"]) == ("a pear", 7, 4, 0.2)
+    assert "seeds" not in body
+    playground.wait_for(5, "done")
+    relative = page.get_by_text(f"Seed 7 + {variation['seed'] + 1}", exact=True)
+    with page.expect_request("**/stream") as request:
+        page.locator(".tile", has=relative).get_by_role("button", name="More like this").click()
+    first, second = body_of(request.value)["variations"]
+    assert (first, second["strength"]) == ({"seed": variation["seed"] + 1, "strength": 0.2}, 0.2)
+    playground.wait_for(9, "done")
+    slider = page.get_by_label("How far from the picture").nth(1)
+    with page.expect_request("**/stream") as request:
+        slider.fill("0.6")
+        slider.dispatch_event("change")
+    assert body_of(request.value)["variations"] == [{"seed": variation["seed"], "strength": 0.6}]
+    playground.wait_for(13, "done")
+    with page.expect_request("**/stream") as request:
+        relative.nth(1).locator("xpath=ancestor::li").get_by_role("button", name="Generate this image again").click()
+    assert body_of(request.value)["variations"] == [{"seed": variation["seed"] + 1, "strength": 0.2}]
+    playground.wait_for(13, "done")
+
+
+def test_relatives_come_back_from_the_history(playground: Playground) -> None:
+    page = playground.page
+    playground.generate(prompt="a pear", images=1)
+    playground.wait_for(1, "done")
+    playground.tile(7).get_by_role("button", name="More like this").click()
+    playground.wait_for(5, "done")
+    names = page.locator(".run").first.locator(".seed").all_text_contents()
+    kept = page.get_by_role("button", name="a pear, 4 images, seed 7")
+    kept.wait_for()
+    page.reload()
+    kept.click()
+    expect(page.locator(".run .seed")).to_have_text(names)
 
 
 def test_reloading_after_a_run_keeps_its_settings_and_its_pictures(playground: Playground) -> None:
