@@ -216,3 +216,12 @@ def test_the_command_line_chooses_and_reproduces(models: Changing, tmp_path: Pat
     unknown = run("generate", "a", "--model", "cubist", *options)
     assert unknown.returncode == 2
     assert all(name in unknown.stderr for name in ("--model", "cubist", *NAMES))
+
+
+def test_one_that_did_not_start_does_once_its_settings_are_mended(models: Changing, tiny_path: Path) -> None:
+    models.args["models"]["broken"] = {"model": {"path": str(tiny_path)}}
+    models.deploy()
+    eventually(lambda: health(models, "broken") == health(models, "bold_1.0") == health(models, "plain") == "ready", 90)
+    for name in ("broken", "bold_1.0", "plain"):
+        body = {**BODY, "model": name}
+        eventually(lambda body=body: models.http.post("/generate", json=body).status_code == 200)
