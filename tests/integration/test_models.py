@@ -63,7 +63,7 @@ def models(
     with httpx2.Client(base_url=url, timeout=60) as http:
         changing = Changing(url, args, http, NAME)
         changing.deploy()
-        eventually(lambda: health(changing, "plain") == health(changing, "bold_1.0") == "ready", 60)
+        eventually(lambda: health(changing, "plain") == health(changing, "bold_1.0") == "ready", 180, every=0.5)
         yield changing
     serve.delete(NAME, _blocking=False)
 
@@ -221,7 +221,10 @@ def test_the_command_line_chooses_and_reproduces(models: Changing, tmp_path: Pat
 def test_one_that_did_not_start_does_once_its_settings_are_mended(models: Changing, tiny_path: Path) -> None:
     models.args["models"]["broken"] = {"model": {"path": str(tiny_path)}}
     models.deploy()
-    eventually(lambda: health(models, "broken") == health(models, "bold_1.0") == health(models, "plain") == "ready", 90)
-    for name in ("broken", "bold_1.0", "plain"):
-        body = {**BODY, "model": name}
-        eventually(lambda body=body: models.http.post("/generate", json=body).status_code == 200)
+    eventually(
+        lambda: health(models, "broken") == health(models, "bold_1.0") == health(models, "plain") == "ready",
+        180,
+        every=0.5,
+    )
+    names = ("broken", "bold_1.0", "plain")
+    eventually(lambda: all(models.http.post("/generate", json={**BODY, "model": name}).is_success for name in names))
