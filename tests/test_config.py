@@ -123,8 +123,11 @@ def test_command_line_values_are_strings_and_are_converted() -> None:
         ({"models": {"a": {"model": {"widht": 64}}}}, "models.a.model.widht: Extra inputs are not permitted"),
         ({"models": {"a": {"model": 7}}}, "models.a.model: .*valid dictionary"),
         ({"models": {"a": {"model": {"width": 1024}}}}, r"models.a: model.width \(1024\) must lie between"),
-        ({"models": {"a": {"model": {"name": "b"}}}}, "models.a: is the model's name already; leave out model.name"),
-        ({"models": {"a": {}}, "model": {"name": "b"}}, "models.a: is the model's name already; leave out model.name"),
+        ({"models": {"a": {"model": {"name": "b"}}}}, "models.a: a is the model's name already; leave out model.name"),
+        (
+            {"models": {"a": {}}, "model": {"name": "b"}},
+            "models.a: a is the model's name already; leave out model.name",
+        ),
         ({"models": {"a": {"limits": {"max_steps": 9}}}}, "models.a: model.num_inference_steps must not be above"),
         ({"models": {"a": {}, "b": {}}}, "default_model: say which of the models.*: a, b"),
         ({"models": {"a": {}}, "default_model": "b"}, r"default_model \(b\) must be one of models: a"),

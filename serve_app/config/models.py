@@ -53,5 +53,5 @@ def own_settings(name: str, values: Mapping[str, Any], own: Mapping[str, Any]) -
     if not isinstance(model, Mapping):
         return settings  # it will be refused
     if "name" in model:
-        raise ValueError(f"models.{name}: is the model's name already; leave out model.name")
+        raise ValueError(f"models.{name}: {name} is the model's name already; leave out model.name")
     return {**settings, "model": {**model, "name": name}}

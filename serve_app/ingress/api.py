@@ -58,6 +58,7 @@ def _api(service: Service, args: AppArgs, disconnect: Errors, answers: Answers, 
     api = DescribedApi(
         title="parallel-sdxl",
         version=__version__,
+        description="Bounds and defaults of bodies are those of the default model; `GET /models` has each one's.",
         lifespan=lifespan,
         middleware=middleware(args, problems, disconnect, answers, count),
         redirect_slashes=False,

@@ -24,7 +24,7 @@ from tests.random_lora import save_lora
 
 NAME = "models"
 BODY = {"prompt": "a red apple", "num_inference_steps": 4, "num_images": 1, "seed": 11}
-NAMES = ["plain", "bold", "asleep", "broken"]
+NAMES = ["plain", "bold_1.0", "asleep", "broken"]
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +49,7 @@ def models(
         "adapters": {"path": str(adapters_path)},
         "default_model": "plain",
         "models": {
-            "bold": {
+            "bold_1.0": {
                 "model": {"path": str(bold_path), "width": 72, "max_size": 128, "num_inference_steps": 3},
                 "limits": {"max_images": 2},
                 "adapters": {"path": str(own)},
@@ -63,7 +63,7 @@ def models(
     with httpx2.Client(base_url=url, timeout=60) as http:
         changing = Changing(url, args, http, NAME)
         changing.deploy()
-        eventually(lambda: health(changing, "plain") == health(changing, "bold") == "ready", 60)
+        eventually(lambda: health(changing, "plain") == health(changing, "bold_1.0") == "ready", 180, every=0.5)
         yield changing
     serve.delete(NAME, _blocking=False)
 
@@ -91,7 +91,7 @@ def test_each_has_its_own_weights_and_a_request_that_names_none_gets_the_default
     alone = pixels(app.generate(**BODY)["images"][0]["b64_json"])
     with ThreadPoolExecutor(4) as pool:
         default, plain, bold, again = pool.map(
-            lambda more: asked(**more), [{}, {"model": "plain"}, {"model": "bold"}, {"model": "bold"}]
+            lambda more: asked(**more), [{}, {"model": "plain"}, {"model": "bold_1.0"}, {"model": "bold_1.0"}]
         )
     assert np.array_equal(default, alone), "the bits of a service that has this model alone"
     assert np.array_equal(plain, alone)
@@ -104,23 +104,23 @@ def test_each_has_its_own_defaults_and_bounds(models: Changing) -> None:
         answer = models.http.post("/generate", json={**BODY, **body})
         return answer.status_code, answer.json()["error"]["param"]
 
-    answer = models.http.post("/generate", json={"prompt": "a", "model": "bold", "num_images": 1}).json()
+    answer = models.http.post("/generate", json={"prompt": "a", "model": "bold_1.0", "num_images": 1}).json()
     parameters = answer["parameters"]
     assert (parameters["width"], parameters["num_inference_steps"]) == (72, 3)
     assert models.http.post("/generate", json={**BODY, "width": 160}).status_code == 200
-    assert refused(model="bold", width=160) == (422, "width")
-    assert refused(model="bold", num_images=3) == (422, "num_images")
-    form = {"prompt": (None, "a"), "model": (None, "bold"), "width": (None, "160")}
+    assert refused(model="bold_1.0", width=160) == (422, "width")
+    assert refused(model="bold_1.0", num_images=3) == (422, "num_images")
+    form = {"prompt": (None, "a"), "model": (None, "bold_1.0"), "width": (None, "160")}
     assert models.http.post("/generate", files=form).json()["error"]["param"] == "width"
     assert refused(model="cubist") == (422, "model")
 
 
 def test_a_picture_says_which_model_made_it(models: Changing) -> None:
-    answer = models.http.post("/generate", json={**BODY, "model": "bold"})
-    assert answer.json()["parameters"]["model"]["name"] == "bold"
+    answer = models.http.post("/generate", json={**BODY, "model": "bold_1.0"})
+    assert answer.json()["parameters"]["model"]["name"] == "bold_1.0"
     embedded = embedded_parameters(Pillow.open(io.BytesIO(b64decode(picture(answer)))))
     assert embedded
-    assert embedded.model.name == "bold"
+    assert embedded.model.name == "bold_1.0"
 
 
 def test_openai_s_clients_choose(models: Changing) -> None:
@@ -130,10 +130,10 @@ def test_openai_s_clients_choose(models: Changing) -> None:
         body = {"prompt": "a red apple", "seed": 11, "num_inference_steps": 4, "model": model, **more}
         return models.http.post("/v1/images/generations", json=body)
 
-    (bold,) = generated("bold", size="64x64").json()["data"]
-    expected = picture(models.http.post("/generate", json={**BODY, "model": "bold", "width": 64}))
+    (bold,) = generated("bold_1.0", size="64x64").json()["data"]
+    expected = picture(models.http.post("/generate", json={**BODY, "model": "bold_1.0", "width": 64}))
     assert np.array_equal(pixels(bold["b64_json"]), pixels(expected))
-    assert (generated("bold", n=3).status_code, generated("dall-e-3", n=3).status_code) == (400, 200)
+    assert (generated("bold_1.0", n=3).status_code, generated("dall-e-3", n=3).status_code) == (400, 200)
     error = generated("cubist").json()["error"]
     assert (error["code"], error["param"]) == ("model_not_found", "model")
     assert all(f'"{name}"' in error["message"] for name in NAMES)
@@ -143,23 +143,23 @@ def test_adapters_are_each_models_own(models: Changing) -> None:
     def listed(**query: str) -> list[str]:
         return [lora["name"] for lora in models.http.get("/loras", params=query).json()]
 
-    assert (listed(), listed(model="bold")) == (["a", "b"], ["own"])
+    assert (listed(), listed(model="bold_1.0")) == (["a", "b"], ["own"])
     body = {**BODY, "width": 64, "loras": [{"name": "own"}]}
-    with_lora = picture(models.http.post("/generate", json={**body, "model": "bold"}))
-    without = picture(models.http.post("/generate", json={**body, "model": "bold", "loras": []}))
+    with_lora = picture(models.http.post("/generate", json={**body, "model": "bold_1.0"}))
+    without = picture(models.http.post("/generate", json={**body, "model": "bold_1.0", "loras": []}))
     assert not np.array_equal(pixels(with_lora), pixels(without))
     assert models.http.post("/generate", json=body).status_code == 422
 
 
 async def test_a_generation_is_found_and_cancelled_whichever_model_it_is_of(models: Changing) -> None:
-    body = {**BODY, "model": "bold", "num_inference_steps": 998}
+    body = {**BODY, "model": "bold_1.0", "num_inference_steps": 998}
     async with (
         httpx2.AsyncClient(base_url=models.url, timeout=60) as client,
         client.stream("POST", "/stream", json=body) as response,
     ):
         stream = frames(response)
         id_ = await start_of(stream)
-        assert (await client.get(f"/generations/{id_}")).json()["parameters"]["model"]["name"] == "bold"
+        assert (await client.get(f"/generations/{id_}")).json()["parameters"]["model"]["name"] == "bold_1.0"
         assert (await client.delete(f"/generations/{id_}")).json()["cancelled"] == [0]
         assert [event["type"] async for event in stream][-1] == "completed"
 
@@ -183,12 +183,12 @@ def test_one_sleeps_and_a_request_wakes_it_alone(models: Changing) -> None:
 
 
 def test_metrics_say_of_which_model(models: Changing, app: Running) -> None:
-    models.http.post("/generate", json={**BODY, "model": "bold"})
+    models.http.post("/generate", json={**BODY, "model": "bold_1.0"})
     labels = {"application": NAME, "outcome": "succeeded"}
-    eventually(lambda: app.metric("ray_psdxl_images_total", model="bold", **labels) >= 1, every=1)
+    eventually(lambda: app.metric("ray_psdxl_images_total", model="bold_1.0", **labels) >= 1, every=1)
     assert app.metric("ray_psdxl_replicas_ready", application=NAME, model="broken") == 0
-    assert app.metric("ray_psdxl_replicas_ready", application=NAME, model="bold") == 1
-    assert app.metric("ray_psdxl_images_capacity", application=NAME, deployment="Replica-bold") == 4
+    assert app.metric("ray_psdxl_replicas_ready", application=NAME, model="bold_1.0") == 1
+    assert app.metric("ray_psdxl_images_capacity", application=NAME, deployment="Replica-bold_1.0") == 4
 
 
 def test_settings_change_without_a_restart_but_for_those_of_a_models_own(models: Changing) -> None:
@@ -196,17 +196,17 @@ def test_settings_change_without_a_restart_but_for_those_of_a_models_own(models:
         schemas = {one["name"]: one["request"] for one in models.http.get("/models").json()}
         return int(schemas[model]["properties"]["num_images"]["maximum"])
 
-    assert (most("plain"), most("bold")) == (16, 2)
+    assert (most("plain"), most("bold_1.0")) == (16, 2)
     models.deploy(limits={"max_images": 3})
     eventually(lambda: most("plain") == 3)
-    assert most("bold") == 2
+    assert most("bold_1.0") == 2
     assert models.http.post("/generate", json={**BODY, "num_images": 4}).status_code == 422
 
 
 def test_the_command_line_chooses_and_reproduces(models: Changing, tmp_path: Path) -> None:
     options = ("-n", 1, "--seed", 7, "--size", "64x64", "--out", tmp_path, "--url", models.url)
-    done = run("generate", "a red apple", "--model", "bold", *options)
-    assert done.stdout.startswith("bold: 1 image of 64x64, 3 steps"), done.stderr
+    done = run("generate", "a red apple", "--model", "bold_1.0", *options)
+    assert done.stdout.startswith("bold_1.0: 1 image of 64x64, 3 steps"), done.stderr
     picture = tmp_path / "seed-7.png"
     again = run("reproduce", picture, "--url", models.url)
     assert (again.returncode, "the same: every pixel" in " ".join(again.stdout.split())) == (0, True)
@@ -216,3 +216,15 @@ def test_the_command_line_chooses_and_reproduces(models: Changing, tmp_path: Pat
     unknown = run("generate", "a", "--model", "cubist", *options)
     assert unknown.returncode == 2
     assert all(name in unknown.stderr for name in ("--model", "cubist", *NAMES))
+
+
+def test_one_that_did_not_start_does_once_its_settings_are_mended(models: Changing, tiny_path: Path) -> None:
+    models.args["models"]["broken"] = {"model": {"path": str(tiny_path)}}
+    models.deploy()
+    eventually(
+        lambda: health(models, "broken") == health(models, "bold_1.0") == health(models, "plain") == "ready",
+        180,
+        every=0.5,
+    )
+    names = ("broken", "bold_1.0", "plain")
+    eventually(lambda: all(models.http.post("/generate", json={**BODY, "model": name}).is_success for name in names))

@@ -33,7 +33,7 @@ from serve_app.ingress.offers import Bodies, Offer, Offers
 from serve_app.ingress.requests import renamed
 from serve_app.ingress.service import Service
 
-_MODEL_IN = ("override_settings", settings.MODEL)
+_OVERRIDDEN = "override_settings"
 
 
 def router(service: Service, offers: Offers) -> APIRouter:
@@ -44,7 +44,7 @@ def router(service: Service, offers: Offers) -> APIRouter:
     refusals = errors(413, 415, 422, 429, 503, 504)
 
     async def answer(body: Txt2Img, offer: Offer, http: Request) -> Response:
-        settings.check(body.override_settings, offer, "override_settings")
+        settings.check(body.override_settings, offer, _OVERRIDDEN)
         names = [one.name for one in await offer.service.embeddings() if not one.unusable]
         asked = own_request(body, offer, names)
         with renamed(NAMES), jobs.one(owner_of(http)) as job:
@@ -117,10 +117,10 @@ def router(service: Service, offers: Offers) -> APIRouter:
 
 def _bodies(kind: type[Form], offers: Offers) -> Bodies[Form]:
     def name_in(body: Mapping[str, Any]) -> Any:
-        overridden = body.get(_MODEL_IN[0])
-        return overridden.get(_MODEL_IN[1]) if isinstance(overridden, Mapping) else None
+        overridden = body.get(_OVERRIDDEN)
+        return overridden.get(settings.MODEL) if isinstance(overridden, Mapping) else None
 
-    choose = partial(settings.chosen, offers, ".".join(_MODEL_IN))
+    choose = partial(settings.chosen, offers, f"{_OVERRIDDEN}.{settings.MODEL}")
     return Bodies(offers, partial(body_class, kind), choose, name_in)
 
 

@@ -45,7 +45,7 @@ def cards_of(offers: Offers) -> list[SdModel]:
 
 def chosen(offers: Offers, param: str, name: str | None) -> Offer:
     """Return the model that a setting names in one of A1111's ways, the default for none. Raises InvalidRequest."""
-    if name in _NONE_CHOSEN:
+    if not name:
         return offers.default
     found = next((offer for offer in offers if name in _names(offer)), None)
     if found is None:
