@@ -2,7 +2,7 @@
 
 import asyncio
 import math
-from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field, replace
 from typing import Any, Self, get_args
@@ -116,12 +116,17 @@ class FakePool(Pool):
     slots: list[Slot] = field(default_factory=list)
     models: dict[int, ModelInfo] = field(default_factory=dict)
 
+    name: str = ""
     deployed: Deployed = field(default_factory=Deployed)
     starts: Starts = field(default_factory=lambda: Starts(may_sleep=False))
 
     @property
     def model(self) -> ModelInfo:
         return self.any_replica.model
+
+    @property
+    def deployment(self) -> str:
+        return self.name
 
     @property
     def known_model(self) -> ModelInfo | None:
@@ -133,8 +138,6 @@ class FakePool(Pool):
         return self.starts.readiness
 
     async def keep_polling(self, tell: Tell = nobody, waiting: Callable[[], int] = int) -> None: ...
-
-    async def keep_watching(self) -> None: ...
 
     async def generate(self, slot: Slot, replica: str = "abc", deadline: float = math.inf) -> AsyncGenerator[SlotEvent]:
         self.open.add(slot.index)
@@ -179,6 +182,9 @@ class NoPeers(Peers):
 
     async def next_part(self, id: str, after: int, wait_s: float) -> Part | None:
         return None
+
+    async def deployed(self, replicas: Iterable[str]) -> Mapping[str, Deployed]:
+        return {}
 
 
 class OneModel(Models):

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from ray import serve
@@ -28,17 +29,16 @@ class Deployed:
     """Whether Serve wants no replicas, and nothing is wrong."""
 
 
-async def ask_serve(replicas: str) -> Deployed | None:
-    """Ask Serve's controller; `replicas` is the name of the replicas' deployment. None where it does not answer."""
+async def ask_serve(replicas: Iterable[str]) -> dict[str, Deployed]:
+    """Ask Serve's controller once; `replicas` are the names of the replicas' deployments. Empty: no answer."""
     try:
         own = serve.get_replica_context()
         status = await asyncio.to_thread(serve.status)  # it waits for the controller
         deployments = status.applications[own.app_name].deployments
-        pool, ingress = deployments[replicas], deployments[own.deployment]
+        return {name: deployed_of(deployments[name], deployments[own.deployment]) for name in replicas}
     except (RayError, RayServeException, KeyError) as error:
         logger.warning("Serve's controller did not say how many replicas it wants: %r", error)
-        return None
-    return deployed_of(pool, ingress)
+        return {}
 
 
 def deployed_of(replicas: DeploymentStatusOverview, ingress: DeploymentStatusOverview) -> Deployed:

@@ -86,10 +86,7 @@ class FanOut:
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Keep an eye on the replicas for as long as the context is open."""
-        async with (
-            background(self._pool.keep_polling(self._look, self._share.queued)),
-            background(self._pool.keep_watching()),
-        ):
+        async with background(self._pool.keep_polling(self._look, self._share.queued)):
             yield
 
     def model(self) -> ModelInfo:

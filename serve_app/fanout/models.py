@@ -1,10 +1,12 @@
 """All models that an ingress replica serves: a fan-out each, and the generations of all."""
 
+import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from typing import TypeVar
 
 from serve_app import __version__
+from serve_app.background import background
 from serve_app.config import ONLY_MODEL, AppArgs
 from serve_app.fanout.fanout import FanOut
 from serve_app.fanout.generations import Generations
@@ -14,6 +16,7 @@ from serve_app.metrics import Metrics
 from serve_app.readings import Found, Reading
 from serve_app.schemas import Cancelled, Health, ModelHealth, ModelStatus, ReplicaCount, ServiceStatus
 
+_WATCH_INTERVAL_S = 3.0
 _READIEST = ("ready", "waking", "asleep", "starting")
 
 Said = TypeVar("Said", ModelHealth, ModelStatus)
@@ -24,6 +27,7 @@ class Models:
 
     def __init__(self, pools: Mapping[str, Pool], peers: Peers, args: AppArgs, metrics: Metrics) -> None:
         self.generations = Generations(peers, args.streams.max_kept_bytes)
+        self._pools, self._peers = pools, peers
         self._fan_outs = {
             name: FanOut(pools[name], self.generations, own, metrics, name) for name, own in args.served.items()
         }
@@ -50,8 +54,17 @@ class Models:
         async with AsyncExitStack() as stack:
             for fan_out in self._fan_outs.values():
                 await stack.enter_async_context(fan_out.running())
+            await stack.enter_async_context(background(self._keep_watching()))
             stack.push_async_callback(self.generations.close)
             yield
+
+    async def _keep_watching(self) -> None:
+        """Keep what Serve says of each model's replicas fresh, by one question for all, until cancelled."""
+        while True:
+            said = await self._peers.deployed([pool.deployment for pool in self._pools.values()])
+            for pool in self._pools.values():
+                pool.deployed = said.get(pool.deployment, pool.deployed)
+            await asyncio.sleep(_WATCH_INTERVAL_S)
 
     def health(self) -> Health:
         """Return the health of the readiest model: a probe that took the ingress out would take them all."""

@@ -1,6 +1,7 @@
 """The ingress replicas as one of them sees them."""
 
 import asyncio
+from collections.abc import Iterable, Mapping
 from functools import cached_property
 from typing import Any
 
@@ -10,11 +11,12 @@ from ray.serve.handle import DeploymentHandle
 
 from serve_app.errors import NotReady
 from serve_app.fanout.broadcast import first_answer
+from serve_app.fanout.deployed import Deployed, ask_serve
 from serve_app.readings import Part
 
 
 class Peers:
-    """Calls every replica of the deployment that this process is a replica of."""
+    """Calls every replica of the deployment that this process is a replica of, and asks Serve of its application."""
 
     async def cancel(self, id: str, index: int | None) -> list[int]:
         """Return what the replica that holds the request says, empty where none does.
@@ -31,6 +33,10 @@ class Peers:
         """
         part: Part | None = await self._ask("next_part", id, after, wait_s)
         return part
+
+    async def deployed(self, replicas: Iterable[str]) -> Mapping[str, Deployed]:
+        """Return what Serve says of the deployments of replicas, by their names; empty where it does not answer."""
+        return await ask_serve(replicas)
 
     async def _ask(self, method: str, *args: Any) -> Any:
         # In a thread, because it asks Serve's controller and waits.

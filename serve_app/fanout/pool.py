@@ -18,7 +18,7 @@ from serve_app.canvas import Canvas
 from serve_app.errors import AdapterError, NotReady, ReplicaLost, SlotReturned
 from serve_app.fanout.broadcast import ask_each
 from serve_app.fanout.calls import Calls
-from serve_app.fanout.deployed import Deployed, ask_serve
+from serve_app.fanout.deployed import Deployed
 from serve_app.fanout.sight import PoolStatus, Sight
 from serve_app.fanout.starts import Readiness, Starts
 from serve_app.imaging import Pixels
@@ -37,7 +37,6 @@ _STARTING_POLL_INTERVAL_S = 0.1
 Serve calls the application running before the ingress knows, and requests may follow at once.
 """
 
-_WATCH_INTERVAL_S = 3.0
 _WAKING_S = 60.0
 """How long a call waits for a replica that Serve is to start. It does so at once, and then goes on by itself."""
 _SHORTEST_PAUSE_S = 0.05
@@ -80,6 +79,12 @@ class Pool:
         self._waking: asyncio.Task[None] | None = None
         self.status = PoolStatus()
         self.deployed = Deployed()
+        """What Serve said of the replicas last."""
+
+    @property
+    def deployment(self) -> str:
+        """The name of the replicas' deployment."""
+        return str(self._handle.deployment_name)
 
     @property
     def any_replica(self) -> ReplicaStatus:
@@ -124,12 +129,6 @@ class Pool:
             calm = self.status.capacity or self.readiness == "asleep"
             interval = POLL_INTERVAL_S if calm else _STARTING_POLL_INTERVAL_S
             await asyncio.sleep(max(_SHORTEST_PAUSE_S, began + interval - time.monotonic()))
-
-    async def keep_watching(self) -> None:
-        """Keep `deployed` fresh, until cancelled."""
-        while True:
-            self.deployed = await ask_serve(self._handle.deployment_name) or self.deployed
-            await asyncio.sleep(_WATCH_INTERVAL_S)
 
     async def generate(self, slot: Slot, replica: str, deadline: float) -> AsyncGenerator[SlotEvent]:
         """Yield a slot's picture alone, collected by its ObjectRef.

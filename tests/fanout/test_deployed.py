@@ -1,10 +1,14 @@
+import asyncio
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 import pytest
 from ray.serve.schema import DeploymentStatus, DeploymentStatusOverview, DeploymentStatusTrigger, ReplicaState
 
+from serve_app.config import AppArgs
 from serve_app.fanout.deployed import Deployed, deployed_of
-from tests.fakes import FakePool, Metrics, OneModel
+from serve_app.fanout.models import Models
+from tests.fakes import FakePool, Metrics, NoPeers, OneModel
 from tests.ingress.conftest import ARGS
 
 WELL = DeploymentStatusOverview(
@@ -82,3 +86,36 @@ def test_the_queue_is_shared_with_the_ingress_replicas_there_are() -> None:
     pool.deployed = Deployed(replicas=2, ingresses=5)
     service._look(frozenset())
     assert service._admission.max_waiting == 2
+
+
+class Controller(NoPeers):
+    """Serve's, which says of every deployment what it wants; of `lost` it says nothing."""
+
+    def __init__(self, *lost: str) -> None:
+        self.asked: list[list[str]] = []
+        self.lost = lost
+
+    async def deployed(self, replicas: Iterable[str]) -> Mapping[str, Deployed]:
+        self.asked.append(list(replicas))
+        return {name: Deployed(replicas=len(name), trouble=name) for name in self.asked[-1] if name not in self.lost}
+
+
+async def test_serve_is_asked_once_for_all_models() -> None:
+    pools = {"a": FakePool(name="Replica-a"), "bb": FakePool(name="Replica-bb")}
+    controller, args = Controller(), AppArgs(models={"a": {}, "bb": {}}, default_model="a")
+    service = Models(pools, controller, args, Metrics())
+    async with service.running():
+        await asyncio.sleep(0)
+    assert controller.asked == [["Replica-a", "Replica-bb"]]
+    assert {name: one.message for name, one in service.health().models.items()} == {
+        "a": "Replica-a",
+        "bb": "Replica-bb",
+    }
+
+
+async def test_where_serve_does_not_answer_what_it_said_last_holds() -> None:
+    pool = FakePool(name="Replica", deployed=Deployed(replicas=7))
+    service = OneModel(pool, ARGS, Metrics(), Controller("Replica"))
+    async with service.running():
+        await asyncio.sleep(0)
+    assert service.health().replicas.target == 7
