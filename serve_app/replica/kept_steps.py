@@ -27,8 +27,7 @@ class _Held:
 class KeptStep:
     """A trajectory after `call` UNet calls.
 
-    `latents` and `clean` are float32 (1, latent channels, height / 8, width / 8), about 64 KiB each at 1024x1024 times
-    four; `solver` is what its scheduler remembers, by attribute; `noise` is the state of the generator of step noise.
+    `latents` and `clean` are float32 (1, latent channels, height / 8, width / 8), 256 KiB each at 1024x1024; `solver` is what its scheduler remembers, by attribute; `noise` is the state of the generator of step noise.
     All tensors are on the CPU.
     """
 

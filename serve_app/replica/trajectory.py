@@ -109,7 +109,7 @@ class Trajectory:
         """Go on from a state of this very trajectory, made anew: same recipe, seed and model."""
         device = self.latents.device
         self.latents, self.clean = (to_device(part, device) for part in (kept.latents, kept.clean))
-        pass
+        self._generator.set_state(kept.noise)
         restore(kept.solver, self._scheduler, device)
         self._call = kept.call
 
