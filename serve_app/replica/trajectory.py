@@ -13,7 +13,7 @@ from serve_app.replica.checkpoint import Checkpoint
 from serve_app.replica.conditioning import Conditioning
 from serve_app.replica.device import to_device
 from serve_app.replica.encode import Encoder
-from serve_app.replica.kept_steps import KeptStep, keep, restore, state_of
+from serve_app.replica.kept_steps import KeptStep, PendingStep, keep, restore, state_of
 from serve_app.replica.prompts import PromptEmbedding
 from serve_app.replica.schedulers import (
     begin_at,
@@ -101,17 +101,17 @@ class Trajectory:
         guidance = Guidance(recipe.guidance_scale, recipe.guidance_rescale)
         return cls(start, conditioning, guidance, scheduler, generator)
 
-    def keep(self) -> KeptStep:
-        """Return the state between two UNet calls. Waits for the device."""
+    def keep(self) -> PendingStep:
+        """Return the state between two UNet calls, without waiting for the device."""
         return keep(self._call, self.latents, self.clean, self._generator, self._scheduler, self._unused)
 
-    def go_on(self, kept: KeptStep) -> None:
-        """Go on from a state of this very trajectory, made anew: same recipe, seed and model."""
+    def go_on(self, kept: KeptStep) -> list[torch.Tensor]:
+        """Go on from a state of this very trajectory, made anew: same recipe, seed and model. Return its tensors."""
         device = self.latents.device
         self.latents, self.clean = (to_device(part, device) for part in (kept.latents, kept.clean))
         self._generator.set_state(kept.noise)
-        restore(kept.solver, self._scheduler, device)
         self._call = kept.call
+        return [self.latents, self.clean, *restore(kept.solver, self._scheduler, device)]
 
     @property
     def rows(self) -> int:

@@ -1,6 +1,5 @@
 """A trajectory that goes on from a kept step has the bits of one that never stopped."""
 
-import pickle
 from dataclasses import replace
 from typing import Any
 
@@ -13,6 +12,7 @@ from serve_app.canvas import Canvas, Layer
 from serve_app.recipe import SchedulerName, SigmaSchedule
 from serve_app.replica.checkpoint import Checkpoint
 from serve_app.replica.denoise import Denoiser
+from serve_app.replica.kept_steps import KeptStep
 from serve_app.replica.prompt_reader import PromptReader
 from serve_app.replica.prompts import PromptEncoder
 from serve_app.replica.schedulers import SCHEDULER_NAMES, can_sample
@@ -40,11 +40,11 @@ def goes_on_equal(checkpoint: Checkpoint, canvas: Canvas | None = None, **change
     whole = begun(checkpoint, canvas, **changes)
     kept = []
     while not whole.done:
-        kept.append(pickle.dumps(whole.keep()))
+        kept.append(whole.keep().wait())
         advance(whole)
     for state in kept:
         later = begun(checkpoint, canvas, **changes)
-        later.go_on(pickle.loads(state))  # noqa: S301 - made above
+        later.go_on(KeptStep.read(state))
         while not later.done:
             advance(later)
         assert torch.equal(later.latents, whole.latents)
@@ -82,4 +82,4 @@ def test_a_kept_step_is_small(checkpoint: Checkpoint) -> None:
     for _ in range(4):
         trajectory.advance(denoiser.predict([trajectory])[0])
     latents = trajectory.latents.numel() * 4
-    assert len(pickle.dumps(trajectory.keep())) < 6 * latents + 10_000
+    assert len(trajectory.keep().wait()) < 6 * latents + 10_000
