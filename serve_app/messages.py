@@ -19,6 +19,18 @@ _PARTS = {*Recipe.model_fields, *Output.model_fields}
 
 
 @dataclass(frozen=True, slots=True)
+class Kept:
+    """The state of a slot after `step` steps, to go on from if it is lost. Only replicas can read it.
+
+    `model` is the hash of the model that made it: another cannot go on from it.
+    """
+
+    step: int
+    model: str
+    state: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class Slot:
     """One image to generate. The picture depends on the seed, its variations and the recipe alone.
 
@@ -40,6 +52,8 @@ class Slot:
     """How much of each prompt is read."""
     variations: tuple[Variation, ...] = ()
     """What moves the seed's noise, one after the other, each with a seed and a strength above 0."""
+    kept: Kept | None = None
+    """Where to go on; None: at the beginning."""
 
     @property
     def name(self) -> str:
@@ -145,7 +159,7 @@ class Generated:
     warnings: tuple[str, ...] = ()
 
 
-SlotEvent = Progress | Preview | Generated
+SlotEvent = Progress | Preview | Kept | Generated
 
 
 @dataclass(frozen=True, slots=True)

@@ -183,6 +183,7 @@ def test_every_request_that_the_limits_allow_fits_the_smallest_body_allowed() ->
         "negative_original_size": [16384, 16384],
         "negative_target_size": [16384, 16384],
         "seeds": list(range(SEED_SPAN - 100, SEED_SPAN)),
+        "variations": [{"seed": SEED_SPAN - 1, "strength": 0.12345678901234567}] * 8,
         "width": 512,
         "height": 512,
         "num_inference_steps": 998,

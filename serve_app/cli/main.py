@@ -1,8 +1,6 @@
 """The commands and their options. A command's code is imported only when it runs, so that --help is fast."""
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Self
@@ -10,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Self
 import typer
 
 from serve_app import __version__
+from serve_app.cli.refusals import refusals
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -29,22 +28,6 @@ app = typer.Typer(
     rich_markup_mode=None,  # its tables cut off option names in a narrow terminal
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-# Options whose name differs from their field in a request.
-_OPTIONS = {
-    "prompt": "PROMPT",
-    "num_inference_steps": "--steps",
-    "guidance_scale": "--guidance",
-    "width": "--size",
-    "height": "--size",
-    "output_format": "--format",
-    "output_compression": "--compression",
-    "timeout_s": "--timeout",
-    "init_image": "--init",
-    "mask_image": "--mask",
-    "loras": "--lora",
-    "variations": "--strength",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,7 +240,7 @@ def generate(
 
     files = {name: sent(file) for name, file in (("init_image", init), ("mask_image", mask)) if file}
     settings = {name: value for name, value in given.items() if value is not None}
-    with _refusals():
+    with refusals():
         command.generate(_service(url), {**settings, **files}, out, _console())
 
 
@@ -314,9 +297,11 @@ def vary(
     from serve_app.cli import vary as command
 
     files = {"init_image": (init, "--init"), "mask_image": (mask, "--mask")}
+    if strength == 0:
+        raise typer.BadParameter("at 0 they are the picture itself", param_hint="--strength")
     variation = {"strength": strength, "seed": variation_seed}
     sheet = num_images > 1 if grid is None else grid
-    with _refusals():
+    with refusals():
         command.vary(_service(url), picture, files, model, variation, num_images, sheet, out, _console())
 
 
@@ -339,20 +324,3 @@ def _console() -> "Console":
     from rich.console import Console
 
     return Console()
-
-
-@contextmanager
-def _refusals() -> Iterator[None]:
-    """Let the command line refuse what the service refuses, by the name of its option."""
-    from serve_app.cli.errors import SettingRefused
-
-    try:
-        yield
-    except SettingRefused as error:
-        raise typer.BadParameter(error.message, param_hint=error.param and _option(error.param)) from None
-
-
-def _option(field: str) -> str:
-    """Return the option that sets a field of a request."""
-    name = field.partition(".")[0]
-    return _OPTIONS.get(name, "--" + name.replace("_", "-"))

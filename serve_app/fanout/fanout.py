@@ -130,7 +130,8 @@ class FanOut:
             message = "on_disconnect: this answer tells the id too late; choose an id, or use the stream"
             raise InvalidRequest(message, "on_disconnect")
         without_previews = request.model_copy(update={"preview_steps": []})
-        held = await self._begin(without_previews, canvas, self._pool.generate, can_be_found=request.id is not None)
+        calls = self._pool.stream if self._args.engine.keep_every else self._pool.generate
+        held = await self._begin(without_previews, canvas, calls, can_be_found=request.id is not None)
         async with held.reading():
             await asyncio.wait([held.task])
         answer = answer_of(held.part())

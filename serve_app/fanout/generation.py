@@ -5,7 +5,7 @@ import logging
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from serve_app.errors import ReplicaLost, SlotFailed, SlotReturned
@@ -25,7 +25,7 @@ from serve_app.fanout.order import Ticket
 from serve_app.fanout.states import GenerationState, SlotState
 from serve_app.fanout.tickets import ticket_of
 from serve_app.fanout.tries import Again, Tries
-from serve_app.messages import Generated, Slot, SlotEvent, Work
+from serve_app.messages import Generated, Kept, Preview, Progress, Slot, SlotEvent, Work
 from serve_app.schemas import ErrorDetail, Event, Image, ModelInfo, NoPicture, QueuedEvent, Timings
 
 logger = logging.getLogger("ray.serve")
@@ -44,9 +44,6 @@ _PAUSE_S = 0.05
 
 class _ToldToWait:
     """News: the slot is no longer on a replica and waits for another."""
-
-
-_TOLD_TO_WAIT = _ToldToWait()
 
 
 @dataclass(eq=False, slots=True)
@@ -74,7 +71,8 @@ class _SlotRecord:
         self.state = self.state.to(state)
 
 
-_News = tuple[_SlotRecord, SlotEvent | NoPicture | _ToldToWait] | None
+_OfSlot = Progress | Preview | Generated | NoPicture | _ToldToWait
+_News = tuple[_SlotRecord, _OfSlot] | None
 """What has happened to a slot, or None: the queue has moved."""
 
 
@@ -256,8 +254,8 @@ class Generation:
     async def _generate_somewhere(self, record: _SlotRecord, generate: Generate) -> None:
         """Post the events of a slot on one replica after another, until one has generated it.
 
-        The seed makes every try the same picture. Raises ReplicaLost or SlotFailed when too many have died, broken
-        down or had no memory for it.
+        The seed makes every try the same picture, also where one goes on from what another has kept. Raises ReplicaLost
+        or SlotFailed when too many have died, broken down or had no memory for it.
         """
         failed: set[str] = set()
         tries = Tries()
@@ -271,13 +269,16 @@ class Generation:
                 again = tries.again_after(error)
             logger.warning("%s is generated again: replica %s: %s", record.slot.name, record.replica, again)
             self._on_retry(again)
-            self._inbox.put_nowait((record, _TOLD_TO_WAIT))
+            self._inbox.put_nowait((record, _ToldToWait()))
             await asyncio.sleep(_PAUSE_S)
 
     async def _post_events(self, record: _SlotRecord, generate: Generate, replica: str) -> None:
         """Post the events of one call. Raises ReplicaLost where no picture is among them."""
         async with aclosing(generate(record.slot, replica)) as events:
             async for event in events:
+                if isinstance(event, Kept):
+                    record.slot = replace(record.slot, kept=event)
+                    continue
                 self._inbox.put_nowait((record, event))
                 if isinstance(event, Generated):
                     return
@@ -296,7 +297,7 @@ class Generation:
             record.position = position
             yield QueuedEvent(index=record.slot.index, position=position)
 
-    def _apply(self, record: _SlotRecord, news: SlotEvent | NoPicture | _ToldToWait) -> Event | None:
+    def _apply(self, record: _SlotRecord, news: _OfSlot) -> Event | None:
         """Change a slot's state by its news and return the event to tell; None where it has ended already."""
         if record.state.ended:
             return None
@@ -325,6 +326,7 @@ class Generation:
         """End a slot, and with the last one the generation."""
         record.move_to(SlotState(image.status))
         record.image = image
+        record.slot = replace(record.slot, kept=None)
         if isinstance(image, NoPicture) and not record.cancel_requested:
             self.failures.append(image)
         self._admission.leave(record.ticket, succeeded=record.state is SlotState.SUCCEEDED)

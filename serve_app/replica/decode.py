@@ -1,6 +1,5 @@
 """Decodes latents to pixels."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Self
 
@@ -12,7 +11,7 @@ from serve_app.errors import SlotFailed
 from serve_app.imaging import Pixels
 from serve_app.replica.checkpoint import Checkpoint
 from serve_app.replica.compilation import Compiled, Eager, Forward
-from serve_app.replica.device import fast_layout
+from serve_app.replica.device import fast_layout, mark, to_host
 
 
 class PendingPixels:
@@ -23,9 +22,9 @@ class PendingPixels:
         scaled = (image[0].float() * 0.5 + 0.5).clamp(0, 1) * 255
         pixels = scaled.round().to(torch.uint8).permute(1, 2, 0)
         # Without this check, NaN would become a black image and count as a success.
-        self._finite = _to_host(torch.isfinite(image).all())
-        self._pixels = _to_host(pixels)
-        self._copied = _mark(image.device)
+        self._finite = to_host(torch.isfinite(image).all())
+        self._pixels = to_host(pixels)
+        self._copied = mark(image.device)
 
     def wait(self) -> Pixels:
         """Return the pixels. Raises SlotFailed if the decoder's output is not finite."""
@@ -102,18 +101,3 @@ def decoder_forward(vae: AutoencoderKL | AutoencoderTiny, mode: Compile) -> Forw
 def _decode(vae: AutoencoderKL | AutoencoderTiny, latents: torch.Tensor) -> torch.Tensor:
     image: torch.Tensor = vae.decode(latents, return_dict=False)[0]
     return image
-
-
-def _to_host(value: torch.Tensor) -> torch.Tensor:
-    if value.device.type == "cpu":
-        return value
-    return torch.empty(value.shape, dtype=value.dtype, pin_memory=True).copy_(value, non_blocking=True)
-
-
-def _mark(device: torch.device) -> Callable[[], None]:
-    """Return a function that waits for everything queued on the device's stream so far."""
-    if device.type == "cpu":
-        return lambda: None
-    event = torch.cuda.Event(blocking=True)
-    event.record()
-    return event.synchronize

@@ -125,6 +125,8 @@ class Replica:
             embeddings = await self._read_embeddings(slot.recipe.embeddings)
         except AdapterError as error:
             raise SlotFailed(error.type, error.message) from error
+        if slot.kept and slot.kept.model != self._checkpoint.info.hash:
+            slot = replace(slot, kept=None)  # the model was replaced meanwhile
         job = self._engine.submit(slot, mailbox.post, *adapters, embeddings=embeddings)
 
         def drop(error: Exception | None) -> None:

@@ -1,5 +1,7 @@
 """The device: CUDA or CPU, as configured. It is never guessed."""
 
+from collections.abc import Callable
+
 import torch
 
 
@@ -28,3 +30,19 @@ def fast_layout(device: torch.device) -> torch.memory_format:
 def to_device(value: torch.Tensor, device: torch.device) -> torch.Tensor:
     """Copy a CPU tensor to `device` without waiting for the device's queued work."""
     return value if device.type == "cpu" else value.pin_memory().to(device, non_blocking=True)
+
+
+def to_host(value: torch.Tensor) -> torch.Tensor:
+    """Copy a tensor to the CPU without waiting; see `mark`. One that is there is not copied."""
+    if value.device.type == "cpu":
+        return value
+    return torch.empty(value.shape, dtype=value.dtype, pin_memory=True).copy_(value, non_blocking=True)
+
+
+def mark(device: torch.device) -> Callable[[], None]:
+    """Return a function that waits for everything queued on the device's stream so far."""
+    if device.type == "cpu":
+        return lambda: None
+    event = torch.cuda.Event(blocking=True)
+    event.record()
+    return event.synchronize

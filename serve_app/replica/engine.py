@@ -18,7 +18,7 @@ import torch
 
 from serve_app.config import EngineConfig, PreviewConfig
 from serve_app.errors import SlotFailed, SlotReturned
-from serve_app.messages import Generated, Preview, Progress, Slot, SlotEvent, Work
+from serve_app.messages import Generated, Kept, Preview, Progress, Slot, SlotEvent, Work
 from serve_app.replica.batching import Batcher, Job, JobState, Load
 from serve_app.replica.checkpoint import Checkpoint
 from serve_app.replica.denoise import CallGroup
@@ -253,6 +253,7 @@ class Engine:
         if step and now - running.last_progress >= PROGRESS_INTERVAL_S:
             running.last_progress = now
             job.payload.post(Progress(step))
+        self._keep(job, running)
         running.pace.step_done(step, trajectory.clean)
         if self._models.previews and (wanted := running.pace.take(now)):
             step, clean = wanted
@@ -264,6 +265,16 @@ class Engine:
                 deliver(error)  # a preview never costs its picture
             else:
                 self._outputs.preview(step, pending, deliver)
+
+    def _keep(self, job: SlotJob, running: Running) -> None:
+        """Keep the state of a job where it is due, to go on from if this replica dies."""
+        step, every = running.trajectory.step, self._config.keep_every
+        if not every or step % every or step <= running.last_kept:
+            return
+        running.last_kept = step
+        with running.lane.open():
+            pending = running.trajectory.keep()
+        self._outputs.kept(step, pending, partial(self._deliver_beside, job))
 
     def _decode(self, job: SlotJob, running: Running) -> None:
         denoised = time.perf_counter()
@@ -291,15 +302,19 @@ class Engine:
         job.payload.post(told)  # last, so that the counts include it once a client has the picture
 
     def _deliver_preview(self, job: SlotJob, pace: PreviewPace, outcome: Preview | Exception) -> None:
+        self._deliver_beside(job, outcome)
+        pace.busy = False
+
+    def _deliver_beside(self, job: SlotJob, outcome: Preview | Kept | Exception) -> None:
+        """Post what is made beside a picture, and never costs it."""
         match outcome:
-            case Preview():
+            case Preview() | Kept():
                 job.payload.post(outcome)
             case SlotFailed():
                 pass  # not finite: the picture will fail with the same error
             case _:
                 self._break_down_if_device_failed(outcome)
-                logger.error("a preview of %s could not be encoded", job.payload.slot.name, exc_info=outcome)
-        pace.busy = False
+                logger.error("a preview or kept step of %s failed", job.payload.slot.name, exc_info=outcome)
 
     @contextmanager
     def _failing(self, jobs: Sequence[SlotJob]) -> Iterator[None]:

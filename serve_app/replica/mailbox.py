@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 
-from serve_app.messages import Generated, Preview, Progress, SlotEvent
+from serve_app.messages import Generated, Kept, Preview, Progress, SlotEvent
 
 
 class Mailbox:
@@ -14,6 +14,7 @@ class Mailbox:
         self._filled = asyncio.Event()
         self._progress: Progress | None = None
         self._preview: Preview | None = None
+        self._kept: Kept | None = None
         self._last: Generated | Exception | None = None
 
     def post(self, event: SlotEvent | Exception) -> None:
@@ -26,6 +27,8 @@ class Mailbox:
                 self._progress = event
             case Preview():
                 self._preview = event
+            case Kept():
+                self._kept = event
             case _:
                 self._last = event
         self._filled.set()
@@ -37,10 +40,13 @@ class Mailbox:
             self._filled.clear()
             progress, self._progress = self._progress, None
             preview, self._preview = self._preview, None
+            kept, self._kept = self._kept, None
             if progress:
                 yield progress
             if preview:
                 yield preview
+            if kept:
+                yield kept
             if isinstance(self._last, Exception):
                 raise self._last
             if self._last is not None:

@@ -14,6 +14,7 @@ from serve_app.replica.decode import Decoder
 from serve_app.replica.denoise import Denoiser
 from serve_app.replica.embeddings import Embeddings
 from serve_app.replica.encode import Encoder
+from serve_app.replica.kept_steps import KeptStep
 from serve_app.replica.lanes import Lane
 from serve_app.replica.lora.sets import NO_ADAPTERS, Adapters, WeightSet, WeightSets
 from serve_app.replica.previews import PreviewDecoder, PreviewPace
@@ -35,6 +36,8 @@ class Running:
     encode_prompt_s: float
     began: float
     last_progress: float = float("-inf")
+    last_kept: int = 0
+    """The last step whose state was kept."""
 
 
 class ModelRunner:
@@ -104,8 +107,9 @@ class ModelRunner:
         trajectory = Trajectory.of(
             slot.recipe, slot.seed, self._checkpoint, embeddings, self.encoder, slot.canvas, slot.variations
         )
+        passing = [trajectory.latents] if slot.kept is None else trajectory.go_on(KeptStep.read(slot.kept.state))
         pace = PreviewPace(slot.preview_steps if self.previews else frozenset(), self._min_interval_s)
-        self._lanes[lane].take(trajectory.latents)
+        self._lanes[lane].take(*passing)
         return Running(trajectory, self._lanes[lane], weights, pace, encode_prompt_s=encoded - started, began=encoded)
 
     def predict(self, slots: Sequence[Running]) -> Sequence[torch.Tensor]:

@@ -7,18 +7,19 @@ from dataclasses import replace
 from typing import TypeVar
 
 from serve_app.imaging import Pixels, encode_bare, encode_picture, encode_preview
-from serve_app.messages import Generated, Preview, Slot, Work
+from serve_app.messages import Generated, Kept, Preview, Slot, Work
 from serve_app.replica.checkpoint import Checkpoint
 from serve_app.replica.decode import PendingPixels
+from serve_app.replica.kept_steps import PendingStep
 from serve_app.replica.meter import Bill, Meter
 from serve_app.replica.watchdog import Watchdog
 from serve_app.side_work import side_work
 
-Made = TypeVar("Made", Generated, Preview)
+Made = TypeVar("Made", Generated, Kept, Preview)
 
 
 class OutputProcessor:
-    """Encodes files and previews. Calls `done` with the result or the error, on one of its threads."""
+    """Encodes files, previews and kept steps. Calls `done` with the result or the error, on one of its threads."""
 
     def __init__(
         self, checkpoint: Checkpoint, file_threads: int, jpeg_quality: int, meter: Meter, watchdog: Watchdog
@@ -50,6 +51,14 @@ class OutputProcessor:
     def preview(self, step: int, pending: PendingPixels, done: Callable[[Preview | Exception], None]) -> None:
         """Encode a preview of the picture after `step` steps."""
         self._previews.submit(_report, done, lambda: self._preview(step, pending))
+
+    def kept(self, step: int, pending: PendingStep, done: Callable[[Kept | Exception], None]) -> None:
+        """Write down the state after `step` steps."""
+        self._previews.submit(_report, done, lambda: self._kept(step, pending))
+
+    def _kept(self, step: int, pending: PendingStep) -> Kept:
+        with self._watchdog.watching("keeping a step"):
+            return Kept(step, self._checkpoint.info.hash, pending.wait())
 
     def _image(self, slot: Slot, pending: PendingPixels, denoised: float, work: Work, bill: Bill) -> Generated:
         with self._watchdog.watching("decoding", slot.recipe.height, slot.recipe.width):

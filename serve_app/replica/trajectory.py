@@ -13,6 +13,7 @@ from serve_app.replica.checkpoint import Checkpoint
 from serve_app.replica.conditioning import Conditioning
 from serve_app.replica.device import to_device
 from serve_app.replica.encode import Encoder
+from serve_app.replica.kept_steps import KeptStep, PendingStep, keep, restore, state_of
 from serve_app.replica.prompts import PromptEmbedding
 from serve_app.replica.schedulers import (
     begin_at,
@@ -71,6 +72,8 @@ class Trajectory:
         self._options = step_options(scheduler, generator)
         self._first_step, self._steps = start.step, len(each_step(scheduler, self._timesteps))
         self._call = first_call(scheduler, start.step)
+        self._generator = generator
+        self._unused = state_of(scheduler)
 
     @classmethod
     def of(
@@ -97,6 +100,18 @@ class Trajectory:
         conditioning = Conditioning.of(recipe, checkpoint, embeddings)
         guidance = Guidance(recipe.guidance_scale, recipe.guidance_rescale)
         return cls(start, conditioning, guidance, scheduler, generator)
+
+    def keep(self) -> PendingStep:
+        """Return the state between two UNet calls, without waiting for the device."""
+        return keep(self._call, self.latents, self.clean, self._generator, self._scheduler, self._unused)
+
+    def go_on(self, kept: KeptStep) -> list[torch.Tensor]:
+        """Go on from a state of this very trajectory, made anew: same recipe, seed and model. Return its tensors."""
+        device = self.latents.device
+        self.latents, self.clean = (to_device(part, device) for part in (kept.latents, kept.clean))
+        self._generator.set_state(kept.noise)
+        self._call = kept.call
+        return [self.latents, self.clean, *restore(kept.solver, self._scheduler, device)]
 
     @property
     def rows(self) -> int:

@@ -11,8 +11,8 @@ from serve_app.errors import ReplicaLost, SlotFailed, SlotReturned
 from serve_app.fanout.admission import Admission
 from serve_app.fanout.generation import Generation
 from serve_app.fanout.tries import Again
-from serve_app.messages import Progress, Slot, SlotEvent
-from serve_app.schemas import Event, FailedEvent, ImageEvent, ProgressEvent
+from serve_app.messages import Kept, Progress, Slot, SlotEvent
+from serve_app.schemas import Event, FailedEvent, ImageEvent, ProgressEvent, QueuedEvent
 from tests.conftest import make_slot
 from tests.fakes import MODEL, REPLICA, dispatcher_of
 from tests.fanout.generations import GENERATED, events_of, followed, generation_of, slots
@@ -35,6 +35,27 @@ async def test_a_slot_whose_replica_is_lost_is_generated_once_more(caplog: pytes
     assert tries == [make_slot(seed=50)] * 2, "the very same slot: seed and all"
     assert retries == ["lost"]
     assert "image 0 (seed 50) of generation none is generated again: replica abc: lost" in caplog.text
+
+
+async def test_a_slot_goes_on_from_what_its_lost_replica_kept_last() -> None:
+    tries: list[Slot] = []
+    kept = [Kept(step, "model", bytes(step)) for step in (2, 4)]
+
+    async def generate(slot: Slot) -> AsyncGenerator[SlotEvent]:
+        tries.append(slot)
+        if len(tries) == 1:
+            for state in kept:
+                yield state
+            raise ReplicaLost
+        yield GENERATED
+
+    generation = generation_of(1)
+    events = await events_of(generation, generate)
+    told = [type(event) for event in events if not isinstance(event, QueuedEvent)]
+    assert told == [ImageEvent], "clients hear of no kept step"
+    assert [slot.kept for slot in tries] == [None, kept[1]]
+    ((slot, _, _),) = generation.ends()
+    assert slot.kept is None, "what has ended keeps nothing in memory"
 
 
 @pytest.mark.parametrize(("failures", "end"), [(1, ImageEvent), (2, FailedEvent)])

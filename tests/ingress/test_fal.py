@@ -70,6 +70,13 @@ def test_the_output_has_fals_fields(client: TestClient) -> None:
     assert all(isinstance(seconds, float) for seconds in timings.values())
 
 
+def test_relatives_say_which_they_are(client: TestClient) -> None:
+    variations = [{"seed": 100, "strength": 0.2}]
+    answer = client.post(URL, json={"prompt": "a", "num_images": 2, "seed": 7, "variations": variations}).json()
+    assert answer["seeds"] == [7, 7]
+    assert [image["variations"] for image in answer["images"]] == [variations, [{"seed": 101, "strength": 0.2}]]
+
+
 def test_where_nothing_is_said_the_models_defaults_hold(client: TestClient, pool: FakePool) -> None:
     nulls = dict.fromkeys(
         ("image_size", "num_inference_steps", "guidance_scale", "seed", "format", "loras", "request_id")

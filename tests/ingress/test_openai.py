@@ -35,6 +35,13 @@ def test_an_answer_has_openais_fields_and_ours(client: TestClient) -> None:
     }
 
 
+def test_relatives_say_which_they_are(sdk: OpenAI) -> None:
+    variations = [{"seed": 100, "strength": 0.2}]
+    answer = sdk.images.generate(prompt="a", n=2, extra_body={"seed": 7, "variations": variations})
+    said = [(item["seed"], item["variations"]) for item in answer.model_dump()["data"]]
+    assert said == [(7, variations), (7, [{"seed": 101, "strength": 0.2}])]
+
+
 @pytest.mark.parametrize("body", [OPEN_WEBUI_OPENAI, LIBRECHAT_OPENAI])
 def test_what_chat_programs_send(client: TestClient, body: dict[str, Any]) -> None:
     answer = client.post("/v1/images/generations?api-version=2025-04-01-preview", json=body)

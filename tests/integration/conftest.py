@@ -133,6 +133,7 @@ class Running:
         return sum(float(line.rsplit(" ", 1)[1]) for line in lines)
 
 
+KEEP_EVERY = 25
 SMALL = {"width": 64, "height": 64, "num_inference_steps": 4}
 
 
@@ -197,7 +198,7 @@ def tiny_args(tiny_path: Path, **changes: Any) -> AppArgs:
         "num_cpus": 1,
         "request_timeout_s": 50,
         "model": ModelConfig(path=str(tiny_path), name="tiny", width=64, height=64, max_size=256, guidance_scale=5.0),
-        "engine": EngineConfig(max_batch_size=4),
+        "engine": EngineConfig(max_batch_size=4, keep_every=KEEP_EVERY),
         "preview": PreviewConfig(min_interval_s=MIN_INTERVAL_S),
         "limits": LimitsConfig(max_images=16, max_steps=998),
         "admission": AdmissionConfig(max_waiting_images=16),

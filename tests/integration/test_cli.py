@@ -187,7 +187,11 @@ def test_a_picture_has_relatives_and_they_have_theirs(
     youngest = tmp_path / "seed-7-v101-v5.png"
     assert "the same: every pixel" in run("reproduce", youngest, "--url", app.url).stdout
     refused = run("vary", youngest, "--strength", 1.5, *where)
-    assert (refused.returncode, "--strength" in refused.stderr) == (2, True)
+    assert (refused.returncode, "--strength: variations.2.strength" in refused.stderr) == (2, True)
+    refused = run("vary", youngest, "--strength", 0, *where)
+    assert (refused.returncode, "--strength: at 0 they are the picture itself" in refused.stderr) == (2, True)
+    refused = run("vary", youngest, "--variation-seed", -5, *where)
+    assert (refused.returncode, "--variation-seed: variations.2.seed" in refused.stderr) == (2, True)
 
 
 def test_a_picture_that_went_on_from_others_is_reproduced_from_them(

@@ -4,6 +4,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from ray.serve._private.common import DeploymentID
 from serve_app.fanout.broadcast import TIMEOUT_S
 from tests.integration.conftest import (
     APP,
+    KEEP_EVERY,
     REPLICAS,
     SMALL,
     Running,
@@ -76,6 +78,30 @@ def test_a_replica_that_dies_takes_no_image_with_it(app: Running, whole: Picture
     with asked_for(app) as pictures:
         ray.kill(replica_actors()[0])
     assert pictures == whole, "the same pictures as if nothing had happened"
+    eventually(lambda: app.http.get("/health").json()["replicas"]["ready"] == REPLICAS)
+
+
+def test_images_go_on_from_the_steps_that_were_kept(app: Running) -> None:
+    """Both replicas are busy with one image; one dies in the second half of it."""
+    body = {"prompt": "a red apple", **SMALL, "seeds": [70, 71], "num_inference_steps": 300, "preview_every": 0}
+    whole = {image["seed"]: image["b64_json"] for image in app.generate(**body)["images"]}
+    steps: dict[int, list[int]] = {0: [], 1: []}
+    pictures: dict[int, str] = {}
+    killed = False
+    with app.http.stream("POST", "/stream", json=body, timeout=60) as response:
+        for event in events_of(response.iter_lines()):
+            if event["type"] == "progress":
+                steps[event["index"]].append(event["step"])
+            if event["type"] == "image":
+                pictures[event["seed"]] = event["b64_json"]
+            if not killed and all(told and told[-1] >= 2 * KEEP_EVERY for told in steps.values()):
+                ray.kill(replica_actors()[0])
+                killed = True
+    assert pictures == whole
+    assert killed
+    for told in steps.values():
+        drops = [before - after for before, after in pairwise(told)]
+        assert max(drops) <= KEEP_EVERY, "it did not begin anew"
     eventually(lambda: app.http.get("/health").json()["replicas"]["ready"] == REPLICAS)
 
 
