@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence, Set
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Iterator, Sequence, Set
 from contextlib import ExitStack, aclosing, asynccontextmanager, contextmanager
 from dataclasses import replace
 from functools import partial
@@ -83,11 +83,14 @@ class FanOut:
 
     async def loras(self) -> list[LoraFile]:
         """Return the LoRAs that requests may name, and those that cannot be used."""
-        return await asyncio.to_thread(self._adapters.loras)
+        return await self._adapters.loras()
 
-    async def embeddings(self) -> list[EmbeddingFile]:
-        """Return the embeddings that prompts may name, and those that cannot be used."""
-        return await asyncio.to_thread(self._adapters.embeddings)
+    async def embeddings(self, among: Collection[str] | None = None) -> list[EmbeddingFile]:
+        """Return the embeddings that prompts may name, and those that cannot be used.
+
+        With `among` only those with one of these names, in lower case.
+        """
+        return await self._adapters.embeddings(among)
 
     def reconfigure(self, args: AppArgs) -> None:
         """Take other settings for what is asked from now on."""
@@ -245,11 +248,12 @@ class FanOut:
 
         Raises ServiceError where it is refused.
         """
-        place, line, log, span = ExitStack(), current(), EventLog(), get_current()
+        started, place, line, log, span = time.monotonic(), ExitStack(), current(), EventLog(), get_current()
         try:
             shared = None if canvas is None else await self._pool.share(canvas)
-            request = await self._adapters.named(request, self._pool.any_replica.model.hash)
-            plan = self._plan(request, shared, () if canvas is None else canvas.warnings)
+            longest_s, model = self._args.request_timeout_s, self._pool.any_replica.model
+            request = await self._adapters.named(request, model.hash, min(request.timeout_s or longest_s, longest_s))
+            plan = self._plan(request, started, shared, () if canvas is None else canvas.warnings)
             self._requests.check_free(plan.id)
             place.enter_context(line.open())
             line.facts |= facts_of_plan(plan)
@@ -284,12 +288,12 @@ class FanOut:
             async for event in events:
                 log.append(event)
 
-    def _plan(self, request: GenerateRequest, canvas: Any, warnings: Sequence[str]) -> Plan:
+    def _plan(self, request: GenerateRequest, started: float, canvas: Any, warnings: Sequence[str]) -> Plan:
         """Return the plan of a request with a reference to its canvas, and with these warnings first."""
         self._require_running()
         longest_s, max_tokens = self._args.request_timeout_s, self._args.limits.max_prompt_tokens
         plan = plan_of(request, self._pool.any_replica, longest_s, max_tokens, canvas)
-        return replace(plan, warnings=[*warnings, *plan.warnings])
+        return replace(plan, started=started, warnings=[*warnings, *plan.warnings])
 
     def _require_running(self) -> None:
         if self._draining:

@@ -10,11 +10,13 @@ from typing import Any
 from serve_app.errors import InvalidRequest
 from serve_app.fanout.prompt_syntax import syntax_warning
 from serve_app.messages import ReplicaStatus, Slot
+from serve_app.prompt_weights import LARGEST_WEIGHT, too_heavy
 from serve_app.recipe import OF_MASKS, OF_PICTURES, PROMPTS, SEED_SPAN, Output, Recipe, SchedulerName
 from serve_app.samplers import needs_spacing, refusal
 from serve_app.schemas import GenerateRequest, Parameters, StartEvent
 
 _FEW_STEPS = 8
+_LONGEST_QUOTED = 40
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +58,7 @@ def plan_of(
         for slot in slots_of(request, seeds_of(request), replica.scheduler, id, canvas)
     ]
     recipe, output = slots[0].recipe, slots[0].output
+    check_weights(recipe)
     check_sampling(recipe, replica.schedulers)
     return Plan(
         id=id,
@@ -66,6 +69,16 @@ def plan_of(
         slots=slots,
         warnings=warnings_of(request, slots[0], replica),
     )
+
+
+def check_weights(recipe: Recipe) -> None:
+    """Raise InvalidRequest if a prompt weighs something beyond all bounds."""
+    for field in PROMPTS if recipe.prompt_syntax == "weighted" else ():
+        if piece := too_heavy(getattr(recipe, field) or ""):
+            most = f"weights lie between -{LARGEST_WEIGHT} and {LARGEST_WEIGHT}"
+            raise InvalidRequest(
+                f'{field}: "{piece.text.strip()[:_LONGEST_QUOTED]}" weighs {piece.weight:.3g}; {most}', field
+            )
 
 
 def check_sampling(recipe: Recipe, schedulers: Sequence[SchedulerName]) -> None:

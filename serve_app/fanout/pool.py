@@ -42,6 +42,8 @@ _WAKING_S = 60.0
 """How long a call waits for a replica that Serve is to start. It does so at once, and then goes on by itself."""
 _SHORTEST_PAUSE_S = 0.05
 _PIXELS_TIMEOUT_S = 10.0
+_CHECK_TIMEOUT_S = 20.0
+"""How long a replica may take to read adapters that it does not know."""
 
 _LOST = (
     exceptions.ActorDiedError,
@@ -167,20 +169,23 @@ class Pool:
                 with suppress(Exception):
                     response.cancel()
 
-    async def check_adapters(self, loras: Sequence[Lora], embeddings: Sequence[Embedding]) -> None:
-        """Have a replica say what is wrong with adapters. Raises AdapterError.
+    async def check_adapters(self, loras: Sequence[Lora], embeddings: Sequence[Embedding]) -> bool:
+        """Have a replica say what is wrong with adapters, and return whether one has answered. Raises AdapterError.
 
-        Nothing is wrong if none answers: whoever generates with them will see.
+        If none answers in time, whoever generates with them will see.
         """
         response = self._handle.check_adapters.remote(loras, embeddings)
         try:
-            await response
+            async with asyncio.timeout(_CHECK_TIMEOUT_S):
+                await response
         except AdapterError:
             raise
-        except _LOST as error:
+        except (*_LOST, TimeoutError) as error:
             logger.warning("could not ask a replica for adapters: %r", error)
+            return False
         finally:
             response.cancel()
+        return True
 
     async def share(self, canvas: Canvas) -> Any:
         """Put a canvas into the object store, once for all slots that begin with it, and return a reference to it.

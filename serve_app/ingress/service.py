@@ -1,6 +1,6 @@
 """The interfaces between the routes of every API and the service behind them."""
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Collection
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
@@ -33,8 +33,7 @@ class Service(Protocol):
     def health(self) -> Health: ...
     def status(self) -> ServiceStatus: ...
     async def loras(self) -> list[LoraFile]: ...
-
-    async def embeddings(self) -> list[EmbeddingFile]: ...
+    async def embeddings(self, among: Collection[str] | None = None) -> list[EmbeddingFile]: ...
 
 
 class CanvasService(Service, Protocol):

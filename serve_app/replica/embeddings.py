@@ -50,12 +50,12 @@ class Insertion:
 
 def make_embedding_store(config: AdaptersConfig, checkpoint: Checkpoint) -> "EmbeddingStore | None":
     """Return the store of a loaded model's embeddings; None if no adapters are served."""
-    if config.path is None:
+    if config.folder is None:
         return None
     pipe = checkpoint.pipe
     widths = [encoder.config.hidden_size if encoder else 0 for encoder in (pipe.text_encoder, pipe.text_encoder_2)]
     room = min(tokenizer.model_max_length for tokenizer in (pipe.tokenizer, pipe.tokenizer_2)) - 2
-    return EmbeddingStore(AdapterFolder(Path(config.path)), widths, room)
+    return EmbeddingStore(AdapterFolder(config.folder), widths, room)
 
 
 class EmbeddingStore:

@@ -10,11 +10,12 @@ from diffusers import StableDiffusionXLPipeline
 from safetensors.torch import save_file
 
 from serve_app.adapters import AdapterFolder
+from serve_app.config import AdaptersConfig
 from serve_app.errors import AdapterError
 from serve_app.recipe import Embedding, Recipe
 from serve_app.replica.attention import prompt_context
 from serve_app.replica.checkpoint import Checkpoint
-from serve_app.replica.embeddings import EmbeddingStore
+from serve_app.replica.embeddings import EmbeddingStore, make_embedding_store
 from serve_app.replica.prompt_reader import PromptReader, ReadPrompts
 from serve_app.replica.prompts import PromptEncoder
 
@@ -147,3 +148,13 @@ def test_a_file_that_was_written_anew_is_another(checkpoint: Checkpoint, tmp_pat
     save_file(tensors(checkpoint.pipe, tokens=2, seed=1), file)
     with pytest.raises(AdapterError, match="another file by now"):
         store(checkpoint.pipe, tmp_path).read([Embedding(name="neg", hash=first.hash)])
+
+
+def test_those_beside_the_embedded_loras_are_found(
+    checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_file(tensors(checkpoint.pipe), tmp_path / "neg.safetensors")
+    monkeypatch.setattr("serve_app.config.adapters.embedded_adapters_path", lambda: tmp_path)
+    known = make_embedding_store(AdaptersConfig(path="embedded"), checkpoint)
+    assert known is not None
+    assert len(known.read([Embedding(name="neg")])["neg"]) == TOKENS

@@ -14,7 +14,7 @@ from serve_app.prompt_embeddings import spelled_out
 from serve_app.recipe import OF_CONDITIONING
 from serve_app.schemas import GenerateRequest
 
-NAMES = {
+_CALLED = {
     "num_inference_steps": "steps",
     "guidance_scale": "cfg_scale",
     "strength": "denoising_strength",
@@ -24,8 +24,9 @@ NAMES = {
     "sigma_schedule": "scheduler",
     "padding_mask_crop": "inpaint_full_res_padding",
 }
-"""What A1111 calls our fields."""
-_OWN = {theirs: own for own, theirs in NAMES.items()}
+_OWN = {theirs: own for own, theirs in _CALLED.items()}
+NAMES = {**_CALLED, "loras": "prompt"}
+"""What A1111 calls our fields; its prompts name LoRAs."""
 _SAME = ("prompt", "negative_prompt", "width", "height", "seed", "timeout_s", "mask_blur")
 _BORROWED = (*_SAME, "steps", "cfg_scale", "denoising_strength")
 _OURS = OF_CONDITIONING

@@ -31,6 +31,7 @@ from serve_app.ingress.a1111.schemas import (
 from serve_app.ingress.large_json import in_pieces
 from serve_app.ingress.requests import renamed
 from serve_app.ingress.service import Service
+from serve_app.prompt_embeddings import words_in
 from serve_app.schemas import GenerateRequest
 
 TextIn = Callable[[str, str], Awaitable[str]]
@@ -45,7 +46,8 @@ def router(service: Service, request: type[GenerateRequest], args: AppArgs, text
 
     async def answer(body: Txt2Img, http: Request) -> Response:
         settings.check(body.override_settings, service.model(), args.model.path, "override_settings")
-        names = [one.name for one in await service.embeddings() if not one.unusable]
+        words = words_in(body.prompt, body.negative_prompt)
+        names = [one.name for one in await service.embeddings(words) if not one.unusable]
         asked = own_request(body, request, args.limits.max_images, names)
         with renamed(NAMES), jobs.one(owner_of(http)) as job:
             async with service.stream(asked) as events:

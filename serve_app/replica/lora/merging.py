@@ -90,7 +90,7 @@ def write(target: nn.Module, own: nn.Module, name: str, changed: Sequence[Additi
 
 @contextmanager
 def merged(model: nn.Module, changed: Additions) -> Iterator[None]:
-    """Addition a model for a while. Afterwards it has its own bits again."""
+    """Change a model for a while. Afterwards it has its own bits again."""
     kept = {name: _own(model, name).clone() for name in changed}
     try:
         for name, parts in changed.items():

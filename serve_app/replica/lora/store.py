@@ -36,6 +36,7 @@ class LoraStore:
         self._device = device
         self._max_bytes = max_bytes
         self._reading = threading.Lock()  # one at a time: whoever waits may find that it was the same one
+        self._keeping = threading.Lock()  # a slow disk does not hold up what is there already
         self._kept: OrderedDict[str, tuple[_Components, int]] = OrderedDict()  # by hash; the newest last
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
@@ -50,18 +51,29 @@ class LoraStore:
         return Adapters(key, tuple(self._components(lora.name, hash_) for lora, hash_ in named))
 
     def _components(self, name: str, hash_: str) -> _Components:
+        if (kept := self._kept_of(hash_)) is not None:
+            return kept
         with self._reading:
+            if (kept := self._kept_of(hash_)) is not None:
+                return kept
+            deltas = read_lora(self._folder.find(name).version.path, self._shapes, name, hash_)
+            components = self._on_device(deltas.components)
+            self._keep(hash_, components, deltas.nbytes)
+            return components
+
+    def _kept_of(self, hash_: str) -> _Components | None:
+        with self._keeping:
             if hash_ not in self._kept:
-                deltas = read_lora(self._folder.find(name).version.path, self._shapes, name, hash_)
-                self._kept[hash_] = self._on_device(deltas.components), deltas.nbytes
-                self._make_room()
+                return None
             self._kept.move_to_end(hash_)
             return self._kept[hash_][0]
 
-    def _make_room(self) -> None:
-        """Drop the oldest, but never the newest: it is about to be used."""
-        while len(self._kept) > 1 and sum(size for _, size in self._kept.values()) > self._max_bytes:
-            self._kept.popitem(last=False)
+    def _keep(self, hash_: str, components: _Components, size: int) -> None:
+        """Keep what was read; drop the oldest, but never the newest: it is about to be used."""
+        with self._keeping:
+            self._kept[hash_] = components, size
+            while len(self._kept) > 1 and sum(size for _, size in self._kept.values()) > self._max_bytes:
+                self._kept.popitem(last=False)
 
     def _on_device(self, components: _Components) -> _Components:
         if self._stream is None:

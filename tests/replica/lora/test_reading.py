@@ -83,3 +83,12 @@ def test_dora_of_lycoris_counts_rows_or_columns(
     read_lora(file, shapes, "a").components["unet"][LAYER].add_to(total, pristine, 1)
     changed = pristine + up @ down
     torch.testing.assert_close(total, lengths * changed / changed.norm(dim=along, keepdim=True))
+
+
+def test_weights_of_a_type_that_torch_has_not_are_refused(
+    models: Mapping[str, nn.Module], shapes: Shapes, tmp_path: Path
+) -> None:
+    file = save(tmp_path / "odd.safetensors", {name: t.to(torch.float8_e5m2) for name, t in kohya(models).items()})
+    file.write_bytes(file.read_bytes().replace(b"F8_E5M2", b"F8_E8M0"))
+    with pytest.raises(AdapterError, match="of the type F8_E8M0, which cannot be read"):
+        read_lora(file, shapes, "odd")

@@ -1,5 +1,7 @@
 """The adapters that a replica has read."""
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -28,6 +30,30 @@ def test_each_is_read_once_as_long_as_there_is_room(
     first = store.read([Lora(name="a"), Lora(name="b", scale=0.5)])
     assert [scale for _, scale in first.key] == [1.0, 0.5]
     assert (store.read([Lora(name="a")]).deltas[0] is first.deltas[0]) == again
+
+
+def test_one_that_is_there_does_not_wait_for_one_that_is_being_read(
+    tiny_path: Path, tmp_path: Path, checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for seed, name in enumerate("ab"):
+        save_lora(tiny_path, tmp_path / f"{name}.safetensors", seed)
+    store, begun, woken = store_of(tmp_path, checkpoint), threading.Event(), threading.Event()
+    known = store.read([Lora(name="a")])
+
+    def hang(*_: object) -> None:
+        begun.set()
+        woken.wait(60)
+        raise AdapterError("b", "cannot be read")
+
+    monkeypatch.setattr("serve_app.replica.lora.store.read_lora", hang)
+    with ThreadPoolExecutor(2) as threads:
+        try:
+            slow = threads.submit(store.read, [Lora(name="b")])
+            assert begun.wait(60)
+            assert threads.submit(store.read, [Lora(name="a")]).result(5) == known
+        finally:
+            woken.set()
+    assert isinstance(slow.exception(), AdapterError)
 
 
 def test_another_file_of_that_name_is_refused(tiny_path: Path, tmp_path: Path, checkpoint: Checkpoint) -> None:

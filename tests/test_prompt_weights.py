@@ -7,11 +7,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from serve_app.prompt_weights import weighted
 from serve_app.recipe import Recipe
 from serve_app.replica.attention import prompt_context
 from serve_app.replica.checkpoint import Checkpoint
 from serve_app.replica.prompt_reader import PromptReader
-from serve_app.replica.prompt_weights import weighted
 from serve_app.replica.prompts import PromptEncoder
 
 UP, DOWN = 1.1, 1 / 1.1

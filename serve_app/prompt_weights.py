@@ -8,6 +8,9 @@ from itertools import groupby
 _ROUND, _SQUARE = 1.1, 1 / 1.1
 """What brackets without a number multiply the weights in them by."""
 
+LARGEST_WEIGHT = 1000
+"""In both directions. Much more, and there are no numbers for what the model is given."""
+
 _LEXEMES = re.compile(
     r"""
       \\(?P<escaped>[()\[\]\\]?)                                # a backslash alone is left out
@@ -30,6 +33,11 @@ class Piece:
 
 Part = Sequence[Piece]
 """What stands between two BREAKs."""
+
+
+def too_heavy(prompt: str) -> Piece | None:
+    """Return a piece that weighs more than `LARGEST_WEIGHT`, if there is one."""
+    return next((piece for part in weighted(prompt) for piece in part if abs(piece.weight) > LARGEST_WEIGHT), None)
 
 
 def weighted(prompt: str) -> Sequence[Part]:
