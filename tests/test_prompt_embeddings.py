@@ -38,7 +38,7 @@ def test_some_names_would_be_read_as_another(name: str, can: bool) -> None:
 
 
 def test_only_whole_words_may_be_bare_names() -> None:
-    assert words_in("(Neg:1.2), styles/Ink. v1.5", "a-, x") == {"neg", "styles/ink", "v1.5", "x"}
+    assert words_in("(Neg:1.2), styles/Ink. v1.5", "a-, b.c-, x") == {"neg", "styles/ink", "v1.5", "x"}
 
 
 def test_of_names_that_differ_in_case_the_exact_one_counts() -> None:

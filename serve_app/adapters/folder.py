@@ -220,7 +220,7 @@ class AdapterFolder:
 
 
 def _stays_inside(name: str) -> bool:
-    return "\\" not in name and "\0" not in name and all(step and step[0] != "." for step in name.split("/"))
+    return "\\" not in name and name.isprintable() and all(step and step[0] != "." for step in name.split("/"))
 
 
 def _near(name: str, names: list[str]) -> list[str]:

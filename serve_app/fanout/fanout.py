@@ -30,7 +30,7 @@ from serve_app.fanout.generation import Generation
 from serve_app.fanout.grid import NO_GRID
 from serve_app.fanout.held import Held, Terms
 from serve_app.fanout.peers import Peers
-from serve_app.fanout.plan import Plan, plan_of
+from serve_app.fanout.plan import Plan, plan_of, served_schedulers
 from serve_app.fanout.pool import Pool
 from serve_app.fanout.registry import Registry
 from serve_app.fanout.relay import entries_from, part_after, whole
@@ -52,6 +52,7 @@ from serve_app.schemas import (
     LoraFile,
     ModelInfo,
     ReplicaCount,
+    ServedScheduler,
     ServiceStatus,
 )
 from serve_app.side_work import side_work
@@ -80,6 +81,10 @@ class FanOut:
         self._draining = False
         self._refused: str | None = None
         self._adapters = AdapterCheck(args.adapters, pool.check_adapters)
+
+    def schedulers(self) -> list[ServedScheduler]:
+        """Return the schedulers that can sample the served model. Raises NotReady."""
+        return served_schedulers(self._pool.status.replicas)
 
     async def loras(self) -> list[LoraFile]:
         """Return the LoRAs that requests may name, and those that cannot be used."""

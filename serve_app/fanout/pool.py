@@ -15,7 +15,7 @@ from ray.serve.exceptions import DeploymentUnavailableError, RayServeException
 from ray.serve.handle import DeploymentHandle
 
 from serve_app.canvas import Canvas
-from serve_app.errors import AdapterError, NotReady, ReplicaLost, SlotReturned
+from serve_app.errors import NotReady, ReplicaLost, SlotReturned
 from serve_app.fanout.broadcast import ask_each
 from serve_app.fanout.calls import Calls
 from serve_app.fanout.deployed import Deployed, ask_serve
@@ -177,14 +177,14 @@ class Pool:
         response = self._handle.check_adapters.remote(loras, embeddings)
         try:
             async with asyncio.timeout(_CHECK_TIMEOUT_S):
-                await response
-        except AdapterError:
-            raise
+                wrong = await response
         except (*_LOST, TimeoutError) as error:
             logger.warning("could not ask a replica for adapters: %r", error)
             return False
         finally:
             response.cancel()
+        if wrong is not None:
+            raise wrong
         return True
 
     async def share(self, canvas: Canvas) -> Any:

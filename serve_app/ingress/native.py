@@ -28,6 +28,7 @@ from serve_app.schemas import (
     LoraFile,
     Problem,
     ResponseFormat,
+    ServedScheduler,
     ServiceStatus,
     UnfinishedResult,
 )
@@ -107,6 +108,11 @@ def router(service: Service, request: type[GenerateRequest], files: Files | None
     async def cancel_image(id: str, index: int) -> Cancelled:
         """Cancel one image of a running request; the others go on. Repeatable."""
         return await service.cancel(id, index)
+
+    @routes.get("/schedulers", responses=errors(503))
+    async def schedulers() -> list[ServedScheduler]:
+        """List the schedulers that can sample the served model, each with the sigma_schedules that it can follow."""
+        return service.schedulers()
 
     @routes.get("/loras")
     async def loras() -> list[LoraFile]:

@@ -24,6 +24,7 @@ from serve_app.schemas import (
     Health,
     LoraFile,
     ModelInfo,
+    ServedScheduler,
     ServiceStatus,
 )
 from serve_app.threads import Threads
@@ -146,6 +147,9 @@ class WithPictures:
 
     def health(self) -> Health:
         return self._service.health()
+
+    def schedulers(self) -> list[ServedScheduler]:
+        return self._service.schedulers()
 
     async def loras(self) -> list[LoraFile]:
         return await self._service.loras()

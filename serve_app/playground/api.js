@@ -29,6 +29,11 @@ export async function requestProperties() {
   return (await response.json()).components.schemas.GenerateRequest.properties;
 }
 
+/** Return the schedulers that the served model takes, each with the schedules that it can follow; null if it cannot say now. */
+export async function schedulersTaken() {
+  return call("schedulers").then((response) => response.json(), () => null);
+}
+
 /** Return the LoRAs that requests may name. */
 export async function loraFiles() {
   return (await call("loras")).json();

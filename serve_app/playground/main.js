@@ -1,6 +1,6 @@
 // The page: connects the form, the runs, the viewer and the history.
 
-import { requestProperties } from "./api.js";
+import { requestProperties, schedulersTaken } from "./api.js";
 import { announce, byId, count } from "./dom.js";
 import * as past from "./history.js";
 import { forgetKey, showWhetherKept } from "./key.js";
@@ -30,7 +30,7 @@ async function connect() {
   byId("unavailable").hidden = true;
   try {
     const properties = await requestProperties();
-    settings.describe(properties, fromUrl());
+    settings.describe(properties, fromUrl(), await schedulersTaken());
     loras.fill(fromUrl().loras);
     loras.describe(properties.loras);
     start.expect(wantsPicture(fromUrl()) && !start.picture);

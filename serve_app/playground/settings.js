@@ -21,14 +21,19 @@ export class Settings {
   #sides = null; // the schemas of width and height
   #picture = null; // the size of the picture to go on from
   #sizes = [];
+  #schedulers = null; // those that the served model takes
+  #levels = []; // all schedules of noise levels
 
   constructor(form) {
     this.#form = form;
     form.addEventListener("input", (event) => this.#mirror(event.target));
   }
 
-  /** Take bounds and defaults from the JSON Schema of the request body and fill the form; keep what was typed meanwhile. */
-  describe(properties, values) {
+  /**
+   * Take bounds and defaults from the JSON Schema of the request body and fill the form; keep what was typed meanwhile. `schedulers` are those
+   * that the served model takes; null: all.
+   */
+  describe(properties, values, schedulers = null) {
     const typed = [...TEXTS, ...NUMBERS, ...CHOICES].map((name) => [name, this.#field(name).value]).filter(([, value]) => value !== "");
     for (const name of NAMES) {
       const schema = notNull(properties[name]);
@@ -36,6 +41,10 @@ export class Settings {
       if (CHOICES.includes(name)) this.#offer(name, schema.enum);
       else if (!SWITCHES.includes(name)) this.#bound(name, schema);
     }
+    this.#levels = notNull(properties.sigma_schedule).enum;
+    this.#schedulers = schedulers;
+    if (schedulers) this.#offer("scheduler", schedulers.map(({ name }) => name));
+    this.#offerLevels();
     this.#sides = { width: properties.width, height: properties.height };
     this.#offerShapes();
     this.fill({ ...values, ...Object.fromEntries(typed) });
@@ -48,6 +57,7 @@ export class Settings {
       const value = values[name] ?? this.#defaults[name];
       if (SWITCHES.includes(name)) field.checked = String(value) === "true"; // a text, from a link
       else if (field.tagName !== "SELECT" || [...field.options].some((option) => option.value === value)) field.value = value;
+      if (name === "scheduler") this.#offerLevels();
     }
     for (const name of NAMES) this.#mirror(this.#field(name));
     this.clearErrors();
@@ -172,6 +182,17 @@ export class Settings {
     field.replaceChildren(...labels, ...options.map((option) => new Option(option.replaceAll("_", " "), option)));
   }
 
+  /** Offer the schedules of noise levels that the chosen scheduler can follow. */
+  #offerLevels() {
+    const chosen = this.#field("scheduler").value;
+    const scheduler = this.#schedulers?.find(({ name, default: usual }) => (chosen ? name === chosen : usual));
+    const field = this.#field("sigma_schedule");
+    const before = field.value;
+    this.#offer("sigma_schedule", scheduler?.sigma_schedules ?? this.#levels);
+    field.value = before;
+    if (field.selectedIndex < 0) field.value = "";
+  }
+
   /** Offer shapes with about as many pixels as the default size, and that of the picture if no other has its size. */
   #offerShapes() {
     if (!this.#sides) return;
@@ -196,6 +217,7 @@ export class Settings {
       this.#field(input.dataset.for).value = input.value;
       this.#showError(input.dataset.for, "");
     } else {
+      if (input.name === "scheduler") this.#offerLevels();
       this.#showError(input.name, "");
       const slider = this.#form.querySelector(`[data-for=${input.name}]`);
       if (slider) slider.value = input.value || input.dataset.usual;

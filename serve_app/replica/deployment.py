@@ -149,10 +149,14 @@ class Replica:
         pixels = None if generated.pixels is None else await self._pixels.put(generated.pixels)
         return replace(generated, pixels=pixels, warnings=warnings)
 
-    async def check_adapters(self, loras: Sequence[Lora], embeddings: Sequence[Embedding] = ()) -> None:
-        """Read adapters, to say before a request is accepted what is wrong with them. Raises AdapterError."""
-        await self._read(loras)
-        await self._read_embeddings(embeddings)
+    async def check_adapters(self, loras: Sequence[Lora], embeddings: Sequence[Embedding] = ()) -> AdapterError | None:
+        """Read adapters, and return before a request is accepted what is wrong with them; None if nothing is."""
+        try:
+            await self._read(loras)
+            await self._read_embeddings(embeddings)
+        except AdapterError as error:
+            return error  # raised, Serve would log it as a fault of this service
+        return None
 
     async def _read_embeddings(self, embeddings: Sequence[Embedding]) -> "Embeddings":
         """Return embeddings by name. Raises AdapterError."""

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from serve_app.recipe import Output, Recipe, SchedulerName
+from serve_app.recipe import Output, Recipe, SchedulerName, SigmaSchedule
 
 PredictionType = Literal["epsilon", "v_prediction", "sample"]
 TimestepSpacing = Literal["leading", "trailing", "linspace"]
@@ -184,6 +184,15 @@ class Problem(Answer):
 
 class ErrorBody(Answer):
     error: Problem
+
+
+class ServedScheduler(Answer):
+    """A scheduler that can sample the served model, as `GET /schedulers` lists it."""
+
+    name: SchedulerName
+    said: str = Field(description="What popular UIs call it.")
+    default: bool = Field(description="Whether requests that name none get it.")
+    sigma_schedules: list[SigmaSchedule] = Field(description="The schedules of noise levels that it can follow.")
 
 
 class LoraFile(Answer):

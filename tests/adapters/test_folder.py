@@ -60,12 +60,15 @@ def test_a_new_file_and_a_new_version_count_at_once(tmp_path: Path) -> None:
     assert folder.hash_of(folder.find("new")) == picture_hash(file.read_bytes())
 
 
-@pytest.mark.parametrize("name", ["../out", "in/../../out", "/etc/out", "link", "", ".", "in//out", "a\0b", "..\\out"])
+@pytest.mark.parametrize(
+    "name", ["../out", "in/../../out", "/etc/out", "link", "", ".", "in//out", "a\0b", "..\\out", "a\nb"]
+)
 def test_no_name_leads_out_of_the_folder(tmp_path: Path, name: str) -> None:
     out = write(tmp_path / "out.safetensors", attention(2048))
     inside = tmp_path / "adapters"
     (inside / "in").mkdir(parents=True)
     (inside / "link.safetensors").symlink_to(out)
+    write(inside / "a\nb.safetensors", attention(2048))
     folder = AdapterFolder(inside)
     with pytest.raises(AdapterError, match=r"adapters\.path"):
         folder.find(name)

@@ -168,10 +168,11 @@ async def test_a_disk_that_hangs_costs_what_needs_it_its_deadline_and_nothing_el
     check = AdapterCheck(AdaptersConfig(path=str(tmp_path)), FakePool().check_adapters)
     asked = GenerateRequest(prompt="a cat", loras=(Lora(name="ink"),))
     try:
-        many = [check.named(asked, "model", within_s=0.1) for _ in range(40)]
-        ends = await asyncio.gather(*many, return_exceptions=True)
-        assert {type(end) for end in ends} == {DeadlineExceeded}
-        assert await asyncio.to_thread(lambda: "free") == "free"
+        async with asyncio.timeout(10):
+            many = [check.named(asked, "model", within_s=0.1) for _ in range(40)]
+            ends = await asyncio.gather(*many, return_exceptions=True)
+            assert {type(end) for end in ends} == {DeadlineExceeded}
+            assert await asyncio.to_thread(lambda: "free") == "free"
     finally:
         woken.set()
 

@@ -27,7 +27,7 @@ ROUTES = {
     ("/generations/{id}/images/{index}", "delete"),
     ("/loras", "get"),
     ("/embeddings", "get"),
-    ("/embeddings", "get"),
+    ("/schedulers", "get"),
     ("/status", "get"),
     ("/health", "get"),
     ("/v1/images/generations", "post"),

@@ -1,18 +1,19 @@
 """The routes of A1111's API."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import StreamingResponse
 
 from serve_app.config import AppArgs
+from serve_app.errors import NotReady
 from serve_app.ingress.a1111 import settings
 from serve_app.ingress.a1111.answers import answer_of, png_info_of
 from serve_app.ingress.a1111.errors import DIALECT
 from serve_app.ingress.a1111.jobs import Jobs, owner_of
 from serve_app.ingress.a1111.requests import NAMES, body_class, own_request, warnings_of
-from serve_app.ingress.a1111.samplers import SAMPLER_LIST, SCHEDULE_LIST
+from serve_app.ingress.a1111.samplers import SCHEDULE_LIST, sampler_list
 from serve_app.ingress.a1111.schemas import (
     EmbeddingCard,
     EmbeddingCards,
@@ -32,6 +33,8 @@ from serve_app.ingress.large_json import in_pieces
 from serve_app.ingress.requests import renamed
 from serve_app.ingress.service import Service
 from serve_app.prompt_embeddings import words_in
+from serve_app.recipe import SchedulerName
+from serve_app.samplers import SAMPLERS
 from serve_app.schemas import GenerateRequest
 
 TextIn = Callable[[str, str], Awaitable[str]]
@@ -98,6 +101,15 @@ def router(service: Service, request: type[GenerateRequest], args: AppArgs, text
         """List the served model."""
         return [settings.card_of(service.model())]
 
+    @routes.get("/samplers")
+    async def samplers() -> list[Sampler]:
+        """List the samplers that the served model takes; all before it is loaded."""
+        try:
+            names: Collection[SchedulerName] = {scheduler.name for scheduler in service.schedulers()}
+        except NotReady:
+            names = SAMPLERS
+        return sampler_list(names)
+
     @routes.get("/loras")
     async def loras() -> list[LoraCard]:
         """List the LoRAs that prompts may name."""
@@ -117,11 +129,6 @@ def router(service: Service, request: type[GenerateRequest], args: AppArgs, text
 
 def _add_lists(routes: APIRouter) -> None:
     """Add the routes that list what never changes."""
-
-    @routes.get("/samplers")
-    async def samplers() -> list[Sampler]:
-        """List the samplers."""
-        return SAMPLER_LIST
 
     @routes.get("/schedulers")
     async def schedulers() -> list[Schedule]:
