@@ -1,5 +1,6 @@
 """Which schedulers the served model takes, told before anybody asks for one."""
 
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from itertools import product
 
@@ -21,7 +22,7 @@ def pool_with(*schedulers: SchedulerName) -> FakePool:
     return FakePool(status=PoolStatus(replicas, images_per_second=1.0))
 
 
-def client_with(pool: FakePool) -> TestClient:
+def client_with(pool: FakePool) -> AbstractContextManager[TestClient]:
     return client_of(FanOut(pool, NoPeers(), ARGS, Metrics()), ARGS)
 
 
