@@ -24,6 +24,8 @@ _PICKLED = (".pt", ".ckpt", ".bin", ".pth")
 _MOST_FILES = 10_000
 _DEEPEST = 8
 _MOST_NEAR = 3
+_MOST_SEARCHED = 1000
+"""Files that are looked at for what is missing: thousands would take longer than an error may."""
 _MOST_REMEMBERED = 2 * _MOST_FILES
 _LEADS_OUT = "is a link that leads out of adapters.path, or nowhere; put the file itself there"
 _UNNAMEABLE = (
@@ -179,26 +181,27 @@ class AdapterFolder:
         """Return the file of a name; None where it is a link that leads out of the folder, or nowhere."""
         if not _stays_inside(name):
             raise ValueError
-        path = self._root / f"{name}{SUFFIX}"
+        # Texts, as in `_names`: to make paths of thousands of names takes longer than to look them up.
+        path = f"{self._root}/{name}{SUFFIX}"
         try:
-            file = Path(os.path.realpath(path, strict=True))
+            file = os.path.realpath(path, strict=True)
         except OSError:
-            if path.is_symlink():
+            if os.path.islink(path):
                 return None
             raise
-        if not file.is_relative_to(self._root.resolve()):
+        if not file.startswith(f"{os.path.realpath(self._root)}/"):
             return None
-        if not file.is_file():
+        if not os.path.isfile(file):
             raise ValueError
-        return file
+        return Path(file)
 
     def _names(self) -> Iterator[str]:
         found = 0
         for folder, folders, files in os.walk(self._root):
-            inside = Path(folder).relative_to(self._root)
-            folders[:] = [name for name in folders if not name.startswith(".")] if len(inside.parts) < _DEEPEST else []
+            inside = f"{folder}/".removeprefix(f"{self._root}/")
+            folders[:] = [name for name in folders if not name.startswith(".")] if inside.count("/") < _DEEPEST else []
             for file in files:
-                name = (inside / file.removesuffix(SUFFIX)).as_posix()
+                name = f"{inside}{file.removesuffix(SUFFIX)}"
                 if file.endswith(SUFFIX) and not file.startswith(".") and len(name) <= LONGEST_NAME:
                     found += 1
                     if found > _MOST_FILES:
@@ -211,12 +214,17 @@ class AdapterFolder:
             return f"is a {pickled[0]} file, whose pickled weights are never loaded; convert it to {SUFFIX}"
         if not self._root.is_dir():
             return "is not there: adapters.path is not a folder"
-        names = [adapter.name for adapter in (self.loras() if param == "loras" else self.embeddings())]
-        if not names:
-            return f"is not in adapters.path, which holds no {'LoRA' if param == 'loras' else 'embedding'}"
-        if near := _near(name, names):
+        names = sorted(self._names())
+        if near := [one for one in _near(name, names) if self._is_one(one, param)]:
             return f"is not in adapters.path; similar names: {', '.join(near)}"
-        return f"is not in adapters.path; see GET /{param}"
+        if len(names) > _MOST_SEARCHED or any(self._is_one(one, param) for one in names):
+            return f"is not in adapters.path; see GET /{param}"
+        return f"is not in adapters.path, which holds no {'LoRA' if param == 'loras' else 'embedding'}"
+
+    def _is_one(self, name: str, param: str) -> bool:
+        """Return whether a name is that of a LoRA, or else of an embedding, as `param` says."""
+        adapter = self._adapter_if_there(name)
+        return adapter is not None and (adapter.tokens is None) == (param == "loras")
 
 
 def _stays_inside(name: str) -> bool:
