@@ -128,8 +128,8 @@ class Embedding(Body):
 
 
 def _a_list(value: Any) -> Any:
-    if not isinstance(value, list | tuple):
-        raise ValueError('must be a list, such as [{"name": "pixel-art", "scale": 0.8}]')
+    if not isinstance(value, list | tuple) or not all(isinstance(item, dict | Lora) for item in value):
+        raise ValueError('must be a list of objects, such as [{"name": "pixel-art", "scale": 0.8}]')
     return value
 
 

@@ -81,6 +81,7 @@ def test_prompts_name_embeddings(embeddings: TestClient, pool: FakePool, path: s
     assert response.status_code == 200, response.text
     recipe = pool.slots[0].recipe
     assert recipe.negative_prompt == "ugly, embedding:neg"
+    assert "plain words" not in response.text, "it is read"
     assert [one.model_dump() for one in recipe.embeddings] == [
         {"name": "neg", "hash": embeddings.get("/embeddings").json()[0]["hash"]}
     ]
@@ -140,7 +141,8 @@ def test_a_request_names_them(client: TestClient, pool: FakePool, api: str) -> N
         ("/generate", {"loras": [{"name": "inc"}]}, "similar names: ink"),
         ("/generate", {"loras": [{"name": "old"}]}, "made for Stable Diffusion 1.5"),
         ("/generate", {"loras": [{"name": "ink"}, {"name": "ink"}]}, "once"),
-        ("/generate", {"loras": "ink"}, "must be a list"),
+        ("/generate", {"loras": "ink"}, "must be a list of objects"),
+        ("/generate", {"loras": ["ink"]}, "must be a list of objects"),
         ("/generate", {"loras": [{"name": "ink", "hash": "sha256:0"}]}, "another file"),
         ("/fal-ai/fast-sdxl", {"loras": [{"path": "https://example.com/ink.safetensors"}]}, "is not in adapters.path"),
         ("/sdapi/v1/txt2img", {"prompt": "a <lora:inc>"}, "similar names: ink"),

@@ -1,5 +1,6 @@
 """The adapters that a replica has read, kept on its device within bounds."""
 
+import logging
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
@@ -15,6 +16,8 @@ from serve_app.replica.lora.merging import shapes
 from serve_app.replica.lora.reading import Shapes, read_lora
 from serve_app.replica.lora.sets import COMPONENTS, Adapters
 
+logger = logging.getLogger("ray.serve")
+
 _Components = Mapping[str, Mapping[str, Delta]]
 
 
@@ -22,6 +25,8 @@ def make_store(config: AdaptersConfig, checkpoint: Checkpoint) -> "LoraStore | N
     """Return the store of a loaded model's adapters; None if none are served."""
     if config.folder is None:
         return None
+    if not config.folder.is_dir():
+        logger.warning("adapters.path: %s is not a folder here; requests find nothing in it", config.folder)
     models = {name: getattr(checkpoint.pipe, name) for name in COMPONENTS}
     all_shapes = {name: shapes(model) for name, model in models.items() if model is not None}
     return LoraStore(AdapterFolder(config.folder), all_shapes, checkpoint.device, config.cache_bytes)

@@ -65,3 +65,12 @@ def test_another_file_of_that_name_is_refused(tiny_path: Path, tmp_path: Path, c
     assert kept.read([Lora(name="a", hash=hash_)]).key == ((hash_, 1.0),), "what was read is what was asked for"
     with pytest.raises(AdapterError, match="another file by now"):
         store_of(tmp_path, checkpoint).read([Lora(name="a", hash=hash_)])
+
+
+def test_a_folder_that_is_not_there_is_told_at_the_start(
+    tmp_path: Path, checkpoint: Checkpoint, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = store_of(tmp_path / "later", checkpoint)
+    assert "later is not a folder here" in caplog.text
+    with pytest.raises(AdapterError, match=r"adapters\.path is not a folder"):
+        store.read([Lora(name="a")])
