@@ -3,6 +3,7 @@
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from itertools import product
+from unittest.mock import Mock
 
 import pytest
 from starlette.testclient import TestClient
@@ -51,9 +52,13 @@ def test_a1111s_clients_are_offered_them_alone() -> None:
 
 
 @pytest.mark.parametrize(("path", "status"), [("/schedulers", 503), ("/sdapi/v1/samplers", 200)])
-def test_before_a_model_is_loaded_nobody_knows_and_nothing_is_woken(path: str, status: int) -> None:
-    pool = pool_with()
+def test_before_a_model_is_loaded_nobody_knows_and_nothing_is_woken(
+    monkeypatch: pytest.MonkeyPatch, path: str, status: int
+) -> None:
+    pool, woken = pool_with(), Mock()
+    monkeypatch.setattr(pool, "_wake", woken)
     with client_with(pool) as client:
         answer = client.get(path)
     assert answer.status_code == status
+    assert not woken.called
     assert status == 503 or len(answer.json()) == len(SAMPLERS)

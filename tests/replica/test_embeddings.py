@@ -120,6 +120,7 @@ def test_in_the_second_prompt_only_the_second_encoder_reads_it(checkpoint: Check
         (lambda all: {**all, "clip_g": all["clip_g"][:, :-1].contiguous()}, "made for another model"),
         (lambda all: {**all, "clip_g": all["clip_g"][:1].contiguous()}, "takes 3 and 1 tokens"),
         (lambda all: {**all, "clip_l": all["clip_l"] * torch.inf}, "no finite numbers"),
+        (lambda all: {**all, "clip_l": all["clip_l"].to(torch.int8)}, "holds clip_l as int8"),
         (lambda all: {key: tensor.repeat(30, 1) for key, tensor in all.items()}, "takes 90 and 90 tokens"),
         (lambda _: {"x.lora_A.weight": torch.ones(1, 1)}, "is a LoRA, not an embedding"),
     ],
@@ -144,6 +145,9 @@ def test_a_file_that_was_written_anew_is_another(checkpoint: Checkpoint, tmp_pat
     assert ours.read([Embedding(name="neg")])["neg"].hash != first.hash
     assert len(ours.read([Embedding(name="neg", hash=first.hash)])["neg"]) == TOKENS, "it is kept by its hash"
     file.unlink()
+    assert ours.at_hand([Embedding(name="neg", hash=first.hash)]) is not None
+    assert ours.at_hand([Embedding(name="neg")]) is None
+    assert ours.at_hand([Embedding(name="neg", hash=first.hash), Embedding(name="x", hash="sha256:0")]) is None
     assert len(ours.read([Embedding(name="neg", hash=first.hash)])["neg"]) == TOKENS
     save_file(tensors(checkpoint.pipe, tokens=2, seed=1), file)
     with pytest.raises(AdapterError, match="another file by now"):

@@ -33,7 +33,7 @@ def make_store(config: AdaptersConfig, checkpoint: Checkpoint) -> "LoraStore | N
 
 
 class LoraStore:
-    """Reads adapters, each once as long as there is room. Its methods block: call them beside the denoising."""
+    """Reads adapters, each once as long as there is room. All but `at_hand` block: call them beside the denoising."""
 
     def __init__(self, folder: AdapterFolder, shapes: Shapes, device: torch.device, max_bytes: int) -> None:
         self._folder = folder
@@ -44,6 +44,14 @@ class LoraStore:
         self._keeping = threading.Lock()  # a slow disk does not hold up what is there already
         self._kept: OrderedDict[str, tuple[_Components, int]] = OrderedDict()  # by hash; the newest last
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+
+    def at_hand(self, loras: Sequence[Lora]) -> Adapters | None:
+        """Return adapters whose hashes are given, in this order, if all have been read and kept. It never blocks."""
+        kept = [(lora, self._kept_of(lora.hash)) for lora in loras if lora.hash is not None]
+        if len(kept) < len(loras) or any(components is None for _, components in kept):
+            return None
+        key = tuple((lora.hash, lora.scale) for lora, _ in kept if lora.hash is not None)
+        return Adapters(key, tuple(components for _, components in kept if components is not None))
 
     def read(self, loras: Sequence[Lora]) -> Adapters:
         """Return adapters, in this order, on the device.

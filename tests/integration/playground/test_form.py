@@ -32,7 +32,7 @@ def test_a_shared_link_fills_in_the_same_settings(playground: Playground, open_p
 
 OFFERED = [
     {"name": "euler", "said": "Euler", "default": True, "sigma_schedules": ["karras", "beta"]},
-    {"name": "ddim", "said": "DDIM", "default": False, "sigma_schedules": ["beta"]},
+    {"name": "ddim", "said": "DDIM", "default": False, "sigma_schedules": ["beta", "sgm_uniform"]},
 ]
 
 
@@ -48,7 +48,7 @@ def test_only_what_the_served_model_can_be_sampled_with_is_offered(playground: P
     expect(levels.locator("option")).to_have_text(["default", "karras", "beta"])
     levels.select_option("beta")
     scheduler.select_option("ddim")
-    expect(levels.locator("option")).to_have_text(["default", "beta"])
+    expect(levels.locator("option")).to_have_text(["default", "beta", "sgm uniform"])
     expect(levels).to_have_value("beta")
     scheduler.select_option("euler")
     levels.select_option("karras")
@@ -56,6 +56,9 @@ def test_only_what_the_served_model_can_be_sampled_with_is_offered(playground: P
     expect(levels).to_have_value("")
     page.get_by_role("button", name="Back to the defaults").click()
     expect(levels.locator("option")).to_have_text(["default", "karras", "beta"])
+    page.goto(f"{playground.url}/#scheduler=ddim&sigma_schedule=sgm_uniform")
+    page.reload()
+    expect(levels).to_have_value("sgm_uniform")
 
 
 def test_a_service_that_cannot_say_what_it_takes_is_offered_all(playground: Playground) -> None:

@@ -74,3 +74,19 @@ def test_a_folder_that_is_not_there_is_told_at_the_start(
     assert "later is not a folder here" in caplog.text
     with pytest.raises(AdapterError, match=r"adapters\.path is not a folder"):
         store.read([Lora(name="a")])
+
+
+def test_what_is_at_hand_is_what_was_read_and_all_of_it(
+    tiny_path: Path, tmp_path: Path, checkpoint: Checkpoint
+) -> None:
+    for seed, name in enumerate("ab"):
+        save_lora(tiny_path, tmp_path / f"{name}.safetensors", seed)
+    store = store_of(tmp_path, checkpoint)
+    a = store.read([Lora(name="a")])
+    ((hash_, _),) = a.key
+    known = Lora(name="a", scale=0.5, hash=hash_)
+    at_hand = store.at_hand([known])
+    assert at_hand is not None
+    assert (at_hand.key, at_hand.deltas) == (((hash_, 0.5),), a.deltas)
+    assert store.at_hand([Lora(name="a")]) is None, "it may be another file by now"
+    assert store.at_hand([known, Lora(name="b", hash="sha256:0")]) is None
