@@ -6,10 +6,12 @@ import math
 import threading
 from collections.abc import Sequence
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
 from serve_app.config import AppArgs
+from serve_app.errors import AdapterError
 from serve_app.messages import Call, new_caller
 from serve_app.recipe import Lora
 from serve_app.replica import deployment, leases
@@ -138,3 +140,10 @@ async def test_a_disk_that_hangs_holds_up_no_adapters_that_are_there_and_no_othe
     finally:
         store.woken.set()
         await asyncio.gather(*hung)
+
+
+async def test_what_is_wrong_with_adapters_is_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    replica, store, wrong = Replica.__new__(Replica), Store(), AdapterError("new", "is damaged")
+    monkeypatch.setattr(store, "read", Mock(side_effect=wrong))
+    replica._loras, replica._threads = store, Threads(2, "adapters")  # type: ignore[assignment]  # as above
+    assert await replica.check_adapters([Lora(name="new", scale=0.5)]) is wrong
