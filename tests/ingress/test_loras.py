@@ -135,6 +135,12 @@ def test_a_request_names_them(client: TestClient, pool: FakePool, api: str) -> N
     assert "<" not in pool.slots[0].recipe.prompt
 
 
+def test_a1111s_clients_can_turn_them_off(client: TestClient, pool: FakePool) -> None:
+    body = {"prompt": "a cat<lora:ink:0.5>", "disable_extra_networks": True}
+    assert client.post("/sdapi/v1/txt2img", json=body).status_code == 200
+    assert (pool.slots[0].recipe.loras, pool.slots[0].recipe.prompt) == ((), "a cat")
+
+
 @pytest.mark.parametrize(
     ("path", "body", "why"),
     [

@@ -61,6 +61,8 @@ def own_request(
     said = body.model_dump(include={*_SAME, *_OURS, "steps", "cfg_scale"}, exclude_unset=True, exclude={"mask_blur"})
     fields = {_OWN.get(name, name): value for name, value in said.items()} | _pictures(body)
     prompt, loras = without_loras(body.prompt)
+    if (body.model_extra or {}).get("disable_extra_networks"):
+        loras = []  # taken out of the prompt all the same
     fields["prompt"] = spelled_out(prompt, embeddings)
     if "negative_prompt" in fields:
         fields["negative_prompt"] = spelled_out(body.negative_prompt, embeddings)
