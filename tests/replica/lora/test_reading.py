@@ -10,7 +10,10 @@ from torch import Tensor, nn
 from serve_app.errors import AdapterError
 from serve_app.recipe import picture_hash
 from serve_app.replica.lora import Shapes, read_lora
+from serve_app.replica.lora.building import Unfit, build
+from serve_app.replica.lora.keys import Part
 from serve_app.replica.lora.names import spellings_of_unet
+from serve_app.replica.lora.strength import Strength
 from tests.lora_files import Tensors, kohya, noise, peft, per_layer, save
 from tests.single_file import original_unet_names
 
@@ -92,3 +95,20 @@ def test_weights_of_a_type_that_torch_has_not_are_refused(
     file.write_bytes(file.read_bytes().replace(b"F8_E5M2", b"F8_E8M0"))
     with pytest.raises(AdapterError, match="of the type F8_E8M0, which cannot be read"):
         read_lora(file, shapes, "odd")
+
+
+@pytest.mark.parametrize(
+    ("tensors", "why"),
+    [
+        ({Part.UP: (4, 2), Part.DOWN: (2, 6), Part.MID: (2, 2, 1)}, "mid of 2 x 2 x 1"),
+        ({Part.UP: (4, 2), Part.DOWN: (2, 6), Part.MID: (2, 2, 1, 1, 1)}, "mid of 2 x 2 x 1 x 1 x 1"),
+        (
+            {Part.LOKR_W1: (2, 6), Part.LOKR_W2_A: (1, 1, 2), Part.LOKR_W2_B: (1, 1), Part.LOKR_T2: (1, 1, 1, 1)},
+            "no matrices",
+        ),
+    ],
+)
+def test_what_is_accepted_can_be_merged(tensors: Mapping[Part, tuple[int, ...]], why: str) -> None:
+    parts = {part: torch.ones(shape) for part, shape in tensors.items()}
+    with pytest.raises(Unfit, match=why):
+        build(parts, torch.Size((4, 6)), Strength())
