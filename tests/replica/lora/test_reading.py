@@ -1,5 +1,6 @@
 """What cannot be applied is refused: nothing of a file is left out in silence."""
 
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -112,3 +113,31 @@ def test_what_is_accepted_can_be_merged(tensors: Mapping[Part, tuple[int, ...]],
     parts = {part: torch.ones(shape) for part, shape in tensors.items()}
     with pytest.raises(Unfit, match=why):
         build(parts, torch.Size((4, 6)), Strength())
+
+
+@pytest.mark.parametrize(
+    ("settings", "why"),
+    [
+        ({"unet.lora_alpha": float("nan"), "unet.r": 4}, "its alpha is nan"),
+        ({"unet.lora_alpha": 10**400, "unet.r": 4}, "its alpha is 1000000"),
+        ({"unet.lora_alpha": "8", "unet.r": 4}, "its alpha is 8"),
+        ({"unet.lora_alpha": 8, "unet.r": -4}, "its rank is -4"),
+        ({"unet.alpha_pattern": {"(.+)+x": 8}, "unet.r": 4}, "a pattern that is not read: "),
+        ({"unet.alpha_pattern": {"[": 8}, "unet.r": 4}, "its patterns are none"),
+    ],
+)
+def test_settings_that_are_no_numbers_are_refused(
+    models: Mapping[str, nn.Module], shapes: Shapes, tmp_path: Path, settings: dict[str, object], why: str
+) -> None:
+    file = save(tmp_path / "set.safetensors", peft(models["unet"]), {"lora_adapter_metadata": json.dumps(settings)})
+    with pytest.raises(AdapterError, match=why):
+        read_lora(file, shapes, "set")
+
+
+def test_settings_that_are_nested_without_end_are_refused(
+    models: Mapping[str, nn.Module], shapes: Shapes, tmp_path: Path
+) -> None:
+    deep = '{"a":' * 100_000 + "1" + "}" * 100_000
+    file = save(tmp_path / "deep.safetensors", peft(models["unet"]), {"lora_adapter_metadata": deep})
+    with pytest.raises(AdapterError, match="broken metadata"):
+        read_lora(file, shapes, "deep")
