@@ -54,11 +54,17 @@ _NOUNS = {"loras": "LoRA", "embeddings": "embedding"}
 
 
 class AdapterError(InvalidRequest):
-    """The file of an adapter cannot be used, or not with this model. `param` says of which kind it is."""
+    """The file of an adapter cannot be used, or not with this model.
 
-    def __init__(self, name: str, what: str, param: str = "loras") -> None:
-        super().__init__(f'the {_NOUNS[param]} "{name}" {what}', param)
-        self.args = (name, what, param)
+    `kind` is `loras` or `embeddings`; `param` the field that names it, if that is another.
+    """
+
+    def __init__(self, name: str, what: str, kind: str = "loras", param: str | None = None) -> None:
+        super().__init__(f'the {_NOUNS[kind]} "{name}" {what}', param or kind)
+        self.args = (name, what, kind, param)
+        self.name = name
+        self.what = what
+        self.kind = kind
 
     def __str__(self) -> str:
         return self.message

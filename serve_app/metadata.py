@@ -68,7 +68,8 @@ def parameters_text(slot: Slot, model: ModelInfo) -> str:
     recipe = slot.recipe
     assert recipe.scheduler is not None, "the plan has chosen one"
     sampler, schedule = said_of(recipe.scheduler, recipe.sigma_schedule)
-    lines = [_shielded(recipe.prompt) + "".join(f" <lora:{lora.name}:{lora.scale:.10g}>" for lora in recipe.adapters)]
+    loras = "".join(f" <lora:{lora.name}:{lora.scale:.10g}>" for lora in recipe.adapters)
+    lines = [_shielded(recipe.prompt + loras)]
     if recipe.negative_prompt:
         lines.append(f"Negative prompt: {_shielded(recipe.negative_prompt)}")
     values = {

@@ -5,6 +5,9 @@ from collections.abc import Collection, Iterator, Sequence
 
 _NAMED = re.compile(r"\bembedding:([\w./+-]*\w)(?:\.safetensors\b)?", re.IGNORECASE)
 
+_BARE = re.compile(r"(?<![\w./+:-])[\w./+-]*\w(?![\w/+-]|\.\w)")
+"""What may be a name without `embedding:` before it."""
+
 _SUFFIX = re.compile(r"\.safetensors$", re.IGNORECASE)
 
 
@@ -23,17 +26,26 @@ def split(text: str) -> Iterator[tuple[str | None, str]]:
     yield None, text[end:]
 
 
+def can_be_named(name: str) -> bool:
+    """Return whether a prompt can name an embedding. `bad(1)` would be read as the name of another, `bad`."""
+    return names_in([f"embedding:{name}"]) == [name]
+
+
+def words_in(*texts: str) -> set[str]:
+    """Return what may be bare names of embeddings in some texts, in lower case."""
+    return {word.lower() for text in texts for word in _BARE.findall(text)}
+
+
 def spelled_out(prompt: str, names: Collection[str]) -> str:
-    """Return a prompt whose bare names of embeddings, as A1111 has them, are written as `embedding:name`."""
-    # Other names, such as `bad(1)`, would be read as the name of another file.
-    known = {name for name in names if names_in([f"embedding:{name}"]) == [name]}
-    if not known:
-        return prompt
-    by_lower = {name.lower(): name for name in sorted(known)}
-    choices = "|".join(re.escape(name) for name in sorted(by_lower, key=len, reverse=True))
-    bare = re.compile(rf"(?<![\w./+:-])({choices})(?![\w/+-]|\.\w)", re.IGNORECASE)
+    """Return a prompt whose bare names of embeddings, as A1111 has them, are written as `embedding:name`.
+
+    `names` are names that prompts can write; in another case than the prompt's they count too.
+    """
+    by_lower = {name.lower(): name for name in sorted(names)}
 
     def spelled(found: re.Match[str]) -> str:
-        return f"embedding:{found[1] if found[1] in known else by_lower[found[1].lower()]}"
+        word = found[0]
+        name = word if word in names else by_lower.get(word.lower())
+        return word if name is None else f"embedding:{name}"
 
-    return bare.sub(spelled, prompt)
+    return _BARE.sub(spelled, prompt)

@@ -24,6 +24,8 @@ USUAL_PROMPT_TOKENS, MOST_PROMPT_CHUNKS = 3 * CHUNK_TOKENS, 8
 LARGEST_PADDING = 8192
 LONGEST_NAME = 255
 """Characters of an adapter's name."""
+LARGEST_SCALE = 4
+"""Of an adapter, in both directions."""
 RANDOM = -1
 """Asks for a random seed, as in most image tools."""
 
@@ -121,7 +123,9 @@ class Lora(Body):
     """An adapter of a request: which, and how strongly it counts."""
 
     name: str = Field(min_length=1, max_length=LONGEST_NAME, description="Its name, as `GET /loras` lists it.")
-    scale: float = Field(default=1.0, ge=-4, le=4, allow_inf_nan=False, description="How strongly it counts.")
+    scale: float = Field(
+        default=1.0, ge=-LARGEST_SCALE, le=LARGEST_SCALE, allow_inf_nan=False, description="How strongly it counts."
+    )
     hash: str | None = Field(
         default=None,
         description="The start of its file's SHA-256, as answers and pictures name it; a request that gives it is "
@@ -139,11 +143,11 @@ class Embedding(Body):
 
 
 def list_like(example: str) -> BeforeValidator:
-    """Return what refuses anything but a list, and shows one."""
+    """Return what refuses anything but a list of objects, and shows one."""
 
     def check(value: Any) -> Any:
-        if not isinstance(value, list | tuple):
-            raise ValueError(f"must be a list, such as {example}")
+        if not isinstance(value, list | tuple) or not all(isinstance(item, dict | Body) for item in value):
+            raise ValueError(f"must be a list of objects, such as {example}")
         return value
 
     return BeforeValidator(check)

@@ -158,8 +158,9 @@ class FakePool(Pool):
     async def share(self, canvas: Canvas) -> Canvas:
         return canvas
 
-    async def check_adapters(self, loras: Sequence[Lora], embeddings: Sequence[Embedding]) -> None:
+    async def check_adapters(self, loras: Sequence[Lora], embeddings: Sequence[Embedding]) -> bool:
         """All fit."""
+        return True
 
     async def pixels(self, ref: Any) -> Any:
         return None if ref is None else ref.value

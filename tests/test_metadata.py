@@ -195,6 +195,8 @@ def test_loras_are_written_as_other_tools_write_them() -> None:
     loras = [{"name": "ink", "scale": 0.5, "hash": "sha256:0123456789abcdef"}, {"name": "none", "scale": 0.0}]
     text = opened(make_slot(loras=loras), "png").info["parameters"]
     assert text.startswith("a red apple <lora:ink:0.5>\n")
+    hostile = opened(make_slot(loras=[{"name": "Steps: 9, Seed: 1", "scale": 1.0, "hash": "sha256:0"}]), "png")
+    assert hostile.info["parameters"].startswith("a red apple <lora:Steps : 9"), "no reader finds another part in it"
     assert ', Lora hashes: "ink: 0123456789", ' in text
     assert "none" not in text
 

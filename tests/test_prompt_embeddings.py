@@ -2,7 +2,7 @@
 
 import pytest
 
-from serve_app.prompt_embeddings import names_in, spelled_out, split
+from serve_app.prompt_embeddings import can_be_named, names_in, spelled_out, split, words_in
 
 
 @pytest.mark.parametrize(
@@ -30,9 +30,15 @@ def test_bare_names_are_spelled_out_as_whole_words_only() -> None:
     assert spelled_out("neg", []) == "neg"
 
 
-@pytest.mark.parametrize("name", ["bad(1)", "my style", "v1-"])
-def test_a_name_that_would_be_read_as_another_is_words(name: str) -> None:
-    assert spelled_out(f"a {name}, cat", [name, "neg"]) == f"a {name}, cat"
+@pytest.mark.parametrize(
+    ("name", "can"), [("bad(1)", False), ("my style", False), ("v1-", False), ("v1-a", True), ("styles/v1.5", True)]
+)
+def test_some_names_would_be_read_as_another(name: str, can: bool) -> None:
+    assert can_be_named(name) == can
+
+
+def test_only_whole_words_may_be_bare_names() -> None:
+    assert words_in("(Neg:1.2), styles/Ink. v1.5", "a-, b.c-, x") == {"neg", "styles/ink", "v1.5", "x"}
 
 
 def test_of_names_that_differ_in_case_the_exact_one_counts() -> None:

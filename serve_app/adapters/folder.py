@@ -6,7 +6,7 @@ A name is a file's path inside the folder without its suffix, as `pixel-art` or 
 import difflib
 import hashlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
@@ -16,6 +16,7 @@ from serve_app.adapters.header import NoAdapter, read_header
 from serve_app.adapters.kinds import EMBEDDING, family_of, is_embedding, require_embedding, require_lora
 from serve_app.adapters.said import rank_of, trigger_words
 from serve_app.errors import AdapterError
+from serve_app.prompt_embeddings import can_be_named
 from serve_app.recipe import LONGEST_NAME, hash_of_digest
 
 SUFFIX = ".safetensors"
@@ -23,24 +24,36 @@ _PICKLED = (".pt", ".ckpt", ".bin", ".pth")
 _MOST_FILES = 10_000
 _DEEPEST = 8
 _MOST_NEAR = 3
+_MOST_SEARCHED = 1000
+"""Files that are looked at for what is missing: thousands would take longer than an error may."""
 _MOST_REMEMBERED = 2 * _MOST_FILES
+_LEADS_OUT = "is a link that leads out of adapters.path, or nowhere; put the file itself there"
+_UNNAMEABLE = (
+    "has a name that no prompt can write; rename its file: letters, digits and _ . - + / can be written, and a letter, "
+    "digit or _ at the end"
+)
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
 class Version:
-    """A file as it is now; one that was written anew is another."""
+    """A file as it is now; one that was written anew is another.
+
+    So is one that took its name: files that were unpacked may all have one time, and LoRAs of one rank one size.
+    """
 
     path: Path
     size: int
+    inode: int
     modified_ns: int
+    changed_ns: int
 
     @classmethod
     def of(cls, path: Path) -> "Version":
-        """Raises OSError."""
-        stat = path.stat()
-        return cls(path, stat.st_size, stat.st_mtime_ns)
+        """Return that of a file, or of a link itself. Raises OSError."""
+        stat = path.lstat()
+        return cls(path, stat.st_size, stat.st_ino, stat.st_mtime_ns, stat.st_ctime_ns)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,9 +107,12 @@ class AdapterFolder:
         """Return all LoRAs by name, and what else cannot be used."""
         return [adapter for adapter in self._all() if adapter.tokens is None]
 
-    def embeddings(self) -> list[Adapter]:
-        """Return all embeddings by name, those for other models too."""
-        return [adapter for adapter in self._all() if adapter.tokens is not None]
+    def embeddings(self, among: Collection[str] | None = None) -> list[Adapter]:
+        """Return all embeddings by name, those for other models too.
+
+        With `among` only those with one of these names, in lower case; other files are not looked at.
+        """
+        return [adapter for adapter in self._all(among) if adapter.tokens is not None]
 
     def find(self, name: str) -> Adapter:
         """Return a LoRA by its name. Raises AdapterError if there is none, or it cannot be used."""
@@ -118,14 +134,15 @@ class AdapterFolder:
             raise AdapterError(name, adapter.unusable, "embeddings")
         return adapter
 
-    def _all(self) -> list[Adapter]:
-        return [adapter for name in sorted(self._names()) if (adapter := self._adapter_if_there(name))]
+    def _all(self, among: Collection[str] | None = None) -> list[Adapter]:
+        names = (name for name in self._names() if among is None or name.lower() in among)
+        return [adapter for name in sorted(names) if (adapter := self._adapter_if_there(name))]
 
     def _found(self, name: str, param: str) -> Adapter:
         try:
             return self._adapter(name)
         except (OSError, ValueError) as error:
-            raise AdapterError(name, self._missing(name, f"GET /{param}"), param) from error
+            raise AdapterError(name, self._missing(name, param), param) from error
 
     def hash_of(self, adapter: Adapter) -> str:
         """Return the start of its file's SHA-256, as requests and pictures name it; reads the file the first time.
@@ -140,10 +157,6 @@ class AdapterFolder:
     def hash_if_known(self, adapter: Adapter) -> str | None:
         return self._hashes.known(adapter.version)
 
-    def near(self, name: str) -> list[str]:
-        """Return the names that may have been meant."""
-        return _near(name, sorted(self._names()))
-
     def _adapter_if_there(self, name: str) -> Adapter | None:
         try:
             return self._adapter(name)
@@ -152,24 +165,43 @@ class AdapterFolder:
 
     def _adapter(self, name: str) -> Adapter:
         """Raises OSError if there is no such file, ValueError if the name leads out of the folder."""
-        version = Version.of(self._path(name))
-        return Adapter(name, version, *self._headers.of(version))
+        file = self._file(name)
+        if file is None:
+            return _unusable(name, Version.of(self._root / f"{name}{SUFFIX}"), _LEADS_OUT)
+        version = Version.of(file)
+        try:
+            words, base_model, rank, tokens, unusable = self._headers.of(version)
+        except OSError as error:
+            return _unusable(name, version, f"cannot be read: {error.strerror}")
+        if tokens is not None and unusable is None and not can_be_named(name):
+            unusable = _UNNAMEABLE
+        return Adapter(name, version, words, base_model, rank, tokens, unusable)
 
-    def _path(self, name: str) -> Path:
+    def _file(self, name: str) -> Path | None:
+        """Return the file of a name; None where it is a link that leads out of the folder, or nowhere."""
         if not _stays_inside(name):
             raise ValueError
-        path = (self._root / f"{name}{SUFFIX}").resolve(strict=True)
-        if not path.is_relative_to(self._root.resolve()) or not path.is_file():
+        # Texts, as in `_names`: to make paths of thousands of names takes longer than to look them up.
+        path = f"{self._root}/{name}{SUFFIX}"
+        try:
+            file = os.path.realpath(path, strict=True)
+        except OSError:
+            if os.path.islink(path):
+                return None
+            raise
+        if not file.startswith(f"{os.path.realpath(self._root)}/"):
+            return None
+        if not os.path.isfile(file):
             raise ValueError
-        return path
+        return Path(file)
 
     def _names(self) -> Iterator[str]:
         found = 0
         for folder, folders, files in os.walk(self._root):
-            inside = Path(folder).relative_to(self._root)
-            folders[:] = [name for name in folders if not name.startswith(".")] if len(inside.parts) < _DEEPEST else []
+            inside = f"{folder}/".removeprefix(f"{self._root}/")
+            folders[:] = [name for name in folders if not name.startswith(".")] if inside.count("/") < _DEEPEST else []
             for file in files:
-                name = (inside / file.removesuffix(SUFFIX)).as_posix()
+                name = f"{inside}{file.removesuffix(SUFFIX)}"
                 if file.endswith(SUFFIX) and not file.startswith(".") and len(name) <= LONGEST_NAME:
                     found += 1
                     if found > _MOST_FILES:
@@ -177,17 +209,26 @@ class AdapterFolder:
                     if name.isprintable():
                         yield name
 
-    def _missing(self, name: str, listed: str) -> str:
+    def _missing(self, name: str, param: str) -> str:
         if _stays_inside(name) and (pickled := [end for end in _PICKLED if (self._root / f"{name}{end}").is_file()]):
             return f"is a {pickled[0]} file, whose pickled weights are never loaded; convert it to {SUFFIX}"
+        if not self._root.is_dir():
+            return "is not there: adapters.path is not a folder"
         names = sorted(self._names())
-        if near := _near(name, names):
+        if near := [one for one in _near(name, names) if self._is_one(one, param)]:
             return f"is not in adapters.path; similar names: {', '.join(near)}"
-        return "is not in adapters.path, which is empty" if not names else f"is not in adapters.path; see {listed}"
+        if len(names) > _MOST_SEARCHED or any(self._is_one(one, param) for one in names):
+            return f"is not in adapters.path; see GET /{param}"
+        return f"is not in adapters.path, which holds no {'LoRA' if param == 'loras' else 'embedding'}"
+
+    def _is_one(self, name: str, param: str) -> bool:
+        """Return whether a name is that of a LoRA, or else of an embedding, as `param` says."""
+        adapter = self._adapter_if_there(name)
+        return adapter is not None and (adapter.tokens is None) == (param == "loras")
 
 
 def _stays_inside(name: str) -> bool:
-    return "\\" not in name and "\0" not in name and all(step and step[0] != "." for step in name.split("/"))
+    return "\\" not in name and name.isprintable() and all(step and step[0] != "." for step in name.split("/"))
 
 
 def _near(name: str, names: list[str]) -> list[str]:
@@ -198,11 +239,16 @@ def _near(name: str, names: list[str]) -> list[str]:
     return list(dict.fromkeys([*same, *close]))[:_MOST_NEAR]
 
 
+def _unusable(name: str, version: Version, why: str) -> Adapter:
+    return Adapter(name, version, (), None, None, None, why)
+
+
 _Described = tuple[tuple[str, ...], str | None, int | None, int | None, str | None]
 """The fields of an `Adapter` that its header tells."""
 
 
 def _described(version: Version) -> _Described:
+    """Raises OSError if the file cannot be read."""
     try:
         header = read_header(version.path)
     except NoAdapter as error:

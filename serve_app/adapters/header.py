@@ -26,7 +26,10 @@ class Header:
 
 
 def read_header(file: Path) -> Header:
-    """Return a file's header. Raises NoAdapter if it is not a complete `.safetensors` file."""
+    """Return a file's header.
+
+    Raises NoAdapter if it is not a complete `.safetensors` file, OSError if it cannot be read.
+    """
     try:
         with file.open("rb") as content:
             length = int.from_bytes(content.read(8), "little")
@@ -34,8 +37,8 @@ def read_header(file: Path) -> Header:
             if length > _LONGEST or size < 0:
                 raise ValueError
             return _header(json.loads(content.read(length)), size)
-    # A header nested too deeply raises RecursionError.
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+    # Nested too deeply it raises RecursionError, with numbers beyond all bounds ArithmeticError.
+    except (ValueError, TypeError, LookupError, ArithmeticError, AttributeError, RecursionError) as error:
         raise NoAdapter(what_it_is(file)) from error
 
 

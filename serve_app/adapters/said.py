@@ -40,6 +40,6 @@ def _tag_counts(frequencies: str) -> Counter[str]:
             for tag, count in tags.items():
                 if name := tag.strip():
                     counts[name] += int(count)
-    except (ValueError, AttributeError, TypeError, RecursionError):
+    except (ValueError, ArithmeticError, AttributeError, TypeError, RecursionError):
         return Counter()
     return counts

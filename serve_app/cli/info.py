@@ -28,7 +28,12 @@ def info(picture: Path, console: Console) -> None:
 
 def lines(embedded: Embedded) -> Iterator[tuple[str, object]]:
     """Yield the name and value of every parameter."""
-    yield from embedded.request.model_dump(exclude_unset=True, exclude={"num_images"}).items()
+    said = embedded.request.model_dump(exclude_unset=True, exclude={"num_images"})
+    files = {
+        "loras": [f"{lora.name}:{lora.scale:g} {lora.hash}" for lora in embedded.request.loras],
+        "embeddings": [f"{embedding.name} {embedding.hash}" for embedding in embedded.request.embeddings],
+    }
+    yield from (said | {name: ", ".join(each) for name, each in files.items() if name in said}).items()
     yield "model", embedded.model.name
     if embedded.model.revision:
         yield "model revision", embedded.model.revision

@@ -1,24 +1,28 @@
 """Sees before a request is accepted that its adapters can be used."""
 
 import asyncio
+import math
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from typing import TypeVar
 
 from serve_app.adapters import AdapterFolder
 from serve_app.config import AdaptersConfig
-from serve_app.errors import AdapterError, InvalidRequest
+from serve_app.errors import AdapterError, DeadlineExceeded, InvalidRequest
 from serve_app.prompt_embeddings import names_in
 from serve_app.recipe import PROMPTS, Embedding, Lora
 from serve_app.schemas import EmbeddingFile, GenerateRequest, LoraFile
+from serve_app.threads import Threads
 
 _MOST_REMEMBERED = 10_000
+_AT_ONCE = 4
+"""How many threads look at files. A disk that hangs holds up these alone."""
 
 Asked = TypeVar("Asked", Lora, Embedding)
 """An adapter as a request names it."""
 
-Ask = Callable[[Sequence[Lora], Sequence[Embedding]], Awaitable[None]]
-"""Has a replica say what is wrong with adapters. Raises AdapterError."""
+Ask = Callable[[Sequence[Lora], Sequence[Embedding]], Awaitable[bool]]
+"""Has a replica say what is wrong with adapters, and returns whether one has answered. Raises AdapterError."""
 
 
 class AdapterCheck:
@@ -28,19 +32,20 @@ class AdapterCheck:
         self._folder = AdapterFolder(config.folder) if config.folder else None
         self._most = config.max_per_request
         self._ask = ask
+        self._threads = Threads(_AT_ONCE, "adapters")
         self._fitting: OrderedDict[tuple[str, str | None], None] = OrderedDict()
 
-    def embeddings(self) -> list[EmbeddingFile]:
-        """Return the embeddings in the folder. Reads files."""
+    async def embeddings(self, among: Collection[str] | None = None) -> list[EmbeddingFile]:
+        """Return the embeddings in the folder, or those `among` them with one of these names, in lower case."""
         if (folder := self._folder) is None:
             return []
         return [
             EmbeddingFile(name=one.name, hash=folder.hash_if_known(one), tokens=one.tokens or 0, unusable=one.unusable)
-            for one in folder.embeddings()
+            for one in await self._threads.run(folder.embeddings, among)
         ]
 
-    def loras(self) -> list[LoraFile]:
-        """Return the LoRAs in the folder. Reads files."""
+    async def loras(self) -> list[LoraFile]:
+        """Return the LoRAs in the folder."""
         if (folder := self._folder) is None:
             return []
         return [
@@ -53,27 +58,37 @@ class AdapterCheck:
                 rank=adapter.rank,
                 unusable=adapter.unusable,
             )
-            for adapter in folder.loras()
+            for adapter in await self._threads.run(folder.loras)
         ]
 
-    async def named(self, request: GenerateRequest, model: str) -> GenerateRequest:
+    async def named(self, request: GenerateRequest, model: str, within_s: float = math.inf) -> GenerateRequest:
         """Return a request whose adapters have their hashes; `model` is the hash of the served model.
 
-        Raises InvalidRequest if there are too many, AdapterError if one cannot be found or used.
+        Raises InvalidRequest if there are too many, AdapterError if one cannot be found or used, DeadlineExceeded if
+        it takes longer than `within_s` seconds.
         """
         names = names_in([getattr(request, field) for field in PROMPTS])
         if not (names or request.loras or request.embeddings):
             return request
         if len(request.loras) > self._most:
-            raise InvalidRequest(f"loras: at most {self._most} are served in one request", "loras")
-        loras = await asyncio.to_thread(self._found, request.loras)
-        embeddings = await asyncio.to_thread(self._embedded, request.embeddings, names)
+            raise InvalidRequest(f"loras: at most {self._most} LoRAs are served in one request", "loras")
+        try:
+            async with asyncio.timeout(None if within_s == math.inf else within_s):
+                loras = await self._threads.run(self._found, request.loras)
+                embeddings = await self._threads.run(self._embedded, request.embeddings, names)
+                await self._require_fitting(model, loras, embeddings)
+        except TimeoutError as error:
+            raise DeadlineExceeded("the files of its adapters could not be read in time") from error
+        except AdapterError as error:
+            raise AdapterError(error.name, error.what, error.kind, _field_of(error, request)) from error
+        return request.model_copy(update={"loras": loras, "embeddings": embeddings})
+
+    async def _require_fitting(self, model: str, loras: Sequence[Lora], embeddings: Sequence[Embedding]) -> None:
+        """Raise AdapterError where a file cannot be used with a model. A replica reads each once."""
         fresh = [lora for lora in loras if (model, lora.hash) not in self._fitting]
         new = [embedding for embedding in embeddings if (model, embedding.hash) not in self._fitting]
-        if fresh or new:
-            await self._ask(fresh, new)
+        if (fresh or new) and await self._ask(fresh, new):
             self._remember(model, [*fresh, *new])
-        return request.model_copy(update={"loras": loras, "embeddings": embeddings})
 
     def _embedded(self, given: Sequence[Embedding], names: Sequence[str]) -> tuple[Embedding, ...]:
         """Return the embeddings that prompts name, in one order; `given` may say their hashes."""
@@ -106,6 +121,13 @@ class AdapterCheck:
         self._fitting |= {(model, adapter.hash): None for adapter in adapters}
         while len(self._fitting) > _MOST_REMEMBERED:
             self._fitting.popitem(last=False)
+
+
+def _field_of(error: AdapterError, request: GenerateRequest) -> str:
+    """Return the field of a request that names an adapter."""
+    if error.kind == "loras" or any(one.name == error.name and one.hash for one in request.embeddings):
+        return error.kind
+    return next((field for field in PROMPTS if error.name in names_in([getattr(request, field)])), error.kind)
 
 
 def _agreed(asked: Asked, now: str, param: str) -> Asked:

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence, Set
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Iterator, Sequence, Set
 from contextlib import ExitStack, aclosing, asynccontextmanager, contextmanager
 from dataclasses import replace
 from functools import partial
@@ -24,7 +24,7 @@ from serve_app.fanout.generation import Generation
 from serve_app.fanout.generations import Generations
 from serve_app.fanout.grid import NO_GRID
 from serve_app.fanout.held import Held, Terms
-from serve_app.fanout.plan import Plan, plan_of
+from serve_app.fanout.plan import Plan, plan_of, served_schedulers
 from serve_app.fanout.pool import Pool
 from serve_app.fanout.request_events import completed_event, request_events
 from serve_app.fanout.share import Share
@@ -44,6 +44,7 @@ from serve_app.schemas import (
     ModelInfo,
     ModelStatus,
     ReplicaCount,
+    ServedScheduler,
 )
 from serve_app.side_work import side_work
 
@@ -70,13 +71,20 @@ class FanOut:
         self._admission = self._share.admission
         self._adapters = AdapterCheck(args.adapters, pool.check_adapters)
 
+    def schedulers(self) -> list[ServedScheduler]:
+        """Return the schedulers that can sample the served model. Raises NotReady."""
+        return served_schedulers(self._pool.status.replicas)
+
     async def loras(self) -> list[LoraFile]:
         """Return the LoRAs that requests may name, and those that cannot be used."""
-        return await asyncio.to_thread(self._adapters.loras)
+        return await self._adapters.loras()
 
-    async def embeddings(self) -> list[EmbeddingFile]:
-        """Return the embeddings that prompts may name, and those that cannot be used."""
-        return await asyncio.to_thread(self._adapters.embeddings)
+    async def embeddings(self, among: Collection[str] | None = None) -> list[EmbeddingFile]:
+        """Return the embeddings that prompts may name, and those that cannot be used.
+
+        With `among` only those with one of these names, in lower case.
+        """
+        return await self._adapters.embeddings(among)
 
     def reconfigure(self, args: AppArgs) -> None:
         """Take other settings for what is asked from now on."""
@@ -164,11 +172,12 @@ class FanOut:
 
         Raises ServiceError where it is refused.
         """
-        place, line, log, span = ExitStack(), current(), EventLog(), get_current()
+        started, place, line, log, span = time.monotonic(), ExitStack(), current(), EventLog(), get_current()
         try:
             shared = None if canvas is None else await self._pool.share(canvas)
-            request = await self._adapters.named(request, self._pool.any_replica.model.hash)
-            plan = self._plan(request, shared, () if canvas is None else canvas.warnings)
+            longest_s, model = self._args.request_timeout_s, self._pool.any_replica.model
+            request = await self._adapters.named(request, model.hash, min(request.timeout_s or longest_s, longest_s))
+            plan = self._plan(request, started, shared, () if canvas is None else canvas.warnings)
             self._generations.check_free(plan.id)
             place.enter_context(line.open())
             line.facts |= facts_of_plan(plan)
@@ -203,12 +212,12 @@ class FanOut:
             async for event in events:
                 log.append(event)
 
-    def _plan(self, request: GenerateRequest, canvas: Any, warnings: Sequence[str]) -> Plan:
+    def _plan(self, request: GenerateRequest, started: float, canvas: Any, warnings: Sequence[str]) -> Plan:
         """Return the plan of a request with a reference to its canvas, and with these warnings first."""
         self._generations.require_running()
         longest_s, max_tokens = self._args.request_timeout_s, self._args.limits.max_prompt_tokens
         plan = plan_of(request, self._pool.any_replica, longest_s, max_tokens, canvas)
-        return replace(plan, warnings=[*warnings, *plan.warnings])
+        return replace(plan, started=started, warnings=[*warnings, *plan.warnings])
 
     @contextmanager
     def _admitted(self, plan: Plan, line: Line) -> Iterator[Generation]:

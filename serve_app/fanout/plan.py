@@ -7,14 +7,16 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from serve_app.errors import InvalidRequest
+from serve_app.errors import InvalidRequest, NotReady
 from serve_app.fanout.prompt_syntax import syntax_warning
 from serve_app.messages import ReplicaStatus, Slot
+from serve_app.prompt_weights import LARGEST_WEIGHT, too_heavy
 from serve_app.recipe import OF_MASKS, OF_PICTURES, PROMPTS, SEED_SPAN, Output, Recipe, SchedulerName, Variation
-from serve_app.samplers import needs_spacing, refusal
-from serve_app.schemas import GenerateRequest, Parameters, StartEvent
+from serve_app.samplers import SAMPLERS, SCHEDULES, needs_spacing, refusal
+from serve_app.schemas import GenerateRequest, Parameters, ServedScheduler, StartEvent
 
 _FEW_STEPS = 8
+_LONGEST_QUOTED = 40
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +64,7 @@ def plan_of(
         for slot in slots_of(request, seeds_of(request), replica.scheduler, id, canvas)
     ]
     recipe, output = slots[0].recipe, slots[0].output
+    check_weights(recipe)
     check_sampling(recipe, replica.schedulers)
     return Plan(
         id=id,
@@ -74,6 +77,16 @@ def plan_of(
     )
 
 
+def check_weights(recipe: Recipe) -> None:
+    """Raise InvalidRequest if a prompt weighs something beyond all bounds."""
+    for field in PROMPTS if recipe.prompt_syntax == "weighted" else ():
+        if piece := too_heavy(getattr(recipe, field) or ""):
+            most = f"weights lie between -{LARGEST_WEIGHT} and {LARGEST_WEIGHT}"
+            raise InvalidRequest(
+                f'{field}: "{piece.text.strip()[:_LONGEST_QUOTED]}" weighs {piece.weight:.3g}; {most}', field
+            )
+
+
 def check_sampling(recipe: Recipe, schedulers: Sequence[SchedulerName]) -> None:
     """Raise InvalidRequest unless a recipe's scheduler is one of a model's and can do what is asked of it."""
     scheduler = recipe.scheduler
@@ -83,6 +96,22 @@ def check_sampling(recipe: Recipe, schedulers: Sequence[SchedulerName]) -> None:
     if refused := refusal(scheduler, recipe.sigma_schedule, recipe.num_inference_steps, recipe.first_step):
         field, why = refused
         raise InvalidRequest(f"{field}: {why}", field)
+
+
+def served_schedulers(replicas: Sequence[ReplicaStatus]) -> list[ServedScheduler]:
+    """Return what `check_sampling` lets pass, from what replicas say. Raises NotReady if there are none."""
+    if not replicas:
+        raise NotReady("no replica is there to say what its model takes; ask GET /health and try again")
+    replica = replicas[0]
+    return [
+        ServedScheduler(
+            name=name,
+            said=SAMPLERS[name].said,
+            default=name == replica.scheduler,
+            sigma_schedules=[schedule for schedule in SCHEDULES if schedule in SAMPLERS[name].schedules],
+        )
+        for name in replica.schedulers
+    ]
 
 
 def seeds_of(request: GenerateRequest) -> list[int]:

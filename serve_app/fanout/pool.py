@@ -15,7 +15,7 @@ from ray.serve.exceptions import DeploymentUnavailableError, RayServeException
 from ray.serve.handle import DeploymentHandle
 
 from serve_app.canvas import Canvas
-from serve_app.errors import AdapterError, NotReady, ReplicaLost, SlotReturned
+from serve_app.errors import NotReady, ReplicaLost, SlotReturned
 from serve_app.fanout.broadcast import ask_each
 from serve_app.fanout.calls import Calls
 from serve_app.fanout.deployed import Deployed
@@ -41,6 +41,8 @@ _WAKING_S = 60.0
 """How long a call waits for a replica that Serve is to start. It does so at once, and then goes on by itself."""
 _SHORTEST_PAUSE_S = 0.05
 _PIXELS_TIMEOUT_S = 10.0
+_CHECK_TIMEOUT_S = 20.0
+"""How long a replica may take to read adapters that it does not know."""
 
 _LOST = (
     exceptions.ActorDiedError,
@@ -171,20 +173,23 @@ class Pool:
                 with suppress(Exception):
                     response.cancel()
 
-    async def check_adapters(self, loras: Sequence[Lora], embeddings: Sequence[Embedding]) -> None:
-        """Have a replica say what is wrong with adapters. Raises AdapterError.
+    async def check_adapters(self, loras: Sequence[Lora], embeddings: Sequence[Embedding]) -> bool:
+        """Have a replica say what is wrong with adapters, and return whether one has answered. Raises AdapterError.
 
-        Nothing is wrong if none answers: whoever generates with them will see.
+        If none answers in time, whoever generates with them will see.
         """
         response = self._handle.check_adapters.remote(loras, embeddings)
         try:
-            await response
-        except AdapterError:
-            raise
-        except _LOST as error:
+            async with asyncio.timeout(_CHECK_TIMEOUT_S):
+                wrong = await response
+        except (*_LOST, TimeoutError) as error:
             logger.warning("could not ask a replica for adapters: %r", error)
+            return False
         finally:
             response.cancel()
+        if wrong is not None:
+            raise wrong
+        return True
 
     async def share(self, canvas: Canvas) -> Any:
         """Put a canvas into the object store, once for all slots that begin with it, and return a reference to it.

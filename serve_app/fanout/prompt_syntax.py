@@ -21,7 +21,6 @@ _OTHERS = r"""
     | \[(?=[^\[\]]*?[^\W\d_])[^\[\]|:]*+[|:][^\[\]]*+\]              # [red|blue], [red:blue:10]
     | \{[^{}|]*+\|[^{}]*+\}                                           # {red|blue}
     | (?<!\w)__[a-z](?:[a-z\d/*-]|_(?!_))*+__(?!\w)                   # __colours__
-    | \bembedding:[^\s,()\[\]<>]+                                     # embedding:name
     | \b(?-i:ADD(?:COL|ROW|COMM|BASE))\b
     | (?-i:(?<=[^A-Z]\s)AND(?=\s[^A-Z]))                              # between prompts; not between words in capitals
 """

@@ -18,9 +18,9 @@ from typing import get_args
 from serve_app.background import background
 from serve_app.config import FilesConfig
 from serve_app.errors import NotFound
-from serve_app.ingress.threads import Threads
 from serve_app.recipe import OutputFormat
 from serve_app.schemas import Grid, Picture
+from serve_app.threads import Threads
 
 logger = logging.getLogger("ray.serve")
 

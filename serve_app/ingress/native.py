@@ -30,6 +30,7 @@ from serve_app.schemas import (
     Problem,
     ResponseFormat,
     ServedModel,
+    ServedScheduler,
     ServiceStatus,
     UnfinishedResult,
 )
@@ -116,6 +117,11 @@ def router(service: Service, offers: Offers, files: Files | None, most_bytes: in
     async def models() -> list[ServedModel]:
         """List the models that requests may name as `model`, the default first, each with its bounds and defaults."""
         return [ServedModel(name=offer.name_if_known, request=offer.request.model_json_schema()) for offer in offers]
+
+    @routes.get("/schedulers", responses=errors(422, 503))
+    async def schedulers(model: OneModel = None) -> list[ServedScheduler]:
+        """List the schedulers that can sample the served model, each with the sigma_schedules that it can follow."""
+        return offers.chosen(model).service.schedulers()
 
     @routes.get("/loras", responses=errors(422, 503))
     async def loras(model: OneModel = None) -> list[LoraFile]:

@@ -1,6 +1,6 @@
 """The service with requests that hold pictures: checks them, and hands them on as a canvas."""
 
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Collection
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from math import sqrt
@@ -14,7 +14,6 @@ from serve_app.config import ModelConfig
 from serve_app.errors import InvalidRequest
 from serve_app.ingress.given import Given, GivenPictures
 from serve_app.ingress.service import CanvasService
-from serve_app.ingress.threads import Threads
 from serve_app.readings import Reading
 from serve_app.schemas import (
     BatchResult,
@@ -23,7 +22,9 @@ from serve_app.schemas import (
     GenerateRequest,
     LoraFile,
     ModelInfo,
+    ServedScheduler,
 )
+from serve_app.threads import Threads
 
 _STRENGTH, _STRENGTH_OF_PART = 0.6, 1.0
 _THREADS = 2
@@ -140,11 +141,14 @@ class WithPictures:
     def known_model(self) -> ModelInfo | None:
         return self._service.known_model()
 
+    def schedulers(self) -> list[ServedScheduler]:
+        return self._service.schedulers()
+
     async def loras(self) -> list[LoraFile]:
         return await self._service.loras()
 
-    async def embeddings(self) -> list[EmbeddingFile]:
-        return await self._service.embeddings()
+    async def embeddings(self, among: Collection[str] | None = None) -> list[EmbeddingFile]:
+        return await self._service.embeddings(among)
 
 
 def _warnings(picture: Pillow.Image, request: GenerateRequest) -> tuple[str, ...]:

@@ -90,8 +90,10 @@ def renamed(names: Mapping[str, str]) -> Iterator[None]:
     except InvalidRequest as error:
         if error.param is None or error.param not in names:
             raise
-        param = names[error.param]
-        raise InvalidRequest(f"{param}{error.message.removeprefix(error.param)}", param) from error
+        param, told = names[error.param], error.message
+        if told.startswith(f"{error.param}:"):
+            told = f"{param}{told.removeprefix(error.param)}"
+        raise InvalidRequest(told, param) from error
     except RequestValidationError as error:
         raise RequestValidationError([_renamed(fault, names) for fault in error.errors()]) from error
 

@@ -1,6 +1,6 @@
 """The interfaces between the routes of every API and the service behind them."""
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Collection
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
@@ -15,6 +15,7 @@ from serve_app.schemas import (
     Health,
     LoraFile,
     ModelInfo,
+    ServedScheduler,
     ServiceStatus,
 )
 
@@ -27,8 +28,9 @@ class ModelService(Protocol):
     async def generate(self, request: GenerateRequest) -> BatchResult: ...
     def stream(self, request: GenerateRequest) -> AbstractAsyncContextManager[AsyncGenerator[Event]]: ...
     def open(self, request: GenerateRequest) -> AbstractAsyncContextManager[Reading]: ...
+    def schedulers(self) -> list[ServedScheduler]: ...
     async def loras(self) -> list[LoraFile]: ...
-    async def embeddings(self) -> list[EmbeddingFile]: ...
+    async def embeddings(self, among: Collection[str] | None = None) -> list[EmbeddingFile]: ...
 
 
 class CanvasService(ModelService, Protocol):

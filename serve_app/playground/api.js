@@ -28,9 +28,16 @@ export async function servedModels() {
   return (await withKey(() => call("models"))).json();
 }
 
+const ofModel = (path, model) => (model === null ? path : `${path}?${new URLSearchParams({ model })}`);
+
+/** Return the schedulers that a served model takes, each with the schedules that it can follow; null if it cannot say now. */
+export async function schedulersTaken(model = null) {
+  return call(ofModel("schedulers", model)).then((response) => response.json(), () => null);
+}
+
 /** Return the LoRAs that requests for a model may name; null: for the only one. */
 export async function loraFiles(model = null) {
-  return (await call(model === null ? "loras" : `loras?${new URLSearchParams({ model })}`)).json();
+  return (await call(ofModel("loras", model))).json();
 }
 
 export async function serviceStatus() {

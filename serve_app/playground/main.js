@@ -1,6 +1,6 @@
 // The page: connects the form, the runs, the viewer and the history.
 
-import { servedModels } from "./api.js";
+import { schedulersTaken, servedModels } from "./api.js";
 import { announce, byId, count } from "./dom.js";
 import * as past from "./history.js";
 import { forgetKey, showWhetherKept } from "./key.js";
@@ -23,7 +23,10 @@ const RELATIVES = 4;
 const READABLE_SEEDS = 10_000;
 
 const loras = new Loras(byId("loras-field"));
-const settings = new Settings(byId("settings"), (model, properties) => loras.follow(model, properties.loras));
+const settings = new Settings(byId("settings"), (model, properties) => {
+  loras.follow(model, properties.loras);
+  schedulersTaken(model).then((schedulers) => settings.takeSchedulers(model, schedulers));
+});
 const start = new Start(byId("start"), () => settings.largestSide);
 const shown = new Map(); // the runs on the page, newest last, and their views
 let nearness = NEARNESS;

@@ -25,6 +25,8 @@ export class Settings {
   #sides = null; // the schemas of width and height
   #picture = null; // the size of the picture to go on from
   #sizes = [];
+  #schedulers = null; // those that the served model takes
+  #levels = []; // all schedules of noise levels
 
   /** `onModel` is called with each model that the form is then about: null where the service has one, and the properties of its requests. */
   constructor(form, onModel) {
@@ -53,6 +55,7 @@ export class Settings {
       const value = values[name] ?? this.#defaults[name];
       if (SWITCHES.includes(name)) field.checked = String(value) === "true"; // a text, from a link
       else if (field.tagName !== "SELECT" || [...field.options].some((option) => option.value === value)) field.value = value;
+      if (name === "scheduler") this.#offerLevels();
     }
     for (const name of NAMES) this.#mirror(this.#field(name));
     this.clearErrors();
@@ -120,10 +123,27 @@ export class Settings {
       if (CHOICES.includes(name)) this.#offer(name, schema.enum);
       else if (!SWITCHES.includes(name)) this.#bound(name, schema);
     }
+    this.#levels = notNull(properties.sigma_schedule).enum;
+    this.#schedulers = null;
+    this.#offerLevels();
     this.#sides = { width: properties.width, height: properties.height };
     this.#offerShapes();
-    this.#onModel(this.#models.length > 1 ? model.name : null, properties);
+    this.#onModel(this.#named(model), properties);
   }
+
+  /** Offer only the schedulers that a model takes; null: it could not say, and all are. */
+  takeSchedulers(name, schedulers) {
+    if (!schedulers || name !== this.#named(this.#model)) return; // another was chosen meanwhile
+    this.#schedulers = schedulers;
+    const field = this.#field("scheduler");
+    const before = field.value;
+    this.#offer("scheduler", schedulers.map((scheduler) => scheduler.name));
+    field.value = before;
+    if (field.selectedIndex < 0) field.value = "";
+    this.#offerLevels();
+  }
+
+  #named = (model) => (this.#models.length > 1 ? model.name : null);
 
   /** A person has chosen another model: what was left at the defaults becomes its own, the rest stays. */
   #changeModel() {
@@ -200,6 +220,17 @@ export class Settings {
     field.replaceChildren(...labels, ...options.map((option) => new Option(option.replaceAll("_", " "), option)));
   }
 
+  /** Offer the schedules of noise levels that the chosen scheduler can follow. */
+  #offerLevels() {
+    const chosen = this.#field("scheduler").value;
+    const scheduler = this.#schedulers?.find(({ name, default: usual }) => (chosen ? name === chosen : usual));
+    const field = this.#field("sigma_schedule");
+    const before = field.value;
+    this.#offer("sigma_schedule", scheduler?.sigma_schedules ?? this.#levels);
+    field.value = before;
+    if (field.selectedIndex < 0) field.value = "";
+  }
+
   /** Offer shapes with about as many pixels as the default size, and that of the picture if no other has its size. */
   #offerShapes() {
     if (!this.#sides) return;
@@ -224,6 +255,7 @@ export class Settings {
       this.#field(input.dataset.for).value = input.value;
       this.#showError(input.dataset.for, "");
     } else {
+      if (input.name === "scheduler") this.#offerLevels();
       this.#showError(input.name, "");
       const slider = this.#form.querySelector(`[data-for=${input.name}]`);
       if (slider) slider.value = input.value || input.dataset.usual;

@@ -33,6 +33,10 @@ def read_tensors(file: Path, hash: str | None) -> tuple[Mapping[str, Tensor], Ma
             spoilt = [key for key, tensor in tensors.items() if not _finite(tensor)]
     except (OSError, SafetensorError) as error:
         raise NoAdapter(what_it_is(file)) from error
+    except KeyError as error:  # some of the format's types have none in torch
+        raise NoAdapter(
+            f"holds weights of the type {error.args[0]}, which cannot be read; save it in float16"
+        ) from error
     if hash is not None and hash != hash_of_digest(digest.result()):
         raise NoAdapter("is another file by now; ask again")
     if spoilt:

@@ -32,7 +32,8 @@ class PendingPixels:
         if not self._finite:
             raise SlotFailed(
                 "not_finite",
-                "the model produced values that are not numbers; try another guidance_scale, scheduler or seed",
+                "the model produced values that are not numbers; try another guidance_scale, scheduler or seed, or "
+                "smaller weights in prompts and scales of LoRAs",
             )
         return self._pixels.numpy()
 

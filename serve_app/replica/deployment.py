@@ -18,6 +18,7 @@ from serve_app.errors import AdapterError, SlotFailed
 from serve_app.messages import Call, Generated, OpenCalls, ReplicaStatus, Slot, SlotEvent
 from serve_app.quiet import drop_access_log, drop_harmless_warnings
 from serve_app.recipe import CHUNK_TOKENS, Embedding, Lora, Output, Recipe
+from serve_app.threads import Threads
 
 if TYPE_CHECKING:
     from serve_app.replica.checkpoint import Checkpoint
@@ -29,6 +30,8 @@ logger = logging.getLogger("ray.serve")
 _SERVE_NAMESPACE = "serve"
 _ASK_TIMEOUT_S = 2.0
 """How long Ray may take to say whether an actor lives."""
+_READ_AT_ONCE = 4
+"""How many threads read adapters. A disk that hangs holds up these alone."""
 _LONGEST_START_S = 3600.0
 """A start that takes longer counts as hung. Serve starts another, which finds what was downloaded and compiled."""
 
@@ -72,6 +75,7 @@ class Replica:
         self._checkpoint = await asyncio.to_thread(load, args)
         loaded = time.perf_counter()
         self._counting = Counting(args)
+        self._threads = Threads(_READ_AT_ONCE, "adapters")
         self._loras = make_store(args.adapters, self._checkpoint)
         self._embeddings = make_embedding_store(args.adapters, self._checkpoint)
         sets = 0 if self._loras is None else args.adapters.resident_sets
@@ -151,10 +155,14 @@ class Replica:
         pixels = None if generated.pixels is None else await self._pixels.put(generated.pixels)
         return replace(generated, pixels=pixels, warnings=warnings)
 
-    async def check_adapters(self, loras: Sequence[Lora], embeddings: Sequence[Embedding] = ()) -> None:
-        """Read adapters, to say before a request is accepted what is wrong with them. Raises AdapterError."""
-        await self._read(loras)
-        await self._read_embeddings(embeddings)
+    async def check_adapters(self, loras: Sequence[Lora], embeddings: Sequence[Embedding] = ()) -> AdapterError | None:
+        """Read adapters, and return before a request is accepted what is wrong with them; None if nothing is."""
+        try:
+            await self._read(loras)
+            await self._read_embeddings(embeddings)
+        except AdapterError as error:
+            return error  # raised, Serve would log it as a fault of this service
+        return None
 
     async def _read_embeddings(self, embeddings: Sequence[Embedding]) -> "Embeddings":
         """Return embeddings by name. Raises AdapterError."""
@@ -162,7 +170,8 @@ class Replica:
             return {}
         if self._embeddings is None:
             raise AdapterError(embeddings[0].name, "cannot be found: adapters.path names no folder", "embeddings")
-        return await asyncio.to_thread(self._embeddings.read, embeddings)
+        known = self._embeddings.at_hand(embeddings)
+        return await self._threads.run(self._embeddings.read, embeddings) if known is None else known
 
     async def _read(self, loras: Sequence[Lora]) -> "tuple[Adapters, ...]":
         """Return adapters beside the denoising: (adapters,), or () for none. Raises AdapterError."""
@@ -170,7 +179,8 @@ class Replica:
             return ()
         if self._loras is None:
             raise AdapterError(loras[0].name, "cannot be found: adapters.path names no folder")
-        return (await asyncio.to_thread(self._loras.read, loras),)
+        known = self._loras.at_hand(loras)
+        return (await self._threads.run(self._loras.read, loras) if known is None else known,)
 
     async def poll(self, open_calls: OpenCalls) -> ReplicaStatus:
         """Return this replica's status, and drop the calls that the caller no longer waits for."""

@@ -50,16 +50,16 @@ class Insertion:
 
 def make_embedding_store(config: AdaptersConfig, checkpoint: Checkpoint) -> "EmbeddingStore | None":
     """Return the store of a loaded model's embeddings; None if no adapters are served."""
-    if config.path is None:
+    if config.folder is None:
         return None
     pipe = checkpoint.pipe
     widths = [encoder.config.hidden_size if encoder else 0 for encoder in (pipe.text_encoder, pipe.text_encoder_2)]
     room = min(tokenizer.model_max_length for tokenizer in (pipe.tokenizer, pipe.tokenizer_2)) - 2
-    return EmbeddingStore(AdapterFolder(Path(config.path)), widths, room)
+    return EmbeddingStore(AdapterFolder(config.folder), widths, room)
 
 
 class EmbeddingStore:
-    """Reads embeddings, and keeps the newest. Its methods block."""
+    """Reads embeddings, and keeps the newest. All but `at_hand` block."""
 
     def __init__(self, folder: AdapterFolder, widths: Sequence[int], most_tokens: int) -> None:
         """Take the widths of the text encoders, and how many tokens they read at once."""
@@ -68,6 +68,11 @@ class EmbeddingStore:
         self._most_tokens = most_tokens
         self._lock = Lock()
         self._kept: OrderedDict[str, Vectors] = OrderedDict()
+
+    def at_hand(self, embeddings: Sequence[Embedding]) -> Embeddings | None:
+        """Return embeddings by name if all have been read and kept. It never blocks."""
+        kept = {one.name: vectors for one in embeddings if (vectors := self._kept_of(one.hash)) is not None}
+        return kept if len(kept) == len(embeddings) else None
 
     def read(self, embeddings: Sequence[Embedding]) -> Embeddings:
         """Return embeddings by name.
@@ -103,6 +108,8 @@ class EmbeddingStore:
     def _vectors(self, file: Path, hash_: str) -> Vectors:
         """Raises NoAdapter."""
         tensors, _ = read_tensors(file, hash_)
+        if odd := [key for key in EMBEDDING if not tensors[key].is_floating_point()]:
+            raise NoAdapter(f"holds {odd[0]} as {tensors[odd[0]].dtype}; save it in float16".replace("torch.", ""))
         vectors = tuple(tensors[key].float() for key in EMBEDDING)
         for key, own, width in zip(EMBEDDING, vectors, self._widths, strict=True):
             if own.dim() != 2 or own.shape[1] != width:

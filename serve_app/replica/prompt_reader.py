@@ -10,9 +10,9 @@ from typing import NamedTuple
 from diffusers import StableDiffusionXLPipeline
 
 from serve_app.prompt_embeddings import split
+from serve_app.prompt_weights import Part, Piece, weighted
 from serve_app.recipe import CHUNK_TOKENS, USUAL_PROMPT_TOKENS, PromptSyntax, Recipe
 from serve_app.replica.embeddings import Embeddings, Insertion, Vectors
-from serve_app.replica.prompt_weights import Part, Piece, weighted
 
 _REMEMBERED = 64
 """How many texts are not cut again: all images of a request have the same ones."""

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from serve_app.recipe import Output, Recipe, SchedulerName, Variation
+from serve_app.recipe import Output, Recipe, SchedulerName, SigmaSchedule, Variation
 
 PredictionType = Literal["epsilon", "v_prediction", "sample"]
 TimestepSpacing = Literal["leading", "trailing", "linspace"]
@@ -197,6 +197,15 @@ class ServedModel(Answer):
 
     name: str | None = Field(description="Null before a replica has told it, if the config does not name the model.")
     request: dict[str, Any] = Field(description="The JSON Schema of `POST /generate` with its bounds and defaults.")
+
+
+class ServedScheduler(Answer):
+    """A scheduler that can sample the served model, as `GET /schedulers` lists it."""
+
+    name: SchedulerName
+    said: str = Field(description="What popular UIs call it.")
+    default: bool = Field(description="Whether requests that name none get it.")
+    sigma_schedules: list[SigmaSchedule] = Field(description="The schedules of noise levels that it can follow.")
 
 
 class LoraFile(Answer):

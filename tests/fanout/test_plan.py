@@ -1,8 +1,10 @@
 import pytest
 
-from serve_app.fanout.plan import preview_steps_of, seeds_of, slots_of, variations_of
+from serve_app.errors import InvalidRequest
+from serve_app.fanout.plan import plan_of, preview_steps_of, seeds_of, slots_of, variations_of
 from serve_app.recipe import Variation
 from serve_app.schemas import GenerateRequest
+from tests.fakes import REPLICA
 
 
 @pytest.mark.parametrize(
@@ -115,3 +117,13 @@ def test_what_a_strength_leaves_out_is_no_work_and_no_preview() -> None:
         1,
         0,
     ]
+
+
+@pytest.mark.parametrize("heavy", ["(apple:1000.5)", "(apple:-9999)", "(" * 200 + "apple", "(apple:" + "9" * 400 + ")"])
+@pytest.mark.parametrize("field", ["prompt", "negative_prompt_2"])
+def test_weights_beyond_all_bounds_are_refused(field: str, heavy: str) -> None:
+    request = GenerateRequest.model_validate({"prompt": "a", field: heavy, "prompt_syntax": "weighted"})
+    with pytest.raises(InvalidRequest, match='"apple" weighs') as refused:
+        plan_of(request, REPLICA, 60, 225)
+    assert refused.value.param == field
+    plan_of(request.model_copy(update={"prompt_syntax": "plain"}), REPLICA, 60, 225)

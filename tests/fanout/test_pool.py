@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from ray.exceptions import ObjectStoreFullError, TaskCancelledError
+from ray.exceptions import ActorDiedError, ObjectStoreFullError, TaskCancelledError
 from ray.serve.exceptions import DeploymentUnavailableError, RequestCancelledError
 from ray.serve.handle import DeploymentBroadcastResponse
 
 from serve_app.background import background
 from serve_app.canvas import Canvas, Layer
-from serve_app.errors import NotReady, ReplicaLost
+from serve_app.errors import AdapterError, NotReady, ReplicaLost
 from serve_app.fanout.deployed import Deployed
 from serve_app.fanout.pool import POLL_INTERVAL_S, Pool
 from serve_app.fanout.sight import Sight
@@ -80,6 +80,41 @@ class Response:
         await asyncio.Event().wait()
 
     def cancel(self) -> None: ...
+
+
+@dataclass
+class Asked(Handle):
+    """Is asked for adapters, and answers `answer`."""
+
+    answer: "AdapterError | BaseException | None" = None
+
+    @property
+    def check_adapters(self) -> Any:
+        return SimpleNamespace(remote=self._check)
+
+    def _check(self, *_: object) -> "asyncio.Future[AdapterError | None]":
+        response = asyncio.get_running_loop().create_future()
+        if isinstance(self.answer, TimeoutError):
+            return response
+        if self.answer is None or isinstance(self.answer, AdapterError):
+            response.set_result(self.answer)
+        else:
+            response.set_exception(self.answer)
+        return response
+
+
+@pytest.mark.parametrize(("answer", "answered"), [(None, True), (ActorDiedError(), False), (TimeoutError(), False)])
+async def test_adapters_are_known_to_fit_only_where_a_replica_has_said_so(
+    monkeypatch: pytest.MonkeyPatch, answer: BaseException | None, answered: bool
+) -> None:
+    monkeypatch.setattr("serve_app.fanout.pool._CHECK_TIMEOUT_S", 0.05)
+    async with asyncio.timeout(10):
+        assert await Pool(Asked(answer=answer)).check_adapters([], []) == answered
+
+
+async def test_what_a_replica_finds_wrong_with_adapters_is_raised_here() -> None:
+    with pytest.raises(AdapterError, match='"ink" is damaged'):
+        await Pool(Asked(answer=AdapterError("ink", "is damaged"))).check_adapters([], [])
 
 
 @dataclass

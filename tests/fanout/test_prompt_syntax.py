@@ -11,7 +11,7 @@ from serve_app.recipe import LONGEST_TEXT, PromptSyntax
     [
         "(red:1.4)", "(red apple: 1.4 )", "(red:.5)", "(red:-1)", "(red:2)", "(16:1.3)", "((red))",
         "(((a red, apple)))", "(red)1.4", "(red)++", "(embedding:name:1.2)", "[x]", "[a red apple]", "[x|y]",
-        "[a:b:10]", "[a:10]", "[:a:0.5]", "<lora:name:0.8>", "<lyco:my name:1>", "<hypernet:name>", "embedding:name",
+        "[a:b:10]", "[a:10]", "[:a:0.5]", "<lora:name:0.8>", "<lyco:my name:1>", "<hypernet:name>",
         "{red|blue}", "__colours__", "BREAK", "ADDCOL",
         "(f(x):1.2)", "(a (red) and (blue) cat: 1.2)", "(red (apple):2)",
     ],
@@ -28,6 +28,7 @@ def test_what_other_tools_act_on_is_found(syntax: str) -> None:
         "(like this)", "(see (this))", "a (red) (apple)", "f(x)", "(1990)-style", "(a)-(b)", "(C++)", "[1]",
         "[2020-2021]", "[]", "()", "(())", "((1))", ":)", ":(", ":] [:", "a :) b (:", "(hello :)", "(so cute :3)",
         "<3", "a <b> c", "<https://a.b/c>", "(16:9)", "(at 10:30)", "1:1.5", "embedding: a story", "embeddings", "{x}",
+        "embedding:name", "EMBEDDING:a/b.safetensors",
         "(see (16:9))", "(f(x))", "(at (10:30))",
         "a__b", "____", "_x_", "break the ice", "CATS AND DOGS", r"\(red:1.4\)", r"\[x\]", r"\(\(x\)\)", r"\<lora:x:1>",
         r"(red:1.4\)", "",

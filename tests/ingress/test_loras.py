@@ -1,7 +1,9 @@
 """LoRAs, listed and named in every API."""
 
+import asyncio
 import json
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,10 @@ from safetensors.torch import save_file
 from starlette.testclient import TestClient
 
 from serve_app.config import AdaptersConfig
+from serve_app.errors import DeadlineExceeded
+from serve_app.fanout.adapters import AdapterCheck
+from serve_app.recipe import Embedding, Lora
+from serve_app.schemas import GenerateRequest
 from tests.fakes import FakePool, Metrics, OneModel
 from tests.ingress.conftest import ARGS, client_of
 from tests.ingress.test_pictures import PHOTO
@@ -74,6 +80,7 @@ def test_prompts_name_embeddings(embeddings: TestClient, pool: FakePool, path: s
     assert response.status_code == 200, response.text
     recipe = pool.slots[0].recipe
     assert recipe.negative_prompt == "ugly, embedding:neg"
+    assert "plain words" not in response.text, "it is read"
     assert [one.model_dump() for one in recipe.embeddings] == [
         {"name": "neg", "hash": embeddings.get("/embeddings").json()[0]["hash"]}
     ]
@@ -84,6 +91,7 @@ def test_prompts_name_embeddings(embeddings: TestClient, pool: FakePool, path: s
     [
         ({"prompt": "embedding:nag"}, 'the embedding "nag" is not in adapters.path; similar names: neg'),
         ({"prompt": "embedding:zzz"}, 'the embedding "zzz" is not in adapters.path; see GET /embeddings'),
+        ({"prompt": "a", "negative_prompt_2": "embedding:nag", "guidance_scale": 5}, 'the embedding "nag" is not in'),
         ({"prompt": "embedding:old-neg"}, "was not made for SDXL"),
         ({"prompt": "embedding:ink"}, "is a LoRA, not an embedding"),
         ({"prompt": "a", "loras": [{"name": "neg"}]}, "is a textual inversion embedding, not a LoRA"),
@@ -94,13 +102,15 @@ def test_prompts_name_embeddings(embeddings: TestClient, pool: FakePool, path: s
 def test_embeddings_that_cannot_be_used_are_refused(embeddings: TestClient, body: dict[str, Any], why: str) -> None:
     refused = embeddings.post("/generate", json=body)
     assert refused.status_code == 422
-    assert why in refused.json()["error"]["message"]
+    error = refused.json()["error"]
+    assert why in error["message"]
+    assert error["param"] == [*body][-1 if "guidance_scale" not in body else -2], "the field that names it"
 
 
 def test_a_prompt_cannot_name_an_embedding_without_a_folder(pool: FakePool) -> None:
     with client_of(OneModel(pool, ARGS, Metrics()), ARGS) as client:
         refused = client.post("/generate", json={"prompt": "embedding:neg"})
-    assert (refused.status_code, refused.json()["error"]["param"]) == (422, "embeddings")
+    assert (refused.status_code, refused.json()["error"]["param"]) == (422, "prompt")
     assert "adapters.path is not set" in refused.json()["error"]["message"]
 
 
@@ -124,17 +134,28 @@ def test_a_request_names_them(client: TestClient, pool: FakePool, api: str) -> N
     assert "<" not in pool.slots[0].recipe.prompt
 
 
+def test_a1111s_clients_can_turn_them_off(client: TestClient, pool: FakePool) -> None:
+    body = {"prompt": "a cat<lora:ink:0.5>", "disable_extra_networks": True}
+    assert client.post("/sdapi/v1/txt2img", json=body).status_code == 200
+    assert (pool.slots[0].recipe.loras, pool.slots[0].recipe.prompt) == ((), "a cat")
+
+
 @pytest.mark.parametrize(
     ("path", "body", "why"),
     [
         ("/generate", {"loras": [{"name": "inc"}]}, "similar names: ink"),
         ("/generate", {"loras": [{"name": "old"}]}, "made for Stable Diffusion 1.5"),
         ("/generate", {"loras": [{"name": "ink"}, {"name": "ink"}]}, "once"),
-        ("/generate", {"loras": "ink"}, "must be a list"),
+        ("/generate", {"loras": "ink"}, "must be a list of objects"),
+        ("/generate", {"loras": ["ink"]}, "must be a list of objects"),
         ("/generate", {"loras": [{"name": "ink", "hash": "sha256:0"}]}, "another file"),
         ("/fal-ai/fast-sdxl", {"loras": [{"path": "https://example.com/ink.safetensors"}]}, "is not in adapters.path"),
         ("/sdapi/v1/txt2img", {"prompt": "a <lora:inc>"}, "similar names: ink"),
         ("/sdapi/v1/txt2img", {"prompt": "a <lora:ink:much>"}, "no number"),
+        ("/sdapi/v1/txt2img", {"prompt": "a <lora:ink:1e9>"}, "prompt: <lora:ink:1e+09> has a scale that is not from"),
+        ("/sdapi/v1/txt2img", {"prompt": "a <lora:ink:nan>"}, "prompt: <lora:ink:nan> has a scale that is not from"),
+        ("/sdapi/v1/txt2img", {"prompt": "a <lora:ink:3><lora:ink:3>"}, "prompt: <lora:ink:6> has a scale"),
+        ("/sdapi/v1/txt2img", {"prompt": "a" + "".join(f"<lora:{n}>" for n in range(5))}, "prompt: at most 4 LoRAs"),
         ("/sdapi/v1/txt2img", {"prompt": "a <lora:ink:1:0.5>"}, "two scales"),
     ],
 )
@@ -142,6 +163,39 @@ def test_what_cannot_be_used_is_refused(client: TestClient, path: str, body: dic
     response = client.post(path, json={"prompt": "a cat", **body})
     assert response.status_code == 422
     assert why in response.text
+    if path.startswith("/sdapi/"):
+        assert response.json()["param"] == "prompt", "A1111 has no other field for them"
+
+
+async def test_a_disk_that_hangs_costs_what_needs_it_its_deadline_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    woken = threading.Event()
+    monkeypatch.setattr("serve_app.adapters.folder.os.path.realpath", lambda *_, **__: woken.wait(60))
+    check = AdapterCheck(AdaptersConfig(path=str(tmp_path)), FakePool().check_adapters)
+    asked = GenerateRequest(prompt="a cat", loras=(Lora(name="ink"),))
+    try:
+        async with asyncio.timeout(10):
+            many = [check.named(asked, "model", within_s=0.1) for _ in range(40)]
+            ends = await asyncio.gather(*many, return_exceptions=True)
+            assert {type(end) for end in ends} == {DeadlineExceeded}
+            assert await asyncio.to_thread(lambda: "free") == "free"
+    finally:
+        woken.set()
+
+
+async def test_what_no_replica_has_looked_at_is_asked_again(client: TestClient, tmp_path: Path) -> None:
+    answers = iter([False, True])
+    asked: list[Sequence[Lora]] = []
+
+    async def ask(loras: Sequence[Lora], _: Sequence[Embedding]) -> bool:
+        asked.append(loras)
+        return next(answers)
+
+    check = AdapterCheck(AdaptersConfig(path=str(tmp_path)), ask)
+    for _ in range(3):
+        await check.named(GenerateRequest(prompt="a cat", loras=(Lora(name="ink"),)), "model")
+    assert [[lora.name for lora in loras] for loras in asked] == [["ink"], ["ink"]]
 
 
 TWO = [{"name": "ink", "scale": 0.5}, {"name": "wash", "scale": -1}]

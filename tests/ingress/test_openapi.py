@@ -27,6 +27,7 @@ ROUTES = {
     ("/loras", "get"),
     ("/models", "get"),
     ("/embeddings", "get"),
+    ("/schedulers", "get"),
     ("/status", "get"),
     ("/health", "get"),
     ("/v1/images/generations", "post"),

@@ -4,17 +4,23 @@ import asyncio
 import gc
 import math
 import threading
+from collections.abc import Sequence
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
 from serve_app.config import AppArgs
+from serve_app.errors import AdapterError
 from serve_app.messages import Call, new_caller
+from serve_app.recipe import Lora
 from serve_app.replica import deployment, leases
 from serve_app.replica.batching import Load
 from serve_app.replica.demand import Demand
 from serve_app.replica.deployment import Replica, importing
 from serve_app.replica.leases import Leases
+from serve_app.replica.lora.sets import NO_ADAPTERS, Adapters
+from serve_app.threads import Threads
 
 
 class Engine:
@@ -105,3 +111,39 @@ def test_garbage_is_collected_after_an_import_that_has_failed() -> None:
     with pytest.raises(ImportError), importing():
         raise ImportError
     assert gc.isenabled()
+
+
+class Store:
+    """In place of the stores of adapters: knows those of scale 1, and hangs where it would have to read."""
+
+    def __init__(self) -> None:
+        self.woken = threading.Event()
+
+    def at_hand(self, loras: Sequence[Lora]) -> Adapters | None:
+        return NO_ADAPTERS if loras[0].scale == 1 else None
+
+    def read(self, _: Sequence[Lora]) -> Adapters:
+        self.woken.wait(60)
+        return NO_ADAPTERS
+
+
+async def test_a_disk_that_hangs_holds_up_no_adapters_that_are_there_and_no_other_threads() -> None:
+    replica, store = Replica.__new__(Replica), Store()
+    replica._loras, replica._threads = store, Threads(2, "adapters")  # type: ignore[assignment]  # as above
+    hung = [asyncio.create_task(replica.check_adapters([Lora(name="new", scale=0.5)])) for _ in range(40)]
+    try:
+        async with asyncio.timeout(10):
+            await asyncio.sleep(0)
+            assert await replica.check_adapters([Lora(name="known")]) is None
+            assert await asyncio.to_thread(lambda: "free") == "free"
+        assert not any(task.done() for task in hung)
+    finally:
+        store.woken.set()
+        await asyncio.gather(*hung)
+
+
+async def test_what_is_wrong_with_adapters_is_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    replica, store, wrong = Replica.__new__(Replica), Store(), AdapterError("new", "is damaged")
+    monkeypatch.setattr(store, "read", Mock(side_effect=wrong))
+    replica._loras, replica._threads = store, Threads(2, "adapters")  # type: ignore[assignment]  # as above
+    assert await replica.check_adapters([Lora(name="new", scale=0.5)]) is wrong

@@ -10,11 +10,12 @@ from diffusers import StableDiffusionXLPipeline
 from safetensors.torch import save_file
 
 from serve_app.adapters import AdapterFolder
+from serve_app.config import AdaptersConfig
 from serve_app.errors import AdapterError
 from serve_app.recipe import Embedding, Recipe
 from serve_app.replica.attention import prompt_context
 from serve_app.replica.checkpoint import Checkpoint
-from serve_app.replica.embeddings import EmbeddingStore
+from serve_app.replica.embeddings import EmbeddingStore, make_embedding_store
 from serve_app.replica.prompt_reader import PromptReader, ReadPrompts
 from serve_app.replica.prompts import PromptEncoder
 
@@ -119,6 +120,7 @@ def test_in_the_second_prompt_only_the_second_encoder_reads_it(checkpoint: Check
         (lambda all: {**all, "clip_g": all["clip_g"][:, :-1].contiguous()}, "made for another model"),
         (lambda all: {**all, "clip_g": all["clip_g"][:1].contiguous()}, "takes 3 and 1 tokens"),
         (lambda all: {**all, "clip_l": all["clip_l"] * torch.inf}, "no finite numbers"),
+        (lambda all: {**all, "clip_l": all["clip_l"].to(torch.int8)}, "holds clip_l as int8"),
         (lambda all: {key: tensor.repeat(30, 1) for key, tensor in all.items()}, "takes 90 and 90 tokens"),
         (lambda _: {"x.lora_A.weight": torch.ones(1, 1)}, "is a LoRA, not an embedding"),
     ],
@@ -143,7 +145,20 @@ def test_a_file_that_was_written_anew_is_another(checkpoint: Checkpoint, tmp_pat
     assert ours.read([Embedding(name="neg")])["neg"].hash != first.hash
     assert len(ours.read([Embedding(name="neg", hash=first.hash)])["neg"]) == TOKENS, "it is kept by its hash"
     file.unlink()
+    assert ours.at_hand([Embedding(name="neg", hash=first.hash)]) is not None
+    assert ours.at_hand([Embedding(name="neg")]) is None
+    assert ours.at_hand([Embedding(name="neg", hash=first.hash), Embedding(name="x", hash="sha256:0")]) is None
     assert len(ours.read([Embedding(name="neg", hash=first.hash)])["neg"]) == TOKENS
     save_file(tensors(checkpoint.pipe, tokens=2, seed=1), file)
     with pytest.raises(AdapterError, match="another file by now"):
         store(checkpoint.pipe, tmp_path).read([Embedding(name="neg", hash=first.hash)])
+
+
+def test_those_beside_the_embedded_loras_are_found(
+    checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_file(tensors(checkpoint.pipe), tmp_path / "neg.safetensors")
+    monkeypatch.setattr("serve_app.config.adapters.embedded_adapters_path", lambda: tmp_path)
+    known = make_embedding_store(AdaptersConfig(path="embedded"), checkpoint)
+    assert known is not None
+    assert len(known.read([Embedding(name="neg")])["neg"]) == TOKENS

@@ -4,6 +4,7 @@ import re
 from typing import Any
 
 from serve_app.errors import InvalidRequest
+from serve_app.recipe import LARGEST_SCALE
 
 _LORA = re.compile(r"<lora:([^<>:]+)(?::([^<>]*))?>", re.IGNORECASE)
 
@@ -16,6 +17,10 @@ def without_loras(prompt: str) -> tuple[str, list[dict[str, Any]]]:
     scales: dict[str, float] = {}
     for name, told in _LORA.findall(prompt):
         scales[name] = scales.get(name, 0.0) + _scale(name, told)
+    for name, scale in scales.items():
+        if not -LARGEST_SCALE <= scale <= LARGEST_SCALE:
+            bounds = f"from {-LARGEST_SCALE} to {LARGEST_SCALE}"
+            raise InvalidRequest(f"prompt: <lora:{name}:{scale:g}> has a scale that is not {bounds}", "prompt")
     return _LORA.sub("", prompt), [{"name": name, "scale": scale} for name, scale in scales.items()]
 
 

@@ -15,7 +15,7 @@ from serve_app.prompt_embeddings import spelled_out
 from serve_app.recipe import OF_CONDITIONING
 from serve_app.schemas import GenerateRequest
 
-NAMES = {
+_CALLED = {
     "num_inference_steps": "steps",
     "guidance_scale": "cfg_scale",
     "strength": "denoising_strength",
@@ -25,8 +25,9 @@ NAMES = {
     "sigma_schedule": "scheduler",
     "padding_mask_crop": "inpaint_full_res_padding",
 }
-"""What A1111 calls our fields."""
-_OWN = {theirs: own for own, theirs in NAMES.items()}
+_OWN = {theirs: own for own, theirs in _CALLED.items()}
+NAMES = {**_CALLED, "loras": "prompt"}
+"""What A1111 calls our fields; its prompts name LoRAs."""
 _SAME = ("prompt", "negative_prompt", "width", "height", "seed", "timeout_s", "mask_blur")
 _BORROWED = (*_SAME, "steps", "cfg_scale", "denoising_strength")
 _OURS = OF_CONDITIONING
@@ -58,6 +59,8 @@ def own_request(body: Txt2Img, offer: Offer, embeddings: Collection[str] = ()) -
     said = body.model_dump(include={*_SAME, *_OURS, "steps", "cfg_scale"}, exclude_unset=True, exclude={"mask_blur"})
     fields = {_OWN.get(name, name): value for name, value in said.items()} | _pictures(body)
     prompt, loras = without_loras(body.prompt)
+    if (body.model_extra or {}).get("disable_extra_networks"):
+        loras = []  # taken out of the prompt all the same
     fields["prompt"] = spelled_out(prompt, embeddings)
     if "negative_prompt" in fields:
         fields["negative_prompt"] = spelled_out(body.negative_prompt, embeddings)

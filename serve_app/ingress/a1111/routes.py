@@ -7,12 +7,13 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import StreamingResponse
 
+from serve_app.errors import NotReady
 from serve_app.ingress.a1111 import settings
 from serve_app.ingress.a1111.answers import answer_of, png_info_of
 from serve_app.ingress.a1111.errors import DIALECT
 from serve_app.ingress.a1111.jobs import Jobs, owner_of
 from serve_app.ingress.a1111.requests import NAMES, Form, body_class, own_request, warnings_of
-from serve_app.ingress.a1111.samplers import SAMPLER_LIST, SCHEDULE_LIST
+from serve_app.ingress.a1111.samplers import SCHEDULE_LIST, sampler_list
 from serve_app.ingress.a1111.schemas import (
     EmbeddingCard,
     EmbeddingCards,
@@ -32,6 +33,9 @@ from serve_app.ingress.large_json import in_pieces
 from serve_app.ingress.offers import Bodies, Offer, Offers
 from serve_app.ingress.requests import renamed
 from serve_app.ingress.service import Service
+from serve_app.prompt_embeddings import words_in
+from serve_app.recipe import SchedulerName
+from serve_app.samplers import SAMPLERS
 
 _OVERRIDDEN = "override_settings"
 
@@ -45,7 +49,8 @@ def router(service: Service, offers: Offers) -> APIRouter:
 
     async def answer(body: Txt2Img, offer: Offer, http: Request) -> Response:
         settings.check(body.override_settings, offer, _OVERRIDDEN)
-        names = [one.name for one in await offer.service.embeddings() if not one.unusable]
+        words = words_in(body.prompt, body.negative_prompt)
+        names = [one.name for one in await offer.service.embeddings(words) if not one.unusable]
         asked = own_request(body, offer, names)
         with renamed(NAMES), jobs.one(owner_of(http)) as job:
             async with offer.service.stream(asked) as events:
@@ -96,6 +101,17 @@ def router(service: Service, offers: Offers) -> APIRouter:
         """List the served models, the default first. Those that have never been loaded are left out."""
         return settings.cards_of(offers)
 
+    @routes.get("/samplers")
+    async def samplers() -> list[Sampler]:
+        """List the samplers that a served model takes; all before each is loaded."""
+        names: set[SchedulerName] = set()
+        try:
+            for offer in offers:
+                names |= {scheduler.name for scheduler in offer.service.schedulers()}
+        except NotReady:
+            names = set(SAMPLERS)
+        return sampler_list(names)
+
     @routes.get("/loras")
     async def loras() -> list[LoraCard]:
         """List the LoRAs that prompts may name, those of all models."""
@@ -126,11 +142,6 @@ def _bodies(kind: type[Form], offers: Offers) -> Bodies[Form]:
 
 def _add_lists(routes: APIRouter) -> None:
     """Add the routes that list what never changes."""
-
-    @routes.get("/samplers")
-    async def samplers() -> list[Sampler]:
-        """List the samplers."""
-        return SAMPLER_LIST
 
     @routes.get("/schedulers")
     async def schedulers() -> list[Schedule]:

@@ -1,5 +1,7 @@
 """What A1111 calls the samplers and their schedules."""
 
+from collections.abc import Collection
+
 from serve_app.errors import InvalidRequest
 from serve_app.ingress.a1111.schemas import Sampler, Schedule
 from serve_app.recipe import SchedulerName, SigmaSchedule
@@ -16,11 +18,16 @@ _SCHEDULES: dict[str, SigmaSchedule | None] = {
     _AUTOMATIC: None,
 }
 
-SAMPLER_LIST = [Sampler(name=sampler.said, aliases=list(sampler.aliases)) for sampler in SAMPLERS.values()]
 SCHEDULE_LIST = [
     Schedule(name=_AUTOMATIC, label="Automatic"),
     *(Schedule(name=schedule, label=label) for schedule, label in SCHEDULES.items()),
 ]
+
+
+def sampler_list(names: Collection[SchedulerName]) -> list[Sampler]:
+    """Return the samplers of these names as A1111 lists them."""
+    taken = (sampler for name, sampler in SAMPLERS.items() if name in names)
+    return [Sampler(name=sampler.said, aliases=list(sampler.aliases)) for sampler in taken]
 
 
 def sampling_of(sampler: str | None, schedule: str | None) -> tuple[SchedulerName | None, SigmaSchedule | None]:
@@ -33,7 +40,7 @@ def sampling_of(sampler: str | None, schedule: str | None) -> tuple[SchedulerNam
         return None, _SCHEDULES[named]
     scheduler, part_of_the_name = _named(sampler.lower())
     if scheduler is None:
-        names = ", ".join(each.name for each in SAMPLER_LIST)
+        names = ", ".join(each.said for each in SAMPLERS.values())
         raise InvalidRequest(f"sampler_name: {sampler} is not one of {names}", "sampler_name")
     return scheduler, _SCHEDULES[named] or part_of_the_name
 

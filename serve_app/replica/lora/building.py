@@ -73,10 +73,13 @@ def _factor(parts: _Parts, whole: Part, up: Part, down: Part, core: Part | None)
 
 def _low_rank(parts: _Parts, up_name: Part, down_name: Part, core_name: Part | None) -> LowRank:
     up, down, core = parts.need(up_name), parts.need(down_name), parts.take(core_name)
-    if up.ndim < 2 or down.ndim < 2 or (core is not None and core.ndim < 3):
-        raise Unfit("has parts that are no matrices")
     # LyCORIS stores the first of Tucker's factors the other way round.
-    up, down = up.T if core is not None and core_name != Part.MID else up.flatten(1), down.flatten(1)
+    turned = core is not None and core_name != Part.MID
+    if up.ndim < 2 or (turned and up.ndim > 2) or down.ndim < 2:
+        raise Unfit("has parts that are no matrices")
+    if core is not None and core.ndim != 4:
+        raise Unfit(f"has a {core_name} of {_by(core.shape)}, which is not of a convolution")
+    up, down = up.T if turned else up.flatten(1), down.flatten(1)
     ranks = (up.shape[1], down.shape[0])
     if ranks[0] != ranks[1] if core is None else core.shape[:2] != ranks:
         raise Unfit(f"has parts of different ranks: {up_name} is {_by(up.shape)}, {down_name} is {_by(down.shape)}")

@@ -52,6 +52,8 @@ def read_lora(file: Path, shapes: Shapes, name: str, hash: str | None = None) ->
         return LoraDeltas(_deltas(_by_layer(tensors, shapes), shapes, strengths))
     except NoAdapter as error:
         raise AdapterError(name, str(error)) from error
+    except OSError as error:
+        raise AdapterError(name, f"cannot be read: {error.strerror}") from error
 
 
 def _beside(file: Path) -> Mapping[str, Any]:

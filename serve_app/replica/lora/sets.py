@@ -47,16 +47,16 @@ class WeightSet:
     _written: frozenset[str] = frozenset()
 
     def take(self, own: UNet2DConditionModel, adapters: Adapters) -> None:
-        """Merge other adapters into the weights of `own`."""
+        """Merge other adapters into the weights of `own`. Where that fails it has none, whatever its weights are."""
         changed = changes(own, adapters.of("unet"))
-        for name in self._written | changed.keys():
+        self.adapters, self._written = NO_ADAPTERS, self._written | changed.keys()
+        for name in self._written:
             write(self.unet, own, name, changed.get(name, ()))
-        self._written = frozenset(changed)
-        self.adapters = adapters
+        self.adapters, self._written = adapters, frozenset(changed)
 
     @contextmanager
     def text_encoders(self, pipe: StableDiffusionXLPipeline) -> Iterator[None]:
-        """Merge this set's adapters into a pipeline's text encoders for a while."""
+        """Change a pipeline's text encoders for a while, as this set's adapters do."""
         with ExitStack() as stack:
             for name in _TEXT_ENCODERS:
                 if (encoder := getattr(pipe, name)) is not None:

@@ -1,5 +1,6 @@
 """The adapters that a replica has read, kept on its device within bounds."""
 
+import logging
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
@@ -15,6 +16,8 @@ from serve_app.replica.lora.merging import shapes
 from serve_app.replica.lora.reading import Shapes, read_lora
 from serve_app.replica.lora.sets import COMPONENTS, Adapters
 
+logger = logging.getLogger("ray.serve")
+
 _Components = Mapping[str, Mapping[str, Delta]]
 
 
@@ -22,13 +25,15 @@ def make_store(config: AdaptersConfig, checkpoint: Checkpoint) -> "LoraStore | N
     """Return the store of a loaded model's adapters; None if none are served."""
     if config.folder is None:
         return None
+    if not config.folder.is_dir():
+        logger.warning("adapters.path: %s is not a folder here; requests find nothing in it", config.folder)
     models = {name: getattr(checkpoint.pipe, name) for name in COMPONENTS}
     all_shapes = {name: shapes(model) for name, model in models.items() if model is not None}
     return LoraStore(AdapterFolder(config.folder), all_shapes, checkpoint.device, config.cache_bytes)
 
 
 class LoraStore:
-    """Reads adapters, each once as long as there is room. Its methods block: call them beside the denoising."""
+    """Reads adapters, each once as long as there is room. All but `at_hand` block: call them beside the denoising."""
 
     def __init__(self, folder: AdapterFolder, shapes: Shapes, device: torch.device, max_bytes: int) -> None:
         self._folder = folder
@@ -36,8 +41,17 @@ class LoraStore:
         self._device = device
         self._max_bytes = max_bytes
         self._reading = threading.Lock()  # one at a time: whoever waits may find that it was the same one
+        self._keeping = threading.Lock()  # a slow disk does not hold up what is there already
         self._kept: OrderedDict[str, tuple[_Components, int]] = OrderedDict()  # by hash; the newest last
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+
+    def at_hand(self, loras: Sequence[Lora]) -> Adapters | None:
+        """Return adapters whose hashes are given, in this order, if all have been read and kept. It never blocks."""
+        kept = [(lora, self._kept_of(lora.hash)) for lora in loras if lora.hash is not None]
+        if len(kept) < len(loras) or any(components is None for _, components in kept):
+            return None
+        key = tuple((lora.hash, lora.scale) for lora, _ in kept if lora.hash is not None)
+        return Adapters(key, tuple(components for _, components in kept if components is not None))
 
     def read(self, loras: Sequence[Lora]) -> Adapters:
         """Return adapters, in this order, on the device.
@@ -50,18 +64,29 @@ class LoraStore:
         return Adapters(key, tuple(self._components(lora.name, hash_) for lora, hash_ in named))
 
     def _components(self, name: str, hash_: str) -> _Components:
+        if (kept := self._kept_of(hash_)) is not None:
+            return kept
         with self._reading:
+            if (kept := self._kept_of(hash_)) is not None:
+                return kept
+            deltas = read_lora(self._folder.find(name).version.path, self._shapes, name, hash_)
+            components = self._on_device(deltas.components)
+            self._keep(hash_, components, deltas.nbytes)
+            return components
+
+    def _kept_of(self, hash_: str) -> _Components | None:
+        with self._keeping:
             if hash_ not in self._kept:
-                deltas = read_lora(self._folder.find(name).version.path, self._shapes, name, hash_)
-                self._kept[hash_] = self._on_device(deltas.components), deltas.nbytes
-                self._make_room()
+                return None
             self._kept.move_to_end(hash_)
             return self._kept[hash_][0]
 
-    def _make_room(self) -> None:
-        """Drop the oldest, but never the newest: it is about to be used."""
-        while len(self._kept) > 1 and sum(size for _, size in self._kept.values()) > self._max_bytes:
-            self._kept.popitem(last=False)
+    def _keep(self, hash_: str, components: _Components, size: int) -> None:
+        """Keep what was read; drop the oldest, but never the newest: it is about to be used."""
+        with self._keeping:
+            self._kept[hash_] = components, size
+            while len(self._kept) > 1 and sum(size for _, size in self._kept.values()) > self._max_bytes:
+                self._kept.popitem(last=False)
 
     def _on_device(self, components: _Components) -> _Components:
         if self._stream is None:

@@ -11,6 +11,9 @@ from serve_app.adapters.header import NoAdapter
 
 # Where diffusers keeps PEFT's settings of the components, and what those say that nothing here could apply.
 _METADATA = "lora_adapter_metadata"
+_LARGEST = 1_000_000
+_PATTERN = re.compile(r"[\w.^$|\\\[\]-]*")
+"""Without repetition: a pattern from somebody's file could take for ever otherwise."""
 _UNSUPPORTED = ("fan_in_fan_out", "use_qalora", "layer_replication", "alora_invocation_tokens")
 
 
@@ -46,7 +49,7 @@ class Strengths:
             for name, value in json.loads(metadata.get(_METADATA, "{}")).items():
                 component, _, setting = name.partition(".")
                 configs.setdefault(component, {})[setting] = value
-        except (ValueError, AttributeError) as error:
+        except (ValueError, AttributeError, RecursionError) as error:
             raise NoAdapter(f"has broken metadata: {_METADATA}") from error
         for config in configs.values():
             if asked := [name for name in _UNSUPPORTED if config.get(name)]:
@@ -58,13 +61,17 @@ class Strengths:
         config = self.configs.get(component) or self.configs[""]
         alpha = _of_layer(config.get("alpha_pattern"), layer, config.get("lora_alpha", config.get("alpha")))
         rank = _of_layer(config.get("rank_pattern"), layer, config.get("r"))
-        if not isinstance(alpha, int | float | None) or not isinstance(rank, int | None):
-            raise NoAdapter("has broken settings of PEFT: its alpha and rank are no numbers")
+        if not (alpha is None or (isinstance(alpha, int | float) and abs(alpha) < _LARGEST)):
+            raise NoAdapter(f"has broken settings of PEFT: its alpha is {str(alpha)[:20]}")
+        if not (rank is None or (isinstance(rank, int) and 0 < rank < _LARGEST)):
+            raise NoAdapter(f"has broken settings of PEFT: its rank is {str(rank)[:20]}")
         return Strength(alpha, rank, bool(config.get("use_rslora")))
 
 
 def _of_layer(patterns: Any, layer: str, default: Any) -> Any:
     """Return what PEFT takes for a layer: the first pattern that matches the end of its name."""
+    if isinstance(patterns, Mapping) and (unread := [end for end in patterns if not _PATTERN.fullmatch(end)]):
+        raise NoAdapter(f"has settings of PEFT with a pattern that is not read: {unread[0][:60]}")
     try:
         return next((n for end, n in (patterns or {}).items() if re.match(rf"(.*\.)?({end})$", layer)), default)
     except (AttributeError, TypeError, re.error) as error:

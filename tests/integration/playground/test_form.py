@@ -30,6 +30,46 @@ def test_a_shared_link_fills_in_the_same_settings(playground: Playground, open_p
     assert there.page.evaluate(values) == playground.page.evaluate(values)
 
 
+OFFERED = [
+    {"name": "euler", "said": "Euler", "default": True, "sigma_schedules": ["karras", "beta"]},
+    {"name": "ddim", "said": "DDIM", "default": False, "sigma_schedules": ["beta", "sgm_uniform"]},
+]
+
+
+def test_only_what_the_served_model_can_be_sampled_with_is_offered(playground: Playground) -> None:
+    page = playground.page
+    scheduler, levels = page.get_by_label("Scheduler"), page.get_by_label("Noise levels")
+    expect(scheduler.locator("option[value=edm_euler]")).to_have_count(0)  # the service's own list
+    expect(scheduler.locator("option[value=dpm2_a]")).to_have_count(1)
+
+    page.route("**/schedulers", lambda route: route.fulfill(json=OFFERED))
+    page.reload()
+    expect(scheduler.locator("option")).to_have_text(["default", "euler", "ddim"])
+    expect(levels.locator("option")).to_have_text(["default", "karras", "beta"])
+    levels.select_option("beta")
+    scheduler.select_option("ddim")
+    expect(levels.locator("option")).to_have_text(["default", "beta", "sgm uniform"])
+    expect(levels).to_have_value("beta")
+    scheduler.select_option("euler")
+    levels.select_option("karras")
+    scheduler.select_option("ddim")
+    expect(levels).to_have_value("")
+    page.get_by_role("button", name="Back to the defaults").click()
+    expect(levels.locator("option")).to_have_text(["default", "karras", "beta"])
+    page.goto(f"{playground.url}/#scheduler=ddim&sigma_schedule=sgm_uniform")
+    page.reload()
+    expect(levels).to_have_value("sgm_uniform")
+
+
+def test_a_service_that_cannot_say_what_it_takes_is_offered_all(playground: Playground) -> None:
+    page = playground.page
+    page.route("**/schedulers", lambda route: route.fulfill(status=503, json={}))
+    page.reload()
+    expect(page.get_by_label("Scheduler").locator("option[value=edm_euler]")).to_have_count(1)
+    expect(page.get_by_label("Noise levels").locator("option")).to_have_count(6)
+    playground.forgive("503")
+
+
 def test_bounds_and_defaults_are_the_services_own(playground: Playground) -> None:
     expect(playground.page.get_by_label("Width in pixels")).to_have_value("64")
     expect(playground.page.get_by_label("Images", exact=True)).to_have_attribute("max", "16")

@@ -1,5 +1,6 @@
 """What cannot be applied is refused: nothing of a file is left out in silence."""
 
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -10,7 +11,10 @@ from torch import Tensor, nn
 from serve_app.errors import AdapterError
 from serve_app.recipe import picture_hash
 from serve_app.replica.lora import Shapes, read_lora
+from serve_app.replica.lora.building import Unfit, build
+from serve_app.replica.lora.keys import Part
 from serve_app.replica.lora.names import spellings_of_unet
+from serve_app.replica.lora.strength import Strength
 from tests.lora_files import Tensors, kohya, noise, peft, per_layer, save
 from tests.single_file import original_unet_names
 
@@ -83,3 +87,57 @@ def test_dora_of_lycoris_counts_rows_or_columns(
     read_lora(file, shapes, "a").components["unet"][LAYER].add_to(total, pristine, 1)
     changed = pristine + up @ down
     torch.testing.assert_close(total, lengths * changed / changed.norm(dim=along, keepdim=True))
+
+
+def test_weights_of_a_type_that_torch_has_not_are_refused(
+    models: Mapping[str, nn.Module], shapes: Shapes, tmp_path: Path
+) -> None:
+    file = save(tmp_path / "odd.safetensors", {name: t.to(torch.float8_e5m2) for name, t in kohya(models).items()})
+    file.write_bytes(file.read_bytes().replace(b"F8_E5M2", b"F8_E8M0"))
+    with pytest.raises(AdapterError, match="of the type F8_E8M0, which cannot be read"):
+        read_lora(file, shapes, "odd")
+
+
+@pytest.mark.parametrize(
+    ("tensors", "why"),
+    [
+        ({Part.UP: (4, 2), Part.DOWN: (2, 6), Part.MID: (2, 2, 1)}, "mid of 2 x 2 x 1"),
+        ({Part.UP: (4, 2), Part.DOWN: (2, 6), Part.MID: (2, 2, 1, 1, 1)}, "mid of 2 x 2 x 1 x 1 x 1"),
+        (
+            {Part.LOKR_W1: (2, 6), Part.LOKR_W2_A: (1, 1, 2), Part.LOKR_W2_B: (1, 1), Part.LOKR_T2: (1, 1, 1, 1)},
+            "no matrices",
+        ),
+    ],
+)
+def test_what_is_accepted_can_be_merged(tensors: Mapping[Part, tuple[int, ...]], why: str) -> None:
+    parts = {part: torch.ones(shape) for part, shape in tensors.items()}
+    with pytest.raises(Unfit, match=why):
+        build(parts, torch.Size((4, 6)), Strength())
+
+
+@pytest.mark.parametrize(
+    ("settings", "why"),
+    [
+        ({"unet.lora_alpha": float("nan"), "unet.r": 4}, "its alpha is nan"),
+        ({"unet.lora_alpha": 10**400, "unet.r": 4}, "its alpha is 1000000"),
+        ({"unet.lora_alpha": "8", "unet.r": 4}, "its alpha is 8"),
+        ({"unet.lora_alpha": 8, "unet.r": -4}, "its rank is -4"),
+        ({"unet.alpha_pattern": {"(.+)+x": 8}, "unet.r": 4}, "a pattern that is not read: "),
+        ({"unet.alpha_pattern": {"[": 8}, "unet.r": 4}, "its patterns are none"),
+    ],
+)
+def test_settings_that_are_no_numbers_are_refused(
+    models: Mapping[str, nn.Module], shapes: Shapes, tmp_path: Path, settings: dict[str, object], why: str
+) -> None:
+    file = save(tmp_path / "set.safetensors", peft(models["unet"]), {"lora_adapter_metadata": json.dumps(settings)})
+    with pytest.raises(AdapterError, match=why):
+        read_lora(file, shapes, "set")
+
+
+def test_settings_that_are_nested_without_end_are_refused(
+    models: Mapping[str, nn.Module], shapes: Shapes, tmp_path: Path
+) -> None:
+    deep = '{"a":' * 100_000 + "1" + "}" * 100_000
+    file = save(tmp_path / "deep.safetensors", peft(models["unet"]), {"lora_adapter_metadata": deep})
+    with pytest.raises(AdapterError, match="broken metadata"):
+        read_lora(file, shapes, "deep")

@@ -112,6 +112,28 @@ def test_a_set_in_use_is_not_given_away(checkpoint: Checkpoint, adapters: MakeAd
         assert sets.of(adapters(b=0.5), ()) is a, "the least recently used"
 
 
+@dataclass(frozen=True)
+class Failing:
+    """A change for which there is no memory."""
+
+    def add_to(self, total: torch.Tensor, pristine: torch.Tensor, scale: float) -> None:
+        raise MemoryError
+
+
+def test_a_set_in_whose_midst_merging_failed_has_no_adapters(checkpoint: Checkpoint, adapters: MakeAdapters) -> None:
+    sets = WeightSets(checkpoint.unet, resident=1)
+    broken = adapters(b=1.0).deltas[0]["unet"]
+    last = max(broken, key=list(shapes(checkpoint.unet)).index)
+    with torch.inference_mode():
+        first = sets.of(adapters(a=1.0), ())
+        expected = bits(first.unet)
+        with pytest.raises(MemoryError):
+            sets.of(Adapters((("c", 1.0),), ({"unet": {**broken, last: Failing()}},)), ())
+        assert not same(expected, first.unet)
+        again = sets.of(adapters(a=1.0), ())
+    assert same(expected, again.unet)
+
+
 def test_a_prompt_is_encoded_for_its_adapters_and_their_keys_are_those_of_the_set(
     checkpoint: Checkpoint, adapters: MakeAdapters
 ) -> None:

@@ -1,17 +1,18 @@
 """Weights in prompts: how A1111's parser reads them, and what they do to the embeddings (its "No norm")."""
 
 import re
+import time
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from serve_app.prompt_weights import weighted
 from serve_app.recipe import Recipe
 from serve_app.replica.attention import prompt_context
 from serve_app.replica.checkpoint import Checkpoint
 from serve_app.replica.prompt_reader import PromptReader
-from serve_app.replica.prompt_weights import weighted
 from serve_app.replica.prompts import PromptEncoder
 
 UP, DOWN = 1.1, 1 / 1.1
@@ -111,3 +112,10 @@ def test_what_is_not_read_of_a_prompt_in_parts_is_named(checkpoint: Checkpoint) 
     recipe = Recipe(prompt=f"(ab:1.2){'c' * 80}", prompt_syntax="weighted")
     (warning,) = PromptReader(checkpoint.pipe).read(recipe, 75).warnings
     assert warning.endswith(f"it does not see: {'c' * 7}")
+
+
+@pytest.mark.parametrize("piece", [" ", "\n", ": ", "\\ ", "BREAK "])
+def test_no_text_takes_long(piece: str) -> None:
+    started = time.perf_counter()
+    weighted(piece * 20_000)
+    assert time.perf_counter() - started < 1

@@ -8,6 +8,9 @@ from itertools import groupby
 _ROUND, _SQUARE = 1.1, 1 / 1.1
 """What brackets without a number multiply the weights in them by."""
 
+LARGEST_WEIGHT = 1000
+"""In both directions. Much more, and there are no numbers for what the model is given."""
+
 _LEXEMES = re.compile(
     r"""
       \\(?P<escaped>[()\[\]\\]?)                                # a backslash alone is left out
@@ -17,7 +20,7 @@ _LEXEMES = re.compile(
     """,
     re.VERBOSE,
 )
-_BREAK = re.compile(r"\s*\bBREAK\b\s*")
+_BREAK = re.compile(r"\bBREAK\b")
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +33,11 @@ class Piece:
 
 Part = Sequence[Piece]
 """What stands between two BREAKs."""
+
+
+def too_heavy(prompt: str) -> Piece | None:
+    """Return a piece that weighs more than `LARGEST_WEIGHT`, if there is one."""
+    return next((piece for part in weighted(prompt) for piece in part if abs(piece.weight) > LARGEST_WEIGHT), None)
 
 
 def weighted(prompt: str) -> Sequence[Part]:
@@ -65,11 +73,12 @@ class _Reading:
         self._weights.append(1.0)
 
     def _add_words(self, words: str) -> None:
+        # The spaces around each are left out, as A1111's pattern does, which takes long for many spaces without any.
         first, *others = _BREAK.split(words)
-        self._add(first)
-        for text in others:
+        self._add(first.rstrip() if others else first)
+        for number, text in enumerate(others, 1):
             self._add(None)
-            self._add(text)
+            self._add(text.lstrip() if number == len(others) else text.strip())
 
     def _close(self, bracket: str, factor: float, literally: str) -> None:
         """Multiply the weights since a bracket; where none is open, what closes it is words."""
