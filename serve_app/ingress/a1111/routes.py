@@ -1,6 +1,7 @@
 """The routes of A1111's API."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -103,14 +104,12 @@ def router(service: Service, offers: Offers) -> APIRouter:
 
     @routes.get("/samplers")
     async def samplers() -> list[Sampler]:
-        """List the samplers that a served model takes; all before each is loaded."""
+        """List the samplers that the served models take; all before one is loaded."""
         names: set[SchedulerName] = set()
-        try:
-            for offer in offers:
+        for offer in offers:
+            with suppress(NotReady):
                 names |= {scheduler.name for scheduler in offer.service.schedulers()}
-        except NotReady:
-            names = set(SAMPLERS)
-        return sampler_list(names)
+        return sampler_list(names or SAMPLERS)
 
     @routes.get("/loras")
     async def loras() -> list[LoraCard]:
