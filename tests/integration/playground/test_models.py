@@ -33,6 +33,13 @@ def serve_two(page: Page) -> None:
     page.route("**/models", models)
     page.route("**/loras?model=large", lambda route: route.fulfill(json=listed("a", "b")))
     page.route("**/loras?model=small", lambda route: route.fulfill(json=listed("c", "d")))
+    page.route("**/schedulers?model=large", lambda route: route.fulfill(json=taken("euler", "heun")))
+    page.route("**/schedulers?model=small", lambda route: route.fulfill(json=taken("euler", "lcm")))
+
+
+def taken(*names: str) -> list[dict[str, Any]]:
+    """Return what `GET /schedulers` answers."""
+    return [{"name": name, "said": name, "default": name == "euler", "sigma_schedules": []} for name in names]
 
 
 def test_bounds_defaults_and_loras_follow_the_model(two_models: Playground) -> None:
@@ -49,6 +56,7 @@ def test_bounds_defaults_and_loras_follow_the_model(two_models: Playground) -> N
     expect(page.get_by_label("Size", exact=True)).to_contain_text("Square, 88 × 88")
     expect(page.get_by_label("Guidance")).to_have_value("2.5")
     expect(page.get_by_label("Prompt", exact=True)).to_have_value("a cat")
+    expect(page.get_by_label("Scheduler").locator("option")).to_have_text(["default", "euler", "lcm"])
     page.get_by_label("Add a LoRA").select_option("d")
     expect(page.get_by_label("Add a LoRA")).to_contain_text("At most 1")
     page.get_by_role("button", name="Back to the defaults").click()
