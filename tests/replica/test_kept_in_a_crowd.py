@@ -8,6 +8,7 @@ from diffusers import EDMEulerScheduler
 
 from serve_app.recipe import SchedulerName
 from serve_app.replica.checkpoint import Checkpoint
+from serve_app.replica.kept_steps import KeptStep
 from serve_app.replica.schedulers import SCHEDULER_NAMES, can_sample
 from serve_app.replica.trajectory import Trajectory
 from tests.replica.test_samplers import EMBEDDING, a_recipe, call, together
@@ -29,10 +30,11 @@ def test_a_kept_step_can_be_gone_on_from_many_times_in_a_crowd(name: SchedulerNa
     while not stopped.done:
         kept.append(stopped.keep())
         call([stopped, neighbour])
-    for state in kept:
+    for state in [pending.wait() for pending in kept]:  # only now: going on has not changed what was being copied
+        step = KeptStep.read(state)
         twins = [begun(7), begun(7)]
         for twin in twins:
-            twin.go_on(state)
+            twin.go_on(step)
         call(twins[:1])
         *ended, beside = together([*twins, begun(8)])
         assert all(torch.equal(latents, expected) for latents in ended)
