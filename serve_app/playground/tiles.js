@@ -21,6 +21,9 @@ function letGo(image) {
   urls.delete(image);
 }
 
+/** How long a slider that is moved by keys must rest. */
+const SETTLED_MS = 500;
+
 /** What people call an image. */
 export const nameOf = ({ seed, variations }) => ["Seed", [seed, ...variations.map((one) => one.seed)].join(" + ")].join(" ");
 
@@ -71,7 +74,14 @@ export class RunView {
     if (!kinship) return;
     const slider = this.element.querySelector(".nearness input");
     slider.value = kinship.by.strength;
-    slider.addEventListener("change", () => this.#actions.vary(this.#run, kinship.of, { ...kinship.by, strength: slider.valueAsNumber }));
+    let settling = null;
+    slider.addEventListener("change", () => {
+      clearTimeout(settling); // keys change it step by step, and each would be a request
+      settling = setTimeout(() => {
+        this.#actions.vary(this.#run, kinship.of, { ...kinship.by, strength: slider.valueAsNumber });
+        slider.value = kinship.by.strength; // these stay what they are
+      }, SETTLED_MS);
+    });
   }
 
   #onImage(image) {

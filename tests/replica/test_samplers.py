@@ -97,13 +97,18 @@ def theirs(name: SchedulerName, config: Any, schedule: SigmaSchedule | None, rec
     return latents
 
 
+def call(trajectories: list[Trajectory]) -> None:
+    """Advance trajectories by one shared call of the UNet."""
+    inputs = torch.cat([each.model_input() for each in trajectories])
+    timesteps = torch.stack([each.timestep for each in trajectories])[:, None, None, None]
+    for each, prediction in zip(trajectories, a_unet(inputs, timesteps).split(1), strict=True):
+        each.advance(prediction)
+
+
 def together(trajectories: list[Trajectory]) -> list[torch.Tensor]:
     """Take trajectories to their ends in shared calls of the UNet, and return their latents."""
     while waiting := [each for each in trajectories if not each.done]:
-        inputs = torch.cat([each.model_input() for each in waiting])
-        timesteps = torch.stack([each.timestep for each in waiting])[:, None, None, None]
-        for each, prediction in zip(waiting, a_unet(inputs, timesteps).split(1), strict=True):
-            each.advance(prediction)
+        call(waiting)
     return [each.latents for each in trajectories]
 
 

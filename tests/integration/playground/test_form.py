@@ -140,3 +140,7 @@ def test_nothing_is_wider_than_a_phone(open_playground: OpenPlayground) -> None:
     playground.generate(prompt="a" * 300, seed=4294967290)
     playground.wait_for(4, "done")
     assert playground.page.evaluate("document.documentElement.scrollWidth") == 360
+    for tiles in (8, 12):
+        playground.page.locator(".tile").first.get_by_role("button", name="More like this").click()
+        playground.wait_for(tiles, "done")
+    assert playground.page.evaluate("document.documentElement.scrollWidth") == 360, "names of relatives are long"

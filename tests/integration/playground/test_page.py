@@ -133,9 +133,10 @@ def test_more_like_this_generates_relatives_and_theirs_nearer_or_farther(playgro
     playground.wait_for(9, "done")
     slider = page.get_by_label("How far from the picture").nth(1)
     with page.expect_request("**/stream") as request:
-        slider.fill("0.6")
-        slider.dispatch_event("change")
-    assert body_of(request.value)["variations"] == [{"seed": variation["seed"], "strength": 0.6}]
+        slider.fill("0.58")
+        slider.press("ArrowRight")
+    assert body_of(request.value)["variations"] == [{"seed": variation["seed"], "strength": 0.6}], "once it rests"
+    expect(slider).to_have_value("0.2")
     playground.wait_for(13, "done")
     with page.expect_request("**/stream") as request:
         relative.nth(1).locator("xpath=ancestor::li").get_by_role("button", name="Generate this image again").click()
