@@ -6,6 +6,8 @@ import torch
 
 from serve_app.recipe import Variation
 
+_NO_ARC = 1e-9
+"""Sine of an angle below which there is no arc: a picture one latent high has columns of one number."""
 _ALIKE = 0.9995
 """Mean cosine above which two noises count as one."""
 
@@ -30,5 +32,6 @@ def between(noise: torch.Tensor, other: torch.Tensor, strength: float) -> torch.
     if cosine.mean() > _ALIKE:
         return noise
     angle = cosine.clamp(-1, 1).acos()
-    mixed: torch.Tensor = (((1 - strength) * angle).sin() * low + (strength * angle).sin() * high) / angle.sin()
-    return mixed.float()
+    sine = angle.sin()
+    mixed = (((1 - strength) * angle).sin() * low + (strength * angle).sin() * high) / sine
+    return torch.where(sine > _NO_ARC, mixed, low).float()

@@ -44,6 +44,11 @@ def test_its_ends_are_the_noises_themselves() -> None:
     assert torch.equal(between(noise(1), noise(1), 0.5), noise(1)), "there is no arc between a noise and itself"
 
 
+def test_columns_of_one_number_have_no_arc_and_stay() -> None:
+    low, high = (one[:, :, :1] for one in (noise(1), noise(2)))
+    assert torch.equal(between(low, high, 0.2), low)
+
+
 def test_variations_follow_each_other() -> None:
     assert torch.equal(varied(noise(1), ()), noise(1))
     chain = [Variation(seed=2, strength=0.3), Variation(seed=3, strength=0.1)]
