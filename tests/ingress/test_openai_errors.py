@@ -65,6 +65,7 @@ def test_a_failed_image_is_in_its_place(sdk: OpenAI, pool: FakePool) -> None:
         "url": None,
         "image_index": 1,
         "seed": 1,
+        "variations": [],
         "model": None,
         "failure": {"type": "out_of_memory", "message": "no room"},
     }

@@ -48,6 +48,7 @@ def test_a_stream_has_openais_events_and_says_whose_they_are(client: TestClient)
             "type": "image_generation.completed",
             "b64_json": f"picture{7 + index}",
             "url": None,
+            "variations": [],
             "model": None,
             "output_format": "webp",
             "step": 2,
