@@ -15,9 +15,10 @@ from benchmarks.idle import idle_fraction
 from benchmarks.measures import rates, timed
 from serve_app.canvas import Canvas, Layer
 from serve_app.messages import Generated, Slot, SlotEvent
-from serve_app.replica.engine import Engine, SlotJob
+from serve_app.replica.engine import Engine
 from serve_app.replica.loading import load
 from serve_app.replica.observer import Silent
+from serve_app.replica.submission import SlotJob
 
 _PATIENCE_S = 10
 """After this long without an event, check whether the engine is still alive."""

@@ -102,6 +102,19 @@ def _file_option(name: str, words: str) -> Any:
     return typer.Option(name, metavar="FILE", exists=True, dir_okay=False, help=words)
 
 
+# Of a picture that is generated again.
+OwnInit = Annotated[Path | None, _file_option("--init", "The file that the picture went on from, if it did.")]
+OwnMask = Annotated[Path | None, _file_option("--mask", "The mask that it was generated with, if any.")]
+OwnModel = Annotated[
+    str | None,
+    typer.Option(callback=_text, help="Which of the service's models; by default the one that made the picture."),
+]
+Sheet = Annotated[
+    bool | None,
+    typer.Option("--grid/--no-grid", help="Also write a sheet of all images; the default if there are several."),
+]
+
+
 def _version(wanted: bool) -> None:
     if wanted:
         typer.echo(f"parallel-sdxl {__version__}")
@@ -190,10 +203,7 @@ def generate(
         int | None,
         typer.Option(help="Show previews, if the terminal can, after step 1 and every multiple of this; 0: never."),
     ] = None,
-    grid: Annotated[
-        bool | None,
-        typer.Option("--grid/--no-grid", help="Also write a sheet of all images; the default if there are several."),
-    ] = None,
+    grid: Sheet = None,
     timeout: Annotated[
         float | None, typer.Option(metavar="SECONDS", help="Stop then, and keep the images that are finished.")
     ] = None,
@@ -251,12 +261,9 @@ def reproduce(
         Path | None,
         typer.Option(file_okay=False, help="Folder for the new picture; by default it is not kept."),
     ] = None,
-    init: Annotated[Path | None, _file_option("--init", "The file that the picture went on from, if it did.")] = None,
-    mask: Annotated[Path | None, _file_option("--mask", "The mask that it was generated with, if any.")] = None,
-    model: Annotated[
-        str | None,
-        typer.Option(callback=_text, help="Which of the service's models; by default the one that made the picture."),
-    ] = None,
+    init: OwnInit = None,
+    mask: OwnMask = None,
+    model: OwnModel = None,
     url: Url = URL,
 ) -> None:
     """Generate a picture again from the parameters in it, and compare every pixel."""
@@ -277,16 +284,10 @@ def vary(
     variation_seed: Annotated[
         int | None, typer.Option(help="Seed of the first relative's variation; the next ones count up. Random.")
     ] = None,
-    grid: Annotated[
-        bool | None,
-        typer.Option("--grid/--no-grid", help="Also write a sheet of all images; the default if there are several."),
-    ] = None,
-    init: Annotated[Path | None, _file_option("--init", "The file that the picture went on from, if it did.")] = None,
-    mask: Annotated[Path | None, _file_option("--mask", "The mask that it was generated with, if any.")] = None,
-    model: Annotated[
-        str | None,
-        typer.Option(callback=_text, help="Which of the service's models; by default the one that made the picture."),
-    ] = None,
+    grid: Sheet = None,
+    init: OwnInit = None,
+    mask: OwnMask = None,
+    model: OwnModel = None,
     out: Annotated[Path, typer.Option(file_okay=False, help="Folder to write to.")] = Path("out"),
     url: Url = URL,
 ) -> None:

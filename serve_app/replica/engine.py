@@ -8,30 +8,30 @@ returns all its slots, and takes no others.
 import logging
 import threading
 import time
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 
 import torch
 
 from serve_app.config import EngineConfig, PreviewConfig
 from serve_app.errors import SlotFailed, SlotReturned
-from serve_app.messages import Generated, Kept, Preview, Progress, Slot, SlotEvent, Work
-from serve_app.replica.batching import Batcher, Job, JobState, Load
+from serve_app.messages import Generated, Kept, Preview, Progress, Slot, Work
+from serve_app.replica.batching import Batcher, JobState, Load
 from serve_app.replica.checkpoint import Checkpoint
 from serve_app.replica.denoise import CallGroup
 from serve_app.replica.embeddings import Embeddings
 from serve_app.replica.failures import Failure, failure_of, slot_failure
 from serve_app.replica.guarded import GuardedObserver, guarded
 from serve_app.replica.lora.sets import NO_ADAPTERS, Adapters
-from serve_app.replica.meter import Bill, Meter
+from serve_app.replica.meter import Meter
 from serve_app.replica.model_runner import ModelRunner, Running
 from serve_app.replica.observer import Observer
 from serve_app.replica.output_processor import OutputProcessor
 from serve_app.replica.previews import PreviewPace
-from serve_app.replica.prompt_reader import ReadPrompts
+from serve_app.replica.submission import Post, SlotJob, Submission
 from serve_app.replica.watchdog import Watchdog
 
 logger = logging.getLogger("ray.serve")
@@ -41,28 +41,6 @@ PROGRESS_INTERVAL_S = 0.25
 
 _STOP_S = 10.0
 """How long to wait for the last step at the end. One that has stalled never ends."""
-
-Post = Callable[[SlotEvent | Exception], None]
-"""Takes a slot's events, from any thread. The last is Generated or an error; a cancelled slot has no last event."""
-
-
-@dataclass(frozen=True, slots=True)
-class Submission:
-    """A slot, its prompts, the receiver of its events, its adapters, and what it costs."""
-
-    slot: Slot
-    prompts: ReadPrompts
-    post: Post
-    adapters: Adapters = NO_ADAPTERS
-    bill: Bill = field(default_factory=Bill)
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """Height and width in pixels."""
-        return self.slot.recipe.height, self.slot.recipe.width
-
-
-SlotJob = Job[Submission]
 
 
 class Engine:

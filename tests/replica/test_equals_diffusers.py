@@ -33,8 +33,8 @@ from serve_app.messages import Slot
 from serve_app.recipe import SchedulerName
 from serve_app.replica.checkpoint import load_checkpoint
 from serve_app.replica.decode import Decoder
-from serve_app.replica.engine import SlotJob
 from serve_app.replica.model_runner import Running
+from serve_app.replica.submission import SlotJob
 from tests.conftest import BETAS, ZERO_SNR, MakeEngine, WithScheduler, make_slot, pipeline
 
 LEADING, TRAILING = {**BETAS, "timestep_spacing": "leading"}, {**BETAS, "timestep_spacing": "trailing"}

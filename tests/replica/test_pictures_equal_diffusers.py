@@ -23,9 +23,10 @@ from serve_app.messages import Preview, Slot
 from serve_app.recipe import SchedulerName
 from serve_app.replica.checkpoint import Checkpoint, load_checkpoint
 from serve_app.replica.encode import Encoder, can_encode
-from serve_app.replica.engine import Engine, SlotJob
+from serve_app.replica.engine import Engine
 from serve_app.replica.model_runner import Running
 from serve_app.replica.previews import PreviewDecoder
+from serve_app.replica.submission import SlotJob
 from tests.conftest import MakeEngine, make_slot
 from tests.replica.test_equals_diffusers import MORE, STOCK, assert_same, difference
 

@@ -62,7 +62,7 @@ def router(offers: Offers, files: Files | None, most_bytes: int) -> APIRouter:
     Images = images.annotation  # noqa: N806 - a class, created for this service
 
     # Dependencies, because a stream's request stays open while its answer is sent.
-    async def generated(body: Images, http: Request) -> AsyncIterator[Response]:  # type: ignore[valid-type]  # a class made at run time
+    async def generated(body: Images, http: Request) -> AsyncIterator[Response]:  # type: ignore[valid-type]  # made at run time
         offer = images.offer_of(body)
         async with answered(body, offer, own_request(body, offer), GENERATION, http) as answer:
             yield answer

@@ -1,0 +1,32 @@
+"""What an engine is given to generate."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from serve_app.messages import Slot, SlotEvent
+from serve_app.replica.batching import Job
+from serve_app.replica.lora.sets import NO_ADAPTERS, Adapters
+from serve_app.replica.meter import Bill
+from serve_app.replica.prompt_reader import ReadPrompts
+
+Post = Callable[[SlotEvent | Exception], None]
+"""Takes a slot's events, from any thread. The last is Generated or an error; a cancelled slot has no last event."""
+
+
+@dataclass(frozen=True, slots=True)
+class Submission:
+    """A slot, its prompts, the receiver of its events, its adapters, and what it costs."""
+
+    slot: Slot
+    prompts: ReadPrompts
+    post: Post
+    adapters: Adapters = NO_ADAPTERS
+    bill: Bill = field(default_factory=Bill)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width in pixels."""
+        return self.slot.recipe.height, self.slot.recipe.width
+
+
+SlotJob = Job[Submission]
