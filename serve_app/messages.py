@@ -3,7 +3,7 @@
 import math
 import uuid
 from collections.abc import Hashable, Mapping
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Any, Literal, Self
 
 from serve_app.recipe import USUAL_PROMPT_TOKENS, Output, Recipe, SchedulerName, Variation
@@ -14,6 +14,9 @@ Stage = Literal["prompt", "unet", "vae", "preview", "file"]
 
 Loss = Literal["cancelled", "failed", "returned"]
 """Why what was spent on a slot is wasted."""
+
+End = Literal["succeeded", "paused"] | Loss
+"""How a slot ends on a replica."""
 
 _PARTS = {*Recipe.model_fields, *Output.model_fields}
 
@@ -54,6 +57,8 @@ class Slot:
     """What moves the seed's noise, one after the other, each with a seed and a strength above 0."""
     kept: Kept | None = None
     """Where to go on; None: at the beginning."""
+    pause_after: int | None = None
+    """The step after which it ends as `Paused`, to go on later or never; None: it does not."""
 
     @property
     def name(self) -> str:
@@ -141,6 +146,21 @@ class Work:
     encode: float
     gpu: float = 0.0
 
+    def __add__(self, later: "Work") -> "Work":
+        return Work(*(before + after for before, after in zip(astuple(self), astuple(later), strict=True)))
+
+
+NO_WORK = Work(0, 0, 0, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Paused:
+    """A sketch: a slot that has ended after `Slot.pause_after` steps. What it shows so far, and where to go on."""
+
+    preview: Preview
+    kept: Kept
+    work: Work
+
 
 @dataclass(frozen=True, slots=True)
 class Generated:
@@ -159,7 +179,7 @@ class Generated:
     warnings: tuple[str, ...] = ()
 
 
-SlotEvent = Progress | Preview | Kept | Generated
+SlotEvent = Progress | Preview | Kept | Paused | Generated
 
 
 @dataclass(frozen=True, slots=True)

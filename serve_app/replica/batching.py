@@ -14,15 +14,17 @@ from serve_app.states import State
 
 
 class JobState(State):
-    """The state of a job. Every job ends once, in one of the last four states; see `_NEXT`."""
+    """The state of a job. Every job ends once, in one of the last five states; see `_NEXT`."""
 
     WAITING = "waiting"
     """Waiting for a place in the batch."""
     ACTIVE = "active"
     """In the batch: takes a step whenever it is its group's turn."""
     DENOISED = "denoised"
-    """All steps done and out of the batch; its file is being encoded."""
+    """All its steps done and out of the batch; its file, or its sketch, is being encoded."""
     FINISHED = "finished"
+    PAUSED = "paused"
+    """Its sketch is done. It goes on as another job, if at all."""
     FAILED = "failed"
     CANCELLED = "cancelled"
     RETURNED = "returned"
@@ -36,8 +38,11 @@ class JobState(State):
 _NEXT: Mapping[JobState, frozenset[JobState]] = {
     JobState.WAITING: frozenset({JobState.ACTIVE, JobState.CANCELLED, JobState.RETURNED}),
     JobState.ACTIVE: frozenset({JobState.DENOISED, JobState.FAILED, JobState.CANCELLED, JobState.RETURNED}),
-    JobState.DENOISED: frozenset({JobState.FINISHED, JobState.FAILED, JobState.CANCELLED, JobState.RETURNED}),
+    JobState.DENOISED: frozenset(
+        {JobState.FINISHED, JobState.PAUSED, JobState.FAILED, JobState.CANCELLED, JobState.RETURNED}
+    ),
     JobState.FINISHED: frozenset(),
+    JobState.PAUSED: frozenset(),
     JobState.FAILED: frozenset(),
     JobState.CANCELLED: frozenset(),
     JobState.RETURNED: frozenset(),
@@ -86,7 +91,7 @@ class Batcher(Generic[Payload]):
     turns; in its turn a group takes one step, in calls of at most `images_per_call` jobs.
 
     Between two steps call `drop_cancelled`, then `admit` until it returns None, then `next_calls`. Mark each job that
-    is denoised, finished or failed. Not thread-safe: callers hold a lock.
+    is denoised, finished, paused or failed. Not thread-safe: callers hold a lock.
     """
 
     def __init__(self, max_batch_size: int, images_per_call: int, weight_sets: int = 0, lanes: int = 1) -> None:
@@ -161,6 +166,10 @@ class Batcher(Generic[Payload]):
         """End a denoised job whose file is encoded. Raises IllegalTransition."""
         self._move(job, JobState.FINISHED)
         self._finished += 1
+
+    def mark_paused(self, job: Job[Payload]) -> None:
+        """End a denoised job whose sketch is encoded. Raises IllegalTransition."""
+        self._move(job, JobState.PAUSED)
 
     def mark_failed(self, job: Job[Payload]) -> None:
         """End an active or denoised job that has failed. Raises IllegalTransition."""

@@ -11,16 +11,16 @@ import time
 from collections.abc import Hashable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import partial
 
 import torch
 
 from serve_app.config import EngineConfig, PreviewConfig
 from serve_app.errors import SlotFailed, SlotReturned
-from serve_app.messages import Generated, Kept, Preview, Progress, Slot, Work
+from serve_app.messages import Generated, Kept, Paused, Preview, Progress, Slot
 from serve_app.replica.batching import Batcher, JobState, Load
 from serve_app.replica.checkpoint import Checkpoint
+from serve_app.replica.decode import PendingPixels
 from serve_app.replica.denoise import CallGroup
 from serve_app.replica.embeddings import Embeddings
 from serve_app.replica.failures import Failure, failure_of, slot_failure
@@ -222,9 +222,9 @@ class Engine:
     def _after_step(self, job: SlotJob) -> None:
         running = self._running[job]
         trajectory = running.trajectory
-        if trajectory.done:
+        if trajectory.done or running.is_sketch:
             if not job.cancel_requested:
-                self._decode(job, running)
+                (self._decode if trajectory.done else self._pause)(job, running)
             return
         now = time.perf_counter()
         step = trajectory.step
@@ -233,16 +233,20 @@ class Engine:
             job.payload.post(Progress(step))
         self._keep(job, running)
         running.pace.step_done(step, trajectory.clean)
-        if self._models.previews and (wanted := running.pace.take(now)):
+        if wanted := running.pace.take(now):
             step, clean = wanted
             deliver = partial(self._deliver_preview, job, running.pace)
             try:
-                with self._watchdog.watching("a preview", *job.payload.size), running.lane.open():
-                    pending = self._models.previews.decode(clean, self._meter.charging("preview", [job.payload.bill]))
+                pending = self._preview(job, running, clean)
             except Exception as error:
                 deliver(error)  # a preview never costs its picture
             else:
                 self._outputs.preview(step, pending, deliver)
+
+    def _preview(self, job: SlotJob, running: Running, clean: torch.Tensor) -> PendingPixels:
+        assert self._models.previews is not None, "without them none is wanted"
+        with self._watchdog.watching("a preview", *job.payload.size), running.lane.open():
+            return self._models.previews.decode(clean, self._meter.charging("preview", [job.payload.bill]))
 
     def _keep(self, job: SlotJob, running: Running) -> None:
         """Keep the state of a job where it is due, to go on from if this replica dies."""
@@ -250,9 +254,16 @@ class Engine:
         if not every or step % every or step <= running.last_kept:
             return
         running.last_kept = step
-        with running.lane.open():
-            pending = running.trajectory.keep()
-        self._outputs.kept(step, pending, partial(self._deliver_beside, job))
+        self._outputs.kept(step, running.keep(), partial(self._deliver_beside, job))
+
+    def _pause(self, job: SlotJob, running: Running) -> None:
+        """End a job with what it shows so far and its state, from which another goes on."""
+        work, trajectory, done = running.work(time.perf_counter()), running.trajectory, partial(self._deliver, job)
+        pending, state = self._preview(job, running, trajectory.clean), running.keep()
+        with self._changed:
+            self._batcher.mark_denoised(job)
+        self._leave(job)
+        self._outputs.sketch(trajectory.step, pending, state, work, job.payload.bill, done)
 
     def _decode(self, job: SlotJob, running: Running) -> None:
         denoised = time.perf_counter()
@@ -264,20 +275,20 @@ class Engine:
         with self._changed:
             self._batcher.mark_denoised(job)
         del self._running[job]
-        work = Work(running.encode_prompt_s, denoised - running.began, decode=0, encode=0)
-        self._outputs.image(job.payload.slot, pending, denoised, work, job.payload.bill, partial(self._deliver, job))
+        done = partial(self._deliver, job)
+        self._outputs.image(job.payload.slot, pending, denoised, running.work(denoised), job.payload.bill, done)
 
-    def _deliver(self, job: SlotJob, outcome: Generated | Exception) -> None:
+    def _deliver(self, job: SlotJob, outcome: Generated | Paused | Exception) -> None:
         if isinstance(outcome, Exception):
             self._fail(job, outcome)
             return
+        paused = isinstance(outcome, Paused)
         with self._changed:
             if job.state.ended:  # cancelled or returned while its file was encoded
                 return
-            self._batcher.mark_finished(job)
-        self._meter.ended(job.payload.bill, "succeeded")
-        told = replace(outcome, warnings=(*outcome.warnings, *job.payload.prompts.warnings))
-        job.payload.post(told)  # last, so that the counts include it once a client has the picture
+            (self._batcher.mark_paused if paused else self._batcher.mark_finished)(job)
+        self._meter.ended(job.payload.bill, "paused" if paused else "succeeded")
+        job.payload.post(job.payload.told(outcome))  # last, so that the counts include it once a client has the picture
 
     def _deliver_preview(self, job: SlotJob, pace: PreviewPace, outcome: Preview | Exception) -> None:
         self._deliver_beside(job, outcome)

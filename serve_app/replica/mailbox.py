@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 
-from serve_app.messages import Generated, Kept, Preview, Progress, SlotEvent
+from serve_app.messages import Generated, Kept, Paused, Preview, Progress, SlotEvent
 
 
 class Mailbox:
@@ -15,7 +15,7 @@ class Mailbox:
         self._progress: Progress | None = None
         self._preview: Preview | None = None
         self._kept: Kept | None = None
-        self._last: Generated | Exception | None = None
+        self._last: Generated | Paused | Exception | None = None
 
     def post(self, event: SlotEvent | Exception) -> None:
         """Add an event, or the error that there is instead of a picture. May be called from any thread."""
@@ -34,7 +34,7 @@ class Mailbox:
         self._filled.set()
 
     async def events(self) -> AsyncIterator[SlotEvent]:
-        """Yield events; the last one is the picture. Raises the error that was posted instead."""
+        """Yield events; the last one is the picture or the sketch. Raises the error that was posted instead."""
         while True:
             await self._filled.wait()
             self._filled.clear()

@@ -3,11 +3,10 @@
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Literal
 
 import torch
 
-from serve_app.messages import Loss, Stage
+from serve_app.messages import End, Loss, Stage
 from serve_app.replica.gpu_clock import GpuClock
 from serve_app.replica.observer import Observer
 
@@ -49,13 +48,14 @@ class Meter:
         """A file has been encoded, on the processor: nobody is charged."""
         self._observer.stage("file", seconds)
 
-    def ended(self, bill: Bill, outcome: Loss | Literal["succeeded"]) -> None:
-        """An image has ended. What is on its bill, or is charged later, is wasted unless it has succeeded."""
+    def ended(self, bill: Bill, outcome: End) -> None:
+        """An image has ended. What is on its bill, or is charged later, is wasted unless it has succeeded or paused."""
         self._observer.ended(outcome)
-        if outcome != "succeeded":
-            with self._lock:
-                bill.loss, spent = outcome, bill.seconds
-            self._observer.wasted(outcome, spent)
+        if outcome == "succeeded" or outcome == "paused":
+            return
+        with self._lock:
+            bill.loss, spent = outcome, bill.seconds
+        self._observer.wasted(outcome, spent)
 
     def _charge(self, stage: Stage, bills: Sequence[Bill], size: tuple[int, int] | None, seconds: float) -> None:
         self._observer.stage(stage, seconds)

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 import torch
 
 from serve_app.config import EngineConfig, PreviewConfig
-from serve_app.messages import Slot
+from serve_app.messages import Slot, Work
 from serve_app.replica.checkpoint import Checkpoint
 from serve_app.replica.cuda_graphs import all_with_cuda_graphs
 from serve_app.replica.decode import Decoder
 from serve_app.replica.denoise import Denoiser
 from serve_app.replica.embeddings import Embeddings
 from serve_app.replica.encode import Encoder
-from serve_app.replica.kept_steps import KeptStep
+from serve_app.replica.kept_steps import KeptStep, PendingStep
 from serve_app.replica.lanes import Lane
 from serve_app.replica.lora.sets import NO_ADAPTERS, Adapters, WeightSet, WeightSets
 from serve_app.replica.previews import PreviewDecoder, PreviewPace
@@ -38,6 +38,22 @@ class Running:
     last_progress: float = float("-inf")
     last_kept: int = 0
     """The last step whose state was kept."""
+    pause_after: int | None = None
+    """The step after which it ends for now."""
+
+    @property
+    def is_sketch(self) -> bool:
+        """Whether it ends here for now."""
+        return self.pause_after is not None and self.trajectory.step >= self.pause_after
+
+    def keep(self) -> PendingStep:
+        """Return its state, without waiting for the device."""
+        with self.lane.open():
+            return self.trajectory.keep()
+
+    def work(self, now: float) -> Work:
+        """Return the seconds spent on it, the denoising up to now."""
+        return Work(self.encode_prompt_s, now - self.began, decode=0, encode=0)
 
 
 class ModelRunner:
@@ -110,7 +126,15 @@ class ModelRunner:
         passing = [trajectory.latents] if slot.kept is None else trajectory.go_on(KeptStep.read(slot.kept.state))
         pace = PreviewPace(slot.preview_steps if self.previews else frozenset(), self._min_interval_s)
         self._lanes[lane].take(*passing)
-        return Running(trajectory, self._lanes[lane], weights, pace, encode_prompt_s=encoded - started, began=encoded)
+        return Running(
+            trajectory,
+            self._lanes[lane],
+            weights,
+            pace,
+            encode_prompt_s=encoded - started,
+            began=encoded,
+            pause_after=slot.pause_after if self.previews else None,  # else there would be nothing to see
+        )
 
     def predict(self, slots: Sequence[Running]) -> Sequence[torch.Tensor]:
         """Return the UNet's predictions for slots of one `CallGroup` and lane; see `Denoiser.predict`."""

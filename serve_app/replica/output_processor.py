@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TypeVar
 
 from serve_app.imaging import Pixels, encode_bare, encode_picture, encode_preview
-from serve_app.messages import Generated, Kept, Preview, Slot, Work
+from serve_app.messages import Generated, Kept, Paused, Preview, Slot, Work
 from serve_app.replica.checkpoint import Checkpoint
 from serve_app.replica.decode import PendingPixels
 from serve_app.replica.kept_steps import PendingStep
@@ -15,11 +15,11 @@ from serve_app.replica.meter import Bill, Meter
 from serve_app.replica.watchdog import Watchdog
 from serve_app.side_work import side_work
 
-Made = TypeVar("Made", Generated, Kept, Preview)
+Made = TypeVar("Made", Generated, Kept, Paused, Preview)
 
 
 class OutputProcessor:
-    """Encodes files, previews and kept steps. Calls `done` with the result or the error, on one of its threads."""
+    """Encodes files, previews, kept steps and sketches. Calls `done` with the result or error, on its threads."""
 
     def __init__(
         self, checkpoint: Checkpoint, file_threads: int, jpeg_quality: int, meter: Meter, watchdog: Watchdog
@@ -55,6 +55,23 @@ class OutputProcessor:
     def kept(self, step: int, pending: PendingStep, done: Callable[[Kept | Exception], None]) -> None:
         """Write down the state after `step` steps."""
         self._previews.submit(_report, done, lambda: self._kept(step, pending))
+
+    def sketch(
+        self,
+        step: int,
+        pending: PendingPixels,
+        state: PendingStep,
+        work: Work,
+        bill: Bill,
+        done: Callable[[Paused | Exception], None],
+    ) -> None:
+        """Write down what a slot shows after its last step for now, and its state; after its earlier previews."""
+        self._previews.submit(_report, done, lambda: self._sketch(step, pending, state, work, bill))
+
+    def _sketch(self, step: int, pending: PendingPixels, state: PendingStep, work: Work, bill: Bill) -> Paused:
+        preview, kept = self._preview(step, pending), self._kept(step, state)
+        self._meter.settle()
+        return Paused(preview, kept, replace(work, gpu=bill.seconds))
 
     def _kept(self, step: int, pending: PendingStep) -> Kept:
         with self._watchdog.watching("keeping a step"):

@@ -1,16 +1,16 @@
 """What an engine is given to generate."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from serve_app.messages import Slot, SlotEvent
+from serve_app.messages import Generated, Paused, Slot, SlotEvent
 from serve_app.replica.batching import Job
 from serve_app.replica.lora.sets import NO_ADAPTERS, Adapters
 from serve_app.replica.meter import Bill
 from serve_app.replica.prompt_reader import ReadPrompts
 
 Post = Callable[[SlotEvent | Exception], None]
-"""Takes a slot's events, from any thread. The last is Generated or an error; a cancelled slot has no last event."""
+"""Takes a slot's events, from any thread. The last is Generated, Paused or an error; a cancelled slot has none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +27,12 @@ class Submission:
     def size(self) -> tuple[int, int]:
         """Height and width in pixels."""
         return self.slot.recipe.height, self.slot.recipe.width
+
+    def told(self, outcome: Generated | Paused) -> Generated | Paused:
+        """Return how the slot has ended, with what its picture's prompts are to be warned of."""
+        if isinstance(outcome, Paused):
+            return outcome
+        return replace(outcome, warnings=(*outcome.warnings, *self.prompts.warnings))
 
 
 SlotJob = Job[Submission]
