@@ -5,7 +5,9 @@
     |   `-- ModelNotFound   404  the request names a model that is not served
     |-- InvalidRequest      422  a field is wrong; `param` names it
     |   `-- AdapterError    422  the file of an adapter cannot be used; the message names the adapter
+    |-- NotPaused           409  images are to go on that are not paused
     |-- TooManyWaiting      429  the queue is full; `retry_after_s` says when to retry
+    |-- TooManyPaused       429  paused images keep all that they may keep
     |-- GenerationFailed    500  every image of the request failed
     |-- InternalError       500  a bug in the service; the log says more
     |-- NotReady            503  no replica has loaded its model yet; `retry_after_s` says when one may have
@@ -78,6 +80,17 @@ class TooManyWaiting(ServiceError):
         super().__init__(message)
         self.args = (message, retry_after_s)
         self.retry_after_s = retry_after_s
+
+
+class NotPaused(ServiceError):
+    status = 409
+    type = "not_paused"
+
+
+class TooManyPaused(ServiceError):
+    status = 429
+    type = "too_many_paused"
+    retry_after_s = 10
 
 
 class GenerationFailed(ServiceError):

@@ -97,17 +97,18 @@ REFUSALS = _counter(
     "refusals",
     "Requests refused before any work, by reason.",
     ("reason",),
-    _each(("too_many_waiting", "not_ready", "shutting_down")),
+    _each(("too_many_waiting", "too_many_paused", "not_ready", "shutting_down")),
     by_model=True,
 )
 IMAGES = _counter(
     "images",
-    "Images by outcome (succeeded, failed, cancelled) and reason: a failure's type; who cancelled, client or left.",
+    "Images by outcome (succeeded, failed, cancelled) and reason: a failure's type; client, left or expired.",
     ("outcome", "reason"),
     (
         ("succeeded", ""),
         ("cancelled", "client"),
         ("cancelled", "left"),
+        ("cancelled", "expired"),
         *product(
             ("failed",),
             (
@@ -151,14 +152,21 @@ GENERATED_AGAIN = _counter(
     _each(("lost", "returned", "out_of_memory")),
     by_model=True,
 )
+STEPS_SAVED = _counter(
+    "steps_saved", "Steps not done again by images begun again, because one was kept to go on from.", by_model=True
+)
 CLIENT_IMAGES = _counter(
     "client_images", "Finished images by client: the hash of an API key, or none.", ("client",), by_model=True
 )
 CLIENT_GPU_SECONDS = _counter(
     "client_gpu_seconds",
-    "Seconds of device time of finished images, by client as in client_images.",
+    "Seconds of device time of finished images and of sketches, by client as in client_images.",
     ("client",),
     by_model=True,
+)
+PAUSED = _gauge("images_paused", "Images that are paused after a sketch, of all models.")
+TRAJECTORY_BYTES = _gauge(
+    "trajectory_bytes", "Bytes that paused images keep, and those may keep that are still to be paused, of all models."
 )
 QUEUED = _gauge("images_queued", "Images that wait because all replicas are busy.", by_model=True)
 READY = _gauge("replicas_ready", "Replicas that generate images now.", by_model=True)
@@ -174,9 +182,12 @@ INGRESS: Sequence[Metric] = (
     FIRST_PREVIEW_SECONDS,
     SKEW_SECONDS,
     GENERATED_AGAIN,
+    STEPS_SAVED,
     CLIENT_IMAGES,
     CLIENT_GPU_SECONDS,
     QUEUED,
+    PAUSED,
+    TRAJECTORY_BYTES,
     READY,
     TARGET,
 )
@@ -196,9 +207,9 @@ WASTED_SECONDS = _counter(
 )
 SLOTS = _counter(
     "slots",
-    "Slots by outcome on this replica, its warm-up included: succeeded, cancelled, failed or returned.",
+    "Slots by outcome on this replica, its warm-up included: succeeded, paused, cancelled, failed or returned.",
     ("outcome",),
-    _each(("succeeded", *get_args(Loss))),
+    _each(("succeeded", "paused", *get_args(Loss))),
 )
 STEP_SECONDS = _histogram(
     "step_seconds",

@@ -2,7 +2,7 @@
 
 import asyncio
 import math
-from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Generator, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field, replace
 from typing import Any, Self, get_args
@@ -12,6 +12,7 @@ import numpy as np
 from serve_app import metrics
 from serve_app.canvas import Canvas
 from serve_app.config import ONLY_MODEL, AppArgs
+from serve_app.errors import ServiceError
 from serve_app.fanout.admission import Admission
 from serve_app.fanout.deployed import Deployed
 from serve_app.fanout.dispatch import Dispatcher
@@ -22,13 +23,14 @@ from serve_app.fanout.placement import Placement
 from serve_app.fanout.pool import Pool, Tell, nobody
 from serve_app.fanout.sight import PoolStatus
 from serve_app.fanout.starts import Readiness, Starts
-from serve_app.messages import Generated, Preview, Progress, ReplicaStatus, Slot, SlotEvent, Work
+from serve_app.messages import Generated, Kept, Paused, Preview, Progress, ReplicaStatus, Slot, SlotEvent, Work
 from serve_app.readings import Part, Reading
 from serve_app.recipe import Embedding, Lora, SchedulerName
 from serve_app.schemas import BatchResult, Event, GenerateRequest, ModelInfo
 
 SCHEDULERS: tuple[SchedulerName, ...] = get_args(SchedulerName)
 GPU_SECONDS = 0.5
+SKETCH_SECONDS = 0.25
 MODEL = ModelInfo(name="fake", revision=None, hash="0123456789")
 REPLICA = ReplicaStatus(
     id="abc",
@@ -96,6 +98,12 @@ def generated(slot: Slot) -> Generated:
     )
 
 
+def sketch(slot: Slot) -> Paused:
+    """What a slot has become by the step where it is to pause."""
+    step = slot.pause_after or 0
+    return Paused(Preview(step, 8, 8, "sketch"), Kept(step, MODEL.hash, b"state"), Work(0, 0, 0, 0, gpu=SKETCH_SECONDS))
+
+
 async def nothing_special(slot: Slot) -> None: ...
 
 
@@ -150,6 +158,10 @@ class FakePool(Pool):
 
     async def stream(self, slot: Slot, replica: str = "abc", deadline: float = math.inf) -> AsyncGenerator[SlotEvent]:
         yield Progress(1)
+        if slot.pause_after is not None:
+            await self.before(slot)
+            yield sketch(slot)
+            return
         for step in sorted(slot.preview_steps):
             yield Preview(step, 8, 8, "preview")
         async for event in self.generate(slot, replica, deadline):
@@ -180,6 +192,9 @@ class NoPeers(Peers):
 
     async def cancel(self, id: str, index: int | None) -> list[int]:
         return []
+
+    async def resume_images(self, id: str, images: Collection[int] | None) -> list[int] | ServiceError | None:
+        return None
 
     async def next_part(self, id: str, after: int, wait_s: float) -> Part | None:
         return None

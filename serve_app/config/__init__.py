@@ -23,6 +23,7 @@ from serve_app.config.live import (
     LiveSettings,
     PicturesConfig,
     StreamsConfig,
+    TrajectoriesConfig,
 )
 from serve_app.config.model import ModelConfig
 from serve_app.config.models import MODELS, ONLY_MODEL, ModelName, merged, own_settings
@@ -51,6 +52,7 @@ __all__ = [
     "Quantization",
     "ScalingConfig",
     "StreamsConfig",
+    "TrajectoriesConfig",
 ]
 
 

@@ -64,6 +64,25 @@ class StreamsConfig(Config):
     )
 
 
+class TrajectoriesConfig(Config):
+    """What is kept of images that are paused after a sketch (`pause_after`)."""
+
+    ttl_s: float = Field(
+        default=600.0,
+        gt=0,
+        le=86400,
+        description="How long an image stays paused, in seconds; then it ends as `cancelled`, with error type "
+        "`expired`. A stream lasts as long: Serve's own `http_options.request_timeout_s` must be above both this and "
+        "`request_timeout_s`.",
+    )
+    max_bytes: int = Field(
+        default=2**28,
+        ge=0,
+        description="Maximum size of all that an ingress replica keeps of paused images, in bytes of memory: up to 1.8 "
+        "MB each at 1024x1024. Requests that may exceed it get a 429. 0: no image can be paused.",
+    )
+
+
 class FilesConfig(Config):
     """Where images are stored for answers with URLs, and for how long."""
 
@@ -132,6 +151,7 @@ class LiveSettings(Config):
     limits: LimitsConfig = LimitsConfig()
     admission: AdmissionConfig = AdmissionConfig()
     streams: StreamsConfig = StreamsConfig()
+    trajectories: TrajectoriesConfig = TrajectoriesConfig()
     files: FilesConfig = FilesConfig()
     auth: AuthConfig = AuthConfig()
     cors: CorsConfig = CorsConfig()

@@ -6,11 +6,13 @@ from typing import Any
 from serve_app import metrics
 from serve_app.client import short
 from serve_app.errors import ServiceError
+from serve_app.fanout.events import EXPIRED
 from serve_app.fanout.generation import Generation
 from serve_app.fanout.plan import Plan
 from serve_app.fanout.states import SlotState
 from serve_app.fanout.tries import Again
 from serve_app.metrics import Metrics
+from serve_app.schemas import NoPicture
 
 
 class Accounts:
@@ -24,9 +26,10 @@ class Accounts:
         if (error.type,) in metrics.REFUSALS.starts:
             self._counted.add(metrics.REFUSALS, reason=error.type)
 
-    def again(self, reason: Again) -> None:
-        """An image is generated again."""
+    def again(self, reason: Again, steps_saved: int) -> None:
+        """An image is generated again, but for so many steps."""
         self._counted.add(metrics.GENERATED_AGAIN, reason=reason)
+        self._counted.add(metrics.STEPS_SAVED, steps_saved)
 
     def first_preview(self, seconds: float) -> None:
         """A stream has had its first preview, so long after the request."""
@@ -43,9 +46,13 @@ class Accounts:
         states = Counter(generation.slot_states)
         failed = [failure.error.type for failure in generation.failures if failure.status == "failed"]
         left = len(generation.failures) - len(failed)  # cancelled, but nobody asked for that
+        expired = sum(isinstance(image, NoPicture) and image.error == EXPIRED for image in generation.images.values())
         self._counted.add(metrics.IMAGES, states[SlotState.SUCCEEDED], outcome="succeeded", reason="")
-        self._counted.add(metrics.IMAGES, states[SlotState.CANCELLED] - left, outcome="cancelled", reason="client")
+        self._counted.add(
+            metrics.IMAGES, states[SlotState.CANCELLED] - left - expired, outcome="cancelled", reason="client"
+        )
         self._counted.add(metrics.IMAGES, left, outcome="cancelled", reason="left")
+        self._counted.add(metrics.IMAGES, expired, outcome="cancelled", reason="expired")
         for reason in failed:
             self._counted.add(metrics.IMAGES, outcome="failed", reason=reason)
         finished = list(generation.finished.values())
@@ -73,12 +80,13 @@ def facts_of_plan(plan: Plan) -> dict[str, Any]:
 
 
 def facts_of_end(generation: Generation) -> dict[str, Any]:
-    """Return what the log says of a generation at its end: images by outcome, replicas, and seconds."""
+    """Return what the log says of a generation at its end: images by outcome, sketches, replicas, and seconds."""
     states = Counter(state.value for state in generation.slot_states)
     timings = generation.timings
     failures = sorted({failure.error.type for failure in generation.failures if failure.status == "failed"})
     return {
         **states,
+        **({"paused": generation.were_paused} if generation.were_paused else {}),
         **({"failures": failures} if failures else {}),
         "replicas": list(generation.replicas),
         "queue_seconds": round(timings.queue, 3),

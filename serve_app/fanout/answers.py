@@ -1,6 +1,7 @@
 """The answer of a generation, from its events."""
 
 from collections.abc import Iterable
+from typing import Any
 
 from serve_app.errors import NotReady, error_of
 from serve_app.readings import Part
@@ -17,9 +18,12 @@ from serve_app.schemas import (
     ImageEvent,
     ImageState,
     NoPicture,
+    PausedEvent,
     Picture,
     PreviewEvent,
     ProgressEvent,
+    QueuedEvent,
+    ResumedEvent,
     StartEvent,
     UnfinishedResult,
 )
@@ -36,17 +40,13 @@ def answer_of(part: Part) -> BatchResult | UnfinishedResult:
     start = next((event for event in events if isinstance(event, StartEvent)), None)
     if start is None:
         raise NotReady("the generation has not begun; try again")
-    states = {index: image.status for index, image in _images(events).items()}
-    running = {event.index for event in events if isinstance(event, ProgressEvent | PreviewEvent)}
+    states = _states(events)
     return UnfinishedResult(
         id=start.id,
         created=part.created,
         parameters=start.parameters,
         warnings=start.warnings,
-        images=[
-            ImageState(index=i, seed=seed, status=states.get(i, "running" if i in running else "queued"))
-            for i, seed in enumerate(start.seeds)
-        ],
+        images=[ImageState(index=i, seed=seed, status=states.get(i, "queued")) for i, seed in enumerate(start.seeds)],
     )
 
 
@@ -66,6 +66,22 @@ def _result(events: list[Event], created: int) -> BatchResult:
         timings=end.timings,
         warnings=[*start.warnings, *end.warnings],
     )
+
+
+def _states(events: Iterable[Event]) -> dict[int, Any]:
+    """Return how far each image is, by index, as the last event of each tells."""
+    states: dict[int, str] = {}
+    for event in events:
+        match event:
+            case QueuedEvent() | ResumedEvent():
+                states[event.index] = "queued"
+            case ProgressEvent() | PreviewEvent():
+                states[event.index] = "running"
+            case PausedEvent():
+                states[event.index] = "paused"
+            case ImageEvent() | FailedEvent() | CancelledEvent():
+                states[event.index] = "succeeded" if isinstance(event, ImageEvent) else event.type
+    return states
 
 
 def _images(events: Iterable[Event]) -> dict[int, Image]:

@@ -15,17 +15,21 @@ from serve_app.schemas import (
     FailedEvent,
     Image,
     ImageEvent,
+    PausedEvent,
     PreviewEvent,
     ProgressEvent,
     QueuedEvent,
+    ResumedEvent,
     StartEvent,
 )
 
 _IMAGE_ENDS = (ImageEvent, FailedEvent, CancelledEvent)
 _SUPERSEDED_BY: Mapping[type[Event], tuple[type[Event], ...]] = {
-    QueuedEvent: (QueuedEvent, ProgressEvent, PreviewEvent, *_IMAGE_ENDS),
-    ProgressEvent: (ProgressEvent, PreviewEvent, *_IMAGE_ENDS),
-    PreviewEvent: (PreviewEvent, *_IMAGE_ENDS),
+    QueuedEvent: (QueuedEvent, ProgressEvent, PreviewEvent, PausedEvent, *_IMAGE_ENDS),
+    ProgressEvent: (ProgressEvent, PreviewEvent, PausedEvent, *_IMAGE_ENDS),
+    PreviewEvent: (PreviewEvent, PausedEvent, *_IMAGE_ENDS),
+    PausedEvent: (PreviewEvent, *_IMAGE_ENDS),  # until then its picture is the newest
+    ResumedEvent: (QueuedEvent, ProgressEvent, PreviewEvent, *_IMAGE_ENDS),
 }
 """What says nothing any more once a later event of the same image has come."""
 

@@ -1,9 +1,10 @@
 """What a client is told of a slot, from what a replica says of it."""
 
+import time
 from collections.abc import Iterable
-from typing import Literal
+from typing import Any, Literal
 
-from serve_app.messages import Generated, Preview, Progress, Slot
+from serve_app.messages import Generated, Paused, Preview, Progress, Slot
 from serve_app.schemas import (
     CancelledEvent,
     ErrorDetail,
@@ -12,9 +13,11 @@ from serve_app.schemas import (
     ImageEvent,
     ModelInfo,
     NoPicture,
+    PausedEvent,
     Picture,
     PreviewEvent,
     ProgressEvent,
+    ResumedEvent,
     model_warning,
 )
 
@@ -23,6 +26,9 @@ DEADLINE_EXCEEDED = ErrorDetail(
 )
 SHUTTING_DOWN = ErrorDetail(type="shutting_down", message="the service was shut down before this image was finished")
 CANCELLED = ErrorDetail(type="cancelled", message="the image was cancelled")
+EXPIRED = ErrorDetail(
+    type="expired", message="the image was paused for as long as trajectories.ttl_s allows, and nobody let it go on"
+)
 REPLICA_LOST = ErrorDetail(
     type="replica_lost", message="the replica was lost while generating this image, and so was the one that tried again"
 )
@@ -40,6 +46,10 @@ def failed(slot: Slot, error: ErrorDetail) -> NoPicture:
 
 def cancelled(slot: Slot) -> NoPicture:
     return _without_picture(slot, "cancelled", CANCELLED)
+
+
+def expired(slot: Slot) -> NoPicture:
+    return _without_picture(slot, "cancelled", EXPIRED)
 
 
 def picture(slot: Slot, generated: Generated, asked: ModelInfo) -> Picture:
@@ -64,17 +74,19 @@ def model_warnings(images: Iterable[Image]) -> list[str]:
 
 def step_event(slot: Slot, event: Progress | Preview) -> ProgressEvent | PreviewEvent:
     """Tell of a step that is done, and of its preview where there is one."""
-    step = {
-        "index": slot.index,
-        "seed": slot.seed,
-        "step": event.step,
-        "num_inference_steps": slot.recipe.num_inference_steps,
-    }
-    if isinstance(event, Progress):
-        return ProgressEvent(**step)
-    return PreviewEvent(
-        **step, width=event.width, height=event.height, media_type="image/jpeg", b64_json=event.b64_json
-    )
+    return ProgressEvent(**_at(slot, event.step)) if isinstance(event, Progress) else _shown(slot, event)
+
+
+def paused_event(slot: Slot, sketch: Paused, ttl_s: float) -> PausedEvent:
+    """Tell of a sketch that waits for so many seconds from now."""
+    shown = dict(_shown(slot, sketch.preview)) | {"type": "paused"}
+    return PausedEvent(**shown, expires_at=time.time() + ttl_s, gpu_seconds=sketch.work.gpu)
+
+
+def resumed_event(slot: Slot) -> ResumedEvent:
+    """Tell that a paused image goes on from the step that was kept."""
+    assert slot.kept is not None
+    return ResumedEvent(**_at(slot, slot.kept.step))
 
 
 def end_event(image: Image) -> ImageEvent | FailedEvent | CancelledEvent:
@@ -83,6 +95,16 @@ def end_event(image: Image) -> ImageEvent | FailedEvent | CancelledEvent:
         return ImageEvent(**dict(image))
     kind = FailedEvent if image.status == "failed" else CancelledEvent
     return kind(index=image.index, seed=image.seed, error=image.error)
+
+
+def _at(slot: Slot, step: int) -> dict[str, Any]:
+    steps = slot.recipe.num_inference_steps
+    return {"index": slot.index, "seed": slot.seed, "step": step, "num_inference_steps": steps}
+
+
+def _shown(slot: Slot, preview: Preview) -> PreviewEvent:
+    size = {"width": preview.width, "height": preview.height}
+    return PreviewEvent(**_at(slot, preview.step), **size, media_type="image/jpeg", b64_json=preview.b64_json)
 
 
 def _without_picture(slot: Slot, status: Literal["failed", "cancelled"], error: ErrorDetail) -> NoPicture:

@@ -6,7 +6,6 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Iterator, Sequence, Set
 from contextlib import ExitStack, aclosing, asynccontextmanager, contextmanager
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 from opentelemetry.context import get_current
@@ -30,7 +29,7 @@ from serve_app.fanout.request_events import completed_event, request_events
 from serve_app.fanout.share import Share
 from serve_app.fanout.spans import write_spans
 from serve_app.line import Line, current
-from serve_app.messages import SlotEvent
+from serve_app.messages import Slot, SlotEvent
 from serve_app.metrics import Metrics
 from serve_app.readings import Reading
 from serve_app.schemas import (
@@ -137,6 +136,8 @@ class FanOut:
         if request.id is None and request.on_disconnect != "cancel":
             message = "on_disconnect: this answer tells the id too late; choose an id, or use the stream"
             raise InvalidRequest(message, "on_disconnect")
+        if request.pause_after is not None:
+            raise InvalidRequest("pause_after: this answer has no place for sketches; use POST /stream", "pause_after")
         without_previews = request.model_copy(update={"preview_steps": []})
         calls = self._pool.stream if self._args.engine.keep_every else self._pool.generate
         held = await self._begin(without_previews, canvas, calls, can_be_found=request.id is not None)
@@ -179,6 +180,7 @@ class FanOut:
             request = await self._adapters.named(request, model.hash, min(request.timeout_s or longest_s, longest_s))
             plan = self._plan(request, started, shared, () if canvas is None else canvas.warnings)
             self._generations.check_free(plan.id)
+            self._generations.require_keeping([slot for slot in plan.slots if slot.pause_after is not None])
             place.enter_context(line.open())
             line.facts |= facts_of_plan(plan)
             generation = place.enter_context(self._admitted(plan, line))
@@ -206,8 +208,10 @@ class FanOut:
         return held
 
     async def _run(self, plan: Plan, generation: Generation, generate: _Generate, log: EventLog) -> None:
-        generate = partial(generate, deadline=plan.deadline)
-        events = request_events(plan, generation, generate, self._pool.pixels, self._accounts.first_preview)
+        def in_time(slot: Slot, replica: str) -> AsyncGenerator[SlotEvent]:
+            return generate(slot, replica, deadline=plan.deadline + generation.paused_seconds(slot.index))
+
+        events = request_events(plan, generation, in_time, self._pool.pixels, self._accounts.first_preview)
         async with aclosing(events) as events:
             async for event in events:
                 log.append(event)
@@ -231,6 +235,7 @@ class FanOut:
             plan.started,
             self._accounts.again,
             name := client.get(),
+            self._args.trajectories.ttl_s,
         )
         try:
             with generation.admitted():

@@ -2,17 +2,20 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import aclosing, asynccontextmanager
 
-from serve_app.errors import InvalidRequest, NotFound, ShuttingDown
+from serve_app.config import LiveSettings
+from serve_app.errors import InvalidRequest, NotFound, ServiceError, ShuttingDown, TooManyPaused
 from serve_app.fanout.answers import answer_of
 from serve_app.fanout.held import Held
 from serve_app.fanout.peers import Peers
 from serve_app.fanout.registry import Registry
 from serve_app.fanout.relay import entries_from, part_after, whole
+from serve_app.fanout.slot_record import most_kept
+from serve_app.messages import Slot
 from serve_app.readings import Found, Part, Reading
-from serve_app.schemas import Cancelled
+from serve_app.schemas import Cancelled, Resumed
 
 _DRAIN_INTERVAL_S = 0.05
 _ENDING_S = 5.0
@@ -22,14 +25,16 @@ _ENDING_S = 5.0
 class Generations:
     """What this ingress replica generates, and what its peers do. All that is kept here takes at most so many bytes."""
 
-    def __init__(self, peers: Peers, max_kept_bytes: int) -> None:
+    def __init__(self, peers: Peers, args: LiveSettings) -> None:
         self._peers = peers
-        self._here = Registry(max_kept_bytes)
+        self._here = Registry(args.streams.max_kept_bytes)
+        self.most_paused_bytes = args.trajectories.max_bytes
         self.draining = False
 
-    def keep_at_most(self, max_bytes: int) -> None:
-        """Keep ended generations of so many bytes together from now on."""
-        self._here.max_bytes = max_bytes
+    def take(self, args: LiveSettings) -> None:
+        """Keep as much of ended generations and of paused images as these settings say from now on."""
+        self._here.max_bytes = args.streams.max_kept_bytes
+        self.most_paused_bytes = args.trajectories.max_bytes
 
     def require_running(self) -> None:
         """Raise ShuttingDown once no new ones are taken."""
@@ -39,6 +44,23 @@ class Generations:
     def check_free(self, id: str) -> None:
         """Raise InvalidRequest if a generation here has this id."""
         self._here.check_free(id)
+
+    def require_keeping(self, slots: Sequence[Slot]) -> None:
+        """Raise TooManyPaused if there is no room for the states of so many more slots while they are paused."""
+        _, kept = self.paused
+        if slots and kept + sum(map(most_kept, slots)) > self.most_paused_bytes:
+            raise TooManyPaused(
+                f"pause_after: paused images keep {kept} bytes, {len(slots)} more could exceed the limit of "
+                f"{self.most_paused_bytes} (trajectories.max_bytes); resume or cancel some, ask for fewer or smaller "
+                "ones, or leave out pause_after",
+                "pause_after",
+            )
+
+    @property
+    def paused(self) -> tuple[int, int]:
+        """How many images are paused here, and how many bytes are kept of them or may be."""
+        counts = [held.paused for held in self._here.running]
+        return sum(images for images, _ in counts), sum(kept for _, kept in counts)
 
     def hold(self, id: str, held: Held) -> None:
         """Hold a generation until it has ended and its time is over."""
@@ -80,6 +102,28 @@ class Generations:
         """Cancel as `cancel` does, if this ingress replica holds the request; return what is cancelled, if anything."""
         return self._here.cancel(id, index)
 
+    async def resume_images(self, id: str, images: Collection[int] | None = None) -> Resumed:
+        """Let paused images of a request go on, with None all that are paused.
+
+        Any ingress replica may hold the request. Raises NotFound, NotPaused, NotReady.
+        """
+        said = self.resume_images_here(id, images) or await self._peers.resume_images(id, images)
+        if said is None:
+            raise NotFound("there is no such generation: it is unknown or has ended")
+        if isinstance(said, ServiceError):
+            raise said
+        return Resumed(id=id, resumed=said)
+
+    def resume_images_here(self, id: str, images: Collection[int] | None) -> list[int] | ServiceError | None:
+        """Do as `resume_images` and return which go on, or what it raises; None if the request is not here."""
+        held = self._here.get(id)
+        if held is None:
+            return None
+        try:
+            return held.resume(images)
+        except ServiceError as error:
+            return error
+
     async def next_part_here(self, id: str, after: int, wait_s: float) -> Part | None:
         """Return what a generation has after an event, waiting for it so long, if this ingress replica holds it."""
         held = self._here.get(id)
@@ -88,8 +132,8 @@ class Generations:
     async def drain(self, grace_s: float) -> None:
         """Refuse new requests, and return when the running ones have ended.
 
-        What has not after `grace_s` seconds fails as `shutting_down`; the images finished by then are returned, with
-        their grid if it is made within some seconds.
+        What has not after `grace_s` seconds fails as `shutting_down`, what is paused does at once; the images finished
+        by then are returned, with their grid if it is made within some seconds.
         """
         self.draining = True
         if not await self._ended(grace_s):
@@ -105,7 +149,9 @@ class Generations:
     async def _ended(self, seconds: float) -> bool:
         """Wait at most so long until no request runs, and return whether none does."""
         until = time.monotonic() + seconds
-        while self._here.running and time.monotonic() < until:  # noqa: ASYNC110 - once in a process's life
+        while self._here.running and time.monotonic() < until:
+            for held in self._here.running:
+                held.shut_down(only_paused=True)
             await asyncio.sleep(_DRAIN_INTERVAL_S)
         return not self._here.running
 

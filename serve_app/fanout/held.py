@@ -2,12 +2,13 @@
 
 import asyncio
 import math
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Collection, Coroutine
 from contextlib import aclosing, asynccontextmanager
 from contextvars import Context
 from dataclasses import dataclass
 from typing import Any, Self
 
+from serve_app.errors import NotFound
 from serve_app.fanout.event_log import EventLog
 from serve_app.fanout.generation import Generation
 from serve_app.readings import Entry, Part, Reading
@@ -60,10 +61,21 @@ class Held:
             self._cancelled = self._generation.cancelled
         return self._cancelled
 
-    def shut_down(self) -> None:
-        """Let all images that have not ended fail, because the service ends."""
+    def resume(self, images: Collection[int] | None) -> list[int]:
+        """Let paused images go on, with None all, and return which do. Raises NotFound, NotPaused."""
+        if self._generation is None:
+            raise NotFound("the generation has ended")
+        return self._generation.resume(images)
+
+    @property
+    def paused(self) -> tuple[int, int]:
+        """How many images are paused, and how many bytes are kept of them or may be."""
+        return (self._generation.paused, self._generation.kept_bytes) if self._generation else (0, 0)
+
+    def shut_down(self, only_paused: bool = False) -> None:
+        """Let images fail that have not ended, all or those that are paused, because the service ends."""
         if self._generation:
-            self._generation.shut_down()
+            self._generation.shut_down(only_paused)
 
     def let_go(self) -> None:
         """Keep of an ended generation only what can be read: it refers to pixels in the object store."""

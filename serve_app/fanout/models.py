@@ -1,7 +1,7 @@
 """All models that an ingress replica serves: a fan-out each, and the generations of all."""
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from typing import TypeVar
 
@@ -12,9 +12,9 @@ from serve_app.fanout.fanout import FanOut
 from serve_app.fanout.generations import Generations
 from serve_app.fanout.peers import Peers
 from serve_app.fanout.pool import Pool
-from serve_app.metrics import Metrics
+from serve_app.metrics import PAUSED, TRAJECTORY_BYTES, Metrics
 from serve_app.readings import Found, Reading
-from serve_app.schemas import Cancelled, Health, ModelHealth, ModelStatus, ReplicaCount, ServiceStatus
+from serve_app.schemas import Cancelled, Health, ModelHealth, ModelStatus, ReplicaCount, Resumed, ServiceStatus
 
 _WATCH_INTERVAL_S = 3.0
 _READIEST = ("ready", "waking", "asleep", "starting")
@@ -26,8 +26,8 @@ class Models:
     """Sums up what the models are and do; `of` is the one of a name. `pools` are their replicas, by the same names."""
 
     def __init__(self, pools: Mapping[str, Pool], peers: Peers, args: AppArgs, metrics: Metrics) -> None:
-        self.generations = Generations(peers, args.streams.max_kept_bytes)
-        self._pools, self._peers = pools, peers
+        self.generations = Generations(peers, args)
+        self._pools, self._peers, self._metrics = pools, peers, metrics
         self._fan_outs = {
             name: FanOut(pools[name], self.generations, own, metrics, name) for name, own in args.served.items()
         }
@@ -40,7 +40,7 @@ class Models:
     def reconfigure(self, args: AppArgs) -> None:
         """Take other settings for what is asked from now on; the models are the same."""
         self._refused = None
-        self.generations.keep_at_most(args.streams.max_kept_bytes)
+        self.generations.take(args)
         for name, own in args.served.items():
             self._fan_outs[name].reconfigure(own)
 
@@ -61,6 +61,9 @@ class Models:
     async def _keep_watching(self) -> None:
         """Keep what Serve says of each model's replicas fresh, by one question for all, until cancelled."""
         while True:
+            images, kept = self.generations.paused
+            self._metrics.set(PAUSED, images)
+            self._metrics.set(TRAJECTORY_BYTES, kept)
             said = await self._peers.deployed([pool.deployment for pool in self._pools.values()])
             for pool in self._pools.values():
                 pool.deployed = said.get(pool.deployment, pool.deployed)
@@ -101,6 +104,9 @@ class Models:
 
     async def cancel(self, id: str, index: int | None = None) -> Cancelled:
         return await self.generations.cancel(id, index)
+
+    async def resume_images(self, id: str, images: Collection[int] | None = None) -> Resumed:
+        return await self.generations.resume_images(id, images)
 
 
 def _sum(counts: Sequence[ReplicaCount]) -> ReplicaCount:

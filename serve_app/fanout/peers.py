@@ -1,7 +1,7 @@
 """The ingress replicas as one of them sees them."""
 
 import asyncio
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from functools import cached_property
 from typing import Any
 
@@ -9,7 +9,7 @@ from ray import serve
 from ray.serve.exceptions import DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
-from serve_app.errors import NotReady
+from serve_app.errors import NotReady, ServiceError
 from serve_app.fanout.broadcast import first_answer
 from serve_app.fanout.deployed import Deployed, ask_serve
 from serve_app.readings import Part
@@ -25,6 +25,14 @@ class Peers:
         """
         # Only the replica that holds the request names any; if it has died in between, none does.
         return await self._ask("cancel", id, index) or []
+
+    async def resume_images(self, id: str, images: Collection[int] | None) -> list[int] | ServiceError | None:
+        """Return what the replica that holds the request says, None where none does.
+
+        Raises NotReady where none does and one does not answer.
+        """
+        said: list[int] | ServiceError | None = await self._ask("resume_images", id, images)
+        return said
 
     async def next_part(self, id: str, after: int, wait_s: float) -> Part | None:
         """Return what the replica that holds the generation has after an event, None where none does.

@@ -58,9 +58,12 @@ def plan_of(
     if canvas is not None and not replica.takes_pictures:
         message = "init_image: the served model's VAE has no encoder, so it cannot go on from a picture"
         raise InvalidRequest(message, "init_image")
+    if request.pause_after is not None and not replica.has_previews:
+        message = "pause_after: the served model has no preview decoder, so there would be no sketch to look at"
+        raise InvalidRequest(message, "pause_after")
     id = request.id or str(uuid.uuid4())
     slots = [
-        replace(slot, max_prompt_tokens=max_prompt_tokens)
+        replace(slot, max_prompt_tokens=max_prompt_tokens, pause_after=request.pause_after)
         for slot in slots_of(request, seeds_of(request), replica.scheduler, id, canvas)
     ]
     recipe, output = slots[0].recipe, slots[0].output

@@ -7,13 +7,14 @@ from contextlib import aclosing
 from typing import Any
 
 from serve_app.errors import DeadlineExceeded, GenerationFailed, InternalError, ServiceError, ShuttingDown
+from serve_app.fanout.attempts import Generate
 from serve_app.fanout.events import model_warnings
-from serve_app.fanout.generation import Generate, Generation
+from serve_app.fanout.generation import Generation
 from serve_app.fanout.grid import grid_of
 from serve_app.fanout.plan import Plan
 from serve_app.fanout.states import SlotState
 from serve_app.imaging import Pixels
-from serve_app.schemas import CompletedEvent, ErrorEvent, Event, GridEvent, PreviewEvent, Problem
+from serve_app.schemas import CompletedEvent, ErrorEvent, Event, GridEvent, PausedEvent, PreviewEvent, Problem
 
 logger = logging.getLogger("ray.serve")
 
@@ -27,7 +28,7 @@ async def request_events(
 ) -> AsyncGenerator[Event]:
     """Generate the images of an admitted request and yield its events; the last tells its end or its error.
 
-    `on_first_preview` is told the seconds since the request came.
+    `on_first_preview` is told the seconds since the request came, of a preview or a sketch.
     """
     try:
         async with generation.generating(generate):
@@ -84,7 +85,7 @@ async def _observe_first_preview(
 ) -> AsyncGenerator[Event]:
     still_to_come = True
     async for event in events:
-        if still_to_come and isinstance(event, PreviewEvent):
+        if still_to_come and isinstance(event, PreviewEvent | PausedEvent):
             still_to_come = False
             on_first_preview(time.monotonic() - plan.started)
         yield event

@@ -14,6 +14,8 @@ class SlotState(State):
     QUEUED = "queued"
     """No replica has reported a step yet, or none of the one it was sent to last."""
     RUNNING = "running"
+    PAUSED = "paused"
+    """Its sketch is done, and it is nowhere: neither in the queue nor on a replica. It goes on if somebody says so."""
     SUCCEEDED = "succeeded"
     FAILED = "failed"
     CANCELLED = "cancelled"
@@ -38,10 +40,15 @@ class GenerationState(State):
 
 
 _NEXT_OF_SLOT: Mapping[SlotState, frozenset[SlotState]] = {
-    # Straight to SUCCEEDED: a call for the picture alone reports no steps.
-    SlotState.QUEUED: frozenset({SlotState.RUNNING, SlotState.SUCCEEDED, SlotState.FAILED, SlotState.CANCELLED}),
+    # Straight to SUCCEEDED and PAUSED: a call for the picture alone reports no steps, nor does a quick one.
+    SlotState.QUEUED: frozenset(
+        {SlotState.RUNNING, SlotState.PAUSED, SlotState.SUCCEEDED, SlotState.FAILED, SlotState.CANCELLED}
+    ),
     # Back to QUEUED: its replica is lost or returns it, and another generates it from the start.
-    SlotState.RUNNING: frozenset({SlotState.QUEUED, SlotState.SUCCEEDED, SlotState.FAILED, SlotState.CANCELLED}),
+    SlotState.RUNNING: frozenset(
+        {SlotState.QUEUED, SlotState.PAUSED, SlotState.SUCCEEDED, SlotState.FAILED, SlotState.CANCELLED}
+    ),
+    SlotState.PAUSED: frozenset({SlotState.QUEUED, SlotState.FAILED, SlotState.CANCELLED}),
     SlotState.SUCCEEDED: frozenset(),
     SlotState.FAILED: frozenset(),
     SlotState.CANCELLED: frozenset(),

@@ -10,10 +10,12 @@ from serve_app.schemas import ModelInfo
 
 def ticket_of(slot: Slot, client: Hashable, generation: Hashable, model: ModelInfo) -> Ticket:
     """Return a slot's claim; `model` is the one that its request began with."""
-    return Ticket(client, generation, slot.index, _work_of(slot), model.hash, slot.recipe.adapters_key or None)
+    return Ticket(client, generation, slot.index, work_of(slot), model.hash, slot.recipe.adapters_key or None)
 
 
-def _work_of(slot: Slot) -> float:
-    """Return how much work a slot is, compared with others."""
+def work_of(slot: Slot) -> float:
+    """Return how much work a slot is, compared with others: only a part of it where it is a sketch, or goes on."""
     recipe = slot.recipe
-    return float(unet_calls(recipe) * recipe.width * recipe.height)
+    first, last = recipe.first_step, recipe.num_inference_steps
+    steps = (slot.pause_after or last) - (slot.kept.step if slot.kept else first)
+    return unet_calls(recipe) * steps / (last - first) * recipe.width * recipe.height

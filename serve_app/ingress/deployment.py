@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from ray.exceptions import RayActorError, TaskCancelledError
@@ -10,6 +10,7 @@ from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import ReplicaRank
 
 from serve_app.config import AppArgs
+from serve_app.errors import ServiceError
 from serve_app.fanout.models import Models
 from serve_app.fanout.peers import Peers
 from serve_app.fanout.pool import Pool
@@ -47,6 +48,13 @@ class Ingress:
     async def cancel(self, id: str, index: int | None) -> list[int]:
         """Cancel a request's images if this replica holds them. Its peers call this: any of them may get the DELETE."""
         return self._service.generations.cancel_here(id, index)
+
+    async def resume_images(self, id: str, images: Collection[int] | None) -> list[int] | ServiceError | None:
+        """Let paused images of a request go on if this replica holds it. Its peers call this, as they do `cancel`.
+
+        What is wrong is returned: raised, Serve would log it as a fault of this service.
+        """
+        return self._service.generations.resume_images_here(id, images)
 
     async def drain(self, grace_s: float) -> None:
         """Refuse new requests and return when the running ones are answered, at most some seconds after the grace."""

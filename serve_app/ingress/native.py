@@ -29,6 +29,8 @@ from serve_app.schemas import (
     LoraFile,
     Problem,
     ResponseFormat,
+    Resumed,
+    ResumeRequest,
     ServedModel,
     ServedScheduler,
     ServiceStatus,
@@ -112,6 +114,16 @@ def router(service: Service, offers: Offers, files: Files | None, most_bytes: in
     async def cancel_image(id: str, index: int) -> Cancelled:
         """Cancel one image of a running request; the others go on. Repeatable."""
         return await service.cancel(id, index)
+
+    @routes.post("/generations/{id}/resume", responses=errors(404, 409, 413, 415, 422, 503))
+    async def resume(id: str, body: ResumeRequest) -> Resumed:
+        """Let images of a running request go on that are paused after a sketch. 409 if none of them is."""
+        return await service.resume_images(id, body.images)
+
+    @routes.post("/generations/{id}/images/{index}/resume", responses=errors(404, 409, 422, 503))
+    async def resume_image(id: str, index: int) -> Resumed:
+        """Let one image go on that is paused after a sketch. 409 if it is not."""
+        return await service.resume_images(id, [index])
 
     @routes.get("/models")
     async def models() -> list[ServedModel]:

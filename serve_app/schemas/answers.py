@@ -126,7 +126,7 @@ class Grid(Answer):
 class Timings(Answer):
     """Seconds. `total` and `gpu` are the whole request's; the others are those of the last image, 0 if there is none.
 
-    `gpu` is what all finished images cost; see `gpu_seconds` of each.
+    `gpu` is what all finished images and all sketches cost; see `gpu_seconds` of each.
     """
 
     queue: float
@@ -160,7 +160,7 @@ class ImageState(Answer):
 
     index: int
     seed: int
-    status: Literal["queued", "running", "succeeded", "failed", "cancelled"]
+    status: Literal["queued", "running", "paused", "succeeded", "failed", "cancelled"]
 
 
 class UnfinishedResult(Answer):
@@ -178,6 +178,13 @@ class Cancelled(Answer):
 
     id: str
     cancelled: list[int]
+
+
+class Resumed(Answer):
+    """The answer of `POST /generations/{id}/resume`: which of these images were paused and go on now."""
+
+    id: str
+    resumed: list[int]
 
 
 class Problem(Answer):

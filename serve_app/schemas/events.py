@@ -4,7 +4,17 @@ from typing import Literal
 
 from pydantic import Field
 
-from serve_app.schemas.answers import Answer, ErrorBody, ErrorDetail, Grid, Parameters, Picture, Timings, Variations
+from serve_app.schemas.answers import (
+    Answer,
+    ErrorBody,
+    ErrorDetail,
+    GpuSeconds,
+    Grid,
+    Parameters,
+    Picture,
+    Timings,
+    Variations,
+)
 
 
 class StartEvent(Answer):
@@ -46,6 +56,32 @@ class PreviewEvent(Answer):
     height: int
     media_type: str
     b64_json: str
+
+
+class PausedEvent(Answer):
+    """The image has stopped after `pause_after` steps; the picture predicted then. It goes on when it is resumed."""
+
+    type: Literal["paused"] = "paused"
+    index: int
+    seed: int
+    step: int
+    num_inference_steps: int
+    width: int
+    height: int
+    media_type: str
+    b64_json: str
+    expires_at: float = Field(description="Until when it can be resumed, as Unix time in seconds.")
+    gpu_seconds: GpuSeconds = 0
+
+
+class ResumedEvent(Answer):
+    """The image is queued again, to go on after `step` steps."""
+
+    type: Literal["resumed"] = "resumed"
+    index: int
+    seed: int
+    step: int
+    num_inference_steps: int
 
 
 class ImageEvent(Picture):
@@ -93,6 +129,8 @@ Event = (
     | QueuedEvent
     | ProgressEvent
     | PreviewEvent
+    | PausedEvent
+    | ResumedEvent
     | ImageEvent
     | FailedEvent
     | CancelledEvent

@@ -12,6 +12,7 @@ from serve_app.recipe import (
     MOST_VARIATIONS,
     PROMPTS,
     SEED_SPAN,
+    Body,
     FirstSeed,
     Output,
     OutputFormat,
@@ -52,6 +53,14 @@ def sheet_cells(images: int) -> tuple[int, int]:
     """Return the columns and rows of a contact sheet."""
     columns = ceil(sqrt(images))
     return columns, ceil(images / columns)
+
+
+class ResumeRequest(Body):
+    """The body of `POST /generations/{id}/resume`."""
+
+    images: list[Annotated[int, Field(ge=0)]] | None = Field(
+        default=None, description="The indexes of the images that go on. Null: all that are paused."
+    )
 
 
 class FieldError(ValueError):
@@ -100,6 +109,12 @@ class GenerateRequest(Output, Recipe):
         default=None,
         max_length=1000,
         description="Previews after exactly these steps, instead of preview_every; empty: none.",
+    )
+    pause_after: int | None = Field(
+        default=None,
+        ge=1,
+        description="Sketch first: each image stops after so many steps, shows what it has become so far, and waits "
+        "for `POST /generations/{id}/resume`, off the GPU. For streams of this API alone. Null: images do not stop.",
     )
     grid: bool = Field(default=False, description="Also return one contact sheet of all images.")
     timeout_s: float | None = Field(
@@ -162,6 +177,14 @@ class GenerateRequest(Output, Recipe):
                 "strength",
                 f"{self.strength:g} of {steps} steps is none: give at least {ceil(100 / steps) / 100:g} or more steps",
             )
+        return self
+
+    @model_validator(mode="after")
+    def _pauses_in_between(self) -> Self:
+        first, last = self.first_step, self.num_inference_steps
+        if self.pause_after is not None and not first < self.pause_after < last:
+            after = f"above {first}, the steps that `strength` leaves out, and " if first else ""
+            raise FieldError("pause_after", f"must be {after}below num_inference_steps ({last})")
         return self
 
     @model_validator(mode="after")

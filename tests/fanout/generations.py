@@ -26,11 +26,19 @@ def generation_of(
     capacity: int = 100,
     retries: list[Again] | None = None,
     replicas: Sequence[ReplicaStatus] = (),
+    saved: list[int] | None = None,
 ) -> Generation:
+    """`retries` collects why slots are generated again, `saved` the steps that are not."""
     retried: list[Again] = [] if retries is None else retries
+    steps: list[int] = [] if saved is None else saved
+
+    def again(reason: Again, saved: int) -> None:
+        retried.append(reason)
+        steps.append(saved)
+
     admission = admission or Admission(100, lambda: capacity)
     turn = dispatcher_of(admission, *replicas).turn
-    return Generation(slots(n), MODEL, admission, turn, time.monotonic(), retried.append)
+    return Generation(slots(n), MODEL, admission, turn, time.monotonic(), again)
 
 
 @asynccontextmanager

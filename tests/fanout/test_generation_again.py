@@ -37,9 +37,10 @@ async def test_a_slot_whose_replica_is_lost_is_generated_once_more(caplog: pytes
     assert "image 0 (seed 50) of generation none is generated again: replica abc: lost" in caplog.text
 
 
-async def test_a_slot_goes_on_from_what_its_lost_replica_kept_last() -> None:
+async def test_a_slot_goes_on_from_what_its_lost_replica_kept_last(caplog: pytest.LogCaptureFixture) -> None:
     tries: list[Slot] = []
-    kept = [Kept(step, "model", bytes(step)) for step in (2, 4)]
+    kept = [Kept(step, "model", bytes(step)) for step in (2, 3)]
+    saved: list[int] = []
 
     async def generate(slot: Slot) -> AsyncGenerator[SlotEvent]:
         tries.append(slot)
@@ -49,11 +50,13 @@ async def test_a_slot_goes_on_from_what_its_lost_replica_kept_last() -> None:
             raise ReplicaLost
         yield GENERATED
 
-    generation = generation_of(1)
+    generation = generation_of(1, saved=saved)
     events = await events_of(generation, generate)
     told = [type(event) for event in events if not isinstance(event, QueuedEvent)]
     assert told == [ImageEvent], "clients hear of no kept step"
     assert [slot.kept for slot in tries] == [None, kept[1]]
+    assert saved == [3]
+    assert "lost; it goes on after step 3 of 4, which saves 0.0 s" in caplog.text
     ((slot, _, _),) = generation.ends()
     assert slot.kept is None, "what has ended keeps nothing in memory"
 
@@ -98,7 +101,7 @@ async def test_a_slot_that_is_returned_is_generated_elsewhere_however_often_and_
 async def test_a_slot_that_every_replica_returns_again_and_again_fails_in_the_end(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("serve_app.fanout.generation._PAUSE_S", 0)
+    monkeypatch.setattr("serve_app.fanout.attempts._PAUSE_S", 0)
 
     async def generate(_: Slot, replica: str) -> AsyncGenerator[SlotEvent]:
         raise SlotReturned
@@ -112,7 +115,7 @@ async def test_a_slot_that_every_replica_returns_again_and_again_fails_in_the_en
 async def test_a_slot_that_breaks_each_replica_it_is_generated_by_has_three_of_them_and_no_more(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("serve_app.fanout.generation._PAUSE_S", 0)
+    monkeypatch.setattr("serve_app.fanout.attempts._PAUSE_S", 0)
     broken: list[str] = []
 
     async def generate(_: Slot, replica: str) -> AsyncGenerator[SlotEvent]:
@@ -147,7 +150,7 @@ async def test_slots_on_a_replica_that_is_lost_from_sight_are_generated_elsewher
         await asyncio.sleep(0.01)
         yield GENERATED
 
-    generation = Generation(slots(4), MODEL, admission, dispatcher.turn, time.monotonic(), lambda _: None)
+    generation = Generation(slots(4), MODEL, admission, dispatcher.turn, time.monotonic(), lambda *_: None)
     with generation.admitted():
         async with generation.generating(generate):
             asyncio.get_running_loop().call_later(0.05, dispatcher.look, frozenset({"frozen"}))

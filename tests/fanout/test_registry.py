@@ -122,7 +122,7 @@ def held(keep_s: float, picture: str = "") -> Held:
         log.append(ImageEvent(index=0, seed=0, width=8, height=8, media_type="image/png", b64_json=picture))
     admission = Admission(1, lambda: 1)
     turn = dispatcher_of(admission).turn
-    generation = Generation([make_slot()], MODEL, admission, turn, time.monotonic(), lambda _: None)
+    generation = Generation([make_slot()], MODEL, admission, turn, time.monotonic(), lambda *_: None)
     return Held(generation, log, nothing(), Terms("b64_json", 0, keep_s), created=0)
 
 

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serve_app.errors import ReplicaLost, SlotFailed, SlotReturned
+from serve_app.errors import NotPaused, ReplicaLost, SlotFailed, SlotReturned
 from serve_app.fanout.admission import Admission
 from serve_app.fanout.generation import Generation
 from serve_app.fanout.states import GenerationState, SlotState
@@ -21,12 +21,13 @@ from serve_app.messages import Generated, Preview, Progress, Slot, SlotEvent, Wo
 from serve_app.schemas import Event, NoPicture, Picture, QueuedEvent
 from serve_app.states import IllegalTransition
 from tests.conftest import make_slot
-from tests.fakes import MODEL, dispatcher_of
+from tests.fakes import MODEL, dispatcher_of, sketch
 
 ENDS = {SlotState.SUCCEEDED, SlotState.FAILED, SlotState.CANCELLED}
 LEGAL_FOR_SLOTS = {
-    *((SlotState.QUEUED, end) for end in (SlotState.RUNNING, *ENDS)),
-    *((SlotState.RUNNING, end) for end in (SlotState.QUEUED, *ENDS)),
+    *((SlotState.QUEUED, end) for end in (SlotState.RUNNING, SlotState.PAUSED, *ENDS)),
+    *((SlotState.RUNNING, end) for end in (SlotState.QUEUED, SlotState.PAUSED, *ENDS)),
+    *((SlotState.PAUSED, end) for end in (SlotState.QUEUED, SlotState.FAILED, SlotState.CANCELLED)),
 }
 LEGAL_FOR_GENERATIONS = {
     (GenerationState.ADMITTED, GenerationState.RUNNING),
@@ -72,7 +73,7 @@ def test_the_last_states_of_a_slot_are_what_the_api_calls_them() -> None:
 async def test_a_generation_runs_once() -> None:
     admission = Admission(1, lambda: 1)
     generation = Generation(
-        [make_slot()], MODEL, admission, dispatcher_of(admission).turn, time.monotonic(), lambda _: None
+        [make_slot()], MODEL, admission, dispatcher_of(admission).turn, time.monotonic(), lambda *_: None
     )
     with generation.admitted():
         async with generation.generating(Replicas(1).generate):
@@ -87,6 +88,8 @@ STATE_TOLD_BY = {
     "queued": SlotState.QUEUED,
     "progress": SlotState.RUNNING,
     "preview": SlotState.RUNNING,
+    "paused": SlotState.PAUSED,
+    "resumed": SlotState.QUEUED,
     "image": SlotState.SUCCEEDED,
     "failed": SlotState.FAILED,
     "cancelled": SlotState.CANCELLED,
@@ -100,6 +103,7 @@ SAYINGS: tuple[SlotEvent | BaseException, ...] = (
     SlotReturned(),
     ReplicaLost(),
     ZeroDivisionError(),
+    sketch(make_slot(pause_after=2)),
 )
 
 
@@ -117,6 +121,13 @@ class Cancel:
 
 
 @dataclass(frozen=True)
+class Resume:
+    """Ask for what is paused to go on, whether anything is or not."""
+
+    index: int | None
+
+
+@dataclass(frozen=True)
 class Look:
     """The client takes what there is to tell from here on, or from here on it does not."""
 
@@ -127,7 +138,7 @@ class Pass:
     """The event loop runs until nothing more happens by itself."""
 
 
-Step = Say | Cancel | Look | Pass
+Step = Say | Cancel | Resume | Look | Pass
 
 
 class Replicas:
@@ -172,6 +183,9 @@ async def play(generation: Generation, replicas: Replicas, client: Client, steps
                 replicas.sayings[index].put_nowait(SAYINGS[saying])
             case Cancel(index):
                 generation.cancel(index)
+            case Resume(index):
+                with suppress(NotPaused):
+                    generation.resume(None if index is None else [index])
             case Look(looks):
                 client.looking.set() if looks else client.looking.clear()
             case Pass():
@@ -182,6 +196,9 @@ async def finish(how: str, replicas: Replicas, client: Client, listener: asyncio
     """Let every slot end by a picture, by the deadline, or because the client has left."""
     client.looking.set()
     if how == "pictures":
+        await settle()
+        with suppress(NotPaused):
+            client.generation.resume(None)
         for sayings in replicas.sayings:
             sayings.put_nowait(SAYINGS[2])
             sayings.put_nowait(SAYINGS[2])  # where the first call was lost with the first
@@ -207,7 +224,7 @@ def check(generation: Generation, client: Client, slots: int, finished: bool) ->
         if at:
             assert generation.slot_states[index] is STATE_TOLD_BY[kinds[-1]]
         begun = next((place for place, kind in enumerate(kinds) if kind in ("progress", "preview")), len(kinds))
-        assert "queued" not in kinds[begun:]
+        assert "queued" not in kinds[begun:] or "resumed" in kinds
     assert all(generation.slot_states[index] is SlotState.CANCELLED for index in generation.cancelled)
     assert generation.state is GenerationState.ENDED
     assert sorted(generation.images) == list(range(slots))
@@ -222,6 +239,7 @@ def stories(draw: st.DrawFn) -> tuple[int, int, list[Step]]:
     step: st.SearchStrategy[Step] = st.one_of(
         st.builds(Say, index, st.integers(0, len(SAYINGS) - 1)),
         st.builds(Cancel, st.none() | index),
+        st.builds(Resume, st.none() | index),
         st.builds(Look, st.booleans()),
         st.builds(Pass),
     )
@@ -238,7 +256,7 @@ def test_whatever_happens_each_slot_ends_once(story: tuple[int, int, list[Step]]
         admission, replicas = Admission(100, lambda: capacity), Replicas(slots)
         turn = dispatcher_of(admission).turn
         made = [make_slot(index=i, seed=i) for i in range(slots)]
-        generation = Generation(made, MODEL, admission, turn, 0, lambda _: None)
+        generation = Generation(made, MODEL, admission, turn, 0, lambda *_: None, paused_ttl_s=0.02)
         client = Client(generation)
         with generation.admitted():
             await play(generation, replicas, client, steps[:early])

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from serve_app.replica.batching import Batcher, Job, JobState, Load
 from serve_app.states import IllegalTransition
 
-ENDS = {JobState.FINISHED, JobState.FAILED, JobState.CANCELLED, JobState.RETURNED}
+ENDS = {JobState.FINISHED, JobState.PAUSED, JobState.FAILED, JobState.CANCELLED, JobState.RETURNED}
 AT_ONCE = {JobState.WAITING, JobState.DENOISED}
 """The states in which a cancelled job ends at once."""
 
@@ -332,6 +332,7 @@ def test_all_jobs_that_have_not_ended_are_returned_at_any_moment(play: Play) -> 
 MARKS: Mapping[str, set[JobState]] = {
     "denoised": {JobState.ACTIVE},
     "finished": {JobState.DENOISED},
+    "paused": {JobState.DENOISED},
     "failed": {JobState.ACTIVE, JobState.DENOISED},
 }
 
@@ -347,6 +348,7 @@ def job_in(state: JobState, batcher: Batcher[None]) -> Job[None]:
         before = {
             JobState.DENOISED: ["denoised"],
             JobState.FINISHED: ["denoised", "finished"],
+            JobState.PAUSED: ["denoised", "paused"],
             JobState.FAILED: ["failed"],
         }
         for mark in before.get(state, []):

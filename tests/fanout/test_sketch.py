@@ -1,0 +1,280 @@
+"""Images that pause after a sketch, over a pool that makes sketches at once and pictures when it is told to."""
+
+import asyncio
+from collections.abc import AsyncIterator, Collection
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from typing import Any, TypeVar
+
+import pytest
+
+from serve_app import metrics
+from serve_app.config import AppArgs, TrajectoriesConfig
+from serve_app.errors import InvalidRequest, NotFound, NotPaused, NotReady, ServiceError, TooManyPaused
+from serve_app.fanout.accounts import facts_of_end
+from serve_app.fanout.sight import PoolStatus
+from serve_app.fanout.slot_record import most_kept
+from serve_app.fanout.tickets import work_of
+from serve_app.schemas import (
+    BatchResult,
+    CancelledEvent,
+    CompletedEvent,
+    Event,
+    FailedEvent,
+    GenerateRequest,
+    ImageEvent,
+    PausedEvent,
+    ResumedEvent,
+    UnfinishedResult,
+)
+from tests.conftest import make_slot
+from tests.fakes import GPU_SECONDS, REPLICA, SKETCH_SECONDS, FakePool, Metrics, NoPeers, OneModel
+from tests.fakes import sketch as sketch_of
+
+ID = "01234567-89ab-4cde-8f01-23456789abcd"
+OTHER = "11234567-89ab-4cde-8f01-23456789abcd"
+E = TypeVar("E", bound=Event)
+
+
+def request(**changes: Any) -> GenerateRequest:
+    return GenerateRequest(
+        **{"prompt": "a", "num_images": 3, "seed": 0, "preview_every": 0, "pause_after": 6, "id": ID, **changes}
+    )
+
+
+class Studio:
+    """A fan-out and the events of one request for sketches."""
+
+    def __init__(self, peers: NoPeers | None = None, **settings: Any) -> None:
+        self.pool = FakePool()
+        self.metrics = Metrics()
+        args = AppArgs(trajectories=TrajectoriesConfig(**settings))
+        self.service = OneModel(self.pool, args, self.metrics, peers)
+        self.events: list[Event] = []
+        self._came = asyncio.Event()
+
+    @asynccontextmanager
+    async def sketching(self, **changes: Any) -> AsyncIterator["Studio"]:
+        """Open a request; give this when all its images are paused."""
+        asked = request(**changes)
+        async with asyncio.timeout(10), self.service.open(asked) as reading:
+            reader = asyncio.create_task(self._read(reading.entries))
+            await self.told(PausedEvent, asked.num_images)
+            yield self
+            await reader
+
+    async def _read(self, entries: Any) -> None:
+        async for entry in entries:
+            self.events.append(entry.event)
+            self._came.set()
+        self._came.set()
+
+    async def told(self, kind: type[E], number: int = 1) -> list[E]:
+        """Wait for so many events of a kind."""
+        while len(found := [event for event in self.events if isinstance(event, kind)]) < number:
+            self._came.clear()
+            await self._came.wait()
+        return found
+
+    async def resume(self, *images: int) -> list[int]:
+        return (await self.service.resume_images(ID, images or None)).resumed
+
+    @property
+    def last(self) -> Event:
+        return self.events[-1]
+
+
+async def test_a_sketch_is_told_and_those_resumed_go_on_from_it() -> None:
+    async with Studio().sketching() as studio:
+        first, *_ = await studio.told(PausedEvent)
+        assert (first.index, first.step, first.num_inference_steps, first.b64_json) == (0, 6, 20, "sketch")
+        assert studio.service._admission.unfinished == 0, "others are admitted"
+        unfinished = (await studio.service.find(ID)).answer
+        assert isinstance(unfinished, UnfinishedResult)
+        assert [image.status for image in unfinished.images] == ["paused"] * 3
+        assert await studio.resume(0, 2) == [0, 2]
+        assert (await studio.service.cancel(ID, 1)).cancelled == [1]
+    later = [slot for slot in studio.pool.slots if slot.kept]
+    assert sorted(slot.index for slot in later) == [0, 2]
+    assert all(slot.kept == sketch_of(make_slot(pause_after=6)).kept and slot.pause_after is None for slot in later)
+    kinds = [event.type for event in studio.events if getattr(event, "index", None) == 0]
+    assert kinds == ["progress", "paused", "resumed", "progress", "image"]
+    assert studio.last.type == "completed"
+    assert sorted(studio.metrics.outcomes) == ["cancelled", "succeeded", "succeeded"]
+
+
+async def test_sketches_are_on_the_bill_and_in_the_line_and_pauses_are_not_in_the_time() -> None:
+    lines: list[dict[str, Any]] = []
+    studio = Studio()
+    account = studio.service._accounts.ended
+
+    def ended(generation: Any, client: str | None) -> None:
+        lines.append(facts_of_end(generation))
+        account(generation, client)
+
+    studio.service._accounts.ended = ended
+    async with studio.sketching():
+        await asyncio.sleep(0.5)
+        await studio.resume(1)
+        await studio.told(ImageEvent)
+        await studio.service.cancel(ID)
+    (image,) = await studio.told(ImageEvent)
+    assert image.gpu_seconds == SKETCH_SECONDS + GPU_SECONDS
+    assert isinstance(studio.last, CompletedEvent)
+    assert studio.last.timings.gpu == 3 * SKETCH_SECONDS + GPU_SECONDS
+    assert studio.last.timings.queue < 0.4
+    assert lines[0]["paused"] == 3
+    seconds = [value for metric, value in studio.metrics.observed if metric is metrics.IMAGE_SECONDS]
+    assert max(seconds) < 0.4, "nobody waits for a service while a person thinks"
+
+
+async def test_what_is_not_paused_is_refused() -> None:
+    release = asyncio.Event()
+    async with Studio().sketching() as studio:
+        studio.pool.before = lambda slot: wait(release)
+        assert await studio.resume(1) == [1]
+        with pytest.raises(NotPaused, match="image 1 is"):
+            await studio.resume(1)
+        await studio.told(ResumedEvent)
+        with pytest.raises(NotPaused, match="nothing to resume: image 1 is"):
+            await studio.resume(1)
+        with pytest.raises(NotFound, match="no image 3"):
+            await studio.resume(0, 3)
+        assert await studio.resume() == [0, 2], "all that are still paused"
+        release.set()
+    with pytest.raises(NotFound):
+        await studio.resume(1)
+    assert len(studio.pool.slots) == 3, "each goes on once"
+
+
+async def wait(event: asyncio.Event) -> None:
+    await event.wait()
+
+
+async def test_a_pause_has_its_end_and_that_is_no_failure() -> None:
+    async with Studio(ttl_s=0.1).sketching() as studio:
+        ends = await studio.told(CancelledEvent, 3)
+    assert {end.error.type for end in ends} == {"expired"}
+    assert isinstance(studio.last, CompletedEvent)
+    assert studio.metrics.count(metrics.IMAGES, outcome="cancelled", reason="expired") == 3
+    assert studio.metrics.outcomes == ["cancelled"] * 3
+    assert (await studio.service.find(ID)).answer.images[0].status == "cancelled"
+
+
+async def test_the_deadline_does_not_run_while_an_image_is_paused() -> None:
+    """Nor does it end what waits: the one that is not paused fails at the deadline, the others go on later."""
+    hanging = asyncio.Event()
+    studio = Studio()
+    studio.pool.before = lambda slot: wait(hanging) if slot.index == 0 else asyncio.sleep(0)
+    asked = request(timeout_s=0.3)
+    async with asyncio.timeout(10), studio.service.open(asked) as reading:
+        reader = asyncio.create_task(studio._read(reading.entries))
+        (failed,) = await studio.told(FailedEvent)
+        assert (failed.index, failed.error.type) == (0, "deadline_exceeded")
+        assert len(await studio.told(PausedEvent)) == 2
+        await studio.resume(1)
+        assert [image.index for image in await studio.told(ImageEvent)] == [1]
+        studio.pool.before = lambda slot: wait(hanging)
+        await studio.resume(2)
+        *_, late = await studio.told(FailedEvent, 2)
+        assert (late.index, late.error.type) == (2, "deadline_exceeded"), "what goes on has the rest of its time"
+        await reader
+
+
+async def test_a_request_that_could_keep_too_much_is_refused_until_there_is_room() -> None:
+    room = 4 * most_kept(make_slot(width=1024, height=1024))
+    async with Studio(max_bytes=room).sketching(width=1024, height=1024) as studio:
+        assert studio.service.generations.paused == (3, 3 * len(b"state")), "what is kept, not what could be"
+        async with studio.service.open(request(id=None, width=1024, height=1024)):
+            with pytest.raises(TooManyPaused, match="trajectories.max_bytes") as refused:
+                async with studio.service.open(request(id=None, num_images=2, width=1024, height=1024)):
+                    pass
+        assert (refused.value.status, refused.value.param) == (429, "pause_after")
+        assert studio.metrics.count(metrics.REFUSALS, reason="too_many_paused") == 1
+        async with studio.service.open(request(id=None, pause_after=None)):
+            pass
+        await studio.resume()
+    assert studio.service.generations.paused == (0, 0)
+
+
+async def test_a_drain_does_not_wait_for_what_is_paused() -> None:
+    async with Studio().sketching() as studio:
+        studio.pool.before = lambda slot: asyncio.sleep(0.1)
+        await studio.resume(0)
+        await studio.service.drain(30)
+    assert [event.index for event in await studio.told(ImageEvent)] == [0], "what goes on has its grace"
+    assert {event.error.type for event in await studio.told(FailedEvent, 2)} == {"shutting_down"}
+
+
+async def test_a_client_that_leaves_cancels_what_is_paused_or_comes_back_to_it() -> None:
+    studio = Studio()
+    async with asyncio.timeout(10):
+        async with studio.service.open(request(on_disconnect="wait")) as reading:
+            async for entry in reading.entries:
+                studio.events.append(entry.event)
+                if len([event for event in studio.events if isinstance(event, PausedEvent)]) == 3:
+                    break
+        assert await studio.resume(0, 1) == [0, 1]
+        async with studio.service.resume(ID, 0) as reading:
+            async for entry in reading.entries:
+                studio.events.append(entry.event)
+                if [event.index for event in studio.events if isinstance(event, ImageEvent)] == [0, 1]:
+                    break
+        assert studio.service.generations.paused == (1, len(b"state"))
+        await studio.service.cancel(ID)
+        async with studio.service.open(request(id=OTHER)) as reading:
+            while not isinstance((await anext(reading.entries)).event, PausedEvent):
+                pass
+        assert {image.status for image in (await studio.service.find(OTHER)).answer.images} == {"cancelled"}
+        answer = (await studio.service.find(ID)).answer
+    assert isinstance(answer, BatchResult)
+    assert [image.status for image in answer.images] == ["succeeded", "succeeded", "cancelled"]
+    assert studio.service.generations.paused == (0, 0)
+
+
+async def test_a_stream_alone_has_sketches_and_only_with_a_preview_decoder() -> None:
+    studio = Studio()
+    with pytest.raises(InvalidRequest, match="use POST /stream") as refused:
+        await studio.service.generate(request())
+    assert refused.value.param == "pause_after"
+    studio.pool.status = PoolStatus((replace(REPLICA, has_previews=False),))
+    with pytest.raises(InvalidRequest, match="no preview decoder") as refused:
+        async with studio.service.open(request()):
+            pass
+    assert refused.value.param == "pause_after"
+
+
+class Neighbours(NoPeers):
+    """Reaches one other ingress replica."""
+
+    def __init__(self) -> None:
+        self.holder: OneModel | None = None
+        self.busy = False
+
+    async def resume_images(self, id: str, images: Collection[int] | None) -> list[int] | ServiceError | None:
+        if self.busy:
+            raise NotReady("too busy")
+        return self.holder.generations.resume_images_here(id, images) if self.holder else None
+
+
+async def test_another_ingress_replica_lets_it_go_on() -> None:
+    way = Neighbours()
+    other = Studio(way).service
+    with pytest.raises(NotFound):
+        await other.resume_images(ID)
+    async with Studio().sketching() as studio:
+        way.holder = studio.service
+        assert (await other.resume_images(ID, [1])).resumed == [1]
+        with pytest.raises(NotPaused):
+            await other.resume_images(ID, [1])
+        way.busy = True
+        with pytest.raises(NotReady):
+            await other.resume_images(ID)
+        await studio.service.cancel(ID)
+
+
+def test_a_part_of_the_work_is_less_work() -> None:
+    slot, kept = make_slot(num_inference_steps=20), sketch_of(make_slot(pause_after=6)).kept
+    whole = work_of(slot)
+    assert work_of(make_slot(num_inference_steps=20, pause_after=6)) == pytest.approx(0.3 * whole)
+    assert work_of(make_slot(num_inference_steps=20, kept=kept)) == pytest.approx(0.7 * whole)
