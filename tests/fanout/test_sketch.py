@@ -71,10 +71,13 @@ class Studio:
 
     async def told(self, kind: type[E], number: int = 1) -> list[E]:
         """Wait for so many events of a kind."""
-        while len(found := [event for event in self.events if isinstance(event, kind)]) < number:
+        while len(found := self._told(kind)) < number:
             self._came.clear()
             await self._came.wait()
         return found
+
+    def _told(self, kind: type[E]) -> list[E]:
+        return [event for event in self.events if isinstance(event, kind)]
 
     async def resume(self, *images: int) -> list[int]:
         return (await self.service.resume_images(ID, images or None)).resumed
@@ -186,7 +189,7 @@ async def test_a_request_that_could_keep_too_much_is_refused_until_there_is_room
     async with Studio(max_bytes=room).sketching(width=1024, height=1024) as studio:
         assert studio.service.generations.paused == (3, 3 * len(b"state")), "what is kept, not what could be"
         async with studio.service.open(request(id=None, width=1024, height=1024)):
-            with pytest.raises(TooManyPaused, match="trajectories.max_bytes") as refused:
+            with pytest.raises(TooManyPaused, match="limit of") as refused:
                 async with studio.service.open(request(id=None, num_images=2, width=1024, height=1024)):
                     pass
         assert (refused.value.status, refused.value.param) == (429, "pause_after")

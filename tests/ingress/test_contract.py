@@ -30,7 +30,7 @@ from schemathesis.specs.openapi.checks import (
 )
 from starlette.testclient import TestClient
 
-from serve_app.config import AppArgs, AuthConfig, FilesConfig, LimitsConfig, ModelConfig
+from serve_app.config import AppArgs, AuthConfig, FilesConfig, LimitsConfig, ModelConfig, TrajectoriesConfig
 from serve_app.errors import SlotFailed
 from serve_app.fanout.sight import PoolStatus
 from serve_app.ingress.api import create_api
@@ -72,6 +72,7 @@ def args(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AppArgs:
         files=FilesConfig(path=str(tmp_path)),
         limits=LimitsConfig(max_images=4, max_steps=50, max_body_bytes=120_000),
         model=ModelConfig(max_size=1024),
+        trajectories=TrajectoriesConfig(ttl_s=0.05),  # nobody lets go on what is invented
     )
 
 
@@ -205,6 +206,8 @@ def test_while_it_is_generated(client: TestClient, pool: FakePool, service: OneM
             time.sleep(0.01)
         try:
             assert contract.status("get", "/generations/{id}", names) == 202
+            assert contract.status("post", "/generations/{id}/resume", names, json={}) == 409
+            assert contract.status("post", "/generations/{id}/images/{index}/resume", names) == 409
             assert contract.status("delete", "/generations/{id}/images/{index}", names) == 200
         finally:  # or the thread would wait for its answer
             assert contract.status("delete", "/generations/{id}", names) == 200

@@ -24,6 +24,8 @@ ROUTES = {
     ("/generations/{id}", "delete"),
     ("/generations/{id}/events", "get"),
     ("/generations/{id}/images/{index}", "delete"),
+    ("/generations/{id}/resume", "post"),
+    ("/generations/{id}/images/{index}/resume", "post"),
     ("/loras", "get"),
     ("/models", "get"),
     ("/embeddings", "get"),
@@ -89,6 +91,7 @@ def test_every_route_is_there_with_a_sentence(document: dict[str, Any]) -> None:
 
 def test_all_routes_that_generate_are_counted_by_name(document: dict[str, Any]) -> None:
     others = {f"/sdapi/v1/{name}" for name in ("interrupt", "png-info", "options")}
+    others |= {"/generations/{id}/resume", "/generations/{id}/images/{index}/resume"}
     assert {path for path, methods in document["paths"].items() if "post" in methods} - others == set(line.ROUTES)
 
 

@@ -1,0 +1,36 @@
+"""Images pause after a sketch and go on, whichever replicas and ingress replicas have the one part and the other."""
+
+import httpx2
+
+from tests.integration.conftest import SMALL, frames, start_of
+
+TRIES = 3
+BODY = {"prompt": "a red apple", **SMALL, "num_inference_steps": 20, "scheduler": "dpmpp_2m_sde", "seed": 40}
+
+
+async def test_those_that_go_on_have_the_pictures_of_what_never_stopped(pair: str) -> None:
+    async with httpx2.AsyncClient(base_url=pair, timeout=60) as client:
+        whole = [image["b64_json"] for image in (await client.post("/generate", json=BODY)).json()["images"]]
+        for _ in range(TRIES):
+            async with client.stream("POST", "/stream", json={**BODY, "pause_after": 6}) as response:
+                stream = frames(response)
+                id_ = await start_of(stream)
+                sketches = [await anext(event async for event in stream if event["type"] == "paused") for _ in whole]
+                assert {(sketch["step"], sketch["media_type"]) for sketch in sketches} == {(6, "image/jpeg")}
+                assert sorted(sketch["index"] for sketch in sketches) == [0, 1, 2, 3]
+                unfinished = (await client.get(f"/generations/{id_}")).json()
+                assert [image["status"] for image in unfinished["images"]] == ["paused"] * 4
+                assert (await client.post(f"/generations/{id_}/images/3/resume")).json()["resumed"] == [3]
+                answer = await client.post(f"/generations/{id_}/resume", json={"images": [1, 3]})
+                assert answer.json() == {"id": id_, "resumed": [1]}
+                refused = await client.post(f"/generations/{id_}/images/1/resume")
+                assert (refused.status_code, refused.json()["error"]["type"]) == (409, "not_paused")
+                for index in (0, 2):
+                    answer = await client.delete(f"/generations/{id_}/images/{index}")
+                    assert index in answer.json()["cancelled"]
+                rest = [event async for event in stream]
+            finished = {event["index"]: event["b64_json"] for event in rest if event["type"] == "image"}
+            assert finished == {1: whole[1], 3: whole[3]}
+            assert sorted(event["index"] for event in rest if event["type"] == "cancelled") == [0, 2]
+            assert rest[-1]["type"] == "completed"
+        assert (await client.post("/generations/unknown/resume", json={})).status_code == 404
