@@ -9,6 +9,7 @@ quality: how far is fp8 from bfloat16 with trained weights?
 seeds: do all processes of this machine give the same bits? Fails if two differ.
 adapters: what do adapters cost?
 replicas: the same over HTTP, one by one, concurrently, and with a replica killed.
+sketches: what do sixteen sketches cost of which three are finished?
 """
 
 import argparse
@@ -20,7 +21,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.conditions import SDXL_CONFIG, TINY, TINY_OVERRIDES, Conditions
-from benchmarks.probes import adapters, fp8, places, quality, replicas, seeds, sizes, start
+from benchmarks.probes import adapters, fp8, places, quality, replicas, seeds, sizes, sketches, start
 from serve_app.models import tiny
 
 PROBES: Mapping[str, Callable[[Conditions], Iterator[str]]] = {
@@ -33,6 +34,7 @@ PROBES: Mapping[str, Callable[[Conditions], Iterator[str]]] = {
     "quality": quality.probe,
     "seeds": seeds.probe,
     "replicas": replicas.probe,
+    "sketches": sketches.probe,
 }
 
 

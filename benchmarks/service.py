@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count
@@ -96,6 +96,20 @@ class Service:
         if len(finished) != images:
             raise RuntimeError(f"{len(finished)} of {images} images came")
         return Streamed(preview, tuple(finished), total)
+
+    def events(self, images: int, **changes: Any) -> Iterator[tuple[float, dict[str, Any]]]:
+        """Yield a stream's events, each with the seconds since the request was sent."""
+        started = time.perf_counter()
+        with self._http.stream("POST", "/stream", json=self._body(images, **changes)) as response:
+            for line in response.iter_lines():
+                if line.startswith("data: "):
+                    yield time.perf_counter() - started, json.loads(line.removeprefix("data: "))
+
+    def finish(self, id: str, kept: Iterable[int], dropped: Iterable[int]) -> None:
+        """Let some of a request's sketches go on, and cancel others."""
+        self._http.post(f"/generations/{id}/resume", json={"images": list(kept)}).raise_for_status()
+        for index in dropped:
+            self._http.delete(f"/generations/{id}/images/{index}").raise_for_status()
 
     def load(self, clients: int, images: int, seconds: float, **changes: Any) -> list[float]:
         """Send requests for `seconds`, and until each client has four answers; return when each image came."""

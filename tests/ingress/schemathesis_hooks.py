@@ -61,6 +61,10 @@ def before_call(_: schemathesis.HookContext, case: Case, kwargs: dict[str, Any])
             mend_a1111(case.body, case.operation.path)
         if case.operation.path in ("/generate", "/stream"):
             _drop(case.body, "model")  # any name by the schema, but a served model's
+            if case.operation.path == "/generate" or (case.body.get("num_inference_steps") or 20) == 1:
+                _drop(case.body, "pause_after")  # for streams, and below num_inference_steps
+            elif case.body.get("pause_after"):
+                case.body["pause_after"] = 1
             case.body["id"] = str(uuid4())  # a second generation of one id is refused; without one it is not found
 
 
