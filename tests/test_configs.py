@@ -45,7 +45,7 @@ def test_every_key_is_known_and_every_value_valid(path: Path) -> None:
     assert list(unknown_keys(config, ServeDeploySchema)) == []
     (application,) = ServeDeploySchema.model_validate(config).applications
     args = AppArgs.model_validate(application.args)
-    assert config["http_options"]["request_timeout_s"] > args.request_timeout_s, (
+    assert config["http_options"]["request_timeout_s"] > args.request_timeout_s + args.trajectories.ttl_s, (
         "Serve's own timeout would cut answers off"
     )
 
