@@ -122,6 +122,7 @@ class FakePool(Pool):
     warnings: tuple[str, ...] = ()
     open: set[int] = field(default_factory=set)
     slots: list[Slot] = field(default_factory=list)
+    deadlines: list[float] = field(default_factory=list)
     models: dict[int, ModelInfo] = field(default_factory=dict)
 
     name: str = ""
@@ -150,6 +151,7 @@ class FakePool(Pool):
     async def generate(self, slot: Slot, replica: str = "abc", deadline: float = math.inf) -> AsyncGenerator[SlotEvent]:
         self.open.add(slot.index)
         self.slots.append(slot)
+        self.deadlines.append(deadline)
         try:
             await self.before(slot)
             yield replace(generated(slot), warnings=self.warnings, model=self.models.get(slot.index, MODEL))

@@ -1,6 +1,7 @@
 """Images that pause after a sketch, over a pool that makes sketches at once and pictures when it is told to."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -175,8 +176,10 @@ async def test_the_deadline_does_not_run_while_an_image_is_paused() -> None:
         (failed,) = await studio.told(FailedEvent)
         assert (failed.index, failed.error.type) == (0, "deadline_exceeded")
         assert len(await studio.told(PausedEvent)) == 2
+        passed = time.monotonic()
         await studio.resume(1)
         assert [image.index for image in await studio.told(ImageEvent)] == [1]
+        assert studio.pool.deadlines[-1] > passed, "so its replica is told"
         studio.pool.before = lambda slot: wait(hanging)
         await studio.resume(2)
         *_, late = await studio.told(FailedEvent, 2)
