@@ -14,7 +14,7 @@ from serve_app import __version__
 from serve_app.cli.__main__ import main
 from serve_app.cli.main import app
 from serve_app.cli.refusals import option_of
-from serve_app.recipe import OF_CONDITIONING, PROMPTS, OutputFormat, SchedulerName, SigmaSchedule, Variation
+from serve_app.recipe import OF_CONDITIONING, OF_PHASES, PROMPTS, OutputFormat, SchedulerName, SigmaSchedule, Variation
 from serve_app.schemas import GenerateRequest
 from tests.cli.command import run
 
@@ -62,6 +62,8 @@ def test_every_field_of_a_request_has_an_option() -> None:
     fields -= {"embeddings", "variations", "before"}  # the prompts name the first; `vary` is for the others
     fields -= {*OF_CONDITIONING} - {*PROMPTS}
     assert {option_of(field) for field in fields} <= options
+    options = {option for parameter in COMMANDS["branch"].params for option in parameter.opts}
+    assert {option_of(field) for field in (*OF_PHASES, "before")} - {"PROMPT"} <= options
     options = {option for parameter in COMMANDS["vary"].params for option in parameter.opts}
     assert {option_of(f"variations.1.{field}") for field in Variation.model_fields} <= options
 
