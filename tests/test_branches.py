@@ -18,7 +18,9 @@ def at_steps(recipe: Recipe) -> list[Recipe]:
 
 @pytest.mark.parametrize("recipe", [PLAIN, CHAIN])
 @pytest.mark.parametrize("step", [0, 1, 4, 6, 8, 12])
-@pytest.mark.parametrize("changes", [{}, {"prompt": "a fox"}, {"prompt": "a dog", "prompt_2": None}])
+@pytest.mark.parametrize(
+    "changes", [{}, {"prompt": "a fox", "negative_prompt_2": "blue"}, {"prompt": "a dog", "prompt_2": None}]
+)
 def test_a_branch_follows_the_recipe_up_to_the_step_and_then_the_changes(
     recipe: Recipe, step: int, changes: dict[str, Any]
 ) -> None:
@@ -27,7 +29,8 @@ def test_a_branch_follows_the_recipe_up_to_the_step_and_then_the_changes(
     expected = [*at_steps(recipe)[:step], *[after] * (20 - step)]
 
     def read(recipe: Recipe) -> dict[str, Any]:
-        return recipe.model_dump() | {"prompt_2": recipe.prompt_2 or None}  # both mean the prompt
+        second = {name: getattr(recipe, name) or None for name in ("prompt_2", "negative_prompt_2")}
+        return recipe.model_dump() | second  # none and an empty one mean the first
 
     assert [read(own) for own in at_steps(branch)] == [read(own) for own in expected]
     assert GenerateRequest(**dict(branch)).before == branch.before, "and can be asked for"

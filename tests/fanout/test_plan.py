@@ -36,7 +36,7 @@ def test_a_branch_is_told_what_has_no_effect() -> None:
         before=(
             Phase(until_step=6, prompt="b"),
             Phase(until_step=8, negative_prompt="grey"),
-            Phase(until_step=9, prompt="[b|c]", guidance_scale=3.0),
+            Phase(until_step=9, prompt="[b|c]", negative_prompt="grey", guidance_scale=3.0),
         ),
     )
     first, second, third = plan_of(request, REPLICA, 60, 225).warnings
