@@ -172,7 +172,7 @@ def well(pool: FakePool, service: OneModel) -> None: ...
     ("become", "request_", "status"),
     [
         (well, {"headers": {"Authorization": "Bearer another"}}, 401),
-        (well, {"json": {"prompt": "a" * 400_000}}, 413),
+        (well, {"json": {"prompt": "a" * 600_000}}, 413),
         (well, {"headers": {"Content-Encoding": "gzip"}}, 415),
         (full, {}, 429),
         (failing, {}, 500),

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from serve_app.branches import branched
 from serve_app.messages import Generated, Kept, Slot
 from serve_app.recipe import SchedulerName
 from serve_app.replica.checkpoint import Checkpoint
@@ -69,6 +70,20 @@ def test_alone_in_a_crowd_and_resumed_on_another_engine(make_engine: MakeEngine)
         assert [event.step for event in kept] == [1, 2, 3, 4, 5]
         for later in crowd.generate(*[replace(slot, kept=state) for state in kept]):
             assert not differ(later, whole)
+
+
+@pytest.mark.parametrize("scheduler", ["dpmpp_2m", "heun"])
+def test_what_goes_on_from_a_kept_step_of_the_plain_picture_is_the_branch(
+    scheduler: SchedulerName, make_engine: MakeEngine
+) -> None:
+    """How a picture that was only begun can go on as another."""
+    engine, plain = make_engine(keep_every=3), branch(scheduler=scheduler)
+    collector = engine.submit(plain)
+    collector.result()
+    (kept,) = [event for event in collector.events if isinstance(event, Kept)]
+    left = replace(plain, recipe=branched(plain.recipe, kept.step, {"prompt": LONG, "guidance_scale": 3.0}))
+    whole, resumed = engine.generate(left, replace(left, kept=kept))
+    assert not differ(whole, resumed)
 
 
 def test_a_branch_shares_calls_with_those_whose_prompts_are_as_long_at_its_step(make_engine: MakeEngine) -> None:
