@@ -56,6 +56,11 @@ class Slot:
     """Where to go on; None: at the beginning."""
 
     @property
+    def first_step(self) -> int:
+        """How many steps of the schedule are done, or left out, before its first here."""
+        return max(self.recipe.first_step, self.kept.step if self.kept else 0)
+
+    @property
     def name(self) -> str:
         """What logs call it."""
         return f"image {self.index} (seed {self.seed}) of generation {self.generation or 'none'}"

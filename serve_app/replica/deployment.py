@@ -153,7 +153,8 @@ class Replica:
         """Return a picture with what has no effect on this model, and its pixels left in the object store."""
         from serve_app.replica.conditioning import without_effect
 
-        warnings = (*generated.warnings, *without_effect(slot.recipe, self._checkpoint))
+        ignored = (sentence for phase in slot.recipe.phases for sentence in without_effect(phase, self._checkpoint))
+        warnings = (*generated.warnings, *dict.fromkeys(ignored))
         pixels = None if generated.pixels is None else await self._pixels.put(generated.pixels)
         return replace(generated, pixels=pixels, warnings=warnings)
 
