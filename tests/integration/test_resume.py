@@ -54,7 +54,7 @@ async def resumed(client: httpx2.AsyncClient, id_: str, after: int) -> list[tupl
 
 
 async def asked_while_it_runs(client: httpx2.AsyncClient, path: str) -> None:
-    """Ask for an unfinished answer until it says that an image is running: between two turns, all are queued or done."""
+    """Ask until an image is said to be running: between two turns, all are queued or done."""
     while True:
         unfinished = await client.get(path)
         assert unfinished.status_code == 202
