@@ -14,7 +14,8 @@ import httpx2
 
 from serve_app.cli.ending import run
 from serve_app.cli.errors import Unavailable, Unusable
-from serve_app.cli.main import URL, app
+from serve_app.cli.main import app
+from serve_app.cli.options import URL
 from serve_app.cli.request import make_folder
 from serve_app.cli.service import KEY_VARIABLE
 

@@ -61,6 +61,11 @@ class Slot:
     """The step after which it ends as `Paused`, to go on later or never; None: it does not."""
 
     @property
+    def first_step(self) -> int:
+        """How many steps of the schedule are done, or left out, before its first here."""
+        return max(self.recipe.first_step, self.kept.step if self.kept else 0)
+
+    @property
     def name(self) -> str:
         """What logs call it."""
         return f"image {self.index} (seed {self.seed}) of generation {self.generation or 'none'}"

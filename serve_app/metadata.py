@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict
 from serve_app import __version__
 from serve_app.exif import user_comment
 from serve_app.messages import Slot
-from serve_app.recipe import PROMPTS, Embedding, Lora, Output, Recipe, Variation
+from serve_app.recipe import Embedding, Lora, Output, Recipe, Variation
 from serve_app.samplers import said_of
 from serve_app.schemas import GenerateRequest, ModelInfo
 
@@ -83,6 +83,7 @@ def parameters_text(slot: Slot, model: ModelInfo) -> str:
         "Model hash": model.hash,
         "Model": _quoted(model.name),
         **_of_variations(slot.variations),
+        **_of_before(recipe),
         **_emphasis(recipe),
         **{name: _quoted(text) for name, text in _of_second_encoder(recipe) if text},
         **_hashes("Lora hashes", recipe.adapters),
@@ -96,8 +97,7 @@ def parameters_text(slot: Slot, model: ModelInfo) -> str:
 
 def _emphasis(recipe: Recipe) -> dict[str, str]:
     """Return what A1111's web UI must know of prompts with brackets to read them as they were read here."""
-    prompts = (getattr(recipe, field) or "" for field in PROMPTS)
-    has_brackets = any("(" in prompt or "[" in prompt for prompt in prompts)
+    has_brackets = any("(" in prompt or "[" in prompt for prompt in recipe.texts.values())
     return {"Emphasis": "No norm" if recipe.prompt_syntax == "weighted" else "None"} if has_brackets else {}
 
 
@@ -115,6 +115,12 @@ def _of_variations(variations: Sequence[Variation]) -> dict[str, object]:
         return {"Variation seed": one.seed, "Variation seed strength": f"{one.strength:.10g}"}
     several = ", ".join(f"{one.seed}:{one.strength:.10g}" for one in variations)
     return {"Variations": _quoted(several)} if several else {}
+
+
+def _of_before(recipe: Recipe) -> dict[str, str]:
+    """Return what programs that know branches read; for people the prompt is the one that ended the picture."""
+    phases = [{"until_step": phase.until_step, **phase.settings} for phase in recipe.before]
+    return {"Before": _quoted(json.dumps(phases, ensure_ascii=False))} if phases else {}
 
 
 def _of_second_encoder(recipe: Recipe) -> tuple[tuple[str, str | None], ...]:

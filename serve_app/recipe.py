@@ -1,9 +1,11 @@
 """The settings that a picture depends on, each defined once with its bounds, default and meaning."""
 
 import hashlib
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, field_validator
+
+from serve_app.body import Body, list_like
 
 _Euler = Literal["euler", "euler_a", "heun", "dpm2", "dpm2_a", "lms"]
 _Dpmpp = Literal["dpmpp_2m", "dpmpp_2m_karras", "dpmpp_2m_sde", "dpmpp_3m_sde", "dpmpp_2s", "dpmpp_sde"]
@@ -72,36 +74,16 @@ FirstSeed = Annotated[int, Field(ge=RANDOM, lt=SEED_SPAN), AfterValidator(lambda
 """A seed; `RANDOM` becomes None."""
 
 
+Text = Annotated[str, Field(max_length=LONGEST_TEXT)]
+Prompt = Annotated[Text, Field(min_length=1)]
+GuidanceScale = Annotated[float, Field(ge=0, le=30, allow_inf_nan=False)]
+GuidanceRescale = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+
 LARGEST_SIDE = 2**14
 """The largest size that the UNet can be told: half precision ends at 65504."""
 Pixels = Annotated[int, Field(ge=0, le=LARGEST_SIDE)]
 Pair = Annotated[tuple[Pixels, ...], Field(min_length=2, max_length=2, strict=False)]
 """Height and width, or top and left."""
-
-
-def _whole(value: Any) -> Any:
-    if isinstance(value, list):
-        return [_whole(item) if isinstance(item, float) else item for item in value]
-    return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
-class Body(BaseModel):
-    """A JSON object in a request body, nested ones included."""
-
-    # Strict: "4" is not a number and true is not 1. A client that sends them has a bug that it should hear about.
-    # A least length, because pydantic lets surrogates pass in texts without bounds: they are no Unicode.
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, str_min_length=0)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _whole_numbers_are_integers(cls, body: Any) -> Any:
-        """Accept 7.0 as 7: some languages write integers that way, and JSON Schema calls both integers."""
-        return {name: _whole(value) for name, value in body.items()} if isinstance(body, dict) else body
-
-    @classmethod
-    def of(cls, whole: BaseModel) -> Self:
-        """Return this class's fields of a validated object."""
-        return cls.model_validate({name: getattr(whole, name) for name in cls.model_fields})
 
 
 MOST_VARIATIONS = 8
@@ -117,6 +99,32 @@ class Variation(Body):
         allow_inf_nan=False,
         description="How far: at 0 it is the image itself, near 0.1 a close relative, at 1 the other seed's image.",
     )
+
+
+MOST_PHASES = 4
+
+
+class Phase(Body):
+    """The first steps of a picture that is a branch, up to one, with settings that differ from its recipe's own."""
+
+    until_step: int = Field(
+        ge=1, description="The last step of the phase, as events count steps: those that `strength` leaves out count."
+    )
+    prompt: Prompt | None = Field(default=None, description="Null here and below: the recipe's own.")
+    negative_prompt: Text | None = None
+    prompt_2: Text | None = Field(default=None, description="Empty: the phase's prompt.")
+    negative_prompt_2: Text | None = Field(default=None, description="Empty: the phase's negative_prompt.")
+    guidance_scale: GuidanceScale | None = None
+    guidance_rescale: GuidanceRescale | None = None
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Those that differ."""
+        return {name: value for name in OF_PHASES if (value := getattr(self, name)) is not None}
+
+
+OF_PHASES = tuple(name for name in Phase.model_fields if name != "until_step")
+"""The settings that may change between two steps."""
 
 
 class Lora(Body):
@@ -142,32 +150,19 @@ class Embedding(Body):
     )
 
 
-def list_like(example: str) -> BeforeValidator:
-    """Return what refuses anything but a list of objects, and shows one."""
-
-    def check(value: Any) -> Any:
-        if not isinstance(value, list | tuple) or not all(isinstance(item, dict | Body) for item in value):
-            raise ValueError(f"must be a list of objects, such as {example}")
-        return value
-
-    return BeforeValidator(check)
-
-
 class Recipe(Body):
     """Everything a picture depends on besides its seed and the model.
 
     In a request `init_image` and `mask_image` are the pictures themselves, everywhere else their hashes.
     """
 
-    prompt: str = Field(min_length=1, max_length=LONGEST_TEXT, description="What to generate.")
-    negative_prompt: str = Field(
-        default="", max_length=LONGEST_TEXT, description="What to avoid; needs a guidance_scale above 1."
+    prompt: Prompt = Field(description="What to generate.")
+    negative_prompt: Text = Field(default="", description="What to avoid; needs a guidance_scale above 1.")
+    prompt_2: Text | None = Field(
+        default=None, description="What the second text encoder reads. Null or empty: the prompt."
     )
-    prompt_2: str | None = Field(
-        default=None, max_length=LONGEST_TEXT, description="What the second text encoder reads. Null: the prompt."
-    )
-    negative_prompt_2: str | None = Field(
-        default=None, max_length=LONGEST_TEXT, description="The same of the negative prompt. Null: negative_prompt."
+    negative_prompt_2: Text | None = Field(
+        default=None, description="The same of the negative prompt. Null or empty: negative_prompt."
     )
     prompt_syntax: PromptSyntax = Field(
         default="plain",
@@ -177,18 +172,9 @@ class Recipe(Body):
     width: int = Field(default=256, multiple_of=8, description="Width in pixels.")
     height: int = Field(default=256, multiple_of=8, description="Height in pixels.")
     num_inference_steps: int = Field(default=20, ge=1, description="Denoising steps.")
-    guidance_scale: float = Field(
-        default=5.0,
-        ge=0,
-        le=30,
-        allow_inf_nan=False,
-        description="Classifier-free guidance; 1 or less turns it off.",
-    )
-    guidance_rescale: float = Field(
+    guidance_scale: GuidanceScale = Field(default=5.0, description="Classifier-free guidance; 1 or less turns it off.")
+    guidance_rescale: GuidanceRescale = Field(
         default=0.0,
-        ge=0,
-        le=1,
-        allow_inf_nan=False,
         description="How far guidance is scaled back to the contrast of an unguided picture; 0.7 suits v-prediction "
         "models.",
     )
@@ -266,6 +252,15 @@ class Recipe(Body):
         "hashes is refused if a file is another one by now.",
     )
 
+    before: Annotated[
+        tuple[Phase, ...], Field(strict=False), list_like('[{"until_step": 6, "prompt": "a red fox"}]')
+    ] = Field(
+        default=(),
+        max_length=MOST_PHASES,
+        description="Makes the picture a branch of another: its first steps are made with these prompts and guidance, "
+        "one phase after the other, then the recipe's own take over. All else, LoRAs included, holds for all steps.",
+    )
+
     @field_validator("loras")
     @classmethod
     def _each_once_and_in_one_order(cls, loras: tuple[Lora, ...]) -> tuple[Lora, ...]:
@@ -296,9 +291,29 @@ class Recipe(Body):
         return 0 if self.init_image is None or self.strength is None else steps - int(steps * self.strength)
 
     @property
+    def phases(self) -> tuple["Recipe", ...]:
+        """The recipes of its steps, in their order, none of them a branch; the last is its own."""
+        return tuple(
+            self.model_copy(update={**settings, "before": ()})
+            for settings in (*(phase.settings for phase in self.before), {})
+        )
+
+    def phase_after(self, step: int) -> int:
+        """Return which of `phases` follows the first `step` steps of the schedule, 0 being the first."""
+        return sum(phase.until_step <= step for phase in self.before)
+
+    @property
+    def texts(self) -> dict[str, str]:
+        """All its prompts, by the paths of their fields."""
+        said = {name: getattr(self, name) for name in PROMPTS}
+        for place, phase in enumerate(self.before):
+            said |= {f"before.{place}.{name}": getattr(phase, name) for name in PROMPTS}
+        return {path: text for path, text in said.items() if text}
+
+    @property
     def without_meaning(self) -> set[str]:
         """The settings that say nothing here: those of a picture to go on from without one, and others left out."""
-        optional = ("loras", "embeddings", "sigma_schedule", *OF_CONDITIONING)
+        optional = ("loras", "embeddings", "before", "sigma_schedule", *OF_CONDITIONING)
         unset = {name for name in optional if getattr(self, name) == type(self).model_fields[name].default}
         return unset if self.init_image else unset | set(OF_PICTURES)
 

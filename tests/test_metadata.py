@@ -201,6 +201,22 @@ def test_loras_are_written_as_other_tools_write_them() -> None:
     assert "none" not in text
 
 
+@pytest.mark.parametrize("output_format", ["png", "jpeg", "webp"])
+def test_a_branch_says_what_it_was_before(output_format: OutputFormat) -> None:
+    before = [{"until_step": 2, "prompt": "Steps: 9, Seed: 1"}, {"until_step": 3, "guidance_scale": 1.0}]
+    slot = make_slot(seed=7, before=before)
+    image = opened(slot, output_format)
+    text = parameters_chunk(image)
+    assert text is not None
+    assert text.startswith("a red apple\nSteps: 4, ")
+    assert json.loads(json.loads(f'"{text.partition("Before: ")[2].partition(", ")[0][1:-1]}"')) == before
+    assert "Before" not in str(parameters_chunk(opened(make_slot(), output_format)))
+    embedded = embedded_parameters(image)
+    assert embedded is not None
+    (again,) = slots_of(embedded.request, seeds_of(embedded.request), "euler")
+    assert again.recipe == slot.recipe, "the picture is a request for itself"
+
+
 def test_relatives_say_which_they_are() -> None:
     one, two = Variation(seed=5, strength=0.25), Variation(seed=6, strength=0.1)
     for variations, words in (

@@ -29,11 +29,12 @@ def info(picture: Path, console: Console) -> None:
 def lines(embedded: Embedded) -> Iterator[tuple[str, object]]:
     """Yield the name and value of every parameter."""
     said = embedded.request.model_dump(exclude_unset=True, exclude={"num_images"})
-    files = {
+    listed = {
         "loras": [f"{lora.name}:{lora.scale:g} {lora.hash}" for lora in embedded.request.loras],
         "embeddings": [f"{embedding.name} {embedding.hash}" for embedding in embedded.request.embeddings],
+        "before": [f"up to step {phase.until_step} {phase.settings}" for phase in embedded.request.before],
     }
-    yield from (said | {name: ", ".join(each) for name, each in files.items() if name in said}).items()
+    yield from (said | {name: ", ".join(each) for name, each in listed.items() if name in said}).items()
     yield "model", embedded.model.name
     if embedded.model.revision:
         yield "model revision", embedded.model.revision

@@ -1,13 +1,26 @@
 """The commands and their options. A command's code is imported only when it runs, so that --help is fast."""
 
 import os
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Self
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from serve_app import __version__
+from serve_app.cli.options import (
+    URL,
+    Lora,
+    OwnInit,
+    OwnMask,
+    OwnModel,
+    Picture,
+    Seeds,
+    Sheet,
+    Size,
+    Url,
+    file_option,
+    utf8,
+)
 from serve_app.cli.refusals import refusals
 
 if TYPE_CHECKING:
@@ -30,91 +43,6 @@ app = typer.Typer(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Size:
-    width: int
-    height: int
-
-    @classmethod
-    def parse(cls, text: str) -> Self:
-        try:
-            width, height = map(int, text.lower().split("x"))
-        except ValueError:
-            raise typer.BadParameter(f"{text!r} is not WxH, such as 256x256") from None
-        return cls(width, height)
-
-
-@dataclass(frozen=True, slots=True)
-class Seeds:
-    seeds: tuple[int, ...]
-
-    @classmethod
-    def parse(cls, text: str) -> Self:
-        try:
-            return cls(tuple(map(int, text.split(","))))
-        except ValueError:
-            raise typer.BadParameter(f"{text!r} is not a list of seeds, such as 7,8,1234") from None
-
-
-@dataclass(frozen=True, slots=True)
-class Lora:
-    name: str
-    scale: float
-
-    @classmethod
-    def parse(cls, text: str) -> Self:
-        name, _, scale = text.rpartition(":")
-        try:
-            return cls(name, float(scale)) if name else cls(text, 1.0)
-        except ValueError:
-            raise typer.BadParameter(f"{text!r} is not NAME:SCALE, such as pixel-art:0.8") from None
-
-
-def _http_url(url: str) -> str:
-    if not url.startswith(("http://", "https://")):
-        raise typer.BadParameter(f"{url!r} does not start with http:// or https://")
-    return url
-
-
-def _text(words: str | None) -> str | None:
-    """Refuse text in another encoding, whose bytes Python turns into lone surrogates."""
-    if words and not words.isascii() and any("\ud800" <= c <= "\udfff" for c in words):
-        raise typer.BadParameter("it is not UTF-8; set the terminal's encoding to UTF-8")
-    return words
-
-
-# There is no option for the key: it would stay in the shell's history.
-Url = Annotated[
-    str,
-    typer.Option(
-        envvar="PARALLEL_SDXL_URL",
-        callback=_http_url,
-        help="Where the service is; PARALLEL_SDXL_API_KEY holds its key if it needs one.",
-    ),
-]
-Picture = Annotated[
-    Path, typer.Argument(metavar="PICTURE", exists=True, dir_okay=False, help="A PNG, JPEG or WebP file.")
-]
-URL = "http://127.0.0.1:8000"
-
-
-def _file_option(name: str, words: str) -> Any:
-    return typer.Option(name, metavar="FILE", exists=True, dir_okay=False, help=words)
-
-
-# Of a picture that is generated again.
-OwnInit = Annotated[Path | None, _file_option("--init", "The file that the picture went on from, if it did.")]
-OwnMask = Annotated[Path | None, _file_option("--mask", "The mask that it was generated with, if any.")]
-OwnModel = Annotated[
-    str | None,
-    typer.Option(callback=_text, help="Which of the service's models; by default the one that made the picture."),
-]
-Sheet = Annotated[
-    bool | None,
-    typer.Option("--grid/--no-grid", help="Also write a sheet of all images; the default if there are several."),
-]
-
-
 def _version(wanted: bool) -> None:
     if wanted:
         typer.echo(f"parallel-sdxl {__version__}")
@@ -131,9 +59,9 @@ def _main(
 
 @app.command(epilog=_EXIT_CODES)
 def generate(
-    prompt: Annotated[str, typer.Argument(metavar="PROMPT", callback=_text, help="What to generate.")],
+    prompt: Annotated[str, typer.Argument(metavar="PROMPT", callback=utf8, help="What to generate.")],
     model: Annotated[
-        str | None, typer.Option(callback=_text, help="Which of the service's models, if it has several.")
+        str | None, typer.Option(callback=utf8, help="Which of the service's models, if it has several.")
     ] = None,
     num_images: Annotated[
         int | None, typer.Option("--num-images", "-n", help="How many images, each with its own seed.")
@@ -144,12 +72,12 @@ def generate(
     seeds: Annotated[
         Seeds | None, typer.Option(parser=Seeds.parse, metavar="7,8,1234", help="The seeds, instead of --seed and -n.")
     ] = None,
-    negative_prompt: Annotated[str | None, typer.Option(callback=_text, help="What to avoid.")] = None,
+    negative_prompt: Annotated[str | None, typer.Option(callback=utf8, help="What to avoid.")] = None,
     prompt_2: Annotated[
-        str | None, typer.Option("--prompt-2", callback=_text, help="What the second text encoder reads.")
+        str | None, typer.Option("--prompt-2", callback=utf8, help="What the second text encoder reads.")
     ] = None,
     negative_prompt_2: Annotated[
-        str | None, typer.Option("--negative-prompt-2", callback=_text, help="What the second is to avoid.")
+        str | None, typer.Option("--negative-prompt-2", callback=utf8, help="What the second is to avoid.")
     ] = None,
     prompt_syntax: Annotated[
         str | None, typer.Option(help="plain, or weighted to read (word:1.3), [word] and BREAK.")
@@ -178,10 +106,10 @@ def generate(
         typer.Option(parser=Lora.parse, metavar="NAME:SCALE", help="An adapter to generate with; may be repeated."),
     ] = None,
     init: Annotated[
-        Path | None, _file_option("--init", "A picture to go on from: a PNG, JPEG, WebP, GIF or BMP.")
+        Path | None, file_option("--init", "A picture to go on from: a PNG, JPEG, WebP, GIF or BMP.")
     ] = None,
     mask: Annotated[
-        Path | None, _file_option("--mask", "Which part of it to generate anew: a picture that is white there.")
+        Path | None, file_option("--mask", "Which part of it to generate anew: a picture that is white there.")
     ] = None,
     strength: Annotated[
         float | None, typer.Option(help="How far to go from the picture, 0 to 1; 0.6 by default, or 1 with a mask.")
@@ -304,6 +232,48 @@ def vary(
     sheet = num_images > 1 if grid is None else grid
     with refusals():
         command.vary(_service(url), picture, files, model, variation, num_images, sheet, out, _console())
+
+
+@app.command(epilog=_EXIT_CODES)
+def branch(
+    picture: Picture,
+    from_step: Annotated[int, typer.Option(metavar="STEP", help="The last step that is the picture's own.")],
+    prompt: Annotated[str | None, typer.Option(callback=utf8, help="What to generate from there on.")] = None,
+    negative_prompt: Annotated[str | None, typer.Option(callback=utf8, help="What to avoid.")] = None,
+    prompt_2: Annotated[
+        str | None, typer.Option("--prompt-2", callback=utf8, help="What the second text encoder reads.")
+    ] = None,
+    negative_prompt_2: Annotated[
+        str | None, typer.Option("--negative-prompt-2", callback=utf8, help="What the second is to avoid.")
+    ] = None,
+    guidance: Annotated[float | None, typer.Option(help="Classifier-free guidance; 1 or less turns it off.")] = None,
+    guidance_rescale: Annotated[float | None, typer.Option(help="How far guidance is scaled back, 0 to 1.")] = None,
+    init: OwnInit = None,
+    mask: OwnMask = None,
+    model: OwnModel = None,
+    out: Annotated[Path, typer.Option(file_okay=False, help="Folder to write to.")] = Path("out"),
+    url: Url = URL,
+) -> None:
+    """Generate a picture again up to a step, and from there on what is asked for here.
+
+    What is left out stays as it is. A branch has branches too: name its file.
+    """
+    given = {
+        "prompt": prompt,
+        "negative_prompt": negative_prompt,
+        "prompt_2": prompt_2,
+        "negative_prompt_2": negative_prompt_2,
+        "guidance_scale": guidance,
+        "guidance_rescale": guidance_rescale,
+    }
+    changes = {name: value for name, value in given.items() if value is not None}
+    if not changes:
+        raise typer.BadParameter("say what to generate from there on", param_hint="--prompt")
+    from serve_app.cli import branch as command
+
+    files = {"init_image": (init, "--init"), "mask_image": (mask, "--mask")}
+    with refusals(prompt="--prompt"):
+        command.branch(_service(url), picture, files, model, from_step, changes, out, _console())
 
 
 @app.command(epilog=_EXIT_CODES)

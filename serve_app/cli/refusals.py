@@ -18,19 +18,27 @@ _OPTIONS = {
     "mask_image": "--mask",
     "loras": "--lora",
     "variations": "--strength",
+    "before": "--from-step",
 }
 """Options whose name differs from their field in a request."""
 
 
 @contextmanager
-def refusals() -> Iterator[None]:
-    """Let the command line refuse what the service refuses. Raises typer.BadParameter."""
+def refusals(prompt: str = "PROMPT") -> Iterator[None]:
+    """Let the command line refuse what the service refuses. Raises typer.BadParameter.
+
+    `prompt` is how it is told the prompt.
+    """
     from serve_app.cli.errors import SettingRefused
 
     try:
         yield
     except SettingRefused as error:
-        raise typer.BadParameter(error.message, param_hint=error.param and option_of(error.param)) from None
+        raise typer.BadParameter(error.message, param_hint=error.param and _hint(error.param, prompt)) from None
+
+
+def _hint(field: str, prompt: str) -> str:
+    return prompt if field == "prompt" else option_of(field)
 
 
 def option_of(field: str) -> str:

@@ -10,7 +10,7 @@ from serve_app.adapters import AdapterFolder
 from serve_app.config import AdaptersConfig
 from serve_app.errors import AdapterError, DeadlineExceeded, InvalidRequest
 from serve_app.prompt_embeddings import names_in
-from serve_app.recipe import PROMPTS, Embedding, Lora
+from serve_app.recipe import Embedding, Lora
 from serve_app.schemas import EmbeddingFile, GenerateRequest, LoraFile
 from serve_app.threads import Threads
 
@@ -67,7 +67,7 @@ class AdapterCheck:
         Raises InvalidRequest if there are too many, AdapterError if one cannot be found or used, DeadlineExceeded if
         it takes longer than `within_s` seconds.
         """
-        names = names_in([getattr(request, field) for field in PROMPTS])
+        names = names_in([*request.texts.values()])
         if not (names or request.loras or request.embeddings):
             return request
         if len(request.loras) > self._most:
@@ -127,7 +127,7 @@ def _field_of(error: AdapterError, request: GenerateRequest) -> str:
     """Return the field of a request that names an adapter."""
     if error.kind == "loras" or any(one.name == error.name and one.hash for one in request.embeddings):
         return error.kind
-    return next((field for field in PROMPTS if error.name in names_in([getattr(request, field)])), error.kind)
+    return next((field for field, text in request.texts.items() if error.name in names_in([text])), error.kind)
 
 
 def _agreed(asked: Asked, now: str, param: str) -> Asked:

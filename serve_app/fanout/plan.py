@@ -11,7 +11,7 @@ from serve_app.errors import InvalidRequest, NotReady
 from serve_app.fanout.prompt_syntax import syntax_warning
 from serve_app.messages import ReplicaStatus, Slot
 from serve_app.prompt_weights import LARGEST_WEIGHT, too_heavy
-from serve_app.recipe import OF_MASKS, OF_PICTURES, PROMPTS, SEED_SPAN, Output, Recipe, SchedulerName, Variation
+from serve_app.recipe import OF_MASKS, OF_PICTURES, SEED_SPAN, Output, Recipe, SchedulerName, Variation
 from serve_app.samplers import SAMPLERS, SCHEDULES, needs_spacing, refusal
 from serve_app.schemas import GenerateRequest, Parameters, ServedScheduler, StartEvent
 
@@ -82,8 +82,8 @@ def plan_of(
 
 def check_weights(recipe: Recipe) -> None:
     """Raise InvalidRequest if a prompt weighs something beyond all bounds."""
-    for field in PROMPTS if recipe.prompt_syntax == "weighted" else ():
-        if piece := too_heavy(getattr(recipe, field) or ""):
+    for field, text in recipe.texts.items() if recipe.prompt_syntax == "weighted" else ():
+        if piece := too_heavy(text):
             most = f"weights lie between -{LARGEST_WEIGHT} and {LARGEST_WEIGHT}"
             raise InvalidRequest(
                 f'{field}: "{piece.text.strip()[:_LONGEST_QUOTED]}" weighs {piece.weight:.3g}; {most}', field
@@ -172,10 +172,12 @@ def warnings_of(request: GenerateRequest, slot: Slot, replica: ReplicaStatus) ->
     """Return a sentence for each setting that has no effect or is seldom meant; `slot` is any one of the request."""
     warnings = []
     avoided = ("negative_prompt", "negative_prompt_2", "negative_original_size", "negative_target_size")
-    unguided = () if request.guided else tuple(name for name in avoided if getattr(request, name))
+    guided = [phase.guided for phase in request.phases]
+    unguided = () if any(guided) else tuple(name for name in avoided if getattr(request, name))
     warnings += [f"{name} has no effect: guidance_scale is 1 or less" for name in unguided]
-    if "guidance_rescale" in request.model_fields_set and request.guidance_rescale and not request.guided:
+    if "guidance_rescale" in request.model_fields_set and request.guidance_rescale and not any(guided):
         warnings.append("guidance_rescale has no effect: guidance_scale is 1 or less")
+    warnings += _without_effect_before(request)
     warnings += [f"{name} has no effect: {lacks}" for name, lacks in _without_pictures(request)]
     if request.output_compression is not None and request.output_format == "png":
         warnings.append("output_compression has no effect: a PNG is lossless")
@@ -188,11 +190,21 @@ def warnings_of(request: GenerateRequest, slot: Slot, replica: ReplicaStatus) ->
             f"num_inference_steps: {slot.recipe.num_inference_steps} is few for leading timesteps; a distilled "
             "model (Turbo, Lightning, Hyper) needs model.timestep_spacing: trailing, any other more steps"
         )
-    prompts = {field: getattr(request, field) or "" for field in PROMPTS}
     warnings += filter(
-        None, (syntax_warning(field, prompt, request.prompt_syntax) for field, prompt in prompts.items())
+        None, (syntax_warning(field, prompt, request.prompt_syntax) for field, prompt in request.texts.items())
     )
     return warnings
+
+
+def _without_effect_before(request: GenerateRequest) -> Iterator[str]:
+    """Yield a sentence for each phase, or setting of one, that makes no step of the picture another."""
+    for place, (phase, recipe) in enumerate(zip(request.before, request.phases[:-1], strict=True)):
+        if phase.until_step <= request.first_step:
+            yield f"before.{place} has no effect: strength leaves out the first {request.first_step} steps"
+        elif not recipe.guided:
+            for name in ("negative_prompt", "negative_prompt_2", "guidance_rescale"):
+                if getattr(phase, name):
+                    yield f"before.{place}.{name} has no effect: guidance_scale is 1 or less"
 
 
 def _without_pictures(request: GenerateRequest) -> Iterator[tuple[str, str]]:

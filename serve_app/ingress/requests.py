@@ -8,9 +8,10 @@ from typing import Annotated, Any
 from fastapi.exceptions import RequestValidationError
 from pydantic import ConfigDict, Field, ValidationError, create_model, model_validator
 
+from serve_app.body import Body
 from serve_app.config import AppArgs, ModelConfig
 from serve_app.errors import InvalidRequest
-from serve_app.recipe import Body, Recipe
+from serve_app.recipe import Recipe
 from serve_app.schemas import FieldError, GenerateRequest
 
 _SERVED_DEFAULTS = Recipe.model_fields.keys() & ModelConfig.model_fields.keys() - {"scheduler"}

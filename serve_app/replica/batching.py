@@ -158,6 +158,13 @@ class Batcher(Generic[Payload]):
         turns = zip_longest(*(self._turn(groups) for groups in self._lanes if groups))
         return [call for beside in turns for call in beside if call is not None]
 
+    def regroup(self, job: Job[Payload], group: Hashable) -> None:
+        """Let a job that is still active share UNet calls with those of a group from the next step on."""
+        if job.state is JobState.ACTIVE and group != job.group:
+            self._leave_group(job)
+            job.group = group
+            self._join_group(job)
+
     def mark_denoised(self, job: Job[Payload]) -> None:
         """Remove an active job that has done its last step from the batch. Raises IllegalTransition."""
         self._move(job, JobState.DENOISED)
@@ -214,10 +221,13 @@ class Batcher(Generic[Payload]):
         self._denoised.discard(job)
         if state is JobState.ACTIVE:
             job.begun = True
-            self._lanes[job.lane].setdefault(job.group, []).append(job)
+            self._join_group(job)
         elif state is JobState.DENOISED:
             self._denoised.add(job)
         job.state = state
+
+    def _join_group(self, job: Job[Payload]) -> None:
+        self._lanes[job.lane].setdefault(job.group, []).append(job)
 
     def _leave_group(self, job: Job[Payload]) -> None:
         groups = self._lanes[job.lane]

@@ -12,7 +12,7 @@ from serve_app.replica.prompts import PromptEmbedding
 
 
 class Conditioning(NamedTuple):
-    """The UNet's inputs that are the same at all steps. Rows: the unconditional one, if any, then the prompt's.
+    """The UNet's inputs that are the same in a phase. Rows: the unconditional one, if any, then the prompt's.
 
     `context` is (rows, length, `attention.prompt_context`), `pooled` (rows, projection width), `time_ids` (rows, 6),
     `guidance` (rows, width of `embedded_guidance`). Where the unconditional context is zeros, `context` is only that

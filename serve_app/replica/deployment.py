@@ -3,11 +3,13 @@
 import asyncio
 import gc
 import logging
+import sys
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
 from contextlib import aclosing, contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from types import ModuleType
+from typing import TYPE_CHECKING, cast
 
 import ray
 from ray import serve
@@ -151,7 +153,8 @@ class Replica:
         """Return a picture with what has no effect on this model, and its pixels left in the object store."""
         from serve_app.replica.conditioning import without_effect
 
-        warnings = (*generated.warnings, *without_effect(slot.recipe, self._checkpoint))
+        ignored = (sentence for phase in slot.recipe.phases for sentence in without_effect(phase, self._checkpoint))
+        warnings = (*generated.warnings, *dict.fromkeys(ignored))
         pixels = None if generated.pixels is None else await self._pixels.put(generated.pixels)
         return replace(generated, pixels=pixels, warnings=warnings)
 
@@ -232,14 +235,18 @@ class Replica:
 def importing() -> Iterator[None]:
     """Leave alone what is imported meanwhile: it stays, and to look through it for garbage takes a sixth of the time.
 
-    Nor do later collections look at it, which would hold up every image.
+    Nor do later collections look at it, which would hold up every image. Nor is peft imported, which diffusers does
+    wherever it is installed: replicas do not need it, and it takes longer than to load a small model.
     """
     gc.disable()
+    hidden = sys.modules.setdefault("peft", cast(ModuleType, None)) is None
     try:
         yield
         gc.freeze()
     finally:
         gc.enable()
+        if hidden:
+            del sys.modules["peft"]
 
 
 async def _keep(check: Callable[[], Awaitable[None]]) -> None:

@@ -21,7 +21,6 @@ from serve_app.messages import Generated, Kept, Paused, Preview, Progress, Slot
 from serve_app.replica.batching import Batcher, JobState, Load
 from serve_app.replica.checkpoint import Checkpoint
 from serve_app.replica.decode import PendingPixels
-from serve_app.replica.denoise import CallGroup
 from serve_app.replica.embeddings import Embeddings
 from serve_app.replica.failures import Failure, failure_of, slot_failure
 from serve_app.replica.guarded import GuardedObserver, guarded
@@ -115,8 +114,8 @@ class Engine:
         with self._changed:
             if self._fault is not None:
                 raise SlotReturned(self._fault)
-            group = CallGroup.of(slot.recipe, prompts, weights)
-            job = self._batcher.submit(Submission(slot, prompts, guarded(post), adapters), group, weights)
+            submission = Submission(slot, prompts, guarded(post), adapters)
+            job = self._batcher.submit(submission, submission.group(slot.first_step), weights)
             self._changed.notify()
         return job
 
@@ -226,8 +225,10 @@ class Engine:
             if not job.cancel_requested:
                 (self._decode if trajectory.done else self._pause)(job, running)
             return
-        now = time.perf_counter()
-        step = trajectory.step
+        now, step = time.perf_counter(), trajectory.step
+        if job.payload.prompts.before:
+            with self._changed:
+                self._batcher.regroup(job, job.payload.group(step))
         if step and now - running.last_progress >= PROGRESS_INTERVAL_S:
             running.last_progress = now
             job.payload.post(Progress(step))
@@ -266,8 +267,7 @@ class Engine:
         self._outputs.sketch(trajectory.step, pending, state, work, job.payload.bill, done)
 
     def _decode(self, job: SlotJob, running: Running) -> None:
-        denoised = time.perf_counter()
-        latents = running.trajectory.latents
+        denoised, latents = time.perf_counter(), running.trajectory.latents
         running.lane.give(latents)
         charging = self._meter.charging("vae", [job.payload.bill])
         with self._watchdog.watching("the decoder", *job.payload.size), charging:

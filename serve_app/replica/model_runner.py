@@ -118,10 +118,10 @@ class ModelRunner:
         """
         started = time.perf_counter()
         weights = self._sets.of(adapters, in_use)
-        embeddings = self.prompts.conditions(prompts, weights)
+        *before, embeddings = (self.prompts.conditions(phase, weights) for phase in prompts.phases)
         encoded = time.perf_counter()
         trajectory = Trajectory.of(
-            slot.recipe, slot.seed, self._checkpoint, embeddings, self.encoder, slot.canvas, slot.variations
+            slot.recipe, slot.seed, self._checkpoint, embeddings, self.encoder, slot.canvas, slot.variations, before
         )
         passing = [trajectory.latents] if slot.kept is None else trajectory.go_on(KeptStep.read(slot.kept.state))
         pace = PreviewPace(slot.preview_steps if self.previews else frozenset(), self._min_interval_s)

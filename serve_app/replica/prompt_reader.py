@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import chain
 from typing import NamedTuple
@@ -45,12 +45,19 @@ class PromptTokens:
 class ReadPrompts:
     """A recipe's prompts, all of the same number of chunks: the unconditional one, if there is guidance, then its own.
 
-    `warnings` say what is not read. `vectors` are those of their embeddings, by hash.
+    `warnings` say what is not read. `vectors` are those of their embeddings, by hash. `before` are the prompts of a
+    branch's phases before these; each may have another number of chunks.
     """
 
     rows: tuple[PromptTokens, ...]
     warnings: tuple[str, ...] = ()
     vectors: Mapping[str, Vectors] = field(default_factory=dict)
+    before: "tuple[ReadPrompts, ...]" = ()
+
+    @property
+    def phases(self) -> "tuple[ReadPrompts, ...]":
+        """Those of all phases, in their order."""
+        return *self.before, self
 
     @property
     def chunks(self) -> int:
@@ -112,6 +119,13 @@ class PromptReader:
 
         `embeddings` are those that it names; others are words.
         """
+        *before, own = (self._read(phase, max_tokens, embeddings) for phase in recipe.phases)
+        told = list(own.warnings)
+        for place, phase in enumerate(before):  # a phase may have the recipe's own prompts
+            told += [f"before.{place}.{warning}" for warning in phase.warnings if warning not in own.warnings]
+        return replace(own, warnings=tuple(told), before=tuple(before))
+
+    def _read(self, recipe: Recipe, max_tokens: int, embeddings: Embeddings | None) -> ReadPrompts:
         known = tuple(_Known(name, own.hash, len(own)) for name, own in sorted((embeddings or {}).items()))
         most = max_tokens // CHUNK_TOKENS
         rows = [_texts(recipe, field) for field in ("negative_prompt", "prompt")[0 if recipe.guided else 1 :]]

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 
 from serve_app.messages import Generated, Paused, Slot, SlotEvent
 from serve_app.replica.batching import Job
+from serve_app.replica.denoise import CallGroup
 from serve_app.replica.lora.sets import NO_ADAPTERS, Adapters
 from serve_app.replica.meter import Bill
 from serve_app.replica.prompt_reader import ReadPrompts
@@ -22,6 +23,12 @@ class Submission:
     post: Post
     adapters: Adapters = NO_ADAPTERS
     bill: Bill = field(default_factory=Bill)
+
+    def group(self, step: int) -> CallGroup:
+        """Return what it has in common with those that it can share a UNet call with after `step` steps."""
+        recipe = self.slot.recipe
+        prompts = self.prompts.phases[recipe.phase_after(step)]
+        return CallGroup.of(recipe, prompts, self.adapters.key or None)
 
     @property
     def size(self) -> tuple[int, int]:

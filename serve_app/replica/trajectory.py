@@ -42,11 +42,19 @@ class Guidance:
         return rescale_noise_cfg(guided, conditional, self.rescale) if self.rescale else guided
 
 
+@dataclass(frozen=True, slots=True)
+class Phase:
+    """What the UNet is given after `step` steps besides latents and timestep, and what is made of its predictions."""
+
+    step: int
+    conditioning: Conditioning
+    guidance: Guidance
+
+
 class Trajectory:
     """The denoising state of one slot. Slots share no state, so a picture cannot depend on its neighbours in a batch.
 
     Attributes:
-        conditioning: the UNet's inputs besides latents and timestep.
         latents: float32 (1, latent channels, height / 8, width / 8), between UNet calls.
         clean: the predicted clean latent (x0) of the last call; before the first, the latents of the start.
     """
@@ -54,17 +62,18 @@ class Trajectory:
     def __init__(
         self,
         start: Start,
-        conditioning: Conditioning,
-        guidance: Guidance,
+        phases: Sequence[Phase],
         scheduler: Any,
         generator: torch.Generator,
     ) -> None:
-        """Take a scheduler whose steps are set and the CPU generator of its step noise; no other slot may use them."""
-        self.conditioning = conditioning
+        """Take a scheduler whose steps are set and the CPU generator of its step noise; no other slot may use them.
+
+        `phases` are in the order of their steps; the first begins at 0.
+        """
+        self._phases = phases
         self.latents = self.clean = start.latents
         self._kept = start.kept
         self._channels = start.channels
-        self._guidance = guidance
         self._scheduler = scheduler
         begin_at(scheduler, start.step)
         self._timesteps: torch.Tensor = scheduler.timesteps
@@ -85,11 +94,13 @@ class Trajectory:
         encoder: Encoder | None = None,
         canvas: Canvas | None = None,
         variations: Sequence[Variation] = (),
+        before: Sequence[Sequence[PromptEmbedding]] = (),
     ) -> Self:
         """Return a recipe's trajectory. All its noise comes from one CPU generator with this seed, in float32.
 
         Only that of the start is moved by `variations`, each towards the first noise of its own seed.
-        `encoder` remembers pictures; None: nothing is remembered.
+        `encoder` remembers pictures; None: nothing is remembered. `before` are the embeddings of a branch's phases
+        before its own.
         """
         encoder = encoder or Encoder(checkpoint, "none")
         name, schedule = recipe.scheduler or checkpoint.scheduler, recipe.sigma_schedule
@@ -97,9 +108,16 @@ class Trajectory:
         set_steps(scheduler, recipe.num_inference_steps, schedule)
         generator = torch.Generator("cpu").manual_seed(seed)
         start = start_of(recipe, canvas, checkpoint, encoder, scheduler, generator, variations)
-        conditioning = Conditioning.of(recipe, checkpoint, embeddings)
-        guidance = Guidance(recipe.guidance_scale, recipe.guidance_rescale)
-        return cls(start, conditioning, guidance, scheduler, generator)
+        begun = (0, *(phase.until_step for phase in recipe.before))
+        phases = [
+            Phase(
+                step,
+                Conditioning.of(phase, checkpoint, own),
+                Guidance(phase.guidance_scale, phase.guidance_rescale),
+            )
+            for step, phase, own in zip(begun, recipe.phases, (*before, embeddings), strict=True)
+        ]
+        return cls(start, phases, scheduler, generator)
 
     def keep(self) -> PendingStep:
         """Return the state between two UNet calls, without waiting for the device."""
@@ -114,8 +132,18 @@ class Trajectory:
         return [self.latents, self.clean, *restore(kept.solver, self._scheduler, device)]
 
     @property
+    def conditioning(self) -> Conditioning:
+        """The UNet's inputs for its next call, besides latents and timestep."""
+        return self._phase.conditioning
+
+    @property
+    def _phase(self) -> Phase:
+        step = self.step
+        return next(phase for phase in reversed(self._phases) if phase.step <= step)
+
+    @property
     def rows(self) -> int:
-        """How many rows of a UNet batch this slot takes: 2 with guidance (unconditional first), otherwise 1."""
+        """How many rows of a UNet batch its next call takes: 2 with guidance (unconditional first), otherwise 1."""
         return self.conditioning.rows
 
     @property
@@ -147,7 +175,7 @@ class Trajectory:
         # Copy: the scheduler may keep it, and the UNet's next call overwrites it.
         prediction = prediction.to(torch.float32, copy=True)
         if self.rows == 2:
-            prediction = self._guidance(prediction)
+            prediction = self._phase.guidance(prediction)
         self.latents, self.clean = take_step(self._scheduler, self._call, prediction, self.latents, self._options)
         self._call += 1
         if self._kept is not None:

@@ -2,24 +2,25 @@
 
 import json
 from collections.abc import Mapping
+from itertools import pairwise
 from math import ceil, sqrt
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from serve_app.body import Body, list_like
 from serve_app.recipe import (
     LONGEST_TEXT,
+    MOST_PHASES,
     MOST_VARIATIONS,
     PROMPTS,
     SEED_SPAN,
-    Body,
     FirstSeed,
     Output,
     OutputFormat,
     Recipe,
     Seed,
     Variation,
-    list_like,
 )
 
 ResponseFormat = Literal["b64_json", "url"]
@@ -45,7 +46,9 @@ def longest_body(max_images: int, max_steps: int) -> int:
     seeds, steps = [SEED_SPAN - 1] * max_images, list(range(1, max_steps))
     texts = dict.fromkeys(PROMPTS, text)
     variations = [{"seed": SEED_SPAN - 1, "strength": 0.1234567890123456789}] * MOST_VARIATIONS
-    fields = {**texts, "seeds": seeds, "preview_steps": steps, "variations": variations}
+    numbers = {"until_step": max_steps, "guidance_scale": 12.345678901234567, "guidance_rescale": 0.1234567890123456789}
+    before = [{**texts, **numbers}] * MOST_PHASES
+    fields = {**texts, "seeds": seeds, "preview_steps": steps, "variations": variations, "before": before}
     return len(json.dumps(fields)) + _OTHER_FIELDS
 
 
@@ -185,6 +188,17 @@ class GenerateRequest(Output, Recipe):
         if self.pause_after is not None and not first < self.pause_after < last:
             after = f"above {first}, the steps that `strength` leaves out, and " if first else ""
             raise FieldError("pause_after", f"must be {after}below num_inference_steps ({last})")
+        return self
+
+    @model_validator(mode="after")
+    def _phases_follow_each_other(self) -> Self:
+        ends = [0, *(phase.until_step for phase in self.before), self.num_inference_steps]
+        if self.before and any(end <= begun for begun, end in pairwise(ends)):
+            raise FieldError(
+                "before",
+                f"each until_step must be above the one before and below num_inference_steps ({ends[-1]}): "
+                "the recipe's own prompts come last",
+            )
         return self
 
     @model_validator(mode="after")

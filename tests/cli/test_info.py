@@ -38,6 +38,14 @@ def test_the_files_of_adapters_are_named_as_the_command_takes_them(tmp_path: Pat
     assert re.search(r"^embeddings +neg sha256:03$", told, re.MULTILINE)
 
 
+def test_a_branch_tells_what_it_was_before(tmp_path: Path) -> None:
+    slot = make_slot(before=[{"until_step": 2, "prompt": "a pear"}, {"until_step": 3, "guidance_scale": 1.0}])
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.webp", xmp=xmp_packet(parameters_json(slot, REPLICA.model)).encode())
+    told = run("info", tmp_path / "a.webp").stdout
+    expected = "up to step 2 {'prompt': 'a pear'}, up to step 3 {'guidance_scale': 1.0}"
+    assert re.search(rf"^before +{expected}$", told, re.MULTILINE)
+
+
 def test_a_picture_of_another_ui(tmp_path: Path) -> None:
     text = PngInfo()
     text.add_text("parameters", "a cat\nNegative prompt: dull\nSteps: 20, \x1b]0;owned\x07Seed: 1")

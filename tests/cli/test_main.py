@@ -14,7 +14,7 @@ from serve_app import __version__
 from serve_app.cli.__main__ import main
 from serve_app.cli.main import app
 from serve_app.cli.refusals import option_of
-from serve_app.recipe import OF_CONDITIONING, PROMPTS, OutputFormat, SchedulerName, SigmaSchedule, Variation
+from serve_app.recipe import OF_CONDITIONING, OF_PHASES, PROMPTS, OutputFormat, SchedulerName, SigmaSchedule, Variation
 from serve_app.schemas import GenerateRequest
 from tests.cli.command import run
 
@@ -59,9 +59,11 @@ def test_every_field_of_a_request_has_an_option() -> None:
     # Previews in a terminal need no exact steps, what is written to files here need not be kept there, and it goes on
     # with a broken stream unasked. What the model is told of sizes is left to programs.
     fields = set(GenerateRequest.model_fields) - {"prompt", "preview_steps", "response_format", "on_disconnect", "id"}
-    fields -= {"embeddings", "variations"}  # the prompts name the former; `vary` is for the latter
+    fields -= {"embeddings", "variations", "before"}  # the prompts name the first; `vary` is for the others
     fields -= {*OF_CONDITIONING} - {*PROMPTS}
     assert {option_of(field) for field in fields} <= options
+    options = {option for parameter in COMMANDS["branch"].params for option in parameter.opts}
+    assert {option_of(field) for field in (*OF_PHASES, "before")} - {"PROMPT"} <= options
     options = {option for parameter in COMMANDS["vary"].params for option in parameter.opts}
     assert {option_of(f"variations.1.{field}") for field in Variation.model_fields} <= options
 

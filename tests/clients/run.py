@@ -14,7 +14,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 
-from serve_app.cli.main import URL
+from serve_app.cli.options import URL
 from serve_app.demo import service
 
 HERE, OUT = Path(__file__).parent, Path("out", "clients")

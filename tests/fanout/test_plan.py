@@ -2,7 +2,7 @@ import pytest
 
 from serve_app.errors import InvalidRequest
 from serve_app.fanout.plan import plan_of, preview_steps_of, seeds_of, slots_of, variations_of
-from serve_app.recipe import Variation
+from serve_app.recipe import Phase, Variation
 from serve_app.schemas import GenerateRequest
 from tests.fakes import REPLICA
 
@@ -23,6 +23,29 @@ def test_without_a_seed_the_base_is_random() -> None:
 
 def test_listed_seeds_are_taken_as_they_are() -> None:
     assert seeds_of(GenerateRequest(prompt="a", seeds=[9, 3, 5])) == [9, 3, 5]
+
+
+def test_a_branch_is_told_what_has_no_effect() -> None:
+    request = GenerateRequest(
+        prompt="a",
+        negative_prompt="dull",
+        guidance_scale=1,
+        init_image="sha256:0",
+        strength=0.7,
+        prompt_syntax="weighted",
+        before=(
+            Phase(until_step=6, prompt="b"),
+            Phase(until_step=8, negative_prompt="grey"),
+            Phase(until_step=9, prompt="[b|c]", negative_prompt="grey", guidance_scale=3.0),
+        ),
+    )
+    first, second, third = plan_of(request, REPLICA, 60, 225).warnings
+    assert first == "before.0 has no effect: strength leaves out the first 6 steps"
+    assert second == "before.1.negative_prompt has no effect: guidance_scale is 1 or less"
+    assert third.startswith("before.2.prompt: read as plain words: [b|c]")
+    heavy = request.model_copy(update={"before": (Phase(until_step=8, prompt_2="(b:1001)"),)})
+    with pytest.raises(InvalidRequest, match=r"before\.0\.prompt_2: \"b\" weighs 1"):
+        plan_of(heavy, REPLICA, 60, 225)
 
 
 def test_relatives_have_one_seed_and_their_last_variation_counts_up() -> None:

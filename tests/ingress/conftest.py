@@ -15,7 +15,7 @@ from serve_app.ingress.live import LiveApi
 from serve_app.ingress.service import Service
 from tests.fakes import FakePool, Metrics, OneModel
 
-LIMITS = LimitsConfig(max_images=9, max_steps=50, max_body_bytes=120_000)
+LIMITS = LimitsConfig(max_images=9, max_steps=50, max_body_bytes=500_000)
 ARGS = AppArgs(limits=LIMITS, admission=AdmissionConfig(max_waiting_images=9))
 
 

@@ -7,6 +7,7 @@ from uuid import uuid4
 
 import schemathesis
 
+from serve_app.recipe import MOST_PHASES
 from serve_app.samplers import SAMPLERS, refusal
 from tests.ingress.hostile import plain, saved
 
@@ -81,6 +82,11 @@ def mend(body: dict[str, Any]) -> None:
         _drop(body, "scheduler", "sigma_schedule")  # what the first cannot do
     if scheduler == "pndm" and {"image", "image_url"} & body.keys():  # which cannot go on from a picture
         _drop(body, "scheduler")
+    steps = body.get("num_inference_steps")
+    if "image" in body or not (isinstance(steps, int) and steps > MOST_PHASES):  # each step above the one before
+        _drop(body, "before")
+    for step, phase in enumerate(body.get("before") or (), 1):
+        phase["until_step"] = step
     _drop(body, "loras")  # any name by the schema, but an adapter's
     _drop(body, "model_name")  # likewise
     _drop(body, "embeddings")  # likewise, and one that a prompt names

@@ -52,6 +52,7 @@ def test_generate_returns_all_images_in_order(client: TestClient) -> None:
         "sigma_schedule": None,
         "loras": [],
         "embeddings": [],
+        "before": [],
         "prompt_2": None,
         "negative_prompt_2": None,
         "prompt_syntax": "plain",

@@ -70,7 +70,7 @@ def args(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AppArgs:
     return AppArgs(
         auth=AuthConfig(keys_env="SERVICE_KEYS"),
         files=FilesConfig(path=str(tmp_path)),
-        limits=LimitsConfig(max_images=4, max_steps=50, max_body_bytes=120_000),
+        limits=LimitsConfig(max_images=4, max_steps=50, max_body_bytes=500_000),
         model=ModelConfig(max_size=1024),
         trajectories=TrajectoriesConfig(ttl_s=0.05),  # nobody lets go on what is invented
     )
@@ -173,7 +173,7 @@ def well(pool: FakePool, service: OneModel) -> None: ...
     ("become", "request_", "status"),
     [
         (well, {"headers": {"Authorization": "Bearer another"}}, 401),
-        (well, {"json": {"prompt": "a" * 400_000}}, 413),
+        (well, {"json": {"prompt": "a" * 600_000}}, 413),
         (well, {"headers": {"Content-Encoding": "gzip"}}, 415),
         (full, {}, 429),
         (failing, {}, 500),

@@ -54,7 +54,7 @@ def test_a_bug_of_ours_can_be_read(client: TestClient, pool: FakePool, route: st
 @pytest.mark.parametrize("route", ROUTES)
 def test_so_can_every_other_status(client: TestClient, pool: FakePool, route: str) -> None:
     answers = [client.post(route, json={"prompt": "a"}), client.post(route, json={}), client.put(route)]
-    answers += [client.post(route, json={"prompt": "a" * 400_000}), client.post(f"{route}/nowhere", json={})]
+    answers += [client.post(route, json={"prompt": "a" * 600_000}), client.post(f"{route}/nowhere", json={})]
     answers += [client.post(route, content=b"x", headers={"Content-Encoding": "gzip"})]
     pool.before = failing
     answers += [client.post(route, json={"prompt": "a"})]

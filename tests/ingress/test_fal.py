@@ -188,7 +188,7 @@ def test_what_fal_does_not_have_is_taken_too(client: TestClient, pool: FakePool)
 
 def test_every_other_error_is_in_fals_words(client: TestClient, pool: FakePool) -> None:
     assert client.get("/fal-ai/flux").json()["detail"][0]["type"] == "not_found"
-    assert client.post(URL, json={"prompt": "a" * 140_000}).json()["detail"][0]["type"] == "payload_too_large"
+    assert client.post(URL, json={"prompt": "a" * 600_000}).json()["detail"][0]["type"] == "payload_too_large"
     pool.status = PoolStatus()
     refused = client.post(URL, json={"prompt": "a"})
     assert (refused.status_code, refused.json()["detail"][0]["type"]) == (503, "not_ready")

@@ -113,7 +113,7 @@ def test_fals_clients_may_give_urls_too(asking: TestClient, servers: tuple[Serve
     [
         ("/moved", "its host answered with status 302"),
         ("/none", "its host answered with status 404"),
-        ("/large", "it is larger than 120000 bytes (limits.max_body_bytes)"),
+        ("/large", "it is larger than 500000 bytes (limits.max_body_bytes)"),
         ("/packed", "its host sends it compressed, though asked not to"),
         ("/page", "is a web page"),
     ],

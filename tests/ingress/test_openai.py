@@ -1,11 +1,13 @@
 """The OpenAI Images API over a fake pool."""
 
+import json
 from typing import Any
 
 import pytest
 from openai import BadRequestError, OpenAI
 from starlette.testclient import TestClient
 
+from serve_app.recipe import Phase
 from tests.clients.bodies import LIBRECHAT_OPENAI, OPEN_WEBUI_OPENAI
 from tests.fakes import FakePool
 from tests.ingress.openai_api import URL
@@ -40,6 +42,21 @@ def test_relatives_say_which_they_are(sdk: OpenAI) -> None:
     answer = sdk.images.generate(prompt="a", n=2, extra_body={"seed": 7, "variations": variations})
     said = [(item["seed"], item["variations"]) for item in answer.model_dump()["data"]]
     assert said == [(7, variations), (7, [{"seed": 101, "strength": 0.2}])]
+
+
+def test_branches_in_every_dialect(sdk: OpenAI, client: TestClient, pool: FakePool) -> None:
+    before: list[dict[str, Any]] = [{"until_step": 4, "prompt": "b"}, {"until_step": 8, "prompt_2": None}]
+    sdk.images.generate(prompt="a", extra_body={"before": before})
+    for path in ("/generate", "/fal-ai/fast-sdxl"):
+        assert client.post(path, json={"prompt": "a", "num_images": 1, "before": before}).status_code == 200
+    form = {"prompt": (None, "a"), "num_images": (None, "1"), "before": (None, json.dumps(before))}
+    assert client.post("/generate", files=form).status_code == 200
+    expected = (Phase(until_step=4, prompt="b"), Phase(until_step=8))
+    assert [slot.recipe.before for slot in pool.slots] == [expected] * 4
+    refused = client.post("/v1/images/generations", json={"prompt": "a", "before": [{"until_step": 20}]})
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "before")
+    refused = client.post("/generate", json={"prompt": "a", "before": [{"until_step": 2, "width": 64}]})
+    assert (refused.status_code, refused.json()["error"]["param"]) == (422, "before.0.width")
 
 
 @pytest.mark.parametrize("body", [OPEN_WEBUI_OPENAI, LIBRECHAT_OPENAI])

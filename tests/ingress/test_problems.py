@@ -296,12 +296,12 @@ def test_json_is_no_form(client: TestClient) -> None:
 
 @pytest.mark.parametrize("chunked", [False, True])
 def test_too_large_a_body_is_a_413(client: TestClient, chunked: bool) -> None:
-    body = json.dumps({"prompt": "a" * 140_000}).encode()
+    body = json.dumps({"prompt": "a" * 600_000}).encode()
     content = iter([body[:50_000], body[50_000:]]) if chunked else body
     response = client.post("/generate", content=content, headers={"content-type": "application/json"})
     assert response.status_code == 413
     assert response.json()["error"]["type"] == "payload_too_large"
-    assert "120000 bytes" in response.json()["error"]["message"]
+    assert "500000 bytes" in response.json()["error"]["message"]
 
 
 @pytest.mark.parametrize(

@@ -71,7 +71,8 @@ def tiny_path(flat_path: Path) -> Path:
     return flat_path
 
 
-@pytest.fixture(scope="session")
+# What runs ends with this folder's tests, and not with the session: idle, it takes a fifth of a processor.
+@pytest.fixture(scope="package")
 def cluster() -> Iterator[Cluster]:
     port, metrics_port = free_port(), free_port()
     with patch.dict(os.environ, {**ENVIRONMENT, **QUIET}):
@@ -224,7 +225,7 @@ def adapters_path(tiny_path: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     return folder
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def service(
     cluster: Cluster, tiny_path: Path, adapters_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Running]:
@@ -242,7 +243,7 @@ def app(service: Running) -> Iterator[Running]:
     eventually(service.idle)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def pair(cluster: Cluster, tiny_path: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     """The URL of a service with two ingress replicas: each call may reach either."""
     args = tiny_args(
@@ -279,7 +280,7 @@ async def frames(response: httpx2.Response) -> AsyncIterator[dict[str, Any]]:
             yield json.loads(line.removeprefix("data: "))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def locked(cluster: Cluster, tiny_path: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     """The URL of a service that wants KEY, below a path of its own."""
     keys = tmp_path_factory.mktemp("keys") / "keys"

@@ -194,6 +194,30 @@ def test_a_picture_has_relatives_and_they_have_theirs(
     assert (refused.returncode, "--variation-seed: variations.2.seed" in refused.stderr) == (2, True)
 
 
+def test_branches_of_branches_are_reproduced_from_their_files(
+    app: Running, generate: Callable[..., None], tmp_path: Path
+) -> None:
+    generate("a red apple", "-n", 1, "--seed", 7, "--scheduler", "euler_a")
+    where = ("--out", tmp_path, "--url", app.url)
+    done = run("branch", tmp_path / "seed-7.png", "--from-step", 1, "--prompt", "a pear", *where)
+    assert (done.returncode, done.stderr) == (0, "")
+    done = run("branch", tmp_path / "seed-7-2.png", "--from-step", 3, "--guidance", 1, *where)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert names(tmp_path) == ["seed-7-2.png", "seed-7-3.png", "seed-7.png"]
+    embedded = embedded_parameters(opened(tmp_path / "seed-7-3.png"))
+    assert embedded is not None
+    assert [(phase.until_step, phase.settings) for phase in embedded.request.before] == [
+        (1, {"prompt": "a red apple", "guidance_scale": 5.0}),
+        (3, {"guidance_scale": 5.0}),
+    ]
+    for name in names(tmp_path):
+        assert "the same: every pixel" in run("reproduce", tmp_path / name, "--url", app.url).stdout
+    refused = run("branch", tmp_path / "seed-7.png", "--from-step", 4, "--prompt", "a pear", *where)
+    assert (refused.returncode, "--from-step: the picture can be left after" in refused.stderr) == (2, True)
+    refused = run("branch", tmp_path / "seed-7.png", "--from-step", 2, "--prompt", "", *where)
+    assert (refused.returncode, "--prompt: " in refused.stderr) == (2, True)
+
+
 def test_a_picture_that_went_on_from_others_is_reproduced_from_them(
     app: Running, generate: Callable[..., None], tmp_path: Path
 ) -> None:

@@ -53,6 +53,15 @@ async def resumed(client: httpx2.AsyncClient, id_: str, after: int) -> list[tupl
         return [item async for item in numbered(response)]
 
 
+async def asked_while_it_runs(client: httpx2.AsyncClient, path: str) -> None:
+    """Ask until an image is said to be running: between two turns, all are queued or done."""
+    while True:
+        unfinished = await client.get(path)
+        assert unfinished.status_code == 202
+        if "running" in {image["status"] for image in unfinished.json()["images"]}:
+            return
+
+
 async def ended(client: httpx2.AsyncClient, id_: str) -> httpx2.Response:
     """Ask for an answer until it is whole."""
     async with asyncio.timeout(30):
@@ -96,9 +105,7 @@ async def test_a_stream_may_be_cut_again_and_again(client: httpx2.AsyncClient) -
 async def test_what_shall_finish_is_found_after_its_client_has_gone(client: httpx2.AsyncClient) -> None:
     got = await cut_after_the_first_picture(client, on_disconnect="finish", num_inference_steps=100, num_images=8)
     path = f"/generations/{got[0][1]['id']}"
-    unfinished = await client.get(path)
-    assert unfinished.status_code == 202
-    assert "running" in {image["status"] for image in unfinished.json()["images"]}
+    await asked_while_it_runs(client, path)
     response = await ended(client, got[0][1]["id"])
     assert [image["status"] for image in response.json()["images"]] == ["succeeded"] * 8
     (first,) = [event for _, event in got if event["type"] == "image"]

@@ -357,6 +357,19 @@ def job_in(state: JobState, batcher: Batcher[None]) -> Job[None]:
     return job
 
 
+def test_a_job_changes_its_group_between_two_steps() -> None:
+    batcher = Batcher[str](max_batch_size=2, images_per_call=2)
+    first, second = batcher.submit("first", "long"), batcher.submit("second", "short")
+    assert [batcher.admit(), batcher.admit()] == [first, second]
+    assert batcher.next_calls() == [[first]]
+    batcher.regroup(first, "short")
+    assert [batcher.next_calls(), batcher.next_calls()] == [[[second, first]]] * 2
+    batcher.cancel(first)
+    assert batcher.drop_cancelled() == [first]
+    batcher.regroup(first, "long")
+    assert batcher.next_calls() == [[second]], "what has ended stays out"
+
+
 @pytest.mark.parametrize("state", JobState)
 @pytest.mark.parametrize("mark", MARKS)
 def test_a_mark_that_does_not_fit_a_jobs_state_is_refused_and_changes_nothing(mark: str, state: JobState) -> None:

@@ -63,7 +63,7 @@ def small_path(tiny_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         for model, folder, changes in (
-            (UNet2DConditionModel, "unet", ONE_LEVEL),
+            (UNet2DConditionModel, "unet", {**ONE_LEVEL, "layers_per_block": 1}),
             (AutoencoderKL, "vae", two_levels),
             (AutoencoderTiny, PREVIEW_FOLDER, two_tiny_levels),
         ):

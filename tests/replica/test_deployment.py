@@ -3,8 +3,11 @@
 import asyncio
 import gc
 import math
+import sys
 import threading
 from collections.abc import Sequence
+from importlib.util import find_spec
+from types import ModuleType
 from typing import Any
 from unittest.mock import Mock
 
@@ -105,6 +108,18 @@ def test_what_a_start_imports_is_never_looked_through_for_garbage() -> None:
         imported: list[list[object]] = [[] for _ in range(1000)]
     assert gc.isenabled()
     assert gc.get_freeze_count() >= before + len(imported)
+
+
+def test_a_start_does_not_find_peft_and_what_is_imported_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "peft", raising=False)
+    with importing():
+        assert find_spec("peft") is None
+    assert find_spec("peft") is not None
+    there = ModuleType("peft")
+    monkeypatch.setitem(sys.modules, "peft", there)
+    with importing():
+        assert sys.modules["peft"] is there
+    assert sys.modules["peft"] is there
 
 
 def test_garbage_is_collected_after_an_import_that_has_failed() -> None:

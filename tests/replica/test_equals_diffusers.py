@@ -1,7 +1,7 @@
 """The engine's guarantee: every slot has the same latents as diffusers' own pipeline run alone."""
 
 import itertools
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any, NamedTuple
@@ -30,11 +30,12 @@ from diffusers import (
 
 from serve_app.config import ModelConfig
 from serve_app.messages import Slot
-from serve_app.recipe import SchedulerName
+from serve_app.recipe import Recipe, SchedulerName
 from serve_app.replica.checkpoint import load_checkpoint
 from serve_app.replica.decode import Decoder
 from serve_app.replica.model_runner import Running
 from serve_app.replica.submission import SlotJob
+from serve_app.samplers import SAMPLERS
 from tests.conftest import BETAS, ZERO_SNR, MakeEngine, WithScheduler, make_slot, pipeline
 
 LEADING, TRAILING = {**BETAS, "timestep_spacing": "leading"}, {**BETAS, "timestep_spacing": "trailing"}
@@ -223,6 +224,78 @@ def test_a_long_prompt_as_its_embeddings_in_the_stock_pipeline(
         output_type="latent",
     ).images
     assert_same(latents.seen[0], expected)
+
+
+LONG = "a" * 75 + " " + "b" * 9
+SWITCHES: tuple[tuple[SchedulerName, dict[str, Any], dict[str, Any]], ...] = (
+    ("euler", {"prompt": "a green pear", "prompt_2": "a sky"}, {}),
+    ("euler_a", {"prompt": "a green pear", "negative_prompt": "dull", "guidance_scale": 3.0}, {}),
+    ("dpmpp_2m", {"prompt": LONG}, {"negative_prompt": "dull"}),
+    ("dpmpp_sde", {"guidance_scale": 1.0}, {}),
+    ("heun", {"prompt": "a green pear"}, {"guidance_scale": 1.0}),
+)
+"""Schedulers, the settings of the first two of four steps, and those of the others."""
+
+
+@pytest.mark.parametrize(("scheduler", "first", "then"), SWITCHES, ids=[switch[0] for switch in SWITCHES])
+def test_a_branch_as_the_stock_pipeline_whose_inputs_are_changed_between_two_steps(
+    scheduler: SchedulerName,
+    first: dict[str, Any],
+    then: dict[str, Any],
+    stock: StableDiffusionXLPipeline,
+    make_engine: MakeEngine,
+    latents: Latents,
+) -> None:
+    slot = make_slot(scheduler=scheduler, before=[{"until_step": 2, **first}], **then)
+    make_engine(max_batch_size=1).generate(slot)
+    assert_same(latents.seen[0], switched(stock, slot))
+
+
+def switched(pipe: StableDiffusionXLPipeline, slot: Slot) -> torch.Tensor:
+    """Return the stock pipeline's latents, with a callback that gives it other inputs for later steps."""
+    begun, ended = slot.recipe.phases
+    calls = slot.recipe.before[0].until_step * SAMPLERS[slot.recipe.scheduler or "euler"].order
+
+    def switch(pipe: Any, call: int, _: Any, inputs: dict[str, Any]) -> dict[str, Any]:
+        if call + 1 != calls:
+            return {}
+        pipe._guidance_scale = ended.guidance_scale
+        prompt, negative, pooled, negative_pooled = encoded(pipe, ended)
+        if ended.guided:
+            prompt, pooled = torch.cat([negative, prompt]), torch.cat([negative_pooled, pooled])
+        ids = inputs["add_time_ids"][:1].expand(len(prompt), -1)
+        return {"prompt_embeds": prompt, "add_text_embeds": pooled, "add_time_ids": ids}
+
+    names = ("prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds")
+    own = pipe.scheduler
+    try:
+        pipe.scheduler = {**STOCK, **MORE}[slot.recipe.scheduler or "euler"](own.config)
+        latents: torch.Tensor = pipe(
+            **dict(zip(names, encoded(pipe, begun), strict=True)),
+            width=64,
+            height=64,
+            num_inference_steps=slot.recipe.num_inference_steps,
+            guidance_scale=begun.guidance_scale,
+            generator=torch.Generator("cpu").manual_seed(slot.seed),
+            callback_on_step_end=switch,
+            callback_on_step_end_tensor_inputs=["prompt_embeds", "add_text_embeds", "add_time_ids"],
+            output_type="latent",
+        ).images
+    finally:
+        pipe.scheduler = own
+    return latents
+
+
+def encoded(pipe: StableDiffusionXLPipeline, recipe: Recipe) -> Sequence[torch.Tensor]:
+    """Return a recipe's prompts as the stock pipeline takes them, long ones in parts."""
+    prompt, *more = recipe.prompt.split() if recipe.prompt == LONG else [recipe.prompt]
+    negative, filled = (recipe.negative_prompt, "") if recipe.negative_prompt else (None, None)
+    parts = [
+        pipe.encode_prompt(prompt, prompt_2=recipe.prompt_2, negative_prompt=negative),
+        *(pipe.encode_prompt(part, negative_prompt=filled) for part in more),
+    ]
+    joined = (torch.cat([part[row] for part in parts], dim=1) for row in (0, 1))
+    return *joined, parts[0][2], parts[0][3]
 
 
 def test_in_a_mixed_batch(

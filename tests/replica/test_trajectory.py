@@ -13,7 +13,7 @@ from serve_app.replica.prompt_reader import PromptReader
 from serve_app.replica.prompts import PromptEncoder
 from serve_app.replica.schedulers import make_scheduler, set_steps
 from serve_app.replica.start import Start
-from serve_app.replica.trajectory import Guidance, Trajectory
+from serve_app.replica.trajectory import Guidance, Phase, Trajectory
 from serve_app.replica.unet import eager
 from tests.conftest import make_slot
 
@@ -36,8 +36,8 @@ def test_a_trajectory_can_begin_at_any_step(name: SchedulerName, checkpoint: Che
     for first in range(STEPS):
         scheduler = make_scheduler(name, checkpoint.scheduler_config)
         set_steps(scheduler, STEPS)
-        start = Start(passed[first], first)
-        later = Trajectory(start, whole.conditioning, Guidance(recipe.guidance_scale), scheduler, torch.Generator())
+        start, phase = Start(passed[first], first), Phase(0, whole.conditioning, Guidance(recipe.guidance_scale))
+        later = Trajectory(start, [phase], scheduler, torch.Generator())
         assert torch.equal(later.clean, start.latents)
         for expected in passed[first + 1 :]:
             assert not later.done

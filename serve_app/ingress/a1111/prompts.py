@@ -1,12 +1,54 @@
-"""LoRAs in prompts, as A1111 has them: `<lora:name:0.8>`."""
+"""LoRAs in prompts, `<lora:name:0.8>`, and prompt editing, `[from:to:when]`, as A1111 has them."""
 
 import re
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from serve_app.errors import InvalidRequest
 from serve_app.recipe import LARGEST_SCALE
 
 _LORA = re.compile(r"<lora:([^<>:]+)(?::([^<>]*))?>", re.IGNORECASE)
+
+_EDIT = re.compile(
+    r"""(?<!\\)\[ (?:(?P<before>[^\[\]():|\\]*):)? (?P<after>[^\[\]():|\\]*):
+        \s*(?P<when>\d{1,9}|\d{0,9}\.\d{1,9})\s* \]""",
+    re.VERBOSE,
+)
+"""What has no further brackets in it."""
+
+
+def edited(texts: Mapping[str, str], steps: int) -> Sequence[tuple[int, Mapping[str, str]]]:
+    """Return what prompts are up to which step, in order; the last holds to the end.
+
+    Reads `[from:to:when]`, `[to:when]` and `[from::when]`, also in each other, but without weights in them. As in
+    A1111, what follows takes over one step after `when`, a step or, with a point, a share of all.
+    """
+    switches = {switch for text in texts.values() for switch in _switches(text, steps)}
+    ends = [*sorted(end for end in switches if 0 < end < steps), steps]
+    return [(end, {name: _until(end, text, steps) for name, text in texts.items()}) for end in ends]
+
+
+def _switches(text: str, steps: int) -> Iterator[int]:
+    while edits := [*_EDIT.finditer(text)]:
+        yield from (_last_before(found["when"], steps) for found in edits)
+        text = _EDIT.sub(r"\g<after>", text)
+
+
+def _last_before(when: str, steps: int) -> int:
+    """Return the last step before a switch, 0 where there is none before."""
+    step = int(float(when) * steps) if "." in when else int(when)
+    return step + 1 if step else 0
+
+
+def _until(end: int, text: str, steps: int) -> str:
+    """Return a prompt as it is up to a step, since the last switch before it."""
+
+    def words(found: re.Match[str]) -> str:
+        return (found["before"] or "") if end <= _last_before(found["when"], steps) else found["after"]
+
+    while (less := _EDIT.sub(words, text)) != text:
+        text = less
+    return text
 
 
 def without_loras(prompt: str) -> tuple[str, list[dict[str, Any]]]:

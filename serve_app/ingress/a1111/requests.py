@@ -1,12 +1,12 @@
 """Translates requests of A1111's API to the service's own."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any, TypeVar
 
 from pydantic import create_model
 
 from serve_app.errors import InvalidRequest
-from serve_app.ingress.a1111.prompts import without_loras
+from serve_app.ingress.a1111.prompts import edited, without_loras
 from serve_app.ingress.a1111.samplers import sampling_of
 from serve_app.ingress.a1111.schemas import UNSUPPORTED, WITHOUT_EFFECT, Img2Img, Txt2Img
 from serve_app.ingress.offers import Offer
@@ -26,12 +26,16 @@ _CALLED = {
     "padding_mask_crop": "inpaint_full_res_padding",
 }
 _OWN = {theirs: own for own, theirs in _CALLED.items()}
-NAMES = {**_CALLED, "loras": "prompt"}
-"""What A1111 calls our fields; its prompts name LoRAs."""
+NAMES = {**_CALLED, "loras": "prompt", "before": "prompt"}
+"""What A1111 calls our fields; its prompts name LoRAs, and are edited on the way."""
 _SAME = ("prompt", "negative_prompt", "width", "height", "seed", "timeout_s", "mask_blur")
 _BORROWED = (*_SAME, "steps", "cfg_scale", "denoising_strength")
 _OURS = OF_CONDITIONING
 """Fields that A1111 does not have."""
+_COUNTED_OTHERWISE = ("heun", "dpm2", "dpm2_a", "dpmpp_sde", "dpmpp_2s")
+"""Samplers of which A1111 counts UNet calls, so that a prompt may change in the middle of a step."""
+_NOTHING_SAID = " "
+"""A prompt has at least one character; the model reads this one as none."""
 _MASK_BLUR = 4
 """A1111's default."""
 
@@ -61,15 +65,24 @@ def own_request(body: Txt2Img, offer: Offer, embeddings: Collection[str] = ()) -
     prompt, loras = without_loras(body.prompt)
     if (body.model_extra or {}).get("disable_extra_networks"):
         loras = []  # taken out of the prompt all the same
-    fields["prompt"] = spelled_out(prompt, embeddings)
+    texts: dict[str, str] = {"prompt": prompt}
     if "negative_prompt" in fields:
-        fields["negative_prompt"] = spelled_out(body.negative_prompt, embeddings)
+        texts["negative_prompt"] = body.negative_prompt
+    whole = isinstance(body, Img2Img) or scheduler in _COUNTED_OTHERWISE
+    *before, (_, own) = [(body.steps, texts)] if whole else edited(texts, body.steps)
+    fields |= _spelled_out(own, embeddings)
+    fields["before"] = [{"until_step": end, **_spelled_out(phase, embeddings)} for end, phase in before]
     fields |= {"loras": loras, "scheduler": scheduler, "sigma_schedule": schedule}
     if body.subseed_strength:
         fields["variations"] = [{"seed": body.subseed, "strength": body.subseed_strength}]
     fields |= {"prompt_syntax": "weighted", "num_images": _number(body, offer.args.limits.max_images)}
     with renamed(NAMES):
         return own_or_invalid(offer.request, **fields)
+
+
+def _spelled_out(texts: Mapping[str, str], embeddings: Collection[str]) -> dict[str, str]:
+    spelled = {name: spelled_out(text, embeddings) for name, text in texts.items()}
+    return {**spelled, "prompt": spelled["prompt"] or _NOTHING_SAID}
 
 
 def _pictures(body: Txt2Img) -> dict[str, Any]:

@@ -50,7 +50,8 @@ def router(service: Service, offers: Offers) -> APIRouter:
 
     async def answer(body: Txt2Img, offer: Offer, http: Request) -> Response:
         settings.check(body.override_settings, offer, _OVERRIDDEN)
-        words = words_in(body.prompt, body.negative_prompt)
+        edits = (prompt.replace(":", " ") for prompt in (body.prompt, body.negative_prompt))
+        words = words_in(*edits)
         names = [one.name for one in await offer.service.embeddings(words) if not one.unusable]
         asked = own_request(body, offer, names)
         with renamed(NAMES), jobs.one(owner_of(http)) as job:

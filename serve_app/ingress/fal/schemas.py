@@ -4,8 +4,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag
 
+from serve_app.body import Body
 from serve_app.ingress.requests import ForeignRequest
-from serve_app.recipe import Body
 from serve_app.schemas import Answer, OtherModel, Variations
 
 SizeName = Literal["square_hd", "square", "portrait_4_3", "portrait_16_9", "landscape_4_3", "landscape_16_9"]
