@@ -58,7 +58,11 @@ class Replica:
         self._checks = [asyncio.create_task(_keep(check)) for check in checks]
 
     async def _start(self, args: AppArgs) -> None:
+        from serve_app.replica.sources import path_here
+
         began = time.perf_counter()
+        # Before the imports, which take longest: Serve tries a start that failed again and again.
+        await asyncio.to_thread(path_here, args.model)
         with importing():
             from serve_app.replica.counting import Counting
             from serve_app.replica.demand import Demand

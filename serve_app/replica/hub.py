@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import httpx2
-from diffusers import StableDiffusionXLPipeline
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
@@ -32,6 +31,7 @@ def is_hub_id(name: str) -> bool:
 
 def fetch_checkpoint(name: str, revision: str | None, variant: str | None) -> Path:
     """Return the folder of a whole diffusers checkpoint. Raises CheckpointError."""
+    from diffusers import StableDiffusionXLPipeline  # here: it takes seconds to import
 
     def download() -> str:
         return str(StableDiffusionXLPipeline.download(name, revision=revision, variant=variant, use_safetensors=True))

@@ -5,8 +5,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal, get_args
 
-from diffusers.loaders.single_file_utils import infer_diffusers_model_type
-
 from serve_app.errors import CheckpointError
 from serve_app.replica.architecture import FIRST_LAYER, LAST_LAYER
 from serve_app.replica.headers import Header
@@ -97,6 +95,8 @@ def _called(header: Header, signs: Mapping[str, str]) -> str | None:
 
 
 def _other_family(header: Header) -> str | None:
+    from diffusers.loaders.single_file_utils import infer_diffusers_model_type  # here: it takes seconds to import
+
     try:
         kind: str = infer_diffusers_model_type(header)
     except (KeyError, IndexError, RuntimeError, TypeError, ValueError, AttributeError):

@@ -148,6 +148,11 @@ def component_class(index: Mapping[str, Any], component: str) -> str | None:
 
 def local_path(config: ModelConfig) -> Path:
     """Return the checkpoint's path on this machine; fetch a hub id. Raises CheckpointError."""
+    return path_here(config) or fetch_checkpoint(config.path, config.revision, config.variant)
+
+
+def path_here(config: ModelConfig) -> Path | None:
+    """Return the checkpoint's path if it is on this machine, None for a hub id. Raises CheckpointError for neither."""
     if config.path == EMBEDDED:
         return embedded_path()
     path = user_path(config.path)
@@ -157,7 +162,7 @@ def local_path(config: ModelConfig) -> Path:
         raise CheckpointError(
             f"model.path: there is no file or folder {config.path}, and a hub id has the form owner/name"
         )
-    return fetch_checkpoint(config.path, config.revision, config.variant)
+    return None
 
 
 def model_name(path: Path, config: ModelConfig) -> str:

@@ -244,9 +244,8 @@ def app(service: Running) -> Iterator[Running]:
 
 
 @pytest.fixture(scope="package")
-def pair(cluster: Cluster, tiny_path: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The URL of a service with two ingress replicas: each call may reach either."""
-    args = tiny_args(
+def pair_args(tiny_path: Path, tmp_path_factory: pytest.TempPathFactory) -> AppArgs:
+    return tiny_args(
         tiny_path,
         ingress_replicas=2,
         engine=EngineConfig(max_batch_size=2, stall_timeout_s=STALL_TIMEOUT_S),
@@ -254,7 +253,16 @@ def pair(cluster: Cluster, tiny_path: Path, tmp_path_factory: pytest.TempPathFac
         admission=AdmissionConfig(max_waiting_images=64),  # each has half of it, and one may get all of a test's
         streams=StreamsConfig(keep_s=KEEP_S),
     )
+
+
+def deploy_pair(args: AppArgs) -> None:
     serve.run_many([RunTarget(build(args), name=PAIR, route_prefix=f"/{PAIR}")])
+
+
+@pytest.fixture(scope="package")
+def pair(cluster: Cluster, pair_args: AppArgs) -> str:
+    """The URL of a service with two ingress replicas: each call may reach either."""
+    deploy_pair(pair_args)
     url = f"{cluster.url}/{PAIR}"
     with httpx2.Client(base_url=url, timeout=60) as http:
         eventually(lambda: ready_throughout(http, seconds=1.5 * POLL_INTERVAL_S))

@@ -55,17 +55,23 @@ class Changing:
 
 
 @pytest.fixture(scope="module")
-def changing(cluster: Cluster, tiny_path: Path) -> Iterator[Changing]:
-    """One replica, and a second while it is needed."""
+def starting(cluster: Cluster, tiny_path: Path) -> Iterator[Changing]:
+    """One replica that has only begun to start, and a second while it is needed."""
     scaling = {"max_replicas": 2, "target_wait_s": 0.2, "upscale_delay_s": 0, "downscale_delay_s": 2}
     args = {**tiny_args(tiny_path, num_replicas=1).model_dump(mode="json", exclude_unset=True), "scaling": scaling}
     url = f"{cluster.url}/{NAME}"
     with httpx2.Client(base_url=url, timeout=60) as http:
         changing = Changing(url, args, http)
         changing.deploy(limits={"max_images": 2})
-        eventually(lambda: changing.has(1), 60)
+        eventually(lambda: "status" in changing.health(), 60)
         yield changing
     serve.delete(NAME)
+
+
+@pytest.fixture
+def changing(starting: Changing) -> Changing:
+    eventually(lambda: starting.has(1), 60)
+    return starting
 
 
 def replicas() -> set[str]:
@@ -85,6 +91,16 @@ def streaming(http: httpx2.Client, events: list[dict[str, Any]]) -> Iterator[Non
     reader.start()
     yield
     reader.join()
+
+
+def test_health_answers_from_the_start_and_requests_are_refused_until_a_replica_is_ready(starting: Changing) -> None:
+    answer = starting.http.get("/health")
+    assert (answer.status_code, answer.json()["status"]) == (503, "starting")
+    for route in ("/generate", "/stream"):
+        refused = starting.http.post(route, json=BODY)
+        assert (refused.status_code, refused.json()["error"]["type"]) == (503, "not_ready")
+    eventually(lambda: starting.http.get("/health").status_code == 200, 60)
+    assert starting.asked_for(1) == 200
 
 
 def test_settings_of_the_ingress_change_without_a_restart(changing: Changing) -> None:

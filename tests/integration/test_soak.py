@@ -25,7 +25,7 @@ ROOM: dict[str, Config] = {
 
 @pytest.fixture(scope="module")
 def soaked(cluster: Cluster, tiny_path: Path) -> Iterator[Service]:
-    args = tiny_args(tiny_path, ingress_replicas=2, streams=StreamsConfig(keep_s=1), **ROOM)
+    args = tiny_args(tiny_path, num_replicas=1, ingress_replicas=2, streams=StreamsConfig(keep_s=1), **ROOM)
     serve.run_many([RunTarget(witness.build(args), name=NAME, route_prefix=f"/{NAME}")])
     service = Service(f"{cluster.url}/{NAME}", NAME, args)
     wait_until(lambda: service.whole, 60)

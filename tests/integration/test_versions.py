@@ -1,4 +1,4 @@
-"""A service starts, and new weights are rolled out while clients ask for pictures."""
+"""New weights are rolled out while clients ask for pictures."""
 
 import shutil
 import threading
@@ -13,14 +13,11 @@ from typing import Any
 import httpx2
 import pytest
 from PIL import Image as Pillow
-from ray import serve
-from ray.serve import RunTarget
 from safetensors.torch import load_file, save_file
 
-from serve_app.config import ModelConfig
+from serve_app.config import AppArgs
 from serve_app.metadata import embedded_parameters
-from tests.integration.conftest import REPLICAS, SMALL, Cluster, events_of, eventually, let_go, tiny_args
-from tests.integration.paced import build
+from tests.integration.conftest import REPLICAS, SMALL, deploy_pair, events_of, eventually
 
 CLIENTS = 2
 IMAGES = 4
@@ -33,12 +30,6 @@ def new_weights(tiny_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     weights = load_file(file)
     save_file({name: tensor * 1.01 for name, tensor in weights.items()}, file)
     return folder
-
-
-def roll_out(path: Path, wait: bool = True) -> None:
-    model = ModelConfig(path=str(path), name="tiny", width=64, height=64, max_size=256, guidance_scale=5.0)
-    target = RunTarget(build(tiny_args(path, model=model)), name="versions", route_prefix="/versions")
-    serve.run_many([target], wait_for_applications_running=wait)
 
 
 @contextmanager
@@ -83,32 +74,15 @@ def made_by(image: dict[str, Any]) -> str:
     return embedded.model.hash
 
 
-@pytest.fixture(scope="module")
-def http(cluster: Cluster, tiny_path: Path) -> Iterator[httpx2.Client]:
-    """A client of a service that has only begun to start."""
-    roll_out(tiny_path, wait=False)
-    with httpx2.Client(base_url=f"{cluster.url}/versions", timeout=60) as client:
-        eventually(lambda: client.get("/health").headers["content-type"] == "application/json")
-        yield client
-    let_go("versions")
-
-
-def test_health_answers_from_the_start_and_requests_are_refused_until_a_replica_is_ready(http: httpx2.Client) -> None:
-    starting = http.get("/health")
-    assert (starting.status_code, starting.json()["status"]) == (503, "starting")
-    for route in ("/generate", "/stream"):
-        refused = http.post(route, json={"prompt": "a", **SMALL})
-        assert (refused.status_code, refused.json()["error"]["type"]) == (503, "not_ready")
-    eventually(lambda: http.get("/health").status_code == 200)
-    assert http.post("/generate", json={"prompt": "a", **SMALL, "num_images": 1}).status_code == 200
-
-
-def test_an_answer_names_the_model_of_each_of_its_pictures(http: httpx2.Client, new_weights: Path) -> None:
+def test_an_answer_names_the_model_of_each_of_its_pictures(pair: str, pair_args: AppArgs, new_weights: Path) -> None:
+    """The last test of the pair, whose weights change."""
     answers = list[dict[str, Any]]()
-    eventually(lambda: http.get("/health").json()["replicas"]["ready"] == REPLICAS)
-    old = http.post("/generate", json={"prompt": "a", **SMALL}).json()["parameters"]["model"]["hash"]
-    with clients(str(http.base_url), answers):
-        roll_out(new_weights)
+    with httpx2.Client(base_url=pair, timeout=60) as http:
+        eventually(lambda: http.get("/health").json()["replicas"]["ready"] == REPLICAS)
+        old = http.post("/generate", json={"prompt": "a", **SMALL}).json()["parameters"]["model"]["hash"]
+    model = pair_args.model.model_copy(update={"path": str(new_weights)})
+    with clients(pair, answers):
+        deploy_pair(pair_args.model_copy(update={"model": model}))
     images = [image for answer in answers for image in answer["images"]]
     assert Counter(image["status"] if "status" in image else image["type"] for image in images) == {
         "succeeded": IMAGES * len(answers)

@@ -13,8 +13,8 @@ from unittest.mock import Mock
 
 import pytest
 
-from serve_app.config import AppArgs
-from serve_app.errors import AdapterError
+from serve_app.config import AppArgs, ModelConfig
+from serve_app.errors import AdapterError, CheckpointError
 from serve_app.messages import Call, new_caller
 from serve_app.recipe import Lora
 from serve_app.replica import deployment, leases
@@ -47,9 +47,9 @@ class Uncounted:
     def look(self, load: Load, checkpoint: Any) -> None: ...
 
 
-async def started() -> Replica:
+async def started(**args: Any) -> Replica:
     replica = Replica.__new__(Replica)
-    await Replica.__init__(replica, AppArgs())
+    await Replica.__init__(replica, AppArgs(**args))
     return replica
 
 
@@ -90,6 +90,12 @@ async def test_a_start_that_hangs_ends_with_an_error(monkeypatch: pytest.MonkeyP
     with pytest.raises(RuntimeError, match="the start has not ended for 0 s"):
         await started()
     end.set()
+
+
+async def test_a_start_whose_model_is_nowhere_ends_before_its_imports(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(deployment, "importing", Mock(side_effect=AssertionError))
+    with pytest.raises(CheckpointError, match="no file or folder /no/such/folder"):
+        await started(model=ModelConfig(path="/no/such/folder"))
 
 
 async def test_a_timeout_within_the_start_keeps_its_own_error(monkeypatch: pytest.MonkeyPatch) -> None:
