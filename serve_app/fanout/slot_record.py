@@ -87,6 +87,7 @@ class SlotRecord:
         """Let a paused slot wait for a replica that goes on with it."""
         assert self._paused_at is not None, "only what is paused goes on"
         self.move_to(SlotState.QUEUED)
+        self.resume_requested = False
         self.paused_s += time.monotonic() - self._paused_at
         self.ticket = replace(self.ticket, work=work_of(self.slot))
         self.position = None
