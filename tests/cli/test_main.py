@@ -59,7 +59,8 @@ def test_every_field_of_a_request_has_an_option() -> None:
     # Previews in a terminal need no exact steps, what is written to files here need not be kept there, and it goes on
     # with a broken stream unasked. What the model is told of sizes is left to programs.
     fields = set(GenerateRequest.model_fields) - {"prompt", "preview_steps", "response_format", "on_disconnect", "id"}
-    fields -= {"embeddings", "variations", "before"}  # the prompts name the first; `vary` is for the others
+    # The prompts name the first; `vary`, `branch` and `explore` are for the others.
+    fields -= {"embeddings", "variations", "before", "pause_after"}
     fields -= {*OF_CONDITIONING} - {*PROMPTS}
     assert {option_of(field) for field in fields} <= options
     options = {option for parameter in COMMANDS["branch"].params for option in parameter.opts}
