@@ -8,7 +8,7 @@ from pydantic import BaseModel, ValidationError
 
 from serve_app.config import ONLY_MODEL, AppArgs, EngineConfig
 from serve_app.ingress.requests import request_model
-from serve_app.recipe import PROMPTS, SEED_SPAN
+from serve_app.recipe import SEED_SPAN
 from serve_app.schemas import longest_body
 
 MANY_WAIT = {"admission": {"max_waiting_images": 3000}}
@@ -90,10 +90,10 @@ def test_command_line_values_are_strings_and_are_converted() -> None:
         ({"engine": {"warm_up_sizes": ["1024x256"]}}, "engine.warm_up_sizes.*model.max_size"),
         ({"engine": {"compile_cache": ""}}, "engine.compile_cache.*must hold text"),
         ({"engine": {"quantization": "fp8"}, "num_gpus": 1}, "engine.quantization: fp8 on a GPU needs model.dtype"),
-        ({"limits": {"max_body_bytes": 20_000}}, r"limits.max_body_bytes \(20000\) must be at least 4"),
+        ({"limits": {"max_body_bytes": 20_000}}, r"limits.max_body_bytes \(20000\) must be at least 9"),
         (
             {"limits": {"max_images": 3000, "max_body_bytes": 65536}, **MANY_WAIT},
-            r"limits.max_body_bytes \(65536\) must be at least 5",
+            r"limits.max_body_bytes \(65536\) must be at least 1",
         ),
         ({"admission": {"max_waiting_images": 8}}, "admission.max_waiting_images must be at least limits.max_images"),
         ({"files": {"path": "files"}}, "files.path.*absolute path"),
@@ -170,7 +170,7 @@ def test_what_can_work_is_taken(args: dict[str, object]) -> None:
     AppArgs.model_validate(args)
 
 
-def test_every_request_that_the_limits_allow_fits_the_smallest_body_allowed() -> None:
+def test_the_smallest_body_allowed_fits_every_request_without_phases() -> None:
     limits = {"max_images": 100, "max_steps": 998}
     smallest = longest_body(**limits)
     args = AppArgs.model_validate({"limits": {**limits, "max_body_bytes": smallest}, **MANY_WAIT})
@@ -184,15 +184,6 @@ def test_every_request_that_the_limits_allow_fits_the_smallest_body_allowed() ->
         "negative_target_size": [16384, 16384],
         "seeds": list(range(SEED_SPAN - 100, SEED_SPAN)),
         "variations": [{"seed": SEED_SPAN - 1, "strength": 0.12345678901234567}] * 8,
-        "before": [
-            {
-                "until_step": 990 + place,
-                **dict.fromkeys(PROMPTS, text),
-                "guidance_scale": 12.345678901234567,
-                "guidance_rescale": 0.12345678901234567,
-            }
-            for place in range(4)
-        ],
         "width": 512,
         "height": 512,
         "num_inference_steps": 998,

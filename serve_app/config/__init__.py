@@ -177,7 +177,8 @@ class AppArgs(LiveSettings):
         given, needed = self.limits.max_body_bytes, longest_body(self.limits.max_images, self.limits.max_steps)
         if given < needed:
             raise ValueError(
-                f"limits.max_body_bytes ({given}) must be at least {needed}, or the largest request could not be sent"
+                f"limits.max_body_bytes ({given}) must be at least {needed}, or the largest request without `before` "
+                "could not be sent"
             )
         if (scaling := self.scaling) is not None:
             least, most = scaling.min_replicas, scaling.max_replicas

@@ -28,7 +28,8 @@ class LimitsConfig(Config):
     max_body_bytes: int = Field(
         default=2**24,
         ge=1024,
-        description="Maximum size of a request body in bytes. Pictures in it are a third larger than their files.",
+        description="Maximum size of a request body in bytes. Pictures in it are a third larger than their files; the "
+        "texts of `before` may take up to 400 kB.",
     )
     max_picture_pixels: int = Field(
         default=2**24,

@@ -11,7 +11,6 @@ from pydantic import Field, model_validator
 from serve_app.body import Body, list_like
 from serve_app.recipe import (
     LONGEST_TEXT,
-    MOST_PHASES,
     MOST_VARIATIONS,
     PROMPTS,
     SEED_SPAN,
@@ -41,14 +40,16 @@ def can_be_key(text: str) -> bool:
 
 
 def longest_body(max_images: int, max_steps: int) -> int:
-    """Return the size in bytes of the largest request that these limits allow."""
+    """Return the size in bytes of the largest request that these limits allow, but for `before`.
+
+    Its phases have four texts each: with them the least body allowed would be five times as large, for what hardly
+    anybody sends.
+    """
     text = "\U0001f34e" * LONGEST_TEXT  # twelve bytes each from a client that escapes all but ASCII, as Python does
     seeds, steps = [SEED_SPAN - 1] * max_images, list(range(1, max_steps))
     texts = dict.fromkeys(PROMPTS, text)
     variations = [{"seed": SEED_SPAN - 1, "strength": 0.1234567890123456789}] * MOST_VARIATIONS
-    numbers = {"until_step": max_steps, "guidance_scale": 12.345678901234567, "guidance_rescale": 0.1234567890123456789}
-    before = [{**texts, **numbers}] * MOST_PHASES
-    fields = {**texts, "seeds": seeds, "preview_steps": steps, "variations": variations, "before": before}
+    fields = {**texts, "seeds": seeds, "preview_steps": steps, "variations": variations}
     return len(json.dumps(fields)) + _OTHER_FIELDS
 
 
