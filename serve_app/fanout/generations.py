@@ -46,13 +46,22 @@ class Generations:
         self._here.check_free(id)
 
     def require_keeping(self, slots: Sequence[Slot]) -> None:
-        """Raise TooManyPaused if there is no room for the states of so many more slots while they are paused."""
-        _, kept = self.paused
-        if slots and kept + sum(map(most_kept, slots)) > self.most_paused_bytes:
+        """Raise TooManyPaused if there is no room for the states of so many more slots while they are paused.
+
+        Raises InvalidRequest if there never is.
+        """
+        needed, most, (_, kept) = sum(map(most_kept, slots)), self.most_paused_bytes, self.paused
+        limit = f"the limit of {most} bytes (trajectories.max_bytes)"
+        if needed > most:
+            raise InvalidRequest(
+                f"pause_after: paused, {len(slots)} such images could exceed {limit}; ask for fewer or smaller ones, "
+                "or leave out pause_after",
+                "pause_after",
+            )
+        if needed and kept + needed > most:
             raise TooManyPaused(
-                f"pause_after: paused images keep {kept} bytes, {len(slots)} more could exceed the limit of "
-                f"{self.most_paused_bytes} (trajectories.max_bytes); resume or cancel some, ask for fewer or smaller "
-                "ones, or leave out pause_after",
+                f"pause_after: paused images keep {kept} bytes, {len(slots)} more could exceed {limit}; resume or "
+                "cancel some, ask for fewer or smaller ones, or leave out pause_after",
                 "pause_after",
             )
 

@@ -203,6 +203,14 @@ async def test_a_request_that_could_keep_too_much_is_refused_until_there_is_room
     assert studio.service.generations.paused == (0, 0)
 
 
+@pytest.mark.parametrize("most", [0, 2 * most_kept(make_slot(width=64, height=64))])
+async def test_what_could_never_be_kept_is_not_to_be_tried_again(most: int) -> None:
+    with pytest.raises(InvalidRequest, match="max_bytes") as refused:
+        async with Studio(max_bytes=most).service.open(request(width=64, height=64)):
+            pass
+    assert refused.value.param == "pause_after"
+
+
 async def test_a_drain_does_not_wait_for_what_is_paused() -> None:
     async with Studio().sketching() as studio:
         studio.pool.before = lambda slot: asyncio.sleep(0.1)
