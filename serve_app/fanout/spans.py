@@ -40,17 +40,20 @@ def write_spans(plan: Plan, generation: Generation, parent: Context) -> None:
             continue
         one.set_attribute("gpu_seconds", timings.gpu)
         inside = trace.set_span_in_context(one, below)
-        for name, start, end in _stages(timings):
+        paused_s = generation.paused_seconds(slot.index)
+        for name, start, end in _stages(timings, paused_s):
             _tracer.start_span(name, inside, start_time=began + start).end(began + end)
-        one.end(began + _nanoseconds(timings.total))
+        one.end(began + _nanoseconds(timings.total + paused_s))
     span.end(ended)
 
 
-def _stages(timings: Timings) -> Iterator[tuple[str, int, int]]:
-    """Yield each stage with its start and end, in nanoseconds after the request."""
+def _stages(timings: Timings, paused_s: float) -> Iterator[tuple[str, int, int]]:
+    """Yield each stage with its start and end, in nanoseconds after the request; one that was paused was so first."""
+    seconds = [("paused", paused_s)] if paused_s else []
+    seconds += [(name, getattr(timings, name)) for name in STAGES]
     start = 0
-    for name in STAGES:
-        end = start + _nanoseconds(getattr(timings, name))
+    for name, took in seconds:
+        end = start + _nanoseconds(took)
         yield name, start, end
         start = end
 
