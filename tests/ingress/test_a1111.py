@@ -363,7 +363,7 @@ def test_negative_prompts_are_edited_too_and_what_cannot_be_is_told(client: Test
     many = " ".join(f"[a:b:{step}]" for step in range(1, 6))
     assert refusal(client, prompt=many, steps=10) == (
         "prompt",
-        "prompt: Tuple should have at most 4 items after validation, not 5",
+        "prompt: it changes 5 times on the way; at most 4 can be",
     )
 
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from serve_app.errors import InvalidRequest
-from serve_app.recipe import LARGEST_SCALE
+from serve_app.recipe import LARGEST_SCALE, MOST_PHASES
 
 _LORA = re.compile(r"<lora:([^<>:]+)(?::([^<>]*))?>", re.IGNORECASE)
 
@@ -21,10 +21,13 @@ def edited(texts: Mapping[str, str], steps: int) -> Sequence[tuple[int, Mapping[
     """Return what prompts are up to which step, in order; the last holds to the end.
 
     Reads `[from:to:when]`, `[to:when]` and `[from::when]`, also in each other, but without weights in them. As in
-    A1111, what follows takes over one step after `when`, a step or, with a point, a share of all.
+    A1111, what follows takes over one step after `when`, a step or, with a point, a share of all. Raises InvalidRequest
+    where they change too often; to work out what they are each time could take seconds.
     """
     switches = {switch for text in texts.values() for switch in _switches(text, steps)}
     ends = [*sorted(end for end in switches if 0 < end < steps), steps]
+    if (changes := len(ends) - 1) > MOST_PHASES:
+        raise InvalidRequest(f"prompt: it changes {changes} times on the way; at most {MOST_PHASES} can be", "prompt")
     return [(end, {name: _until(end, text, steps) for name, text in texts.items()}) for end in ends]
 
 
