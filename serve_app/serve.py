@@ -13,13 +13,13 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import ray
 import yaml
@@ -51,6 +51,7 @@ _SENDING_S = 1.0
 
 OWN = "local"
 """The address by which Ray starts anew."""
+BUILDER = "serve_app.app:build"
 
 
 def main() -> None:
@@ -83,6 +84,8 @@ def main() -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, on_signal)
     cli(["run", "--non-blocking", "--address", "auto", options.config], standalone_mode=False)
+    for warning in cut_off(options.config):
+        print(warning, flush=True)
     while not told.wait(1):  # a wait without end would not let Python see the signal
         pass
     print(f"shutting down: running requests have {options.grace:g} s ...", flush=True)
@@ -116,8 +119,7 @@ def start_ray(address: str, config: str, no_dashboard: bool) -> None:
 
 def require_port(config: str) -> None:
     """Exit where the port is taken: Serve's proxies would share it, and each request reach either service."""
-    file = Path(config)
-    given = yaml.safe_load(file.read_text()) if file.is_file() else {}  # else a builder, for which defaults hold
+    given = _read(config)
     if given.get("proxy_location") == "Disabled":
         return
     http = {"host": "0.0.0.0", "port": 8000, **(given.get("http_options") or {})}  # noqa: S104, Serve's own defaults
@@ -127,6 +129,33 @@ def require_port(config: str) -> None:
         socket.create_server((host, port), family=family).close()
     except OSError as error:
         sys.exit(f"port {port} of {host} cannot be had: {os.strerror(error.errno or 0)}")
+
+
+def cut_off(config: str) -> Iterator[str]:
+    """Yield a sentence for each of our applications whose streams Serve may end before their images have ended."""
+    from serve_app.config import AppArgs
+
+    given = _read(config)
+    limit_s = (given.get("http_options") or {}).get("request_timeout_s")
+    for application in given.get("applications") or ():
+        if not limit_s or application.get("import_path") != BUILDER:
+            continue
+        try:
+            args = AppArgs.model_validate(application.get("args") or {})
+        except ValueError:
+            continue  # Serve says what is wrong
+        longest_s = args.request_timeout_s + args.trajectories.ttl_s
+        if limit_s <= longest_s:
+            yield (
+                f"http_options.request_timeout_s ({limit_s:g}) ends streams whose images are paused too early: with "
+                f"request_timeout_s and trajectories.ttl_s they may last {longest_s:g} s"
+            )
+
+
+def _read(config: str) -> dict[str, Any]:
+    file = Path(config)
+    given: dict[str, Any] = yaml.safe_load(file.read_text()) if file.is_file() else {}
+    return given  # where it is no file it is a builder, for which defaults hold
 
 
 def drain(grace_s: float) -> None:

@@ -10,7 +10,7 @@ import pytest
 import yaml
 from ray.serve.exceptions import RayServeException
 
-from serve_app.serve import OWN, address_of, drained, require_port
+from serve_app.serve import OWN, address_of, cut_off, drained, require_port
 
 
 @dataclass
@@ -61,3 +61,25 @@ def test_a_port_that_another_service_would_share_is_refused(theirs: str, tmp_pat
         with pytest.raises(SystemExit, match=f"^port {port} of 127.0.0.1 cannot be had: Address already in use$"):
             require_port(str(config))
     require_port(str(config))
+
+
+@pytest.mark.parametrize(
+    ("limit_s", "args", "warned"),
+    [
+        (330, {}, True),
+        (930, {}, False),
+        (330, {"trajectories": {"ttl_s": 20}}, False),
+        (930, {"request_timeout_s": 600}, True),
+        (330, {"request_timeout_s": "long"}, False),
+        (None, {}, False),
+    ],
+)
+def test_who_lets_serve_end_streams_early_is_told(
+    limit_s: int | None, args: dict[str, Any], warned: bool, tmp_path: Path
+) -> None:
+    config = tmp_path / "config.yaml"
+    others = {"import_path": "their:app", "args": {"anything": 1}}
+    ours = {"import_path": "serve_app.app:build", "args": args}
+    given = {"http_options": {"request_timeout_s": limit_s}, "applications": [others, ours]}
+    config.write_text(yaml.safe_dump(given))
+    assert [f"({limit_s})" in warning for warning in cut_off(str(config))] == [True] * warned

@@ -73,8 +73,8 @@ class TrajectoriesConfig(Config):
         gt=0,
         le=86400,
         description="How long an image stays paused, in seconds; then it ends as `cancelled`, with error type "
-        "`expired`. A stream lasts as long: Serve's own `http_options.request_timeout_s` must be above both this and "
-        "`request_timeout_s`.",
+        "`expired`. A stream may last as long: Serve's own `http_options.request_timeout_s` must be above this and "
+        "`request_timeout_s` together.",
     )
     max_bytes: int = Field(
         default=2**28,
