@@ -16,6 +16,9 @@ from serve_app.replica.deployment import Replica
 from serve_app.scaling import ImagesPolicy
 
 _CONTROL_CALLS = 16
+_MOST_OPEN = 10_000
+"""Requests that an ingress replica answers at once; beyond it even /health would wait. More than there can be streams
+of paused images, by default."""
 _MOST_STARTS = 10_000
 """Of all replicas together. How often each may fail to start, the environment says (`serve.ENVIRONMENT`)."""
 _LOOK_BACK_S = 15.0
@@ -66,7 +69,7 @@ def build(args: AppArgs) -> Application:
         num_replicas=args.ingress_replicas,
         # The ingress mostly waits. Reserving a CPU for it would take one from the replicas.
         ray_actor_options={"num_cpus": 0},
-        max_ongoing_requests=1000,
+        max_ongoing_requests=_MOST_OPEN,
         # The old one serves until the new one is ready, and for good if that cannot start. Replicas lack the GPUs.
         max_surge_percent=100,
         graceful_shutdown_timeout_s=shutdown_s(args),

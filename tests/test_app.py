@@ -6,6 +6,7 @@ import pytest
 
 from serve_app.app import build, check_keys
 from serve_app.config import AppArgs, AuthConfig
+from serve_app.fanout.slot_record import LEAST_KEPT
 
 
 def test_a_file_without_a_key_is_refused_before_anything_stops(tmp_path: Path) -> None:
@@ -39,3 +40,9 @@ def test_each_model_is_a_deployment_of_its_own_behind_one_ingress() -> None:
 def test_a_model_without_a_name_is_the_deployment_of_before() -> None:
     (replicas,) = build(AppArgs())._bound_deployment.init_args[1].values()
     assert replicas._bound_deployment.name == "Replica"
+
+
+def test_streams_that_wait_for_people_leave_places_on_the_ingress() -> None:
+    args = AppArgs()
+    ingress = build(args)._bound_deployment._deployment_config
+    assert ingress.max_ongoing_requests > args.trajectories.max_bytes / LEAST_KEPT + 1000

@@ -16,13 +16,16 @@ _LATENTS = 7
 """Of the size of so many latents is what the solver that remembers most keeps, the latent itself among them."""
 _LATENT_BYTES = 4 * 4
 """A float32 of four channels."""
-_OTHER_STATE_BYTES = 16 * 1024
+_OTHER_STATE_BYTES = 2**14
+LEAST_KEPT = 2**15
+"""About what a paused image takes besides its state: its sketch, and maybe a stream of its own that stays open."""
 
 
 def most_kept(slot: Slot) -> int:
-    """Return how many bytes a slot's state takes at most while it is paused."""
+    """Return how many bytes are kept of a slot at most while it is paused."""
     recipe = slot.recipe
-    return _LATENTS * _LATENT_BYTES * (recipe.height // 8) * (recipe.width // 8) + _OTHER_STATE_BYTES
+    state = _LATENTS * _LATENT_BYTES * (recipe.height // 8) * (recipe.width // 8) + _OTHER_STATE_BYTES
+    return state + LEAST_KEPT
 
 
 @dataclass(eq=False, slots=True)
@@ -69,9 +72,9 @@ class SlotRecord:
 
     @property
     def kept_bytes(self) -> int:
-        """How many bytes its state takes while it is paused; before, how many it may take then."""
+        """How many bytes are kept of it while it is paused; before, how many may be then."""
         if self.state is SlotState.PAUSED and self.slot.kept is not None:
-            return len(self.slot.kept.state)
+            return len(self.slot.kept.state) + LEAST_KEPT
         return 0 if self.state.ended or self.slot.pause_after is None else most_kept(self.slot)
 
     def pause(self, sketch: Paused, ttl_s: float) -> None:

@@ -14,7 +14,7 @@ from serve_app.config import AppArgs, TrajectoriesConfig
 from serve_app.errors import InvalidRequest, NotFound, NotPaused, NotReady, ServiceError, TooManyPaused
 from serve_app.fanout.accounts import facts_of_end
 from serve_app.fanout.sight import PoolStatus
-from serve_app.fanout.slot_record import most_kept
+from serve_app.fanout.slot_record import LEAST_KEPT, most_kept
 from serve_app.fanout.tickets import work_of
 from serve_app.schemas import (
     BatchResult,
@@ -35,6 +35,7 @@ from tests.fakes import sketch as sketch_of
 ID = "01234567-89ab-4cde-8f01-23456789abcd"
 OTHER = "11234567-89ab-4cde-8f01-23456789abcd"
 E = TypeVar("E", bound=Event)
+KEPT = len(b"state") + LEAST_KEPT
 
 
 def request(**changes: Any) -> GenerateRequest:
@@ -190,7 +191,7 @@ async def test_the_deadline_does_not_run_while_an_image_is_paused() -> None:
 async def test_a_request_that_could_keep_too_much_is_refused_until_there_is_room() -> None:
     room = 4 * most_kept(make_slot(width=1024, height=1024))
     async with Studio(max_bytes=room).sketching(width=1024, height=1024) as studio:
-        assert studio.service.generations.paused == (3, 3 * len(b"state")), "what is kept, not what could be"
+        assert studio.service.generations.paused == (3, 3 * KEPT), "what is kept, not what could be"
         async with studio.service.open(request(id=None, width=1024, height=1024)):
             with pytest.raises(TooManyPaused, match="limit of") as refused:
                 async with studio.service.open(request(id=None, num_images=2, width=1024, height=1024)):
@@ -234,7 +235,7 @@ async def test_a_client_that_leaves_cancels_what_is_paused_or_comes_back_to_it()
                 studio.events.append(entry.event)
                 if [event.index for event in studio.events if isinstance(event, ImageEvent)] == [0, 1]:
                     break
-        assert studio.service.generations.paused == (1, len(b"state"))
+        assert studio.service.generations.paused == (1, KEPT)
         await studio.service.cancel(ID)
         async with studio.service.open(request(id=OTHER)) as reading:
             while not isinstance((await anext(reading.entries)).event, PausedEvent):
