@@ -153,7 +153,9 @@ GENERATED_AGAIN = _counter(
     by_model=True,
 )
 STEPS_SAVED = _counter(
-    "steps_saved", "Steps not done again by images begun again, because one was kept to go on from.", by_model=True
+    "steps_saved",
+    "Steps done by a replica and not again by the next, because one was kept; each counts once.",
+    by_model=True,
 )
 CLIENT_IMAGES = _counter(
     "client_images", "Finished images by client: the hash of an API key, or none.", ("client",), by_model=True

@@ -27,7 +27,7 @@ class Accounts:
             self._counted.add(metrics.REFUSALS, reason=error.type)
 
     def again(self, reason: Again, steps_saved: int) -> None:
-        """An image is generated again, but for so many steps."""
+        """An image is generated again, but for so many steps of its last try."""
         self._counted.add(metrics.GENERATED_AGAIN, reason=reason)
         self._counted.add(metrics.STEPS_SAVED, steps_saved)
 

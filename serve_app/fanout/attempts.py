@@ -40,7 +40,7 @@ class Attempts:
     def __init__(
         self, turn: Turn, on_retry: Callable[[Again, int], None], post: Callable[[SlotRecord, OfSlot], None]
     ) -> None:
-        """`on_retry` hears why a slot is generated again, and how many steps of it need not be."""
+        """`on_retry` hears why a slot is generated again, and how many steps of its last try need not be."""
         self._turn = turn
         self._on_retry = on_retry
         self._post = post
@@ -66,6 +66,7 @@ class Attempts:
         avoided: set[str] = set()
         tries = Tries()
         while True:
+            began = record.slot.first_step
             try:
                 async with self._turn(record.ticket, avoided) as replica:
                     record.replica = replica
@@ -75,11 +76,11 @@ class Attempts:
                 return
             except (SlotReturned, ReplicaLost, SlotFailed) as error:
                 again = tries.again_after(error)
-            saved = record.slot.kept.step - record.slot.recipe.first_step if record.slot.kept else 0
             logger.warning(
                 "%s is generated again: replica %s: %s%s", record.slot.name, record.replica, again, _saved(record)
             )
-            self._on_retry(again, saved)
+            # Less than before where another model began anew.
+            self._on_retry(again, max(0, record.slot.first_step - began))
             self._post(record, ToldToWait())
             await asyncio.sleep(_PAUSE_S)
 

@@ -66,8 +66,8 @@ class Generation:
     ) -> None:
         """`client` is who shares turns with the other generations of the same name; None: nobody.
 
-        `on_retry` hears why an image is generated again, and how many steps of it need not be. One that is paused ends
-        after `paused_ttl_s`.
+        `on_retry` hears why an image is generated again, and how many steps of its last try need not be. One that is
+        paused ends after `paused_ttl_s`.
         """
         self._model = model
         self._admission = admission
