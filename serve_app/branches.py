@@ -10,8 +10,10 @@ def branched(recipe: Recipe, step: int, changes: Mapping[str, Any]) -> Recipe:
     """Return the recipe that follows another for the first `step` steps of the schedule, then goes on with `changes`.
 
     These are settings of a phase (`recipe.OF_PHASES`). A branch has branches too: it keeps its phases up to the step.
-    Raises ValueError for other settings, ValidationError beyond the bounds.
+    Raises ValueError for other settings and for a step that is not below the last, ValidationError beyond the bounds.
     """
+    if not step < recipe.num_inference_steps:
+        raise ValueError(f"step {step}: nothing is left of {recipe.num_inference_steps} steps to go another way")
     if others := changes.keys() - {*OF_PHASES}:
         raise ValueError(f"{', '.join(sorted(others))}: only {', '.join(OF_PHASES)} may change between two steps")
     after = recipe.model_copy(update={**changes, "before": ()})

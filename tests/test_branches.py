@@ -56,6 +56,8 @@ def test_what_a_picture_leaves_out_is_no_phase() -> None:
 def test_what_cannot_be_a_branch_is_refused() -> None:
     with pytest.raises(ValueError, match="scheduler, width: only prompt, "):
         branched(PLAIN, 4, {"width": 64, "scheduler": "ddim"})
+    with pytest.raises(ValueError, match="step 20"):
+        branched(PLAIN, 20, {"prompt": "a fox"})
     with pytest.raises(ValidationError, match="guidance_scale"):
         branched(PLAIN, 4, {"guidance_scale": 31.0})
     longest = PLAIN

@@ -22,8 +22,8 @@ Generate = Callable[[Slot, str], AsyncGenerator[SlotEvent]]
 Turn = Callable[[Ticket, set[str]], AbstractAsyncContextManager[str]]
 """Gives a slot a replica to use: Dispatcher.turn."""
 
-_PAUSE_S = 0.05
-"""Between two tries, so that a slot that every replica returns at once does not keep all busy."""
+_BETWEEN_TRIES_S = 0.05
+"""So that a slot that every replica returns at once does not keep all busy."""
 
 
 class ToldToWait:
@@ -82,7 +82,7 @@ class Attempts:
             # Less than before where another model began anew.
             self._on_retry(again, max(0, record.slot.first_step - began))
             self._post(record, ToldToWait())
-            await asyncio.sleep(_PAUSE_S)
+            await asyncio.sleep(_BETWEEN_TRIES_S)
 
     async def _post_events(self, record: SlotRecord, generate: Generate, replica: str) -> Paused | None:
         """Post the events of one call, and return the sketch that it ends with, if any.

@@ -50,8 +50,8 @@ class _Reader:
 class EventLog:
     """Events in order, numbered from 1, without the superseded ones, so that its size is bounded.
 
-    At most a preview, a step and a picture of each image stay. Readers never wait for each other, and nobody for them:
-    a superseded event goes once all who read at the time have it, or lag too far behind.
+    At most a sketch, a preview, a step and a picture of each image stay. Readers never wait for each other, and nobody
+    for them: a superseded event goes once all who read at the time have it, or lag too far behind.
     """
 
     def __init__(self) -> None:

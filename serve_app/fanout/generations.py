@@ -76,7 +76,7 @@ class Generations:
         self._here.hold(id, held)
 
     @asynccontextmanager
-    async def resume(self, id: str, after: int) -> AsyncIterator[Reading]:
+    async def reopen(self, id: str, after: int) -> AsyncIterator[Reading]:
         """Read a generation that was opened before from after an event, 0 for the beginning.
 
         Any ingress replica may hold it. Raises NotFound, NotReady, InvalidRequest on the way in.

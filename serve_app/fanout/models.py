@@ -96,8 +96,8 @@ class Models:
 
     # What is of any model, asked by id.
 
-    def resume(self, id: str, after: int) -> AbstractAsyncContextManager[Reading]:
-        return self.generations.resume(id, after)
+    def reopen(self, id: str, after: int) -> AbstractAsyncContextManager[Reading]:
+        return self.generations.reopen(id, after)
 
     async def find(self, id: str) -> Found:
         return await self.generations.find(id)

@@ -44,7 +44,7 @@ _NEXT_OF_SLOT: Mapping[SlotState, frozenset[SlotState]] = {
     SlotState.QUEUED: frozenset(
         {SlotState.RUNNING, SlotState.PAUSED, SlotState.SUCCEEDED, SlotState.FAILED, SlotState.CANCELLED}
     ),
-    # Back to QUEUED: its replica is lost or returns it, and another generates it from the start.
+    # Back to QUEUED: its replica is lost or returns it, and another generates it, from the start or a kept step.
     SlotState.RUNNING: frozenset(
         {SlotState.QUEUED, SlotState.PAUSED, SlotState.SUCCEEDED, SlotState.FAILED, SlotState.CANCELLED}
     ),

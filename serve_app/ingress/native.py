@@ -80,7 +80,7 @@ def router(service: Service, offers: Offers, files: Files | None, most_bytes: in
     _add_generating(routes, bodies.annotation, bodies, files)
 
     async def resumed(id: str, http: Request, last_event_id: LastEventId = 0) -> AsyncIterator[Frames]:
-        async with service.resume(id, last_event_id) as reading:
+        async with service.reopen(id, last_event_id) as reading:
             yield sse.ended(_frames(reading.entries, _urls(files, reading.response_format, http)), _error)
 
     @routes.get(

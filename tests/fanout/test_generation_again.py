@@ -103,7 +103,7 @@ async def test_a_slot_that_is_returned_is_generated_elsewhere_however_often_and_
 async def test_a_slot_that_every_replica_returns_again_and_again_fails_in_the_end(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("serve_app.fanout.attempts._PAUSE_S", 0)
+    monkeypatch.setattr("serve_app.fanout.attempts._BETWEEN_TRIES_S", 0)
 
     async def generate(_: Slot, replica: str) -> AsyncGenerator[SlotEvent]:
         raise SlotReturned
@@ -117,7 +117,7 @@ async def test_a_slot_that_every_replica_returns_again_and_again_fails_in_the_en
 async def test_a_slot_that_breaks_each_replica_it_is_generated_by_has_three_of_them_and_no_more(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("serve_app.fanout.attempts._PAUSE_S", 0)
+    monkeypatch.setattr("serve_app.fanout.attempts._BETWEEN_TRIES_S", 0)
     broken: list[str] = []
 
     async def generate(_: Slot, replica: str) -> AsyncGenerator[SlotEvent]:

@@ -52,7 +52,7 @@ class Studio:
 
 
 async def rest_of(service: OneModel, after: int) -> list[Entry]:
-    async with asyncio.timeout(5), service.resume(ID, after) as reading:
+    async with asyncio.timeout(5), service.reopen(ID, after) as reading:
         return [entry async for entry in reading.entries]
 
 
@@ -298,7 +298,7 @@ async def test_a_reader_elsewhere_who_leaves_is_missed_soon(monkeypatch: pytest.
         async for _ in reading.entries:
             pass
 
-    async with holder.service.open(request()), other.resume(ID, 0) as reading:
+    async with holder.service.open(request()), other.reopen(ID, 0) as reading:
         reader = asyncio.create_task(read(reading))
         await asyncio.sleep(0.05)
         reader.cancel()

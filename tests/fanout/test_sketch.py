@@ -230,7 +230,7 @@ async def test_a_client_that_leaves_cancels_what_is_paused_or_comes_back_to_it()
                 if len([event for event in studio.events if isinstance(event, PausedEvent)]) == 3:
                     break
         assert await studio.resume(0, 1) == [0, 1]
-        async with studio.service.resume(ID, 0) as reading:
+        async with studio.service.reopen(ID, 0) as reading:
             async for entry in reading.entries:
                 studio.events.append(entry.event)
                 if [event.index for event in studio.events if isinstance(event, ImageEvent)] == [0, 1]:
