@@ -27,11 +27,10 @@ from serve_app.fanout.events import (
 from serve_app.fanout.slot_record import SlotRecord
 from serve_app.fanout.states import GenerationState, SlotState
 from serve_app.fanout.tickets import ticket_of
+from serve_app.fanout.timings import NO_TIME, timings_of
 from serve_app.fanout.tries import Again
-from serve_app.messages import Generated, Paused, Slot, Work
+from serve_app.messages import Generated, Paused, Preview, Progress, Slot
 from serve_app.schemas import ErrorDetail, Event, Image, ModelInfo, NoPicture, QueuedEvent, Timings
-
-_NO_TIME = Timings(queue=0, encode_prompt=0, denoise=0, decode=0, encode=0, total=0)
 
 
 class _ToldToGoOn:
@@ -96,7 +95,7 @@ class Generation:
     @property
     def timings(self) -> Timings:
         """Where the picture that came last spent its time, zeros before the first; `gpu` also has that of sketches."""
-        last = [_NO_TIME, *self.finished.values()][-1]
+        last = [NO_TIME, *self.finished.values()][-1]
         return last.model_copy(update={"gpu": sum(record.work.gpu for record in self._records)})
 
     @property
@@ -214,12 +213,9 @@ class Generation:
             except TimeoutError:
                 for last in self._end_what_is_due(deadline):
                     yield last
-                continue
-            if news is None:
-                for moved in self._tell_positions():
-                    yield moved
-            elif event := self._apply(*news):
-                yield event
+            else:
+                for event in self._told(news):
+                    yield event
 
     async def _next_news(self, due: float) -> _News:
         """Return the next of the inbox. Raises TimeoutError from that time on, however full the inbox is."""
@@ -234,28 +230,26 @@ class Generation:
             return await self._inbox.get()
 
     def _end_what_is_due(self, deadline: float) -> Iterator[Event]:
-        """Stop the work of the slots whose time is over, and end them.
-
-        What came of them before counts, however much is still to be told.
-        """
+        """Stop the work of the slots whose time is over, and end them. What came before counts; their steps do not."""
         now = time.monotonic()
         due = [record for record in self._records if record.due(deadline) <= now]
         for record in due:
             if record.task is not None:
                 record.task.cancel()
-        came = [self._inbox.get_nowait() for _ in range(self._inbox.qsize())]
-        ends = [
-            news for news in came if news and news[0] in due and isinstance(news[1], Paused | Generated | NoPicture)
-        ]
-        for news in came:
-            if news is None or news[0] not in due:
-                self._inbox.put_nowait(news)
-        for record, end in ends:
-            if event := self._apply(record, end):
-                yield event
+        for _ in range(self._inbox.qsize()):
+            news = self._inbox.get_nowait()
+            if news is None or news[0] not in due or not isinstance(news[1], Progress | Preview):
+                yield from self._told(news)
         for record in due:
             if record.due(deadline) <= now and (event := self._apply(record, _end_by_time(record))):
                 yield event
+
+    def _told(self, news: _News) -> Iterator[Event]:
+        """Yield what there is to tell of news."""
+        if news is None:
+            yield from self._tell_positions()
+        elif event := self._apply(*news):
+            yield event
 
     def _post_queue_moved(self) -> None:
         self._inbox.put_nowait(None)
@@ -291,7 +285,7 @@ class Generation:
                 self.warnings += [warning for warning in news.warnings if warning not in self.warnings]
                 record.work += news.work
                 total = time.monotonic() - self._started - record.paused_s
-                self.finished[record.slot.index] = _timings_of(record.work, total)
+                self.finished[record.slot.index] = timings_of(record.work, total)
                 return self._end(record, picture(record.slot, replace(news, work=record.work), self._model))
             case Paused():
                 record.pause(news, self._paused_ttl_s)
@@ -329,17 +323,3 @@ class Generation:
 def _end_by_time(record: SlotRecord) -> NoPicture:
     """Return how a slot ends whose time is over."""
     return expired(record.slot) if record.state is SlotState.PAUSED else failed(record.slot, DEADLINE_EXCEEDED)
-
-
-def _timings_of(work: Work, total: float) -> Timings:
-    """Split the time up to a picture; what was not work is taken to be spent in the queue."""
-    queue = total - (work.encode_prompt + work.denoise + work.decode + work.encode)
-    return Timings(
-        queue=max(0.0, queue),
-        encode_prompt=work.encode_prompt,
-        denoise=work.denoise,
-        decode=work.decode,
-        encode=work.encode,
-        total=total,
-        gpu=work.gpu,
-    )
