@@ -17,7 +17,7 @@ import torch
 
 from serve_app.config import EngineConfig, PreviewConfig
 from serve_app.errors import SlotFailed, SlotReturned
-from serve_app.messages import Generated, Kept, Paused, Preview, Progress, Slot
+from serve_app.messages import Generated, Kept, Paused, Preview, Slot
 from serve_app.replica.batching import Batcher, JobState, Load
 from serve_app.replica.checkpoint import Checkpoint
 from serve_app.replica.decode import PendingPixels
@@ -34,9 +34,6 @@ from serve_app.replica.submission import Post, SlotJob, Submission
 from serve_app.replica.watchdog import Watchdog
 
 logger = logging.getLogger("ray.serve")
-
-PROGRESS_INTERVAL_S = 0.25
-"""Least time between two progress events of one slot."""
 
 _STOP_S = 10.0
 """How long to wait for the last step at the end. One that has stalled never ends."""
@@ -229,10 +226,10 @@ class Engine:
         if job.payload.prompts.before:
             with self._changed:
                 self._batcher.regroup(job, job.payload.group(step))
-        if step and now - running.last_progress >= PROGRESS_INTERVAL_S:
-            running.last_progress = now
-            job.payload.post(Progress(step))
-        self._keep(job, running)
+        if progress := running.take_progress(now):
+            job.payload.post(progress)
+        if running.take_due_to_keep(self._config.keep_every):
+            self._outputs.kept(step, running.keep(), partial(self._deliver_beside, job))
         running.pace.step_done(step, trajectory.clean)
         if wanted := running.pace.take(now):
             step, clean = wanted
@@ -248,14 +245,6 @@ class Engine:
         assert self._models.previews is not None, "without them none is wanted"
         with self._watchdog.watching("a preview", *job.payload.size), running.lane.open():
             return self._models.previews.decode(clean, self._meter.charging("preview", [job.payload.bill]))
-
-    def _keep(self, job: SlotJob, running: Running) -> None:
-        """Keep the state of a job where it is due, to go on from if this replica dies."""
-        step, every = running.trajectory.step, self._config.keep_every
-        if not every or step % every or step <= running.last_kept:
-            return
-        running.last_kept = step
-        self._outputs.kept(step, running.keep(), partial(self._deliver_beside, job))
 
     def _pause(self, job: SlotJob, running: Running) -> None:
         """End a job with what it shows so far and its state, from which another goes on."""

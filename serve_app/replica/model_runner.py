@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from serve_app.config import EngineConfig, PreviewConfig
-from serve_app.messages import Slot, Work
+from serve_app.messages import Progress, Slot, Work
 from serve_app.replica.checkpoint import Checkpoint
 from serve_app.replica.cuda_graphs import all_with_cuda_graphs
 from serve_app.replica.decode import Decoder
@@ -24,6 +24,9 @@ from serve_app.replica.start import is_inpainting
 from serve_app.replica.trajectory import Trajectory
 from serve_app.replica.unet import make_forwards
 
+PROGRESS_INTERVAL_S = 0.25
+"""Least time between two progress events of one slot."""
+
 
 @dataclass(eq=False, slots=True)
 class Running:
@@ -35,16 +38,30 @@ class Running:
     pace: PreviewPace
     encode_prompt_s: float
     began: float
-    last_progress: float = float("-inf")
-    last_kept: int = 0
-    """The last step whose state was kept."""
     pause_after: int | None = None
     """The step after which it ends for now."""
+    _last_told: float = float("-inf")
+    _last_kept: int = 0
 
     @property
     def is_sketch(self) -> bool:
         """Whether it ends here for now."""
         return self.pause_after is not None and self.trajectory.step >= self.pause_after
+
+    def take_progress(self, now: float) -> Progress | None:
+        """Return its step if that is to be told now, once."""
+        if not self.trajectory.step or now - self._last_told < PROGRESS_INTERVAL_S:
+            return None
+        self._last_told = now
+        return Progress(self.trajectory.step)
+
+    def take_due_to_keep(self, every: int) -> bool:
+        """Whether its state is to be kept now, as every so many steps it is, once."""
+        step = self.trajectory.step
+        if not every or step % every or step <= self._last_kept:
+            return False
+        self._last_kept = step
+        return True
 
     def keep(self) -> PendingStep:
         """Return its state, without waiting for the device."""
