@@ -50,7 +50,7 @@ class Generations:
 
         Raises InvalidRequest if there never is.
         """
-        needed, most, (_, kept) = sum(map(most_kept, slots)), self.most_paused_bytes, self.paused
+        needed, most = sum(map(most_kept, slots)), self.most_paused_bytes
         limit = f"the limit of {most} bytes (trajectories.max_bytes)"
         if needed > most:
             raise InvalidRequest(
@@ -58,7 +58,7 @@ class Generations:
                 "or leave out pause_after",
                 "pause_after",
             )
-        if needed and kept + needed > most:
+        if needed and needed + (kept := self.paused[1]) > most:
             raise TooManyPaused(
                 f"pause_after: paused images keep {kept} bytes, {len(slots)} more could exceed {limit}; resume or "
                 "cancel some, ask for fewer or smaller ones, or leave out pause_after",
