@@ -43,6 +43,8 @@ class Admission:
         self._out: dict[Ticket, str] = {}
         self._turns = Turns()
         self._order: list[Ticket] | None = None
+        self._positions: tuple[int, Mapping[Ticket, int]] | None = None
+        """The capacity that they hold for, and `positions`, until the queue moves."""
         self._pace = Pace()
 
     @property
@@ -83,6 +85,7 @@ class Admission:
         if image is None:
             return
         self._out.pop(ticket, None)
+        self._positions = None
         if succeeded and image.begun is not None:
             self._pace.finished(ticket.work, self._clock() - image.begun)
         self._turns.forget_all_but(self._images)
@@ -93,6 +96,7 @@ class Admission:
         image = self._images[ticket]
         image.state = _State.OUT
         self._out[ticket] = replica
+        self._positions = None
         self._turns.take(ticket)
         if self._order and self._order[0] == ticket:
             self._order.pop(0)  # the rest stays as it was foreseen
@@ -105,7 +109,7 @@ class Admission:
         if image := self._images.get(ticket):
             image.state = _State.OVER
             self._out.pop(ticket, None)
-            self._order = None
+            self._order = self._positions = None
             self._note_begun()
 
     def wait(self, ticket: Ticket) -> None:
@@ -122,13 +126,17 @@ class Admission:
             self._order = list(self._turns.in_order(waiting, self._out))
         return self._order
 
-    def positions(self) -> dict[Ticket, int]:
+    def positions(self) -> Mapping[Ticket, int]:
         """Return the place in the queue, from 1, of every image that waits, here or in a replica."""
-        unfinished = [*self._out, *self.in_order()]
-        return {ticket: place for place, ticket in enumerate(unfinished[self._capacity() :], start=1)}
+        capacity = self._capacity()
+        if self._positions is None or self._positions[0] != capacity:  # all requests ask after each move
+            unfinished = [*self._out, *self.in_order()]
+            places = {ticket: place for place, ticket in enumerate(unfinished[capacity:], start=1)}
+            self._positions = capacity, places
+        return self._positions[1]
 
     def _move(self) -> None:
-        self._order = None
+        self._order = self._positions = None
         self._note_begun()
         for on_move in {image.on_move for image in self._images.values()}:
             on_move()

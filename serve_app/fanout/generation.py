@@ -78,6 +78,7 @@ class Generation:
             SlotRecord(slot, ticket_of(slot, self if client is None else client, self, model)) for slot in slots
         ]
         self._inbox: asyncio.Queue[_News] = asyncio.Queue()
+        self._move_posted = False
         self._attempts = Attempts(turn, on_retry, lambda record, news: self._inbox.put_nowait((record, news)))
         self.failures: list[NoPicture] = []
         self.warnings: list[str] = []
@@ -247,12 +248,16 @@ class Generation:
     def _told(self, news: _News) -> Iterator[Event]:
         """Yield what there is to tell of news."""
         if news is None:
+            self._move_posted = False
             yield from self._tell_positions()
         elif event := self._apply(*news):
             yield event
 
     def _post_queue_moved(self) -> None:
-        self._inbox.put_nowait(None)
+        """Post it once, however often the queue moves before it is told: it moves with each image of all requests."""
+        if not self._move_posted:
+            self._move_posted = True
+            self._inbox.put_nowait(None)
 
     def _begin(self, record: SlotRecord) -> None:
         assert self._generate is not None, "it is being generated"

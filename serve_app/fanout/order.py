@@ -77,7 +77,7 @@ def _alternate(
     """Yield all tickets of the queues, each time of the queue with the fewest out, then with the oldest turn."""
     heap = [(out[key], last_turn[key], place, iter(queue)) for place, (key, queue) in enumerate(queues.items())]
     heapify(heap)
-    turn = count(max(last_turn.values(), default=0) + 1)
+    turn = count(max((last_turn[key] for key in queues), default=0) + 1)
     while heap:
         already_out, _, place, queue = heappop(heap)
         for ticket in queue:

@@ -8,6 +8,7 @@ from serve_app.errors import ReplicaLost, SlotFailed
 from serve_app.fanout.admission import Admission
 from serve_app.messages import Progress, Slot, SlotEvent
 from serve_app.schemas import CancelledEvent, Event, FailedEvent, ImageEvent, PreviewEvent, ProgressEvent, QueuedEvent
+from tests.fakes import tickets
 from tests.fanout.generations import GENERATED, events_of, followed, generation_of, picture
 
 
@@ -251,3 +252,13 @@ async def test_a_slot_that_is_cancelled_before_its_call_is_never_generated() -> 
     generation.cancel(0)
     assert {type(e) for e in await events_of(generation, generate)} == {CancelledEvent, ImageEvent}
     assert generated == [1]
+
+
+async def test_where_the_queue_has_moved_often_it_is_told_once() -> None:
+    """Each image of any request moves it: all that go on at once would keep every request busy with all the moves."""
+    admission = Admission(100, lambda: 0)
+    generation = generation_of(1, admission)
+    with generation.admitted():
+        for other in tickets(50):
+            admission.join([other], lambda: None)
+        assert generation._inbox.qsize() == 1
