@@ -115,6 +115,12 @@ export async function cancel(id, index = null) {
   }
 }
 
+/** Let images that are paused go on; return the indexes of those that do. */
+export async function resume(id, images) {
+  const options = { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify({ images }) };
+  return (await (await withKey(() => call(`generations/${id}/resume`, options))).json()).resumed;
+}
+
 async function call(path, options = {}) {
   const headers = key() === null ? options.headers : { ...options.headers, Authorization: `Bearer ${key()}` };
   let response;

@@ -156,7 +156,7 @@ function drop(run) {
 
 async function settled(run) {
   const ended = Map.groupBy(run.images, (image) => image.state);
-  const parts = [...ended].map(([state, images]) => `${count(images.length, "image")} ${state}`);
+  const parts = [...ended].map(([state, images]) => `${count(images.length, "image")} ${state === "paused" ? "sketched" : state}`);
   announce(run.problem?.message ?? parts.join(", "));
   askService();
   tidy();

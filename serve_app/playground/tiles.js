@@ -4,6 +4,7 @@ import { sentence } from "./api.js";
 import { copy, count, fromTemplate } from "./dom.js";
 import { copyLink } from "./link.js";
 import { ACTIVE } from "./run.js";
+import { SketchBar } from "./sketches.js";
 
 const urls = new WeakMap();
 
@@ -37,6 +38,7 @@ export class RunView {
   #actions;
   #tiles = new Map();
   #countdown = null;
+  #sketches;
 
   constructor(run, actions) {
     this.#run = run;
@@ -53,6 +55,7 @@ export class RunView {
     }
     run.addEventListener("image", ({ detail }) => this.#onImage(detail));
     run.addEventListener("change", () => this.#show());
+    this.#sketches = new SketchBar(run, this.element.querySelector(".choosing"), () => this.#button("cancel").focus());
     this.#offerNearness(run.kinship);
     for (const part of this.element.querySelectorAll("header, .notice")) {
       part.addEventListener("click", (event) => this.#act(event.target.closest("button")));
@@ -110,6 +113,7 @@ export class RunView {
     if (settings.init_image) facts.push(`${settings.mask_image ? "part of" : "from"} ${settings.init_image.name}, strength ${settings.strength}`);
     if (this.#run.kinship) facts.push(`relatives of ${nameOf(this.#run.kinship.of).toLowerCase()} at ${this.#run.kinship.by.strength}`);
     for (const { name, scale } of settings.loras ?? []) facts.push(`${name} ${scale}`);
+    if (settings.pause_after) facts.push(`sketches after step ${settings.pause_after}`);
     if (settings.negative_prompt) facts.push(`without ${settings.negative_prompt}`);
     this.element.querySelector(".meta").textContent = facts.filter(Boolean).join(" · ");
     this.element.querySelector(".tiles").hidden = this.#run.refused;
@@ -126,7 +130,7 @@ export class RunView {
     notice.dataset.kind = problem ? "problem" : "warning";
     const text = problem ? problem.message + when : warnings.map(sentence).join(" ");
     Object.assign(notice.querySelector("p"), { textContent: text, title: text });
-    Object.assign(notice.querySelector("button"), { hidden: !problem, textContent: problem?.remedy });
+    Object.assign(notice.querySelector("button"), { hidden: !problem?.remedy, textContent: problem?.remedy });
     clearTimeout(this.#countdown);
     if (wait > 0) this.#countdown = setTimeout(() => this.#show(), 1000);
   }
@@ -134,8 +138,9 @@ export class RunView {
   #showButtons() {
     const { active, problem, unfinished } = this.#run;
     this.#button("cancel").hidden = !active;
-    this.#button("retry").hidden = active || problem !== null || !unfinished.length;
+    this.#button("retry").hidden = active || Boolean(problem?.remedy) || !unfinished.length;
     this.#button("remove").hidden = active;
+    this.#sketches.show();
   }
 
   #button(action) {
@@ -165,6 +170,7 @@ class Tile {
     const wasFocused = this.element.contains(document.activeElement);
     this.element.dataset.state = image.state;
     this.element.dataset.stopping = image.stopping && ACTIVE.has(image.state);
+    this.element.dataset.kept = image.kept && image.state === "paused";
     this.#get(".state").textContent = stateText(image);
     this.#get(".reason").textContent = image.state === "failed" ? image.reason : "";
     this.#showPicture(image);
@@ -175,7 +181,8 @@ class Tile {
   #act(button) {
     const [run, image] = [this.#run, this.#image];
     switch (button?.dataset.action) {
-      case "open": return this.#actions.open(run, image);
+      case "open": return image.state === "paused" ? run.choose(image) : this.#actions.open(run, image);
+      case "finish": return void run.resume([image]);
       case "edit": return this.#actions.edit(run, image);
       case "copy": return void copy(String(image.seed), button, `Seed ${image.seed}`);
       case "more": return this.#actions.more(run, image);
@@ -192,9 +199,11 @@ class Tile {
     if (src && img.getAttribute("src") !== src) img.src = src;
     open.hidden = !src;
     const name = nameOf(image).toLowerCase();
-    img.alt = done ? `${this.#run.settings.prompt}, ${name}` : `Preview of ${name}`;
-    open.disabled = !done;
-    open.title = done ? "Full size" : "";
+    const sketch = this.#run.sketches.includes(image);
+    img.alt = done ? `${this.#run.settings.prompt}, ${name}` : `${image.state === "paused" ? "Sketch" : "Preview"} of ${name}`;
+    open.disabled = !done && !sketch;
+    open.title = done ? "Full size" : sketch ? "Keep this sketch" : "";
+    open.ariaPressed = sketch ? image.kept : null;
     if (done) Object.assign(download, { href: src, download: fileName(image) });
   }
 
@@ -217,14 +226,15 @@ class Tile {
   }
 }
 
-function stateText({ state, position, step, steps, stopping }) {
+function stateText({ state, position, step, steps, stopping, kept, finishing, expired }) {
   if (stopping && ACTIVE.has(state)) return "Cancelling";
   switch (state) {
-    case "starting": return "Starting";
+    case "starting": return step ? "Going on" : "Starting";
     case "queued": return `Queued, position ${position}`;
     case "running": return `Step ${step} of ${steps}`;
+    case "paused": return finishing ? "Going on" : kept ? "Sketch, kept" : "Sketch";
     case "done": return "Done";
     case "failed": return "Failed";
-    case "cancelled": return "Cancelled";
+    case "cancelled": return expired ? "Expired" : "Cancelled";
   }
 }
