@@ -20,11 +20,18 @@ export const randomSeed = () => crypto.getRandomValues(new Uint32Array(1))[0];
 export const seedsFrom = (first, n) => Array.from({ length: n }, (_, i) => (first + i) % SEED_SPAN);
 
 /** Return n images with seeds of their own, as `Run.of` takes them. */
-export const imagesFrom = (seed, n) => seedsFrom(seed, n).map((each) => ({ seed: each, variations: [] }));
+const imagesFrom = (seed, n) => seedsFrom(seed, n).map((each) => ({ seed: each, variations: [] }));
 
 /** Return n relatives of an image: its noise moves on towards that of further seeds, { seed, strength }, which count up. */
 export const relativesOf = ({ seed, variations }, further, n) =>
   seedsFrom(further.seed, n).map((each) => ({ seed, variations: [...variations, { ...further, seed: each }] }));
+
+/** Return the images that settings ask for: relatives if they have variations. */
+export function imagesOf({ seed, variations = [], num_images }) {
+  const first = seed ?? randomSeed();
+  if (!variations.length) return imagesFrom(first, num_images);
+  return relativesOf({ seed: first, variations: variations.slice(0, -1) }, variations.at(-1), num_images);
+}
 
 /** How an event changes its image. */
 const CHANGES = {
@@ -66,8 +73,8 @@ export class Run extends EventTarget {
     this.problem = null; // of the last request, if it was refused: { message, remedy, retryAt, images }
   }
 
-  /** Take { seed, variations } of each image. */
-  static of(settings, images) {
+  /** Take { seed, variations } of each image; the settings are those that all of them have. */
+  static of({ variations, ...settings }, images) {
     return new Run(settings, images.map((image) => ({ ...image, blob: null, sketched: false, ...fresh(null) })));
   }
 
@@ -80,6 +87,29 @@ export class Run extends EventTarget {
   get kinship() {
     const [{ seed, variations }] = this.images;
     return variations.length ? { of: { seed, variations: variations.slice(0, -1) }, by: variations.at(-1) } : null;
+  }
+
+  /** The settings that generate it again. */
+  get again() {
+    const [{ seed, variations }] = this.images;
+    return { ...this.settings, seed, variations };
+  }
+
+  /** The images that its relatives come from, the first first: { seed, variations } each. */
+  get ancestors() {
+    const [{ seed, variations }] = this.images;
+    return variations.map((_, i) => ({ seed, variations: variations.slice(0, i) }));
+  }
+
+  /** Return its image of this seed and these variations, if it has one. */
+  imageOf({ seed, variations }) {
+    return this.images.find((image) => image.seed === seed && JSON.stringify(image.variations) === JSON.stringify(variations));
+  }
+
+  /** Whether images of the same seed and variations are the same in both. */
+  isLike({ settings }) {
+    const [ours, theirs] = [this.settings, settings].map((each) => JSON.stringify({ ...each, seed: null, num_images: null }));
+    return ours === theirs;
   }
 
   /** Whether the service refused all of it. */

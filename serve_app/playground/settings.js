@@ -152,12 +152,12 @@ export class Settings {
 
   /** A person has chosen another model: what was left at the defaults becomes its own, the rest stays. */
   #changeModel() {
-    const said = NAMES.map((name) => [name, SWITCHES.includes(name) ? String(this.#field(name).checked) : this.#field(name).value]);
+    const said = NAMES.filter((name) => name !== SKETCH).map((name) => [name, SWITCHES.includes(name) ? String(this.#field(name).checked) : this.#field(name).value]);
     this.fill({ ...Object.fromEntries(said.filter(([name, value]) => value !== String(this.#defaults[name]))), ...this.#sketch() });
   }
 
   /** Return what the form says of sketches, as `fill` takes it: an empty text is the usual step. */
-  #sketch = () => ({ [SKETCH]: byId("sketch").checked ? this.#field(SKETCH).value : null });
+  #sketch = () => (byId("sketch").checked ? { [SKETCH]: this.#field(SKETCH).value } : {});
 
   /** Bound the step of sketches by those that there are, without those that a picture's strength leaves out. */
   #boundSketch() {

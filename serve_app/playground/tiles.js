@@ -1,5 +1,6 @@
 // A run on the page: its heading, and a tile for each image.
 
+import { phaseText } from "./ancestry.js";
 import { sentence } from "./api.js";
 import { copy, count, fromTemplate } from "./dom.js";
 import { copyLink } from "./link.js";
@@ -32,7 +33,7 @@ const stem = ({ seed, variations }) => ["seed", seed, ...variations.map((one) =>
 
 export const fileName = (image) => `${stem(image)}.${image.blob.type.replace("image/", "").replace("jpeg", "jpg")}`;
 
-/** The section of one run. `actions` are { open, edit, more, vary, use, generate, remove }; they take the run, and the image if they act on one. */
+/** The section of one run. `actions` are { open, edit, more, vary, reach, use, generate, remove }; they take the run, and the image if they act on one. */
 export class RunView {
   #run;
   #actions;
@@ -56,6 +57,7 @@ export class RunView {
     run.addEventListener("image", ({ detail }) => this.#onImage(detail));
     run.addEventListener("change", () => this.#show());
     this.#sketches = new SketchBar(run, this.element.querySelector(".choosing"), () => this.#button("cancel").focus());
+    this.#showFamily();
     this.#offerNearness(run.kinship);
     for (const part of this.element.querySelectorAll("header, .notice")) {
       part.addEventListener("click", (event) => this.#act(event.target.closest("button")));
@@ -70,10 +72,29 @@ export class RunView {
     this.#run.images.forEach(letGo);
   }
 
+  /** Show one of its images to a person. */
+  reach(image) {
+    this.#tiles.get(image).reach();
+  }
+
+  /** Say of relatives which picture they come from, and from which that one; each leads there. */
+  #showFamily() {
+    const { ancestors, kinship } = this.#run;
+    const line = this.element.querySelector(".family");
+    line.hidden = !ancestors.length;
+    if (!ancestors.length) return;
+    const links = ancestors.map((image, i) => {
+      const textContent = i ? `+ ${image.variations.at(-1).seed}` : nameOf(image);
+      const link = Object.assign(document.createElement("button"), { type: "button", className: "ancestor", textContent, ariaLabel: nameOf(image) });
+      link.addEventListener("click", () => (link.disabled = !this.#actions.reach(this.#run, image)));
+      return [i ? " › " : "Relatives of ", link];
+    });
+    line.replaceChildren(...links.flat(), ` at ${kinship.by.strength}`);
+  }
+
   /** Let relatives be generated nearer or farther: the same ones, by the same seeds. */
   #offerNearness(kinship) {
     this.element.querySelector(".nearness").hidden = !kinship;
-    this.#button("link").hidden = kinship !== null; // a link has no variations
     if (!kinship) return;
     const slider = this.element.querySelector(".nearness input");
     slider.value = kinship.by.strength;
@@ -101,7 +122,7 @@ export class RunView {
         return this.#button("cancel").focus(); // the one that had the focus is gone
       case "remove": return this.#actions.remove(run);
       case "use": return this.#actions.use(run);
-      case "link": return void copyLink({ ...run.settings, seed: run.images[0].seed }, button);
+      case "link": return void copyLink(run.again, button);
     }
   }
 
@@ -111,8 +132,8 @@ export class RunView {
     const sampling = [settings.scheduler, settings.sigma_schedule].map((name) => name?.replaceAll("_", " "));
     const facts = [`${width} × ${height}`, count(steps, "step"), `guidance ${guidance}`, ...sampling, model];
     if (settings.init_image) facts.push(`${settings.mask_image ? "part of" : "from"} ${settings.init_image.name}, strength ${settings.strength}`);
-    if (this.#run.kinship) facts.push(`relatives of ${nameOf(this.#run.kinship.of).toLowerCase()} at ${this.#run.kinship.by.strength}`);
     for (const { name, scale } of settings.loras ?? []) facts.push(`${name} ${scale}`);
+    for (const phase of settings.before ?? []) facts.push(phaseText(phase).toLowerCase());
     if (settings.pause_after) facts.push(`sketches after step ${settings.pause_after}`);
     if (settings.negative_prompt) facts.push(`without ${settings.negative_prompt}`);
     this.element.querySelector(".meta").textContent = facts.filter(Boolean).join(" · ");
@@ -176,6 +197,11 @@ class Tile {
     this.#showPicture(image);
     this.#showProgress(image);
     if (wasFocused && !document.activeElement.checkVisibility()) this.#firstVisible()?.focus();
+  }
+
+  reach() {
+    this.element.scrollIntoView({ block: "center" });
+    (this.#get(".open").disabled ? this.#firstVisible() : this.#get(".open")).focus({ preventScroll: true });
   }
 
   #act(button) {
