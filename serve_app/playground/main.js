@@ -15,6 +15,8 @@ import { RunView, fileName, nameOf } from "./tiles.js";
 import { view } from "./viewer.js";
 
 const MOST_RUNS = 12;
+/** Where this tab notes what waits while the page is loaded again. */
+const WAITING = "parallel-sdxl-waiting";
 /** The strengths that are usual for a whole picture and for a part of one. */
 const STRENGTH = 0.6;
 const STRENGTH_OF_PART = 1;
@@ -168,6 +170,12 @@ function drop(run) {
   byId("empty").hidden = shown.size > 0;
 }
 
+/** Show the sketches that waited when this page was left, such as to be loaded again. */
+function findWaiting() {
+  const waiting = JSON.parse(sessionStorage.getItem(WAITING) ?? "[]");
+  waiting.map(Run.found).forEach(put);
+}
+
 async function settled(run) {
   const ended = Map.groupBy(run.images, (image) => image.state);
   const parts = [...ended].map(([state, images]) => `${count(images.length, "image")} ${state === "paused" ? "sketched" : state}`);
@@ -273,6 +281,13 @@ addEventListener("hashchange", () => {
 if (/Mac|iP/.test(navigator.platform)) byId("shortcut").textContent = "⌘ ⏎";
 byId("more").open = matchMedia("(min-width: 60rem)").matches;
 
+addEventListener("pagehide", () => {
+  const waiting = [...shown.keys()].map((run) => run.waiting).filter(Boolean);
+  if (waiting.length) sessionStorage.setItem(WAITING, JSON.stringify(waiting));
+});
+addEventListener("pageshow", () => sessionStorage.removeItem(WAITING)); // found, or this page itself is back
+
 showWhetherKept();
 connect();
+findWaiting();
 showHistory().catch(() => {});

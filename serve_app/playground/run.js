@@ -1,12 +1,13 @@
 // A run: one prompt with its settings, some seeds, and the state of each image. It does not touch the document.
 
-import { ApiError, cancel, resume, sentence, stream } from "./api.js";
+import { ApiError, cancel, found, resume, sentence, stream } from "./api.js";
 import { toDataUri } from "./picture.js";
 
 const SEED_SPAN = 2 ** 32;
 const PREVIEWS_PER_IMAGE = 8;
 const LOST = "The connection was lost before this image was finished.";
-const TOO_LATE = "It is too late for some of these sketches: they do not wait any more.";
+const TOO_LATE = "It is too late: these sketches do not wait any more.";
+const TOO_LATE_FOR_SOME = "It was too late for some of these sketches.";
 
 /** The settings that are files. */
 const PICTURES = ["init_image", "mask_image"];
@@ -139,11 +140,36 @@ export class Run extends EventTarget {
     await Promise.all(requests(images).map((some) => this.#generate(some)));
   }
 
+  /** What finds its sketches again, as text can hold it: the settings, and the generations that wait; null if none does. */
+  get waiting() {
+    const generations = [...new Set(this.images.map((image) => image.generation))].filter((each) => this.#waits(each));
+    if (!generations.length) return null;
+    const known = ({ seed, variations, kept }) => ({ seed, variations, kept });
+    return { settings: this.settings, generations: generations.map(({ id, images }) => ({ id, images: images.map(known) })) };
+  }
+
+  /** Bring back a run that waited when the page was left; read what has become of it. */
+  static found({ settings, generations }) {
+    const run = Run.of(settings, generations.flatMap(({ images }) => images));
+    const images = [...run.images];
+    for (const { id, images: before } of generations) {
+      const generation = { id, images: images.splice(0, before.length), stop: new AbortController() };
+      run.#start(generation.images, generation);
+      before.forEach(({ kept }, i) => Object.assign(generation.images[i], { kept }));
+      run.#follow(generation, () => found(id, generation.stop.signal, () => run.#waits(generation)));
+    }
+    return run;
+  }
+
   async #generate(images) {
     const generation = { id: null, images, stop: new AbortController() };
     this.#start(images, generation);
+    await this.#follow(generation, async () => stream(await this.#body(images), generation.stop.signal, () => this.#waits(generation)));
+  }
+
+  async #follow(generation, events) {
     try {
-      for await (const event of stream(await this.#body(images), generation.stop.signal)) this.#take(event, generation);
+      for await (const event of await events()) this.#take(event, generation);
       this.#leave(generation, "failed", LOST);
     } catch (error) {
       if (!generation.stop.signal.aborted) {
@@ -181,7 +207,7 @@ export class Run extends EventTarget {
     const generations = Map.groupBy(images, (image) => image.generation);
     const resumed = (await Promise.all([...generations].map(([generation, some]) => this.#resume(generation, some)))).flat();
     for (const image of images) if (!resumed.includes(image)) this.#change(image, { finishing: false });
-    if (resumed.length < images.length) this.problem ??= { message: TOO_LATE, remedy: null, retryAt: null, images: [] };
+    if (resumed.length < images.length) this.problem ??= notice(resumed.length ? TOO_LATE_FOR_SOME : TOO_LATE);
     this.dispatchEvent(new Event("change"));
     return resumed.length > 0;
   }
@@ -213,6 +239,12 @@ export class Run extends EventTarget {
     return { ...settings, ...draws, preview_every };
   }
 
+  /** Whether there is nothing to do for a generation but to choose from its sketches. Pictures to go on from do not outlive the page. */
+  #waits(generation) {
+    const states = new Set(generation?.images.map(({ state }) => state));
+    return states.has("paused") && ![...BUSY].some((state) => states.has(state)) && !PICTURES.some((name) => this.settings[name]);
+  }
+
   #stop(image) {
     const { id, images } = image.generation;
     return cancel(id, images.indexOf(image)).catch(() => this.#change(image, { stopping: false }));
@@ -223,7 +255,7 @@ export class Run extends EventTarget {
       return (await resume(id, some.map((image) => images.indexOf(image)))).map((index) => images[index]);
     } catch (error) {
       const gone = error.status === 404 || error.status === 409;
-      if (!gone) this.problem = { message: error.message, remedy: null, retryAt: null, images: [] };
+      if (!gone) this.problem = notice(error.message);
       return [];
     }
   }
@@ -290,6 +322,9 @@ function requests(images) {
   }
   return groups;
 }
+
+/** Return a problem that trying again does not solve. */
+const notice = (message) => ({ message, remedy: null, retryAt: null, images: [] });
 
 const isNext = (image, last) =>
   image.sketched === last.sketched && (!image.variations.length || image.variations.at(-1).seed === (last.variations.at(-1).seed + 1) % SEED_SPAN);

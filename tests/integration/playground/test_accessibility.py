@@ -63,7 +63,13 @@ def test_axe_finds_nothing(open_playground: OpenPlayground) -> None:
     playground.wait_for(4, "cancelled")
     eyes.check("cancelled")
 
+    page.get_by_label("Sketch first").check()
     playground.generate(steps=4, width_in_pixels=64, height_in_pixels=64)
+    playground.wait_for(4, "paused")
+    page.get_by_role("button", name="Sketch of seed 8").click()
+    eyes.check("sketches")
+    page.get_by_role("button", name="Finish all").click()
+    page.get_by_label("Sketch first").uncheck()
     playground.wait_for(4, "done")
     eyes.check("done")
     playground.tiles("done").first.locator(".open").click()
