@@ -43,7 +43,7 @@ const CHANGES = {
   resumed: (event) => ({ state: "starting", step: event.step, steps: event.num_inference_steps }),
   image: (event) => ({ state: "done", blob: toBlob(event) }),
   failed: (event) => ({ state: "failed", reason: sentence(event.error.message) }),
-  cancelled: (event) => ({ state: "cancelled", expired: event.error.type === "expired" }),
+  cancelled: (event) => ({ state: "cancelled", expired: event.error?.type === "expired" }),
 };
 
 const fresh = (generation) => ({
