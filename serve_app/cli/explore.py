@@ -14,7 +14,7 @@ from serve_app.cli.request import follow, introduce, make_folder, opening, save,
 from serve_app.cli.service import Service
 from serve_app.cli.text import say
 from serve_app.cli.views import View, is_screen, only_seen_previews, view_of
-from serve_app.schemas import CancelledEvent, CompletedEvent, ErrorEvent, Event, FailedEvent, PausedEvent, StartEvent
+from serve_app.schemas import CompletedEvent, ErrorEvent, Event, PausedEvent, StartEvent
 
 Sketches = dict[int, PausedEvent]
 """Those that wait, by their index."""
@@ -45,7 +45,7 @@ def explore(service: Service, body: dict[str, Any], keep: tuple[int, ...] | None
         _go_on(service, start.id, chosen, [index for index in sketches if index not in chosen])
         shorter = start.model_copy(update={"seeds": [start.seeds[index] for index in chosen]})
         ending = follow(_of(events, chosen), view_of(console, shorter, body), files.keep)
-    files.sum_up(console, ending, len(chosen))
+    files.sum_up(console, ending, len(start.seeds))
     _say_saved(console, start, [sketch for index, sketch in sketches.items() if index not in chosen])
     if missing := [*missing, *ending.missing]:
         raise NotGenerated("\n".join(missing))
@@ -119,13 +119,11 @@ def _go_on(service: Service, id_: str, chosen: list[int], others: list[int]) -> 
 def _of(events: Iterator[Event], chosen: list[int]) -> Iterator[Event]:
     """Yield the events of these images, and those of none, as if there were no others."""
     for event in events:
-        match event:
-            case CancelledEvent() | FailedEvent() if event.index not in chosen:
-                continue
-            case _ if (index := getattr(event, "index", None)) is not None:
-                yield event.model_copy(update={"index": chosen.index(index)})
-            case _:
-                yield event
+        index = getattr(event, "index", None)
+        if index is None:
+            yield event
+        elif index in chosen:
+            yield event.model_copy(update={"index": chosen.index(index)})
 
 
 def _say_saved(console: Console, start: StartEvent, left: list[PausedEvent]) -> None:

@@ -107,7 +107,7 @@ def test_sketches_are_shown_and_those_that_a_person_names_are_finished(app: Runn
         terminal.type("1, 3")
         assert terminal.finish() == 0, terminal.text
     assert names(tmp_path) == ["seed-7.png", "seed-9.png"]
-    assert "2 of 2 images" in terminal.text
+    assert "2 of 4 images" in terminal.text
     assert "12 of 36 steps were not made" in terminal.text
     for image in app.generate(num_images=3, seed=7, num_inference_steps=9)["images"][::2]:
         assert (tmp_path / f"seed-{image['seed']}.png").read_bytes() == b64decode(image["b64_json"])
