@@ -177,8 +177,8 @@ function findWaiting() {
 }
 
 async function settled(run) {
-  const ended = Map.groupBy(run.images, (image) => image.state);
-  const parts = [...ended].map(([state, images]) => `${count(images.length, "image")} ${state === "paused" ? "sketched" : state}`);
+  const ended = Map.groupBy(run.images, ({ state, expired, passedOver }) => (state === "paused" ? "sketched" : expired ? "expired" : passedOver ? "not kept" : state));
+  const parts = [...ended].map(([word, images]) => `${count(images.length, "image")} ${word}`);
   announce(run.problem?.message ?? parts.join(", "));
   askService();
   tidy();

@@ -48,16 +48,16 @@ const CHANGES = {
 
 const fresh = (generation) => ({
   state: "starting", step: 0, steps: 0, position: null, preview: null, reason: "", stopping: false,
-  kept: false, finishing: false, until: null, expired: false, generation,
+  kept: false, finishing: false, passedOver: false, until: null, expired: false, generation,
 });
 
 /**
  * Events: `image` (detail: the image that changed), `change` (of the run itself) and `settled` (the service is not at work on any image any more:
  * they have ended, or wait as sketches).
  *
- * An image is { seed, variations, state, step, steps, position, preview, blob, reason, stopping, sketched, kept, finishing, until, expired }; `state`
- * is starting, queued, running, paused, done, failed or cancelled, and `blob` is the picture once there is one. A sketch waits `until` a time in
- * milliseconds; a person has `kept` it to be finished. What was `sketched` once is generated as a whole the next time.
+ * An image is { seed, variations, state, step, steps, position, preview, blob, reason, stopping, sketched, kept, finishing, passedOver, until, expired };
+ * `state` is starting, queued, running, paused, done, failed or cancelled, and `blob` is the picture once there is one. A sketch waits `until` a time
+ * in milliseconds; a person has `kept` it to be finished, or `passedOver` it. What was `sketched` once is generated as a whole the next time.
  */
 export class Run extends EventTarget {
   #liveliness = 0; // 2: the service is at work on images; 1: there are only sketches that wait; 0: all have ended
@@ -118,8 +118,9 @@ export class Run extends EventTarget {
     return this.problem !== null && this.id === null;
   }
 
+  /** The images that are missing. */
   get unfinished() {
-    return this.images.filter((image) => image.state === "failed" || image.state === "cancelled");
+    return this.images.filter((image) => (image.state === "failed" || image.state === "cancelled") && !image.passedOver);
   }
 
   get active() {
@@ -197,7 +198,9 @@ export class Run extends EventTarget {
   /** Let some sketches go on, and cancel the others. If none can, the others stay to be chosen. */
   async finish(images) {
     const others = this.sketches.filter((image) => !images.includes(image));
-    if (await this.resume(images)) await Promise.all(others.map((image) => this.cancelImage(image)));
+    if (!(await this.resume(images))) return;
+    for (const image of others) this.#change(image, { passedOver: true });
+    await Promise.all(others.map((image) => this.cancelImage(image)));
   }
 
   /** Let some sketches go on; return whether any does. What keeps one from it becomes `problem`. */

@@ -252,8 +252,8 @@ class Tile {
   }
 }
 
-function stateText({ state, position, step, steps, stopping, kept, finishing, expired }) {
-  if (stopping && ACTIVE.has(state)) return "Cancelling";
+function stateText({ state, position, step, steps, stopping, kept, finishing, passedOver, expired }) {
+  if (stopping && ACTIVE.has(state)) return passedOver ? "Not kept" : "Cancelling";
   switch (state) {
     case "starting": return step ? "Going on" : "Starting";
     case "queued": return `Queued, position ${position}`;
@@ -261,6 +261,6 @@ function stateText({ state, position, step, steps, stopping, kept, finishing, ex
     case "paused": return finishing ? "Going on" : kept ? "Sketch, kept" : "Sketch";
     case "done": return "Done";
     case "failed": return "Failed";
-    case "cancelled": return expired ? "Expired" : "Cancelled";
+    case "cancelled": return expired ? "Expired" : passedOver ? "Not kept" : "Cancelled";
   }
 }

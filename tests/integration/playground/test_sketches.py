@@ -46,7 +46,8 @@ def test_only_the_sketches_that_are_kept_are_finished(playground: Playground, se
     assert body_of(resume.value) == {"images": [0, 2]}
     playground.wait_for(2, "done")
     playground.wait_for(2, "cancelled")
-    assert states(page) == ["Done", "Cancelled", "Done", "Cancelled"]
+    assert states(page) == ["Done", "Not kept", "Done", "Not kept"]
+    expect(page.get_by_role("button", name="Try again")).to_be_hidden()
     expect(page.get_by_role("group", name="Sketches")).to_be_hidden()
 
     with page.expect_request("**/stream") as again:
