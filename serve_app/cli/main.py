@@ -8,17 +8,28 @@ import typer
 
 from serve_app import __version__
 from serve_app.cli.options import (
+    OUT,
     URL,
-    Lora,
+    FirstSeed,
+    Format,
+    Guidance,
+    Loras,
+    Model,
+    Negative,
+    Out,
     OwnInit,
     OwnMask,
     OwnModel,
     Picture,
+    Prompt,
+    Scheduler,
     Seeds,
     Sheet,
-    Size,
+    Sized,
+    Steps,
     Url,
     file_option,
+    sent_loras,
     utf8,
 )
 from serve_app.cli.refusals import refusals
@@ -59,20 +70,16 @@ def _main(
 
 @app.command(epilog=_EXIT_CODES)
 def generate(
-    prompt: Annotated[str, typer.Argument(metavar="PROMPT", callback=utf8, help="What to generate.")],
-    model: Annotated[
-        str | None, typer.Option(callback=utf8, help="Which of the service's models, if it has several.")
-    ] = None,
+    prompt: Prompt,
+    model: Model = None,
     num_images: Annotated[
         int | None, typer.Option("--num-images", "-n", help="How many images, each with its own seed.")
     ] = None,
-    seed: Annotated[
-        int | None, typer.Option(help="Seed of the first image; the next ones count up. Random by default.")
-    ] = None,
+    seed: FirstSeed = None,
     seeds: Annotated[
         Seeds | None, typer.Option(parser=Seeds.parse, metavar="7,8,1234", help="The seeds, instead of --seed and -n.")
     ] = None,
-    negative_prompt: Annotated[str | None, typer.Option(callback=utf8, help="What to avoid.")] = None,
+    negative_prompt: Negative = None,
     prompt_2: Annotated[
         str | None, typer.Option("--prompt-2", callback=utf8, help="What the second text encoder reads.")
     ] = None,
@@ -82,29 +89,18 @@ def generate(
     prompt_syntax: Annotated[
         str | None, typer.Option(help="plain, or weighted to read (word:1.3), [word] and BREAK.")
     ] = None,
-    size: Annotated[
-        Size | None, typer.Option(parser=Size.parse, metavar="WxH", help="Width and height in pixels.")
-    ] = None,
-    steps: Annotated[int | None, typer.Option(help="Denoising steps.")] = None,
-    guidance: Annotated[float | None, typer.Option(help="Classifier-free guidance; 1 or less turns it off.")] = None,
+    size: Sized = None,
+    steps: Steps = None,
+    guidance: Guidance = None,
     guidance_rescale: Annotated[
         float | None, typer.Option(help="How far guidance is scaled back, 0 to 1; 0.7 for v-prediction models.")
     ] = None,
-    scheduler: Annotated[
-        str | None,
-        typer.Option(
-            help="euler, euler_a, heun, dpm2, dpm2_a, lms, dpmpp_2m, dpmpp_2m_karras, dpmpp_2m_sde, dpmpp_3m_sde, "
-            "dpmpp_2s, dpmpp_sde, ddim, unipc, deis, pndm, sa_solver, ddpm, lcm, tcd, edm_euler or edm_dpmpp_2m."
-        ),
-    ] = None,
+    scheduler: Scheduler = None,
     sigma_schedule: Annotated[
         str | None,
         typer.Option(help="karras, exponential, beta, sgm_uniform or align_your_steps, if the scheduler can."),
     ] = None,
-    lora: Annotated[
-        list[Lora] | None,
-        typer.Option(parser=Lora.parse, metavar="NAME:SCALE", help="An adapter to generate with; may be repeated."),
-    ] = None,
+    lora: Loras = None,
     init: Annotated[
         Path | None, file_option("--init", "A picture to go on from: a PNG, JPEG, WebP, GIF or BMP.")
     ] = None,
@@ -123,7 +119,7 @@ def generate(
         bool | None,
         typer.Option("--keep-outside/--no-keep-outside", help="Keep the picture's own pixels outside the mask."),
     ] = None,
-    output_format: Annotated[str | None, typer.Option("--format", help="png, jpeg or webp.")] = None,
+    output_format: Format = None,
     output_compression: Annotated[
         int | None, typer.Option("--compression", help="Quality of jpeg and webp files, 0 to 100.")
     ] = None,
@@ -135,7 +131,7 @@ def generate(
     timeout: Annotated[
         float | None, typer.Option(metavar="SECONDS", help="Stop then, and keep the images that are finished.")
     ] = None,
-    out: Annotated[Path, typer.Option(file_okay=False, help="Folder to write to.")] = Path("out"),
+    out: Out = OUT,
     url: Url = URL,
 ) -> None:
     """Generate images of a prompt and write them to files.
@@ -162,7 +158,7 @@ def generate(
         "guidance_rescale": guidance_rescale,
         "scheduler": scheduler,
         "sigma_schedule": sigma_schedule,
-        "loras": [{"name": one.name, "scale": one.scale} for one in lora] if lora else None,
+        "loras": sent_loras(lora),
         "strength": strength,
         "mask_blur": mask_blur,
         "padding_mask_crop": padding_mask_crop,
@@ -180,6 +176,52 @@ def generate(
     settings = {name: value for name, value in given.items() if value is not None}
     with refusals():
         command.generate(_service(url), {**settings, **files}, out, _console())
+
+
+@app.command(epilog=_EXIT_CODES)
+def explore(
+    prompt: Prompt,
+    model: Model = None,
+    num_images: Annotated[int, typer.Option("--num-images", "-n", help="How many sketches.")] = 16,
+    sketch: Annotated[int, typer.Option(metavar="STEP", help="After which step they stop.")] = 6,
+    keep: Annotated[
+        Seeds | None, typer.Option(parser=Seeds.parse, metavar="7,9", help="The seeds to finish, without being asked.")
+    ] = None,
+    seed: FirstSeed = None,
+    negative_prompt: Negative = None,
+    size: Sized = None,
+    steps: Steps = None,
+    guidance: Guidance = None,
+    scheduler: Scheduler = None,
+    lora: Loras = None,
+    output_format: Format = None,
+    out: Out = OUT,
+    url: Url = URL,
+) -> None:
+    """Sketch many images of a prompt, choose, and finish only those.
+
+    Finished pictures are written as `generate` does, the same as if they had never stopped. Ctrl-C cancels all.
+    """
+    given = {
+        "prompt": prompt,
+        "model": model,
+        "num_images": num_images,
+        "pause_after": sketch,
+        "seed": seed,
+        "negative_prompt": negative_prompt,
+        "width": size.width if size else None,
+        "height": size.height if size else None,
+        "num_inference_steps": steps,
+        "guidance_scale": guidance,
+        "scheduler": scheduler,
+        "loras": sent_loras(lora),
+        "output_format": output_format,
+    }
+    from serve_app.cli import explore as command
+
+    settings = {name: value for name, value in given.items() if value is not None}
+    with refusals():
+        command.explore(_service(url), settings, keep.seeds if keep else None, out, _console())
 
 
 @app.command(epilog=_EXIT_CODES)
@@ -216,7 +258,7 @@ def vary(
     init: OwnInit = None,
     mask: OwnMask = None,
     model: OwnModel = None,
-    out: Annotated[Path, typer.Option(file_okay=False, help="Folder to write to.")] = Path("out"),
+    out: Out = OUT,
     url: Url = URL,
 ) -> None:
     """Generate relatives of a picture, from the parameters in it.
@@ -251,7 +293,7 @@ def branch(
     init: OwnInit = None,
     mask: OwnMask = None,
     model: OwnModel = None,
-    out: Annotated[Path, typer.Option(file_okay=False, help="Folder to write to.")] = Path("out"),
+    out: Out = OUT,
     url: Url = URL,
 ) -> None:
     """Generate a picture again up to a step, and from there on what is asked for here.

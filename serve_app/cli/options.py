@@ -47,6 +47,11 @@ class Lora:
             raise typer.BadParameter(f"{text!r} is not NAME:SCALE, such as pixel-art:0.8") from None
 
 
+def sent_loras(loras: list[Lora] | None) -> list[dict[str, Any]] | None:
+    """Return adapters as a request has them."""
+    return [{"name": one.name, "scale": one.scale} for one in loras] if loras else None
+
+
 def http_url(url: str) -> str:
     """Refuse what is no URL of a service."""
     if not url.startswith(("http://", "https://")):
@@ -88,6 +93,30 @@ OwnModel = Annotated[
     str | None,
     typer.Option(callback=utf8, help="Which of the service's models; by default the one that made the picture."),
 ]
+# Of a request for new pictures.
+Prompt = Annotated[str, typer.Argument(metavar="PROMPT", callback=utf8, help="What to generate.")]
+Model = Annotated[str | None, typer.Option(callback=utf8, help="Which of the service's models, if it has several.")]
+FirstSeed = Annotated[
+    int | None, typer.Option(help="Seed of the first image; the next ones count up. Random by default.")
+]
+Negative = Annotated[str | None, typer.Option(callback=utf8, help="What to avoid.")]
+Sized = Annotated[Size | None, typer.Option(parser=Size.parse, metavar="WxH", help="Width and height in pixels.")]
+Steps = Annotated[int | None, typer.Option(help="Denoising steps.")]
+Guidance = Annotated[float | None, typer.Option(help="Classifier-free guidance; 1 or less turns it off.")]
+Scheduler = Annotated[
+    str | None,
+    typer.Option(
+        help="euler, euler_a, heun, dpm2, dpm2_a, lms, dpmpp_2m, dpmpp_2m_karras, dpmpp_2m_sde, dpmpp_3m_sde, "
+        "dpmpp_2s, dpmpp_sde, ddim, unipc, deis, pndm, sa_solver, ddpm, lcm, tcd, edm_euler or edm_dpmpp_2m."
+    ),
+]
+Loras = Annotated[
+    list[Lora] | None,
+    typer.Option(parser=Lora.parse, metavar="NAME:SCALE", help="An adapter to generate with; may be repeated."),
+]
+Format = Annotated[str | None, typer.Option("--format", help="png, jpeg or webp.")]
+Out = Annotated[Path, typer.Option(file_okay=False, help="Folder to write to.")]
+OUT = Path("out")
 Sheet = Annotated[
     bool | None,
     typer.Option("--grid/--no-grid", help="Also write a sheet of all images; the default if there are several."),

@@ -19,6 +19,7 @@ _OPTIONS = {
     "loras": "--lora",
     "variations": "--strength",
     "before": "--from-step",
+    "pause_after": "--sketch",
 }
 """Options whose name differs from their field in a request."""
 

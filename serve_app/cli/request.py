@@ -19,6 +19,7 @@ from serve_app.schemas import (
     FailedEvent,
     GridEvent,
     ImageEvent,
+    PausedEvent,
     PreviewEvent,
     ProgressEvent,
     QueuedEvent,
@@ -73,27 +74,37 @@ def follow(events: Iterator[Event], view: View, keep: Keep) -> Ending:
     with view:
         for event in events:
             match event:
-                case QueuedEvent():
-                    view.queued(event.index, event.position)
-                case ProgressEvent():
-                    view.step(event.index, event.step)
-                case PreviewEvent():
-                    view.step(event.index, event.step)
-                    view.picture(event.index, b64decode(event.b64_json))
-                case ImageEvent():
-                    data = b64decode(event.b64_json)
-                    view.done(event.index, keep(event, data))
-                    view.picture(event.index, data)
-                case GridEvent():
-                    keep(event, b64decode(event.b64_json))
-                case FailedEvent() | CancelledEvent():
-                    view.missing(event.index, f"{event.type}: {event.error.message}")
-                    missing.append(f"seed {event.seed} {event.type}: {event.error.message}")
                 case ErrorEvent():
                     return Ending(tuple(missing or [event.error.message]), ())
                 case CompletedEvent():
                     return Ending(tuple(missing), tuple(event.warnings), event.timings.gpu)
+            missing += show(event, view, keep)
     raise Unavailable("the service closed the stream before the end")
+
+
+def show(event: Event, view: View, keep: Keep) -> list[str]:
+    """Show one event, and keep its file if it has one; return why its image is missing, if it is."""
+    match event:
+        case QueuedEvent():
+            view.queued(event.index, event.position)
+        case ProgressEvent():
+            view.step(event.index, event.step)
+        case PreviewEvent():
+            view.step(event.index, event.step)
+            view.picture(event.index, b64decode(event.b64_json))
+        case PausedEvent():
+            view.paused(event.index, event.step)
+            view.picture(event.index, b64decode(event.b64_json))
+        case ImageEvent():
+            data = b64decode(event.b64_json)
+            view.done(event.index, keep(event, data))
+            view.picture(event.index, data)
+        case GridEvent():
+            keep(event, b64decode(event.b64_json))
+        case FailedEvent() | CancelledEvent():
+            view.missing(event.index, f"{event.type}: {event.error.message}")
+            return [f"seed {event.seed} {event.type}: {event.error.message}"]
+    return []
 
 
 def make_folder(folder: Path) -> None:
@@ -105,7 +116,7 @@ def make_folder(folder: Path) -> None:
         raise Unusable(f"cannot write to {folder}: {error.strerror}") from None
 
 
-def save(folder: Path, stem: str, event: ImageEvent | GridEvent, data: bytes) -> Path:
+def save(folder: Path, stem: str, event: ImageEvent | GridEvent | PausedEvent, data: bytes) -> Path:
     """Write a file and return its path. Raises Unusable if that fails.
 
     The name is `stem`, with a number if a file with other content has that name.

@@ -12,7 +12,17 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from serve_app.cli.errors import SettingRefused, Unavailable, Unusable
 from serve_app.cli.route import Route
-from serve_app.schemas import CompletedEvent, ErrorBody, ErrorEvent, Event, Health, Problem, StartEvent, can_be_key
+from serve_app.schemas import (
+    CompletedEvent,
+    ErrorBody,
+    ErrorEvent,
+    Event,
+    Health,
+    Problem,
+    Resumed,
+    StartEvent,
+    can_be_key,
+)
 
 KEY_VARIABLE = "PARALLEL_SDXL_API_KEY"
 
@@ -54,6 +64,21 @@ class Service:
             self._check(source.response)
             with closing(self._events(http, connection, source)) as events:
                 yield events
+
+    def resume(self, id_: str, images: list[int]) -> list[int]:
+        """Let sketches go on; return those that do, none if it is too late."""
+        with self._explained(), self._client() as http:
+            response = http.post(f"/generations/{id_}/resume", json={"images": images})
+            if response.status_code in (httpx2.codes.NOT_FOUND, httpx2.codes.CONFLICT):
+                return []
+            self._check(response)
+            return Resumed.model_validate_json(response.content).resumed
+
+    def cancel(self, id_: str, images: list[int]) -> None:
+        """End images of a request; those that have ended meanwhile are no error."""
+        with self._explained(), self._client() as http:
+            for index in images:
+                http.delete(f"/generations/{id_}/images/{index}", timeout=_CANCEL_TIMEOUT_S)
 
     def health(self) -> Health:
         """Return what the service says of itself: its version, its models."""

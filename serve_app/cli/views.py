@@ -19,29 +19,33 @@ _WIDE = 70
 class View(Protocol):
     """Shows the images of one request while its context is open."""
 
+    @property
+    def shows_pictures(self) -> bool: ...
     def __enter__(self) -> Self: ...
     def __exit__(self, *_: object) -> None: ...
     def queued(self, index: int, position: int) -> None: ...
     def step(self, index: int, step: int) -> None: ...
     def picture(self, index: int, data: bytes) -> None: ...
+    def paused(self, index: int, step: int) -> None: ...
     def done(self, index: int, what: str) -> None: ...
     def missing(self, index: int, why: str) -> None: ...
 
 
 def only_seen_previews(console: Console, body: dict[str, Any]) -> dict[str, Any]:
     """Turn previews off in a request's body if they cannot be shown, unless it sets them itself."""
-    seen = _is_screen(console) and draw_of(console)
+    seen = is_screen(console) and draw_of(console)
     return body if seen else {"preview_every": 0, **body}
 
 
 def view_of(console: Console, start: StartEvent, body: dict[str, Any]) -> View:
     """Return the view for a request on this console."""
-    if not _is_screen(console):
+    if not is_screen(console):
         return Lines(console, start)
     return Bars(console, start, Thumbnails.above(console, start) if body.get("preview_every") != 0 else None)
 
 
-def _is_screen(console: Console) -> bool:
+def is_screen(console: Console) -> bool:
+    """Whether a person looks at this console."""
     # Not console.is_terminal: FORCE_COLOR makes it true for a CI log too.
     return console.file.isatty() and not console.is_dumb_terminal
 
@@ -80,6 +84,10 @@ class Bars:
             self._say(index, "not finished", "yellow")
         self._progress.stop()
 
+    @property
+    def shows_pictures(self) -> bool:
+        return self._thumbnails is not None
+
     def queued(self, index: int, position: int) -> None:
         self._say(index, f"queued, position {position}")
 
@@ -89,6 +97,10 @@ class Bars:
     def picture(self, index: int, data: bytes) -> None:
         if self._thumbnails:
             self._thumbnails.show(index, data)
+
+    def paused(self, index: int, step: int) -> None:
+        self._unfinished.discard(index)
+        self._say(index, f"sketch, step {step}/{self._steps}", "cyan", completed=step)
 
     def done(self, index: int, what: str) -> None:
         self._unfinished.discard(index)
@@ -125,6 +137,10 @@ class Lines:
 
     def __exit__(self, *_: object) -> None: ...
 
+    @property
+    def shows_pictures(self) -> bool:
+        return False
+
     def queued(self, index: int, position: int) -> None:
         if self._told[index] < 0:
             self._told[index] = 0
@@ -137,6 +153,9 @@ class Lines:
             self._say(index, f"step {step}/{self._steps}")
 
     def picture(self, index: int, data: bytes) -> None: ...
+
+    def paused(self, index: int, step: int) -> None:
+        self._say(index, f"sketch, step {step}/{self._steps}")
 
     def done(self, index: int, what: str) -> None:
         self._say(index, f"done: {what}")

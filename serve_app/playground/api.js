@@ -45,21 +45,31 @@ export async function serviceStatus() {
 }
 
 /**
- * Yield the events of `POST /stream`, and go on where the connection breaks. Aborting and leaving the page cancel it.
- * Throws ApiError if the request is refused or the connection breaks for good.
+ * Yield the events of `POST /stream`, and go on where the connection breaks. Aborting cancels it, and so does leaving the page unless it then
+ * `waits`. Throws ApiError if the request is refused or the connection breaks for good.
  */
-export async function* stream(body, signal) {
+export async function* stream(body, signal, waits) {
   const id = randomId();
+  const content = JSON.stringify({ ...body, id, on_disconnect: "wait" });
+  const options = { method: "POST", headers: { "Content-Type": "application/json" }, body: content, signal };
+  yield* owned(() => call("stream", options), id, signal, waits);
+}
+
+/** Yield the events of a generation that waits, from its first; otherwise as `stream`. */
+export async function* found(id, signal, waits) {
+  yield* owned(() => call(`generations/${id}/events`, { signal }), id, signal, waits);
+}
+
+async function* owned(ask, id, signal, waits) {
   const giveUp = () => call(`generations/${id}`, { method: "DELETE", keepalive: true }).catch(() => {}); // it has ended, or the connection is lost
+  const leave = () => waits() || giveUp();
   signal.addEventListener("abort", giveUp);
-  addEventListener("pagehide", giveUp);
+  addEventListener("pagehide", leave);
   try {
-    const content = JSON.stringify({ ...body, id, on_disconnect: "wait" });
-    const options = { method: "POST", headers: { "Content-Type": "application/json" }, body: content, signal };
-    yield* lasting(await withKey(() => call("stream", options)), id, signal);
+    yield* lasting(await withKey(ask), id, signal);
   } finally {
     signal.removeEventListener("abort", giveUp);
-    removeEventListener("pagehide", giveUp);
+    removeEventListener("pagehide", leave);
   }
 }
 
@@ -113,6 +123,12 @@ export async function cancel(id, index = null) {
   } catch (error) {
     if (error.status !== 404) throw error;
   }
+}
+
+/** Let images that are paused go on; return the indexes of those that do. */
+export async function resume(id, images) {
+  const options = { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify({ images }) };
+  return (await (await withKey(() => call(`generations/${id}/resume`, options))).json()).resumed;
 }
 
 async function call(path, options = {}) {

@@ -1,12 +1,13 @@
 // The page: connects the form, the runs, the viewer and the history.
 
+import { Ancestry } from "./ancestry.js";
 import { schedulersTaken, servedModels } from "./api.js";
 import { announce, byId, count } from "./dom.js";
 import * as past from "./history.js";
 import { forgetKey, showWhetherKept } from "./key.js";
 import { copyLink, fromUrl, toUrl, wantsPicture } from "./link.js";
 import { Loras } from "./loras.js";
-import { Run, imagesFrom, randomSeed, relativesOf, seedsFrom } from "./run.js";
+import { Run, imagesOf, randomSeed, relativesOf, seedsFrom } from "./run.js";
 import { Settings } from "./settings.js";
 import { Start } from "./start.js";
 import { watchService } from "./status.js";
@@ -14,6 +15,8 @@ import { RunView, fileName, nameOf } from "./tiles.js";
 import { view } from "./viewer.js";
 
 const MOST_RUNS = 12;
+/** Where this tab notes what waits while the page is loaded again. */
+const WAITING = "parallel-sdxl-waiting";
 /** The strengths that are usual for a whole picture and for a part of one. */
 const STRENGTH = 0.6;
 const STRENGTH_OF_PART = 1;
@@ -28,17 +31,19 @@ const settings = new Settings(byId("settings"), (model, properties) => {
   schedulersTaken(model).then((schedulers) => settings.takeSchedulers(model, schedulers));
 });
 const start = new Start(byId("start"), () => settings.largestSide);
+const ancestry = new Ancestry(byId("ancestry"));
 const shown = new Map(); // the runs on the page, newest last, and their views
 let nearness = NEARNESS;
 const askService = watchService(() => [...shown.keys()].some((run) => run.active));
 
-const actions = { open: (run, image) => view(run, image, edit), generate: follow, edit, use, more, vary, remove };
+const actions = { open: (run, image) => view(run, image, { edit, vary }), generate: follow, edit, use, more, vary, reach, remove };
 
 async function connect() {
   byId("unavailable").hidden = true;
   try {
     settings.describe(await servedModels(), fromUrl());
     loras.fill(fromUrl().loras);
+    ancestry.fill(fromUrl());
     start.expect(wantsPicture(fromUrl()) && !start.picture);
   } catch (error) {
     byId("unavailable").querySelector("p").textContent = error.message;
@@ -52,7 +57,7 @@ async function connect() {
 
 function readFields() {
   const [values, adapters] = [settings.read(), loras.read()];
-  return values && adapters && { ...values, ...adapters };
+  return values && adapters && { ...values, ...adapters, ...ancestry.read() };
 }
 
 /** Return all that the form says, or null if something is wrong. */
@@ -64,6 +69,7 @@ async function read() {
 async function fill(values) {
   settings.fill(values);
   loras.fill(values.loras);
+  ancestry.fill(values);
   await start.fill(values);
 }
 
@@ -71,7 +77,7 @@ async function generate() {
   const values = await read();
   if (!values) return;
   history.replaceState(null, "", toUrl(values));
-  const run = Run.of(values, imagesFrom(values.seed ?? randomSeed(), values.num_images));
+  const run = Run.of(values, imagesOf(values));
   put(run);
   follow(run, run.images);
 }
@@ -97,14 +103,15 @@ function rejected({ param, message }) {
 
 /** Fill the form with a run's settings. */
 async function use(run) {
-  await fill({ ...run.settings, seed: run.images[0].seed });
+  await fill(run.again);
   byId("prompt").focus();
 }
 
-/** Go on from an image with its run's settings. */
+/** Go on from an image with its run's settings: what is left of its noise is another's, and so are its variations and its sketch. */
 async function edit(run, image) {
   const picture = new File([image.blob], fileName(image), { type: image.blob.type });
-  await fill({ ...run.settings, seed: null, strength: null, init_image: picture, mask_image: null });
+  const pause_after = run.settings.pause_after && "";
+  await fill({ ...run.settings, seed: null, strength: null, pause_after, init_image: picture, mask_image: null });
   byId("start").scrollIntoView({ block: "nearest" });
   byId("paint").focus();
   announce(`${nameOf(image)}: to go on from`);
@@ -121,9 +128,18 @@ async function more(run, image) {
 /** Generate relatives of an image; later ones are as near as the last that were asked for. */
 function vary(run, image, by = { seed: randomSeed() % READABLE_SEEDS, strength: nearness }) {
   nearness = by.strength;
-  const relatives = Run.of(run.settings, relativesOf(image, by, Math.min(RELATIVES, byId("num_images").max)));
+  const num_images = Math.min(RELATIVES, byId("num_images").max);
+  const relatives = Run.of({ ...run.settings, num_images }, relativesOf(image, by, num_images));
   put(relatives);
   follow(relatives, relatives.images);
+}
+
+/** Show an image that relatives come from: the newest run that has it; return whether one is on the page. */
+function reach(relatives, image) {
+  const run = [...shown.keys()].findLast((each) => each.imageOf(image) && each.isLike(relatives));
+  if (run) shown.get(run).reach(run.imageOf(image));
+  else announce(`${nameOf(image)} is not on this page any more`);
+  return run !== undefined;
 }
 
 function put(run) {
@@ -154,9 +170,15 @@ function drop(run) {
   byId("empty").hidden = shown.size > 0;
 }
 
+/** Show the sketches that waited when this page was left, such as to be loaded again. */
+function findWaiting() {
+  const waiting = JSON.parse(sessionStorage.getItem(WAITING) ?? "[]");
+  waiting.map(Run.found).forEach(put);
+}
+
 async function settled(run) {
-  const ended = Map.groupBy(run.images, (image) => image.state);
-  const parts = [...ended].map(([state, images]) => `${count(images.length, "image")} ${state}`);
+  const ended = Map.groupBy(run.images, ({ state, expired, passedOver }) => (state === "paused" ? "sketched" : expired ? "expired" : passedOver ? "not kept" : state));
+  const parts = [...ended].map(([word, images]) => `${count(images.length, "image")} ${word}`);
   announce(run.problem?.message ?? parts.join(", "));
   askService();
   tidy();
@@ -190,7 +212,7 @@ async function restore(entry) {
     put(run);
     tidy();
   }
-  await fill({ ...entry.settings, seed: entry.seed });
+  await fill(run.again);
   shown.get(run).element.scrollIntoView({ block: "nearest" });
   announce(`${count(run.images.length, "image")} back`);
 }
@@ -212,6 +234,7 @@ byId("dice").addEventListener("click", () => {
 byId("reset").addEventListener("click", () => {
   settings.fill({ prompt: byId("prompt").value, model: byId("model").value });
   loras.fill();
+  ancestry.fill({});
 });
 byId("copy-link").addEventListener("click", ({ currentTarget }) => {
   const values = readFields();
@@ -251,12 +274,20 @@ byId("reconnect").addEventListener("click", connect);
 addEventListener("hashchange", () => {
   settings.fill(fromUrl());
   loras.fill(fromUrl().loras);
+  ancestry.fill(fromUrl());
   if (!wantsPicture(fromUrl())) start.fill({});
   else start.expect(!start.picture);
 });
 if (/Mac|iP/.test(navigator.platform)) byId("shortcut").textContent = "⌘ ⏎";
 byId("more").open = matchMedia("(min-width: 60rem)").matches;
 
+addEventListener("pagehide", () => {
+  const waiting = [...shown.keys()].map((run) => run.waiting).filter(Boolean);
+  if (waiting.length) sessionStorage.setItem(WAITING, JSON.stringify(waiting));
+});
+addEventListener("pageshow", () => sessionStorage.removeItem(WAITING)); // found, or this page itself is back
+
 showWhetherKept();
 connect();
+findWaiting();
 showHistory().catch(() => {});

@@ -1,16 +1,19 @@
 // A run: one prompt with its settings, some seeds, and the state of each image. It does not touch the document.
 
-import { ApiError, cancel, sentence, stream } from "./api.js";
+import { ApiError, cancel, found, resume, sentence, stream } from "./api.js";
 import { toDataUri } from "./picture.js";
 
 const SEED_SPAN = 2 ** 32;
 const PREVIEWS_PER_IMAGE = 8;
 const LOST = "The connection was lost before this image was finished.";
+const TOO_LATE = "It is too late: these sketches do not wait any more.";
+const TOO_LATE_FOR_SOME = "It was too late for some of these sketches.";
 
 /** The settings that are files. */
 const PICTURES = ["init_image", "mask_image"];
 
-export const ACTIVE = new Set(["starting", "queued", "running"]);
+const BUSY = new Set(["starting", "queued", "running"]);
+export const ACTIVE = new Set([...BUSY, "paused"]);
 
 export const randomSeed = () => crypto.getRandomValues(new Uint32Array(1))[0];
 
@@ -18,31 +21,48 @@ export const randomSeed = () => crypto.getRandomValues(new Uint32Array(1))[0];
 export const seedsFrom = (first, n) => Array.from({ length: n }, (_, i) => (first + i) % SEED_SPAN);
 
 /** Return n images with seeds of their own, as `Run.of` takes them. */
-export const imagesFrom = (seed, n) => seedsFrom(seed, n).map((each) => ({ seed: each, variations: [] }));
+const imagesFrom = (seed, n) => seedsFrom(seed, n).map((each) => ({ seed: each, variations: [] }));
 
 /** Return n relatives of an image: its noise moves on towards that of further seeds, { seed, strength }, which count up. */
 export const relativesOf = ({ seed, variations }, further, n) =>
   seedsFrom(further.seed, n).map((each) => ({ seed, variations: [...variations, { ...further, seed: each }] }));
+
+/** Return the images that settings ask for: relatives if they have variations. */
+export function imagesOf({ seed, variations = [], num_images }) {
+  const first = seed ?? randomSeed();
+  if (!variations.length) return imagesFrom(first, num_images);
+  return relativesOf({ seed: first, variations: variations.slice(0, -1) }, variations.at(-1), num_images);
+}
 
 /** How an event changes its image. */
 const CHANGES = {
   queued: (event) => ({ state: "queued", position: event.position }),
   progress: (event) => ({ state: "running", step: event.step, steps: event.num_inference_steps }),
   preview: (event) => ({ ...CHANGES.progress(event), preview: `data:${event.media_type};base64,${event.b64_json}` }),
+  paused: (event) => ({ ...CHANGES.preview(event), state: "paused", sketched: true, until: 1000 * event.expires_at }),
+  resumed: (event) => ({ state: "starting", step: event.step, steps: event.num_inference_steps }),
   image: (event) => ({ state: "done", blob: toBlob(event) }),
   failed: (event) => ({ state: "failed", reason: sentence(event.error.message) }),
-  cancelled: () => ({ state: "cancelled" }),
+  cancelled: (event) => ({ state: "cancelled", expired: event.error?.type === "expired" }),
 };
 
-const fresh = (generation) => ({ state: "starting", step: 0, steps: 0, position: null, preview: null, reason: "", stopping: false, generation });
+const fresh = (generation) => ({
+  state: "starting", step: 0, steps: 0, position: null, preview: null, reason: "", stopping: false,
+  kept: false, finishing: false, passedOver: false, until: null, expired: false, generation,
+});
 
 /**
- * Events: `image` (detail: the image that changed), `change` (of the run itself) and `settled` (no image is on its way any more).
+ * Events: `image` (detail: the image that changed), `change` (of the run itself) and `settled` (the service is not at work on any image any more:
+ * they have ended, or wait as sketches).
  *
- * An image is { seed, variations, state, step, steps, position, preview, blob, reason, stopping }; `state` is starting, queued, running, done, failed
- * or cancelled, and `blob` is the picture once there is one.
+ * An image is { seed, variations, state, step, steps, position, preview, blob, reason, stopping, sketched, kept, finishing, passedOver, until, expired };
+ * `state` is starting, queued, running, paused, done, failed or cancelled, and `blob` is the picture once there is one. A sketch waits `until` a time
+ * in milliseconds; a person has `kept` it to be finished, or `passedOver` it. What was `sketched` once is generated as a whole the next time.
  */
 export class Run extends EventTarget {
+  #liveliness = 0; // 2: the service is at work on images; 1: there are only sketches that wait; 0: all have ended
+  #choices = []; // sketches in the order in which they were kept, or no longer
+
   /** `id` and `model` are null until the service has named them. */
   constructor(settings, images, { id = null, model = null } = {}) {
     super();
@@ -54,14 +74,14 @@ export class Run extends EventTarget {
     this.problem = null; // of the last request, if it was refused: { message, remedy, retryAt, images }
   }
 
-  /** Take { seed, variations } of each image. */
-  static of(settings, images) {
-    return new Run(settings, images.map((image) => ({ ...image, blob: null, ...fresh(null) })));
+  /** Take { seed, variations } of each image; the settings are those that all of them have. */
+  static of({ variations, ...settings }, images) {
+    return new Run(settings, images.map((image) => ({ ...image, blob: null, sketched: false, ...fresh(null) })));
   }
 
   /** Bring back a run whose pictures, { seed, variations, blob } each, were kept. */
   static kept({ id, settings, model }, pictures) {
-    return new Run(settings, pictures.map((picture) => ({ variations: [], ...fresh(null), ...picture, state: "done" })), { id, model });
+    return new Run(settings, pictures.map((picture) => ({ variations: [], sketched: true, ...fresh(null), ...picture, state: "done" })), { id, model });
   }
 
   /** The image whose relatives these are, { seed, variations }, and what moved them from it; null if they are none. */
@@ -70,17 +90,50 @@ export class Run extends EventTarget {
     return variations.length ? { of: { seed, variations: variations.slice(0, -1) }, by: variations.at(-1) } : null;
   }
 
+  /** The settings that generate it again. */
+  get again() {
+    const [{ seed, variations }] = this.images;
+    return { ...this.settings, seed, variations };
+  }
+
+  /** The images that its relatives come from, the first first: { seed, variations } each. */
+  get ancestors() {
+    const [{ seed, variations }] = this.images;
+    return variations.map((_, i) => ({ seed, variations: variations.slice(0, i) }));
+  }
+
+  /** Return its image of this seed and these variations, if it has one. */
+  imageOf({ seed, variations }) {
+    return this.images.find((image) => image.seed === seed && JSON.stringify(image.variations) === JSON.stringify(variations));
+  }
+
+  /** Whether images of the same seed and variations are the same in both. */
+  isLike({ settings }) {
+    const [ours, theirs] = [this.settings, settings].map((each) => JSON.stringify({ ...each, seed: null, num_images: null }));
+    return ours === theirs;
+  }
+
   /** Whether the service refused all of it. */
   get refused() {
     return this.problem !== null && this.id === null;
   }
 
+  /** The images that are missing. */
   get unfinished() {
-    return this.images.filter((image) => image.state === "failed" || image.state === "cancelled");
+    return this.images.filter((image) => (image.state === "failed" || image.state === "cancelled") && !image.passedOver);
   }
 
   get active() {
     return this.images.some((image) => ACTIVE.has(image.state));
+  }
+
+  /** The images that wait to be chosen. */
+  get sketches() {
+    return this.images.filter((image) => image.state === "paused" && !image.finishing && !image.stopping);
+  }
+
+  get undoable() {
+    return this.#choices.some((image) => this.sketches.includes(image));
   }
 
   /** Generate some of the images (again). Refusals become `problem`; only invalid input (422) is thrown. */
@@ -88,11 +141,36 @@ export class Run extends EventTarget {
     await Promise.all(requests(images).map((some) => this.#generate(some)));
   }
 
+  /** What finds its sketches again, as text can hold it: the settings, and the generations that wait; null if none does. */
+  get waiting() {
+    const generations = [...new Set(this.images.map((image) => image.generation))].filter((each) => this.#waits(each));
+    if (!generations.length) return null;
+    const known = ({ seed, variations, kept }) => ({ seed, variations, kept });
+    return { settings: this.settings, generations: generations.map(({ id, images }) => ({ id, images: images.map(known) })) };
+  }
+
+  /** Bring back a run that waited when the page was left; read what has become of it. */
+  static found({ settings, generations }) {
+    const run = Run.of(settings, generations.flatMap(({ images }) => images));
+    const images = [...run.images];
+    for (const { id, images: before } of generations) {
+      const generation = { id, images: images.splice(0, before.length), stop: new AbortController() };
+      run.#start(generation.images, generation);
+      before.forEach(({ kept }, i) => Object.assign(generation.images[i], { kept }));
+      run.#follow(generation, () => found(id, generation.stop.signal, () => run.#waits(generation)));
+    }
+    return run;
+  }
+
   async #generate(images) {
     const generation = { id: null, images, stop: new AbortController() };
     this.#start(images, generation);
+    await this.#follow(generation, async () => stream(await this.#body(images), generation.stop.signal, () => this.#waits(generation)));
+  }
+
+  async #follow(generation, events) {
     try {
-      for await (const event of stream(await this.#body(images), generation.stop.signal)) this.#take(event, generation);
+      for await (const event of await events()) this.#take(event, generation);
       this.#leave(generation, "failed", LOST);
     } catch (error) {
       if (!generation.stop.signal.aborted) {
@@ -101,8 +179,40 @@ export class Run extends EventTarget {
       }
     } finally {
       this.#leave(generation, "cancelled", "");
-      if (!this.active) this.dispatchEvent(new Event("settled"));
     }
+  }
+
+  /** Keep a sketch, or no longer. */
+  choose(image) {
+    this.#choices.push(image);
+    this.#change(image, { kept: !image.kept });
+  }
+
+  /** Take the last choice back. */
+  undo() {
+    const image = this.#choices.findLast((each) => this.sketches.includes(each));
+    this.#choices.splice(this.#choices.lastIndexOf(image), 1);
+    this.#change(image, { kept: !image.kept });
+  }
+
+  /** Let some sketches go on, and cancel the others. If none can, the others stay to be chosen. */
+  async finish(images) {
+    const others = this.sketches.filter((image) => !images.includes(image));
+    if (!(await this.resume(images))) return;
+    for (const image of others) this.#change(image, { passedOver: true });
+    await Promise.all(others.map((image) => this.cancelImage(image)));
+  }
+
+  /** Let some sketches go on; return whether any does. What keeps one from it becomes `problem`. */
+  async resume(images) {
+    this.problem = null;
+    for (const image of images) this.#change(image, { finishing: true });
+    const generations = Map.groupBy(images, (image) => image.generation);
+    const resumed = (await Promise.all([...generations].map(([generation, some]) => this.#resume(generation, some)))).flat();
+    for (const image of images) if (!resumed.includes(image)) this.#change(image, { finishing: false });
+    if (resumed.length < images.length) this.problem ??= notice(resumed.length ? TOO_LATE_FOR_SOME : TOO_LATE);
+    this.dispatchEvent(new Event("change"));
+    return resumed.length > 0;
   }
 
   /** Stop one image; the stream says when it has stopped. */
@@ -126,14 +236,31 @@ export class Run extends EventTarget {
     const steps = settings.num_inference_steps * (settings.strength ?? 1);
     const preview_every = Math.min(100, Math.max(1, Math.round(steps / PREVIEWS_PER_IMAGE)));
     for (const name of PICTURES.filter((name) => settings[name])) settings[name] = await toDataUri(settings[name]);
-    const [{ variations }] = images;
+    const [{ variations, sketched }] = images;
+    if (sketched) delete settings.pause_after;
     const draws = variations.length ? { seed: images[0].seed, variations, num_images: images.length } : { seeds: images.map((image) => image.seed) };
     return { ...settings, ...draws, preview_every };
+  }
+
+  /** Whether there is nothing to do for a generation but to choose from its sketches. Pictures to go on from do not outlive the page. */
+  #waits(generation) {
+    const states = new Set(generation?.images.map(({ state }) => state));
+    return states.has("paused") && ![...BUSY].some((state) => states.has(state)) && !PICTURES.some((name) => this.settings[name]);
   }
 
   #stop(image) {
     const { id, images } = image.generation;
     return cancel(id, images.indexOf(image)).catch(() => this.#change(image, { stopping: false }));
+  }
+
+  async #resume({ id, images }, some) {
+    try {
+      return (await resume(id, some.map((image) => images.indexOf(image)))).map((index) => images[index]);
+    } catch (error) {
+      const gone = error.status === 404 || error.status === 409;
+      if (!gone) this.problem = notice(error.message);
+      return [];
+    }
   }
 
   #start(images, generation) {
@@ -182,10 +309,13 @@ export class Run extends EventTarget {
     // Keep the old picture if generating it again was cancelled.
     if (image.state === "cancelled" && image.blob) image.state = "done";
     this.dispatchEvent(new CustomEvent("image", { detail: image }));
+    const before = this.#liveliness;
+    this.#liveliness = this.images.some(({ state }) => BUSY.has(state)) ? 2 : Number(this.active);
+    if (this.#liveliness < before) this.dispatchEvent(new Event("settled"));
   }
 }
 
-/** Split images into those that one request can ask for: the seeds of relatives' last variations count up in it. */
+/** Split images into those that one request can ask for: all are sketched first or none, and the seeds of relatives' last variations count up. */
 function requests(images) {
   const groups = [];
   for (const image of images) {
@@ -196,8 +326,11 @@ function requests(images) {
   return groups;
 }
 
+/** Return a problem that trying again does not solve. */
+const notice = (message) => ({ message, remedy: null, retryAt: null, images: [] });
+
 const isNext = (image, last) =>
-  !image.variations.length || image.variations.at(-1).seed === (last.variations.at(-1).seed + 1) % SEED_SPAN;
+  image.sketched === last.sketched && (!image.variations.length || image.variations.at(-1).seed === (last.variations.at(-1).seed + 1) % SEED_SPAN);
 
 function toBlob({ b64_json, media_type }) {
   return new Blob([Uint8Array.from(atob(b64_json), (letter) => letter.charCodeAt(0))], { type: media_type });

@@ -1,10 +1,13 @@
 // The settings form: bounds and defaults from the service, and what is wrong with a value.
 
-import { count } from "./dom.js";
+import { byId, count } from "./dom.js";
 
 const MODEL = "model";
 const TEXTS = ["prompt", "negative_prompt"];
-const NUMBERS = ["num_images", "width", "height", "num_inference_steps", "guidance_scale", "seed", "strength", "mask_blur", "padding_mask_crop"];
+/** The step after which images stop as sketches: only there if a person wants them. */
+const SKETCH = "pause_after";
+const SKETCH_SHARE = 1 / 3;
+const NUMBERS = ["num_images", "width", "height", "num_inference_steps", "guidance_scale", "seed", "strength", "mask_blur", "padding_mask_crop", SKETCH];
 const CHOICES = ["scheduler", "sigma_schedule", "output_format"];
 const SWITCHES = ["keep_outside"];
 export const NAMES = [MODEL, ...TEXTS, ...NUMBERS, ...CHOICES, ...SWITCHES];
@@ -43,7 +46,7 @@ export class Settings {
     this.#models = models;
     field.disabled = field.closest(".field").hidden = models.length < 2;
     field.replaceChildren(...models.map(({ name }) => new Option(name ?? "")));
-    this.fill({ ...values, ...Object.fromEntries(typed) });
+    this.fill({ ...values, ...Object.fromEntries(typed), ...this.#sketch() });
   }
 
   /** Fill the form; fields not in `values` get their defaults, those of the model that `values` name. */
@@ -57,7 +60,9 @@ export class Settings {
       else if (field.tagName !== "SELECT" || [...field.options].some((option) => option.value === value)) field.value = value;
       if (name === "scheduler") this.#offerLevels();
     }
+    byId("sketch").checked = (values[SKETCH] ?? null) !== null;
     for (const name of NAMES) this.#mirror(this.#field(name));
+    if (this.#field(SKETCH).value === this.#field(SKETCH).dataset.usual) this.#field(SKETCH).value = ""; // to follow the steps
     this.clearErrors();
   }
 
@@ -147,8 +152,24 @@ export class Settings {
 
   /** A person has chosen another model: what was left at the defaults becomes its own, the rest stays. */
   #changeModel() {
-    const said = NAMES.map((name) => [name, SWITCHES.includes(name) ? String(this.#field(name).checked) : this.#field(name).value]);
-    this.fill(Object.fromEntries(said.filter(([name, value]) => value !== String(this.#defaults[name]))));
+    const said = NAMES.filter((name) => name !== SKETCH).map((name) => [name, SWITCHES.includes(name) ? String(this.#field(name).checked) : this.#field(name).value]);
+    this.fill({ ...Object.fromEntries(said.filter(([name, value]) => value !== String(this.#defaults[name]))), ...this.#sketch() });
+  }
+
+  /** Return what the form says of sketches, as `fill` takes it: an empty text is the usual step. */
+  #sketch = () => (byId("sketch").checked ? { [SKETCH]: this.#field(SKETCH).value } : {});
+
+  /** Bound the step of sketches by those that there are, without those that a picture's strength leaves out. */
+  #boundSketch() {
+    const field = this.#field(SKETCH);
+    const strength = this.#field("strength").matches(":disabled") ? 1 : this.#value("strength");
+    const steps = Number(this.#field("num_inference_steps").value);
+    const first = steps - Math.floor(steps * strength);
+    field.placeholder = field.dataset.usual = first + Math.max(1, Math.round((steps - first) * SKETCH_SHARE));
+    const slider = this.#form.querySelector(`[data-for=${SKETCH}]`);
+    for (const input of [field, slider]) Object.assign(input, { min: first + 1, max: steps - 1 });
+    slider.value = field.value || field.dataset.usual;
+    Object.assign(byId("of-sketch"), { hidden: !byId("sketch").checked, disabled: !byId("sketch").checked });
   }
 
   /** Browsers check maxlength only for typed text, not for text from a link. */
@@ -260,6 +281,7 @@ export class Settings {
       const slider = this.#form.querySelector(`[data-for=${input.name}]`);
       if (slider) slider.value = input.value || input.dataset.usual;
     }
+    this.#boundSketch();
     const size = `${this.#field("width").value}x${this.#field("height").value}`;
     const known = this.#sizes.some(([, width, height]) => `${width}x${height}` === size);
     this.#form.elements.shape.value = known ? size : "";

@@ -1,9 +1,11 @@
 // A run on the page: its heading, and a tile for each image.
 
+import { phaseText } from "./ancestry.js";
 import { sentence } from "./api.js";
 import { copy, count, fromTemplate } from "./dom.js";
 import { copyLink } from "./link.js";
 import { ACTIVE } from "./run.js";
+import { SketchBar } from "./sketches.js";
 
 const urls = new WeakMap();
 
@@ -31,12 +33,13 @@ const stem = ({ seed, variations }) => ["seed", seed, ...variations.map((one) =>
 
 export const fileName = (image) => `${stem(image)}.${image.blob.type.replace("image/", "").replace("jpeg", "jpg")}`;
 
-/** The section of one run. `actions` are { open, edit, more, vary, use, generate, remove }; they take the run, and the image if they act on one. */
+/** The section of one run. `actions` are { open, edit, more, vary, reach, use, generate, remove }; they take the run, and the image if they act on one. */
 export class RunView {
   #run;
   #actions;
   #tiles = new Map();
   #countdown = null;
+  #sketches;
 
   constructor(run, actions) {
     this.#run = run;
@@ -53,6 +56,8 @@ export class RunView {
     }
     run.addEventListener("image", ({ detail }) => this.#onImage(detail));
     run.addEventListener("change", () => this.#show());
+    this.#sketches = new SketchBar(run, this.element.querySelector(".choosing"), () => this.#button("cancel").focus());
+    this.#showFamily();
     this.#offerNearness(run.kinship);
     for (const part of this.element.querySelectorAll("header, .notice")) {
       part.addEventListener("click", (event) => this.#act(event.target.closest("button")));
@@ -67,10 +72,29 @@ export class RunView {
     this.#run.images.forEach(letGo);
   }
 
+  /** Show one of its images to a person. */
+  reach(image) {
+    this.#tiles.get(image).reach();
+  }
+
+  /** Say of relatives which picture they come from, and from which that one; each leads there. */
+  #showFamily() {
+    const { ancestors, kinship } = this.#run;
+    const line = this.element.querySelector(".family");
+    line.hidden = !ancestors.length;
+    if (!ancestors.length) return;
+    const links = ancestors.map((image, i) => {
+      const textContent = i ? `+ ${image.variations.at(-1).seed}` : nameOf(image);
+      const link = Object.assign(document.createElement("button"), { type: "button", className: "ancestor", textContent, ariaLabel: nameOf(image) });
+      link.addEventListener("click", () => (link.disabled = !this.#actions.reach(this.#run, image)));
+      return [i ? " › " : "Relatives of ", link];
+    });
+    line.replaceChildren(...links.flat(), ` at ${kinship.by.strength}`);
+  }
+
   /** Let relatives be generated nearer or farther: the same ones, by the same seeds. */
   #offerNearness(kinship) {
     this.element.querySelector(".nearness").hidden = !kinship;
-    this.#button("link").hidden = kinship !== null; // a link has no variations
     if (!kinship) return;
     const slider = this.element.querySelector(".nearness input");
     slider.value = kinship.by.strength;
@@ -98,7 +122,7 @@ export class RunView {
         return this.#button("cancel").focus(); // the one that had the focus is gone
       case "remove": return this.#actions.remove(run);
       case "use": return this.#actions.use(run);
-      case "link": return void copyLink({ ...run.settings, seed: run.images[0].seed }, button);
+      case "link": return void copyLink(run.again, button);
     }
   }
 
@@ -108,8 +132,9 @@ export class RunView {
     const sampling = [settings.scheduler, settings.sigma_schedule].map((name) => name?.replaceAll("_", " "));
     const facts = [`${width} × ${height}`, count(steps, "step"), `guidance ${guidance}`, ...sampling, model];
     if (settings.init_image) facts.push(`${settings.mask_image ? "part of" : "from"} ${settings.init_image.name}, strength ${settings.strength}`);
-    if (this.#run.kinship) facts.push(`relatives of ${nameOf(this.#run.kinship.of).toLowerCase()} at ${this.#run.kinship.by.strength}`);
     for (const { name, scale } of settings.loras ?? []) facts.push(`${name} ${scale}`);
+    for (const phase of settings.before ?? []) facts.push(phaseText(phase).toLowerCase());
+    if (settings.pause_after) facts.push(`sketches after step ${settings.pause_after}`);
     if (settings.negative_prompt) facts.push(`without ${settings.negative_prompt}`);
     this.element.querySelector(".meta").textContent = facts.filter(Boolean).join(" · ");
     this.element.querySelector(".tiles").hidden = this.#run.refused;
@@ -126,7 +151,7 @@ export class RunView {
     notice.dataset.kind = problem ? "problem" : "warning";
     const text = problem ? problem.message + when : warnings.map(sentence).join(" ");
     Object.assign(notice.querySelector("p"), { textContent: text, title: text });
-    Object.assign(notice.querySelector("button"), { hidden: !problem, textContent: problem?.remedy });
+    Object.assign(notice.querySelector("button"), { hidden: !problem?.remedy, textContent: problem?.remedy });
     clearTimeout(this.#countdown);
     if (wait > 0) this.#countdown = setTimeout(() => this.#show(), 1000);
   }
@@ -134,8 +159,9 @@ export class RunView {
   #showButtons() {
     const { active, problem, unfinished } = this.#run;
     this.#button("cancel").hidden = !active;
-    this.#button("retry").hidden = active || problem !== null || !unfinished.length;
+    this.#button("retry").hidden = active || Boolean(problem?.remedy) || !unfinished.length;
     this.#button("remove").hidden = active;
+    this.#sketches.show();
   }
 
   #button(action) {
@@ -165,6 +191,7 @@ class Tile {
     const wasFocused = this.element.contains(document.activeElement);
     this.element.dataset.state = image.state;
     this.element.dataset.stopping = image.stopping && ACTIVE.has(image.state);
+    this.element.dataset.kept = image.kept && image.state === "paused";
     this.#get(".state").textContent = stateText(image);
     this.#get(".reason").textContent = image.state === "failed" ? image.reason : "";
     this.#showPicture(image);
@@ -172,10 +199,16 @@ class Tile {
     if (wasFocused && !document.activeElement.checkVisibility()) this.#firstVisible()?.focus();
   }
 
+  reach() {
+    this.element.scrollIntoView({ block: "center" });
+    (this.#get(".open").disabled ? this.#firstVisible() : this.#get(".open")).focus({ preventScroll: true });
+  }
+
   #act(button) {
     const [run, image] = [this.#run, this.#image];
     switch (button?.dataset.action) {
-      case "open": return this.#actions.open(run, image);
+      case "open": return image.state === "paused" ? run.choose(image) : this.#actions.open(run, image);
+      case "finish": return void run.resume([image]);
       case "edit": return this.#actions.edit(run, image);
       case "copy": return void copy(String(image.seed), button, `Seed ${image.seed}`);
       case "more": return this.#actions.more(run, image);
@@ -192,9 +225,11 @@ class Tile {
     if (src && img.getAttribute("src") !== src) img.src = src;
     open.hidden = !src;
     const name = nameOf(image).toLowerCase();
-    img.alt = done ? `${this.#run.settings.prompt}, ${name}` : `Preview of ${name}`;
-    open.disabled = !done;
-    open.title = done ? "Full size" : "";
+    const sketch = this.#run.sketches.includes(image);
+    img.alt = done ? `${this.#run.settings.prompt}, ${name}` : `${image.state === "paused" ? "Sketch" : "Preview"} of ${name}`;
+    open.disabled = !done && !sketch;
+    open.title = done ? "Full size" : sketch ? "Keep this sketch" : "";
+    open.ariaPressed = sketch ? image.kept : null;
     if (done) Object.assign(download, { href: src, download: fileName(image) });
   }
 
@@ -217,14 +252,15 @@ class Tile {
   }
 }
 
-function stateText({ state, position, step, steps, stopping }) {
-  if (stopping && ACTIVE.has(state)) return "Cancelling";
+function stateText({ state, position, step, steps, stopping, kept, finishing, passedOver, expired }) {
+  if (stopping && ACTIVE.has(state)) return passedOver ? "Not kept" : "Cancelling";
   switch (state) {
-    case "starting": return "Starting";
+    case "starting": return step ? "Going on" : "Starting";
     case "queued": return `Queued, position ${position}`;
     case "running": return `Step ${step} of ${steps}`;
+    case "paused": return finishing ? "Going on" : kept ? "Sketch, kept" : "Sketch";
     case "done": return "Done";
     case "failed": return "Failed";
-    case "cancelled": return "Cancelled";
+    case "cancelled": return expired ? "Expired" : passedOver ? "Not kept" : "Cancelled";
   }
 }

@@ -8,10 +8,11 @@ const part = (action) => dialog.querySelector(`[data-action=${action}]`);
 
 let run = null;
 let image = null;
-let edit = null; // what to do with a picture to go on from
+let actions = null;
 
-export function view(aRun, anImage, toEdit) {
-  [run, image, edit] = [aRun, anImage, toEdit];
+/** `actions` are { edit, vary }; they take the run and the image. */
+export function view(aRun, anImage, itsActions) {
+  [run, image, actions] = [aRun, anImage, itsActions];
   show();
   dialog.showModal();
 }
@@ -31,6 +32,7 @@ function show() {
   part("next").disabled = place === all.length - 1;
   Object.assign(part("download"), { href: urlOf(image), download: fileName(image), ariaLabel: `Download, ${name}` });
   part("edit").ariaLabel = `Edit this, ${name}`;
+  part("vary").ariaLabel = `More like this, ${name}`;
   part("copy").ariaLabel = `Copy the seed, ${image.seed}`;
 }
 
@@ -48,10 +50,12 @@ dialog.addEventListener("keydown", (event) => {
 part("previous").addEventListener("click", () => go(-1));
 part("next").addEventListener("click", () => go(1));
 part("copy").addEventListener("click", (event) => copy(String(image.seed), event.currentTarget, `Seed ${image.seed}`));
-part("edit").addEventListener("click", () => {
-  dialog.close();
-  edit(run, image);
-});
+for (const action of ["edit", "vary"]) {
+  part(action).addEventListener("click", () => {
+    dialog.close();
+    actions[action](run, image);
+  });
+}
 part("close").addEventListener("click", () => dialog.close());
 // The backdrop is the dialog itself; what is on it is not.
 dialog.addEventListener("click", (event) => event.target === dialog && dialog.close());

@@ -38,7 +38,11 @@ def environment(**changes: str) -> dict[str, str]:
 # Its processes begin where the imports of the command have ended, which take longer than most commands.
 _IMPORTED = multiprocessing.get_context("forkserver")
 _IMPORTED.set_forkserver_preload(
-    ["tests.cli.command", "httpcore2", *(f"serve_app.cli.{name}" for name in ("main", "generate", "reproduce", "info"))]
+    [
+        "tests.cli.command",
+        "httpcore2",
+        *(f"serve_app.cli.{name}" for name in ("main", "generate", "explore", "reproduce", "info")),
+    ]
 )
 
 
@@ -100,6 +104,10 @@ class Terminal:
         """Wait for words to appear; fail if the command ends without them."""
         while words.encode() not in self._written:
             assert self._read(), f"{words!r} never came: {self.text}"
+
+    def type(self, words: str) -> None:
+        """Write a line, as a person does."""
+        os.write(self._screen, f"{words}\n".encode())
 
     def finish(self) -> int:
         """Wait for the end and return the exit code."""

@@ -320,3 +320,17 @@ def test_info_tells_what_generated_a_picture(generate: Callable[..., None], tmp_
     grid = run("info", tmp_path / "grid.png")
     assert grid.returncode == 2
     assert "holds no parameters" in grid.stderr
+
+
+def test_sketches_are_finished_by_seed_where_nobody_can_be_asked(app: Running, tmp_path: Path) -> None:
+    command = ("explore", "a red apple", "-n", 3, "--seed", 7, "--size", "64x64", "--steps", 9, "--url", app.url)
+    done = run(*command, "--keep", "9", "--out", tmp_path)
+    assert (done.returncode, names(tmp_path)) == (0, ["seed-9.png"]), done.stdout + done.stderr
+    assert "sketch, step 6/9" in done.stdout
+    assert "6 of 27 steps were not made" in done.stdout
+    refused = run(*command, "--keep", "7,10", "--out", tmp_path)
+    assert refused.returncode == 2
+    assert "no sketch of seed 10" in refused.stderr
+    nobody = run(*command, "--out", tmp_path)
+    assert nobody.returncode == 2
+    assert "--keep" in nobody.stderr

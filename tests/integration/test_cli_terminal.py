@@ -1,6 +1,7 @@
 """The command line in a terminal and without one, and what becomes of its images when it is ended."""
 
 import signal
+from base64 import b64decode
 from pathlib import Path
 
 import pytest
@@ -90,3 +91,35 @@ def test_being_ended_without_a_terminal_cancels_too(app: Running, tmp_path: Path
         terminal.process.send_signal(how)
         assert terminal.finish() == 130, terminal.text
     assert names(tmp_path) == []
+
+
+SKETCHES = ("explore", "a red apple", "-n", 4, "--seed", 7, "--size", "64x64", "--steps", 9, "--sketch", 3)
+ASKS = "all or none: "
+
+
+def test_sketches_are_shown_and_those_that_a_person_names_are_finished(app: Running, tmp_path: Path) -> None:
+    where = ("--out", tmp_path, "--url", app.url)
+    with Terminal.running(*SKETCHES, *where, lines=40, COLORTERM="truecolor") as terminal:
+        terminal.read_until(ASKS)
+        assert "▀" in terminal.text
+        terminal.type("7 and 9")
+        terminal.read_until("neither all nor none")
+        terminal.type("1, 3")
+        assert terminal.finish() == 0, terminal.text
+    assert names(tmp_path) == ["seed-7.png", "seed-9.png"]
+    assert "2 of 4 images" in terminal.text
+    assert "12 of 36 steps were not made" in terminal.text
+    for image in app.generate(num_images=3, seed=7, num_inference_steps=9)["images"][::2]:
+        assert (tmp_path / f"seed-{image['seed']}.png").read_bytes() == b64decode(image["b64_json"])
+
+
+def test_ctrl_c_ends_the_sketches_and_without_pictures_on_the_terminal_they_are_files(
+    app: Running, tmp_path: Path
+) -> None:
+    with Terminal.running(*SKETCHES, "--out", tmp_path, "--url", app.url) as terminal:
+        terminal.read_until(ASKS)
+        assert names(tmp_path) == [f"sketch-{seed}.jpeg" for seed in (10, 7, 8, 9)]
+        eventually(lambda: app.metric("ray_psdxl_images_paused") == 4, every=1)
+        terminal.process.send_signal(signal.SIGINT)
+        assert terminal.finish() == 130, terminal.text
+    eventually(lambda: app.metric("ray_psdxl_images_paused") == 0, every=1)

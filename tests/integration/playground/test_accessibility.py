@@ -1,7 +1,9 @@
 """axe finds nothing wrong with the page, in any state, in any colours, at any width."""
 
+import json
 from base64 import b64decode
 from typing import Any, Literal
+from urllib.parse import urlencode
 
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import FilePayload, Page, ViewportSize
@@ -14,6 +16,12 @@ ALL_RULES: dict[str, Any] = {"resultTypes": ["violations"]}
 COLOURS = {**ALL_RULES, "runOnly": ["color-contrast"]}
 """The rule that looks at colours: all the others would find the same in the dark."""
 
+RELATIVES_OF_A_BRANCH = {
+    "pause_after": 2,
+    "num_inference_steps": 4,
+    "variations": json.dumps([{"seed": 3, "strength": 0.2}]),
+    "before": json.dumps([{"until_step": 1, "prompt": "a pear"}]),
+}
 PIXEL = b64decode("iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNkYPhfDwAChwGA60e6kgAAAABJRU5ErkJggg==")
 
 
@@ -63,7 +71,13 @@ def test_axe_finds_nothing(open_playground: OpenPlayground) -> None:
     playground.wait_for(4, "cancelled")
     eyes.check("cancelled")
 
+    page.evaluate("hash => { location.hash = hash; }", urlencode(RELATIVES_OF_A_BRANCH))
     playground.generate(steps=4, width_in_pixels=64, height_in_pixels=64)
+    playground.wait_for(4, "paused")
+    page.get_by_role("button", name="Sketch of seed 7 + 4").click()
+    eyes.check("sketches of relatives")
+    page.get_by_role("button", name="Finish all").click()
+    page.get_by_role("button", name="Back to the defaults").click()
     playground.wait_for(4, "done")
     eyes.check("done")
     playground.tiles("done").first.locator(".open").click()

@@ -131,6 +131,10 @@ def test_more_like_this_generates_relatives_and_theirs_nearer_or_farther(playgro
     first, second = body_of(request.value)["variations"]
     assert (first, second["strength"]) == ({"seed": variation["seed"] + 1, "strength": 0.2}, 0.2)
     playground.wait_for(9, "done")
+    line = page.locator(".run").first.locator(".family")
+    expect(line).to_have_text(f"Relatives of Seed 7 › + {variation['seed'] + 1} at 0.2")
+    line.get_by_role("button").last.click()
+    expect(page.locator(".tile", has=relative).locator(".open")).to_be_focused()
     slider = page.get_by_label("How far from the picture").nth(1)
     with page.expect_request("**/stream") as request:
         slider.fill("0.58")
