@@ -37,7 +37,8 @@ from serve_app.replica.quantize import to_fp8
 from serve_app.replica.trajectory import Trajectory
 from serve_app.replica.unet import eager, make_forward
 from tests.conftest import Collector, Watch, make_slot
-from tests.replica.test_compilation import fail_where_nothing_fits, weighted
+from tests.replica.layer import fail_where_nothing_fits
+from tests.replica.test_compilation import weighted
 from tests.replica.test_norms import group_norms
 
 GPU = torch.device("cuda", 0)

@@ -8,6 +8,7 @@ import hashlib
 import sys
 from typing import ClassVar
 
+import pytest
 import torch
 from torch import nn
 from torch._dynamo.utils import counters
@@ -45,6 +46,24 @@ def compiled(layer: Layer | None = None) -> Compiled:
 def compilations() -> int:
     """Return how many graphs the compiler's back end has received."""
     return int(counters["aot_autograd"]["total"])
+
+
+def fail_where_nothing_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Raise an error instead of running eagerly when no compiled model fits."""
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("nothing compiled fits")
+
+    call = Compiled.__call__
+
+    def strict(self: Compiled, *inputs: torch.Tensor) -> torch.Tensor:
+        with monkeypatch.context() as during_the_call:
+            during_the_call.setattr(self, "_function", refuse)
+            return call(self, *inputs)
+
+    set_stance = torch.compiler.set_stance
+    monkeypatch.setattr(torch.compiler, "set_stance", lambda _: set_stance("fail_on_recompile"))
+    monkeypatch.setattr(Compiled, "__call__", strict)
 
 
 @torch.inference_mode()

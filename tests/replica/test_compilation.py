@@ -34,7 +34,7 @@ from serve_app.replica.trajectory import Trajectory
 from serve_app.replica.unet import UNetInputs, eager, make_forward
 from tests.conftest import ONE_LEVEL, SDXL_BLOCKS, make_slot
 from tests.replica import layer
-from tests.replica.layer import compilations
+from tests.replica.layer import compilations, fail_where_nothing_fits
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # from the compiler's own imports
@@ -108,24 +108,6 @@ def trajectory(checkpoint: Checkpoint, slot: Slot) -> Trajectory:
     encoder = PromptEncoder(checkpoint.pipe, checkpoint.device, 4)
     prompts = PromptReader(checkpoint.pipe).read(slot.recipe)
     return Trajectory.of(slot.recipe, slot.seed, checkpoint, encoder.conditions(prompts))
-
-
-def fail_where_nothing_fits(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Raise an error instead of running eagerly when no compiled model fits."""
-
-    def refuse(*_: object) -> None:
-        raise AssertionError("nothing compiled fits")
-
-    call = compilation.Compiled.__call__
-
-    def strict(self: compilation.Compiled, *inputs: torch.Tensor) -> torch.Tensor:
-        with monkeypatch.context() as during_the_call:
-            during_the_call.setattr(self, "_function", refuse)
-            return call(self, *inputs)
-
-    set_stance = torch.compiler.set_stance
-    monkeypatch.setattr(torch.compiler, "set_stance", lambda _: set_stance("fail_on_recompile"))
-    monkeypatch.setattr(compilation.Compiled, "__call__", strict)
 
 
 @pytest.fixture
