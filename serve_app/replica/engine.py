@@ -112,7 +112,9 @@ class Engine:
             if self._fault is not None:
                 raise SlotReturned(self._fault)
             submission = Submission(slot, prompts, guarded(post), adapters)
-            job = self._batcher.submit(submission, submission.group(slot.first_step), weights)
+            job = self._batcher.submit(
+                submission, submission.group(slot.first_step), weights, sketch=slot.pause_after is not None
+            )
             self._changed.notify()
         return job
 
