@@ -90,8 +90,9 @@ class Batcher(Generic[Payload]):
     Jobs are admitted in the order of their arrival, up to `max_batch_size`, and only as many as `weight_sets` can
     serve: the first in the queue waits for a set, and all behind it wait too. So it is with sketches, of which only as
     many are active as share a UNet call: in turns, the first would be done hardly sooner than the last. Each job is
-    admitted to one of `lanes` lanes, on which UNet calls run side by side. Jobs of a lane that can share a UNet call form a group. A lane's groups take
-    turns; in its turn a group takes one step, in calls of at most `images_per_call` jobs.
+    admitted to one of `lanes` lanes, on which UNet calls run side by side. Jobs of a lane that can share a UNet call
+    form a group. A lane's groups take turns; in its turn a group takes one step, in calls of at most `images_per_call`
+    jobs.
 
     Between two steps call `drop_cancelled`, then `admit` until it returns None, then `next_calls`. Mark each job that
     is denoised, finished, paused or failed. Not thread-safe: callers hold a lock.
