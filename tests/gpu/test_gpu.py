@@ -302,3 +302,13 @@ def test_an_image_says_what_it_cost_by_the_clock_of_the_gpu(checkpoint: Checkpoi
     with engine(checkpoint, [slot]) as running:
         (picture,) = generated(running, slot)
     assert 0 < picture.work.gpu < 2 * (picture.work.encode_prompt + picture.work.denoise + picture.work.decode)
+
+
+def test_what_idle_processes_import_asks_for_no_gpu() -> None:
+    """Ray says only later which GPU is a replica's, and a process that has asked for one sees all for good."""
+    code = (
+        "import os; from serve_app.replica.imports import import_all; import_all(); import torch; "
+        "os.environ['CUDA_VISIBLE_DEVICES'] = ''; print(torch.cuda.is_available())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout.strip() == "False"

@@ -1,0 +1,53 @@
+"""The libraries that a replica needs. To import them takes seconds, which `serve_app/preload.py` spends beforehand."""
+
+import gc
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from types import ModuleType
+from typing import cast
+
+MODULES = (
+    "torch",
+    "serve_app.replica.loading",  # diffusers and transformers
+    "serve_app.replica.engine",
+    "serve_app.replica.counting",
+    "serve_app.replica.demand",
+    "serve_app.replica.embeddings",
+    "serve_app.replica.leases",
+    "serve_app.replica.lora.store",
+    "serve_app.replica.pixels",
+)
+"""In an order in which each is as little as possible. None may ask for a GPU: Ray says only later which one is ours."""
+
+_one_at_a_time = threading.Lock()
+
+
+def import_all(while_: Callable[[], bool] = lambda: True) -> None:
+    """Import what a replica needs, whatever another thread does not import already; stop early if told so."""
+    for module in MODULES:
+        with _one_at_a_time:
+            if not while_():
+                return
+            with importing():
+                import_module(module)
+
+
+@contextmanager
+def importing() -> Iterator[None]:
+    """Leave alone what is imported meanwhile: it stays, and to look through it for garbage takes a sixth of the time.
+
+    Nor do later collections look at it, which would hold up every image. Nor is peft imported, which diffusers does
+    wherever it is installed: replicas do not need it, and it takes longer than to load a small model.
+    """
+    gc.disable()
+    hidden = sys.modules.setdefault("peft", cast(ModuleType, None)) is None
+    try:
+        yield
+        gc.freeze()
+    finally:
+        gc.enable()
+        if hidden:
+            del sys.modules["peft"]
