@@ -10,7 +10,7 @@ import threading
 import ray
 
 import serve_app.app  # noqa: F401, with Serve: what the builder, the ingress and Serve's own processes need
-from serve_app.replica.imports import import_all
+from serve_app.replica.imports import COMPILER, MODULES, import_all
 
 logger = logging.getLogger(__name__)
 
@@ -21,7 +21,7 @@ def _is_idle() -> bool:
 
 def _import() -> None:
     try:
-        import_all(while_=_is_idle)
+        import_all((*MODULES, *COMPILER), while_=_is_idle)
     except Exception:
         logger.exception("what replicas need could not be imported early")  # a replica will say why, where it is seen
 

@@ -3,7 +3,7 @@
 import gc
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from types import ModuleType
@@ -22,12 +22,20 @@ MODULES = (
 )
 """In an order in which each is as little as possible. None may ask for a GPU: Ray says only later which one is ours."""
 
+COMPILER = (
+    "torch._functorch._aot_autograd.aot_autograd_result",
+    "torch._inductor.decomposition",
+    "torch._inductor.select_algorithm",
+    "torch._inductor.graph",
+)
+"""What torch needs to read compiled models besides; it imports that itself."""
+
 _one_at_a_time = threading.Lock()
 
 
-def import_all(while_: Callable[[], bool] = lambda: True) -> None:
-    """Import what a replica needs, whatever another thread does not import already; stop early if told so."""
-    for module in MODULES:
+def import_all(modules: Iterable[str] = MODULES, while_: Callable[[], bool] = lambda: True) -> None:
+    """Import what a replica needs, after what another thread is importing; stop early if told so."""
+    for module in modules:
         with _one_at_a_time:
             if not while_():
                 return
