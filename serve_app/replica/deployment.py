@@ -12,12 +12,14 @@ import ray
 from ray import serve
 from ray.exceptions import RayError
 
+from serve_app.background import background
 from serve_app.config import AppArgs
 from serve_app.errors import AdapterError, SlotFailed
 from serve_app.messages import Call, Generated, OpenCalls, ReplicaStatus, Slot, SlotEvent
 from serve_app.quiet import drop_access_log, drop_harmless_warnings
 from serve_app.recipe import CHUNK_TOKENS, Embedding, Lora, Output, Recipe
 from serve_app.replica.imports import import_all
+from serve_app.replica.progress import Progress
 from serve_app.threads import Threads
 
 if TYPE_CHECKING:
@@ -56,6 +58,11 @@ class Replica:
         self._checks = [asyncio.create_task(_keep(check)) for check in checks]
 
     async def _start(self, args: AppArgs) -> None:
+        progress = Progress()
+        async with background(progress.keep_telling()):
+            await self._prepare(args, progress)
+
+    async def _prepare(self, args: AppArgs, progress: Progress) -> None:
         from serve_app.replica.sources import path_here
 
         began = time.perf_counter()
@@ -85,7 +92,12 @@ class Replica:
         sets = 0 if self._loras is None else args.adapters.resident_sets
         self._engine = Engine(self._checkpoint, args.engine, args.preview, self._counting, sets)
         slots = _warm_up_slots(args, self._checkpoint)
-        await asyncio.wrap_future(self._engine.start(slots))
+        does = "warming up" if args.engine.compile == "none" else "compiling"
+
+        def tell(number: int, of: int) -> None:
+            progress.words = f"{does} {number} of {of}"
+
+        await asyncio.wrap_future(self._engine.start(slots, tell))
         warm = time.perf_counter()
         await asyncio.wrap_future(self._checkpoint.named)  # an error in the weights' files must end the start
         named = time.perf_counter()
