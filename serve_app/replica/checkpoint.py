@@ -75,6 +75,7 @@ def load_checkpoint(config: ModelConfig, device: torch.device) -> Checkpoint:
     engine can run. Errors that show in configs and headers are raised before the weights are read.
     """
     dtype = _DTYPES[config.dtype]
+    placer = Placer(device, dtype)
     sources = find_supported(config)
     own = load_scheduler(sources)
     scheduler_config = effective_config(own, model_settings(config), sources.markers.sampling)
@@ -83,7 +84,6 @@ def load_checkpoint(config: ModelConfig, device: torch.device) -> Checkpoint:
     beside = ThreadPoolExecutor(1, thread_name_prefix="hash")
     named = beside.submit(_info, sources, config)
     beside.shutdown(wait=False)
-    placer = Placer(device, dtype)
     pipe = _load_pipeline(sources, own, placer)
     preview_vae = load_preview_vae(sources.preview, placer) if sources.preview else None
     placer.wait()

@@ -18,7 +18,7 @@ from serve_app.errors import AdapterError, SlotFailed
 from serve_app.messages import Call, Generated, OpenCalls, ReplicaStatus, Slot, SlotEvent
 from serve_app.quiet import drop_access_log, drop_harmless_warnings
 from serve_app.recipe import CHUNK_TOKENS, Embedding, Lora, Output, Recipe
-from serve_app.replica.imports import import_all
+from serve_app.replica.imports import for_good, import_all
 from serve_app.replica.progress import Progress
 from serve_app.threads import Threads
 
@@ -83,7 +83,8 @@ class Replica:
         self._demand = Demand()
         self._pixels = PixelStore()
         started = time.perf_counter()
-        self._checkpoint = await asyncio.to_thread(load, args)
+        with for_good():
+            self._checkpoint = await asyncio.to_thread(load, args)
         loaded = time.perf_counter()
         self._counting = Counting(args)
         self._threads = Threads(_READ_AT_ONCE, "adapters")

@@ -45,17 +45,27 @@ def import_all(modules: Iterable[str] = MODULES, while_: Callable[[], bool] = la
 
 @contextmanager
 def importing() -> Iterator[None]:
-    """Leave alone what is imported meanwhile: it stays, and to look through it for garbage takes a sixth of the time.
+    """Import what is imported meanwhile for good, and without peft, which diffusers imports wherever it is installed:
+    replicas do not need it, and it takes longer than to load a small model.
+    """
+    hidden = sys.modules.setdefault("peft", cast(ModuleType, None)) is None
+    try:
+        with for_good():
+            yield
+    finally:
+        if hidden:
+            del sys.modules["peft"]
 
-    Nor do later collections look at it, which would hold up every image. Nor is peft imported, which diffusers does
-    wherever it is installed: replicas do not need it, and it takes longer than to load a small model.
+
+@contextmanager
+def for_good() -> Iterator[None]:
+    """Leave alone what is made meanwhile: it stays, and to look through it for garbage takes a sixth of the time.
+
+    Nor do later collections look at it, which would hold up every image.
     """
     gc.disable()
-    hidden = sys.modules.setdefault("peft", cast(ModuleType, None)) is None
     try:
         yield
         gc.freeze()
     finally:
         gc.enable()
-        if hidden:
-            del sys.modules["peft"]

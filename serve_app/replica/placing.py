@@ -6,6 +6,7 @@ the memory for them is made first, and then a thread fills many in one call.
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
 
 import torch
 from torch import nn
@@ -21,7 +22,8 @@ class Placer:
     def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
         self._device, self.dtype = device, dtype
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="placing")
-        self._placing: list[Future[None]] = []
+        # The first that is asked of a GPU takes a third of a second, in which files can be found and read.
+        self._placing: list[Future[Any]] = [self._thread.submit(lambda: torch.empty(1, device=device))]
 
     def place(self, model: nn.Module) -> None:
         """Begin to place a model, whose weights must not be used before `wait`."""
