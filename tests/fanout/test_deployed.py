@@ -73,7 +73,7 @@ def test_the_health_says_what_serve_says() -> None:
     pool.deployed = Deployed(replicas=0, ingresses=1, trouble="no GPU is free")
     assert service.health().replicas.target == 0
     assert service.health().message == "no GPU is free"
-    service.note_start("another model's", "abc", "loading the model")
+    service.note_start("another model's", "def", "loading the model")
     service.note_start(pool.deployment, "abc", "compiling 2 of 5")
     assert service.health().message == "compiling 2 of 5; no GPU is free"
     pool.starts = Starts(may_sleep=False)

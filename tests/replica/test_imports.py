@@ -19,8 +19,9 @@ from serve_app.replica.imports import MODULES, import_all, importing
 
 
 def test_a_start_imports_nothing_that_an_idle_process_would_not() -> None:
-    start = ast.walk(ast.parse(textwrap.dedent(inspect.getsource(Replica._start))))
+    start = ast.walk(ast.parse(textwrap.dedent(inspect.getsource(Replica._prepare))))
     needed = {node.module for node in start if isinstance(node, ast.ImportFrom)}
+    assert "serve_app.replica.engine" in needed
     assert needed - {"serve_app.replica.sources"} <= set(MODULES)
 
 
@@ -37,21 +38,11 @@ def test_an_idle_process_imports_what_replicas_need_until_it_is_something(monkey
     assert tuple(imported) == MODULES[:2]
 
 
-def test_two_that_import_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
-    inside = threading.Lock()
-    imported: list[str] = []
-
-    def import_module(name: str) -> None:
-        assert inside.acquire(blocking=False), "garbage is collected again as soon as one of them has ended"
-        imported.append(name)
-        inside.release()
-
-    monkeypatch.setattr(imports, "import_module", import_module)
-    other = threading.Thread(target=import_all)
-    other.start()
+def test_no_two_threads_import_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    held: list[bool] = []
+    monkeypatch.setattr(imports, "import_module", lambda _: held.append(imports._one_at_a_time.locked()))
     import_all()
-    other.join()
-    assert sorted(imported) == sorted([*MODULES, *MODULES])
+    assert held == [True] * len(MODULES)
 
 
 def test_what_a_start_imports_is_never_looked_through_for_garbage() -> None:
