@@ -16,7 +16,7 @@ from serve_app.recipe import Recipe
 from serve_app.replica.checkpoint import Checkpoint
 from serve_app.replica.denoise import Denoiser
 from serve_app.replica.fp8 import Fp8Conv, Fp8Linear, use_geglu
-from serve_app.replica.kernels.fp8 import have_kernels
+from serve_app.replica.kernels import have_kernels
 from serve_app.replica.prompt_reader import PromptReader
 from serve_app.replica.prompts import PromptEncoder
 from serve_app.replica.trajectory import Trajectory

@@ -9,14 +9,15 @@ from serve_app.config import ModelConfig
 from serve_app.replica.checkpoint import load_checkpoint
 from serve_app.replica.denoise import Denoiser
 from serve_app.replica.fp8 import Fp8Conv
-from serve_app.replica.kernels import fp8
+from serve_app.replica.geglu import fuse_geglu
+from serve_app.replica.kernels import fp8, gated, have_kernels
 from serve_app.replica.quantize import to_fp8
 from serve_app.replica.unet import eager
 from tests.conftest import make_slot
 from tests.replica.test_compilation import trajectory
 
 GPU = torch.device("cuda")
-pytestmark = pytest.mark.skipif(not (torch.cuda.is_available() and fp8.have_kernels(GPU)), reason="needs a Hopper GPU")
+pytestmark = pytest.mark.skipif(not (torch.cuda.is_available() and have_kernels(GPU)), reason="needs a Hopper GPU")
 
 
 def small(*shape: int) -> torch.Tensor:
@@ -38,6 +39,20 @@ def test_gates_are_those_of_the_reference(m: int, n: int, k: int) -> None:
     assert ours.dtype == torch.float8_e4m3fn
     assert error(ours, fp8.geglu_reference(*given, *scales)) < 0.02
     assert torch.equal(ours.float(), fp8.geglu(*given, *scales).float())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("m", "n", "k"), [(2048, 5120, 1280), (8192, 2560, 640), (1000, 128, 64), (1, 256, 192)])
+@torch.inference_mode()
+def test_gates_in_16_bits_are_rounded_once_and_the_same_alone(m: int, n: int, k: int, dtype: torch.dtype) -> None:
+    torch.manual_seed(m)
+    x, weight, bias = (torch.randn(*shape, device=GPU).to(dtype) for shape in ((m, k), (2 * n, k), (2 * n,)))
+    weight *= k**-0.5
+    ours = gated.geglu(x, weight, bias)
+    exact = gated.geglu_reference(x.double(), weight.double(), bias.double())
+    assert ours.dtype == dtype
+    assert error(ours, exact) < 1.1 * error(exact.to(dtype), exact)
+    assert torch.equal(ours[-1:], gated.geglu(x[-1:].clone(), weight, bias))
 
 
 @pytest.mark.parametrize(
@@ -74,3 +89,12 @@ def test_the_unet_predicts_nearly_the_same(tiny_path: Path) -> None:
     assert any(isinstance(module, Fp8Conv) for module in ours.unet.modules())
     predictions = [Denoiser(one, eager(one.unet)).predict([trajectory(one, make_slot())])[0] for one in (plain, ours)]
     assert error(*predictions) < 0.15
+
+
+@torch.inference_mode()
+def test_the_unet_with_fused_gates_predicts_nearly_the_same(tiny_path: Path) -> None:
+    model = ModelConfig(path=str(tiny_path), dtype="bfloat16", width=64, height=64)
+    plain, ours = load_checkpoint(model, GPU), load_checkpoint(model, GPU)
+    assert fuse_geglu(ours.unet) > 0
+    predictions = [Denoiser(one, eager(one.unet)).predict([trajectory(one, make_slot())])[0] for one in (plain, ours)]
+    assert error(*predictions) < 0.05

@@ -1,4 +1,4 @@
-"""Operators of 8-bit floats by their references; `tests/gpu` compares the kernels with these."""
+"""Our operators by their references; `tests/gpu` compares the kernels with these."""
 
 from pathlib import Path
 
@@ -11,7 +11,8 @@ from serve_app.config import ModelConfig
 from serve_app.replica.checkpoint import load_checkpoint
 from serve_app.replica.denoise import Denoiser
 from serve_app.replica.fp8 import Fp8Conv, Fp8Geglu, Fp8Linear, use_geglu
-from serve_app.replica.kernels import fp8
+from serve_app.replica.geglu import FusedGeglu, fuse_geglu
+from serve_app.replica.kernels import fp8, gated
 from serve_app.replica.quantize import convolutions, to_fp8
 from serve_app.replica.unet import eager
 from tests.conftest import make_slot
@@ -89,6 +90,26 @@ def test_gates_of_other_sizes_stay_as_they_are() -> None:
     assert not isinstance(layers.net[0], Fp8Geglu)
 
 
+@torch.inference_mode()
+def test_fused_gates_are_those_of_the_layer_before_also_with_another_weight() -> None:
+    plain, _, value = a_feed_forward()
+    before = plain(value)
+    weight = plain.net[0].proj.weight
+    assert fuse_geglu(plain) == 1
+    assert isinstance(plain.net[0], FusedGeglu)
+    assert alike(plain(value), before) > 0.9999
+    assert plain.get_submodule("net.0.proj").weight is weight, "adapters find it by its name"
+    weight *= -1
+    assert alike(plain(value), before) < 0.9
+
+
+@torch.inference_mode()
+def test_only_gates_that_the_kernel_can_take_are_fused() -> None:
+    assert not fuse_geglu(FeedForward(128))  # 32 bits
+    assert not fuse_geglu(FeedForward(32).bfloat16())
+    assert not fuse_geglu(a_feed_forward()[1])  # 8 bits
+
+
 def test_the_compiler_is_told_what_operators_return() -> None:
     torch.manual_seed(0)
     scales, factor = (torch.tensor(0.1), torch.tensor(0.2)), torch.tensor(3.0)
@@ -97,6 +118,8 @@ def test_the_compiler_is_told_what_operators_return() -> None:
     checks = ("test_faketensor",)
     torch.library.opcheck(fp8.conv, (x, weight, bias, *scales), test_utils=checks)
     torch.library.opcheck(fp8.geglu, (x.reshape(-1, 64), weight[:, :64], bias, *scales, factor), test_utils=checks)
+    half = (x.reshape(-1, 64).bfloat16(), weight[:, :64].bfloat16(), bias)
+    torch.library.opcheck(gated.geglu, half, test_utils=checks)
 
 
 def test_the_unet_with_convolutions_in_8_bits_predicts_nearly_the_same(tiny_path: Path) -> None:

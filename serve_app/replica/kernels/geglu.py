@@ -1,4 +1,4 @@
-"""Products with gated columns, in 8-bit floats."""
+"""Products with gated columns, in 8-bit or 16-bit floats."""
 
 import torch
 from triton.experimental import gluon
@@ -11,9 +11,9 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
-from serve_app.replica.kernels.tiles import WARPS, blocks, described, place, sync
+from serve_app.replica.kernels.tiles import STEP_BYTES, WARPS, blocks, described, place, rows_of_warps, sync
 
-_ROWS, _COLUMNS, _DEEP = 128, 128, 128
+_ROWS, _COLUMNS = 128, 128
 _STAGES = 4
 
 
@@ -43,11 +43,21 @@ def _copy(
             s = it % stages
             mbarrier.wait(empty.index(s), ((it // stages) & 1) ^ 1)
             bar = full.index(s)
-            mbarrier.expect(bar, (bm + 2 * bn) * bk)
+            mbarrier.expect(bar, (bm + 2 * bn) * bk * (x.dtype.primitive_bitwidth // 8))
             tma.async_copy_global_to_shared(x, [row * bm, k * bk], bar, x_s.index(s))
             tma.async_copy_global_to_shared(w, [column * bn, k * bk], bar, v_s.index(s))
             tma.async_copy_global_to_shared(w, [n + column * bn, k * bk], bar, g_s.index(s))
             it += 1
+
+
+@gluon.jit
+def _gelu(x):
+    return 0.5 * x * (1.0 + gl.erf(x * 0.7071067811865476))
+
+
+@gluon.jit
+def _gelu_by_tanh(x):
+    return x / (1.0 + gl.exp(-1.5957691216057308 * (x + 0.044715 * x * x * x)))
 
 
 @gluon.jit
@@ -71,12 +81,15 @@ def _multiply(
     bm: gl.constexpr,
     bn: gl.constexpr,
     stages: gl.constexpr,
+    scaled: gl.constexpr,
     warps: gl.constexpr,
 ):
-    sums: gl.constexpr = gl.NVMMADistributedLayout(version=[3, 0], warps_per_cta=[warps, 1], instr_shape=[16, bn, 32])
-    out: gl.constexpr = gl.BlockedLayout([1, 8], [256 // bn, bn // 8], [warps, 1], [1, 0])
-    scale = gl.load(w_scale) * gl.load(x_scale)
-    output_factor = gl.load(factor)
+    at_once: gl.constexpr = 256 // x_s.dtype.primitive_bitwidth
+    sums: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [warps, 1], instr_shape=[16, bn, at_once])
+    out: gl.constexpr = rows_of_warps(bm, bn, y.dtype.element_ty.primitive_bitwidth, warps)
+    if scaled:
+        scale = gl.load(w_scale) * gl.load(x_scale)
+        output_factor = gl.load(factor)
     it = 0
     for tile in range(gl.program_id(0), tiles_m * tiles_n, programs):
         row, column = place(tile, tiles_m, tiles_n)
@@ -97,16 +110,22 @@ def _multiply(
         sync()
         mbarrier.arrive(empty.index((it + stages - 1) % stages), count=1)
         own = column * bn + gl.arange(0, bn, layout=gl.SliceLayout(0, sums))
-        values = values * scale + gl.load(bias + own).to(gl.float32)[None, :]
-        gates = gates * scale + gl.load(bias + n + own).to(gl.float32)[None, :]
-        # GELU by tanh: 8-bit floats do not tell it from the exact one.
-        bent = 1.5957691216057308 * (gates + 0.044715 * gates * gates * gates)
-        result = gl.convert_layout(values * gates / (1.0 + gl.exp(-bent)), out)
-        result = gl.minimum(gl.maximum(result * output_factor, -448.0), 448.0)
+        if scaled:
+            values = values * scale
+            gates = gates * scale
+        values = values + gl.load(bias + own).to(gl.float32)[None, :]
+        gates = gates + gl.load(bias + n + own).to(gl.float32)[None, :]
+        if scaled:  # 8-bit floats do not tell GELU by tanh from the exact one
+            result = values * _gelu_by_tanh(gates) * output_factor
+            result = gl.minimum(gl.maximum(result, -448.0), 448.0)
+        else:
+            result = values * _gelu(gates)
+        # Rounded first, there is less to pass on between threads.
+        result = gl.convert_layout(result.to(y.dtype.element_ty), out)
         rows = row * bm + gl.arange(0, bm, layout=gl.SliceLayout(1, out))
         columns = column * bn + gl.arange(0, bn, layout=gl.SliceLayout(0, out))
         offsets = rows.to(gl.int64)[:, None] * n + columns[None, :]
-        gl.store(y + offsets, result.to(y.dtype.element_ty), mask=(rows < m)[:, None] & (columns < n)[None, :])
+        gl.store(y + offsets, result, mask=(rows < m)[:, None] & (columns < n)[None, :])
 
 
 @gluon.jit
@@ -130,6 +149,7 @@ def _geglu(
     stages: gl.constexpr,
     num_warps: gl.constexpr,
 ):
+    scaled: gl.constexpr = w_scale is not None
     x_s = gl.allocate_shared_memory(x.dtype, [stages, bm, bk], x.layout)
     v_s = gl.allocate_shared_memory(x.dtype, [stages, bn, bk], w.layout)
     g_s = gl.allocate_shared_memory(x.dtype, [stages, bn, bk], w.layout)
@@ -163,6 +183,7 @@ def _geglu(
                     bm,
                     bn,
                     stages,
+                    scaled,
                     num_warps,
                 ),
             ),
@@ -177,33 +198,35 @@ def geglu(
     x: torch.Tensor,
     weight: torch.Tensor,
     bias: torch.Tensor,
-    weight_scale: torch.Tensor,
-    input_scale: torch.Tensor,
-    output_factor: torch.Tensor,
+    scales: tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None] = (None, None, None),
+    columns: int = _COLUMNS,
+    stages: int = _STAGES,
 ) -> torch.Tensor:
-    """See `fp8.geglu`. The weight's rows and columns must be multiples of 256 and 128."""
+    """See `fp8.geglu`, whose scales these are, and without any `gated.geglu`.
+
+    The weight must have a multiple of 256 rows; a row must have a multiple of 128 bytes.
+    """
     m, n = len(x), len(weight) // 2
     y = torch.empty(m, n, device=x.device, dtype=x.dtype)
-    tiles_m, tiles_n = -(-m // _ROWS), n // _COLUMNS
+    deep = STEP_BYTES // x.element_size()
+    tiles_m, tiles_n = -(-m // _ROWS), n // columns
     programs = blocks(x, tiles_m * tiles_n)
     _geglu[(programs,)](
-        described(x, [_ROWS, _DEEP]),
-        described(weight, [_COLUMNS, _DEEP]),
+        described(x, [_ROWS, deep]),
+        described(weight, [columns, deep]),
         y,
         bias,
-        weight_scale,
-        input_scale,
-        output_factor,
+        *scales,
         m,
         n,
         tiles_m,
         tiles_n,
         programs,
-        x.shape[1] // _DEEP,
+        x.shape[1] // deep,
         bm=_ROWS,
-        bn=_COLUMNS,
-        bk=_DEEP,
-        stages=_STAGES,
+        bn=columns,
+        bk=deep,
+        stages=stages,
         num_warps=WARPS,
     )
     return y
