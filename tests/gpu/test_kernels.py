@@ -67,6 +67,8 @@ def test_gates_in_16_bits_are_rounded_once_and_the_same_alone(m: int, n: int, k:
         (2, 152, 104, 320, 320),
         (2, 26, 38, 64, 1280),
         (1, 5, 3, 64, 64),
+        (1, 128, 128, 512, 512),
+        (1, 100, 256, 256, 128),
     ],
 )
 @torch.inference_mode()

@@ -1,8 +1,10 @@
 """Our operators by their references; `tests/gpu` compares the kernels with these."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
+from diffusers import AutoencoderKL
 from diffusers.models.attention import FeedForward
 from torch import nn
 from torch.nn import functional as F  # noqa: N812, the usual name
@@ -122,13 +124,19 @@ def test_the_compiler_is_told_what_operators_return() -> None:
     torch.library.opcheck(gated.geglu, half, test_utils=checks)
 
 
-def test_the_unet_with_convolutions_in_8_bits_predicts_nearly_the_same(tiny_path: Path) -> None:
+def test_the_unet_and_the_vae_with_convolutions_in_8_bits_compute_nearly_the_same(tiny_path: Path) -> None:
     torch.set_num_threads(1)
+    torch.manual_seed(0)
     fresh = load_checkpoint(ModelConfig(path=str(tiny_path)), CPU)
-    assert convolutions(fresh.unet)
+    fresh = replace(fresh, vae=AutoencoderKL(block_out_channels=(64,), norm_num_groups=8).eval())
+    latents = torch.randn(1, 4, 8, 8)
     with torch.inference_mode():
         before = Denoiser(fresh, eager(fresh.unet)).predict([trajectory(fresh, make_slot())])[0]
+        decoded = fresh.vae.decode(latents).sample
         to_fp8(fresh, ModelConfig(width=64, height=64), fewest_features=32, kernels=True)
         after = Denoiser(fresh, eager(fresh.unet)).predict([trajectory(fresh, make_slot())])[0]
-    assert any(isinstance(module, Fp8Conv) for module in fresh.unet.modules())
-    assert alike(before, after) > 0.99
+        assert alike(before, after) > 0.99
+        assert alike(decoded, fresh.vae.decode(latents).sample) > 0.99
+    for model in (fresh.unet, fresh.vae.decoder):
+        assert any(isinstance(module, Fp8Conv) for module in model.modules())
+    assert convolutions(fresh.vae.encoder), "it stays as it is"
