@@ -53,6 +53,9 @@ def test_gates_in_16_bits_are_rounded_once_and_the_same_alone(m: int, n: int, k:
     assert ours.dtype == dtype
     assert error(ours, exact) < 1.1 * error(exact.to(dtype), exact)
     assert torch.equal(ours[-1:], gated.geglu(x[-1:].clone(), weight, bias))
+    from serve_app.replica.kernels.geglu import geglu  # it needs Triton
+
+    assert all(torch.equal(ours, geglu(x, weight, bias, columns=columns)) for columns in (64, 128))
 
 
 @pytest.mark.parametrize(

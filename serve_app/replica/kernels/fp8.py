@@ -28,7 +28,7 @@ def geglu_reference(
     `x` (m, k) and `weight` (2n, k) are 8-bit floats; the product's first n columns are values, the others gates.
     """
     values, gates = (x.float() @ weight.float().t() * (weight_scale * input_scale) + bias.float()).chunk(2, dim=-1)
-    return rounded(values * F.gelu(gates, approximate="tanh"), output_factor)
+    return rounded(values * F.gelu(gates), output_factor)
 
 
 geglu = torch.library.custom_op("parallel_sdxl::fp8_geglu", geglu_reference, mutates_args=())

@@ -13,8 +13,9 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 
 from serve_app.replica.kernels.tiles import STEP_BYTES, WARPS, blocks, described, place, rows_of_warps, sync
 
-_ROWS, _COLUMNS = 128, 128
-_STAGES = 4
+_ROWS = 128
+_STAGES = {128: 4, 64: 6}
+"""As many as fit, by the columns of a tile."""
 
 
 @gluon.jit
@@ -52,12 +53,21 @@ def _copy(
 
 @gluon.jit
 def _gelu(x):
-    return 0.5 * x * (1.0 + gl.erf(x * 0.7071067811865476))
+    """Return the exact GELU up to 3e-5, and where it is above 0.003 up to 2e-4 of it, less than bfloat16 rounds.
+
+    The logarithm of the normal distribution's odds is nearly a polynomial of five terms. The error function takes twice
+    as many instructions, which is a tenth of the whole product's time.
+    """
+    square = x * x
+    odds = (
+        (((1.4969326e-06 * square - 4.2603362e-05) * square - 7.4238516e-04) * square + 0.10636882) * square
+    ) + 2.3011284
+    return x * _inverse(1.0 + gl.exp2(-x * odds))
 
 
 @gluon.jit
-def _gelu_by_tanh(x):
-    return x / (1.0 + gl.exp(-1.5957691216057308 * (x + 0.044715 * x * x * x)))
+def _inverse(x):
+    return gl.inline_asm_elementwise("rcp.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=gl.float32, is_pure=True, pack=1)
 
 
 @gluon.jit
@@ -93,6 +103,9 @@ def _multiply(
     it = 0
     for tile in range(gl.program_id(0), tiles_m * tiles_n, programs):
         row, column = place(tile, tiles_m, tiles_n)
+        own = column * bn + gl.arange(0, bn, layout=gl.SliceLayout(0, sums))
+        value_bias = gl.load(bias + own)  # now, so that nothing waits for them later
+        gate_bias = gl.load(bias + n + own)
         values = gl.zeros([bm, bn], gl.float32, sums)
         gates = gl.zeros([bm, bn], gl.float32, sums)
         for k in range(steps):
@@ -109,17 +122,12 @@ def _multiply(
         values, gates = warpgroup_mma_wait(num_outstanding=0, deps=(values, gates))
         sync()
         mbarrier.arrive(empty.index((it + stages - 1) % stages), count=1)
-        own = column * bn + gl.arange(0, bn, layout=gl.SliceLayout(0, sums))
         if scaled:
             values = values * scale
             gates = gates * scale
-        values = values + gl.load(bias + own).to(gl.float32)[None, :]
-        gates = gates + gl.load(bias + n + own).to(gl.float32)[None, :]
-        if scaled:  # 8-bit floats do not tell GELU by tanh from the exact one
-            result = values * _gelu_by_tanh(gates) * output_factor
-            result = gl.minimum(gl.maximum(result, -448.0), 448.0)
-        else:
-            result = values * _gelu(gates)
+        result = (values + value_bias.to(gl.float32)[None, :]) * _gelu(gates + gate_bias.to(gl.float32)[None, :])
+        if scaled:
+            result = gl.minimum(gl.maximum(result * output_factor, -448.0), 448.0)
         # Rounded first, there is less to pass on between threads.
         result = gl.convert_layout(result.to(y.dtype.element_ty), out)
         rows = row * bm + gl.arange(0, bm, layout=gl.SliceLayout(1, out))
@@ -194,22 +202,33 @@ def _geglu(
     )
 
 
+def _columns(x: torch.Tensor, tiles_m: int, n: int) -> int:
+    """Return the width of tiles for which the blocks are done first: narrow ones read more, but fill the last turn."""
+
+    def time(columns: int) -> float:
+        tiles = tiles_m * n // columns
+        return -(-tiles // blocks(x, tiles)) * columns * (1.1 if columns == 64 else 1)
+
+    return min(_STAGES, key=time)
+
+
 def geglu(
     x: torch.Tensor,
     weight: torch.Tensor,
     bias: torch.Tensor,
     scales: tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None] = (None, None, None),
-    columns: int = _COLUMNS,
-    stages: int = _STAGES,
+    columns: int | None = None,
 ) -> torch.Tensor:
-    """See `fp8.geglu`, whose scales these are, and without any `gated.geglu`.
+    """See `fp8.geglu`, whose scales these are, and without any `gated.geglu`. A tile's columns do not change a bit.
 
     The weight must have a multiple of 256 rows; a row must have a multiple of 128 bytes.
     """
     m, n = len(x), len(weight) // 2
     y = torch.empty(m, n, device=x.device, dtype=x.dtype)
     deep = STEP_BYTES // x.element_size()
-    tiles_m, tiles_n = -(-m // _ROWS), n // columns
+    tiles_m = -(-m // _ROWS)
+    columns = columns or _columns(x, tiles_m, n)
+    tiles_n = n // columns
     programs = blocks(x, tiles_m * tiles_n)
     _geglu[(programs,)](
         described(x, [_ROWS, deep]),
@@ -226,7 +245,7 @@ def geglu(
         bm=_ROWS,
         bn=columns,
         bk=deep,
-        stages=stages,
+        stages=_STAGES[columns],
         num_warps=WARPS,
     )
     return y
