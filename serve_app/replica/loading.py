@@ -8,7 +8,7 @@ from serve_app.models import EMBEDDED
 from serve_app.replica.checkpoint import Checkpoint, load_checkpoint, quiet_progress_bars
 from serve_app.replica.compilation import use_compile_cache
 from serve_app.replica.device import prepare_device
-from serve_app.replica.geglu import fuse_geglu
+from serve_app.replica.half import use_kernels
 from serve_app.replica.hub import is_hub_id
 from serve_app.replica.kernels import have_kernels
 from serve_app.replica.paths import is_there, user_path
@@ -39,7 +39,8 @@ def load(args: AppArgs) -> Checkpoint:
     if args.engine.quantization == "fp8" and not to_fp8(checkpoint, args.model, keep=args.adapters.path is not None):
         logger.warning("engine.quantization: fp8 has no effect, the model has no layers large enough")
     if have_kernels(checkpoint.device):
-        fuse_geglu(checkpoint.unet)
+        for model in (checkpoint.unet, checkpoint.vae):
+            use_kernels(model)
     return checkpoint
 
 

@@ -19,7 +19,7 @@ from serve_app.replica.checkpoint import Checkpoint
 from serve_app.replica.decode import Decoder
 from serve_app.replica.denoise import Denoiser
 from serve_app.replica.fp8 import Fp8Conv, Fp8Linear, use_geglu
-from serve_app.replica.kernels import have_kernels
+from serve_app.replica.kernels import convolutions, have_kernels
 from serve_app.replica.prompt_reader import PromptReader
 from serve_app.replica.prompts import PromptEncoder
 from serve_app.replica.trajectory import Trajectory
@@ -29,8 +29,6 @@ logger = logging.getLogger("ray.serve")
 
 _FEWEST_FEATURES = 640  # in smaller layers, converting the input costs more than it saves
 _ONCE_A_PROMPT = (".attn2.to_k", ".attn2.to_v")
-_CHANNELS = 64
-"""What numbers of channels must be a multiple of."""
 _STEPS = 8
 # The layers' inputs depend little on the subject; these prompts differ in length, light and detail.
 _PROMPTS = (
@@ -101,21 +99,6 @@ def large_linears(unet: nn.Module, fewest_features: int) -> Sequence[tuple[str, 
         and not name.endswith(_ONCE_A_PROMPT)
         and min(module.in_features, module.out_features) >= fewest_features
     ]
-
-
-def convolutions(model: nn.Module) -> Mapping[str, nn.Conv2d]:
-    """Return the 3x3 convolutions that our kernel can replace, by name: all of SDXL's but the first and the last, and
-    those that halve the size.
-    """
-    return {
-        name: module
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Conv2d)
-        and (module.kernel_size, module.stride, module.padding) == ((3, 3), (1, 1), (1, 1))
-        and module.in_channels % _CHANNELS == 0
-        and module.out_channels % _CHANNELS == 0
-        and module.bias is not None
-    }
 
 
 @torch.inference_mode()

@@ -9,8 +9,8 @@ from serve_app.config import ModelConfig
 from serve_app.replica.checkpoint import load_checkpoint
 from serve_app.replica.denoise import Denoiser
 from serve_app.replica.fp8 import Fp8Conv
-from serve_app.replica.geglu import fuse_geglu
-from serve_app.replica.kernels import fp8, gated, have_kernels
+from serve_app.replica.half import use_kernels
+from serve_app.replica.kernels import fp8, half, have_kernels
 from serve_app.replica.quantize import to_fp8
 from serve_app.replica.unet import eager
 from tests.conftest import make_slot
@@ -48,17 +48,17 @@ def test_gates_in_16_bits_are_rounded_once_and_the_same_alone(m: int, n: int, k:
     torch.manual_seed(m)
     x, weight, bias = (torch.randn(*shape, device=GPU).to(dtype) for shape in ((m, k), (2 * n, k), (2 * n,)))
     weight *= k**-0.5
-    ours = gated.geglu(x, weight, bias)
-    exact = gated.geglu_reference(x.double(), weight.double(), bias.double())
+    ours = half.geglu(x, weight, bias)
+    exact = half.geglu_reference(x.double(), weight.double(), bias.double())
     assert ours.dtype == dtype
     assert error(ours, exact) < 1.1 * error(exact.to(dtype), exact)
-    assert torch.equal(ours[-1:], gated.geglu(x[-1:].clone(), weight, bias))
+    assert torch.equal(ours[-1:], half.geglu(x[-1:].clone(), weight, bias))
     from serve_app.replica.kernels.geglu import geglu  # it needs Triton
 
     assert all(torch.equal(ours, geglu(x, weight, bias, columns=columns)) for columns in (64, 128))
 
 
-@pytest.mark.parametrize(
+of_pictures = pytest.mark.parametrize(
     ("rows", "height", "width", "channels", "n"),
     [
         (2, 128, 128, 320, 320),
@@ -74,6 +74,9 @@ def test_gates_in_16_bits_are_rounded_once_and_the_same_alone(m: int, n: int, k:
         (1, 100, 256, 256, 128),
     ],
 )
+
+
+@of_pictures
 @torch.inference_mode()
 def test_convolutions_are_those_of_the_reference(rows: int, height: int, width: int, channels: int, n: int) -> None:
     torch.manual_seed(width)
@@ -84,6 +87,21 @@ def test_convolutions_are_those_of_the_reference(rows: int, height: int, width: 
     assert ours.dtype == torch.bfloat16
     assert error(ours, reference) < 0.01
     assert torch.equal(ours, fp8.conv(*given, *scales))
+
+
+@of_pictures
+@torch.inference_mode()
+def test_convolutions_in_16_bits_are_rounded_once_and_the_same_alone(
+    rows: int, height: int, width: int, channels: int, n: int
+) -> None:
+    torch.manual_seed(width)
+    x = torch.randn(rows, height, width, channels, device=GPU).bfloat16()
+    weight = (torch.randn(n, 9 * channels, device=GPU) * (9 * channels) ** -0.5).bfloat16()
+    bias = torch.randn(n, device=GPU).bfloat16()
+    ours = half.conv(x, weight, bias)
+    exact = half.conv_reference(x.float(), weight, bias)  # TF32, if it is used, rounds no bfloat16
+    assert error(ours, exact) < 1.1 * error(exact.bfloat16(), exact)
+    assert torch.equal(ours[-1:], half.conv(x[-1:].clone(), weight, bias))
 
 
 @torch.inference_mode()
@@ -97,9 +115,9 @@ def test_the_unet_predicts_nearly_the_same(tiny_path: Path) -> None:
 
 
 @torch.inference_mode()
-def test_the_unet_with_fused_gates_predicts_nearly_the_same(tiny_path: Path) -> None:
+def test_the_unet_with_our_kernels_predicts_nearly_the_same(tiny_path: Path) -> None:
     model = ModelConfig(path=str(tiny_path), dtype="bfloat16", width=64, height=64)
     plain, ours = load_checkpoint(model, GPU), load_checkpoint(model, GPU)
-    assert fuse_geglu(ours.unet) > 0
+    assert use_kernels(ours.unet) > 2
     predictions = [Denoiser(one, eager(one.unet)).predict([trajectory(one, make_slot())])[0] for one in (plain, ours)]
     assert error(*predictions) < 0.05

@@ -13,9 +13,10 @@ from serve_app.config import ModelConfig
 from serve_app.replica.checkpoint import load_checkpoint
 from serve_app.replica.denoise import Denoiser
 from serve_app.replica.fp8 import Fp8Conv, Fp8Geglu, Fp8Linear, use_geglu
-from serve_app.replica.geglu import FusedGeglu, fuse_geglu
-from serve_app.replica.kernels import fp8, gated
-from serve_app.replica.quantize import convolutions, to_fp8
+from serve_app.replica.half import HalfConv, HalfGeglu, use_kernels
+from serve_app.replica.kernels import convolutions, fp8, half
+from serve_app.replica.lora.merging import shapes
+from serve_app.replica.quantize import to_fp8
 from serve_app.replica.unet import eager
 from tests.conftest import make_slot
 from tests.replica.test_compilation import trajectory
@@ -97,8 +98,8 @@ def test_fused_gates_are_those_of_the_layer_before_also_with_another_weight() ->
     plain, _, value = a_feed_forward()
     before = plain(value)
     weight = plain.net[0].proj.weight
-    assert fuse_geglu(plain) == 1
-    assert isinstance(plain.net[0], FusedGeglu)
+    assert use_kernels(plain) == 1
+    assert isinstance(plain.net[0], HalfGeglu)
     assert alike(plain(value), before) > 0.9999
     assert plain.get_submodule("net.0.proj").weight is weight, "adapters find it by its name"
     weight *= -1
@@ -107,9 +108,27 @@ def test_fused_gates_are_those_of_the_layer_before_also_with_another_weight() ->
 
 @torch.inference_mode()
 def test_only_gates_that_the_kernel_can_take_are_fused() -> None:
-    assert not fuse_geglu(FeedForward(128))  # 32 bits
-    assert not fuse_geglu(FeedForward(32).bfloat16())
-    assert not fuse_geglu(a_feed_forward()[1])  # 8 bits
+    assert not use_kernels(FeedForward(128))  # 32 bits
+    assert not use_kernels(FeedForward(32).bfloat16())
+    assert not use_kernels(a_feed_forward()[1])  # 8 bits
+
+
+@torch.inference_mode()
+def test_convolutions_by_our_kernel_are_those_before() -> None:
+    _, _, value = a_conv()
+    model = nn.Sequential(nn.Conv2d(64, 64, 3, padding=1, dtype=torch.bfloat16))
+    before, weight = model(value), model[0].weight
+    assert use_kernels(model) == 1
+    assert isinstance(model[0], HalfConv)
+    assert alike(model(value), before) > 0.9999
+    assert model[0].weight is weight
+
+
+def test_adapters_find_the_layers_that_have_kernels(tiny_path: Path) -> None:
+    unet = load_checkpoint(ModelConfig(path=str(tiny_path), dtype="bfloat16"), CPU).unet
+    found = shapes(unet)
+    assert use_kernels(unet) > 2
+    assert shapes(unet) == found
 
 
 def test_the_compiler_is_told_what_operators_return() -> None:
@@ -120,8 +139,9 @@ def test_the_compiler_is_told_what_operators_return() -> None:
     checks = ("test_faketensor",)
     torch.library.opcheck(fp8.conv, (x, weight, bias, *scales), test_utils=checks)
     torch.library.opcheck(fp8.geglu, (x.reshape(-1, 64), weight[:, :64], bias, *scales, factor), test_utils=checks)
-    half = (x.reshape(-1, 64).bfloat16(), weight[:, :64].bfloat16(), bias)
-    torch.library.opcheck(gated.geglu, half, test_utils=checks)
+    given = (x.reshape(-1, 64).bfloat16(), weight[:, :64].bfloat16(), bias)
+    torch.library.opcheck(half.geglu, given, test_utils=checks)
+    torch.library.opcheck(half.conv, (x.bfloat16(), weight.bfloat16(), bias), test_utils=checks)
 
 
 def test_the_unet_and_the_vae_with_convolutions_in_8_bits_compute_nearly_the_same(tiny_path: Path) -> None:

@@ -1,5 +1,6 @@
-"""3x3 convolutions in 8-bit floats: products of which each step takes the pixels from another place."""
+"""3x3 convolutions in 8-bit or 16-bit floats: products of which each step takes the pixels from another place."""
 
+import math
 from dataclasses import dataclass
 from typing import Self
 
@@ -14,12 +15,11 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
-from serve_app.replica.kernels.tiles import WARPS, blocks, described, place, rows_of_warps, sync
+from serve_app.replica.kernels.tiles import STEP_BYTES, WARPS, blocks, described, place, rows_of_warps, sync
 
 _PIXELS = 128
 _SHAPES = tuple((_PIXELS // width, width) for width in (128, 64, 32, 16, 8))
 """Heights and widths of a tile."""
-_DEEP, _LESS_DEEP = 128, 64
 
 
 @gluon.jit
@@ -54,7 +54,7 @@ def _copy(
             s = it % stages
             mbarrier.wait(empty.index(s), ((it // stages) & 1) ^ 1)
             bar = full.index(s)
-            mbarrier.expect(bar, (bh * bw + bn + bn2) * bk)
+            mbarrier.expect(bar, (bh * bw + bn + bn2) * bk * (x.dtype.primitive_bitwidth // 8))
             tap = k // deep
             # What lies outside of the picture is read as zeros.
             top = within // tiles_w * bh + tap // 3 - 1
@@ -125,12 +125,14 @@ def _multiply(
     bn2: gl.constexpr,
     bk: gl.constexpr,
     stages: gl.constexpr,
+    scaled: gl.constexpr,
     warps: gl.constexpr,
 ):
-    wide: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [warps, 1], instr_shape=[16, bn, 32])
+    at_once: gl.constexpr = 256 // x_s.dtype.primitive_bitwidth
+    wide: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [warps, 1], instr_shape=[16, bn, at_once])
     if bn2 > 0:
-        slim: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [warps, 1], instr_shape=[16, bn2, 32])
-    scale = gl.load(w_scale) * gl.load(x_scale)
+        slim: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [warps, 1], instr_shape=[16, bn2, at_once])
+    scale = gl.load(w_scale) * gl.load(x_scale) if scaled else 1.0
     it = 0
     for tile in range(gl.program_id(0), tiles_m * tiles_n, programs):
         row, column = place(tile, tiles_m, tiles_n)
@@ -228,6 +230,7 @@ def _conv(
                     bn2,
                     bk,
                     stages,
+                    w_scale is not None,
                     num_warps,
                 ),
             ),
@@ -288,15 +291,14 @@ def conv(
     x: torch.Tensor,
     weight: torch.Tensor,
     bias: torch.Tensor,
-    weight_scale: torch.Tensor,
-    input_scale: torch.Tensor,
+    scales: tuple[torch.Tensor | None, torch.Tensor | None] = (None, None),
     columns: Columns | None = None,
 ) -> torch.Tensor:
-    """See `fp8.conv`. There must be a multiple of 64 channels."""
+    """See `fp8.conv`, whose scales these are, and without any `half.conv`. There must be a multiple of 64 channels."""
     rows, height, width, channels = x.shape
     n = len(weight)
     y = torch.empty(rows, height, width, n, device=x.device, dtype=bias.dtype)
-    (bh, bw), bk = _tile(height, width), _DEEP if channels % _DEEP == 0 else _LESS_DEEP
+    (bh, bw), bk = _tile(height, width), math.gcd(channels, STEP_BYTES // x.element_size())
     columns = columns or Columns.of(n)
     tiles_w = -(-width // bw)
     tiles_hw = tiles_w * -(-height // bh)
@@ -308,8 +310,7 @@ def conv(
         described(weight, [columns.second or columns.first, bk]),
         y,
         bias,
-        weight_scale,
-        input_scale,
+        *scales,
         n,
         height,
         width,

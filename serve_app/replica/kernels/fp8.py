@@ -91,7 +91,7 @@ def _(
 ) -> torch.Tensor:
     from serve_app.replica.kernels.conv import conv
 
-    return conv(x, weight, bias, weight_scale, input_scale)
+    return conv(x, weight, bias, (weight_scale, input_scale))
 
 
 @conv.register_fake

@@ -219,7 +219,7 @@ def geglu(
     scales: tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None] = (None, None, None),
     columns: int | None = None,
 ) -> torch.Tensor:
-    """See `fp8.geglu`, whose scales these are, and without any `gated.geglu`. A tile's columns do not change a bit.
+    """See `fp8.geglu`, whose scales these are, and without any `half.geglu`. A tile's columns do not change a bit.
 
     The weight must have a multiple of 256 rows; a row must have a multiple of 128 bytes.
     """
