@@ -105,6 +105,18 @@ def test_convolutions_in_16_bits_are_rounded_once_and_the_same_alone(
 
 
 @torch.inference_mode()
+def test_a_tiles_columns_change_no_bit() -> None:
+    from serve_app.replica.kernels.conv import CHOICES, conv  # it needs Triton
+
+    given = small(1, 20, 40, 128), small(320, 9 * 128), torch.randn(320, device=GPU).bfloat16()
+    scales = torch.tensor(0.01, device=GPU), torch.tensor(1.0, device=GPU)
+    half_given = given[0].bfloat16(), given[1].bfloat16(), given[2]
+    for columns in CHOICES:
+        assert torch.equal(conv(*given, scales, columns), fp8.conv(*given, *scales))
+        assert torch.equal(conv(*half_given, columns=columns), half.conv(*half_given))
+
+
+@torch.inference_mode()
 def test_the_unet_predicts_nearly_the_same(tiny_path: Path) -> None:
     model = ModelConfig(path=str(tiny_path), dtype="bfloat16", width=64, height=64)
     plain, ours = load_checkpoint(model, GPU), load_checkpoint(model, GPU)

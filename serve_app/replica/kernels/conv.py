@@ -2,7 +2,6 @@
 
 import math
 from dataclasses import dataclass
-from typing import Self
 
 import torch
 from triton.experimental import gluon
@@ -15,7 +14,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
-from serve_app.replica.kernels.tiles import STEP_BYTES, WARPS, blocks, described, place, rows_of_warps, sync
+from serve_app.replica.kernels.tiles import STEP_BYTES, WARPS, blocks, described, duration, place, rows_of_warps, sync
 
 _PIXELS = 128
 _SHAPES = tuple((_PIXELS // width, width) for width in (128, 64, 32, 16, 8))
@@ -273,18 +272,27 @@ def _tile(height: int, width: int) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class Columns:
-    """How many columns a block computes at once, as a power of 2 and another or none; and stages, as many as fit."""
+    """How many columns a tile has, as a power of 2 and another or none; and stages, as many as fit."""
 
     first: int
     second: int
     stages: int
 
-    @classmethod
-    def of(cls, n: int) -> Self:
-        """Return those of which most fill the last tile: SDXL's UNet has multiples of 320, its VAE powers of 2."""
-        if n % 160 == 0:
-            return cls(128, 32, 5)
-        return cls(256, 0, 4) if n % 256 == 0 else cls(128, 0, 6)
+    @property
+    def all(self) -> int:
+        return self.first + self.second
+
+
+CHOICES = (
+    Columns(256, 0, 4),
+    Columns(128, 64, 5),
+    Columns(128, 32, 6),
+    Columns(128, 0, 6),
+    Columns(64, 32, 7),
+    Columns(64, 0, 8),
+    Columns(32, 0, 8),
+)
+"""Of those that take as long, the first is chosen."""
 
 
 def conv(
@@ -294,15 +302,19 @@ def conv(
     scales: tuple[torch.Tensor | None, torch.Tensor | None] = (None, None),
     columns: Columns | None = None,
 ) -> torch.Tensor:
-    """See `fp8.conv`, whose scales these are, and without any `half.conv`. There must be a multiple of 64 channels."""
+    """See `fp8.conv`, whose scales these are, and without any `half.conv`. A tile's columns do not change a bit.
+
+    There must be a multiple of 64 channels.
+    """
     rows, height, width, channels = x.shape
     n = len(weight)
     y = torch.empty(rows, height, width, n, device=x.device, dtype=bias.dtype)
     (bh, bw), bk = _tile(height, width), math.gcd(channels, STEP_BYTES // x.element_size())
-    columns = columns or Columns.of(n)
     tiles_w = -(-width // bw)
     tiles_hw = tiles_w * -(-height // bh)
-    tiles_m, tiles_n = rows * tiles_hw, -(-n // (columns.first + columns.second))
+    tiles_m = rows * tiles_hw
+    columns = columns or min(CHOICES, key=lambda choice: duration(x, tiles_m * -(-n // choice.all), choice.all))
+    tiles_n = -(-n // columns.all)
     programs = blocks(x, tiles_m * tiles_n)
     _conv[(programs,)](
         described(x, [1, bh, bw, bk]),

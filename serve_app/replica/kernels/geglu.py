@@ -11,7 +11,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
-from serve_app.replica.kernels.tiles import STEP_BYTES, WARPS, blocks, described, place, rows_of_warps, sync
+from serve_app.replica.kernels.tiles import STEP_BYTES, WARPS, blocks, described, duration, place, rows_of_warps, sync
 
 _ROWS = 128
 _STAGES = {128: 4, 64: 6}
@@ -202,16 +202,6 @@ def _geglu(
     )
 
 
-def _columns(x: torch.Tensor, tiles_m: int, n: int) -> int:
-    """Return the width of tiles for which the blocks are done first: narrow ones read more, but fill the last turn."""
-
-    def time(columns: int) -> float:
-        tiles = tiles_m * n // columns
-        return -(-tiles // blocks(x, tiles)) * columns * (1.1 if columns == 64 else 1)
-
-    return min(_STAGES, key=time)
-
-
 def geglu(
     x: torch.Tensor,
     weight: torch.Tensor,
@@ -227,7 +217,7 @@ def geglu(
     y = torch.empty(m, n, device=x.device, dtype=x.dtype)
     deep = STEP_BYTES // x.element_size()
     tiles_m = -(-m // _ROWS)
-    columns = columns or _columns(x, tiles_m, n)
+    columns = columns or min(_STAGES, key=lambda width: duration(x, tiles_m * n // width, 2 * width))
     tiles_n = n // columns
     programs = blocks(x, tiles_m * tiles_n)
     _geglu[(programs,)](

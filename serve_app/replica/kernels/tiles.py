@@ -26,6 +26,15 @@ def place(tile, tiles_m, tiles_n):
     return first + tile % width % rows, tile % width // rows
 
 
+def duration(x: torch.Tensor, tiles: int, columns: int) -> float:
+    """Return about how long a product takes, in no unit: turns of all blocks, times that of a tile of 128 rows.
+
+    A tile takes what its multiplications take, or what reading its rows and columns takes.
+    """
+    turns = -(-tiles // torch.cuda.get_device_properties(x.device).multi_processor_count)
+    return turns * max(columns, 9 / 16 * (128 + columns))
+
+
 def blocks(x: torch.Tensor, tiles: int) -> int:
     return min(torch.cuda.get_device_properties(x.device).multi_processor_count, tiles)
 
