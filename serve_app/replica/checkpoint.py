@@ -37,6 +37,7 @@ from serve_app.replica.scheduler_config import (
 )
 from serve_app.replica.sources import TOKENIZERS, Sources, find_sources, model_name, model_revision
 from serve_app.replica.supported import check_configs, check_files
+from serve_app.replica.vae_attention import use_products
 from serve_app.replica.weights import load_part, load_preview_vae, load_scheduler, load_tokenizer
 from serve_app.schemas import ModelInfo
 
@@ -94,6 +95,8 @@ def load_checkpoint(config: ModelConfig, device: torch.device) -> Checkpoint:
     if dtype == torch.float16 and pipe.vae.config.force_upcast:
         # SDXL's own VAE overflows in float16. bfloat16 has the range and needs no upcast.
         pipe.vae.to(torch.bfloat16)
+    if device.type == "cuda" and pipe.vae.dtype != torch.float32:
+        use_products(pipe.vae)
     return Checkpoint(
         pipe=pipe,
         unet=pipe.unet,
