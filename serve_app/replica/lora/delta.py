@@ -137,14 +137,15 @@ class Delta(_Tensors):
     def add_to(self, total: Tensor, pristine: Tensor, scale: float) -> None:
         """Add `scale` times this to `total` in place.
 
-        Both are float32, of the weight's shape and on the delta's device; `pristine` is the model's own weight, which
-        only DoRA needs. As in PEFT the scale of a DoRA counts before its lengths are set. Each of several adapters adds
-        what it alone would change; in PEFT a DoRA also stretches what those before it have added.
+        Both are of the weight's shape and on the delta's device. `total` is float32; `pristine` is the model's own
+        weight, which only DoRA needs. As in PEFT the scale of a DoRA counts before its lengths are set. Each of several
+        adapters adds what it alone would change; in PEFT a DoRA also stretches what those before it have added.
         """
         strength = self.strength * scale
         if self.magnitude is None:
             self._add(total, strength)
             return
+        pristine = pristine.float()
         change = self.change.matrix().view(pristine.shape).mul_(strength)
         changed = pristine + change
         along = [axis for axis, size in enumerate(self.magnitude.shape) if size == 1]

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 _APART = 512
-"""Tensors start at multiples of so many bytes, as torch's own do on GPUs: kernels choose by it, and bits must not depend
-on where a tensor lies in its file."""
+"""Bytes: tensors start at multiples of it, as torch's own do on GPUs. Kernels choose by it, and bits must not depend on
+where in its file a tensor lies."""
 _AT_ONCE = 2**25
 
 

@@ -12,7 +12,7 @@ from serve_app.config import AdaptersConfig
 from serve_app.recipe import Lora
 from serve_app.replica.checkpoint import Checkpoint
 from serve_app.replica.lora.delta import Delta
-from serve_app.replica.lora.merging import shapes
+from serve_app.replica.lora.merging import Layers
 from serve_app.replica.lora.packing import Packer
 from serve_app.replica.lora.reading import Shapes, read_lora
 from serve_app.replica.lora.sets import COMPONENTS, Adapters
@@ -29,7 +29,7 @@ def make_store(config: AdaptersConfig, checkpoint: Checkpoint) -> "LoraStore | N
     if not config.folder.is_dir():
         logger.warning("adapters.path: %s is not a folder here; requests find nothing in it", config.folder)
     models = {name: getattr(checkpoint.pipe, name) for name in COMPONENTS}
-    all_shapes = {name: shapes(model) for name, model in models.items() if model is not None}
+    all_shapes = {name: Layers(model).shapes for name, model in models.items() if model is not None}
     return LoraStore(AdapterFolder(config.folder), all_shapes, checkpoint.device, config.cache_bytes)
 
 
