@@ -6,6 +6,7 @@ from collections.abc import Hashable, Mapping
 from dataclasses import astuple, dataclass
 from typing import Any, Literal, Self
 
+from serve_app.adapters import Version
 from serve_app.recipe import USUAL_PROMPT_TOKENS, Output, Recipe, SchedulerName, Variation
 from serve_app.schemas import ModelInfo
 
@@ -215,3 +216,13 @@ class ReplicaStatus:
     """Whether its VAE can encode a picture to go on from."""
     adapters: frozenset[Hashable] = frozenset()
     """Which adapters' weights it has ready, each combination by hashes and scales."""
+    read: frozenset[str] = frozenset()
+    """Which adapters' files it has read and keeps, by their hashes."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReadAdapters:
+    """A replica has read adapters and can use them: which replica, and the hashes of those files of which it knows."""
+
+    replica: str
+    hashes: Mapping[Version, str]
