@@ -114,16 +114,19 @@ class AdapterFolder:
         self._headers = _Remembered(_described)
         self._hashes = _Remembered(_hash)
 
-    def loras(self) -> list[Adapter]:
-        """Return all LoRAs by name, and what else cannot be used."""
-        return [adapter for adapter in self._all() if adapter.tokens is None]
+    def loras(self, among: Collection[str] | None = None) -> list[Adapter]:
+        """Return all LoRAs by name, and what else cannot be used.
+
+        With `among` only those with one of these names, in whichever folders; other files are not looked at.
+        """
+        return [one for one in self._all(lambda name: _in_any_folder(name, among)) if one.tokens is None]
 
     def embeddings(self, among: Collection[str] | None = None) -> list[Adapter]:
         """Return all embeddings by name, those for other models too.
 
         With `among` only those with one of these names, in lower case; other files are not looked at.
         """
-        return [adapter for adapter in self._all(among) if adapter.tokens is not None]
+        return [one for one in self._all(lambda name: among is None or name.lower() in among) if one.tokens is not None]
 
     def find(self, name: str) -> Adapter:
         """Return a LoRA by its name. Raises AdapterError if there is none, or it cannot be used."""
@@ -145,8 +148,8 @@ class AdapterFolder:
             raise AdapterError(name, adapter.unusable, "embeddings")
         return adapter
 
-    def _all(self, among: Collection[str] | None = None) -> list[Adapter]:
-        names = (name for name in self._names() if among is None or name.lower() in among)
+    def _all(self, wanted: Callable[[str], bool]) -> list[Adapter]:
+        names = filter(wanted, self._names())
         return [adapter for name in sorted(names) if (adapter := self._adapter_if_there(name))]
 
     def _found(self, name: str, param: str) -> Adapter:
@@ -244,6 +247,10 @@ class AdapterFolder:
 
 def _stays_inside(name: str) -> bool:
     return "\\" not in name and name.isprintable() and all(step and step[0] != "." for step in name.split("/"))
+
+
+def _in_any_folder(name: str, among: Collection[str] | None) -> bool:
+    return among is None or name.rpartition("/")[2] in among
 
 
 def _near(name: str, names: list[str]) -> list[str]:

@@ -47,8 +47,8 @@ class AdapterCheck:
             for one in await self._threads.run(folder.embeddings, among)
         ]
 
-    async def loras(self) -> list[LoraFile]:
-        """Return the LoRAs in the folder."""
+    async def loras(self, among: Collection[str] | None = None) -> list[LoraFile]:
+        """Return the LoRAs in the folder, or those `among` them with one of these names, in whichever folders."""
         if (folder := self._folder) is None:
             return []
         return [
@@ -61,7 +61,7 @@ class AdapterCheck:
                 rank=adapter.rank,
                 unusable=adapter.unusable,
             )
-            for adapter in await self._threads.run(folder.loras)
+            for adapter in await self._threads.run(folder.loras, among)
         ]
 
     async def named(self, request: GenerateRequest, model: str, within_s: float = math.inf) -> GenerateRequest:

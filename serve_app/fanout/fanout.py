@@ -74,9 +74,12 @@ class FanOut:
         """Return the schedulers that can sample the served model. Raises NotReady."""
         return served_schedulers(self._pool.status.replicas)
 
-    async def loras(self) -> list[LoraFile]:
-        """Return the LoRAs that requests may name, and those that cannot be used."""
-        return await self._adapters.loras()
+    async def loras(self, among: Collection[str] | None = None) -> list[LoraFile]:
+        """Return the LoRAs that requests may name, and those that cannot be used.
+
+        With `among` only those with one of these names, in whichever folders.
+        """
+        return await self._adapters.loras(among)
 
     async def embeddings(self, among: Collection[str] | None = None) -> list[EmbeddingFile]:
         """Return the embeddings that prompts may name, and those that cannot be used.

@@ -270,6 +270,7 @@ class Pool:
 
     def _look(self) -> None:
         self.status = self._sight.status()
+        self.starts.ended(replica.id for replica in self.status.replicas)
         if self.status.replicas:
             self._model = self.status.replicas[0].model
         self._look_for_sleep()

@@ -1,7 +1,7 @@
 """Whether a replica is ready and, while none is, in how many seconds one will be: learned from real starts."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Literal
 
 from serve_app.fanout.pace import retry_after
@@ -43,6 +43,11 @@ class Starts:
     def note(self, replica: str, words: str) -> None:
         """A replica says how far its start is."""
         self._told[replica] = self._clock(), words
+
+    def ended(self, replicas: Iterable[str]) -> None:
+        """These replicas are there: what they said on the way holds no more."""
+        for replica in replicas:
+            self._told.pop(replica, None)
 
     @property
     def news(self) -> str | None:

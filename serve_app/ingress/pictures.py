@@ -144,8 +144,8 @@ class WithPictures:
     def schedulers(self) -> list[ServedScheduler]:
         return self._service.schedulers()
 
-    async def loras(self) -> list[LoraFile]:
-        return await self._service.loras()
+    async def loras(self, among: Collection[str] | None = None) -> list[LoraFile]:
+        return await self._service.loras(among)
 
     async def embeddings(self, among: Collection[str] | None = None) -> list[EmbeddingFile]:
         return await self._service.embeddings(among)

@@ -85,3 +85,7 @@ def test_how_far_starts_are_is_said_until_nothing_more_is_heard_of_them() -> Non
     assert starts.news == "compiling 2 of 5"
     clock.now += START_NEWS_S
     assert starts.news is None
+    starts.note("a", "warming up")
+    starts.note("b", "loading the model")
+    starts.ended(["a", "other"])
+    assert starts.news == "loading the model", "the one that is there starts no more"

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import shutil
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -140,6 +141,36 @@ def test_a_request_names_them(client: TestClient, pool: FakePool, api: str) -> N
     assert "<" not in pool.slots[0].recipe.prompt
 
 
+@pytest.mark.parametrize(
+    ("prompt", "named"),
+    [
+        ("<lora:My lora.v1.5:0.5>", [("Styles/My lora.v1.5", 0.5)]),
+        ("<lora:Styles/My lora.v1.5:0.5> <lora:My lora.v1.5:0.25>", [("Styles/My lora.v1.5", 0.75)]),
+        ("<lyco:ink:0.5>", [("ink", 0.5)]),
+        ("<lora:ink:te=0.5:unet=0.5>", [("ink", 0.5)]),
+        ("<lora:ink:te=0.5>", [("ink", 0.5)]),
+        ("<lora:ink:unet=1>", [("ink", 1.0)]),
+    ],
+)
+def test_a1111s_prompts_name_them_as_that_program_reads_them(
+    client: TestClient, pool: FakePool, tmp_path: Path, prompt: str, named: list[tuple[str, float]]
+) -> None:
+    (tmp_path / "Styles").mkdir()
+    shutil.copy(tmp_path / "ink.safetensors", tmp_path / "Styles" / "My lora.v1.5.safetensors")
+    response = client.post("/sdapi/v1/txt2img", json={"prompt": f"a cat {prompt}"})
+    assert response.status_code == 200, response.text
+    assert [(lora.name, lora.scale) for lora in pool.slots[0].recipe.loras] == named
+
+
+def test_a1111s_prompts_do_not_choose_between_files_of_one_name(client: TestClient, tmp_path: Path) -> None:
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        shutil.copy(tmp_path / "ink.safetensors", tmp_path / folder / "wash.safetensors")
+    refused = client.post("/sdapi/v1/txt2img", json={"prompt": "a <lora:wash:1>"})
+    assert refused.status_code == 422
+    assert "similar names: " in refused.text
+
+
 def test_a1111s_clients_can_turn_them_off(client: TestClient, pool: FakePool) -> None:
     body = {"prompt": "a cat<lora:ink:0.5>", "disable_extra_networks": True}
     assert client.post("/sdapi/v1/txt2img", json=body).status_code == 200
@@ -163,6 +194,8 @@ def test_a1111s_clients_can_turn_them_off(client: TestClient, pool: FakePool) ->
         ("/sdapi/v1/txt2img", {"prompt": "a <lora:ink:3><lora:ink:3>"}, "prompt: <lora:ink:6> has a scale"),
         ("/sdapi/v1/txt2img", {"prompt": "a" + "".join(f"<lora:{n}>" for n in range(5))}, "prompt: at most 4 LoRAs"),
         ("/sdapi/v1/txt2img", {"prompt": "a <lora:ink:1:0.5>"}, "two scales"),
+        ("/sdapi/v1/txt2img", {"prompt": "a <lora:ink:unet=0.5>"}, "two scales"),
+        ("/sdapi/v1/txt2img", {"prompt": "a <lora:ink:1:dyn=4>"}, "no number"),
     ],
 )
 def test_what_cannot_be_used_is_refused(client: TestClient, path: str, body: dict[str, Any], why: str) -> None:

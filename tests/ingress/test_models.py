@@ -78,6 +78,10 @@ A1111 = "/sdapi/v1/txt2img"
         (FAL, {"model_name": "Small"}),
         (f"{FAL}/stream", {"model_name": SMALL_PATH}),
         *((A1111, {OVERRIDDEN: {CHECKPOINT: name}}) for name in ("Small", "Small [hash-of-Small]", "hash-of-Small")),
+        *(
+            (A1111, {OVERRIDDEN: {CHECKPOINT: name}})
+            for name in ("small", "Small [31e35c80fc]", "SDXL/Small.safetensors [31e35c80fc]", r"sdxl\small.ckpt")
+        ),
         ("/sdapi/v1/img2img", {OVERRIDDEN: {CHECKPOINT: SMALL_PATH}, "init_images": [PHOTO], "denoising_strength": 1}),
     ],
 )

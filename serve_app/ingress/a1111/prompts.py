@@ -1,13 +1,13 @@
 """LoRAs in prompts, `<lora:name:0.8>`, and prompt editing, `[from:to:when]`, as A1111 has them."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from serve_app.errors import InvalidRequest
 from serve_app.recipe import LARGEST_SCALE, MOST_PHASES
 
-_LORA = re.compile(r"<lora:([^<>:]+)(?::([^<>]*))?>", re.IGNORECASE)
+_LORA = re.compile(r"<(?:lora|lyco):([^<>:]+)(?::([^<>]*))?>", re.IGNORECASE)
 
 _EDIT = re.compile(
     r"""(?<!\\)\[ (?:(?P<before>[^\[\]():|\\]*):)? (?P<after>[^\[\]():|\\]*):
@@ -54,13 +54,20 @@ def _until(end: int, text: str, steps: int) -> str:
     return text
 
 
-def without_loras(prompt: str) -> tuple[str, list[dict[str, Any]]]:
+def loras_in(prompt: str) -> set[str]:
+    """Return the names of a prompt's LoRAs."""
+    return {name for name, _ in _LORA.findall(prompt)}
+
+
+def without_loras(prompt: str, known: Collection[str] = ()) -> tuple[str, list[dict[str, Any]]]:
     """Return a prompt without its LoRAs, and these; scales of one that is named twice add up.
 
-    Raises InvalidRequest where a scale is no number, or the text encoders and the UNet were to have two.
+    As in A1111, a name may lack its folder, if it is that of one file alone; `known` are the files' names. Raises
+    InvalidRequest where a scale is no number, or the text encoders and the UNet were to have two.
     """
     scales: dict[str, float] = {}
-    for name, told in _LORA.findall(prompt):
+    for told_name, told in _LORA.findall(prompt):
+        name = _with_folder(told_name, known)
         scales[name] = scales.get(name, 0.0) + _scale(name, told)
     for name, scale in scales.items():
         if not -LARGEST_SCALE <= scale <= LARGEST_SCALE:
@@ -69,13 +76,22 @@ def without_loras(prompt: str) -> tuple[str, list[dict[str, Any]]]:
     return _LORA.sub("", prompt), [{"name": name, "scale": scale} for name, scale in scales.items()]
 
 
+def _with_folder(name: str, known: Collection[str]) -> str:
+    meant = [one for one in known if one.rpartition("/")[2] == name]
+    return meant[0] if name not in known and len(meant) == 1 else name
+
+
 def _scale(name: str, told: str) -> float:
+    """Return a scale that may be told twice, of the text encoders (`te=`) and of the UNet (`unet=`)."""
     if not told:
         return 1.0
+    parts = told.split(":")
     try:
-        first, *others = [float(part) for part in told.split(":")]
+        first, *others = [float(part.removeprefix("te=").removeprefix("unet=")) for part in parts]
     except ValueError:
         raise InvalidRequest(f"prompt: <lora:{name}:{told}> has no number behind its name", "prompt") from None
+    if parts[0].startswith("unet=") and not others:
+        others = [1.0]  # that of the text encoders, as in A1111
     if any(other != first for other in others):
         raise InvalidRequest(f"prompt: <lora:{name}:{told}> has two scales; give one for all models", "prompt")
     return first

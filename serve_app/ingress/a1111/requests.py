@@ -52,8 +52,11 @@ def body_class(kind: type[Form], offer: Offer) -> type[Form]:
     return create_model(kind.__name__, __base__=kind, __doc__=kind.__doc__, **fields)
 
 
-def own_request(body: Txt2Img, offer: Offer, embeddings: Collection[str] = ()) -> GenerateRequest:
-    """Translate a body to a request of this service. `embeddings` are the names that stand for themselves in prompts.
+def own_request(
+    body: Txt2Img, offer: Offer, embeddings: Collection[str] = (), loras: Collection[str] = ()
+) -> GenerateRequest:
+    """Translate a body to a request of this service. `embeddings` are the names that stand for themselves in prompts,
+    `loras` those of files that it may name without their folders.
 
     Raises InvalidRequest or RequestValidationError.
     """
@@ -62,9 +65,9 @@ def own_request(body: Txt2Img, offer: Offer, embeddings: Collection[str] = ()) -
         raise InvalidRequest(f"eta: {UNSUPPORTED}", "eta")
     said = body.model_dump(include={*_SAME, *_OURS, "steps", "cfg_scale"}, exclude_unset=True, exclude={"mask_blur"})
     fields = {_OWN.get(name, name): value for name, value in said.items()} | _pictures(body)
-    prompt, loras = without_loras(body.prompt)
+    prompt, named = without_loras(body.prompt, loras)
     if (body.model_extra or {}).get("disable_extra_networks"):
-        loras = []  # taken out of the prompt all the same
+        named = []  # taken out of the prompt all the same
     texts: dict[str, str] = {"prompt": prompt}
     if "negative_prompt" in fields:
         texts["negative_prompt"] = body.negative_prompt
@@ -72,7 +75,7 @@ def own_request(body: Txt2Img, offer: Offer, embeddings: Collection[str] = ()) -
     *before, (_, own) = [(body.steps, texts)] if whole else edited(texts, body.steps)
     fields |= _spelled_out(own, embeddings)
     fields["before"] = [{"until_step": end, **_spelled_out(phase, embeddings)} for end, phase in before]
-    fields |= {"loras": loras, "scheduler": scheduler, "sigma_schedule": schedule}
+    fields |= {"loras": named, "scheduler": scheduler, "sigma_schedule": schedule}
     if body.subseed_strength:
         fields["variations"] = [{"seed": body.subseed, "strength": body.subseed_strength}]
     fields |= {"prompt_syntax": "weighted", "num_images": _number(body, offer.args.limits.max_images)}

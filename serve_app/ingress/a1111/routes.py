@@ -13,6 +13,7 @@ from serve_app.ingress.a1111 import settings
 from serve_app.ingress.a1111.answers import answer_of, png_info_of
 from serve_app.ingress.a1111.errors import DIALECT
 from serve_app.ingress.a1111.jobs import Jobs, owner_of
+from serve_app.ingress.a1111.prompts import loras_in
 from serve_app.ingress.a1111.requests import NAMES, Form, body_class, own_request, warnings_of
 from serve_app.ingress.a1111.samplers import SCHEDULE_LIST, sampler_list
 from serve_app.ingress.a1111.schemas import (
@@ -53,7 +54,9 @@ def router(service: Service, offers: Offers) -> APIRouter:
         edits = (prompt.replace(":", " ") for prompt in (body.prompt, body.negative_prompt))
         words = words_in(*edits)
         names = [one.name for one in await offer.service.embeddings(words) if not one.unusable]
-        asked = own_request(body, offer, names)
+        plain = {name for name in loras_in(body.prompt) if "/" not in name}
+        loras = [one.name for one in await offer.service.loras(plain)] if plain else []
+        asked = own_request(body, offer, names, loras)
         with renamed(NAMES), jobs.one(owner_of(http)) as job:
             async with offer.service.stream(asked) as events:
                 start = await job.follow(events)

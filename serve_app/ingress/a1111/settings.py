@@ -1,5 +1,6 @@
 """The settings of A1111 that this service can be said to have. None can be changed; requests choose a model."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,6 +11,8 @@ from serve_app.schemas import ModelInfo
 
 MODEL = "sd_model_checkpoint"
 """The setting that names a model."""
+_HASH = re.compile(r"\s*\[[0-9a-f]*\]$")
+"""Behind a name, in a title."""
 _NONE_CHOSEN: tuple[Any, ...] = ("", "Automatic", "None", None, [])
 _OF_NO_MEANING = ("CLIP_stop_at_last_layers",)
 """SDXL has its own; A1111 ignores it for these models too."""
@@ -48,6 +51,8 @@ def chosen(offers: Offers, param: str, name: str | None) -> Offer:
     if not name:
         return offers.default
     found = next((offer for offer in offers if name in _names(offer)), None)
+    if found is None and len(alike := [offer for offer in offers if _is_alike(offer, name)]) == 1:
+        found = alike[0]
     if found is None:
         raise InvalidRequest(f'{param}: "{name}" is not served here; choose one of {offers.names}', param)
     return found
@@ -59,6 +64,20 @@ def _names(offer: Offer) -> set[str]:
     return {offer.model.path, *told, *([offer.named] if offer.named else [])}
 
 
+def _is_alike(offer: Offer, name: str) -> bool:
+    """Whether a name is the model's but for its folder, its ending, capitals, or the hash behind it.
+
+    A1111's clients keep titles such as `styles/Sd_XL.safetensors [31e35c80fc]`, and that program looks for what is like
+    them too.
+    """
+    return _plain(name) in map(_plain, _names(offer))
+
+
+def _plain(name: str) -> str:
+    stem = re.split(r"[\\/]", _HASH.sub("", name))[-1]
+    return re.sub(r"\.(?:safetensors|ckpt)$", "", stem, flags=re.IGNORECASE).casefold()
+
+
 def check(settings: Mapping[str, Any], offer: Offer, field: str = "") -> None:
     """Refuse settings other than those in effect with a model. Raises InvalidRequest, NotReady."""
     known = options_of(offer.service.model())
@@ -66,7 +85,7 @@ def check(settings: Mapping[str, Any], offer: Offer, field: str = "") -> None:
         param = f"{field}.{name}" if field else name
         if name in _OF_NO_MEANING or value == known.get(name) or (name == MODEL and value in ("", None)):
             continue
-        if name == MODEL and value in _names(offer):
+        if name == MODEL and isinstance(value, str) and (value in _names(offer) or _is_alike(offer, value)):
             continue
         if name in ("sd_vae", "forge_additional_modules") and value in _NONE_CHOSEN:
             continue
