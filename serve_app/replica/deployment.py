@@ -1,15 +1,12 @@
 """The Serve replica that runs an engine: one actor, one GPU."""
 
 import asyncio
-import gc
 import logging
-import sys
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
-from contextlib import aclosing, contextmanager
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import aclosing
 from dataclasses import replace
-from types import ModuleType
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import ray
 from ray import serve
@@ -20,6 +17,7 @@ from serve_app.errors import AdapterError, SlotFailed
 from serve_app.messages import Call, Generated, OpenCalls, ReplicaStatus, Slot, SlotEvent
 from serve_app.quiet import drop_access_log, drop_harmless_warnings
 from serve_app.recipe import CHUNK_TOKENS, Embedding, Lora, Output, Recipe
+from serve_app.replica.imports import importing
 from serve_app.threads import Threads
 
 if TYPE_CHECKING:
@@ -233,24 +231,6 @@ class Replica:
 
     async def _find_lost_callers(self) -> None:
         await self._leases.drop_lost(_lives)
-
-
-@contextmanager
-def importing() -> Iterator[None]:
-    """Leave alone what is imported meanwhile: it stays, and to look through it for garbage takes a sixth of the time.
-
-    Nor do later collections look at it, which would hold up every image. Nor is peft imported, which diffusers does
-    wherever it is installed: replicas do not need it, and it takes longer than to load a small model.
-    """
-    gc.disable()
-    hidden = sys.modules.setdefault("peft", cast(ModuleType, None)) is None
-    try:
-        yield
-        gc.freeze()
-    finally:
-        gc.enable()
-        if hidden:
-            del sys.modules["peft"]
 
 
 async def _keep(check: Callable[[], Awaitable[None]]) -> None:

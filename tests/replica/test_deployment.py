@@ -20,7 +20,8 @@ from serve_app.recipe import Lora
 from serve_app.replica import deployment, leases
 from serve_app.replica.batching import Load
 from serve_app.replica.demand import Demand
-from serve_app.replica.deployment import Replica, importing
+from serve_app.replica.deployment import Replica
+from serve_app.replica.imports import importing
 from serve_app.replica.leases import Leases
 from serve_app.replica.lora.sets import NO_ADAPTERS, Adapters
 from serve_app.threads import Threads
