@@ -51,6 +51,7 @@ STALL_TIMEOUT_S = 5.0
 QUIET = {
     "REPORTER_UPDATE_INTERVAL_MS": "600000",  # what the machine is doing, which nobody here asks for
     "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.25",  # 0.1 by default
+    "RAY_worker_niceness": "0",  # 15 by default: beside other tests replicas would hardly run
 }
 """Ray's own work beside the tests' takes as much of the processor as theirs."""
 
@@ -157,13 +158,15 @@ def events_of(lines: Iterator[str]) -> Iterator[dict[str, Any]]:
 def eventually(condition: Callable[[], Any], seconds: float = 30, every: float = 0.05) -> None:
     """Wait until a condition holds; fail if it never does.
 
-    One that asks for metrics asks `every` second: each page takes half a second of the processor. One that asks over
-    HTTP needs a client: `httpx2.get` makes one each time, which takes 25 ms of the processor.
+    It is tried every tenth of the time waited so far, but not within `every` seconds nor later than after half a second:
+    to ask over HTTP takes 15 ms of the processor, and a page of metrics half a second. One that asks over HTTP needs a
+    client: `httpx2.get` makes one each time, which takes 25 ms of the processor.
     """
-    deadline = time.monotonic() + seconds
+    began = time.monotonic()
     while not condition():
-        assert time.monotonic() < deadline, "the condition never held"
-        time.sleep(every)
+        waited = time.monotonic() - began
+        assert waited < seconds, "the condition never held"
+        time.sleep(max(every, min(waited / 10, 0.5)))
 
 
 def worker_logs() -> list[Path]:
