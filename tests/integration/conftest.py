@@ -158,9 +158,9 @@ def events_of(lines: Iterator[str]) -> Iterator[dict[str, Any]]:
 def eventually(condition: Callable[[], Any], seconds: float = 30, every: float = 0.05) -> None:
     """Wait until a condition holds; fail if it never does.
 
-    It is tried every tenth of the time waited so far, but not within `every` seconds nor later than after half a second:
-    to ask over HTTP takes 15 ms of the processor, and a page of metrics half a second. One that asks over HTTP needs a
-    client: `httpx2.get` makes one each time, which takes 25 ms of the processor.
+    The longer it has waited, the less often it asks: over HTTP that takes 15 ms of the processor each time. One that
+    asks for metrics asks `every` second: each page takes half a second of it. One that asks over HTTP needs a client:
+    `httpx2.get` makes one each time, which takes 25 ms more.
     """
     began = time.monotonic()
     while not condition():
