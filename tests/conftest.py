@@ -90,9 +90,13 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Shares:
     return Shares(config, log)
 
 
+gc.disable()  # while tests are collected, which imports what stays
+
+
 def pytest_collection_finish() -> None:
     """What has been imported by now stays. Without this, each full collection looks at all of torch again."""
     gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(scope="session")
