@@ -57,8 +57,8 @@ class EngineConfig(Config):
     )
     quantization: Quantization = Field(
         default="none",
-        description="`fp8`: run the UNet's large linear layers in 8-bit floats, on Hopper GPUs its convolutions too. "
-        "Needs a GPU with fp8 (Hopper, Ada or later).",
+        description="`fp8`: run the UNet's large linear layers in 8-bit floats, on Hopper GPUs its and the VAE's "
+        "convolutions too. Needs a GPU with fp8 (Hopper, Ada or later).",
     )
     prompt_cache_size: int = Field(
         default=16,

@@ -12,12 +12,14 @@ import ray
 from ray import serve
 from ray.exceptions import RayError
 
+from serve_app.background import background
 from serve_app.config import AppArgs
 from serve_app.errors import AdapterError, SlotFailed
 from serve_app.messages import Call, Generated, OpenCalls, ReplicaStatus, Slot, SlotEvent
 from serve_app.quiet import drop_access_log, drop_harmless_warnings
 from serve_app.recipe import CHUNK_TOKENS, Embedding, Lora, Output, Recipe
-from serve_app.replica.imports import importing
+from serve_app.replica.imports import for_good, import_all
+from serve_app.replica.progress import Progress
 from serve_app.threads import Threads
 
 if TYPE_CHECKING:
@@ -56,27 +58,33 @@ class Replica:
         self._checks = [asyncio.create_task(_keep(check)) for check in checks]
 
     async def _start(self, args: AppArgs) -> None:
+        progress = Progress()
+        async with background(progress.keep_telling()):
+            await self._prepare(args, progress)
+
+    async def _prepare(self, args: AppArgs, progress: Progress) -> None:
         from serve_app.replica.sources import path_here
 
         began = time.perf_counter()
         # Before the imports, which take longest: Serve tries a start that failed again and again.
         await asyncio.to_thread(path_here, args.model)
-        with importing():
-            from serve_app.replica.counting import Counting
-            from serve_app.replica.demand import Demand
-            from serve_app.replica.embeddings import make_embedding_store
-            from serve_app.replica.engine import Engine
-            from serve_app.replica.leases import Leases
-            from serve_app.replica.loading import load
-            from serve_app.replica.lora.store import make_store
-            from serve_app.replica.pixels import PixelStore
+        import_all()
+        from serve_app.replica.counting import Counting
+        from serve_app.replica.demand import Demand
+        from serve_app.replica.embeddings import make_embedding_store
+        from serve_app.replica.engine import Engine
+        from serve_app.replica.leases import Leases
+        from serve_app.replica.loading import load
+        from serve_app.replica.lora.store import make_store
+        from serve_app.replica.pixels import PixelStore
 
         self._args = args
         self._leases = Leases()
         self._demand = Demand()
         self._pixels = PixelStore()
         started = time.perf_counter()
-        self._checkpoint = await asyncio.to_thread(load, args)
+        with for_good():
+            self._checkpoint = await asyncio.to_thread(load, args)
         loaded = time.perf_counter()
         self._counting = Counting(args)
         self._threads = Threads(_READ_AT_ONCE, "adapters")
@@ -85,7 +93,12 @@ class Replica:
         sets = 0 if self._loras is None else args.adapters.resident_sets
         self._engine = Engine(self._checkpoint, args.engine, args.preview, self._counting, sets)
         slots = _warm_up_slots(args, self._checkpoint)
-        await asyncio.wrap_future(self._engine.start(slots))
+        does = "warming up" if args.engine.compile == "none" else "compiling"
+
+        def tell(number: int, of: int) -> None:
+            progress.words = f"{does} {number} of {of}"
+
+        await asyncio.wrap_future(self._engine.start(slots, tell))
         warm = time.perf_counter()
         await asyncio.wrap_future(self._checkpoint.named)  # an error in the weights' files must end the start
         named = time.perf_counter()

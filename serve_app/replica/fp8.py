@@ -47,8 +47,12 @@ class Fp8Layer(nn.Module):
 class Fp8Linear(Fp8Layer):
     """A linear layer. What it is given as 8-bit floats has its scale already."""
 
+    def rounded(self, value: torch.Tensor) -> torch.Tensor:
+        """Return an input as 8-bit floats."""
+        return rounded(value, self.input_factor)
+
     def forward(self, value: torch.Tensor) -> torch.Tensor:
-        scaled = value if value.dtype == self.weight.dtype else rounded(value, self.input_factor)
+        scaled = value if value.dtype == self.weight.dtype else self.rounded(value)
         product: torch.Tensor = torch._scaled_mm(
             scaled.reshape(-1, scaled.shape[-1]),
             self.weight.t(),
@@ -71,7 +75,7 @@ class Fp8Geglu(nn.Module):
 
     def forward(self, value: torch.Tensor) -> torch.Tensor:
         proj = self.proj
-        scaled = rounded(value, proj.input_factor).reshape(-1, value.shape[-1])
+        scaled = proj.rounded(value).reshape(-1, value.shape[-1])
         scales = proj.weight_scale, proj.input_scale, self.output_factor
         gated: torch.Tensor = fp8.geglu(scaled, proj.weight, proj.bias, *scales)
         return gated.reshape(*value.shape[:-1], -1)

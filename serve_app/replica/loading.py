@@ -8,7 +8,9 @@ from serve_app.models import EMBEDDED
 from serve_app.replica.checkpoint import Checkpoint, load_checkpoint, quiet_progress_bars
 from serve_app.replica.compilation import use_compile_cache
 from serve_app.replica.device import prepare_device
+from serve_app.replica.half import use_kernels
 from serve_app.replica.hub import is_hub_id
+from serve_app.replica.kernels import have_kernels
 from serve_app.replica.paths import is_there, user_path
 from serve_app.replica.quantize import to_fp8
 from serve_app.replica.scheduler_config import check_steps
@@ -36,6 +38,10 @@ def load(args: AppArgs) -> Checkpoint:
         )
     if args.engine.quantization == "fp8" and not to_fp8(checkpoint, args.model, keep=args.adapters.path is not None):
         logger.warning("engine.quantization: fp8 has no effect, the model has no layers large enough")
+    if have_kernels(checkpoint.device):
+        logger.info(
+            "16 bits: %d layers by kernels of our own", use_kernels(checkpoint.unet) + use_kernels(checkpoint.vae)
+        )
     return checkpoint
 
 

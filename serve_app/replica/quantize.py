@@ -1,6 +1,7 @@
-"""Runs the UNet's large layers in 8-bit floats: half the bytes, and twice the rate on GPUs that support them.
+"""Runs large layers in 8-bit floats: half the bytes, and twice the rate on GPUs that support them.
 
-Everywhere these are linear layers; where there are kernels of ours for them, 3x3 convolutions too.
+Everywhere these are the UNet's linear layers; where there are kernels of ours for them, its 3x3 convolutions and those
+of the VAE's decoder too.
 """
 
 import logging
@@ -8,15 +9,17 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from diffusers import AutoencoderTiny
 from torch import nn
 
 from serve_app.config import ModelConfig
 from serve_app.errors import CheckpointError
 from serve_app.recipe import Recipe
 from serve_app.replica.checkpoint import Checkpoint
+from serve_app.replica.decode import Decoder
 from serve_app.replica.denoise import Denoiser
 from serve_app.replica.fp8 import Fp8Conv, Fp8Linear, use_geglu
-from serve_app.replica.kernels.fp8 import have_kernels
+from serve_app.replica.kernels import convolutions, have_kernels
 from serve_app.replica.prompt_reader import PromptReader
 from serve_app.replica.prompts import PromptEncoder
 from serve_app.replica.trajectory import Trajectory
@@ -26,8 +29,6 @@ logger = logging.getLogger("ray.serve")
 
 _FEWEST_FEATURES = 640  # in smaller layers, converting the input costs more than it saves
 _ONCE_A_PROMPT = (".attn2.to_k", ".attn2.to_v")
-_CHANNELS = 64
-"""What numbers of channels must be a multiple of."""
 _STEPS = 8
 # The layers' inputs depend little on the subject; these prompts differ in length, light and detail.
 _PROMPTS = (
@@ -37,6 +38,13 @@ _PROMPTS = (
     "portrait in oil",
 )
 _NEGATIVE = "blurry, low quality"
+_ROOM = 8
+"""By how much the VAE's inputs may exceed the measured ones: each picture is decoded once, so that nothing makes up for
+what is cut. Being floats, they lose nothing: 46.7 dB PSNR to bfloat16 with 1 as with 64 (embedded model).
+"""
+
+_Place = tuple[nn.Module, str]
+"""A model, and a layer's name in it."""
 
 
 def to_fp8(
@@ -46,9 +54,9 @@ def to_fp8(
     keep: bool = False,
     kernels: bool | None = None,
 ) -> int:
-    """Replace the linear layers of the UNet's transformer blocks, and its convolutions; return how many.
+    """Replace the linear layers of the UNet's transformer blocks, and its and the VAE's convolutions; return how many.
 
-    `keep` keeps their weights too, for adapters. `kernels` says whether to use our own; None: where they run.
+    `keep` keeps the UNet's weights too, for adapters. `kernels` says whether to use our own; None: where they run.
 
     The scales of their inputs are measured once, on a few pictures, and then fixed: a scale per call would need another
     pass over the data, which costs what the matrix product gains. Every replica measures the same scales.
@@ -59,16 +67,21 @@ def to_fp8(
             "engine.quantization: fp8 needs a GPU of compute capability 8.9 or higher; set it to none"
         )
     kernels = have_kernels(checkpoint.device) if kernels is None else kernels
-    layers: dict[str, nn.Linear | nn.Conv2d] = {
-        **dict(large_linears(checkpoint.unet, fewest_features)),
-        **(convolutions(checkpoint.unet) if kernels else {}),
+    unet, decoder = checkpoint.unet, checkpoint.vae.decoder
+    tiny = isinstance(checkpoint.vae, AutoencoderTiny)
+    layers: dict[_Place, nn.Linear | nn.Conv2d] = {
+        (unet, name): layer for name, layer in large_linears(unet, fewest_features)
     }
+    for owner in () if not kernels else (unet,) if tiny else (unet, decoder):
+        layers |= {(owner, name): layer for name, layer in convolutions(owner).items()}
     peaks = _measure(checkpoint, model, layers)
-    for name, peak in peaks.items():
-        kind = Fp8Conv if isinstance(layers[name], nn.Conv2d) else Fp8Linear
-        checkpoint.unet.set_submodule(name, kind(layers[name], peak, keep))
+    for (owner, name), peak in peaks.items():
+        layer = layers[owner, name]
+        kind = Fp8Conv if isinstance(layer, nn.Conv2d) else Fp8Linear
+        room = _ROOM if owner is decoder else 1
+        owner.set_submodule(name, kind(layer, room * peak, keep and owner is unet))
     if kernels:
-        use_geglu(checkpoint.unet)
+        use_geglu(unet)
     logger.info("fp8: %d layers, by %s", len(peaks), "kernels of our own" if kernels else "torch's operators")
     return len(peaks)
 
@@ -88,41 +101,27 @@ def large_linears(unet: nn.Module, fewest_features: int) -> Sequence[tuple[str, 
     ]
 
 
-def convolutions(unet: nn.Module) -> Mapping[str, nn.Conv2d]:
-    """Return the 3x3 convolutions that our kernel can replace, by name: all of SDXL's but the first and the last, and
-    those that halve the size.
-    """
-    return {
-        name: module
-        for name, module in unet.named_modules()
-        if isinstance(module, nn.Conv2d)
-        and (module.kernel_size, module.stride, module.padding) == ((3, 3), (1, 1), (1, 1))
-        and module.in_channels % _CHANNELS == 0
-        and module.out_channels % _CHANNELS == 0
-        and module.bias is not None
-    }
-
-
 @torch.inference_mode()
 def _measure(
-    checkpoint: Checkpoint, model: ModelConfig, layers: Mapping[str, nn.Linear | nn.Conv2d]
-) -> Mapping[str, torch.Tensor]:
-    """Return the largest absolute input of every layer to be replaced, by the layer's name."""
-    peaks: dict[str, torch.Tensor] = {}
+    checkpoint: Checkpoint, model: ModelConfig, layers: Mapping[_Place, nn.Linear | nn.Conv2d]
+) -> Mapping[_Place, torch.Tensor]:
+    """Return the largest absolute input of every layer to be replaced."""
+    peaks: dict[_Place, torch.Tensor] = {}
 
-    def watch(name: str) -> Any:
+    def watch(place: _Place) -> Any:
         def look(_: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
             peak = inputs[0].abs().amax()
-            peaks[name] = torch.maximum(peaks[name], peak) if name in peaks else peak
+            peaks[place] = torch.maximum(peaks[place], peak) if place in peaks else peak
 
         return look
 
-    hooks = [layer.register_forward_pre_hook(watch(name)) for name, layer in layers.items()]
+    hooks = [layer.register_forward_pre_hook(watch(place)) for place, layer in layers.items()]
     reader, encoder = (
         PromptReader(checkpoint.pipe),
         PromptEncoder(checkpoint.pipe, checkpoint.device, len(_PROMPTS) + 2),
     )
     denoiser = Denoiser(checkpoint, eager(checkpoint.unet))  # a CUDA graph does not call hooks
+    decoder = Decoder(checkpoint, "none")
     for seed, prompt in enumerate(_PROMPTS):
         recipe = Recipe(
             prompt=prompt,
@@ -135,6 +134,7 @@ def _measure(
         trajectory = Trajectory.of(recipe, seed, checkpoint, encoder.conditions(reader.read(recipe)))
         while not trajectory.done:
             trajectory.advance(denoiser.predict([trajectory])[0])
+        decoder.decode(trajectory.latents)
     for hook in hooks:
         hook.remove()
     return peaks

@@ -1,8 +1,10 @@
-"""Operators of 8-bit floats by their references; `tests/gpu` compares the kernels with these."""
+"""Our operators by their references; `tests/gpu` compares the kernels with these."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
+from diffusers import AutoencoderKL
 from diffusers.models.attention import FeedForward
 from torch import nn
 from torch.nn import functional as F  # noqa: N812, the usual name
@@ -11,8 +13,10 @@ from serve_app.config import ModelConfig
 from serve_app.replica.checkpoint import load_checkpoint
 from serve_app.replica.denoise import Denoiser
 from serve_app.replica.fp8 import Fp8Conv, Fp8Geglu, Fp8Linear, use_geglu
-from serve_app.replica.kernels import fp8
-from serve_app.replica.quantize import convolutions, to_fp8
+from serve_app.replica.half import HalfConv, HalfGeglu, use_kernels
+from serve_app.replica.kernels import convolutions, fp8, half
+from serve_app.replica.lora.merging import shapes
+from serve_app.replica.quantize import to_fp8
 from serve_app.replica.unet import eager
 from tests.conftest import make_slot
 from tests.replica.test_compilation import trajectory
@@ -89,6 +93,44 @@ def test_gates_of_other_sizes_stay_as_they_are() -> None:
     assert not isinstance(layers.net[0], Fp8Geglu)
 
 
+@torch.inference_mode()
+def test_fused_gates_are_those_of_the_layer_before_also_with_another_weight() -> None:
+    plain, _, value = a_feed_forward()
+    before = plain(value)
+    weight = plain.net[0].proj.weight
+    assert use_kernels(plain) == 1
+    assert isinstance(plain.net[0], HalfGeglu)
+    assert alike(plain(value), before) > 0.9999
+    assert plain.get_submodule("net.0.proj").weight is weight, "adapters find it by its name"
+    weight *= -1
+    assert alike(plain(value), before) < 0.9
+
+
+@torch.inference_mode()
+def test_only_gates_that_the_kernel_can_take_are_fused() -> None:
+    assert not use_kernels(FeedForward(128))  # 32 bits
+    assert not use_kernels(FeedForward(32).bfloat16())
+    assert not use_kernels(a_feed_forward()[1])  # 8 bits
+
+
+@torch.inference_mode()
+def test_convolutions_by_our_kernel_are_those_before() -> None:
+    _, _, value = a_conv()
+    model = nn.Sequential(nn.Conv2d(64, 64, 3, padding=1, dtype=torch.bfloat16))
+    before, weight = model(value), model[0].weight
+    assert use_kernels(model) == 1
+    assert isinstance(model[0], HalfConv)
+    assert alike(model(value), before) > 0.9999
+    assert model[0].weight is weight
+
+
+def test_adapters_find_the_layers_that_have_kernels(tiny_path: Path) -> None:
+    unet = load_checkpoint(ModelConfig(path=str(tiny_path), dtype="bfloat16"), CPU).unet
+    found = shapes(unet)
+    assert use_kernels(unet) > 2
+    assert shapes(unet) == found
+
+
 def test_the_compiler_is_told_what_operators_return() -> None:
     torch.manual_seed(0)
     scales, factor = (torch.tensor(0.1), torch.tensor(0.2)), torch.tensor(3.0)
@@ -97,15 +139,24 @@ def test_the_compiler_is_told_what_operators_return() -> None:
     checks = ("test_faketensor",)
     torch.library.opcheck(fp8.conv, (x, weight, bias, *scales), test_utils=checks)
     torch.library.opcheck(fp8.geglu, (x.reshape(-1, 64), weight[:, :64], bias, *scales, factor), test_utils=checks)
+    given = (x.reshape(-1, 64).bfloat16(), weight[:, :64].bfloat16(), bias)
+    torch.library.opcheck(half.geglu, given, test_utils=checks)
+    torch.library.opcheck(half.conv, (x.bfloat16(), weight.bfloat16(), bias), test_utils=checks)
 
 
-def test_the_unet_with_convolutions_in_8_bits_predicts_nearly_the_same(tiny_path: Path) -> None:
+def test_the_unet_and_the_vae_with_convolutions_in_8_bits_compute_nearly_the_same(tiny_path: Path) -> None:
     torch.set_num_threads(1)
+    torch.manual_seed(0)
     fresh = load_checkpoint(ModelConfig(path=str(tiny_path)), CPU)
-    assert convolutions(fresh.unet)
+    fresh = replace(fresh, vae=AutoencoderKL(block_out_channels=(64,), norm_num_groups=8).eval())
+    latents = torch.randn(1, 4, 8, 8)
     with torch.inference_mode():
         before = Denoiser(fresh, eager(fresh.unet)).predict([trajectory(fresh, make_slot())])[0]
+        decoded = fresh.vae.decode(latents).sample
         to_fp8(fresh, ModelConfig(width=64, height=64), fewest_features=32, kernels=True)
         after = Denoiser(fresh, eager(fresh.unet)).predict([trajectory(fresh, make_slot())])[0]
-    assert any(isinstance(module, Fp8Conv) for module in fresh.unet.modules())
-    assert alike(before, after) > 0.99
+        assert alike(before, after) > 0.99
+        assert alike(decoded, fresh.vae.decode(latents).sample) > 0.99
+    for model in (fresh.unet, fresh.vae.decoder):
+        assert any(isinstance(module, Fp8Conv) for module in model.modules())
+    assert convolutions(fresh.vae.encoder), "it stays as it is"

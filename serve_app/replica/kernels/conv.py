@@ -1,4 +1,7 @@
-"""3x3 convolutions in 8-bit floats: products of which each step takes the pixels from another place."""
+"""3x3 convolutions in 8-bit or 16-bit floats: products of which each step takes the pixels from another place."""
+
+import math
+from dataclasses import dataclass
 
 import torch
 from triton.experimental import gluon
@@ -11,14 +14,11 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
-from serve_app.replica.kernels.tiles import WARPS, blocks, described, place, sync
+from serve_app.replica.kernels.tiles import STEP_BYTES, WARPS, blocks, described, duration, place, rows_of_warps, sync
 
 _PIXELS = 128
 _SHAPES = tuple((_PIXELS // width, width) for width in (128, 64, 32, 16, 8))
 """Heights and widths of a tile."""
-_COLUMNS, _MORE_COLUMNS = 128, 32
-_DEEP, _LESS_DEEP = 128, 64
-_STAGES = 5
 
 
 @gluon.jit
@@ -53,14 +53,15 @@ def _copy(
             s = it % stages
             mbarrier.wait(empty.index(s), ((it // stages) & 1) ^ 1)
             bar = full.index(s)
-            mbarrier.expect(bar, (bh * bw + bn + bn2) * bk)
+            mbarrier.expect(bar, (bh * bw + bn + bn2) * bk * (x.dtype.primitive_bitwidth // 8))
             tap = k // deep
             # What lies outside of the picture is read as zeros.
             top = within // tiles_w * bh + tap // 3 - 1
             left = within % tiles_w * bw + tap % 3 - 1
             tma.async_copy_global_to_shared(x, [row // tiles_hw, top, left, (k % deep) * bk], bar, x_s.index(s))
             tma.async_copy_global_to_shared(w, [column * (bn + bn2), k * bk], bar, a_s.index(s))
-            tma.async_copy_global_to_shared(w2, [column * (bn + bn2) + bn, k * bk], bar, b_s.index(s))
+            if bn2 > 0:
+                tma.async_copy_global_to_shared(w2, [column * (bn + bn2) + bn, k * bk], bar, b_s.index(s))
             it += 1
 
 
@@ -82,18 +83,19 @@ def _store(
     bn: gl.constexpr,
     warps: gl.constexpr,
 ):
-    out: gl.constexpr = gl.BlockedLayout([1, 8], [256 // bn, bn // 8], [warps, 1], [1, 0])
+    out: gl.constexpr = rows_of_warps(bh * bw, bn, y.dtype.element_ty.primitive_bitwidth, warps)
     within = row % tiles_hw
     i = gl.arange(0, bh * bw, layout=gl.SliceLayout(1, out))
     down = within // tiles_w * bh + i // bw
     right = within % tiles_w * bw + i % bw
     pixels = (row // tiles_hw) * (height * width) + down * width + right
     columns = first + gl.arange(0, bn, layout=gl.SliceLayout(0, out))
-    result = gl.convert_layout(sums, out) * scale
-    result = result + gl.load(bias + columns, mask=columns < n, other=0.0).to(gl.float32)[None, :]
+    own = first + gl.arange(0, bn, layout=gl.SliceLayout(0, sums.type.layout))
+    result = sums * scale + gl.load(bias + own, mask=own < n, other=0.0).to(gl.float32)[None, :]
+    result = gl.convert_layout(result.to(y.dtype.element_ty), out)
     offsets = pixels.to(gl.int64)[:, None] * n + columns[None, :]
     inside = (down < height) & (right < width)
-    gl.store(y + offsets, result.to(y.dtype.element_ty), mask=inside[:, None] & (columns < n)[None, :])
+    gl.store(y + offsets, result, mask=inside[:, None] & (columns < n)[None, :])
 
 
 @gluon.jit
@@ -122,33 +124,44 @@ def _multiply(
     bn2: gl.constexpr,
     bk: gl.constexpr,
     stages: gl.constexpr,
+    scaled: gl.constexpr,
     warps: gl.constexpr,
 ):
-    wide: gl.constexpr = gl.NVMMADistributedLayout(version=[3, 0], warps_per_cta=[warps, 1], instr_shape=[16, bn, 32])
-    slim: gl.constexpr = gl.NVMMADistributedLayout(version=[3, 0], warps_per_cta=[warps, 1], instr_shape=[16, bn2, 32])
-    scale = gl.load(w_scale) * gl.load(x_scale)
+    at_once: gl.constexpr = 256 // x_s.dtype.primitive_bitwidth
+    wide: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [warps, 1], instr_shape=[16, bn, at_once])
+    if bn2 > 0:
+        slim: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [warps, 1], instr_shape=[16, bn2, at_once])
+    scale = gl.load(w_scale) * gl.load(x_scale) if scaled else 1.0
     it = 0
     for tile in range(gl.program_id(0), tiles_m * tiles_n, programs):
         row, column = place(tile, tiles_m, tiles_n)
         first = gl.zeros([bh * bw, bn], gl.float32, wide)
-        second = gl.zeros([bh * bw, bn2], gl.float32, slim)
+        if bn2 > 0:
+            second = gl.zeros([bh * bw, bn2], gl.float32, slim)
         for k in range(steps):
             s = it % stages
             mbarrier.wait(full.index(s), (it // stages) & 1)
             x = x_s.index(s).reshape([bh * bw, bk])
             first = warpgroup_mma(x, a_s.index(s).permute((1, 0)), first, is_async=True)
-            second = warpgroup_mma(x, b_s.index(s).permute((1, 0)), second, is_async=True)
-            first, second = warpgroup_mma_wait(num_outstanding=2, deps=(first, second))
+            if bn2 > 0:
+                second = warpgroup_mma(x, b_s.index(s).permute((1, 0)), second, is_async=True)
+                first, second = warpgroup_mma_wait(num_outstanding=2, deps=(first, second))
+            else:
+                first = warpgroup_mma_wait(num_outstanding=1, deps=(first,))
             if k > 0:
                 sync()
                 mbarrier.arrive(empty.index((it + stages - 1) % stages), count=1)
             it += 1
-        first, second = warpgroup_mma_wait(num_outstanding=0, deps=(first, second))
+        if bn2 > 0:
+            first, second = warpgroup_mma_wait(num_outstanding=0, deps=(first, second))
+        else:
+            first = warpgroup_mma_wait(num_outstanding=0, deps=(first,))
         sync()
         mbarrier.arrive(empty.index((it + stages - 1) % stages), count=1)
         start = column * (bn + bn2)
         _store(first, y, bias, scale, start, row, n, height, width, tiles_w, tiles_hw, bh, bw, bn, warps)
-        _store(second, y, bias, scale, start + bn, row, n, height, width, tiles_w, tiles_hw, bh, bw, bn2, warps)
+        if bn2 > 0:
+            _store(second, y, bias, scale, start + bn, row, n, height, width, tiles_w, tiles_hw, bh, bw, bn2, warps)
 
 
 @gluon.jit
@@ -180,7 +193,7 @@ def _conv(
 ):
     x_s = gl.allocate_shared_memory(x.dtype, [stages, 1, bh, bw, bk], x.layout)
     a_s = gl.allocate_shared_memory(x.dtype, [stages, bn, bk], w.layout)
-    b_s = gl.allocate_shared_memory(x.dtype, [stages, bn2, bk], w2.layout)
+    b_s = gl.allocate_shared_memory(x.dtype, [stages, bn2, bk], w2.layout) if bn2 > 0 else a_s
     full = gl.allocate_shared_memory(gl.int64, [stages, 1], mbarrier.MBarrierLayout())
     empty = gl.allocate_shared_memory(gl.int64, [stages, 1], mbarrier.MBarrierLayout())
     for s in gl.static_range(stages):
@@ -216,6 +229,7 @@ def _conv(
                     bn2,
                     bk,
                     stages,
+                    w_scale is not None,
                     num_warps,
                 ),
             ),
@@ -256,30 +270,59 @@ def _tile(height: int, width: int) -> tuple[int, int]:
     return min(_SHAPES, key=lambda shape: -(-height // shape[0]) * -(-width // shape[1]))
 
 
+@dataclass(frozen=True)
+class Columns:
+    """How many columns a tile has, as a power of 2 and another or none; and stages, as many as fit."""
+
+    first: int
+    second: int
+    stages: int
+
+    @property
+    def all(self) -> int:
+        return self.first + self.second
+
+
+CHOICES = (
+    Columns(256, 0, 4),
+    Columns(128, 64, 5),
+    Columns(128, 32, 6),
+    Columns(128, 0, 6),
+    Columns(64, 32, 7),
+    Columns(64, 0, 8),
+    Columns(32, 0, 8),
+)
+"""Of those that take as long, the first is chosen."""
+
+
 def conv(
     x: torch.Tensor,
     weight: torch.Tensor,
     bias: torch.Tensor,
-    weight_scale: torch.Tensor,
-    input_scale: torch.Tensor,
+    scales: tuple[torch.Tensor | None, torch.Tensor | None] = (None, None),
+    columns: Columns | None = None,
 ) -> torch.Tensor:
-    """See `fp8.conv`. There must be a multiple of 64 channels."""
+    """See `fp8.conv`, whose scales these are, and without any `half.conv`. A tile's columns do not change a bit.
+
+    There must be a multiple of 64 channels.
+    """
     rows, height, width, channels = x.shape
     n = len(weight)
     y = torch.empty(rows, height, width, n, device=x.device, dtype=bias.dtype)
-    (bh, bw), bk = _tile(height, width), _DEEP if channels % _DEEP == 0 else _LESS_DEEP
+    (bh, bw), bk = _tile(height, width), math.gcd(channels, STEP_BYTES // x.element_size())
     tiles_w = -(-width // bw)
     tiles_hw = tiles_w * -(-height // bh)
-    tiles_m, tiles_n = rows * tiles_hw, -(-n // (_COLUMNS + _MORE_COLUMNS))
+    tiles_m = rows * tiles_hw
+    columns = columns or min(CHOICES, key=lambda choice: duration(x, tiles_m * -(-n // choice.all), choice.all))
+    tiles_n = -(-n // columns.all)
     programs = blocks(x, tiles_m * tiles_n)
     _conv[(programs,)](
         described(x, [1, bh, bw, bk]),
-        described(weight, [_COLUMNS, bk]),
-        described(weight, [_MORE_COLUMNS, bk]),
+        described(weight, [columns.first, bk]),
+        described(weight, [columns.second or columns.first, bk]),
         y,
         bias,
-        weight_scale,
-        input_scale,
+        *scales,
         n,
         height,
         width,
@@ -292,10 +335,10 @@ def conv(
         tiles_hw,
         bh=bh,
         bw=bw,
-        bn=_COLUMNS,
-        bn2=_MORE_COLUMNS,
+        bn=columns.first,
+        bn2=columns.second,
         bk=bk,
-        stages=_STAGES,
+        stages=columns.stages,
         num_warps=WARPS,
     )
     return y

@@ -4,28 +4,10 @@ Operators of torch's library can be compiled ahead of time and captured. Whoever
 this file.
 """
 
-import os
-import shutil
-
 import torch
 from torch.nn import functional as F  # noqa: N812, the usual name
 
 LARGEST = torch.finfo(torch.float8_e4m3fn).max
-_HOPPER = (9, 0)
-_C_COMPILERS = ("cc", "gcc", "clang")
-
-
-def have_kernels(device: torch.device) -> bool:
-    """Return whether our kernels run on a device."""
-    if device.type != "cuda" or torch.cuda.get_device_capability(device) != _HOPPER:
-        return False
-    if not (os.environ.get("CC") or any(map(shutil.which, _C_COMPILERS))):
-        return False  # Triton needs one to launch what it compiles
-    try:
-        from serve_app.replica.kernels import tiles  # noqa: F401
-    except (ImportError, AttributeError):  # another Triton
-        return False
-    return True
 
 
 def rounded(value: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
@@ -46,7 +28,7 @@ def geglu_reference(
     `x` (m, k) and `weight` (2n, k) are 8-bit floats; the product's first n columns are values, the others gates.
     """
     values, gates = (x.float() @ weight.float().t() * (weight_scale * input_scale) + bias.float()).chunk(2, dim=-1)
-    return rounded(values * F.gelu(gates, approximate="tanh"), output_factor)
+    return rounded(values * F.gelu(gates), output_factor)
 
 
 geglu = torch.library.custom_op("parallel_sdxl::fp8_geglu", geglu_reference, mutates_args=())
@@ -64,7 +46,7 @@ def _(
 ) -> torch.Tensor:
     from serve_app.replica.kernels.geglu import geglu
 
-    return geglu(x, weight, bias, weight_scale, input_scale, output_factor)
+    return geglu(x, weight, bias, (weight_scale, input_scale, output_factor))
 
 
 @geglu.register_fake
@@ -109,7 +91,7 @@ def _(
 ) -> torch.Tensor:
     from serve_app.replica.kernels.conv import conv
 
-    return conv(x, weight, bias, weight_scale, input_scale)
+    return conv(x, weight, bias, (weight_scale, input_scale))
 
 
 @conv.register_fake
