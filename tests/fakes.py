@@ -25,7 +25,7 @@ from serve_app.fanout.sight import PoolStatus
 from serve_app.fanout.starts import Readiness, Starts
 from serve_app.messages import Generated, Kept, Paused, Preview, Progress, ReplicaStatus, Slot, SlotEvent, Work
 from serve_app.readings import Part, Reading
-from serve_app.recipe import Embedding, Lora, SchedulerName
+from serve_app.recipe import Changes, Embedding, Lora, SchedulerName
 from serve_app.schemas import BatchResult, Event, GenerateRequest, ModelInfo
 
 SCHEDULERS: tuple[SchedulerName, ...] = get_args(SchedulerName)
@@ -195,7 +195,9 @@ class NoPeers(Peers):
     async def cancel(self, id: str, index: int | None) -> list[int]:
         return []
 
-    async def resume_images(self, id: str, images: Collection[int] | None) -> list[int] | ServiceError | None:
+    async def resume_images(
+        self, id: str, images: Collection[int] | None, changes: Changes
+    ) -> list[int] | ServiceError | None:
         return None
 
     async def next_part(self, id: str, after: int, wait_s: float) -> Part | None:

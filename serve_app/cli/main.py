@@ -187,6 +187,9 @@ def explore(
     keep: Annotated[
         Seeds | None, typer.Option(parser=Seeds.parse, metavar="7,9", help="The seeds to finish, without being asked.")
     ] = None,
+    then: Annotated[
+        str | None, typer.Option(callback=utf8, metavar="PROMPT", help="What those that are kept go on as.")
+    ] = None,
     seed: FirstSeed = None,
     negative_prompt: Negative = None,
     size: Sized = None,
@@ -200,7 +203,8 @@ def explore(
 ) -> None:
     """Sketch many images of a prompt, choose, and finish only those.
 
-    Finished pictures are written as `generate` does, the same as if they had never stopped. Ctrl-C cancels all.
+    Finished pictures are written as `generate` does, the same as if they had never stopped; with --then as `branch`
+    does, the same as if it had been asked for at once. Ctrl-C cancels all.
     """
     given = {
         "prompt": prompt,
@@ -221,7 +225,7 @@ def explore(
 
     settings = {name: value for name, value in given.items() if value is not None}
     with refusals():
-        command.explore(_service(url), settings, keep.seeds if keep else None, out, _console())
+        command.explore(_service(url), settings, keep.seeds if keep else None, then, out, _console())
 
 
 @app.command(epilog=_EXIT_CODES)

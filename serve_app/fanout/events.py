@@ -13,6 +13,7 @@ from serve_app.schemas import (
     ImageEvent,
     ModelInfo,
     NoPicture,
+    Parameters,
     PausedEvent,
     Picture,
     PreviewEvent,
@@ -83,10 +84,10 @@ def paused_event(slot: Slot, sketch: Paused, ttl_s: float) -> PausedEvent:
     return PausedEvent(**shown, expires_at=time.time() + ttl_s, gpu_seconds=sketch.work.gpu)
 
 
-def resumed_event(slot: Slot) -> ResumedEvent:
-    """Tell that a paused image goes on from the step that was kept."""
+def resumed_event(slot: Slot, own: Parameters | None) -> ResumedEvent:
+    """Tell that a paused image goes on from the step that was kept, maybe with settings of its own."""
     assert slot.kept is not None
-    return ResumedEvent(**_at(slot, slot.kept.step))
+    return ResumedEvent(**_at(slot, slot.kept.step), parameters=own)
 
 
 def end_event(image: Image) -> ImageEvent | FailedEvent | CancelledEvent:

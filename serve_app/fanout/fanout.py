@@ -23,7 +23,7 @@ from serve_app.fanout.generation import Generation
 from serve_app.fanout.generations import Generations
 from serve_app.fanout.grid import NO_GRID
 from serve_app.fanout.held import Held, Terms
-from serve_app.fanout.plan import Plan, plan_of, served_schedulers
+from serve_app.fanout.plan import Plan, branch_of, plan_of, served_schedulers
 from serve_app.fanout.pool import Pool
 from serve_app.fanout.request_events import completed_event, request_events
 from serve_app.fanout.share import Share
@@ -32,6 +32,7 @@ from serve_app.line import Line, current
 from serve_app.messages import Slot, SlotEvent
 from serve_app.metrics import Metrics
 from serve_app.readings import Reading
+from serve_app.recipe import Changes, Recipe
 from serve_app.schemas import (
     BatchResult,
     EmbeddingFile,
@@ -190,7 +191,7 @@ class FanOut:
             raise
         keep_s = self._args.streams.keep_s if can_be_found else 0
         terms = Terms.of(request.response_format, request.on_disconnect, keep_s)
-        held = Held(generation, log, self._run(plan, generation, generate, log), terms, int(time.time()))
+        held = Held(generation, log, self._run(plan, generation, generate, log), terms, int(time.time()), self._branch)
 
         def conclude(_: asyncio.Task[None]) -> None:
             if log.ended and isinstance(last := log.after(log.last)[-1].event, ErrorEvent):
@@ -222,6 +223,11 @@ class FanOut:
         longest_s, max_tokens = self._args.request_timeout_s, self._args.limits.max_prompt_tokens
         plan = plan_of(request, self._pool.any_replica, longest_s, max_tokens, canvas)
         return replace(plan, started=started, warnings=[*warnings, *plan.warnings])
+
+    async def _branch(self, recipe: Recipe, step: int, changes: Changes) -> Recipe:
+        """Return what a paused image goes on as if some of its settings change. Raises InvalidRequest."""
+        model, longest_s = self._pool.model.hash, self._args.request_timeout_s
+        return await self._adapters.named(branch_of(recipe, step, changes), model, longest_s)
 
     @contextmanager
     def _admitted(self, plan: Plan, line: Line) -> Iterator[Generation]:

@@ -3,12 +3,20 @@
 import asyncio
 import math
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Hashable, Iterator, Mapping, Sequence
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Callable,
+    Collection,
+    Hashable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
 from typing import Any
 
-from serve_app.errors import NotFound, NotPaused
 from serve_app.fanout.admission import Admission
 from serve_app.fanout.attempts import Attempts, Generate, OfSlot, ToldToWait, Turn
 from serve_app.fanout.events import (
@@ -24,12 +32,14 @@ from serve_app.fanout.events import (
     resumed_event,
     step_event,
 )
+from serve_app.fanout.sketches import named
 from serve_app.fanout.slot_record import SlotRecord
 from serve_app.fanout.states import GenerationState, SlotState
 from serve_app.fanout.tickets import ticket_of
 from serve_app.fanout.timings import NO_TIME, timings_of
 from serve_app.fanout.tries import Again
 from serve_app.messages import Generated, Paused, Preview, Progress, Slot
+from serve_app.recipe import Recipe
 from serve_app.schemas import ErrorDetail, Event, Image, ModelInfo, NoPicture, QueuedEvent, Timings
 
 
@@ -164,17 +174,21 @@ class Generation:
                 if record.task is not None:
                     record.task.cancel()
 
-    def resume(self, images: Collection[int] | None) -> list[int]:
-        """Let paused images go on, with None all, and return which do. Raises NotFound, NotPaused."""
-        states = {record.slot.index: record.state.value for record in self._records}
-        if unknown := sorted(set(images or ()) - states.keys()):
-            raise NotFound(f"the generation has no image {unknown[0]}")
-        asked = [record for record in self._records if images is None or record.slot.index in images]
-        paused = [record for record in asked if record.is_paused]
-        if not paused:
-            told = ", ".join(f"image {record.slot.index} is {states[record.slot.index]}" for record in asked)
-            raise NotPaused(f"there is nothing to resume: {told or 'no image is named'}")
+    def paused_at(self, images: Collection[int] | None) -> tuple[Recipe, int]:
+        """Return the recipe of the images that `resume` would let go on, and their step. Raises NotFound, NotPaused."""
+        slot = named(self._records, images)[0].slot  # all that are paused have the request's, and its step
+        assert slot.kept is not None, "it is paused"
+        return slot.recipe, slot.kept.step
+
+    def resume(self, images: Collection[int] | None, recipe: Recipe | None = None) -> list[int]:
+        """Let paused images go on, with None all, and return which do. Raises NotFound, NotPaused.
+
+        `recipe` is a branch of theirs to follow from here on.
+        """
+        paused = named(self._records, images)
         for record in paused:
+            if recipe is not None:
+                record.branch(recipe)
             record.resume_requested = True
             self._inbox.put_nowait((record, _ToldToGoOn()))
         return [record.slot.index for record in paused]
@@ -291,7 +305,8 @@ class Generation:
                 record.work += news.work
                 total = time.monotonic() - self._started - record.paused_s
                 self.finished[record.slot.index] = timings_of(record.work, total)
-                return self._end(record, picture(record.slot, replace(news, work=record.work), self._model))
+                told = picture(record.slot, replace(news, work=record.work), self._model)
+                return self._end(record, told.model_copy(update={"parameters": record.own_parameters(self._model)}))
             case Paused():
                 record.pause(news, self._paused_ttl_s)
                 self._admission.leave(record.ticket, succeeded=True)
@@ -300,7 +315,7 @@ class Generation:
                 record.resume()
                 self._admission.join([record.ticket], self._post_queue_moved)
                 self._begin(record)
-                return resumed_event(record.slot)
+                return resumed_event(record.slot, record.own_parameters(self._model))
             case ToldToWait():
                 if record.state is SlotState.RUNNING:
                     record.move_to(SlotState.QUEUED)

@@ -15,6 +15,7 @@ from serve_app.fanout.relay import entries_from, part_after, whole
 from serve_app.fanout.slot_record import most_kept
 from serve_app.messages import Slot
 from serve_app.readings import Found, Part, Reading
+from serve_app.recipe import NO_CHANGES, Changes
 from serve_app.schemas import Cancelled, Resumed
 
 _DRAIN_INTERVAL_S = 0.05
@@ -111,25 +112,31 @@ class Generations:
         """Cancel as `cancel` does, if this ingress replica holds the request; return what is cancelled, if anything."""
         return self._here.cancel(id, index)
 
-    async def resume_images(self, id: str, images: Collection[int] | None = None) -> Resumed:
-        """Let paused images of a request go on, with None all that are paused.
+    async def resume_images(
+        self, id: str, images: Collection[int] | None = None, changes: Changes = NO_CHANGES
+    ) -> Resumed:
+        """Let paused images of a request go on, with None all that are paused, maybe with other settings.
 
-        Any ingress replica may hold the request. Raises NotFound, NotPaused, NotReady.
+        Any ingress replica may hold the request. Raises NotFound, NotPaused, NotReady, InvalidRequest.
         """
-        said = self.resume_images_here(id, images) or await self._peers.resume_images(id, images)
+        said = await self.resume_images_here(id, images, changes)
+        if said is None:
+            said = await self._peers.resume_images(id, images, changes)
         if said is None:
             raise NotFound("there is no such generation: it is unknown or has ended")
         if isinstance(said, ServiceError):
             raise said
         return Resumed(id=id, resumed=said)
 
-    def resume_images_here(self, id: str, images: Collection[int] | None) -> list[int] | ServiceError | None:
+    async def resume_images_here(
+        self, id: str, images: Collection[int] | None, changes: Changes
+    ) -> list[int] | ServiceError | None:
         """Do as `resume_images` and return which go on, or what it raises; None if the request is not here."""
         held = self._here.get(id)
         if held is None:
             return None
         try:
-            return held.resume(images)
+            return await held.resume(images, changes)
         except ServiceError as error:
             return error
 

@@ -14,6 +14,7 @@ from serve_app.fanout.peers import Peers
 from serve_app.fanout.pool import Pool
 from serve_app.metrics import PAUSED, TRAJECTORY_BYTES, Metrics
 from serve_app.readings import Found, Reading
+from serve_app.recipe import NO_CHANGES, Changes
 from serve_app.schemas import Cancelled, Health, ModelHealth, ModelStatus, ReplicaCount, Resumed, ServiceStatus
 
 _WATCH_INTERVAL_S = 3.0
@@ -105,8 +106,10 @@ class Models:
     async def cancel(self, id: str, index: int | None = None) -> Cancelled:
         return await self.generations.cancel(id, index)
 
-    async def resume_images(self, id: str, images: Collection[int] | None = None) -> Resumed:
-        return await self.generations.resume_images(id, images)
+    async def resume_images(
+        self, id: str, images: Collection[int] | None = None, changes: Changes = NO_CHANGES
+    ) -> Resumed:
+        return await self.generations.resume_images(id, images, changes)
 
 
 def _sum(counts: Sequence[ReplicaCount]) -> ReplicaCount:

@@ -13,6 +13,7 @@ from serve_app.errors import NotReady, ServiceError
 from serve_app.fanout.broadcast import first_answer
 from serve_app.fanout.deployed import Deployed, ask_serve
 from serve_app.readings import Part
+from serve_app.recipe import Changes
 
 
 class Peers:
@@ -26,12 +27,14 @@ class Peers:
         # Only the replica that holds the request names any; if it has died in between, none does.
         return await self._ask("cancel", id, index) or []
 
-    async def resume_images(self, id: str, images: Collection[int] | None) -> list[int] | ServiceError | None:
+    async def resume_images(
+        self, id: str, images: Collection[int] | None, changes: Changes
+    ) -> list[int] | ServiceError | None:
         """Return what the replica that holds the request says, None where none does.
 
         Raises NotReady where none does and one does not answer.
         """
-        said: list[int] | ServiceError | None = await self._ask("resume_images", id, images)
+        said: list[int] | ServiceError | None = await self._ask("resume_images", id, images, changes)
         return said
 
     async def next_part(self, id: str, after: int, wait_s: float) -> Part | None:

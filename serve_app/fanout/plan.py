@@ -7,11 +7,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from serve_app.branches import branched
 from serve_app.errors import InvalidRequest, NotReady
 from serve_app.fanout.prompt_syntax import syntax_warning
 from serve_app.messages import ReplicaStatus, Slot
 from serve_app.prompt_weights import LARGEST_WEIGHT, too_heavy
-from serve_app.recipe import OF_MASKS, OF_PICTURES, SEED_SPAN, Output, Recipe, SchedulerName, Variation
+from serve_app.recipe import OF_MASKS, OF_PICTURES, SEED_SPAN, Changes, Output, Recipe, SchedulerName, Variation
 from serve_app.samplers import SAMPLERS, SCHEDULES, needs_spacing, refusal
 from serve_app.schemas import GenerateRequest, Parameters, ServedScheduler, StartEvent
 
@@ -78,6 +79,16 @@ def plan_of(
         slots=slots,
         warnings=warnings_of(request, slots[0], replica),
     )
+
+
+def branch_of(recipe: Recipe, step: int, changes: Changes) -> Recipe:
+    """Return the recipe of an image that leaves another after a step. Raises InvalidRequest."""
+    try:
+        left = branched(recipe, step, changes.settings)
+    except ValueError as error:
+        raise InvalidRequest(str(error), "before") from error
+    check_weights(left)
+    return left
 
 
 def check_weights(recipe: Recipe) -> None:

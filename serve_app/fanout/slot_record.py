@@ -10,7 +10,8 @@ from serve_app.fanout.order import Ticket
 from serve_app.fanout.states import SlotState
 from serve_app.fanout.tickets import work_of
 from serve_app.messages import NO_WORK, Kept, Paused, Slot, Work
-from serve_app.schemas import Image
+from serve_app.recipe import Recipe
+from serve_app.schemas import Image, ModelInfo, Parameters
 
 _LATENTS = 7
 """Of the size of so many latents is what the solver that remembers most keeps, the latent itself among them."""
@@ -52,6 +53,8 @@ class SlotRecord:
     """What its sketch and its picture took."""
     paused_s: float = 0.0
     """How long it was paused before it went on, in seconds: time that does not count."""
+    branched: bool = False
+    """Whether it went on with other settings than those of its request."""
     kept_after_s: float = 0.0
     """How long its replicas took up to the step that was kept last."""
     _paused_at: float | None = None
@@ -85,6 +88,15 @@ class SlotRecord:
         self.kept_after_s = self.work.encode_prompt + self.work.denoise
         self._paused_at = time.monotonic()
         self._expires_at = self._paused_at + ttl_s
+
+    def branch(self, recipe: Recipe) -> None:
+        """Let it go on by a recipe of its own, which is its request's up to the step where it is paused."""
+        self.slot = replace(self.slot, recipe=recipe)
+        self.branched = True
+
+    def own_parameters(self, model: ModelInfo) -> Parameters | None:
+        """Return its settings if they are not those of its request; `model` is the one that this began with."""
+        return Parameters(**dict(self.slot.recipe), **dict(self.slot.output), model=model) if self.branched else None
 
     def resume(self) -> None:
         """Let a paused slot wait for a replica that goes on with it."""

@@ -73,6 +73,14 @@ Variations = Annotated[
     Field(strict=False, description="What moved its seed's noise; with the seed, enough to generate it again."),
 ]
 
+OwnParameters = Annotated[
+    Parameters | None,
+    Field(
+        description="The settings of this image, if it went on with others than those of its request: it was resumed "
+        "with changes. Else null."
+    ),
+]
+
 GpuSeconds = Annotated[
     float,
     Field(description="What it cost: seconds that the device (a GPU, or else the CPU) worked on it, by its own clock."),
@@ -100,6 +108,7 @@ class Picture(Answer):
     model: OtherModel = None
     gpu_seconds: GpuSeconds = 0
     variations: Variations = ()
+    parameters: OwnParameters = None
 
 
 class NoPicture(Answer):

@@ -10,6 +10,7 @@ from serve_app.schemas.answers import (
     ErrorDetail,
     GpuSeconds,
     Grid,
+    OwnParameters,
     Parameters,
     Picture,
     Timings,
@@ -82,6 +83,7 @@ class ResumedEvent(Answer):
     seed: int
     step: int
     num_inference_steps: int
+    parameters: OwnParameters = None
 
 
 class ImageEvent(Picture):

@@ -8,12 +8,13 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from serve_app.body import Body, list_like
+from serve_app.body import list_like
 from serve_app.recipe import (
     LONGEST_TEXT,
     MOST_VARIATIONS,
     PROMPTS,
     SEED_SPAN,
+    Changes,
     FirstSeed,
     Output,
     OutputFormat,
@@ -59,8 +60,8 @@ def sheet_cells(images: int) -> tuple[int, int]:
     return columns, ceil(images / columns)
 
 
-class ResumeRequest(Body):
-    """The body of `POST /generations/{id}/resume`."""
+class ResumeRequest(Changes):
+    """The body of `POST /generations/{id}/resume`: which images, and what changes from their step on, if anything."""
 
     images: list[Annotated[int, Field(ge=0)]] | None = Field(
         default=None, description="The indexes of the images that go on. Null: all that are paused."

@@ -10,12 +10,14 @@ from typing import Any, TypeVar
 import pytest
 
 from serve_app import metrics
+from serve_app.branches import branched
 from serve_app.config import AppArgs, TrajectoriesConfig
 from serve_app.errors import InvalidRequest, NotFound, NotPaused, NotReady, ServiceError, TooManyPaused
 from serve_app.fanout.accounts import facts_of_end
 from serve_app.fanout.sight import PoolStatus
 from serve_app.fanout.slot_record import LEAST_KEPT, most_kept
 from serve_app.fanout.tickets import work_of
+from serve_app.recipe import Changes, Phase, Recipe
 from serve_app.schemas import (
     BatchResult,
     CancelledEvent,
@@ -259,6 +261,46 @@ async def test_a_stream_alone_has_sketches_and_only_with_a_preview_decoder() -> 
     assert refused.value.param == "pause_after"
 
 
+async def test_what_goes_on_as_something_else_is_a_branch_and_says_so() -> None:
+    before = Phase(until_step=4, prompt="c")
+    async with Studio().sketching(before=(before,)) as studio:
+        await studio.resume(0)
+        changes = Changes(prompt="b", guidance_scale=2.0)
+        assert (await studio.service.resume_images(ID, [1], changes)).resumed == [1]
+        await studio.told(ImageEvent, 2)
+        with pytest.raises(NotPaused):
+            await studio.service.resume_images(ID, [1], changes)
+        await studio.service.cancel(ID)
+    recipes = {slot.index: slot.recipe for slot in studio.pool.slots}
+    assert recipes[1] == branched(recipes[0], 6, changes.settings)
+    assert recipes[1].before == (
+        before.model_copy(update={"guidance_scale": 5.0}),
+        Phase(until_step=6, prompt="a", guidance_scale=5.0),
+    )
+    plain, own = await studio.told(ResumedEvent, 2)
+    assert plain.parameters is None
+    assert own.parameters is not None
+    assert Recipe.of(own.parameters) == recipes[1]
+    said = {image.index: image.parameters for image in await studio.told(ImageEvent)}
+    assert said == {0: None, 1: own.parameters}
+
+
+@pytest.mark.parametrize(
+    ("changes", "param", "why"),
+    [
+        (Changes(prompt="b"), "before", "4 times"),
+        (Changes(negative_prompt="embedding:nag"), "negative_prompt", "cannot be found"),
+    ],
+)
+async def test_changes_that_cannot_be_made_leave_it_paused(changes: Changes, param: str, why: str) -> None:
+    many = tuple(Phase(until_step=step, prompt=f"{step}") for step in range(1, 5))
+    async with Studio().sketching(before=many if param == "before" else ()) as studio:
+        with pytest.raises(InvalidRequest, match=why) as refused:
+            await studio.service.resume_images(ID, [1], changes)
+        assert refused.value.param == param
+        assert await studio.resume() == [0, 1, 2]
+
+
 class Neighbours(NoPeers):
     """Reaches one other ingress replica."""
 
@@ -266,10 +308,12 @@ class Neighbours(NoPeers):
         self.holder: OneModel | None = None
         self.busy = False
 
-    async def resume_images(self, id: str, images: Collection[int] | None) -> list[int] | ServiceError | None:
+    async def resume_images(
+        self, id: str, images: Collection[int] | None, changes: Changes
+    ) -> list[int] | ServiceError | None:
         if self.busy:
             raise NotReady("too busy")
-        return self.holder.generations.resume_images_here(id, images) if self.holder else None
+        return await self.holder.generations.resume_images_here(id, images, changes) if self.holder else None
 
 
 async def test_another_ingress_replica_lets_it_go_on() -> None:
