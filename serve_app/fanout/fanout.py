@@ -181,10 +181,11 @@ class FanOut:
             request = await self._adapters.named(request, model.hash, min(request.timeout_s or longest_s, longest_s))
             plan = self._plan(request, started, shared, () if canvas is None else canvas.warnings)
             self._generations.check_free(plan.id)
-            self._generations.require_keeping([slot for slot in plan.slots if slot.pause_after is not None])
+            canvas_bytes = 0 if canvas is None else canvas.nbytes
+            self._generations.require_keeping([one for one in plan.slots if one.pause_after is not None], canvas_bytes)
             place.enter_context(line.open())
             line.facts |= facts_of_plan(plan)
-            generation = place.enter_context(self._admitted(plan, line))
+            generation = place.enter_context(self._admitted(plan, line, canvas_bytes))
         except ServiceError as error:
             place.close()
             self._accounts.refused(error)
@@ -230,7 +231,7 @@ class FanOut:
         return await self._adapters.named(branch_of(recipe, step, changes), model, longest_s)
 
     @contextmanager
-    def _admitted(self, plan: Plan, line: Line) -> Iterator[Generation]:
+    def _admitted(self, plan: Plan, line: Line, canvas_bytes: int) -> Iterator[Generation]:
         """Put the request's images in the queue for as long as the context is open. Raises TooManyWaiting."""
         self._share.require_place(len(plan.slots))
         generation = Generation(
@@ -242,6 +243,7 @@ class FanOut:
             self._accounts.again,
             name := client.get(),
             self._args.trajectories.ttl_s,
+            canvas_bytes,
         )
         try:
             with generation.admitted():

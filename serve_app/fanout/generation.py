@@ -72,16 +72,18 @@ class Generation:
         on_retry: Callable[[Again, int], None],
         client: Hashable = None,
         paused_ttl_s: float = math.inf,
+        canvas_bytes: int = 0,
     ) -> None:
         """`client` is who shares turns with the other generations of the same name; None: nobody.
 
         `on_retry` hears why an image is generated again, and how many steps of its last try need not be. One that is
-        paused ends after `paused_ttl_s`.
+        paused ends after `paused_ttl_s`. `canvas_bytes` is the size of the canvas that all slots share.
         """
         self._model = model
         self._admission = admission
         self._started = started
         self._paused_ttl_s = paused_ttl_s
+        self._canvas_bytes = canvas_bytes
         self._generate: Generate | None = None
         self._state = GenerationState.ADMITTED
         self._records = [
@@ -148,7 +150,8 @@ class Generation:
     @property
     def kept_bytes(self) -> int:
         """How many bytes paused images keep, and those may keep that are still to be paused."""
-        return sum(record.kept_bytes for record in self._records)
+        kept = sum(record.kept_bytes for record in self._records)
+        return kept + self._canvas_bytes if kept else 0
 
     def paused_seconds(self, index: int) -> float:
         """Return how long an image was paused before it went on."""

@@ -46,12 +46,12 @@ class Generations:
         """Raise InvalidRequest if a generation here has this id."""
         self._here.check_free(id)
 
-    def require_keeping(self, slots: Sequence[Slot]) -> None:
-        """Raise TooManyPaused if there is no room for the states of so many more slots while they are paused.
+    def require_keeping(self, slots: Sequence[Slot], canvas_bytes: int) -> None:
+        """Raise TooManyPaused if there is no room for what these slots keep while they are paused.
 
-        Raises InvalidRequest if there never is.
+        That is their states, and the canvas that they share. Raises InvalidRequest if there never is.
         """
-        needed, most = sum(map(most_kept, slots)), self.most_paused_bytes
+        needed, most = sum(map(most_kept, slots)) + canvas_bytes if slots else 0, self.most_paused_bytes
         limit = f"the limit of {most} bytes (trajectories.max_bytes)"
         if needed > most:
             raise InvalidRequest(

@@ -3,14 +3,16 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator, Collection
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from dataclasses import replace
 from typing import Any, TypeVar
 
 import pytest
+from PIL import Image
 
 from serve_app import metrics
 from serve_app.branches import branched
+from serve_app.canvas import canvas_of
 from serve_app.config import AppArgs, TrajectoriesConfig
 from serve_app.errors import InvalidRequest, NotFound, NotPaused, NotReady, ServiceError, TooManyPaused
 from serve_app.fanout.accounts import facts_of_end
@@ -204,6 +206,23 @@ async def test_a_request_that_could_keep_too_much_is_refused_until_there_is_room
             pass
         await studio.resume()
     assert studio.service.generations.paused == (0, 0)
+
+
+async def test_what_they_go_on_from_counts_once_as_long_as_one_is_paused() -> None:
+    canvas = canvas_of(Image.new("RGB", (64, 64)), Image.new("L", (64, 64), 255), make_slot(width=64, height=64).recipe)
+    assert canvas.nbytes == 64 * 64 * (3 + 1 + 3 + 1), "two pictures and two masks"
+    asked = request(width=64, height=64, num_images=2, init_image="sha256:0", mask_image="sha256:1")
+    states = 2 * most_kept(make_slot(width=64, height=64))
+    for room, fits in ((states + canvas.nbytes - 1, False), (states + canvas.nbytes, True)):
+        studio = Studio(max_bytes=room)
+        with nullcontext() if fits else pytest.raises(InvalidRequest, match="max_bytes"):
+            async with asyncio.timeout(10), studio.service.open(asked, canvas) as reading:
+                reader = asyncio.create_task(studio._read(reading.entries))
+                await studio.told(PausedEvent, 2)
+                assert studio.service.generations.paused == (2, 2 * KEPT + canvas.nbytes)
+                await studio.service.cancel(ID)
+                await reader
+        assert studio.service.generations.paused == (0, 0)
 
 
 @pytest.mark.parametrize("most", [0, 2 * most_kept(make_slot(width=64, height=64))])
