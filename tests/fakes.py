@@ -42,6 +42,7 @@ REPLICA = ReplicaStatus(
     active=0,
     waiting=0,
     finished=0,
+    scorers=("sharpness",),
 )
 
 
@@ -124,6 +125,8 @@ class FakePool(Pool):
     slots: list[Slot] = field(default_factory=list)
     deadlines: list[float] = field(default_factory=list)
     models: dict[int, ModelInfo] = field(default_factory=dict)
+    scores: Mapping[int, float | None] = field(default_factory=dict)
+    """What sketches are worth, by index."""
 
     name: str = ""
     deployed: Deployed = field(default_factory=Deployed)
@@ -162,7 +165,7 @@ class FakePool(Pool):
         yield Progress(1)
         if slot.pause_after is not None:
             await self.before(slot)
-            yield sketch(slot)
+            yield replace(sketch(slot), score=self.scores.get(slot.index) if slot.score_by else None)
             return
         for step in sorted(slot.preview_steps):
             yield Preview(step, 8, 8, "preview")

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from serve_app.messages import Generated, Paused, Preview, Progress, Slot
 from serve_app.schemas import (
+    NOT_KEPT,
     CancelledEvent,
     ErrorDetail,
     FailedEvent,
@@ -30,6 +31,9 @@ CANCELLED = ErrorDetail(type="cancelled", message="the image was cancelled")
 EXPIRED = ErrorDetail(
     type="expired", message="the image was paused for as long as trajectories.ttl_s allows, and nobody let it go on"
 )
+PASSED_OVER = ErrorDetail(type=NOT_KEPT, message="the sketches of other images were better, by the request's `keep`")
+NO_FAILURES = (EXPIRED, PASSED_OVER)
+"""How sketches end that nobody wants."""
 REPLICA_LOST = ErrorDetail(
     type="replica_lost", message="the replica was lost while generating this image, and so was the one that tried again"
 )
@@ -51,6 +55,10 @@ def cancelled(slot: Slot) -> NoPicture:
 
 def expired(slot: Slot) -> NoPicture:
     return _without_picture(slot, "cancelled", EXPIRED)
+
+
+def passed_over(slot: Slot) -> NoPicture:
+    return _without_picture(slot, "cancelled", PASSED_OVER)
 
 
 def picture(slot: Slot, generated: Generated, asked: ModelInfo) -> Picture:
@@ -78,10 +86,11 @@ def step_event(slot: Slot, event: Progress | Preview) -> ProgressEvent | Preview
     return ProgressEvent(**_at(slot, event.step)) if isinstance(event, Progress) else _shown(slot, event)
 
 
-def paused_event(slot: Slot, sketch: Paused, ttl_s: float) -> PausedEvent:
-    """Tell of a sketch that waits for so many seconds from now."""
+def paused_event(slot: Slot, sketch: Paused, ttl_s: float | None) -> PausedEvent:
+    """Tell of a sketch that waits for so many seconds from now, None: for the other sketches."""
     shown = dict(_shown(slot, sketch.preview)) | {"type": "paused"}
-    return PausedEvent(**shown, expires_at=time.time() + ttl_s, gpu_seconds=sketch.work.gpu)
+    expires_at = None if ttl_s is None else time.time() + ttl_s
+    return PausedEvent(**shown, expires_at=expires_at, gpu_seconds=sketch.work.gpu, score=sketch.score)
 
 
 def resumed_event(slot: Slot, own: Parameters | None) -> ResumedEvent:

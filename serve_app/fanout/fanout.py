@@ -27,6 +27,7 @@ from serve_app.fanout.plan import Plan, branch_of, plan_of, served_schedulers
 from serve_app.fanout.pool import Pool
 from serve_app.fanout.request_events import completed_event, request_events
 from serve_app.fanout.share import Share
+from serve_app.fanout.sketches import Pauses
 from serve_app.fanout.spans import write_spans
 from serve_app.line import Line, current
 from serve_app.messages import Slot, SlotEvent
@@ -140,7 +141,7 @@ class FanOut:
         if request.pause_after is not None:
             raise InvalidRequest("pause_after: this answer has no place for sketches; use POST /stream", "pause_after")
         without_previews = request.model_copy(update={"preview_steps": []})
-        calls = self._pool.stream if self._args.engine.keep_every else self._pool.generate
+        calls = self._pool.stream if self._args.engine.keep_every or request.keep else self._pool.generate
         held = await self._begin(without_previews, canvas, calls, can_be_found=request.id is not None)
         async with held.reading():
             await asyncio.wait([held.task])
@@ -242,8 +243,7 @@ class FanOut:
             plan.started,
             self._accounts.again,
             name := client.get(),
-            self._args.trajectories.ttl_s,
-            canvas_bytes,
+            Pauses(self._args.trajectories.ttl_s, plan.best, canvas_bytes),
         )
         try:
             with generation.admitted():

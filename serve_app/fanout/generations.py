@@ -53,17 +53,18 @@ class Generations:
         """
         needed, most = sum(map(most_kept, slots)) + canvas_bytes if slots else 0, self.most_paused_bytes
         limit = f"the limit of {most} bytes (trajectories.max_bytes)"
+        field = "keep" if any(slot.score_by for slot in slots) else "pause_after"
         if needed > most:
             raise InvalidRequest(
-                f"pause_after: paused, {len(slots)} such images could exceed {limit}; ask for fewer or smaller ones, "
-                "or leave out pause_after",
-                "pause_after",
+                f"{field}: paused, {len(slots)} such images could exceed {limit}; ask for fewer or smaller ones, "
+                f"or leave out {field}",
+                field,
             )
         if needed and needed + (kept := self.paused[1]) > most:
             raise TooManyPaused(
-                f"pause_after: paused images keep {kept} bytes, {len(slots)} more could exceed {limit}; resume or "
-                "cancel some, ask for fewer or smaller ones, or leave out pause_after",
-                "pause_after",
+                f"{field}: paused images keep {kept} bytes, {len(slots)} more could exceed {limit}; resume or "
+                f"cancel some, ask for fewer or smaller ones, or leave out {field}",
+                field,
             )
 
     @property

@@ -96,7 +96,7 @@ class Held:
         return (self._generation.paused, self._generation.kept_bytes) if self._generation else (0, 0)
 
     def shut_down(self, only_paused: bool = False) -> None:
-        """Let images fail that have not ended, all or those that are paused, because the service ends."""
+        """Let images fail that have not ended, all or those that wait for somebody, because the service ends."""
         if self._generation:
             self._generation.shut_down(only_paused)
 

@@ -58,11 +58,13 @@ class Replica:
         self._checks = [asyncio.create_task(_keep(check)) for check in checks]
 
     async def _start(self, args: AppArgs) -> None:
+        from serve_app.replica.scorers import with_others
         from serve_app.replica.sources import path_here
 
         began = time.perf_counter()
         # Before the imports, which take longest: Serve tries a start that failed again and again.
         await asyncio.to_thread(path_here, args.model)
+        self._scorers = with_others(args.engine.scorers)
         with importing():
             from serve_app.replica.counting import Counting
             from serve_app.replica.demand import Demand
@@ -85,7 +87,7 @@ class Replica:
         self._loras = make_store(args.adapters, self._checkpoint)
         self._embeddings = make_embedding_store(args.adapters, self._checkpoint)
         sets = 0 if self._loras is None else args.adapters.resident_sets
-        self._engine = Engine(self._checkpoint, args.engine, args.preview, self._counting, sets)
+        self._engine = Engine(self._checkpoint, args.engine, args.preview, self._counting, sets, self._scorers)
         slots = _warm_up_slots(args, self._checkpoint)
         await asyncio.wrap_future(self._engine.start(slots))
         warm = time.perf_counter()
@@ -213,6 +215,7 @@ class Replica:
             fault=self._engine.fault,
             takes_pictures=can_encode(self._checkpoint.vae),
             adapters=self._engine.adapters,
+            scorers=tuple(self._scorers),
         )
 
     def record_autoscaling_stats(self) -> dict[str, float]:

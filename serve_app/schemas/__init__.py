@@ -1,6 +1,7 @@
 """The HTTP contract: request bodies, answers and server-sent events. No Ray, no torch."""
 
 from serve_app.schemas.answers import (
+    NOT_KEPT,
     Answer,
     BatchResult,
     Cancelled,
@@ -53,6 +54,7 @@ from serve_app.schemas.events import (
 from serve_app.schemas.request import (
     FieldError,
     GenerateRequest,
+    Keep,
     OnDisconnect,
     ResponseFormat,
     ResumeRequest,
@@ -62,6 +64,7 @@ from serve_app.schemas.request import (
 )
 
 __all__ = [
+    "NOT_KEPT",
     "Answer",
     "BatchResult",
     "Cancelled",
@@ -82,6 +85,7 @@ __all__ = [
     "Image",
     "ImageEvent",
     "ImageState",
+    "Keep",
     "LoraFile",
     "ModelHealth",
     "ModelInfo",

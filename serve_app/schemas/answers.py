@@ -59,6 +59,10 @@ class ErrorDetail(Answer):
     message: str
 
 
+NOT_KEPT = "not_kept"
+"""The type of the error of an image that was sketched and not finished, by its request's `keep`."""
+
+
 OtherModel = Annotated[
     ModelInfo | None,
     Field(

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from serve_app.errors import NotPaused, ReplicaLost, SlotFailed, SlotReturned
 from serve_app.fanout.admission import Admission
 from serve_app.fanout.generation import Generation
+from serve_app.fanout.sketches import Pauses
 from serve_app.fanout.states import GenerationState, SlotState
 from serve_app.messages import Generated, Preview, Progress, Slot, SlotEvent, Work
 from serve_app.schemas import Event, NoPicture, Picture, QueuedEvent
@@ -256,7 +257,7 @@ def test_whatever_happens_each_slot_ends_once(story: tuple[int, int, list[Step]]
         admission, replicas = Admission(100, lambda: capacity), Replicas(slots)
         turn = dispatcher_of(admission).turn
         made = [make_slot(index=i, seed=i) for i in range(slots)]
-        generation = Generation(made, MODEL, admission, turn, 0, lambda *_: None, paused_ttl_s=0.02)
+        generation = Generation(made, MODEL, admission, turn, 0, lambda *_: None, pauses=Pauses(ttl_s=0.02))
         client = Client(generation)
         with generation.admitted():
             await play(generation, replicas, client, steps[:early])

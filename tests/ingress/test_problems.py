@@ -65,6 +65,11 @@ BAD = [
     ({"negative_original_size": [512, 512]}, "negative_target_size"),
     ({"negative_target_size": [512, 512]}, "negative_original_size"),
     ({"negative_crops_coords_top_left": [8, 0]}, "negative_crops_coords_top_left"),
+    ({"keep": {"at_step": 6, "best": 1}}, "keep.by"),
+    ({"keep": {"at_step": 20, "best": 1, "by": "sharpness"}}, "keep.at_step"),
+    ({"keep": {"at_step": 6, "best": 4, "by": "sharpness"}}, "keep.best"),
+    ({"keep": {"at_step": 6, "best": 1, "by": "sharpness"}, "pause_after": 6}, "keep"),
+    ({"keep": {"at_step": 6, "best": 1, "by": "taste"}}, "keep.by"),
     ({"before": [{"until_step": step} for step in range(1, 6)]}, "before"),
 ]
 

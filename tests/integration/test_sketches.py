@@ -73,3 +73,17 @@ async def test_one_that_goes_on_as_something_else_is_the_branch_made_from_nothin
             made = (await client.post("/generate", json=body)).json()
             assert b64decode(made["images"][0]["b64_json"]) == file, "bytes of the file, parameters and all"
         assert made["parameters"] == image["parameters"]
+
+
+async def test_the_best_sketches_become_the_pictures_that_they_would_have_become(pair: str) -> None:
+    async with httpx2.AsyncClient(base_url=pair, timeout=60) as client:
+        whole = (await client.post("/generate", json=BODY)).json()["images"]
+        keep = {"at_step": 6, "best": 2, "by": "colourfulness"}
+        async with client.stream("POST", "/stream", json={**BODY, "keep": keep}) as response:
+            events = [event async for event in frames(response)]
+        scores = {event["index"]: event["score"] for event in events if event["type"] == "paused"}
+        best = sorted(sorted(scores, key=scores.__getitem__)[2:])
+        kept = {event["index"]: event["b64_json"] for event in events if event["type"] == "image"}
+        assert kept == {index: whole[index]["b64_json"] for index in best}
+        answer = (await client.post("/generate", json={**BODY, "keep": keep})).json()
+        assert [image["index"] for image in answer["images"] if image["status"] == "succeeded"] == best, "again"
