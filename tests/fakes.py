@@ -206,6 +206,9 @@ class NoPeers(Peers):
     async def next_part(self, id: str, after: int, wait_s: float) -> Part | None:
         return None
 
+    async def has_left(self) -> bool:
+        return False
+
     async def deployed(self, replicas: Iterable[str]) -> Mapping[str, Deployed]:
         return {}
 

@@ -26,7 +26,11 @@ from serve_app.schemas import (
 DEADLINE_EXCEEDED = ErrorDetail(
     type="deadline_exceeded", message="the request's deadline passed before this image was finished"
 )
-SHUTTING_DOWN = ErrorDetail(type="shutting_down", message="the service was shut down before this image was finished")
+SHUTTING_DOWN = ErrorDetail(
+    type="shutting_down",
+    message="the service, or the part of it that held this image, was replaced or shut down before it was finished; "
+    "asked for again, its seed gives the same picture",
+)
 CANCELLED = ErrorDetail(type="cancelled", message="the image was cancelled")
 EXPIRED = ErrorDetail(
     type="expired", message="the image was paused for as long as trajectories.ttl_s allows, and nobody let it go on"

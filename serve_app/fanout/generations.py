@@ -146,6 +146,11 @@ class Generations:
         held = self._here.get(id)
         return await held.next_part(after, wait_s) if held else None
 
+    def end_paused(self) -> None:
+        """Let images fail that wait for somebody: nobody can say any more that they go on."""
+        for held in self._here.running:
+            held.shut_down(only_paused=True)
+
     async def drain(self, grace_s: float) -> None:
         """Refuse new requests, and return when the running ones have ended.
 
@@ -167,8 +172,7 @@ class Generations:
         """Wait at most so long until no request runs, and return whether none does."""
         until = time.monotonic() + seconds
         while self._here.running and time.monotonic() < until:
-            for held in self._here.running:
-                held.shut_down(only_paused=True)
+            self.end_paused()
             await asyncio.sleep(_DRAIN_INTERVAL_S)
         return not self._here.running
 

@@ -59,6 +59,9 @@ class Ingress:
         """
         return await self._service.generations.resume_images_here(id, images, changes)
 
+    async def here(self) -> None:
+        """Do nothing. Who asks all replicas for it sees which of them Serve still passes calls to."""
+
     async def drain(self, grace_s: float) -> None:
         """Refuse new requests and return when the running ones are answered, at most some seconds after the grace."""
         ends = time.monotonic() + grace_s

@@ -58,13 +58,11 @@ class Replica:
         self._checks = [asyncio.create_task(_keep(check)) for check in checks]
 
     async def _start(self, args: AppArgs) -> None:
-        from serve_app.replica.scorers import with_others
         from serve_app.replica.sources import path_here
 
         began = time.perf_counter()
         # Before the imports, which take longest: Serve tries a start that failed again and again.
         await asyncio.to_thread(path_here, args.model)
-        self._scorers = with_others(args.engine.scorers)
         with importing():
             from serve_app.replica.counting import Counting
             from serve_app.replica.demand import Demand
@@ -74,8 +72,10 @@ class Replica:
             from serve_app.replica.loading import load
             from serve_app.replica.lora.store import make_store
             from serve_app.replica.pixels import PixelStore
+            from serve_app.replica.scorers import with_others
 
         self._args = args
+        self._scorers = with_others(args.engine.scorers)
         self._leases = Leases()
         self._demand = Demand()
         self._pixels = PixelStore()

@@ -24,6 +24,7 @@ from serve_app.schemas import (
     BatchResult,
     CancelledEvent,
     CompletedEvent,
+    ErrorEvent,
     Event,
     FailedEvent,
     GenerateRequest,
@@ -240,6 +241,31 @@ async def test_a_drain_does_not_wait_for_what_is_paused() -> None:
         await studio.service.drain(30)
     assert [event.index for event in await studio.told(ImageEvent)] == [0], "what goes on has its grace"
     assert {event.error.type for event in await studio.told(FailedEvent, 2)} == {"shutting_down"}
+
+
+class Leaving(NoPeers):
+    """Serve has replaced this ingress replica, after having lost sight of it for a moment."""
+
+    def __init__(self) -> None:
+        self.looks = iter((True, False, True, True))
+        self.looked = 0
+
+    async def has_left(self) -> bool:
+        self.looked += 1
+        return next(self.looks, True)
+
+
+async def test_what_is_paused_in_an_ingress_replica_that_is_replaced_ends_with_a_reason(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("serve_app.fanout.models._WATCH_INTERVAL_S", 0)
+    peers = Leaving()
+    async with Studio(peers).sketching() as studio, studio.service.running():
+        ends = await studio.told(FailedEvent, 3)
+        (end,) = await studio.told(ErrorEvent)
+    assert {(end.error.type, end.seed) for end in ends} == {("shutting_down", seed) for seed in range(3)}
+    assert end.error.type == "shutting_down"
+    assert peers.looked == 4, "and it asks only while something is paused"
 
 
 async def test_a_client_that_leaves_cancels_what_is_paused_or_comes_back_to_it() -> None:

@@ -85,5 +85,8 @@ async def test_the_best_sketches_become_the_pictures_that_they_would_have_become
         best = sorted(sorted(scores, key=scores.__getitem__)[2:])
         kept = {event["index"]: event["b64_json"] for event in events if event["type"] == "image"}
         assert kept == {index: whole[index]["b64_json"] for index in best}
+        async with client.stream("POST", "/stream", json={**BODY, "keep": {**keep, "by": "words"}}) as response:
+            sketches = [event async for event in frames(response) if event["type"] == "paused"]
+        assert [sketch["score"] for sketch in sketches] == [3] * 4, "a scorer of the service's own"
         answer = (await client.post("/generate", json={**BODY, "keep": keep})).json()
         assert [image["index"] for image in answer["images"] if image["status"] == "succeeded"] == best, "again"
