@@ -150,7 +150,7 @@ def test_replicas_follow_the_images(changing: Changing) -> None:
 def test_it_falls_asleep_and_a_request_wakes_it(changing: Changing) -> None:
     """And what is paused while another ingress takes the place of this one ends with a reason."""
     events: list[dict[str, Any]] = []
-    with streaming(changing.http, events, pause_after=2):
+    with streaming(changing.http, events, num_inference_steps=4, pause_after=2):
         eventually(lambda: [event["type"] for event in events].count("paused") == 2)
         changing.args["scaling"] |= {"min_replicas": 0}
         changing.deploy()
