@@ -4,11 +4,11 @@ from collections.abc import Sequence
 
 from benchmarks.measures import Best, Derived, Goal, Measure, PerDevice, Ratio, Subject
 from benchmarks.subjects.engine import BATCHES, ENGINE, ENGINE_512, ENGINE_FEW, ENGINE_FP8
-from benchmarks.subjects.peers import FAL, RAY_SERVE, STOCK, STOCK_BF16
+from benchmarks.subjects.peers import FAL, RAY_SERVE, STOCK, STOCK_BF16, TUNED
 from benchmarks.subjects.service import SERVICE, SERVICE_1, SERVICE_2
 
 PHASES: tuple[tuple[Subject, ...], ...] = (
-    (ENGINE, ENGINE_FEW, ENGINE_FP8, ENGINE_512, STOCK, STOCK_BF16),
+    (TUNED, ENGINE, ENGINE_FEW, ENGINE_FP8, ENGINE_512, STOCK, STOCK_BF16),
     (SERVICE_1, SERVICE_2),
     (SERVICE,),
     (FAL,),
@@ -52,6 +52,7 @@ DERIVED: Sequence[Derived] = (
         per_device=True,
     ),
     Ratio(Measure("stock/engine", "x", "one image, stock / ours"), "stock.image", "engine.image"),
+    Ratio(Measure("tuned/engine", "x", "one image, stock tuned / ours"), "tuned.image", "engine.image"),
     Ratio(Measure("fal/service", "x", "an image on every GPU, fal / ours"), "fal.all", "service.all"),
     Ratio(Measure("service/fal.load", "x", "images/s, ours / fal"), "service.load", "fal.load"),
     Ratio(Measure("service/ray.load", "x", "images/s, ours / Ray Serve's pattern"), "service.load", "ray.load"),

@@ -18,6 +18,9 @@ Loss = Literal["cancelled", "failed", "returned"]
 End = Literal["succeeded", "paused"] | Loss
 """How a slot ends on a replica."""
 
+START_NEWS_S = 2.0
+"""How often a replica that starts says how far it is."""
+
 _PARTS = {*Recipe.model_fields, *Output.model_fields}
 
 

@@ -27,6 +27,8 @@ import yaml
 if TYPE_CHECKING:
     from ray.serve.handle import DeploymentHandle
 
+    from serve_app.config import AppArgs
+
 # Serve is imported where it is used: its imports take half a second, in which Ray can start already.
 
 ENVIRONMENT = {
@@ -42,6 +44,9 @@ ENVIRONMENT = {
     "RAY_SERVE_MAX_PER_REPLICA_RETRY_COUNT": "10",
 }
 """What Ray's processes must find in their environment when they start."""
+
+_BESIDE_REPLICAS = 5
+"""Processes of a service: Serve's controller, a proxy, the builder, an ingress, and a spare for a replica to come."""
 
 GRACE_S = 30.0
 _MARGIN_S = 10.0
@@ -73,7 +78,7 @@ def main() -> None:
             raise SystemExit(128 + number)
         told.set()
 
-    for name, value in ENVIRONMENT.items():
+    for name, value in {**ENVIRONMENT, **preloading(options.config, os.cpu_count() or 1)}.items():
         os.environ.setdefault(name, value)
     with ThreadPoolExecutor(1) as beside:
         beside.submit(import_module, "ray.serve.scripts")
@@ -131,25 +136,42 @@ def require_port(config: str) -> None:
         sys.exit(f"port {port} of {host} cannot be had: {os.strerror(error.errno or 0)}")
 
 
+def preloading(config: str, cores: int) -> Mapping[str, str]:
+    """Return what makes Ray start the processes of this service at once, and import meanwhile what replicas need.
+
+    Else Ray starts one for each core, waits for all of them, and they import nothing before they are told what they
+    are. Nothing is returned for few cores: there the imports would hold up what the start waits for.
+    """
+    processes = sum(own.num_replicas for args in _ours(config) for own in args.served.values()) + _BESIDE_REPLICAS
+    if cores < processes:
+        return {}
+    return {
+        "RAY_preload_python_modules": "serve_app.preload",
+        "RAY_worker_maximum_startup_concurrency": str(processes),  # so that it starts no more
+        "RAY_num_workers_soft_limit": str(processes),  # so that it ends none of them
+    }
+
+
 def cut_off(config: str) -> Iterator[str]:
     """Yield a sentence for each of our applications whose streams Serve may end before their images have ended."""
-    from serve_app.config import AppArgs
-
-    given = _read(config)
-    limit_s = (given.get("http_options") or {}).get("request_timeout_s")
-    for application in given.get("applications") or ():
-        if not limit_s or application.get("import_path") != BUILDER:
-            continue
-        try:
-            args = AppArgs.model_validate(application.get("args") or {})
-        except ValueError:
-            continue  # Serve says what is wrong
+    limit_s = (_read(config).get("http_options") or {}).get("request_timeout_s")
+    for args in _ours(config):
         longest_s = args.request_timeout_s + args.trajectories.ttl_s
-        if limit_s <= longest_s:
+        if limit_s and limit_s <= longest_s:
             yield (
                 f"http_options.request_timeout_s ({limit_s:g}) ends streams whose images are paused too early: with "
                 f"request_timeout_s and trajectories.ttl_s they may last {longest_s:g} s"
             )
+
+
+def _ours(config: str) -> "Iterator[AppArgs]":
+    """Yield the arguments of each of our applications; Serve says what is wrong with others."""
+    from serve_app.config import AppArgs
+
+    for application in _read(config).get("applications") or ():
+        if application.get("import_path") == BUILDER:
+            with suppress(ValueError):
+                yield AppArgs.model_validate(application.get("args") or {})
 
 
 def _read(config: str) -> dict[str, Any]:

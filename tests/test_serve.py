@@ -10,7 +10,7 @@ import pytest
 import yaml
 from ray.serve.exceptions import RayServeException
 
-from serve_app.serve import OWN, address_of, cut_off, drained, require_port
+from serve_app.serve import OWN, address_of, cut_off, drained, preloading, require_port
 
 
 @dataclass
@@ -83,3 +83,21 @@ def test_who_lets_serve_end_streams_early_is_told(
     given = {"http_options": {"request_timeout_s": limit_s}, "applications": [others, ours]}
     config.write_text(yaml.safe_dump(given))
     assert [f"({limit_s})" in warning for warning in cut_off(str(config))] == [True] * warned
+
+
+@pytest.mark.parametrize(
+    ("args", "processes"),
+    [
+        ({"num_replicas": 4}, 9),
+        ({"models": {"a": {}, "b": {"num_replicas": 1}}, "default_model": "a", "num_replicas": 3}, 9),
+        ({"num_replicas": "many"}, 5),
+    ],
+)
+def test_what_replicas_need_is_imported_early_where_there_are_cores_for_it(
+    args: dict[str, Any], processes: int, tmp_path: Path
+) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text(yaml.safe_dump({"applications": [{"import_path": "serve_app.app:build", "args": args}]}))
+    assert preloading(str(config), processes - 1) == {}
+    settings = preloading(str(config), processes)
+    assert [value for name, value in settings.items() if name != "RAY_preload_python_modules"] == [str(processes)] * 2

@@ -50,6 +50,22 @@ def _batch(prefix: str, images: int, few: bool = False, small: bool = False) -> 
     return Trial((Measure(name, "images/s", f"{images} images a UNet call, more waiting"),), run, seconds=60)
 
 
+def _turns(prefix: str, few: bool = False, small: bool = False, goal: Goal | None = None) -> Trial:
+    """Generate with a replica's default settings, with which no image's bits depend on others."""
+    name = f"{prefix}.turns4"
+
+    def run(bench: EngineBench, conditions: Conditions) -> Samples:
+        work = conditions.workload
+        size = work.small_size if small else work.size
+        slot = _few(conditions) if few else conditions.slot(width=size, height=size)
+        bench.prepare(4, slot, images_per_call=1)
+        return {name: bench.rates(slot, work.seconds)}
+
+    return Trial(
+        (Measure(name, "images/s", "4 images in turns, one a UNet call, more waiting", goal),), run, seconds=40
+    )
+
+
 def _png(bench: EngineBench, conditions: Conditions) -> Samples:
     slot = conditions.slot(output_format="png")
     bench.prepare(1, slot)
@@ -83,13 +99,6 @@ def _idle(bench: EngineBench, conditions: Conditions) -> Samples:
     return {"engine.idle": [bench.idle(slot, 0)]}
 
 
-def _turns(bench: EngineBench, conditions: Conditions) -> Samples:
-    """Generate with a replica's default settings."""
-    slot = conditions.slot()
-    bench.prepare(4, slot, images_per_call=1)
-    return {"engine.turns4": bench.rates(slot, conditions.workload.seconds)}
-
-
 def _few(conditions: Conditions) -> Slot:
     return conditions.slot(num_inference_steps=conditions.workload.few_steps, guidance_scale=0.0)
 
@@ -100,7 +109,7 @@ ENGINE = Subject(
     devices=1,
     seconds=LOAD_S,
     trials=(
-        _latency("engine", Goal(0.74, 0.60)),
+        _latency("engine", Goal(0.60, 0.58)),
         Trial((Measure("engine.png", "s", "the same with a PNG"),), _png, seconds=15),
         Trial(_EDITS, _edit, seconds=40),
         Trial(
@@ -108,11 +117,7 @@ ENGINE = Subject(
             _idle,
             seconds=40,
         ),
-        Trial(
-            (Measure("engine.turns4", "images/s", "4 images in turns, one a UNet call, more waiting"),),
-            _turns,
-            seconds=40,
-        ),
+        _turns("engine", goal=Goal(1.75, 1.85)),
         *(_batch("engine", images) for images in BATCHES),
     ),
 )
@@ -121,7 +126,10 @@ ENGINE_512 = Subject(
     _open_engine,
     devices=1,
     seconds=LOAD_S,
-    trials=tuple(_batch("engine512", images, small=True) for images in BATCHES),
+    trials=(
+        _turns("engine512", small=True, goal=Goal(6.0, 7.0)),
+        *(_batch("engine512", images, small=True) for images in BATCHES),
+    ),
     overrides=("model.width=512", "model.height=512"),
 )
 ENGINE_FP8 = Subject(
@@ -129,7 +137,11 @@ ENGINE_FP8 = Subject(
     _open_engine,
     devices=1,
     seconds=LOAD_S,
-    trials=(_latency("fp8", None), *(_batch("fp8", images) for images in (4, 8))),
+    trials=(
+        _latency("fp8", Goal(0.46, 0.42)),
+        _turns("fp8", goal=Goal(2.30, 2.50)),
+        *(_batch("fp8", images) for images in (4, 8)),
+    ),
     overrides=("engine.quantization=fp8",),
 )
 ENGINE_FEW = Subject(
@@ -137,5 +149,9 @@ ENGINE_FEW = Subject(
     _open_engine,
     devices=1,
     seconds=LOAD_S,
-    trials=(_latency("few", Goal(0.18, 0.15), few=True), *(_batch("few", images, few=True) for images in (1, 4))),
+    trials=(
+        _latency("few", Goal(0.18, 0.15), few=True),
+        _turns("few", few=True, goal=Goal(12, 14)),
+        *(_batch("few", images, few=True) for images in (1, 4)),
+    ),
 )

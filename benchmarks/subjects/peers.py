@@ -9,6 +9,8 @@ from benchmarks.conditions import Conditions
 from benchmarks.measures import LOAD_S, Measure, Samples, Subject, Trial, rate, rounds
 from benchmarks.peers.fal_distributed import Fal, open_fal
 
+_COMPILED_S = 500.0
+
 # Imported where a subject is opened, as the engine is.
 if TYPE_CHECKING:
     from benchmarks.peers.ray_serve import RayServe
@@ -25,6 +27,12 @@ def _open_bfloat16(conditions: Conditions) -> AbstractContextManager[Stock]:
     from benchmarks.peers.stock import open_bfloat16
 
     return open_bfloat16(conditions)
+
+
+def _open_tuned(conditions: Conditions) -> AbstractContextManager[Stock]:
+    from benchmarks.peers.stock import open_tuned
+
+    return open_tuned(conditions)
 
 
 def _stock(name: str) -> tuple[Trial, ...]:
@@ -52,6 +60,10 @@ def _stock(name: str) -> tuple[Trial, ...]:
 
 STOCK = Subject("stock", _open_float16, devices=1, seconds=LOAD_S, trials=_stock("stock"))
 STOCK_BF16 = Subject("stock_bf16", _open_bfloat16, devices=1, seconds=LOAD_S, trials=_stock("stock_bf16"))
+
+
+TUNED = Subject("tuned", _open_tuned, devices=1, seconds=_COMPILED_S, trials=_stock("tuned")[:1])
+"""One size and one picture a call: others would be compiled anew."""
 
 
 def _fal_requests(fal: Fal, conditions: Conditions) -> Samples:

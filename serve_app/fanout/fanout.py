@@ -107,8 +107,11 @@ class FanOut:
         return self._pool.known_model
 
     def health(self) -> ModelHealth:
-        """Return whether there are replicas, and what Serve says is wrong with them."""
-        return ModelHealth(status=self._pool.readiness, replicas=self._replicas(), message=self._pool.deployed.trouble)
+        """Return whether there are replicas, how far those are that start, and what Serve says is wrong with them."""
+        said = (self._pool.starts.news, self._pool.deployed.trouble)
+        return ModelHealth(
+            status=self._pool.readiness, replicas=self._replicas(), message="; ".join(filter(None, said)) or None
+        )
 
     def status(self) -> ModelStatus:
         """Return how busy the replicas are."""

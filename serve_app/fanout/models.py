@@ -81,6 +81,12 @@ class Models:
                 pool.deployed = said.get(pool.deployment, pool.deployed)
             await asyncio.sleep(_WATCH_INTERVAL_S)
 
+    def note_start(self, deployment: str, replica: str, words: str) -> None:
+        """A replica says how far its start is."""
+        for pool in self._pools.values():
+            if pool.deployment == deployment:
+                pool.starts.note(replica, words)
+
     def health(self) -> Health:
         """Return the health of the readiest model: a probe that took the ingress out would take them all."""
         each = {name: fan_out.health() for name, fan_out in self._fan_outs.items()}

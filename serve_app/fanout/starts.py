@@ -5,11 +5,16 @@ from collections.abc import Callable
 from typing import Literal
 
 from serve_app.fanout.pace import retry_after
+from serve_app.messages import START_NEWS_S
 
 Readiness = Literal["ready", "starting", "asleep", "waking"]
 
 _OVERDUE = 0.25
 """What is left of a start that takes longer than the last, as a part of the last one's time."""
+
+
+_HOLDS_S = 3 * START_NEWS_S
+"""How long it holds what a replica says of its start."""
 
 
 class Starts:
@@ -23,6 +28,7 @@ class Starts:
         self._clock = clock
         self._since = clock()
         self._took_s: float | None = None
+        self._told: dict[str, tuple[float, str]] = {}
         self.readiness: Readiness = "starting"
 
     def look(self, ready: bool, asleep: bool) -> None:
@@ -33,6 +39,17 @@ class Starts:
         if self.readiness == "ready" and before in ("starting", "waking"):
             self._took_s = self._clock() - self._since
         self._since = self._clock()
+
+    def note(self, replica: str, words: str) -> None:
+        """A replica says how far its start is."""
+        self._told[replica] = self._clock(), words
+
+    @property
+    def news(self) -> str | None:
+        """How far the replicas are that start, None where none says so."""
+        now = self._clock()
+        self._told = {replica: told for replica, told in self._told.items() if now - told[0] < _HOLDS_S}
+        return ", ".join(sorted({words for _, words in self._told.values()})) or None
 
     @property
     def retry_after_s(self) -> int:

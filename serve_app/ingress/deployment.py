@@ -62,6 +62,10 @@ class Ingress:
     async def here(self) -> None:
         """Do nothing. Who asks all replicas for it sees which of them Serve still passes calls to."""
 
+    async def note_start(self, deployment: str, replica: str, words: str) -> None:
+        """Hear how far a start is. Replicas call this: they can be asked nothing before they are ready."""
+        self._service.note_start(deployment, replica, words)
+
     async def drain(self, grace_s: float) -> None:
         """Refuse new requests and return when the running ones are answered, at most some seconds after the grace."""
         ends = time.monotonic() + grace_s

@@ -57,12 +57,14 @@ class Job(Generic[Payload]):
     """A submitted payload and its state. Only the batcher changes it. `begun`: it has been active.
 
     `weights` tells the adapters' weights that it needs from others; None: the model's own, which are always there.
-    `lane` is the number of the lane on which it takes its steps, chosen when it is admitted.
+    `lane` is the number of the lane on which it takes its steps, chosen when it is admitted. `sketch`: it ends early,
+    for somebody who waits for it.
     """
 
     payload: Payload
     group: Hashable
     weights: Hashable = None
+    sketch: bool = False
     lane: int = 0
     state: JobState = JobState.WAITING
     begun: bool = False
@@ -86,9 +88,11 @@ class Batcher(Generic[Payload]):
     """Decides which jobs are admitted to the batch, and which of them take the next step together.
 
     Jobs are admitted in the order of their arrival, up to `max_batch_size`, and only as many as `weight_sets` can
-    serve: the first in the queue waits for a set, and all behind it wait too. Each is admitted to one of `lanes` lanes,
-    on which UNet calls run side by side. Jobs of a lane that can share a UNet call form a group. A lane's groups take
-    turns; in its turn a group takes one step, in calls of at most `images_per_call` jobs.
+    serve: the first in the queue waits for a set, and all behind it wait too. So it is with sketches, of which only as
+    many are active as share a UNet call: in turns, the first would be done hardly sooner than the last. Each job is
+    admitted to one of `lanes` lanes, on which UNet calls run side by side. Jobs of a lane that can share a UNet call
+    form a group. A lane's groups take turns; in its turn a group takes one step, in calls of at most `images_per_call`
+    jobs.
 
     Between two steps call `drop_cancelled`, then `admit` until it returns None, then `next_calls`. Mark each job that
     is denoised, finished, paused or failed. Not thread-safe: callers hold a lock.
@@ -112,14 +116,16 @@ class Batcher(Generic[Payload]):
         """Whether no job is waiting or active."""
         return not self._waiting and not any(self._lanes)
 
-    def submit(self, payload: Payload, group: Hashable, weights: Hashable = None) -> Job[Payload]:
+    def submit(
+        self, payload: Payload, group: Hashable, weights: Hashable = None, *, sketch: bool = False
+    ) -> Job[Payload]:
         """Add a job at the end of the queue and return it. Jobs of equal `group` can share a UNet call.
 
         Raises ValueError if there is no set for its weights.
         """
         if weights is not None and not self._weight_sets:
             raise ValueError("there is no weight set for adapters")
-        job = Job(payload, group, weights)
+        job = Job(payload, group, weights, sketch)
         self._waiting.append(job)
         return job
 
@@ -143,9 +149,8 @@ class Batcher(Generic[Payload]):
 
     def admit(self) -> Job[Payload] | None:
         """Admit the job that has waited longest and return it; None if none waits, or there is no room for it."""
-        if not self._waiting or len(self._active) >= self._max_batch_size or not self._has_weights(self._waiting[0]):
+        if not self._waiting or not self._has_room(job := self._waiting[0]):
             return None
-        job = self._waiting[0]
         job.lane = min(range(len(self._lanes)), key=lambda lane: self._calls_with(job, lane))
         self._move(job, JobState.ACTIVE)
         return job
@@ -205,6 +210,15 @@ class Batcher(Generic[Payload]):
         without = sum(ceil(own / self._images_per_call) for own in jobs.values())
         jobs[job.group] = jobs.get(job.group, 0) + 1
         return sum(ceil(own / self._images_per_call) for own in jobs.values()) - without, without
+
+    def _has_room(self, job: Job[Payload]) -> bool:
+        active = self._active
+        sketches = sum(other.sketch for other in active)
+        return (
+            len(active) < self._max_batch_size
+            and self._has_weights(job)
+            and not (job.sketch and sketches >= self._images_per_call)
+        )
 
     def _has_weights(self, job: Job[Payload]) -> bool:
         """Return whether there is a weight set for a job: one that another uses as well, or an idle one."""

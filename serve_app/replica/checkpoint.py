@@ -24,6 +24,7 @@ from serve_app.replica.attention import prepare
 from serve_app.replica.device import fast_layout
 from serve_app.replica.hashing import checkpoint_hash
 from serve_app.replica.norms import use_channels_last_norms
+from serve_app.replica.placing import Placer
 from serve_app.replica.refusals import refused
 from serve_app.replica.scheduler_config import (
     check_usable,
@@ -74,6 +75,7 @@ def load_checkpoint(config: ModelConfig, device: torch.device) -> Checkpoint:
     engine can run. Errors that show in configs and headers are raised before the weights are read.
     """
     dtype = _DTYPES[config.dtype]
+    placer = Placer(device, dtype)
     sources = find_supported(config)
     own = load_scheduler(sources)
     scheduler_config = effective_config(own, model_settings(config), sources.markers.sampling)
@@ -82,7 +84,9 @@ def load_checkpoint(config: ModelConfig, device: torch.device) -> Checkpoint:
     beside = ThreadPoolExecutor(1, thread_name_prefix="hash")
     named = beside.submit(_info, sources, config)
     beside.shutdown(wait=False)
-    pipe = _load_pipeline(sources, own, dtype, device)
+    pipe = _load_pipeline(sources, own, placer)
+    preview_vae = load_preview_vae(sources.preview, placer) if sources.preview else None
+    placer.wait()
     _lay_out(pipe, device)
     pipe.unet.eval().requires_grad_(False)
     prepare(pipe.unet)
@@ -90,7 +94,6 @@ def load_checkpoint(config: ModelConfig, device: torch.device) -> Checkpoint:
     if dtype == torch.float16 and pipe.vae.config.force_upcast:
         # SDXL's own VAE overflows in float16. bfloat16 has the range and needs no upcast.
         pipe.vae.to(torch.bfloat16)
-    preview_vae = load_preview_vae(sources.preview, dtype, device) if sources.preview else None
     return Checkpoint(
         pipe=pipe,
         unet=pipe.unet,
@@ -135,11 +138,11 @@ def quiet_progress_bars() -> None:
     transformers_logging.disable_progress_bar()
 
 
-def _load_pipeline(
-    sources: Sources, scheduler: SchedulerMixin, dtype: torch.dtype, device: torch.device
-) -> StableDiffusionXLPipeline:
+def _load_pipeline(sources: Sources, scheduler: SchedulerMixin, placer: Placer) -> StableDiffusionXLPipeline:
     tokenizers = {name: load_tokenizer(sources, name) for name in TOKENIZERS}  # first, because they load fast
-    models = {name: load_part(name, part, dtype, device) for name, part in sources.parts.items()}
+    # The largest next: it is placed while the others are read.
+    parts = sorted(sources.parts.items(), key=lambda part: part[0] != "unet")
+    models = {name: load_part(name, part, placer) for name, part in parts}
     with refused(sources.fault, "cannot be put together"):
         return StableDiffusionXLPipeline.from_pretrained(
             sources.root,

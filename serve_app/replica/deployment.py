@@ -1,25 +1,25 @@
 """The Serve replica that runs an engine: one actor, one GPU."""
 
 import asyncio
-import gc
 import logging
-import sys
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
-from contextlib import aclosing, contextmanager
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import aclosing
 from dataclasses import replace
-from types import ModuleType
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import ray
 from ray import serve
 from ray.exceptions import RayError
 
+from serve_app.background import background
 from serve_app.config import AppArgs
 from serve_app.errors import AdapterError, SlotFailed
 from serve_app.messages import Call, Generated, OpenCalls, ReplicaStatus, Slot, SlotEvent
 from serve_app.quiet import drop_access_log, drop_harmless_warnings
 from serve_app.recipe import CHUNK_TOKENS, Embedding, Lora, Output, Recipe
+from serve_app.replica.imports import for_good, import_all
+from serve_app.replica.progress import Progress
 from serve_app.threads import Threads
 
 if TYPE_CHECKING:
@@ -58,21 +58,26 @@ class Replica:
         self._checks = [asyncio.create_task(_keep(check)) for check in checks]
 
     async def _start(self, args: AppArgs) -> None:
+        progress = Progress()
+        async with background(progress.keep_telling()):
+            await self._prepare(args, progress)
+
+    async def _prepare(self, args: AppArgs, progress: Progress) -> None:
         from serve_app.replica.sources import path_here
 
         began = time.perf_counter()
         # Before the imports, which take longest: Serve tries a start that failed again and again.
         await asyncio.to_thread(path_here, args.model)
-        with importing():
-            from serve_app.replica.counting import Counting
-            from serve_app.replica.demand import Demand
-            from serve_app.replica.embeddings import make_embedding_store
-            from serve_app.replica.engine import Engine
-            from serve_app.replica.leases import Leases
-            from serve_app.replica.loading import load
-            from serve_app.replica.lora.store import make_store
-            from serve_app.replica.pixels import PixelStore
-            from serve_app.replica.scorers import with_others
+        import_all()
+        from serve_app.replica.counting import Counting
+        from serve_app.replica.demand import Demand
+        from serve_app.replica.embeddings import make_embedding_store
+        from serve_app.replica.engine import Engine
+        from serve_app.replica.leases import Leases
+        from serve_app.replica.loading import load
+        from serve_app.replica.lora.store import make_store
+        from serve_app.replica.pixels import PixelStore
+        from serve_app.replica.scorers import with_others
 
         self._args = args
         self._scorers = with_others(args.engine.scorers)
@@ -80,7 +85,8 @@ class Replica:
         self._demand = Demand()
         self._pixels = PixelStore()
         started = time.perf_counter()
-        self._checkpoint = await asyncio.to_thread(load, args)
+        with for_good():
+            self._checkpoint = await asyncio.to_thread(load, args)
         loaded = time.perf_counter()
         self._counting = Counting(args)
         self._threads = Threads(_READ_AT_ONCE, "adapters")
@@ -89,7 +95,12 @@ class Replica:
         sets = 0 if self._loras is None else args.adapters.resident_sets
         self._engine = Engine(self._checkpoint, args.engine, args.preview, self._counting, sets, self._scorers)
         slots = _warm_up_slots(args, self._checkpoint)
-        await asyncio.wrap_future(self._engine.start(slots))
+        does = "warming up" if args.engine.compile == "none" else "compiling"
+
+        def tell(number: int, of: int) -> None:
+            progress.words = f"{does} {number} of {of}"
+
+        await asyncio.wrap_future(self._engine.start(slots, tell))
         warm = time.perf_counter()
         await asyncio.wrap_future(self._checkpoint.named)  # an error in the weights' files must end the start
         named = time.perf_counter()
@@ -236,24 +247,6 @@ class Replica:
 
     async def _find_lost_callers(self) -> None:
         await self._leases.drop_lost(_lives)
-
-
-@contextmanager
-def importing() -> Iterator[None]:
-    """Leave alone what is imported meanwhile: it stays, and to look through it for garbage takes a sixth of the time.
-
-    Nor do later collections look at it, which would hold up every image. Nor is peft imported, which diffusers does
-    wherever it is installed: replicas do not need it, and it takes longer than to load a small model.
-    """
-    gc.disable()
-    hidden = sys.modules.setdefault("peft", cast(ModuleType, None)) is None
-    try:
-        yield
-        gc.freeze()
-    finally:
-        gc.enable()
-        if hidden:
-            del sys.modules["peft"]
 
 
 async def _keep(check: Callable[[], Awaitable[None]]) -> None:

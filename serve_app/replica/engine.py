@@ -8,7 +8,7 @@ returns all its slots, and takes no others.
 import logging
 import threading
 import time
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from functools import partial
@@ -26,7 +26,7 @@ from serve_app.replica.failures import Failure, failure_of, slot_failure
 from serve_app.replica.guarded import GuardedObserver, guarded
 from serve_app.replica.lora.sets import NO_ADAPTERS, Adapters
 from serve_app.replica.meter import Meter
-from serve_app.replica.model_runner import ModelRunner, Running
+from serve_app.replica.model_runner import ModelRunner, Running, Tell, nobody
 from serve_app.replica.observer import Observer
 from serve_app.replica.output_processor import OutputProcessor
 from serve_app.replica.previews import PreviewPace
@@ -70,13 +70,14 @@ class Engine:
         self._fault: str | None = None
         self._running: dict[SlotJob, Running] = {}
 
-    def start(self, warm_up: Sequence[Slot] = ()) -> Future[None]:
+    def start(self, warm_up: Sequence[Slot] = (), tell: Tell = nobody) -> Future[None]:
         """Start the loop. When the future is done, it has warmed up for UNet calls of 1 to `images_per_call` slots.
 
-        It warms up for slots like each of `warm_up`.
+        It warms up for slots like each of `warm_up`, and tells how far it is.
         """
         ready: Future[None] = Future()
-        self._thread = threading.Thread(target=self._run, args=(warm_up, ready), name="engine", daemon=True)
+        prepare = partial(self._warm_up, warm_up, tell)
+        self._thread = threading.Thread(target=self._run, args=(prepare, ready), name="engine", daemon=True)
         self._thread.start()
         return ready
 
@@ -114,7 +115,9 @@ class Engine:
             if self._fault is not None:
                 raise SlotReturned(self._fault)
             submission = Submission(slot, prompts, guarded(post), adapters)
-            job = self._batcher.submit(submission, submission.group(slot.first_step), weights)
+            job = self._batcher.submit(
+                submission, submission.group(slot.first_step), weights, sketch=slot.pause_after is not None
+            )
             self._changed.notify()
         return job
 
@@ -136,7 +139,7 @@ class Engine:
             return self._batcher.load
 
     @torch.inference_mode()
-    def _run(self, warm_up: Sequence[Slot], ready: Future[None]) -> None:
+    def _run(self, warm_up: Callable[[], None], ready: Future[None]) -> None:
         # OpenMP has a thread count per calling thread, and a new thread starts with all cores.
         torch.set_num_threads(self._torch_threads)
         try:
@@ -148,11 +151,14 @@ class Engine:
             if not self._stopping:
                 self._break_down("the engine's thread has ended")
 
-    def _warmed_up(self, warm_up: Sequence[Slot], ready: Future[None]) -> bool:
+    def _warm_up(self, slots: Sequence[Slot], tell: Tell) -> None:
+        self._models.warm_up(slots, min(self._config.images_per_call, self._config.max_batch_size), tell)
+
+    def _warmed_up(self, warm_up: Callable[[], None], ready: Future[None]) -> bool:
         """Warm up, tell the future how that ended, and return whether it went well."""
         try:
             # On this thread: compiled models depend on the thread's settings and would be compiled again for others.
-            self._models.warm_up(warm_up, min(self._config.images_per_call, self._config.max_batch_size))
+            warm_up()
         except Exception as error:
             ready.set_exception(error)
             return False

@@ -1,8 +1,9 @@
 """The models of a checkpoint, ready to run: text encoders, UNet, VAE and preview VAE."""
 
 import time
-from collections.abc import Collection, Hashable, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -24,8 +25,15 @@ from serve_app.replica.start import is_inpainting
 from serve_app.replica.trajectory import Trajectory
 from serve_app.replica.unet import make_forwards
 
+Tell = Callable[[int, int], None]
+"""Hears which part of so many begins."""
+
 PROGRESS_INTERVAL_S = 0.25
 """Least time between two progress events of one slot."""
+
+
+def nobody(number: int, of: int) -> None:
+    """Nobody is told."""
 
 
 @dataclass(eq=False, slots=True)
@@ -96,22 +104,36 @@ class ModelRunner:
         tiny = checkpoint.preview_vae
         self.previews = PreviewDecoder(checkpoint, tiny, preview.max_size, config.compile) if tiny else None
 
-    def warm_up(self, slots: Sequence[Slot], most_images: int) -> None:
-        """Prepare for slots like these, in UNet calls of 1 to `most_images` images."""
-        for slot in slots:
+    def warm_up(self, slots: Sequence[Slot], most_images: int, tell: Tell = nobody) -> None:
+        """Prepare for slots like these, in UNet calls of 1 to `most_images` images, and tell before each part of it."""
+        parts = [part for slot in slots for part in self._warm_ups(slot, most_images)]
+        for number, part in enumerate(parts, 1):
+            tell(number, len(parts))
+            part()
+
+    def _warm_ups(self, slot: Slot, most_images: int) -> Iterator[Callable[[], None]]:
+        """Yield what prepares for slots like this one, part by part."""
+        trajectories: list[Trajectory] = []
+
+        def begin() -> None:
             prompts = self.read(slot)
             self.prompts.warm_up(prompts)
-            trajectories = [self.begin(slot, prompts, NO_ADAPTERS, ()).trajectory for _ in range(most_images)]
-            for (lane, _), denoiser in self._denoisers.items():
-                lane.take()
-                with lane.open():
-                    for images in range(1, most_images + 1):
-                        denoiser.warm_up(trajectories[:images])
-                lane.give()
-            self.encoder.warm_up(slot.recipe.height, slot.recipe.width)
-            self.decoder.warm_up(trajectories[0].latents)
-            if self.previews:
-                self.previews.warm_up(trajectories[0].clean)
+            trajectories.extend(self.begin(slot, prompts, NO_ADAPTERS, ()).trajectory for _ in range(most_images))
+
+        def denoise(lane: Lane, denoiser: Denoiser) -> None:
+            lane.take()
+            with lane.open():
+                for images in range(1, most_images + 1):
+                    denoiser.warm_up(trajectories[:images])
+            lane.give()
+
+        yield begin
+        for (lane, _), denoiser in self._denoisers.items():
+            yield partial(denoise, lane, denoiser)
+        yield lambda: self.encoder.warm_up(slot.recipe.height, slot.recipe.width)
+        yield lambda: self.decoder.warm_up(trajectories[0].latents)
+        if (previews := self.previews) is not None:
+            yield lambda: previews.warm_up(trajectories[0].clean)
 
     @property
     def adapters(self) -> frozenset[Hashable]:

@@ -1,6 +1,5 @@
 """Cuts prompts into what CLIP's text encoders read at once: chunks of 75 tokens, or fewer where a model says so."""
 
-import copy
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -102,12 +101,13 @@ class _Token(NamedTuple):
 class PromptReader:
     """Reads the prompts of recipes, on any thread.
 
-    It has its own tokenizers: truncation and padding are state of a tokenizer, and these never change theirs.
+    Truncation and padding are state of a tokenizer. That of the pipeline's never changes, since nobody else uses them:
+    to copy them would take most of a second.
     """
 
     def __init__(self, pipe: StableDiffusionXLPipeline) -> None:
         self._pipe = pipe
-        self._tokenizers = [copy.deepcopy(tokenizer) for tokenizer in (pipe.tokenizer, pipe.tokenizer_2)]
+        self._tokenizers = [pipe.tokenizer, pipe.tokenizer_2]
         # Both encoders are given equally many; the embedded model's read 30 at once.
         self._room = min(tokenizer.model_max_length for tokenizer in self._tokenizers) - 2  # without start and end
         self._cut = lru_cache(_REMEMBERED)(self._cut_anew)

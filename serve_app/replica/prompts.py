@@ -3,11 +3,13 @@
 from collections import OrderedDict
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from weakref import WeakKeyDictionary
 
 import torch
-from diffusers import StableDiffusionXLPipeline
+from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
 
 from serve_app.replica.attention import prompt_context
+from serve_app.replica.compilation import Eager, Forward
 from serve_app.replica.cuda_graphs import with_cuda_graphs
 from serve_app.replica.device import to_device
 from serve_app.replica.embeddings import Vectors, inserted
@@ -66,6 +68,7 @@ class PromptEncoder:
         self._zeros = torch.zeros(1, last.config.projection_dim, dtype=last.dtype, device=device)
         self._eager = TextEncoders(pipe, device)
         self._encoders = with_cuda_graphs(self._eager, device)
+        self._contexts: WeakKeyDictionary[UNet2DConditionModel, Forward[torch.Tensor]] = WeakKeyDictionary()
         self._cache_size = cache_size
         self._cache: OrderedDict[tuple[PromptTokens, Hashable], PromptEmbedding] = OrderedDict()
 
@@ -92,8 +95,10 @@ class PromptEncoder:
         return self._cache[key]
 
     def warm_up(self, prompts: ReadPrompts) -> None:
-        """Capture the text encoders' CUDA graph on a GPU; on a CPU, run them once."""
-        self._encoders.warm_up(*self._ids(prompts.rows[0].chunks[0]))
+        """Capture the CUDA graphs of the text encoders and of the context on a GPU; on a CPU, run both."""
+        ids = self._ids(prompts.rows[0].chunks[0])
+        self._encoders.warm_up(*ids)
+        self._context_of(self._own.unet).warm_up(self._encoders(*ids)[0])
 
     def _encode(self, prompt: PromptTokens, weights: WeightSet, vectors: Mapping[str, Vectors]) -> PromptEmbedding:
         with weights.text_encoders(self._pipe):
@@ -111,8 +116,14 @@ class PromptEncoder:
             tokens, pooled = self._encoders(*self._ids(chunk))
         if any(own.weights for own in chunk):
             tokens = (tokens.float() * self._factors(chunk)).to(tokens.dtype)
-        # Copy, because the next call overwrites the encoders' outputs.
-        return prompt_context(weights.unet, tokens), pooled.clone()
+        # Copies, because the next calls overwrite both.
+        return self._context_of(weights.unet)(tokens).clone(), pooled.clone()
+
+    def _context_of(self, unet: UNet2DConditionModel) -> Forward[torch.Tensor]:
+        """Return the forward of a UNet's context: 140 products, whose launches take longer than they do."""
+        if unet not in self._contexts:
+            self._contexts[unet] = with_cuda_graphs(Eager(prompt_context, unet), self._device)
+        return self._contexts[unet]
 
     def _factors(self, chunk: Sequence[Chunk]) -> torch.Tensor:
         """Return the weights of a chunk's tokens, for the values that each encoder gives them."""

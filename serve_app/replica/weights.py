@@ -13,6 +13,7 @@ from serve_app.models import sdxl_path
 from serve_app.models.clip import clip_tokenizer
 from serve_app.replica.headers import read_header
 from serve_app.replica.model_kind import PartName
+from serve_app.replica.placing import Placer
 from serve_app.replica.refusals import refused
 from serve_app.replica.single_file import load_text_encoder, load_text_encoder_2, load_tiny_vae, load_unet, load_vae
 from serve_app.replica.sources import Part, Sources
@@ -30,12 +31,14 @@ _FOLDER = {
 _STORED = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
-def load_part(name: PartName, part: Part, dtype: torch.dtype, device: torch.device) -> Any:
-    """Load a model of a checkpoint. Raises CheckpointError."""
+def load_part(name: PartName, part: Part, placer: Placer) -> Any:
+    """Load a model of a checkpoint, which is there when the placer has placed it. Raises CheckpointError."""
     tiny = part.config.get("_class_name") == AutoencoderTiny.__name__
     cls = AutoencoderTiny if tiny else _FOLDER[name]
     with refused(part.fault, f"cannot be loaded as {cls.__name__}"):
-        return _placed(_SINGLE[name](part) if part.single else _from_folder(cls, part, dtype), dtype, device)
+        model: Any = _SINGLE[name](part) if part.single else _from_folder(cls, part, placer.dtype)
+        placer.place(model)
+    return model
 
 
 def load_tokenizer(sources: Sources, name: str) -> CLIPTokenizer:
@@ -62,17 +65,13 @@ def load_scheduler(sources: Sources) -> SchedulerMixin:
         return cls.from_config(sources.scheduler_config)
 
 
-def load_preview_vae(part: Part, dtype: torch.dtype, device: torch.device) -> AutoencoderTiny:
-    """Load the decoder of a tiny VAE. Raises CheckpointError."""
+def load_preview_vae(part: Part, placer: Placer) -> AutoencoderTiny:
+    """Load the decoder of a tiny VAE, which is there when the placer has placed it. Raises CheckpointError."""
     with refused(part.fault, f"cannot be loaded as {AutoencoderTiny.__name__}"):
-        vae = load_tiny_vae(part) if part.single else _from_folder(AutoencoderTiny, part, dtype, "encoder.")
-    vae.encoder = nn.Identity()
-    return _placed(vae, dtype, device)
-
-
-def _placed(model: Any, dtype: torch.dtype, device: torch.device) -> Any:
-    # Converted on the device: a GPU does it in no time, a CPU takes longer than everything else here.
-    return model.to(device).to(dtype)
+        vae = load_tiny_vae(part) if part.single else _from_folder(AutoencoderTiny, part, placer.dtype, "encoder.")
+        vae.encoder = nn.Identity()
+        placer.place(vae)
+    return vae
 
 
 def _from_folder(cls: Any, part: Part, dtype: torch.dtype, unused: str = " ") -> Any:

@@ -262,7 +262,10 @@ class ModelHealth(Answer):
         "refuse requests with a Retry-After."
     )
     replicas: ReplicaCount
-    message: str | None = Field(default=None, description="What is wrong, for the operator; null if nothing is known.")
+    message: str | None = Field(
+        default=None,
+        description="What is wrong, or how far a start is, for the operator; null if there is nothing to say.",
+    )
 
 
 class Health(Answer):
@@ -274,7 +277,10 @@ class Health(Answer):
     )
     replicas: ReplicaCount
     version: str
-    message: str | None = Field(default=None, description="What is wrong, for the operator; null if nothing is known.")
+    message: str | None = Field(
+        default=None,
+        description="What is wrong, or how far a start is, for the operator; null if there is nothing to say.",
+    )
     models: dict[str, ModelHealth] = Field(
         default={}, description="Each model by its name; empty where the service has only one, without a name."
     )

@@ -8,6 +8,7 @@ from ray.serve.schema import DeploymentStatus, DeploymentStatusOverview, Deploym
 from serve_app.config import AppArgs
 from serve_app.fanout.deployed import Deployed, deployed_of
 from serve_app.fanout.models import Models
+from serve_app.fanout.starts import Starts
 from tests.fakes import FakePool, Metrics, NoPeers, OneModel
 from tests.ingress.conftest import ARGS
 
@@ -72,6 +73,10 @@ def test_the_health_says_what_serve_says() -> None:
     pool.deployed = Deployed(replicas=0, ingresses=1, trouble="no GPU is free")
     assert service.health().replicas.target == 0
     assert service.health().message == "no GPU is free"
+    service.note_start("another model's", "def", "loading the model")
+    service.note_start(pool.deployment, "abc", "compiling 2 of 5")
+    assert service.health().message == "compiling 2 of 5; no GPU is free"
+    pool.starts = Starts(may_sleep=False)
     service.refuse_settings("limits.max_images: wrong")
     assert "limits.max_images: wrong" in str(service.health().message)
     service.reconfigure(ARGS)

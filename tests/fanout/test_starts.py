@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from serve_app.fanout.starts import Starts
+from serve_app.messages import START_NEWS_S
 
 
 @dataclass
@@ -68,3 +69,19 @@ def test_nobody_is_told_to_come_in_more_than_a_minute() -> None:
     starts.look(ready=True, asleep=False)
     starts.look(ready=False, asleep=True)
     assert starts.retry_after_s == 60
+
+
+def test_how_far_starts_are_is_said_until_nothing_more_is_heard_of_them() -> None:
+    clock = Clock()
+    starts = Starts(may_sleep=False, clock=clock)
+    assert starts.news is None
+    starts.note("a", "compiling 1 of 5")
+    starts.note("b", "loading the model")
+    starts.note("c", "loading the model")
+    assert starts.news == "compiling 1 of 5, loading the model"
+    clock.now += START_NEWS_S
+    starts.note("a", "compiling 2 of 5")
+    clock.now += 2.5 * START_NEWS_S
+    assert starts.news == "compiling 2 of 5"
+    clock.now += START_NEWS_S
+    assert starts.news is None

@@ -40,6 +40,7 @@ from tests.conftest import Collector, Watch, make_slot
 from tests.replica.layer import fail_where_nothing_fits
 from tests.replica.test_compilation import weighted
 from tests.replica.test_norms import group_norms
+from tests.replica.test_placing import assert_placed
 
 GPU = torch.device("cuda", 0)
 
@@ -302,3 +303,19 @@ def test_an_image_says_what_it_cost_by_the_clock_of_the_gpu(checkpoint: Checkpoi
     with engine(checkpoint, [slot]) as running:
         (picture,) = generated(running, slot)
     assert 0 < picture.work.gpu < 2 * (picture.work.encode_prompt + picture.work.denoise + picture.work.decode)
+
+
+def test_what_idle_processes_import_asks_for_no_gpu() -> None:
+    """Ray says only later which GPU is a replica's, and a process that has asked for one sees all for good."""
+    code = (
+        "import os, psutil; from serve_app.replica.imports import COMPILER, MODULES, import_all; "
+        "import_all((*MODULES, *COMPILER)); import torch; os.environ['CUDA_VISIBLE_DEVICES'] = ''; "
+        "print(torch.cuda.is_available(), psutil.Process().children())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout.strip() == "False []"
+
+
+@pytest.mark.parametrize("at_once", [1, 600, 2**20])
+def test_a_placed_model_has_the_bits_types_and_layouts_that_torch_gives_it(at_once: int) -> None:
+    assert_placed(GPU, at_once)

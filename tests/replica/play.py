@@ -74,6 +74,7 @@ class Play:
         self.loads: list[Load] = []
         self.kept_out: list[bool] = []
         self.weights: list[set[Hashable]] = []
+        self.sketches: list[int] = []
         self.idle_rounds = 0
         self._broken = False
         self._loop = self._rounds()
@@ -98,7 +99,8 @@ class Play:
     def submit(self, number: int) -> None:
         group, steps = divmod(number, 6)
         weights = group or None if self.weight_sets else None
-        self.jobs.append(self.batcher.submit(Image(len(self.jobs), 1 + steps), group, weights))
+        image, sketch = Image(len(self.jobs), 1 + steps), steps % 2 == 1
+        self.jobs.append(self.batcher.submit(image, group, weights, sketch=sketch))
 
     def cancel(self, number: int) -> None:
         for job in self._one(self.jobs, number):
@@ -120,6 +122,8 @@ class Play:
         for job in self._one(self.of(JobState.DENOISED), number):
             if job.payload.doomed:
                 self.batcher.mark_failed(job)
+            elif job.sketch:
+                self.batcher.mark_paused(job)
             else:
                 self.batcher.mark_finished(job)
 
@@ -160,12 +164,15 @@ class Play:
         return [sum(ceil(own / self.images_per_call) for own in lane.values()) for lane in jobs]
 
     def _keeps_out(self) -> bool:
-        """Return whether there is a reason to admit nobody: the batch is full, or the next job has no weight set."""
+        """Return whether there is a reason to admit nobody: the batch is full, the next job has no weight set, or it is
+        a sketch and others are active.
+        """
         active, waiting = self.of(JobState.ACTIVE), self.of(JobState.WAITING)
         used = {job.weights for job in active} - {None}
         return (
             not waiting
             or len(active) == self.max_batch_size
+            or (waiting[0].sketch and sum(job.sketch for job in active) == self.images_per_call)
             or (waiting[0].weights is not None and waiting[0].weights not in used and len(used) == self.weight_sets)
         )
 
@@ -182,6 +189,7 @@ class Play:
     def _look(self) -> None:
         self.loads.append(self.batcher.load)
         self.weights.append({job.weights for job in self.of(JobState.ACTIVE)} - {None})
+        self.sketches.append(sum(job.sketch for job in self.of(JobState.ACTIVE)))
         for job in self.jobs:
             if job.payload.states[-1:] != [job.state]:
                 job.payload.states.append(job.state)

@@ -30,6 +30,11 @@ def test_no_more_weights_are_in_use_than_there_are_sets(play: Play) -> None:
 
 
 @schedules
+def test_no_more_sketches_are_active_than_share_a_call(play: Play) -> None:
+    assert max(play.sketches) <= play.images_per_call
+
+
+@schedules
 def test_in_its_turn_every_job_of_a_group_takes_one_step_in_full_calls(play: Play) -> None:
     for turn in chain(*play.turns):
         assert [job for call in turn.calls for job in call] == [job for job in turn.batch if job.group == turn.group]
@@ -94,7 +99,7 @@ def test_a_failure_does_not_affect_other_jobs(play: Play) -> None:
     for job in play.jobs:
         image = job.payload
         if not image.doomed and image.cancelled_in not in (JobState.WAITING, JobState.ACTIVE, JobState.DENOISED):
-            assert job.state is JobState.FINISHED
+            assert job.state is (JobState.PAUSED if job.sketch else JobState.FINISHED)
             assert image.taken == image.steps
 
 

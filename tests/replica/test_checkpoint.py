@@ -22,6 +22,7 @@ from serve_app.replica import checkpoint as checkpoint_module
 from serve_app.replica.checkpoint import load_checkpoint
 from serve_app.replica.hashing import checkpoint_hash
 from serve_app.replica.model_kind import PartName
+from serve_app.replica.placing import Placer
 from serve_app.replica.sources import find_sources
 from serve_app.replica.weights import load_part
 from tests.conftest import MakeEngine, make_slot
@@ -142,7 +143,7 @@ def test_the_files_that_are_hashed_are_those_that_are_loaded(copy: Path, part: P
     found = find_sources(config).parts[part]
     assert found.variant == variant
     named = {key: tensor for file in found.files for key, tensor in load_file(file).items()}
-    loaded = load_part(part, found, torch.float32, CPU).state_dict()
+    loaded = load_part(part, found, Placer(CPU, torch.float32)).state_dict()
     assert named.keys() == loaded.keys()
     assert all(torch.equal(named[key], tensor) for key, tensor in loaded.items())
 
@@ -156,7 +157,8 @@ def test_weights_are_converted_once_from_the_types_of_the_file(copy: Path, part:
         first = next(iter(weights))
         weights[first] = weights[first].float() + 1e-4  # would be another number if it became float16 on its way
     save_file(weights, file, {"format": "pt"})
-    loaded = load_part(part, find_sources(ModelConfig(path=str(copy))).parts[part], torch.bfloat16, CPU).state_dict()
+    found = find_sources(ModelConfig(path=str(copy))).parts[part]
+    loaded = load_part(part, found, Placer(CPU, torch.bfloat16)).state_dict()
     assert all(torch.equal(loaded[key], tensor.bfloat16()) for key, tensor in weights.items())
     assert {tensor.dtype for tensor in loaded.values() if tensor.is_floating_point()} == {torch.bfloat16}
 

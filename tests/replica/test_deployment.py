@@ -1,13 +1,9 @@
 """What a replica watches of itself, without Serve."""
 
 import asyncio
-import gc
 import math
-import sys
 import threading
 from collections.abc import Sequence
-from importlib.util import find_spec
-from types import ModuleType
 from typing import Any
 from unittest.mock import Mock
 
@@ -20,7 +16,7 @@ from serve_app.recipe import Lora
 from serve_app.replica import deployment, leases
 from serve_app.replica.batching import Load
 from serve_app.replica.demand import Demand
-from serve_app.replica.deployment import Replica, importing
+from serve_app.replica.deployment import Replica
 from serve_app.replica.leases import Leases
 from serve_app.replica.lora.sets import NO_ADAPTERS, Adapters
 from serve_app.threads import Threads
@@ -93,7 +89,7 @@ async def test_a_start_that_hangs_ends_with_an_error(monkeypatch: pytest.MonkeyP
 
 
 async def test_a_start_whose_model_is_nowhere_ends_before_its_imports(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(deployment, "importing", Mock(side_effect=AssertionError))
+    monkeypatch.setattr(deployment, "import_all", Mock(side_effect=AssertionError))
     with pytest.raises(CheckpointError, match="no file or folder /no/such/folder"):
         await started(model=ModelConfig(path="/no/such/folder"))
 
@@ -105,33 +101,6 @@ async def test_a_timeout_within_the_start_keeps_its_own_error(monkeypatch: pytes
     monkeypatch.setattr("serve_app.replica.loading.load", load)
     with pytest.raises(TimeoutError, match="the hub does not answer"):
         await started()
-
-
-def test_what_a_start_imports_is_never_looked_through_for_garbage() -> None:
-    before = gc.get_freeze_count()
-    with importing():
-        assert not gc.isenabled()
-        imported: list[list[object]] = [[] for _ in range(1000)]
-    assert gc.isenabled()
-    assert gc.get_freeze_count() >= before + len(imported)
-
-
-def test_a_start_does_not_find_peft_and_what_is_imported_stays(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(sys.modules, "peft", raising=False)
-    with importing():
-        assert find_spec("peft") is None
-    assert find_spec("peft") is not None
-    there = ModuleType("peft")
-    monkeypatch.setitem(sys.modules, "peft", there)
-    with importing():
-        assert sys.modules["peft"] is there
-    assert sys.modules["peft"] is there
-
-
-def test_garbage_is_collected_after_an_import_that_has_failed() -> None:
-    with pytest.raises(ImportError), importing():
-        raise ImportError
-    assert gc.isenabled()
 
 
 class Store:

@@ -304,7 +304,10 @@ def test_a_warm_up_error_is_raised(checkpoint: Checkpoint, monkeypatch: pytest.M
 
 def test_a_warmed_up_engine_generates_the_same(checkpoint: Checkpoint, make_engine: MakeEngine) -> None:
     engine = Engine(checkpoint, EngineConfig(), PreviewConfig(), Silent())
-    engine.start([make_slot()]).result(timeout=60)
+    told: list[tuple[int, int]] = []
+    engine.start([make_slot()], lambda number, of: told.append((number, of))).result(timeout=60)
+    assert told == [(number, len(told)) for number in range(1, len(told) + 1)]
+    assert len(told) > 1
     collector = Collector()
     engine.submit(make_slot(keep_pixels=True), collector.post)
     assert np.array_equal(pixels(collector.result()), pixels(make_engine().generate(make_slot(keep_pixels=True))[0]))
