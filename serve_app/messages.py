@@ -62,6 +62,8 @@ class Slot:
     """Where to go on; None: at the beginning."""
     pause_after: int | None = None
     """The step after which it ends as `Paused`, to go on later or never; None: it does not."""
+    score_by: str | None = None
+    """What scores its sketch, by name; None: nothing does."""
 
     @property
     def first_step(self) -> int:
@@ -168,6 +170,8 @@ class Paused:
     preview: Preview
     kept: Kept
     work: Work
+    score: float | None = None
+    """How good it is among those of its request, more being better; None: it was not scored, or could not be."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,3 +219,5 @@ class ReplicaStatus:
     """Whether its VAE can encode a picture to go on from."""
     adapters: frozenset[Hashable] = frozenset()
     """Which adapters' weights it has ready, each combination by hashes and scales."""
+    scorers: tuple[str, ...] = ()
+    """What can score sketches, by name."""

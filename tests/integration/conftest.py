@@ -255,7 +255,11 @@ def pair_args(tiny_path: Path, tmp_path_factory: pytest.TempPathFactory) -> AppA
     return tiny_args(
         tiny_path,
         ingress_replicas=2,
-        engine=EngineConfig(max_batch_size=2, stall_timeout_s=STALL_TIMEOUT_S),
+        engine=EngineConfig(
+            max_batch_size=2,
+            stall_timeout_s=STALL_TIMEOUT_S,
+            scorers={"words": "tests.integration.paced:words"},
+        ),
         files=FilesConfig(path=str(tmp_path_factory.mktemp("files"))),
         admission=AdmissionConfig(max_waiting_images=64),  # each has half of it, and one may get all of a test's
         streams=StreamsConfig(keep_s=KEEP_S),
