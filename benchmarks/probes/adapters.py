@@ -20,7 +20,7 @@ from serve_app.recipe import Lora
 from serve_app.replica.checkpoint import Checkpoint
 from serve_app.replica.engine import Engine
 from serve_app.replica.loading import load
-from serve_app.replica.lora.merging import shapes
+from serve_app.replica.lora.merging import Layers
 from serve_app.replica.lora.sets import NO_ADAPTERS, Adapters
 from serve_app.replica.lora.store import LoraStore, make_store
 from serve_app.replica.observer import Silent
@@ -160,7 +160,7 @@ def _write(file: Path, checkpoint: Checkpoint, seed: int) -> int:
 def _linears(checkpoint: Checkpoint) -> Mapping[str, torch.Size]:
     return {
         layer: shape
-        for layer, shape in shapes(checkpoint.pipe.unet).items()
+        for layer, shape in Layers(checkpoint.pipe.unet).shapes.items()
         if "transformer_blocks" in layer and len(shape) == 2
     }
 

@@ -7,6 +7,7 @@ import difflib
 import hashlib
 import os
 from collections.abc import Callable, Collection, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
@@ -84,11 +85,14 @@ class _Remembered(Generic[T]):
             if version in self._known:
                 return self._known[version]
         found = self._find_out(version)
+        self.learn(version, found)
+        return found
+
+    def learn(self, version: Version, found: T) -> None:
         with self._lock:
             if len(self._known) >= _MOST_REMEMBERED:
                 self._known.clear()
             self._known[version] = found
-        return found
 
     def known(self, version: Version) -> T | None:
         with self._lock:
@@ -156,6 +160,12 @@ class AdapterFolder:
 
     def hash_if_known(self, adapter: Adapter) -> str | None:
         return self._hashes.known(adapter.version)
+
+    def learn(self, adapter: Adapter, hash: str) -> None:
+        """Take an adapter's hash from whoever has just read its file, unless that is another by now."""
+        with suppress(OSError):
+            if Version.of(adapter.version.path) == adapter.version:
+                self._hashes.learn(adapter.version, hash)
 
     def _adapter_if_there(self, name: str) -> Adapter | None:
         try:

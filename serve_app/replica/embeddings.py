@@ -14,7 +14,7 @@ from torch import nn
 
 from serve_app.adapters import AdapterFolder
 from serve_app.adapters.header import NoAdapter
-from serve_app.adapters.kinds import EMBEDDING
+from serve_app.adapters.kinds import EMBEDDING, require_embedding
 from serve_app.config import AdaptersConfig
 from serve_app.errors import AdapterError
 from serve_app.recipe import Embedding
@@ -107,7 +107,7 @@ class EmbeddingStore:
 
     def _vectors(self, file: Path, hash_: str) -> Vectors:
         """Raises NoAdapter."""
-        tensors, _ = read_tensors(file, hash_)
+        tensors = read_tensors(file, require_embedding, hash_).tensors
         if odd := [key for key in EMBEDDING if not tensors[key].is_floating_point()]:
             raise NoAdapter(f"holds {odd[0]} as {tensors[odd[0]].dtype}; save it in float16".replace("torch.", ""))
         vectors = tuple(tensors[key].float() for key in EMBEDDING)

@@ -117,7 +117,7 @@ class ModelRunner:
 
         def begin() -> None:
             prompts = self.read(slot)
-            self.prompts.warm_up(prompts)
+            self.prompts.warm_up(prompts, [one.unet for one in self._sets.all])
             trajectories.extend(self.begin(slot, prompts, NO_ADAPTERS, ()).trajectory for _ in range(most_images))
 
         def denoise(lane: Lane, denoiser: Denoiser) -> None:

@@ -1,7 +1,8 @@
 """Encodes prompts with the pipeline's text encoders and caches the embeddings."""
 
 from collections import OrderedDict
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from weakref import WeakKeyDictionary
 
@@ -13,7 +14,8 @@ from serve_app.replica.compilation import Eager, Forward
 from serve_app.replica.cuda_graphs import with_cuda_graphs
 from serve_app.replica.device import to_device
 from serve_app.replica.embeddings import Vectors, inserted
-from serve_app.replica.lora.sets import WeightSet
+from serve_app.replica.lora.merging import Layers
+from serve_app.replica.lora.sets import TEXT_ENCODERS, Adapters, WeightSet
 from serve_app.replica.prompt_reader import Chunk, PromptTokens, ReadPrompts
 
 
@@ -62,6 +64,8 @@ class PromptEncoder:
         """`cache_size` counts chunks."""
         self._pipe = pipe
         self._own = WeightSet(pipe.unet)
+        encoders = {name: getattr(pipe, name) for name in TEXT_ENCODERS}
+        self._layers = {name: Layers(encoder) for name, encoder in encoders.items() if encoder is not None}
         self._widths = [encoder.config.hidden_size for encoder in (pipe.text_encoder, pipe.text_encoder_2)]
         self._device = device
         last = pipe.text_encoder_2
@@ -73,36 +77,60 @@ class PromptEncoder:
         self._cache: OrderedDict[tuple[PromptTokens, Hashable], PromptEmbedding] = OrderedDict()
 
     def conditions(self, prompts: ReadPrompts, weights: WeightSet | None = None) -> Sequence[PromptEmbedding]:
-        """Return the embeddings of a recipe's prompts, in their order.
+        """Return the embeddings of a recipe's prompts, in their order, cached if possible.
 
         `weights` are those of its adapters; None: the model's own.
         """
-        return [self.encode(prompt, weights, prompts.vectors) for prompt in prompts.rows]
+        return self._embeddings(prompts.rows, weights, prompts.vectors)
 
     def encode(
         self, prompt: PromptTokens, weights: WeightSet | None = None, vectors: Mapping[str, Vectors] | None = None
     ) -> PromptEmbedding:
         """Return the embedding of a prompt, cached if possible. `vectors` are those that it inserts, by hash."""
+        return self._embeddings([prompt], weights, vectors or {})[0]
+
+    def _embeddings(
+        self, prompts: Sequence[PromptTokens], weights: WeightSet | None, vectors: Mapping[str, Vectors]
+    ) -> Sequence[PromptEmbedding]:
+        weights = weights or self._own
+        found = {prompt: self._known(prompt, weights) for prompt in prompts}
+        if new := [prompt for prompt, embedding in found.items() if embedding is None]:
+            with self._changed(weights.adapters):  # once for all of them: it takes longer than to encode one
+                made = {prompt: self._encode(prompt, weights, vectors) for prompt in new}
+            for prompt in made:
+                self._keep(prompt, weights, made[prompt])
+            found |= made
+        return [embedding for prompt in prompts if (embedding := found[prompt])]
+
+    def _known(self, prompt: PromptTokens, weights: WeightSet) -> PromptEmbedding | None:
         if prompt.zeros:
             return PromptEmbedding(None, self._zeros)
-        weights = weights or self._own
-        key = prompt, weights.adapters.key
-        if key not in self._cache:
-            self._cache[key] = self._encode(prompt, weights, vectors or {})
-            while len(self._cache) > 1 and sum(len(cached.chunks) for cached, _ in self._cache) > self._cache_size:
-                self._cache.popitem(last=False)
-        self._cache.move_to_end(key)
-        return self._cache[key]
+        if (key := (prompt, weights.adapters.key)) in self._cache:
+            self._cache.move_to_end(key)
+        return self._cache.get(key)
 
-    def warm_up(self, prompts: ReadPrompts) -> None:
-        """Capture the CUDA graphs of the text encoders and of the context on a GPU; on a CPU, run both."""
+    def _keep(self, prompt: PromptTokens, weights: WeightSet, embedding: PromptEmbedding) -> None:
+        self._cache[prompt, weights.adapters.key] = embedding
+        while len(self._cache) > 1 and sum(len(cached.chunks) for cached, _ in self._cache) > self._cache_size:
+            self._cache.popitem(last=False)
+
+    @contextmanager
+    def _changed(self, adapters: Adapters) -> Iterator[None]:
+        """Change the text encoders for a while, as adapters do."""
+        with ExitStack() as stack:
+            for name, layers in self._layers.items():
+                stack.enter_context(layers.merged(layers.changes(adapters.of(name))))
+            yield
+
+    def warm_up(self, prompts: ReadPrompts, unets: Sequence[UNet2DConditionModel]) -> None:
+        """Capture the CUDA graphs of the text encoders and of each UNet's context on a GPU; on a CPU, run all."""
         ids = self._ids(prompts.rows[0].chunks[0])
         self._encoders.warm_up(*ids)
-        self._context_of(self._own.unet).warm_up(self._encoders(*ids)[0])
+        for unet in unets:
+            self._context_of(unet).warm_up(self._encoders(*ids)[0])
 
     def _encode(self, prompt: PromptTokens, weights: WeightSet, vectors: Mapping[str, Vectors]) -> PromptEmbedding:
-        with weights.text_encoders(self._pipe):
-            chunks = [self._encode_chunk(chunk, weights, vectors) for chunk in prompt.chunks]
+        chunks = [self._encode_chunk(chunk, weights, vectors) for chunk in prompt.chunks]
         contexts, pooled = zip(*chunks, strict=True)
         return PromptEmbedding(contexts[0] if len(contexts) == 1 else torch.cat(contexts, dim=1), pooled[0])
 

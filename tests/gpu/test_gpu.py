@@ -29,6 +29,7 @@ from serve_app.replica.decode import Decoder
 from serve_app.replica.denoise import Denoiser
 from serve_app.replica.engine import Engine
 from serve_app.replica.gpu_clock import GpuClock
+from serve_app.replica.lora.packing import Packer
 from serve_app.replica.norms import ChannelsLastGroupNorm
 from serve_app.replica.previews import PreviewDecoder
 from serve_app.replica.prompt_reader import PromptReader
@@ -118,12 +119,19 @@ def test_a_cuda_graph_runs_only_for_its_own_shapes() -> None:
             torch.testing.assert_close(forward(sample, context), sample * length)
 
 
+def test_the_tensors_of_an_adapter_reach_the_device_as_they_are() -> None:
+    large = torch.randn(2**23 + 1)  # more than is sent at once
+    tensors = [torch.randn(size, 5).half().T for size in range(1, 2000)] + [large] + [torch.randn(3, 3)]
+    packed = Packer(GPU).pack(tensors)
+    assert all(torch.equal(before, after.cpu()) for before, after in zip(tensors, packed, strict=True))
+
+
 @torch.inference_mode()
 def test_captured_text_encoders_equal_eager_ones(checkpoint: Checkpoint) -> None:
     encoder = PromptEncoder(checkpoint.pipe, checkpoint.device, 8)
     reader = PromptReader(checkpoint.pipe)
     read = [reader.read(make_slot(prompt=prompt).recipe) for prompt in ("a red apple", "a plum")]
-    encoder.warm_up(read[0])
+    encoder.warm_up(read[0], [checkpoint.unet])
     kept = [encoder.encode(prompts.rows[-1]) for prompts in read]
     for embedding, prompts in zip(kept, read, strict=True):
         expected = TextEncoders(checkpoint.pipe, GPU)(*encoder._ids(prompts.rows[-1].chunks[0]))[1]
@@ -136,7 +144,7 @@ def test_nothing_waits_for_the_device_between_a_slot_and_its_picture(
     checkpoint: Checkpoint, scheduler: SchedulerName
 ) -> None:
     begin = Begin(checkpoint)
-    begin.encoder.warm_up(begin.reader.read(make_slot().recipe))
+    begin.encoder.warm_up(begin.reader.read(make_slot().recipe), [checkpoint.unet])
     denoiser, decoder = Denoiser(checkpoint, make_forward(checkpoint.unet, "none")), Decoder(checkpoint, "none")
     denoiser.warm_up([begin(scheduler=scheduler)])
     decoder.warm_up(begin().latents)

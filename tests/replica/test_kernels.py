@@ -17,7 +17,7 @@ from serve_app.replica.denoise import Denoiser
 from serve_app.replica.fp8 import Fp8Conv, Fp8Geglu, Fp8Linear, use_geglu
 from serve_app.replica.half import HalfConv, HalfGeglu, HalfPromptAttention, use_kernels
 from serve_app.replica.kernels import convolutions, fp8, half
-from serve_app.replica.lora.merging import shapes
+from serve_app.replica.lora.merging import Layers
 from serve_app.replica.quantize import to_fp8
 from serve_app.replica.unet import eager
 from tests.conftest import make_slot
@@ -128,9 +128,9 @@ def test_convolutions_by_our_kernel_are_those_before() -> None:
 
 def test_adapters_find_the_layers_that_have_kernels(tiny_path: Path) -> None:
     unet = load_checkpoint(ModelConfig(path=str(tiny_path), dtype="bfloat16"), CPU).unet
-    found = shapes(unet)
+    found = Layers(unet).shapes
     assert use_kernels(unet) > 2
-    assert shapes(unet) == found
+    assert Layers(unet).shapes == found
 
 
 @torch.inference_mode()

@@ -2,7 +2,7 @@
 
 import json
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from serve_app.adapters.header import NoAdapter, read_header
+from serve_app.adapters.header import NoAdapter
 from serve_app.adapters.kinds import require_lora
 from serve_app.errors import AdapterError
 from serve_app.replica.adapter_files import read_tensors, some
@@ -30,14 +30,23 @@ _PEFT_FILE, _PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
 @dataclass(frozen=True, slots=True)
 class LoraDeltas:
-    """What a file changes of the model, by component and layer, each as in `Shapes`; on the CPU."""
+    """What a file of this hash changes of the model, by component and layer, each as in `Shapes`; on the CPU."""
 
     components: Mapping[str, Mapping[str, Delta]]
+    hash: str
 
-    @property
-    def nbytes(self) -> int:
-        """The size of all tensors in bytes."""
-        return sum(delta.nbytes for layers in self.components.values() for delta in layers.values())
+    def tensors(self) -> Sequence[Tensor]:
+        return [
+            tensor for layers in self.components.values() for delta in layers.values() for tensor in delta.tensors()
+        ]
+
+    def moved(self, moved: Sequence[Tensor]) -> Mapping[str, Mapping[str, Delta]]:
+        """Return the components with other tensors, one for each of `tensors`, in their order."""
+        rest = iter(moved)
+        return {
+            component: {layer: delta.moved(rest) for layer, delta in layers.items()}
+            for component, layers in self.components.items()
+        }
 
 
 def read_lora(file: Path, shapes: Shapes, name: str, hash: str | None = None) -> LoraDeltas:
@@ -46,10 +55,9 @@ def read_lora(file: Path, shapes: Shapes, name: str, hash: str | None = None) ->
     Raises AdapterError unless each tensor of the file has its use, and the file has this hash, if one is given.
     """
     try:
-        require_lora(read_header(file))
-        tensors, metadata = read_tensors(file, hash)
-        strengths = Strengths.of(metadata, _beside(file))
-        return LoraDeltas(_deltas(_by_layer(tensors, shapes), shapes, strengths))
+        content = read_tensors(file, require_lora, hash)
+        strengths = Strengths.of(content.metadata, _beside(file))
+        return LoraDeltas(_deltas(_by_layer(content.tensors, shapes), shapes, strengths), content.hash)
     except NoAdapter as error:
         raise AdapterError(name, str(error)) from error
     except OSError as error:

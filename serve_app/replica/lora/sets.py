@@ -5,18 +5,17 @@ written over it. Compiled models serve all sets.
 """
 
 import copy
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Collection, Mapping, Sequence, Set
 from dataclasses import dataclass
 
-from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
+from diffusers import UNet2DConditionModel
 from torch import nn
 
 from serve_app.replica.fp8 import Fp8Layer
-from serve_app.replica.lora.merging import Delta, changes, merged, write
+from serve_app.replica.lora.merging import Delta, Layers
 
-_TEXT_ENCODERS = ("text_encoder", "text_encoder_2")
-COMPONENTS = ("unet", *_TEXT_ENCODERS)
+TEXT_ENCODERS = ("text_encoder", "text_encoder_2")
+COMPONENTS = ("unet", *TEXT_ENCODERS)
 """The models that adapters change, by their names in diffusers' pipeline."""
 
 
@@ -38,30 +37,22 @@ class Adapters:
 NO_ADAPTERS = Adapters()
 
 
-@dataclass(eq=False, slots=True)
 class WeightSet:
     """A UNet whose weights adapters were merged into; without any it is the model's own."""
 
-    unet: UNet2DConditionModel
-    adapters: Adapters = NO_ADAPTERS
-    _written: frozenset[str] = frozenset()
+    def __init__(self, unet: UNet2DConditionModel) -> None:
+        self.unet = unet
+        self.adapters = NO_ADAPTERS
+        self._layers = Layers(unet)
+        self._written: Set[str] = frozenset()
 
-    def take(self, own: UNet2DConditionModel, adapters: Adapters) -> None:
+    def take(self, own: "WeightSet", adapters: Adapters) -> None:
         """Merge other adapters into the weights of `own`. Where that fails it has none, whatever its weights are."""
-        changed = changes(own, adapters.of("unet"))
+        changed = own._layers.changes(adapters.of("unet"))
+        restored = self._written - changed.keys()
         self.adapters, self._written = NO_ADAPTERS, self._written | changed.keys()
-        for name in self._written:
-            write(self.unet, own, name, changed.get(name, ()))
-        self.adapters, self._written = adapters, frozenset(changed)
-
-    @contextmanager
-    def text_encoders(self, pipe: StableDiffusionXLPipeline) -> Iterator[None]:
-        """Change a pipeline's text encoders for a while, as this set's adapters do."""
-        with ExitStack() as stack:
-            for name in _TEXT_ENCODERS:
-                if (encoder := getattr(pipe, name)) is not None:
-                    stack.enter_context(merged(encoder, changes(encoder, self.adapters.of(name))))
-            yield
+        self._layers.write(own._layers, changed, restored)
+        self.adapters, self._written = adapters, changed.keys()
 
 
 class WeightSets:
@@ -88,7 +79,7 @@ class WeightSets:
         if found is None:
             raise RuntimeError(f"all {len(self._others)} weight sets are in use")
         if found.adapters.key != adapters.key:
-            found.take(self.own.unet, adapters)
+            found.take(self.own, adapters)
         self._others.remove(found)
         self._others.append(found)
         return found

@@ -12,7 +12,8 @@ from serve_app.config import AdaptersConfig
 from serve_app.recipe import Lora
 from serve_app.replica.checkpoint import Checkpoint
 from serve_app.replica.lora.delta import Delta
-from serve_app.replica.lora.merging import shapes
+from serve_app.replica.lora.merging import Layers
+from serve_app.replica.lora.packing import Packer
 from serve_app.replica.lora.reading import Shapes, read_lora
 from serve_app.replica.lora.sets import COMPONENTS, Adapters
 
@@ -28,7 +29,7 @@ def make_store(config: AdaptersConfig, checkpoint: Checkpoint) -> "LoraStore | N
     if not config.folder.is_dir():
         logger.warning("adapters.path: %s is not a folder here; requests find nothing in it", config.folder)
     models = {name: getattr(checkpoint.pipe, name) for name in COMPONENTS}
-    all_shapes = {name: shapes(model) for name, model in models.items() if model is not None}
+    all_shapes = {name: Layers(model).shapes for name, model in models.items() if model is not None}
     return LoraStore(AdapterFolder(config.folder), all_shapes, checkpoint.device, config.cache_bytes)
 
 
@@ -38,12 +39,11 @@ class LoraStore:
     def __init__(self, folder: AdapterFolder, shapes: Shapes, device: torch.device, max_bytes: int) -> None:
         self._folder = folder
         self._shapes = shapes
-        self._device = device
         self._max_bytes = max_bytes
         self._reading = threading.Lock()  # one at a time: whoever waits may find that it was the same one
         self._keeping = threading.Lock()  # a slow disk does not hold up what is there already
         self._kept: OrderedDict[str, tuple[_Components, int]] = OrderedDict()  # by hash; the newest last
-        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._packer = Packer(device)
 
     def at_hand(self, loras: Sequence[Lora]) -> Adapters | None:
         """Return adapters whose hashes are given, in this order, if all have been read and kept. It never blocks."""
@@ -58,21 +58,30 @@ class LoraStore:
 
         Raises AdapterError if one cannot be found, read or applied, or is another file than the one asked for.
         """
-        hashes = [lora.hash or self._folder.hash_of(self._folder.find(lora.name)) for lora in loras]
-        named = list(zip(loras, hashes, strict=True))
-        key = tuple((hash_, lora.scale) for lora, hash_ in named)
-        return Adapters(key, tuple(self._components(lora.name, hash_) for lora, hash_ in named))
+        found = [self._read(lora) for lora in loras]
+        key = tuple((hash_, lora.scale) for lora, (hash_, _) in zip(loras, found, strict=True))
+        return Adapters(key, tuple(components for _, components in found))
 
-    def _components(self, name: str, hash_: str) -> _Components:
-        if (kept := self._kept_of(hash_)) is not None:
-            return kept
+    def _read(self, lora: Lora) -> tuple[str, _Components]:
+        """Return an adapter's hash, and what it changes."""
+        if (known := self._known(lora)) is not None:
+            return known
         with self._reading:
-            if (kept := self._kept_of(hash_)) is not None:
-                return kept
-            deltas = read_lora(self._folder.find(name).version.path, self._shapes, name, hash_)
-            components = self._on_device(deltas.components)
-            self._keep(hash_, components, deltas.nbytes)
-            return components
+            if (known := self._known(lora)) is not None:
+                return known
+            file = self._folder.find(lora.name)
+            deltas = read_lora(file.version.path, self._shapes, lora.name, lora.hash)
+            self._folder.learn(file, deltas.hash)
+            tensors = self._packer.pack(deltas.tensors())
+            components = deltas.moved(tensors)
+            self._keep(deltas.hash, components, sum(tensor.nbytes for tensor in tensors))
+            return deltas.hash, components
+
+    def _known(self, lora: Lora) -> tuple[str, _Components] | None:
+        hash_ = lora.hash or self._folder.hash_if_known(self._folder.find(lora.name))
+        if hash_ is None or (kept := self._kept_of(hash_)) is None:
+            return None
+        return hash_, kept  # its file may be gone by now
 
     def _kept_of(self, hash_: str) -> _Components | None:
         with self._keeping:
@@ -87,20 +96,3 @@ class LoraStore:
             self._kept[hash_] = components, size
             while len(self._kept) > 1 and sum(size for _, size in self._kept.values()) > self._max_bytes:
                 self._kept.popitem(last=False)
-
-    def _on_device(self, components: _Components) -> _Components:
-        if self._stream is None:
-            return components
-        # A stream of its own: on the engine's, each copy would wait for all the steps that were launched before it.
-        with torch.cuda.stream(self._stream):
-            moved = {
-                component: {layer: delta.to(self._device) for layer, delta in layers.items()}
-                for component, layers in components.items()
-            }
-        for layers in moved.values():
-            for delta in layers.values():
-                for tensor in delta.tensors():
-                    # The engine's stream reads it: its memory must not be given away before that stream is done.
-                    tensor.record_stream(torch.cuda.default_stream(self._device))
-        self._stream.synchronize()
-        return moved

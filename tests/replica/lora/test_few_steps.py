@@ -12,7 +12,7 @@ from diffusers import DDIMScheduler, EulerDiscreteScheduler, LCMScheduler, Stabl
 from serve_app.recipe import SchedulerName, SigmaSchedule
 from serve_app.replica.checkpoint import Checkpoint
 from serve_app.replica.lora import read_lora
-from serve_app.replica.lora.merging import shapes
+from serve_app.replica.lora.merging import Layers
 from serve_app.replica.lora.sets import Adapters
 from tests.conftest import MakeEngine, make_slot, pipeline
 from tests.random_lora import save_lora
@@ -54,7 +54,7 @@ def test_four_steps_are_diffusers(
     latents: Latents,
 ) -> None:
     slot = make_slot(scheduler=scheduler, sigma_schedule=schedule, guidance_scale=guidance)
-    deltas = read_lora(file, {"unet": shapes(checkpoint.unet)}, "few").components
+    deltas = read_lora(file, {"unet": Layers(checkpoint.unet).shapes}, "few").components
     running = make_engine(weight_sets=1)
     for adapters in (Adapters((("few", 1.0),), (deltas,)), Adapters()):
         running.submit(slot, adapters).result()

@@ -141,3 +141,24 @@ def test_settings_that_are_nested_without_end_are_refused(
     file = save(tmp_path / "deep.safetensors", peft(models["unet"]), {"lora_adapter_metadata": deep})
     with pytest.raises(AdapterError, match="broken metadata"):
         read_lora(file, shapes, "deep")
+
+
+@pytest.mark.parametrize("fault", ["a gap", "another size", "cut off"])
+def test_tensors_that_do_not_fill_their_file_are_refused(
+    models: Mapping[str, nn.Module], shapes: Shapes, tmp_path: Path, fault: str
+) -> None:
+    file = save(tmp_path / "odd.safetensors", peft(models["unet"]))
+    length = int.from_bytes(file.read_bytes()[:8], "little")
+    header, weights = json.loads(file.read_bytes()[8 : 8 + length]), file.read_bytes()[8 + length :]
+    first, *_, last = sorted(header, key=lambda key: header[key]["data_offsets"][1])
+    if fault == "another size":
+        header[first]["shape"][0] += 1
+    elif fault == "a gap":
+        header[last]["data_offsets"] = [offset + 8 for offset in header[last]["data_offsets"]]
+        weights += bytes(8)
+    else:
+        weights = weights[:-8]
+    said = json.dumps(header).encode()
+    file.write_bytes(len(said).to_bytes(8, "little") + said + weights)
+    with pytest.raises(AdapterError, match="is not a complete"):
+        read_lora(file, shapes, "odd")

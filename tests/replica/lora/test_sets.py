@@ -11,7 +11,7 @@ from torch import nn
 
 from serve_app.replica.checkpoint import Checkpoint
 from serve_app.replica.fp8 import Fp8Linear
-from serve_app.replica.lora.merging import Addition, merged, shapes, write
+from serve_app.replica.lora.merging import Addition, Layers
 from serve_app.replica.lora.sets import Adapters, WeightSets
 from serve_app.replica.prompt_reader import PromptReader
 from serve_app.replica.prompts import PromptEncoder
@@ -31,7 +31,7 @@ class Noise:
         total.add_(torch.randn(total.shape, generator=generator), alpha=self.size * scale)
 
 
-Layers = Mapping[str, Mapping[str, Noise]]
+Changes = Mapping[str, Mapping[str, Noise]]
 MakeAdapters = Callable[..., Adapters]
 
 
@@ -42,14 +42,14 @@ def adapters(checkpoint: Checkpoint) -> MakeAdapters:
     def make(**scales: float) -> Adapters:
         return Adapters(tuple(scales.items()), tuple(layers(name) for name in scales))
 
-    def layers(name: str) -> Layers:
+    def layers(name: str) -> Changes:
         seed = ord(name)
         chosen = [
             layer
-            for layer in shapes(checkpoint.unet)
+            for layer in Layers(checkpoint.unet).shapes
             if "attn1" in layer or "attn2.to_k" in layer or (name == "b" and "conv1" in layer)
         ]
-        text = [layer for layer in shapes(checkpoint.pipe.text_encoder_2) if "q_proj" in layer]
+        text = [layer for layer in Layers(checkpoint.pipe.text_encoder_2).shapes if "q_proj" in layer]
         return {
             "unet": {layer: Noise(seed + place) for place, layer in enumerate(chosen)},
             "text_encoder_2": {layer: Noise(seed) for layer in text} if name != "a" else {},
@@ -120,10 +120,13 @@ class Failing:
         raise MemoryError
 
 
-def test_a_set_in_whose_midst_merging_failed_has_no_adapters(checkpoint: Checkpoint, adapters: MakeAdapters) -> None:
+def test_a_set_in_whose_midst_merging_failed_has_no_adapters(
+    checkpoint: Checkpoint, adapters: MakeAdapters, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("serve_app.replica.lora.merging._AT_ONCE", 1)  # one layer after the other
     sets = WeightSets(checkpoint.unet, resident=1)
     broken = adapters(b=1.0).deltas[0]["unet"]
-    last = max(broken, key=list(shapes(checkpoint.unet)).index)
+    last = [*broken][-1]
     with torch.inference_mode():
         first = sets.of(adapters(a=1.0), ())
         expected = bits(first.unet)
@@ -162,7 +165,7 @@ def test_a_model_has_its_own_bits_again_after_a_failure() -> None:
     changed = []
 
     def fail_once_changed() -> None:
-        with merged(layer, {"0": [Addition(slice(None), Noise(1, 1.0), 1.0)]}):
+        with Layers(layer).merged({"0": [Addition(slice(None), Noise(1, 1.0), 1.0)]}):
             changed.append(not same(before, layer))
             raise ZeroDivisionError
 
@@ -179,9 +182,9 @@ def test_a_layer_in_8_bits_takes_changes_and_its_own_bits_again() -> None:
     target = copy.deepcopy(own)
     addition = Addition(slice(0, 16), Noise(1, 0.5), 1.0)
     with torch.inference_mode():
-        write(target, own, "0", [addition])
+        Layers(target).write(Layers(own), {"0": [addition]})
         changed = bits(target)
-        write(target, own, "0", [])
+        Layers(target).write(Layers(own), {}, restored=["0"])
     assert same(bits(own), target)
     assert not torch.equal(changed["0.weight"], target.state_dict()["0.weight"])
     expected = linear.weight.detach().float().clone()
