@@ -10,6 +10,7 @@ seeds: do all processes of this machine give the same bits? Fails if two differ.
 adapters: what do adapters cost?
 replicas: the same over HTTP, one by one, concurrently, and with a replica killed.
 sketches: what do sixteen sketches cost of which three are finished?
+scorers: do the best sketches become the best pictures?
 """
 
 import argparse
@@ -21,7 +22,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.conditions import SDXL_CONFIG, TINY, TINY_OVERRIDES, Conditions
-from benchmarks.probes import adapters, fp8, places, quality, replicas, seeds, sizes, sketches, start
+from benchmarks.probes import adapters, fp8, places, quality, replicas, scorers, seeds, sizes, sketches, start
 from serve_app.models import tiny
 
 PROBES: Mapping[str, Callable[[Conditions], Iterator[str]]] = {
@@ -35,6 +36,7 @@ PROBES: Mapping[str, Callable[[Conditions], Iterator[str]]] = {
     "seeds": seeds.probe,
     "replicas": replicas.probe,
     "sketches": sketches.probe,
+    "scorers": scorers.probe,
 }
 
 
@@ -42,7 +44,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Answer single questions about the UNet and the compiler.")
     parser.add_argument("probes", nargs="+", choices=sorted(PROBES), metavar="NAME", help=", ".join(PROBES))
     parser.add_argument(
-        "--checkpoint", type=Path, default=Path("none"), help="a diffusers folder; `quality` needs none"
+        "--checkpoint", type=Path, default=Path("none"), help="a diffusers folder; `quality` and `scorers` need none"
     )
     parser.add_argument(
         "--set",

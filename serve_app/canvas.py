@@ -85,6 +85,13 @@ class Canvas:
     surroundings: Surroundings | None = None
     warnings: tuple[str, ...] = ()
 
+    @property
+    def nbytes(self) -> int:
+        """About how many bytes it takes."""
+        layers = [layer.values for layer in (self.image, self.mask) if layer]
+        kept = [self.surroundings.picture, self.surroundings.mask] if self.surroundings else []
+        return sum(values.nbytes for values in (*layers, *kept))
+
     def finished(self, pixels: Values) -> Values:
         """Return a generated picture with what was to be kept put back."""
         return self.surroundings.around(pixels) if self.surroundings else pixels

@@ -63,6 +63,8 @@ class Slot:
     """Where to go on; None: at the beginning."""
     pause_after: int | None = None
     """The step after which it ends as `Paused`, to go on later or never; None: it does not."""
+    score_by: str | None = None
+    """What scores its sketch, by name; None: nothing does."""
 
     @property
     def first_step(self) -> int:
@@ -169,6 +171,8 @@ class Paused:
     preview: Preview
     kept: Kept
     work: Work
+    score: float | None = None
+    """How good it is among those of its request, more being better; None: it was not scored, or could not be."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,6 +222,8 @@ class ReplicaStatus:
     """Which adapters' weights it has ready, each combination by hashes and scales."""
     read: frozenset[str] = frozenset()
     """Which adapters' files it has read and keeps, by their hashes."""
+    scorers: tuple[str, ...] = ()
+    """What can score sketches, by name."""
 
 
 @dataclass(frozen=True, slots=True)

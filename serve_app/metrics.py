@@ -102,13 +102,14 @@ REFUSALS = _counter(
 )
 IMAGES = _counter(
     "images",
-    "Images by outcome (succeeded, failed, cancelled) and reason: a failure's type; client, left or expired.",
+    "Images by outcome (succeeded, failed, cancelled) and reason: a failure's type; client, left, expired or not_kept.",
     ("outcome", "reason"),
     (
         ("succeeded", ""),
         ("cancelled", "client"),
         ("cancelled", "left"),
         ("cancelled", "expired"),
+        ("cancelled", "not_kept"),
         *product(
             ("failed",),
             (

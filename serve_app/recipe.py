@@ -104,16 +104,13 @@ class Variation(Body):
 MOST_PHASES = 4
 
 
-class Phase(Body):
-    """The first steps of a picture that is a branch, up to one, with settings that differ from its recipe's own."""
+class Changes(Body):
+    """Settings that may change between two steps."""
 
-    until_step: int = Field(
-        ge=1, description="The last step of the phase, as events count steps: those that `strength` leaves out count."
-    )
     prompt: Prompt | None = Field(default=None, description="Null here and below: the recipe's own.")
     negative_prompt: Text | None = None
-    prompt_2: Text | None = Field(default=None, description="Empty: the phase's prompt.")
-    negative_prompt_2: Text | None = Field(default=None, description="Empty: the phase's negative_prompt.")
+    prompt_2: Text | None = Field(default=None, description="Empty: the prompt that holds with it.")
+    negative_prompt_2: Text | None = Field(default=None, description="Empty: the negative_prompt that holds with it.")
     guidance_scale: GuidanceScale | None = None
     guidance_rescale: GuidanceRescale | None = None
 
@@ -123,8 +120,16 @@ class Phase(Body):
         return {name: value for name in OF_PHASES if (value := getattr(self, name)) is not None}
 
 
-OF_PHASES = tuple(name for name in Phase.model_fields if name != "until_step")
-"""The settings that may change between two steps."""
+NO_CHANGES = Changes()
+OF_PHASES = tuple(Changes.model_fields)
+
+
+class Phase(Changes):
+    """The first steps of a picture that is a branch, up to one, with settings that differ from its recipe's own."""
+
+    until_step: int = Field(
+        ge=1, description="The last step of the phase, as events count steps: those that `strength` leaves out count."
+    )
 
 
 class Lora(Body):

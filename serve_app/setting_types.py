@@ -82,6 +82,14 @@ def _listed(value: Any) -> Any:
     return value
 
 
+def _import_path(value: str) -> str:
+    if not re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*", value):
+        raise ValueError(
+            f"{value} is not the path of a function: write module:function, such as my_package.scorers:aesthetic"
+        )
+    return value
+
+
 def _share(value: float) -> float:
     if value != round(value, _PRECISION):
         raise ValueError(f"must have at most {_PRECISION} decimal places, such as 0.3333: Ray counts no finer")
@@ -107,5 +115,6 @@ Origins = Annotated[
 Places = Annotated[tuple[Annotated[str, AfterValidator(_place)], ...], BeforeValidator(_listed)]
 """Origins that this service itself may ask."""
 Sizes = Annotated[tuple[Annotated[str, AfterValidator(_size)], ...], BeforeValidator(_listed)]
+ImportPath = Annotated[str, AfterValidator(_import_path)]
 Share = Annotated[float, AfterValidator(_share)]
 """An amount of a Ray resource, such as GPUs."""

@@ -26,7 +26,7 @@ from serve_app.fanout.sight import PoolStatus
 from serve_app.fanout.starts import Readiness, Starts
 from serve_app.messages import Generated, Kept, Paused, Preview, Progress, ReplicaStatus, Slot, SlotEvent, Work
 from serve_app.readings import Part, Reading
-from serve_app.recipe import Embedding, Lora, SchedulerName
+from serve_app.recipe import Changes, Embedding, Lora, SchedulerName
 from serve_app.schemas import BatchResult, Event, GenerateRequest, ModelInfo
 
 SCHEDULERS: tuple[SchedulerName, ...] = get_args(SchedulerName)
@@ -43,6 +43,7 @@ REPLICA = ReplicaStatus(
     active=0,
     waiting=0,
     finished=0,
+    scorers=("sharpness",),
 )
 
 
@@ -125,6 +126,8 @@ class FakePool(Pool):
     slots: list[Slot] = field(default_factory=list)
     deadlines: list[float] = field(default_factory=list)
     models: dict[int, ModelInfo] = field(default_factory=dict)
+    scores: Mapping[int, float | None] = field(default_factory=dict)
+    """What sketches are worth, by index."""
 
     name: str = ""
     deployed: Deployed = field(default_factory=Deployed)
@@ -163,7 +166,7 @@ class FakePool(Pool):
         yield Progress(1)
         if slot.pause_after is not None:
             await self.before(slot)
-            yield sketch(slot)
+            yield replace(sketch(slot), score=self.scores.get(slot.index) if slot.score_by else None)
             return
         for step in sorted(slot.preview_steps):
             yield Preview(step, 8, 8, "preview")
@@ -196,11 +199,16 @@ class NoPeers(Peers):
     async def cancel(self, id: str, index: int | None) -> list[int]:
         return []
 
-    async def resume_images(self, id: str, images: Collection[int] | None) -> list[int] | ServiceError | None:
+    async def resume_images(
+        self, id: str, images: Collection[int] | None, changes: Changes
+    ) -> list[int] | ServiceError | None:
         return None
 
     async def next_part(self, id: str, after: int, wait_s: float) -> Part | None:
         return None
+
+    async def has_left(self) -> bool:
+        return False
 
     async def deployed(self, replicas: Iterable[str]) -> Mapping[str, Deployed]:
         return {}

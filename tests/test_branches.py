@@ -63,7 +63,7 @@ def test_what_cannot_be_a_branch_is_refused() -> None:
     longest = PLAIN
     for step in range(1, 5):
         longest = branched(longest, step, {"prompt": f"{step}"})
-    with pytest.raises(ValidationError, match="at most 4"):
+    with pytest.raises(ValueError, match="may change 4 times"):
         branched(longest, 5, {"prompt": "a fox"})
 
 

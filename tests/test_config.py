@@ -55,6 +55,7 @@ def test_command_line_values_are_strings_and_are_converted() -> None:
         ({"num_cpus": math.inf}, "num_cpus.*finite"),
         ({"request_timeout_s": math.nan}, "request_timeout_s.*greater than or equal to 1"),
         ({"request_timeout_s": 0.5}, "request_timeout_s.*greater than or equal to 1"),
+        ({"engine": {"scorers": {"mine": "somewhere"}}}, "engine.scorers.mine.*module:function"),
         ({"model": {"path": ""}}, "model.path.*must hold text"),
         ({"model": {"path": "embedded "}}, "model.path.*without surrounding spaces"),
         (

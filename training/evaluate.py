@@ -4,8 +4,9 @@ python -m training.evaluate --model serve_app/models/<name> --out out/weights
 """
 
 import json
+import logging
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -18,13 +19,16 @@ from training.captions import BACKGROUNDS
 from training.config import Config, load_config, stage_arguments
 from training.render import draw
 from training.runner import load_weights
-from training.service import Service, open_service
+from training.service import Precision, Service, open_service
 from training.subjects import STYLES, Picture, evaluation_subjects, held_out_subjects, read_icons
 from training.train_classifier import SIDE, Classifier, class_lists
 from training.train_vae import psnr
 
 _COLOURS = list(BACKGROUNDS)
 _BORDER = 10  # pixels at each edge that pictures usually leave free
+
+Figures = Mapping[str, float]
+"""What the judge says of a model in one precision."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +112,7 @@ def _spread(features: torch.Tensor) -> float:
 
 def judge_images(
     service: Service, judge: Judge, pictures: Sequence[Picture], count: int | None, seeds: int, steps: int, size: int
-) -> dict[str, float]:
+) -> Figures:
     """Return the figures on generated images: subjects alone, on background colours, and in styles."""
     subjects = evaluation_subjects(judge.names)
     subjects = subjects[:: max(1, len(subjects) // count)] if count else subjects
@@ -144,7 +148,7 @@ def judge_images(
 
 
 @torch.inference_mode()
-def judge_autoencoders(checkpoint: Checkpoint, pictures: Sequence[Picture], count: int) -> dict[str, float]:
+def judge_autoencoders(checkpoint: Checkpoint, pictures: Sequence[Picture], count: int) -> Figures:
     """Return the round trips' PSNR in dB on renderings of subjects that the autoencoders were not trained on."""
     held = held_out_subjects([p.subject for p in pictures])
     kept = [p for p in pictures if p.subject in held]
@@ -161,6 +165,18 @@ def judge_autoencoders(checkpoint: Checkpoint, pictures: Sequence[Picture], coun
     }
 
 
+def compared(found: Mapping[Precision, Figures]) -> dict[str, object]:
+    """Return the figures of one precision as they are; those of several by name, with each one's change in top-1.
+
+    The change is in points, against the first precision.
+    """
+    first, *others = found
+    if not others:
+        return dict(found[first])
+    changes = {other: round(found[other]["top1_percent"] - found[first]["top1_percent"], 2) for other in others}
+    return {**{name.value: figures for name, figures in found.items()}, "top1_change_points": changes}
+
+
 def main() -> None:
     parser = stage_arguments("measure the shipped folder")
     parser.add_argument("--model", type=Path, required=True, help="the diffusers folder")
@@ -173,17 +189,36 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--size", type=int, default=256)
     parser.add_argument("--batch", type=int, default=4, help="images generated at once")
+    parser.add_argument(
+        "--images-per-call", type=int, default=1, help="images in one UNet call; more is faster on a GPU"
+    )
+    parser.add_argument(
+        "--precision",
+        type=Precision,
+        nargs="+",
+        default=[Precision.FLOAT32],
+        choices=list(Precision),
+        metavar="PRECISION",
+        help=f"{', '.join(Precision)}: judge the same prompts and seeds in each, and compare top-1 with the first",
+    )
     parser.add_argument("--json", type=Path, help="write the figures here too")
     args = parser.parse_args()
     config = load_config(args.config, args.changes)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     pictures = read_icons(config.data.icons, config.data.min_styles)
     judge = load_judge(config, [p.subject for p in pictures], args.out, device)
-    with open_service(args.model, args.batch, device) as service:
-        figures: dict[str, object] = {
-            **judge_autoencoders(service.checkpoint, pictures, 96),
-            **judge_images(service, judge, pictures, args.subjects, args.seeds, args.steps, args.size),
-        }
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("ray.serve").setLevel(logging.INFO)  # says how many layers fp8 replaces, and by what
+    found: dict[Precision, Figures] = {}
+    for precision in args.precision:
+        with open_service(
+            args.model, args.batch, device, precision=precision, images_per_call=args.images_per_call
+        ) as service:
+            found[precision] = {
+                **judge_autoencoders(service.checkpoint, pictures, 96),
+                **judge_images(service, judge, pictures, args.subjects, args.seeds, args.steps, args.size),
+            }
+    figures = compared(found)
     print(json.dumps(figures, indent=2))
     if args.json:
         shown = {**figures, "steps": args.steps, "size": args.size, "families": twins(judge)}

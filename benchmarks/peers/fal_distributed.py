@@ -83,7 +83,9 @@ class Fal:
 
 @contextmanager
 def open_fal(conditions: Conditions) -> Iterator[Fal]:
-    # Imported here, so that without fal only this subject fails.
+    # Imported here, so that without fal only this subject fails; before torch, so that it does so at once.
+    import fal.distributed  # noqa: F401
+
     from benchmarks.peers.fal_worker import ParallelWorker, Runner
 
     loop = asyncio.new_event_loop()

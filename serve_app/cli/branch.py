@@ -52,4 +52,6 @@ def _before(recipe: Recipe, step: int, changes: Mapping[str, Any]) -> list[dict[
     except ValidationError as error:
         fault, *_ = error.errors()
         raise SettingRefused(f"{fault['loc'][0]}: {fault['msg']}", str(fault["loc"][0])) from None
+    except ValueError as error:
+        raise SettingRefused(str(error), "before") from None
     return [{"until_step": phase.until_step, **phase.settings} for phase in before]

@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.console import Console
 
-from serve_app.cli.errors import NotGenerated, Unavailable, Unusable
+from serve_app.cli.errors import NotGenerated, SettingRefused, Unavailable, Unusable
 from serve_app.cli.generate import Files
 from serve_app.cli.request import follow, introduce, make_folder, opening, save, show
 from serve_app.cli.service import Service
@@ -20,10 +20,17 @@ Sketches = dict[int, PausedEvent]
 """Those that wait, by their index."""
 
 
-def explore(service: Service, body: dict[str, Any], keep: tuple[int, ...] | None, out: Path, console: Console) -> None:
+def explore(
+    service: Service,
+    body: dict[str, Any],
+    keep: tuple[int, ...] | None,
+    then: str | None,
+    out: Path,
+    console: Console,
+) -> None:
     """Sketch the images of a request, finish those of the seeds `keep`, or ask which, and write these to `out`.
 
-    Raises CommandError.
+    `then` is what they go on as, if not as what they were begun. Raises CommandError.
     """
     if keep is None and not (is_screen(console) and sys.stdin.isatty()):
         raise Unusable("this is no terminal to ask which sketches to finish: name their seeds with --keep")
@@ -42,9 +49,10 @@ def explore(service: Service, body: dict[str, Any], keep: tuple[int, ...] | None
                 _save(sketches, out, console)
             keep = _ask(console, sketches)
         chosen = [index for index, sketch in sorted(sketches.items()) if sketch.seed in keep]
-        _go_on(service, start.id, chosen, [index for index in sketches if index not in chosen])
+        _go_on(service, start.id, chosen, [index for index in sketches if index not in chosen], then)
         shorter = start.model_copy(update={"seeds": [start.seeds[index] for index in chosen]})
-        ending = follow(_of(events, chosen), view_of(console, shorter, body), files.keep)
+        view = view_of(console, shorter, body, shown_before=len(start.seeds))
+        ending = follow(_of(events, chosen), view, files.keep)
     files.sum_up(console, ending, len(start.seeds))
     _say_saved(console, start, [sketch for index, sketch in sketches.items() if index not in chosen])
     if missing := [*missing, *ending.missing]:
@@ -109,10 +117,13 @@ def chosen_of(answer: str, seeds: list[int]) -> tuple[int, ...] | None:
     return tuple(seeds[n - 1] for n in numbers) if all(1 <= n <= len(seeds) for n in numbers) else None
 
 
-def _go_on(service: Service, id_: str, chosen: list[int], others: list[int]) -> None:
+def _go_on(service: Service, id_: str, chosen: list[int], others: list[int], then: str | None) -> None:
     """Let the chosen sketches go on, and end the others. Raises NotGenerated if it is too late."""
-    if chosen and not service.resume(id_, chosen):
-        raise NotGenerated("it is too late: the sketches do not wait any more")
+    try:
+        if chosen and not service.resume(id_, chosen, {} if then is None else {"prompt": then}):
+            raise NotGenerated("it is too late: the sketches do not wait any more")
+    except SettingRefused as error:
+        raise SettingRefused(error.message, "then") from None
     service.cancel(id_, others)
 
 

@@ -187,6 +187,15 @@ def explore(
     keep: Annotated[
         Seeds | None, typer.Option(parser=Seeds.parse, metavar="7,9", help="The seeds to finish, without being asked.")
     ] = None,
+    best: Annotated[
+        int | None, typer.Option(metavar="N", help="Let the service choose so many and finish them, without asking.")
+    ] = None,
+    by: Annotated[
+        str, typer.Option(help="How it compares them: sharpness, colourfulness, or what it has besides.")
+    ] = "sharpness",
+    then: Annotated[
+        str | None, typer.Option(callback=utf8, metavar="PROMPT", help="What those that are kept go on as.")
+    ] = None,
     seed: FirstSeed = None,
     negative_prompt: Negative = None,
     size: Sized = None,
@@ -198,15 +207,17 @@ def explore(
     out: Out = OUT,
     url: Url = URL,
 ) -> None:
-    """Sketch many images of a prompt, choose, and finish only those.
+    """Sketch many images of a prompt, choose or let the service choose, and finish only those.
 
-    Finished pictures are written as `generate` does, the same as if they had never stopped. Ctrl-C cancels all.
+    Finished pictures are written as `generate` does, the same as if they had never stopped; with --then as `branch`
+    does, the same as if it had been asked for at once. Ctrl-C cancels all.
     """
     given = {
         "prompt": prompt,
         "model": model,
         "num_images": num_images,
-        "pause_after": sketch,
+        "pause_after": sketch if best is None else None,
+        "keep": None if best is None else {"at_step": sketch, "best": best, "by": by},
         "seed": seed,
         "negative_prompt": negative_prompt,
         "width": size.width if size else None,
@@ -217,11 +228,19 @@ def explore(
         "loras": sent_loras(lora),
         "output_format": output_format,
     }
-    from serve_app.cli import explore as command
-
     settings = {name: value for name, value in given.items() if value is not None}
+    if best is not None:
+        if keep or then:
+            raise typer.BadParameter("goes without --keep and --then: the service chooses", param_hint="--best")
+        from serve_app.cli.generate import generate as command
+
+        with refusals():
+            command(_service(url), settings, out, _console())
+        return
+    from serve_app.cli import explore as asking
+
     with refusals():
-        command.explore(_service(url), settings, keep.seeds if keep else None, out, _console())
+        asking.explore(_service(url), settings, keep.seeds if keep else None, then, out, _console())
 
 
 @app.command(epilog=_EXIT_CODES)

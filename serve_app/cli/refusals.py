@@ -47,4 +47,6 @@ def option_of(field: str) -> str:
     name, *rest = field.split(".")
     if name == "variations" and rest[-1:] == ["seed"]:
         return "--variation-seed"
+    if name == "keep" and rest:
+        return _OPTIONS["pause_after"] if rest == ["at_step"] else f"--{rest[0]}"
     return _OPTIONS.get(name, "--" + name.replace("_", "-"))

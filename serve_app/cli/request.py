@@ -12,6 +12,7 @@ from serve_app.cli.errors import Unavailable, Unusable
 from serve_app.cli.text import say
 from serve_app.cli.views import View
 from serve_app.schemas import (
+    NOT_KEPT,
     CancelledEvent,
     CompletedEvent,
     ErrorEvent,
@@ -101,6 +102,8 @@ def show(event: Event, view: View, keep: Keep) -> list[str]:
             view.picture(event.index, data)
         case GridEvent():
             keep(event, b64decode(event.b64_json))
+        case CancelledEvent() if event.error.type == NOT_KEPT:
+            view.missing(event.index, "not kept")
         case FailedEvent() | CancelledEvent():
             view.missing(event.index, f"{event.type}: {event.error.message}")
             return [f"seed {event.seed} {event.type}: {event.error.message}"]

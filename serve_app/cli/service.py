@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Annotated, Any
@@ -30,6 +30,7 @@ _PAUSES_S = (0.5, 1, 2, 4, 8)
 """Before each try to go on with a broken stream while nothing new comes; together less than streams.keep_s."""
 
 _CANCEL_TIMEOUT_S = 5
+_IS_JSON = {"Content-Type": "application/json"}
 
 _UNLIMITED = None
 """One event may hold a whole picture or grid."""
@@ -57,7 +58,7 @@ class Service:
                     "/stream",
                     method="POST",
                     content=content,
-                    headers={"Content-Type": "application/json"},
+                    headers=_IS_JSON,
                     max_event_size=_UNLIMITED,
                 )
             )
@@ -65,10 +66,12 @@ class Service:
             with closing(self._events(http, connection, source)) as events:
                 yield events
 
-    def resume(self, id_: str, images: list[int]) -> list[int]:
-        """Let sketches go on; return those that do, none if it is too late."""
+    def resume(self, id_: str, images: list[int], changes: Mapping[str, Any]) -> list[int]:
+        """Let sketches go on, maybe with changes; return those that do, none if it is too late."""
         with self._explained(), self._client() as http:
-            response = http.post(f"/generations/{id_}/resume", json={"images": images})
+            response = http.post(
+                f"/generations/{id_}/resume", content=_json({"images": images, **changes}), headers=_IS_JSON
+            )
             if response.status_code in (httpx2.codes.NOT_FOUND, httpx2.codes.CONFLICT):
                 return []
             self._check(response)

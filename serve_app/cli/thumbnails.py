@@ -29,7 +29,7 @@ class Cells:
 
 
 Draw = Callable[[Pillow.Image, Cells, int], str]
-"""Takes a picture, its size in cells and its index; returns what to write with the cursor at its upper left corner."""
+"""Takes a picture, its size in cells and its number; returns what to write with the cursor at its upper left corner."""
 
 
 def draw_of(console: Console, environ: Mapping[str, str] = os.environ) -> Draw | None:
@@ -44,12 +44,12 @@ def draw_of(console: Console, environ: Mapping[str, str] = os.environ) -> Draw |
     return half_blocks if console.color_system == "truecolor" and console.encoding.startswith("utf") else None
 
 
-def kitty(picture: Pillow.Image, cells: Cells, index: int) -> str:
+def kitty(picture: Pillow.Image, cells: Cells, number: int) -> str:
     """https://sw.kovidgoyal.net/kitty/graphics-protocol/: a picture replaces the one with the same id."""
     data = _file(picture, cells, "PNG")
     pieces = [data[i : i + 4096] for i in range(0, len(data), 4096)]
     # Ids are shared by the whole terminal: derive ours from the process id.
-    heads = [f"a=T,f=100,q=2,C=1,i={(os.getpid() << 8) + index + 1},c={cells.columns},r={cells.rows},"] + [""] * (
+    heads = [f"a=T,f=100,q=2,C=1,i={(os.getpid() << 8) + number + 1},c={cells.columns},r={cells.rows},"] + [""] * (
         len(pieces) - 1
     )
     return "".join(
@@ -58,7 +58,7 @@ def kitty(picture: Pillow.Image, cells: Cells, index: int) -> str:
     )
 
 
-def iterm2(picture: Pillow.Image, cells: Cells, index: int) -> str:
+def iterm2(picture: Pillow.Image, cells: Cells, number: int) -> str:
     """https://iterm2.com/documentation-images.html"""
     data = _file(picture, cells, "JPEG")
     return (
@@ -67,7 +67,7 @@ def iterm2(picture: Pillow.Image, cells: Cells, index: int) -> str:
     )
 
 
-def half_blocks(picture: Pillow.Image, cells: Cells, index: int) -> str:
+def half_blocks(picture: Pillow.Image, cells: Cells, number: int) -> str:
     """Two pixels per cell: the foreground colour is the upper one, the background the lower one."""
     data = picture.resize((cells.columns, 2 * cells.rows)).tobytes()
     pixels = [f"{data[i]};{data[i + 1]};{data[i + 2]}" for i in range(0, len(data), 3)]
@@ -86,9 +86,13 @@ def _file(picture: Pillow.Image, cells: Cells, kind: str) -> str:
 
 
 class Thumbnails:
-    """Rows of small pictures above the progress bars. The cursor is on the last bar."""
+    """Rows of small pictures above the progress bars. The cursor is on the last bar.
 
-    def __init__(self, console: Console, draw: Draw, start: StartEvent, cells: Cells) -> None:
+    `shown_before` is how many pictures this command has drawn elsewhere, which are to stay.
+    """
+
+    def __init__(self, console: Console, draw: Draw, start: StartEvent, cells: Cells, shown_before: int = 0) -> None:
+        self._shown_before = shown_before
         self._console = console
         self._size = console.size
         self._draw = draw
@@ -97,13 +101,14 @@ class Thumbnails:
         self._per_line = _per_line(console, cells)
 
     @classmethod
-    def above(cls, console: Console, start: StartEvent) -> Self | None:
+    def above(cls, console: Console, start: StartEvent, shown_before: int = 0) -> Self | None:
         """Return the largest thumbnails that fit above one bar per image; None without room or a way to draw."""
         draw, aspect = draw_of(console), start.parameters.width / start.parameters.height
         if draw is None:
             return None
         for rows in _ROWS:
-            thumbnails = cls(console, draw, start, Cells(max(1, round(aspect * rows * _CELL[1] / _CELL[0])), rows))
+            cells = Cells(max(1, round(aspect * rows * _CELL[1] / _CELL[0])), rows)
+            thumbnails = cls(console, draw, start, cells, shown_before)
             if thumbnails._per_line and thumbnails._height + len(start.seeds) < console.height:
                 return thumbnails
         return None
@@ -121,7 +126,7 @@ class Thumbnails:
         line, place = divmod(index, self._per_line)
         up = self._height + len(self._seeds) - 1 - line * (self._cells.rows + 1)
         column = place * (self._cells.columns + _GAP) + 1
-        art = self._draw(Pillow.open(BytesIO(data)).convert("RGB"), self._cells, index)
+        art = self._draw(Pillow.open(BytesIO(data)).convert("RGB"), self._cells, self._shown_before + index)
         self._console.file.write(f"\x1b7\x1b[{up}A\x1b[{column}G{art}\x1b8")
         self._console.file.flush()
 

@@ -37,11 +37,12 @@ def only_seen_previews(console: Console, body: dict[str, Any]) -> dict[str, Any]
     return body if seen else {"preview_every": 0, **body}
 
 
-def view_of(console: Console, start: StartEvent, body: dict[str, Any]) -> View:
-    """Return the view for a request on this console."""
+def view_of(console: Console, start: StartEvent, body: dict[str, Any], shown_before: int = 0) -> View:
+    """Return the view for a request on this console, where earlier views of this command show so many pictures."""
     if not is_screen(console):
         return Lines(console, start)
-    return Bars(console, start, Thumbnails.above(console, start) if body.get("preview_every") != 0 else None)
+    seen = body.get("preview_every") != 0
+    return Bars(console, start, Thumbnails.above(console, start, shown_before) if seen else None)
 
 
 def is_screen(console: Console) -> bool:

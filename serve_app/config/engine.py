@@ -1,5 +1,6 @@
 """Settings of a replica: how it generates, and its previews."""
 
+from collections.abc import Mapping
 from math import ceil
 from typing import Literal, Self
 
@@ -7,7 +8,7 @@ from pydantic import Field, model_validator
 
 from serve_app.config.base import Config
 from serve_app.recipe import MOST_PROMPT_CHUNKS
-from serve_app.setting_types import Sizes, Text
+from serve_app.setting_types import ImportPath, Sizes, Text
 
 Compile = Literal["none", "regional", "full"]
 Quantization = Literal["none", "fp8"]
@@ -72,6 +73,13 @@ class EngineConfig(Config):
         description="Keep the state of an image after every so many steps, so that one whose replica dies goes on from "
         "there, with the same bits. Of SDXL at 1024x1024 it is 0.5 to 2 MB, sent to the ingress. 0: never, which "
         "suits images of a few seconds.",
+    )
+    scorers: Mapping[str, ImportPath] = Field(
+        default={},
+        description="What may compare sketches (`keep.by` in requests) besides `sharpness` and `colourfulness`: a "
+        "function for each name by its import path, such as `my_package.scorers:aesthetic`. It is given a sketch "
+        "(numpy, height x width x 3, uint8 RGB) and its prompt, and returns a number, more being better. Replicas "
+        "call it on the CPU, beside the denoising loop, one sketch after the other.",
     )
     file_threads: int = Field(default=2, ge=1, description="Threads that encode image files beside the denoising loop.")
     stall_timeout_s: float = Field(

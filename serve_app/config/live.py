@@ -79,8 +79,9 @@ class TrajectoriesConfig(Config):
     max_bytes: int = Field(
         default=2**28,
         ge=0,
-        description="Maximum size of all that an ingress replica keeps of paused images, in bytes of memory: up to 1.9 "
-        "MB each at 1024x1024. Requests that may exceed it get a 429. 0: no image can be paused. An ingress replica "
+        description="Maximum size of all that is kept of the paused images of an ingress replica, in bytes of memory: "
+        "up to 1.9 MB each at 1024x1024, and once for each request the picture and mask to go on from. Requests that "
+        "may exceed it get a 429. 0: no image can be paused. An ingress replica "
         "answers 10,000 requests at once, and each stream with paused images is one of them.",
     )
 

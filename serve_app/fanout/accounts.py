@@ -6,7 +6,7 @@ from typing import Any
 from serve_app import metrics
 from serve_app.client import short
 from serve_app.errors import ServiceError
-from serve_app.fanout.events import EXPIRED
+from serve_app.fanout.events import EXPIRED, PASSED_OVER
 from serve_app.fanout.generation import Generation
 from serve_app.fanout.plan import Plan
 from serve_app.fanout.states import SlotState
@@ -46,13 +46,18 @@ class Accounts:
         states = Counter(generation.slot_states)
         failed = [failure.error.type for failure in generation.failures if failure.status == "failed"]
         left = len(generation.failures) - len(failed)  # cancelled, but nobody asked for that
-        expired = sum(isinstance(image, NoPicture) and image.error == EXPIRED for image in generation.images.values())
+        ends = Counter(image.error for image in generation.images.values() if isinstance(image, NoPicture))
+        expired, passed_over = ends[EXPIRED], ends[PASSED_OVER]
         self._counted.add(metrics.IMAGES, states[SlotState.SUCCEEDED], outcome="succeeded", reason="")
         self._counted.add(
-            metrics.IMAGES, states[SlotState.CANCELLED] - left - expired, outcome="cancelled", reason="client"
+            metrics.IMAGES,
+            states[SlotState.CANCELLED] - left - expired - passed_over,
+            outcome="cancelled",
+            reason="client",
         )
         self._counted.add(metrics.IMAGES, left, outcome="cancelled", reason="left")
         self._counted.add(metrics.IMAGES, expired, outcome="cancelled", reason="expired")
+        self._counted.add(metrics.IMAGES, passed_over, outcome="cancelled", reason=PASSED_OVER.type)
         for reason in failed:
             self._counted.add(metrics.IMAGES, outcome="failed", reason=reason)
         finished = list(generation.finished.values())

@@ -10,8 +10,8 @@ from serve_app.adapters import AdapterFolder, Version
 from serve_app.config import AdaptersConfig
 from serve_app.errors import AdapterError, DeadlineExceeded, InvalidRequest
 from serve_app.prompt_embeddings import names_in
-from serve_app.recipe import Embedding, Lora
-from serve_app.schemas import EmbeddingFile, GenerateRequest, LoraFile
+from serve_app.recipe import Embedding, Lora, Recipe
+from serve_app.schemas import EmbeddingFile, LoraFile
 from serve_app.threads import Threads
 
 _MOST_REMEMBERED = 10_000
@@ -20,6 +20,7 @@ _AT_ONCE = 4
 
 Asked = TypeVar("Asked", Lora, Embedding)
 """An adapter as a request names it."""
+Asking = TypeVar("Asking", bound=Recipe)
 
 Ask = Callable[[Sequence[Lora], Sequence[Embedding]], Awaitable[Mapping[Version, str] | None]]
 """Has a replica read adapters, and returns the hashes of files that were named without; None if none has answered.
@@ -64,8 +65,8 @@ class AdapterCheck:
             for adapter in await self._threads.run(folder.loras, among)
         ]
 
-    async def named(self, request: GenerateRequest, model: str, within_s: float = math.inf) -> GenerateRequest:
-        """Return a request whose adapters have their hashes; `model` is the hash of the served model.
+    async def named(self, request: Asking, model: str, within_s: float = math.inf) -> Asking:
+        """Return a request, or a recipe, whose adapters have their hashes; `model` is the hash of the served model.
 
         Raises InvalidRequest if there are too many, AdapterError if one cannot be found or used, DeadlineExceeded if
         it takes longer than `within_s` seconds.
@@ -145,7 +146,7 @@ class AdapterCheck:
             self._fitting.popitem(last=False)
 
 
-def _field_of(error: AdapterError, request: GenerateRequest) -> str:
+def _field_of(error: AdapterError, request: Recipe) -> str:
     """Return the field of a request that names an adapter."""
     if error.kind == "loras" or any(one.name == error.name and one.hash for one in request.embeddings):
         return error.kind

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from serve_app.messages import Generated, Paused, Preview, Progress, Slot
 from serve_app.schemas import (
+    NOT_KEPT,
     CancelledEvent,
     ErrorDetail,
     FailedEvent,
@@ -13,6 +14,7 @@ from serve_app.schemas import (
     ImageEvent,
     ModelInfo,
     NoPicture,
+    Parameters,
     PausedEvent,
     Picture,
     PreviewEvent,
@@ -24,11 +26,18 @@ from serve_app.schemas import (
 DEADLINE_EXCEEDED = ErrorDetail(
     type="deadline_exceeded", message="the request's deadline passed before this image was finished"
 )
-SHUTTING_DOWN = ErrorDetail(type="shutting_down", message="the service was shut down before this image was finished")
+SHUTTING_DOWN = ErrorDetail(
+    type="shutting_down",
+    message="the service, or the part of it that held this image, was replaced or shut down before it was finished; "
+    "asked for again, its seed gives the same picture",
+)
 CANCELLED = ErrorDetail(type="cancelled", message="the image was cancelled")
 EXPIRED = ErrorDetail(
     type="expired", message="the image was paused for as long as trajectories.ttl_s allows, and nobody let it go on"
 )
+PASSED_OVER = ErrorDetail(type=NOT_KEPT, message="the sketches of other images were better, by the request's `keep`")
+NO_FAILURES = (EXPIRED, PASSED_OVER)
+"""How sketches end that nobody wants."""
 REPLICA_LOST = ErrorDetail(
     type="replica_lost", message="the replica was lost while generating this image, and so was the one that tried again"
 )
@@ -50,6 +59,10 @@ def cancelled(slot: Slot) -> NoPicture:
 
 def expired(slot: Slot) -> NoPicture:
     return _without_picture(slot, "cancelled", EXPIRED)
+
+
+def passed_over(slot: Slot) -> NoPicture:
+    return _without_picture(slot, "cancelled", PASSED_OVER)
 
 
 def picture(slot: Slot, generated: Generated, asked: ModelInfo) -> Picture:
@@ -77,16 +90,17 @@ def step_event(slot: Slot, event: Progress | Preview) -> ProgressEvent | Preview
     return ProgressEvent(**_at(slot, event.step)) if isinstance(event, Progress) else _shown(slot, event)
 
 
-def paused_event(slot: Slot, sketch: Paused, ttl_s: float) -> PausedEvent:
-    """Tell of a sketch that waits for so many seconds from now."""
+def paused_event(slot: Slot, sketch: Paused, ttl_s: float | None) -> PausedEvent:
+    """Tell of a sketch that waits for so many seconds from now, None: for the other sketches."""
     shown = dict(_shown(slot, sketch.preview)) | {"type": "paused"}
-    return PausedEvent(**shown, expires_at=time.time() + ttl_s, gpu_seconds=sketch.work.gpu)
+    expires_at = None if ttl_s is None else time.time() + ttl_s
+    return PausedEvent(**shown, expires_at=expires_at, gpu_seconds=sketch.work.gpu, score=sketch.score)
 
 
-def resumed_event(slot: Slot) -> ResumedEvent:
-    """Tell that a paused image goes on from the step that was kept."""
+def resumed_event(slot: Slot, own: Parameters | None) -> ResumedEvent:
+    """Tell that a paused image goes on from the step that was kept, maybe with settings of its own."""
     assert slot.kept is not None
-    return ResumedEvent(**_at(slot, slot.kept.step))
+    return ResumedEvent(**_at(slot, slot.kept.step), parameters=own)
 
 
 def end_event(image: Image) -> ImageEvent | FailedEvent | CancelledEvent:

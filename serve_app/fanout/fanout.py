@@ -23,15 +23,17 @@ from serve_app.fanout.generation import Generation
 from serve_app.fanout.generations import Generations
 from serve_app.fanout.grid import NO_GRID
 from serve_app.fanout.held import Held, Terms
-from serve_app.fanout.plan import Plan, plan_of, served_schedulers
+from serve_app.fanout.plan import Plan, branch_of, plan_of, served_schedulers
 from serve_app.fanout.pool import Pool
 from serve_app.fanout.request_events import completed_event, request_events
 from serve_app.fanout.share import Share
+from serve_app.fanout.sketches import Pauses
 from serve_app.fanout.spans import write_spans
 from serve_app.line import Line, current
 from serve_app.messages import Slot, SlotEvent
 from serve_app.metrics import Metrics
 from serve_app.readings import Reading
+from serve_app.recipe import Changes, Recipe
 from serve_app.schemas import (
     BatchResult,
     EmbeddingFile,
@@ -145,7 +147,7 @@ class FanOut:
         if request.pause_after is not None:
             raise InvalidRequest("pause_after: this answer has no place for sketches; use POST /stream", "pause_after")
         without_previews = request.model_copy(update={"preview_steps": []})
-        calls = self._pool.stream if self._args.engine.keep_every else self._pool.generate
+        calls = self._pool.stream if self._args.engine.keep_every or request.keep else self._pool.generate
         held = await self._begin(without_previews, canvas, calls, can_be_found=request.id is not None)
         async with held.reading():
             await asyncio.wait([held.task])
@@ -186,17 +188,18 @@ class FanOut:
             request = await self._adapters.named(request, model.hash, min(request.timeout_s or longest_s, longest_s))
             plan = self._plan(request, started, shared, () if canvas is None else canvas.warnings)
             self._generations.check_free(plan.id)
-            self._generations.require_keeping([slot for slot in plan.slots if slot.pause_after is not None])
+            canvas_bytes = 0 if canvas is None else canvas.nbytes
+            self._generations.require_keeping([one for one in plan.slots if one.pause_after is not None], canvas_bytes)
             place.enter_context(line.open())
             line.facts |= facts_of_plan(plan)
-            generation = place.enter_context(self._admitted(plan, line))
+            generation = place.enter_context(self._admitted(plan, line, canvas_bytes))
         except ServiceError as error:
             place.close()
             self._accounts.refused(error)
             raise
         keep_s = self._args.streams.keep_s if can_be_found else 0
         terms = Terms.of(request.response_format, request.on_disconnect, keep_s)
-        held = Held(generation, log, self._run(plan, generation, generate, log), terms, int(time.time()))
+        held = Held(generation, log, self._run(plan, generation, generate, log), terms, int(time.time()), self._branch)
 
         def conclude(_: asyncio.Task[None]) -> None:
             if log.ended and isinstance(last := log.after(log.last)[-1].event, ErrorEvent):
@@ -229,8 +232,13 @@ class FanOut:
         plan = plan_of(request, self._pool.any_replica, longest_s, max_tokens, canvas)
         return replace(plan, started=started, warnings=[*warnings, *plan.warnings])
 
+    async def _branch(self, recipe: Recipe, step: int, changes: Changes) -> Recipe:
+        """Return what a paused image goes on as if some of its settings change. Raises InvalidRequest."""
+        model, longest_s = self._pool.model.hash, self._args.request_timeout_s
+        return await self._adapters.named(branch_of(recipe, step, changes), model, longest_s)
+
     @contextmanager
-    def _admitted(self, plan: Plan, line: Line) -> Iterator[Generation]:
+    def _admitted(self, plan: Plan, line: Line, canvas_bytes: int) -> Iterator[Generation]:
         """Put the request's images in the queue for as long as the context is open. Raises TooManyWaiting."""
         self._share.require_place(len(plan.slots))
         generation = Generation(
@@ -241,7 +249,7 @@ class FanOut:
             plan.started,
             self._accounts.again,
             name := client.get(),
-            self._args.trajectories.ttl_s,
+            Pauses(self._args.trajectories.ttl_s, plan.best, canvas_bytes),
         )
         try:
             with generation.admitted():

@@ -3,33 +3,42 @@
 import asyncio
 import math
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Hashable, Iterator, Mapping, Sequence
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Callable,
+    Collection,
+    Hashable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
 from typing import Any
 
-from serve_app.errors import NotFound, NotPaused
 from serve_app.fanout.admission import Admission
 from serve_app.fanout.attempts import Attempts, Generate, OfSlot, ToldToWait, Turn
 from serve_app.fanout.events import (
-    DEADLINE_EXCEEDED,
-    EXPIRED,
+    NO_FAILURES,
     SHUTTING_DOWN,
     cancelled,
     end_event,
-    expired,
     failed,
+    passed_over,
     paused_event,
     picture,
     resumed_event,
     step_event,
 )
+from serve_app.fanout.sketches import NO_PAUSES, Pauses, named
 from serve_app.fanout.slot_record import SlotRecord
 from serve_app.fanout.states import GenerationState, SlotState
 from serve_app.fanout.tickets import ticket_of
 from serve_app.fanout.timings import NO_TIME, timings_of
 from serve_app.fanout.tries import Again
 from serve_app.messages import Generated, Paused, Preview, Progress, Slot
+from serve_app.recipe import Recipe
 from serve_app.schemas import ErrorDetail, Event, Image, ModelInfo, NoPicture, QueuedEvent, Timings
 
 
@@ -61,17 +70,16 @@ class Generation:
         started: float,
         on_retry: Callable[[Again, int], None],
         client: Hashable = None,
-        paused_ttl_s: float = math.inf,
+        pauses: Pauses = NO_PAUSES,
     ) -> None:
         """`client` is who shares turns with the other generations of the same name; None: nobody.
 
-        `on_retry` hears why an image is generated again, and how many steps of its last try need not be. One that is
-        paused ends after `paused_ttl_s`.
+        `on_retry` hears why an image is generated again, and how many steps of its last try need not be.
         """
         self._model = model
         self._admission = admission
         self._started = started
-        self._paused_ttl_s = paused_ttl_s
+        self._pauses = pauses
         self._generate: Generate | None = None
         self._state = GenerationState.ADMITTED
         self._records = [
@@ -138,7 +146,7 @@ class Generation:
     @property
     def kept_bytes(self) -> int:
         """How many bytes paused images keep, and those may keep that are still to be paused."""
-        return sum(record.kept_bytes for record in self._records)
+        return self._pauses.kept_bytes(self._records)
 
     def paused_seconds(self, index: int) -> float:
         """Return how long an image was paused before it went on."""
@@ -164,25 +172,32 @@ class Generation:
                 if record.task is not None:
                     record.task.cancel()
 
-    def resume(self, images: Collection[int] | None) -> list[int]:
-        """Let paused images go on, with None all, and return which do. Raises NotFound, NotPaused."""
-        states = {record.slot.index: record.state.value for record in self._records}
-        if unknown := sorted(set(images or ()) - states.keys()):
-            raise NotFound(f"the generation has no image {unknown[0]}")
-        asked = [record for record in self._records if images is None or record.slot.index in images]
-        paused = [record for record in asked if record.is_paused]
-        if not paused:
-            told = ", ".join(f"image {record.slot.index} is {states[record.slot.index]}" for record in asked)
-            raise NotPaused(f"there is nothing to resume: {told or 'no image is named'}")
+    def paused_at(self, images: Collection[int] | None) -> tuple[Recipe, int]:
+        """Return the recipe of the images that `resume` would let go on, and their step. Raises NotFound, NotPaused."""
+        slot = named(self._records, images)[0].slot  # all that are paused have the request's, and its step
+        assert slot.kept is not None, "it is paused"
+        return slot.recipe, slot.kept.step
+
+    def resume(self, images: Collection[int] | None, recipe: Recipe | None = None) -> list[int]:
+        """Let paused images go on, with None all, and return which do. Raises NotFound, NotPaused.
+
+        `recipe` is a branch of theirs to follow from here on.
+        """
+        paused = named(self._records, images)
         for record in paused:
-            record.resume_requested = True
-            self._inbox.put_nowait((record, _ToldToGoOn()))
+            if recipe is not None:
+                record.branch(recipe)
+            self._let_go_on(record)
         return [record.slot.index for record in paused]
 
+    def _let_go_on(self, record: SlotRecord) -> None:
+        record.resume_requested = True
+        self._inbox.put_nowait((record, _ToldToGoOn()))
+
     def shut_down(self, only_paused: bool = False) -> None:
-        """Let images fail that have not ended, all or those that are paused, because the service ends."""
+        """Let images fail that have not ended, all or those that wait for somebody, because the service ends."""
         for record in self._records:
-            if record.is_paused or not only_paused:
+            if not only_paused or (record.is_paused and self._pauses.waits_s is not None):
                 self._post_failure(record, SHUTTING_DOWN)
 
     @asynccontextmanager
@@ -242,7 +257,7 @@ class Generation:
             if news is None or news[0] not in due or not isinstance(news[1], Progress | Preview):
                 yield from self._told(news)
         for record in due:
-            if record.due(deadline) <= now and (event := self._apply(record, _end_by_time(record))):
+            if record.due(deadline) <= now and (event := self._apply(record, record.end_by_time())):
                 yield event
 
     def _told(self, news: _News) -> Iterator[Event]:
@@ -252,6 +267,14 @@ class Generation:
             yield from self._tell_positions()
         elif event := self._apply(*news):
             yield event
+            yield from self._choose()
+
+    def _choose(self) -> Iterator[Event]:
+        """Where a rule chooses from the sketches, yield the ends of those passed over, and let the best go on."""
+        for record in self._pauses.passed_over(self._records):
+            yield self._end(record, passed_over(record.slot))
+        for record in self._pauses.chosen(self._records):
+            self._let_go_on(record)
 
     def _post_queue_moved(self) -> None:
         """Post it once, however often the queue moves before it is told: it moves with each image of all requests."""
@@ -291,16 +314,17 @@ class Generation:
                 record.work += news.work
                 total = time.monotonic() - self._started - record.paused_s
                 self.finished[record.slot.index] = timings_of(record.work, total)
-                return self._end(record, picture(record.slot, replace(news, work=record.work), self._model))
+                told = picture(record.slot, replace(news, work=record.work), self._model)
+                return self._end(record, told.model_copy(update={"parameters": record.own_parameters(self._model)}))
             case Paused():
-                record.pause(news, self._paused_ttl_s)
+                record.pause(news, self._pauses.waits_s)
                 self._admission.leave(record.ticket, succeeded=True)
-                return paused_event(record.slot, news, self._paused_ttl_s)
+                return paused_event(record.slot, news, self._pauses.waits_s)
             case _ToldToGoOn():
                 record.resume()
                 self._admission.join([record.ticket], self._post_queue_moved)
                 self._begin(record)
-                return resumed_event(record.slot)
+                return resumed_event(record.slot, record.own_parameters(self._model))
             case ToldToWait():
                 if record.state is SlotState.RUNNING:
                     record.move_to(SlotState.QUEUED)
@@ -317,14 +341,9 @@ class Generation:
         record.move_to(SlotState(image.status))
         record.image = image
         record.slot = replace(record.slot, kept=None)
-        if isinstance(image, NoPicture) and not record.cancel_requested and image.error != EXPIRED:
+        if isinstance(image, NoPicture) and not record.cancel_requested and image.error not in NO_FAILURES:
             self.failures.append(image)
         self._admission.leave(record.ticket, succeeded=record.state is SlotState.SUCCEEDED)
         if all(state.ended for state in self.slot_states):
             self._state = self._state.to(GenerationState.ENDED)
         return end_event(image)
-
-
-def _end_by_time(record: SlotRecord) -> NoPicture:
-    """Return how a slot ends whose time is over."""
-    return expired(record.slot) if record.state is SlotState.PAUSED else failed(record.slot, DEADLINE_EXCEEDED)

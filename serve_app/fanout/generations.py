@@ -15,6 +15,7 @@ from serve_app.fanout.relay import entries_from, part_after, whole
 from serve_app.fanout.slot_record import most_kept
 from serve_app.messages import Slot
 from serve_app.readings import Found, Part, Reading
+from serve_app.recipe import NO_CHANGES, Changes
 from serve_app.schemas import Cancelled, Resumed
 
 _DRAIN_INTERVAL_S = 0.05
@@ -45,24 +46,25 @@ class Generations:
         """Raise InvalidRequest if a generation here has this id."""
         self._here.check_free(id)
 
-    def require_keeping(self, slots: Sequence[Slot]) -> None:
-        """Raise TooManyPaused if there is no room for the states of so many more slots while they are paused.
+    def require_keeping(self, slots: Sequence[Slot], canvas_bytes: int) -> None:
+        """Raise TooManyPaused if there is no room for what these slots keep while they are paused.
 
-        Raises InvalidRequest if there never is.
+        That is their states, and the canvas that they share. Raises InvalidRequest if there never is.
         """
-        needed, most = sum(map(most_kept, slots)), self.most_paused_bytes
+        needed, most = sum(map(most_kept, slots)) + canvas_bytes if slots else 0, self.most_paused_bytes
         limit = f"the limit of {most} bytes (trajectories.max_bytes)"
+        field = "keep" if any(slot.score_by for slot in slots) else "pause_after"
         if needed > most:
             raise InvalidRequest(
-                f"pause_after: paused, {len(slots)} such images could exceed {limit}; ask for fewer or smaller ones, "
-                "or leave out pause_after",
-                "pause_after",
+                f"{field}: paused, {len(slots)} such images could exceed {limit}; ask for fewer or smaller ones, "
+                f"or leave out {field}",
+                field,
             )
         if needed and needed + (kept := self.paused[1]) > most:
             raise TooManyPaused(
-                f"pause_after: paused images keep {kept} bytes, {len(slots)} more could exceed {limit}; resume or "
-                "cancel some, ask for fewer or smaller ones, or leave out pause_after",
-                "pause_after",
+                f"{field}: paused images keep {kept} bytes, {len(slots)} more could exceed {limit}; resume or "
+                f"cancel some, ask for fewer or smaller ones, or leave out {field}",
+                field,
             )
 
     @property
@@ -111,25 +113,31 @@ class Generations:
         """Cancel as `cancel` does, if this ingress replica holds the request; return what is cancelled, if anything."""
         return self._here.cancel(id, index)
 
-    async def resume_images(self, id: str, images: Collection[int] | None = None) -> Resumed:
-        """Let paused images of a request go on, with None all that are paused.
+    async def resume_images(
+        self, id: str, images: Collection[int] | None = None, changes: Changes = NO_CHANGES
+    ) -> Resumed:
+        """Let paused images of a request go on, with None all that are paused, maybe with other settings.
 
-        Any ingress replica may hold the request. Raises NotFound, NotPaused, NotReady.
+        Any ingress replica may hold the request. Raises NotFound, NotPaused, NotReady, InvalidRequest.
         """
-        said = self.resume_images_here(id, images) or await self._peers.resume_images(id, images)
+        said = await self.resume_images_here(id, images, changes)
+        if said is None:
+            said = await self._peers.resume_images(id, images, changes)
         if said is None:
             raise NotFound("there is no such generation: it is unknown or has ended")
         if isinstance(said, ServiceError):
             raise said
         return Resumed(id=id, resumed=said)
 
-    def resume_images_here(self, id: str, images: Collection[int] | None) -> list[int] | ServiceError | None:
+    async def resume_images_here(
+        self, id: str, images: Collection[int] | None, changes: Changes
+    ) -> list[int] | ServiceError | None:
         """Do as `resume_images` and return which go on, or what it raises; None if the request is not here."""
         held = self._here.get(id)
         if held is None:
             return None
         try:
-            return held.resume(images)
+            return await held.resume(images, changes)
         except ServiceError as error:
             return error
 
@@ -137,6 +145,11 @@ class Generations:
         """Return what a generation has after an event, waiting for it so long, if this ingress replica holds it."""
         held = self._here.get(id)
         return await held.next_part(after, wait_s) if held else None
+
+    def end_paused(self) -> None:
+        """Let images fail that wait for somebody: nobody can say any more that they go on."""
+        for held in self._here.running:
+            held.shut_down(only_paused=True)
 
     async def drain(self, grace_s: float) -> None:
         """Refuse new requests, and return when the running ones have ended.
@@ -159,8 +172,7 @@ class Generations:
         """Wait at most so long until no request runs, and return whether none does."""
         until = time.monotonic() + seconds
         while self._here.running and time.monotonic() < until:
-            for held in self._here.running:
-                held.shut_down(only_paused=True)
+            self.end_paused()
             await asyncio.sleep(_DRAIN_INTERVAL_S)
         return not self._here.running
 

@@ -5,10 +5,11 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
+from serve_app.fanout.events import PASSED_OVER
 from serve_app.fanout.generation import Generation
 from serve_app.fanout.plan import Plan
 from serve_app.imaging import Pixels, contact_sheet, encode_bare
-from serve_app.schemas import Grid, Parameters
+from serve_app.schemas import Grid, Image, NoPicture, Parameters
 from serve_app.side_work import brief_side_work
 
 NO_GRID = "the grid could not be made; the images are complete"
@@ -28,14 +29,19 @@ async def grid_of(
     if not (plan.wants_grid and refs):
         return None, []
     async with brief_side_work(NO_GRID, warnings, plan.deadline + _EXTRA_S - time.monotonic()):
-        cells = await asyncio.gather(*[pixels(refs.get(slot.index)) for slot in plan.slots])
+        shown = [slot.index for slot in plan.slots if not _is_passed_over(generation.images.get(slot.index))]
+        cells = await asyncio.gather(*[pixels(refs.get(index)) for index in shown])
         warnings += [
             f"the grid lacks image {i}: its pixels were lost; the image itself is complete"
-            for i in refs
-            if cells[i] is None
+            for i, cell in zip(shown, cells, strict=True)
+            if cell is None and i in refs
         ]
         return await asyncio.to_thread(_encode, cells, plan.parameters), warnings
     return None, warnings
+
+
+def _is_passed_over(image: Image | None) -> bool:
+    return isinstance(image, NoPicture) and image.error == PASSED_OVER
 
 
 def _encode(cells: Sequence[Pixels | None], parameters: Parameters) -> Grid:

@@ -2,7 +2,7 @@
 
 import asyncio
 import math
-from collections.abc import AsyncIterator, Collection, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine
 from contextlib import aclosing, asynccontextmanager
 from contextvars import Context
 from dataclasses import dataclass
@@ -12,6 +12,7 @@ from serve_app.errors import NotFound
 from serve_app.fanout.event_log import EventLog
 from serve_app.fanout.generation import Generation
 from serve_app.readings import Entry, Part, Reading
+from serve_app.recipe import Changes, Recipe
 from serve_app.schemas import OnDisconnect, ResponseFormat
 
 _LEASE_S = 2.0
@@ -38,12 +39,23 @@ class Terms:
         return cls(response_format, grace_s, keep_s)
 
 
+Branch = Callable[[Recipe, int, Changes], Awaitable[Recipe]]
+"""Returns the recipe that leaves another after a step for other settings. Raises ServiceError."""
+
+
 class Held:
     """A generation with the task that runs it, its events, and a count of who reads them."""
 
     def __init__(
-        self, generation: Generation, log: EventLog, run: Coroutine[Any, Any, None], terms: Terms, created: int
+        self,
+        generation: Generation,
+        log: EventLog,
+        run: Coroutine[Any, Any, None],
+        terms: Terms,
+        created: int,
+        branch: Branch,
     ) -> None:
+        self._branch = branch
         self._generation: Generation | None = generation
         self._cancelled: frozenset[int] = frozenset()
         self.log = log
@@ -61,11 +73,22 @@ class Held:
             self._cancelled = self._generation.cancelled
         return self._cancelled
 
-    def resume(self, images: Collection[int] | None) -> list[int]:
-        """Let paused images go on, with None all, and return which do. Raises NotFound, NotPaused."""
+    async def resume(self, images: Collection[int] | None, changes: Changes) -> list[int]:
+        """Let paused images go on, with None all, with these changes from here on; return which do.
+
+        Raises NotFound, NotPaused, and ServiceError where the changes cannot be made.
+        """
+        recipe = None
+        if changes.settings:
+            recipe = await self._branch(*self._running.paused_at(images), changes)
+        return self._running.resume(images, recipe)
+
+    @property
+    def _running(self) -> Generation:
+        """The generation. Raises NotFound once it has ended."""
         if self._generation is None:
             raise NotFound("the generation has ended")
-        return self._generation.resume(images)
+        return self._generation
 
     @property
     def paused(self) -> tuple[int, int]:
@@ -73,7 +96,7 @@ class Held:
         return (self._generation.paused, self._generation.kept_bytes) if self._generation else (0, 0)
 
     def shut_down(self, only_paused: bool = False) -> None:
-        """Let images fail that have not ended, all or those that are paused, because the service ends."""
+        """Let images fail that have not ended, all or those that wait for somebody, because the service ends."""
         if self._generation:
             self._generation.shut_down(only_paused)
 

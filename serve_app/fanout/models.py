@@ -14,9 +14,14 @@ from serve_app.fanout.peers import Peers
 from serve_app.fanout.pool import Pool
 from serve_app.metrics import PAUSED, TRAJECTORY_BYTES, Metrics
 from serve_app.readings import Found, Reading
+from serve_app.recipe import NO_CHANGES, Changes
 from serve_app.schemas import Cancelled, Health, ModelHealth, ModelStatus, ReplicaCount, Resumed, ServiceStatus
 
 _WATCH_INTERVAL_S = 3.0
+_UNSEEN = 2
+"""After how many looks in a row an ingress replica that Serve passes no calls to counts as replaced: it may have lost
+sight of it for a moment, as when its controller starts again.
+"""
 _READIEST = ("ready", "waking", "asleep", "starting")
 
 Said = TypeVar("Said", ModelHealth, ModelStatus)
@@ -59,9 +64,16 @@ class Models:
             yield
 
     async def _keep_watching(self) -> None:
-        """Keep what Serve says of each model's replicas fresh, by one question for all, until cancelled."""
+        """Keep what Serve says of each model's replicas fresh, by one question for all, until cancelled.
+
+        Once this ingress replica is being replaced, end what is paused in it.
+        """
+        unseen = 0
         while True:
             images, kept = self.generations.paused
+            unseen = unseen + 1 if images and await self._peers.has_left() else 0
+            if unseen >= _UNSEEN:
+                self.generations.end_paused()
             self._metrics.set(PAUSED, images)
             self._metrics.set(TRAJECTORY_BYTES, kept)
             said = await self._peers.deployed([pool.deployment for pool in self._pools.values()])
@@ -111,8 +123,10 @@ class Models:
     async def cancel(self, id: str, index: int | None = None) -> Cancelled:
         return await self.generations.cancel(id, index)
 
-    async def resume_images(self, id: str, images: Collection[int] | None = None) -> Resumed:
-        return await self.generations.resume_images(id, images)
+    async def resume_images(
+        self, id: str, images: Collection[int] | None = None, changes: Changes = NO_CHANGES
+    ) -> Resumed:
+        return await self.generations.resume_images(id, images, changes)
 
 
 def _sum(counts: Sequence[ReplicaCount]) -> ReplicaCount:

@@ -5,14 +5,17 @@ from collections.abc import Collection, Iterable, Mapping
 from functools import cached_property
 from typing import Any
 
+import ray
 from ray import serve
-from ray.serve.exceptions import DeploymentUnavailableError
+from ray.exceptions import RayError
+from ray.serve.exceptions import DeploymentUnavailableError, RayServeException
 from ray.serve.handle import DeploymentHandle
 
 from serve_app.errors import NotReady, ServiceError
-from serve_app.fanout.broadcast import first_answer
+from serve_app.fanout.broadcast import ask_each, first_answer
 from serve_app.fanout.deployed import Deployed, ask_serve
 from serve_app.readings import Part
+from serve_app.recipe import Changes
 
 
 class Peers:
@@ -26,12 +29,14 @@ class Peers:
         # Only the replica that holds the request names any; if it has died in between, none does.
         return await self._ask("cancel", id, index) or []
 
-    async def resume_images(self, id: str, images: Collection[int] | None) -> list[int] | ServiceError | None:
+    async def resume_images(
+        self, id: str, images: Collection[int] | None, changes: Changes
+    ) -> list[int] | ServiceError | None:
         """Return what the replica that holds the request says, None where none does.
 
         Raises NotReady where none does and one does not answer.
         """
-        said: list[int] | ServiceError | None = await self._ask("resume_images", id, images)
+        said: list[int] | ServiceError | None = await self._ask("resume_images", id, images, changes)
         return said
 
     async def next_part(self, id: str, after: int, wait_s: float) -> Part | None:
@@ -41,6 +46,14 @@ class Peers:
         """
         part: Part | None = await self._ask("next_part", id, after, wait_s)
         return part
+
+    async def has_left(self) -> bool:
+        """Return whether Serve passes on no calls to this replica any more, which is being replaced, but to others."""
+        handle = await asyncio.to_thread(lambda: self._handle)
+        try:
+            return ray.get_runtime_context().get_actor_id() not in await ask_each(handle, "here")
+        except (RayError, RayServeException, TimeoutError):
+            return False
 
     async def deployed(self, replicas: Iterable[str]) -> Mapping[str, Deployed]:
         """Return what Serve says of the deployments of replicas, by their names; empty where it does not answer."""

@@ -7,11 +7,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from serve_app.branches import branched
 from serve_app.errors import InvalidRequest, NotReady
 from serve_app.fanout.prompt_syntax import syntax_warning
 from serve_app.messages import ReplicaStatus, Slot
 from serve_app.prompt_weights import LARGEST_WEIGHT, too_heavy
-from serve_app.recipe import OF_MASKS, OF_PICTURES, SEED_SPAN, Output, Recipe, SchedulerName, Variation
+from serve_app.recipe import OF_MASKS, OF_PICTURES, SEED_SPAN, Changes, Output, Recipe, SchedulerName, Variation
 from serve_app.samplers import SAMPLERS, SCHEDULES, needs_spacing, refusal
 from serve_app.schemas import GenerateRequest, Parameters, ServedScheduler, StartEvent
 
@@ -30,6 +31,8 @@ class Plan:
     parameters: Parameters
     slots: list[Slot]
     warnings: list[str]
+    best: int | None = None
+    """How many of its sketches are finished without being asked for; None: those that somebody asks for."""
 
     @property
     def deadline(self) -> float:
@@ -58,12 +61,15 @@ def plan_of(
     if canvas is not None and not replica.takes_pictures:
         message = "init_image: the served model's VAE has no encoder, so it cannot go on from a picture"
         raise InvalidRequest(message, "init_image")
-    if request.pause_after is not None and not replica.has_previews:
-        message = "pause_after: the served model has no preview decoder, so there would be no sketch to look at"
-        raise InvalidRequest(message, "pause_after")
+    check_sketches(request, replica)
     id = request.id or str(uuid.uuid4())
     slots = [
-        replace(slot, max_prompt_tokens=max_prompt_tokens, pause_after=request.pause_after)
+        replace(
+            slot,
+            max_prompt_tokens=max_prompt_tokens,
+            pause_after=request.sketched_at,
+            score_by=request.keep.by if request.keep else None,
+        )
         for slot in slots_of(request, seeds_of(request), replica.scheduler, id, canvas)
     ]
     recipe, output = slots[0].recipe, slots[0].output
@@ -77,7 +83,29 @@ def plan_of(
         parameters=Parameters(**dict(recipe), **dict(output), model=replica.model),
         slots=slots,
         warnings=warnings_of(request, slots[0], replica),
+        best=request.keep.best if request.keep else None,
     )
+
+
+def check_sketches(request: GenerateRequest, replica: ReplicaStatus) -> None:
+    """Raise InvalidRequest if the served model can make no sketches, or nothing can compare them as asked."""
+    if request.sketched_at is not None and not replica.has_previews:
+        field = "keep" if request.keep else "pause_after"
+        message = f"{field}: the served model has no preview decoder, so there would be no sketch to look at"
+        raise InvalidRequest(message, field)
+    if request.keep and request.keep.by not in replica.scorers:
+        advice = f"choose one of {', '.join(replica.scorers)}"
+        raise InvalidRequest(f'keep.by: nothing here compares sketches by "{request.keep.by}"; {advice}', "keep.by")
+
+
+def branch_of(recipe: Recipe, step: int, changes: Changes) -> Recipe:
+    """Return the recipe of an image that leaves another after a step. Raises InvalidRequest."""
+    try:
+        left = branched(recipe, step, changes.settings)
+    except ValueError as error:
+        raise InvalidRequest(str(error), "before") from error
+    check_weights(left)
+    return left
 
 
 def check_weights(recipe: Recipe) -> None:

@@ -6,11 +6,13 @@ import time
 from dataclasses import dataclass, replace
 from typing import Any
 
+from serve_app.fanout.events import DEADLINE_EXCEEDED, expired, failed
 from serve_app.fanout.order import Ticket
 from serve_app.fanout.states import SlotState
 from serve_app.fanout.tickets import work_of
 from serve_app.messages import NO_WORK, Kept, Paused, Slot, Work
-from serve_app.schemas import Image
+from serve_app.recipe import Recipe
+from serve_app.schemas import Image, ModelInfo, NoPicture, Parameters
 
 _LATENTS = 7
 """Of the size of so many latents is what the solver that remembers most keeps, the latent itself among them."""
@@ -52,10 +54,15 @@ class SlotRecord:
     """What its sketch and its picture took."""
     paused_s: float = 0.0
     """How long it was paused before it went on, in seconds: time that does not count."""
+    score: float | None = None
+    """What its sketch is worth among those of its request, if that was asked."""
+    branched: bool = False
+    """Whether it went on with other settings than those of its request."""
     kept_after_s: float = 0.0
     """How long its replicas took up to the step that was kept last."""
     _paused_at: float | None = None
-    _expires_at: float = math.inf
+    _expires_at: float | None = None
+    """When a pause ends that somebody is to end; None: it ends by itself, and its time counts."""
 
     def move_to(self, state: SlotState) -> None:
         """Change the state. Raises IllegalTransition."""
@@ -77,21 +84,32 @@ class SlotRecord:
             return len(self.slot.kept.state) + LEAST_KEPT
         return 0 if self.state.ended or self.slot.pause_after is None else most_kept(self.slot)
 
-    def pause(self, sketch: Paused, ttl_s: float) -> None:
-        """Keep the state of a slot that has ended on its replica for so long."""
+    def pause(self, sketch: Paused, ttl_s: float | None) -> None:
+        """Keep the state of a slot that has ended on its replica for so long, None: until all are sketched."""
         self.move_to(SlotState.PAUSED)
         self.work += sketch.work
         self.slot = replace(self.slot, kept=sketch.kept, pause_after=None)
         self.kept_after_s = self.work.encode_prompt + self.work.denoise
         self._paused_at = time.monotonic()
-        self._expires_at = self._paused_at + ttl_s
+        self._expires_at = None if ttl_s is None else self._paused_at + ttl_s
+        self.score = sketch.score
+
+    def branch(self, recipe: Recipe) -> None:
+        """Let it go on by a recipe of its own, which is its request's up to the step where it is paused."""
+        self.slot = replace(self.slot, recipe=recipe)
+        self.branched = True
+
+    def own_parameters(self, model: ModelInfo) -> Parameters | None:
+        """Return its settings if they are not those of its request; `model` is the one that this began with."""
+        return Parameters(**dict(self.slot.recipe), **dict(self.slot.output), model=model) if self.branched else None
 
     def resume(self) -> None:
         """Let a paused slot wait for a replica that goes on with it."""
         assert self._paused_at is not None, "only what is paused goes on"
         self.move_to(SlotState.QUEUED)
         self.resume_requested = False
-        self.paused_s += time.monotonic() - self._paused_at
+        if self._expires_at is not None:
+            self.paused_s += time.monotonic() - self._paused_at
         self.ticket = replace(self.ticket, work=work_of(self.slot))
         self.position = None
 
@@ -102,6 +120,11 @@ class SlotRecord:
 
     def due(self, deadline: float) -> float:
         """Return when the slot ends if nothing happens, by the request's deadline; all monotonic."""
-        if self.state is SlotState.PAUSED:
+        if self.state is SlotState.PAUSED and self._expires_at is not None:
             return self._expires_at if self.is_paused else math.inf
         return math.inf if self.state.ended else deadline + self.paused_s
+
+    def end_by_time(self) -> NoPicture:
+        """Return how the slot ends if its time is over."""
+        waited = self.state is SlotState.PAUSED and self._expires_at is not None
+        return expired(self.slot) if waited else failed(self.slot, DEADLINE_EXCEEDED)

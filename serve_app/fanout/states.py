@@ -15,7 +15,10 @@ class SlotState(State):
     """No replica has reported a step yet, or none of the one it was sent to last."""
     RUNNING = "running"
     PAUSED = "paused"
-    """Its sketch is done, and it is nowhere: neither in the queue nor on a replica. It goes on if somebody says so."""
+    """Its sketch is done, and it is nowhere: neither in the queue nor on a replica.
+
+    It goes on if somebody, or its request's `keep`, says so.
+    """
     SUCCEEDED = "succeeded"
     FAILED = "failed"
     CANCELLED = "cancelled"

@@ -21,6 +21,7 @@ from serve_app.line import Outcome
 from serve_app.metrics import INGRESS, REQUEST_SECONDS, REQUESTS, Metrics
 from serve_app.quiet import drop_access_log
 from serve_app.readings import Part
+from serve_app.recipe import Changes
 
 logger = logging.getLogger("ray.serve")
 
@@ -49,12 +50,17 @@ class Ingress:
         """Cancel a request's images if this replica holds them. Its peers call this: any of them may get the DELETE."""
         return self._service.generations.cancel_here(id, index)
 
-    async def resume_images(self, id: str, images: Collection[int] | None) -> list[int] | ServiceError | None:
+    async def resume_images(
+        self, id: str, images: Collection[int] | None, changes: Changes
+    ) -> list[int] | ServiceError | None:
         """Let paused images of a request go on if this replica holds it. Its peers call this, as they do `cancel`.
 
         What is wrong is returned: raised, Serve would log it as a fault of this service.
         """
-        return self._service.generations.resume_images_here(id, images)
+        return await self._service.generations.resume_images_here(id, images, changes)
+
+    async def here(self) -> None:
+        """Do nothing. Who asks all replicas for it sees which of them Serve still passes calls to."""
 
     async def note_start(self, deployment: str, replica: str, words: str) -> None:
         """Hear how far a start is. Replicas call this: they can be asked nothing before they are ready."""

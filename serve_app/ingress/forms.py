@@ -47,6 +47,9 @@ async def validated(http: Request, forms: Bodies[Form], pictures: Set[str], most
     for name in (name for name, field in known.items() if _has_objects(field.annotation)):
         if objects := _objects(name, fields):
             fields[name] = objects
+    for name in (name for name, field in known.items() if name in fields and _is_object(field.annotation)):
+        found = _of_json(name, [fields[name]])
+        fields[name] = found[0] if len(found) == 1 else found
     form = forms.class_for(fields)
     try:
         return form.model_validate(fields, strict=False)  # all fields of a form are texts
@@ -118,7 +121,9 @@ def _of_json(name: str, texts: Sequence[str]) -> list[Any]:
         try:
             held = json.loads(text)
         except (ValueError, RecursionError) as error:
-            message = f'{name}: must be JSON in a form, such as [{{"name": "pixel-art", "scale": 0.8}}]'
+            message = (
+                f'{name}: must be JSON in a form, such as {{"name": "pixel-art", "scale": 0.8}}, or a list of such'
+            )
             raise InvalidRequest(message, name) from error
         objects += held if isinstance(held, list) else [held]
     return objects
@@ -148,6 +153,12 @@ def _kind(headers: Headers) -> str:
 
 def _is_list(annotation: Any) -> bool:
     return get_origin(annotation) in (list, tuple) or any(_is_list(part) for part in get_args(annotation))
+
+
+def _is_object(annotation: Any) -> bool:
+    """Whether it is an object, or null."""
+    parts = () if _is_list(annotation) else (annotation, *get_args(annotation))
+    return any(isinstance(part, type) and issubclass(part, BaseModel) for part in parts)
 
 
 def _has_objects(annotation: Any) -> bool:

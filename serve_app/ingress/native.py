@@ -17,6 +17,7 @@ from serve_app.ingress.problems import Dialect
 from serve_app.ingress.service import Service
 from serve_app.ingress.stored import StoredEvent, StoredResult, stored_event, stored_result
 from serve_app.readings import Entry
+from serve_app.recipe import NO_CHANGES, Changes
 from serve_app.schemas import (
     BatchResult,
     Cancelled,
@@ -115,15 +116,15 @@ def router(service: Service, offers: Offers, files: Files | None, most_bytes: in
         """Cancel one image of a running request; the others go on. Repeatable."""
         return await service.cancel(id, index)
 
-    @routes.post("/generations/{id}/resume", responses=errors(404, 409, 413, 415, 422, 503))
+    @routes.post("/generations/{id}/resume", responses=errors(404, 409, 413, 415, 422, 503, 504))
     async def resume(id: str, body: ResumeRequest) -> Resumed:
         """Let images of a running request go on that are paused after a sketch. 409 if none of them is."""
-        return await service.resume_images(id, body.images)
+        return await service.resume_images(id, body.images, Changes.of(body))
 
-    @routes.post("/generations/{id}/images/{index}/resume", responses=errors(404, 409, 422, 503))
-    async def resume_image(id: str, index: int) -> Resumed:
+    @routes.post("/generations/{id}/images/{index}/resume", responses=errors(404, 409, 413, 415, 422, 503, 504))
+    async def resume_image(id: str, index: int, body: Changes | None = None) -> Resumed:
         """Let one image go on that is paused after a sketch. 409 if it is not."""
-        return await service.resume_images(id, [index])
+        return await service.resume_images(id, [index], body or NO_CHANGES)
 
     @routes.get("/models")
     async def models() -> list[ServedModel]:

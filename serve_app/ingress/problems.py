@@ -162,6 +162,9 @@ def _sentence(fault: dict[str, Any], content_type: str) -> str:
         return f"{_param(fault) or repr('')}: no such field"
     if fault["type"] in ("int_type", "float_type", "finite_number") and _is_beyond_floats(fault["input"]):
         return f"{_param(fault)}: must be a finite number that fits a float"
+    if fault["type"] == "too_long":
+        given, most = fault["ctx"]["actual_length"], fault["ctx"]["max_length"]
+        return f"{_param(fault)}: at most {most} may be given, not {given}; leave some out"
     message = fault["msg"].removeprefix("Value error, ")
     return f"{_param(fault)}: {message}" if _param(fault) else message
 

@@ -17,6 +17,7 @@ from serve_app.schemas import (
     ImageEvent,
     NoPicture,
     OtherModel,
+    OwnParameters,
     Picture,
     Result,
     Variations,
@@ -36,6 +37,7 @@ class StoredPicture(Answer):
     model: OtherModel = None
     gpu_seconds: GpuSeconds = 0
     variations: Variations = ()
+    parameters: OwnParameters = None
 
 
 class StoredGrid(Answer):

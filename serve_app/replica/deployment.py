@@ -77,8 +77,10 @@ class Replica:
         from serve_app.replica.loading import load
         from serve_app.replica.lora.store import make_store
         from serve_app.replica.pixels import PixelStore
+        from serve_app.replica.scorers import with_others
 
         self._args = args
+        self._scorers = with_others(args.engine.scorers)
         self._leases = Leases()
         self._demand = Demand()
         self._pixels = PixelStore()
@@ -91,7 +93,7 @@ class Replica:
         self._loras = make_store(args.adapters, self._checkpoint)
         self._embeddings = make_embedding_store(args.adapters, self._checkpoint)
         sets = 0 if self._loras is None else args.adapters.resident_sets
-        self._engine = Engine(self._checkpoint, args.engine, args.preview, self._counting, sets)
+        self._engine = Engine(self._checkpoint, args.engine, args.preview, self._counting, sets, self._scorers)
         slots = _warm_up_slots(args, self._checkpoint)
         does = "warming up" if args.engine.compile == "none" else "compiling"
 
@@ -229,6 +231,7 @@ class Replica:
             takes_pictures=can_encode(self._checkpoint.vae),
             adapters=self._engine.adapters,
             read=frozenset().union(*(store.kept for store in (self._loras, self._embeddings) if store)),
+            scorers=tuple(self._scorers),
         )
 
     def record_autoscaling_stats(self) -> dict[str, float]:

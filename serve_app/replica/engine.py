@@ -8,7 +8,7 @@ returns all its slots, and takes no others.
 import logging
 import threading
 import time
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from functools import partial
@@ -30,6 +30,7 @@ from serve_app.replica.model_runner import ModelRunner, Running, Tell, nobody
 from serve_app.replica.observer import Observer
 from serve_app.replica.output_processor import OutputProcessor
 from serve_app.replica.previews import PreviewPace
+from serve_app.replica.scorers import OWN, Scorer
 from serve_app.replica.submission import Post, SlotJob, Submission
 from serve_app.replica.watchdog import Watchdog
 
@@ -49,8 +50,9 @@ class Engine:
         preview: PreviewConfig,
         observer: Observer,
         weight_sets: int = 0,
+        scorers: Mapping[str, Scorer] = OWN,
     ) -> None:
-        """Take a loaded model, and for how many combinations of adapters to keep weights ready."""
+        """Take a loaded model, for how many combinations of adapters to keep weights ready, and scorers of sketches."""
         self._config = config
         self._observer = GuardedObserver(observer)
         self._watchdog = Watchdog(config.stall_timeout_s)
@@ -58,7 +60,7 @@ class Engine:
         self._models = ModelRunner(checkpoint, config, preview, weight_sets, lanes)
         self._meter = Meter(checkpoint.device, self._observer)
         self._outputs = OutputProcessor(
-            checkpoint, config.file_threads, preview.jpeg_quality, self._meter, self._watchdog
+            checkpoint, config.file_threads, preview.jpeg_quality, self._meter, self._watchdog, scorers
         )
         self._torch_threads = torch.get_num_threads()
         self._thread: threading.Thread | None = None
@@ -259,7 +261,7 @@ class Engine:
         with self._changed:
             self._batcher.mark_denoised(job)
         self._leave(job)
-        self._outputs.sketch(trajectory.step, pending, state, work, job.payload.bill, done)
+        self._outputs.sketch(job.payload.slot, trajectory.step, pending, state, work, job.payload.bill, done)
 
     def _decode(self, job: SlotJob, running: Running) -> None:
         denoised, latents = time.perf_counter(), running.trajectory.latents

@@ -10,6 +10,8 @@ from diffusers.models.activations import GEGLU
 from diffusers.models.attention import FeedForward
 from torch import nn
 
+from serve_app.replica.attention import PromptAttention, blocks
+from serve_app.replica.fp8 import Fp8Linear
 from serve_app.replica.kernels import convolutions, half
 
 _TYPES = torch.bfloat16, torch.float16
@@ -43,6 +45,19 @@ class HalfConv(nn.Conv2d):
         return made.permute(0, 3, 1, 2)
 
 
+class HalfPromptAttention(PromptAttention):
+    """Attention to a prompt in one kernel; for prompts of more than one chunk, torch's."""
+
+    def answers(self, attn: Any, query: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
+        if context.shape[1] > half.MOST_KEYS:
+            return super().answers(attn, query, context)
+        out = attn.to_out[0]
+        output: torch.Tensor = out(
+            half.attend(query, context, out.input_factor if isinstance(out, Fp8Linear) else None)
+        )
+        return output
+
+
 def use_kernels(model: nn.Module) -> int:
     """Make a model's layers of 16-bit floats use our kernels where they can; return how many."""
     gated = [
@@ -55,7 +70,10 @@ def use_kernels(model: nn.Module) -> int:
     convs = {name: conv for name, conv in convolutions(model).items() if conv.weight.dtype in _TYPES}
     for name, conv in convs.items():
         model.set_submodule(name, HalfConv.of(conv))
-    return len(gated) + len(convs)
+    to_prompts = [attn for attn in (block.attn2 for block in blocks(model)) if _fits_a_tile(attn)]
+    for attn in to_prompts:
+        attn.set_processor(HalfPromptAttention())
+    return len(gated) + len(convs) + len(to_prompts)
 
 
 def _fits(proj: nn.Module) -> bool:
@@ -66,3 +84,7 @@ def _fits(proj: nn.Module) -> bool:
         and proj.out_features % 256 == 0
         and proj.in_features % 64 == 0
     )
+
+
+def _fits_a_tile(attn: Any) -> bool:
+    return attn.inner_dim == 64 * attn.heads and attn.to_k.weight.dtype in _TYPES

@@ -19,6 +19,7 @@ MODULES = (
     "serve_app.replica.leases",
     "serve_app.replica.lora.store",
     "serve_app.replica.pixels",
+    "serve_app.replica.scorers",
 )
 """In an order in which each is as little as possible. None may ask for a GPU: Ray says only later which one is ours."""
 

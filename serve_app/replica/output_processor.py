@@ -1,7 +1,7 @@
 """Encodes decoded pixels as files and previews on separate threads, so that denoising does not wait for encoders."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import TypeVar
@@ -12,6 +12,7 @@ from serve_app.replica.checkpoint import Checkpoint
 from serve_app.replica.decode import PendingPixels
 from serve_app.replica.kept_steps import PendingStep
 from serve_app.replica.meter import Bill, Meter
+from serve_app.replica.scorers import Scorer, score_of
 from serve_app.replica.watchdog import Watchdog
 from serve_app.side_work import side_work
 
@@ -22,8 +23,15 @@ class OutputProcessor:
     """Encodes files, previews, kept steps and sketches. Calls `done` with the result or error, on its threads."""
 
     def __init__(
-        self, checkpoint: Checkpoint, file_threads: int, jpeg_quality: int, meter: Meter, watchdog: Watchdog
+        self,
+        checkpoint: Checkpoint,
+        file_threads: int,
+        jpeg_quality: int,
+        meter: Meter,
+        watchdog: Watchdog,
+        scorers: Mapping[str, Scorer],
     ) -> None:
+        self._scorers = scorers
         self._checkpoint = checkpoint
         self._jpeg_quality = jpeg_quality
         self._meter = meter
@@ -58,6 +66,7 @@ class OutputProcessor:
 
     def sketch(
         self,
+        slot: Slot,
         step: int,
         pending: PendingPixels,
         state: PendingStep,
@@ -65,13 +74,22 @@ class OutputProcessor:
         bill: Bill,
         done: Callable[[Paused | Exception], None],
     ) -> None:
-        """Write down what a slot shows after its last step for now, and its state; after its earlier previews."""
-        self._previews.submit(_report, done, lambda: self._sketch(step, pending, state, work, bill))
+        """Write down what a slot shows after its last step for now, and its state; after its earlier previews.
 
-    def _sketch(self, step: int, pending: PendingPixels, state: PendingStep, work: Work, bill: Bill) -> Paused:
+        If its sketch is to be compared with others, it is scored.
+        """
+        self._previews.submit(_report, done, lambda: self._sketch(slot, step, pending, state, work, bill))
+
+    def _sketch(
+        self, slot: Slot, step: int, pending: PendingPixels, state: PendingStep, work: Work, bill: Bill
+    ) -> Paused:
         preview, kept = self._preview(step, pending), self._kept(step, state)
+        score = None
+        if scorer := self._scorers.get(slot.score_by or ""):
+            with self._watchdog.watching("scoring a sketch"):
+                score = score_of(scorer, pending.wait(), slot.recipe.prompt)
         self._meter.settle()
-        return Paused(preview, kept, replace(work, gpu=bill.seconds))
+        return Paused(preview, kept, replace(work, gpu=bill.seconds), score)
 
     def _kept(self, step: int, pending: PendingStep) -> Kept:
         with self._watchdog.watching("keeping a step"):

@@ -1,6 +1,7 @@
 """The HTTP contract: request bodies, answers and server-sent events. No Ray, no torch."""
 
 from serve_app.schemas.answers import (
+    NOT_KEPT,
     Answer,
     BatchResult,
     Cancelled,
@@ -18,6 +19,7 @@ from serve_app.schemas.answers import (
     ModelStatus,
     NoPicture,
     OtherModel,
+    OwnParameters,
     Parameters,
     Picture,
     PredictionType,
@@ -52,6 +54,7 @@ from serve_app.schemas.events import (
 from serve_app.schemas.request import (
     FieldError,
     GenerateRequest,
+    Keep,
     OnDisconnect,
     ResponseFormat,
     ResumeRequest,
@@ -61,6 +64,7 @@ from serve_app.schemas.request import (
 )
 
 __all__ = [
+    "NOT_KEPT",
     "Answer",
     "BatchResult",
     "Cancelled",
@@ -81,6 +85,7 @@ __all__ = [
     "Image",
     "ImageEvent",
     "ImageState",
+    "Keep",
     "LoraFile",
     "ModelHealth",
     "ModelInfo",
@@ -88,6 +93,7 @@ __all__ = [
     "NoPicture",
     "OnDisconnect",
     "OtherModel",
+    "OwnParameters",
     "Parameters",
     "PausedEvent",
     "Picture",

@@ -59,6 +59,10 @@ class ErrorDetail(Answer):
     message: str
 
 
+NOT_KEPT = "not_kept"
+"""The type of the error of an image that was sketched and not finished, by its request's `keep`."""
+
+
 OtherModel = Annotated[
     ModelInfo | None,
     Field(
@@ -71,6 +75,14 @@ OtherModel = Annotated[
 Variations = Annotated[
     tuple[Variation, ...],
     Field(strict=False, description="What moved its seed's noise; with the seed, enough to generate it again."),
+]
+
+OwnParameters = Annotated[
+    Parameters | None,
+    Field(
+        description="The settings of this image, if it went on with others than those of its request: it was resumed "
+        "with changes. Else null."
+    ),
 ]
 
 GpuSeconds = Annotated[
@@ -100,6 +112,7 @@ class Picture(Answer):
     model: OtherModel = None
     gpu_seconds: GpuSeconds = 0
     variations: Variations = ()
+    parameters: OwnParameters = None
 
 
 class NoPicture(Answer):

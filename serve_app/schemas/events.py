@@ -10,6 +10,7 @@ from serve_app.schemas.answers import (
     ErrorDetail,
     GpuSeconds,
     Grid,
+    OwnParameters,
     Parameters,
     Picture,
     Timings,
@@ -59,7 +60,10 @@ class PreviewEvent(Answer):
 
 
 class PausedEvent(Answer):
-    """The image has stopped after `pause_after` steps; the picture predicted then. It goes on when it is resumed."""
+    """The image has stopped after `pause_after` or `keep.at_step` steps; the picture predicted then.
+
+    It goes on when it is resumed, or when `keep` chooses it.
+    """
 
     type: Literal["paused"] = "paused"
     index: int
@@ -70,8 +74,13 @@ class PausedEvent(Answer):
     height: int
     media_type: str
     b64_json: str
-    expires_at: float = Field(description="Until when it can be resumed, as Unix time in seconds.")
+    expires_at: float | None = Field(
+        description="Until when it can be resumed, as Unix time in seconds. Null with `keep`: it waits for the others."
+    )
     gpu_seconds: GpuSeconds = 0
+    score: float | None = Field(
+        default=None, description="What `keep.by` says of it, more being better; null if it says nothing."
+    )
 
 
 class ResumedEvent(Answer):
@@ -82,6 +91,7 @@ class ResumedEvent(Answer):
     seed: int
     step: int
     num_inference_steps: int
+    parameters: OwnParameters = None
 
 
 class ImageEvent(Picture):

@@ -14,6 +14,7 @@ from serve_app.recipe import (
     MOST_VARIATIONS,
     PROMPTS,
     SEED_SPAN,
+    Changes,
     FirstSeed,
     Output,
     OutputFormat,
@@ -59,8 +60,20 @@ def sheet_cells(images: int) -> tuple[int, int]:
     return columns, ceil(images / columns)
 
 
-class ResumeRequest(Body):
-    """The body of `POST /generations/{id}/resume`."""
+class Keep(Body):
+    """A rule by which the service itself chooses which sketches to finish."""
+
+    at_step: int = Field(ge=1, description="Each image stops after this step, and its sketch is compared.")
+    best: int = Field(ge=1, description="How many are finished; the others end as `cancelled`, with error `not_kept`.")
+    by: str = Field(
+        min_length=1,
+        max_length=255,
+        description="How they are compared: `sharpness`, `colourfulness`, or one of `engine.scorers`.",
+    )
+
+
+class ResumeRequest(Changes):
+    """The body of `POST /generations/{id}/resume`: which images, and what changes from their step on, if anything."""
 
     images: list[Annotated[int, Field(ge=0)]] | None = Field(
         default=None, description="The indexes of the images that go on. Null: all that are paused."
@@ -119,6 +132,11 @@ class GenerateRequest(Output, Recipe):
         ge=1,
         description="Sketch first: each image stops after so many steps, shows what it has become so far, and waits "
         "for `POST /generations/{id}/resume`, off the GPU. For streams of this API alone. Null: images do not stop.",
+    )
+    keep: Keep | None = Field(
+        default=None,
+        description="Sketch first, and finish the best: images stop after some steps, and those whose sketches are the "
+        "best go on by themselves. Null: all are finished.",
     )
     grid: bool = Field(default=False, description="Also return one contact sheet of all images.")
     timeout_s: float | None = Field(
@@ -183,12 +201,27 @@ class GenerateRequest(Output, Recipe):
             )
         return self
 
+    @property
+    def sketched_at(self) -> int | None:
+        """The step after which images pause; None: they do not."""
+        return self.keep.at_step if self.keep else self.pause_after
+
     @model_validator(mode="after")
     def _pauses_in_between(self) -> Self:
-        first, last = self.first_step, self.num_inference_steps
-        if self.pause_after is not None and not first < self.pause_after < last:
+        first, last, pause = self.first_step, self.num_inference_steps, self.sketched_at
+        if pause is not None and not first < pause < last:
             after = f"above {first}, the steps that `strength` leaves out, and " if first else ""
-            raise FieldError("pause_after", f"must be {after}below num_inference_steps ({last})")
+            field = "keep.at_step" if self.keep else "pause_after"
+            raise FieldError(field, f"must be {after}below num_inference_steps ({last})")
+        return self
+
+    @model_validator(mode="after")
+    def _keeps_some(self) -> Self:
+        images = len(self.seeds) if self.seeds else self.num_images
+        if self.keep and self.pause_after is not None:
+            raise FieldError("keep", "give either keep or pause_after, where somebody chooses")
+        if self.keep and self.keep.best >= images:
+            raise FieldError("keep.best", f"must be below the number of images ({images}), of which it keeps the best")
         return self
 
     @model_validator(mode="after")

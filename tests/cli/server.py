@@ -59,15 +59,19 @@ def answering(
     media_type: str = "application/json",
     headers: Mapping[str, str] = EMPTY,
     tls: ssl.SSLContext | None = None,
+    to_resume: int | None = None,
 ) -> Iterator[tuple[str, list[Message]]]:
-    """Run a server that always gives one answer; yields its URL and the heads of the requests it gets."""
+    """Run a server that always gives one answer; yields its URL and the heads of the requests it gets.
+
+    With `to_resume` this is its status where sketches are to go on.
+    """
     heard: list[Message] = []
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             heard.append(self.headers)
             self.rfile.read(int(self.headers.get("Content-Length", 0)))
-            self.send_response(status)
+            self.send_response(to_resume if to_resume and self.path.endswith("/resume") else status)
             for name, value in {"Content-Type": media_type, **headers}.items():
                 self.send_header(name, value)
             self.end_headers()
@@ -136,7 +140,12 @@ def breaking(first: Sequence[Event], rest: Sequence[Event]) -> Iterator[tuple[st
             thread.join()
 
 
-def streaming(*events: Event, headers: Mapping[str, str] = EMPTY, tls: ssl.SSLContext | None = None) -> Answering:
+def streaming(
+    *events: Event,
+    headers: Mapping[str, str] = EMPTY,
+    tls: ssl.SSLContext | None = None,
+    to_resume: int | None = None,
+) -> Answering:
     """Run a server whose answer are events."""
     frames = "".join(f"event: {event.type}\ndata: {event.model_dump_json()}\n\n" for event in events)
-    return answering(200, frames.encode(), "text/event-stream; charset=utf-8", headers, tls)
+    return answering(200, frames.encode(), "text/event-stream; charset=utf-8", headers, tls, to_resume)

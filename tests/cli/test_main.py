@@ -15,7 +15,7 @@ from serve_app.cli.__main__ import main
 from serve_app.cli.main import app
 from serve_app.cli.refusals import option_of
 from serve_app.recipe import OF_CONDITIONING, OF_PHASES, PROMPTS, OutputFormat, SchedulerName, SigmaSchedule, Variation
-from serve_app.schemas import GenerateRequest
+from serve_app.schemas import GenerateRequest, Keep
 from tests.cli.command import run
 
 ROOT = Path(__file__).parent.parent.parent
@@ -60,11 +60,13 @@ def test_every_field_of_a_request_has_an_option() -> None:
     # with a broken stream unasked. What the model is told of sizes is left to programs.
     fields = set(GenerateRequest.model_fields) - {"prompt", "preview_steps", "response_format", "on_disconnect", "id"}
     # The prompts name the first; `vary`, `branch` and `explore` are for the others.
-    fields -= {"embeddings", "variations", "before", "pause_after"}
+    fields -= {"embeddings", "variations", "before", "pause_after", "keep"}
     fields -= {*OF_CONDITIONING} - {*PROMPTS}
     assert {option_of(field) for field in fields} <= options
     options = {option for parameter in COMMANDS["branch"].params for option in parameter.opts}
     assert {option_of(field) for field in (*OF_PHASES, "before")} - {"PROMPT"} <= options
+    options = {option for parameter in COMMANDS["explore"].params for option in parameter.opts}
+    assert {option_of(f"keep.{field}") for field in Keep.model_fields} <= options
     options = {option for parameter in COMMANDS["vary"].params for option in parameter.opts}
     assert {option_of(f"variations.1.{field}") for field in Variation.model_fields} <= options
 

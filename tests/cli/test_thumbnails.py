@@ -1,4 +1,5 @@
 import io
+import re
 from base64 import b64decode
 
 import pytest
@@ -118,6 +119,20 @@ def test_pictures_are_as_wide_as_they_are() -> None:
     assert drawn.count("▀") == 32 * 8
     assert drawn.startswith("\x1b7\x1b[10A\x1b[35G"), "nine lines and a bar up, beside the first"
     assert drawn.endswith("\x1b8")
+
+
+def test_a_second_view_of_a_command_leaves_the_pictures_of_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm-kitty")
+    monkeypatch.delenv("TMUX", raising=False)
+    file, screen = io.BytesIO(), console()
+    PICTURE.save(file, "PNG")
+    for before in (0, len(START.seeds)):
+        thumbnails = Thumbnails.above(screen, START, before)
+        assert thumbnails
+        for index in range(len(START.seeds)):
+            thumbnails.show(index, file.getvalue())
+    assert isinstance(screen.file, io.StringIO)
+    assert len(set(re.findall(r"i=(\d+),", screen.file.getvalue()))) == 2 * len(START.seeds)
 
 
 def test_a_caption_is_never_wider_than_its_picture() -> None:

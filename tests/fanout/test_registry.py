@@ -13,6 +13,7 @@ from serve_app.fanout.generation import Generation
 from serve_app.fanout.held import Held, Terms
 from serve_app.fanout.registry import _REMEMBERED_REQUESTS, Registry
 from serve_app.messages import Slot
+from serve_app.recipe import Changes, Recipe
 from serve_app.schemas import BatchResult, Event, GenerateRequest, ImageEvent, StartEvent
 from tests.conftest import make_slot
 from tests.fakes import MODEL, FakePool, Metrics, OneModel, dispatcher_of
@@ -115,6 +116,10 @@ async def test_what_is_unknown_finished_or_out_of_range_is_not_found(index: int 
 async def nothing() -> None: ...
 
 
+async def unbranched(recipe: Recipe, step: int, changes: Changes) -> Recipe:
+    return recipe
+
+
 def held(keep_s: float, picture: str = "") -> Held:
     """Return a generation that ends at once, with an image event of this size if it is not empty."""
     log = EventLog()
@@ -123,7 +128,7 @@ def held(keep_s: float, picture: str = "") -> Held:
     admission = Admission(1, lambda: 1)
     turn = dispatcher_of(admission).turn
     generation = Generation([make_slot()], MODEL, admission, turn, time.monotonic(), lambda *_: None)
-    return Held(generation, log, nothing(), Terms("b64_json", 0, keep_s), created=0)
+    return Held(generation, log, nothing(), Terms("b64_json", 0, keep_s), created=0, branch=unbranched)
 
 
 async def test_the_memory_of_ended_requests_is_bounded() -> None:

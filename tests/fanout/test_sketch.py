@@ -3,23 +3,28 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator, Collection
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from dataclasses import replace
 from typing import Any, TypeVar
 
 import pytest
+from PIL import Image
 
 from serve_app import metrics
+from serve_app.branches import branched
+from serve_app.canvas import canvas_of
 from serve_app.config import AppArgs, TrajectoriesConfig
 from serve_app.errors import InvalidRequest, NotFound, NotPaused, NotReady, ServiceError, TooManyPaused
 from serve_app.fanout.accounts import facts_of_end
 from serve_app.fanout.sight import PoolStatus
 from serve_app.fanout.slot_record import LEAST_KEPT, most_kept
 from serve_app.fanout.tickets import work_of
+from serve_app.recipe import Changes, Phase, Recipe
 from serve_app.schemas import (
     BatchResult,
     CancelledEvent,
     CompletedEvent,
+    ErrorEvent,
     Event,
     FailedEvent,
     GenerateRequest,
@@ -204,6 +209,23 @@ async def test_a_request_that_could_keep_too_much_is_refused_until_there_is_room
     assert studio.service.generations.paused == (0, 0)
 
 
+async def test_what_they_go_on_from_counts_once_as_long_as_one_is_paused() -> None:
+    canvas = canvas_of(Image.new("RGB", (64, 64)), Image.new("L", (64, 64), 255), make_slot(width=64, height=64).recipe)
+    assert canvas.nbytes == 64 * 64 * (3 + 1 + 3 + 1), "two pictures and two masks"
+    asked = request(width=64, height=64, num_images=2, init_image="sha256:0", mask_image="sha256:1")
+    states = 2 * most_kept(make_slot(width=64, height=64))
+    for room, fits in ((states + canvas.nbytes - 1, False), (states + canvas.nbytes, True)):
+        studio = Studio(max_bytes=room)
+        with nullcontext() if fits else pytest.raises(InvalidRequest, match="max_bytes"):
+            async with asyncio.timeout(10), studio.service.open(asked, canvas) as reading:
+                reader = asyncio.create_task(studio._read(reading.entries))
+                await studio.told(PausedEvent, 2)
+                assert studio.service.generations.paused == (2, 2 * KEPT + canvas.nbytes)
+                await studio.service.cancel(ID)
+                await reader
+        assert studio.service.generations.paused == (0, 0)
+
+
 @pytest.mark.parametrize("most", [0, 2 * most_kept(make_slot(width=64, height=64))])
 async def test_what_could_never_be_kept_is_not_to_be_tried_again(most: int) -> None:
     with pytest.raises(InvalidRequest, match="max_bytes") as refused:
@@ -219,6 +241,31 @@ async def test_a_drain_does_not_wait_for_what_is_paused() -> None:
         await studio.service.drain(30)
     assert [event.index for event in await studio.told(ImageEvent)] == [0], "what goes on has its grace"
     assert {event.error.type for event in await studio.told(FailedEvent, 2)} == {"shutting_down"}
+
+
+class Leaving(NoPeers):
+    """Serve has replaced this ingress replica, after having lost sight of it for a moment."""
+
+    def __init__(self) -> None:
+        self.looks = iter((True, False, True, True))
+        self.looked = 0
+
+    async def has_left(self) -> bool:
+        self.looked += 1
+        return next(self.looks, True)
+
+
+async def test_what_is_paused_in_an_ingress_replica_that_is_replaced_ends_with_a_reason(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("serve_app.fanout.models._WATCH_INTERVAL_S", 0)
+    peers = Leaving()
+    async with Studio(peers).sketching() as studio, studio.service.running():
+        ends = await studio.told(FailedEvent, 3)
+        (end,) = await studio.told(ErrorEvent)
+    assert {(end.error.type, end.seed) for end in ends} == {("shutting_down", seed) for seed in range(3)}
+    assert end.error.type == "shutting_down"
+    assert peers.looked == 4, "and it asks only while something is paused"
 
 
 async def test_a_client_that_leaves_cancels_what_is_paused_or_comes_back_to_it() -> None:
@@ -259,6 +306,46 @@ async def test_a_stream_alone_has_sketches_and_only_with_a_preview_decoder() -> 
     assert refused.value.param == "pause_after"
 
 
+async def test_what_goes_on_as_something_else_is_a_branch_and_says_so() -> None:
+    before = Phase(until_step=4, prompt="c")
+    async with Studio().sketching(before=(before,)) as studio:
+        await studio.resume(0)
+        changes = Changes(prompt="b", guidance_scale=2.0)
+        assert (await studio.service.resume_images(ID, [1], changes)).resumed == [1]
+        await studio.told(ImageEvent, 2)
+        with pytest.raises(NotPaused):
+            await studio.service.resume_images(ID, [1], changes)
+        await studio.service.cancel(ID)
+    recipes = {slot.index: slot.recipe for slot in studio.pool.slots}
+    assert recipes[1] == branched(recipes[0], 6, changes.settings)
+    assert recipes[1].before == (
+        before.model_copy(update={"guidance_scale": 5.0}),
+        Phase(until_step=6, prompt="a", guidance_scale=5.0),
+    )
+    plain, own = await studio.told(ResumedEvent, 2)
+    assert plain.parameters is None
+    assert own.parameters is not None
+    assert Recipe.of(own.parameters) == recipes[1]
+    said = {image.index: image.parameters for image in await studio.told(ImageEvent)}
+    assert said == {0: None, 1: own.parameters}
+
+
+@pytest.mark.parametrize(
+    ("changes", "param", "why"),
+    [
+        (Changes(prompt="b"), "before", "4 times"),
+        (Changes(negative_prompt="embedding:nag"), "negative_prompt", "cannot be found"),
+    ],
+)
+async def test_changes_that_cannot_be_made_leave_it_paused(changes: Changes, param: str, why: str) -> None:
+    many = tuple(Phase(until_step=step, prompt=f"{step}") for step in range(1, 5))
+    async with Studio().sketching(before=many if param == "before" else ()) as studio:
+        with pytest.raises(InvalidRequest, match=why) as refused:
+            await studio.service.resume_images(ID, [1], changes)
+        assert refused.value.param == param
+        assert await studio.resume() == [0, 1, 2]
+
+
 class Neighbours(NoPeers):
     """Reaches one other ingress replica."""
 
@@ -266,10 +353,12 @@ class Neighbours(NoPeers):
         self.holder: OneModel | None = None
         self.busy = False
 
-    async def resume_images(self, id: str, images: Collection[int] | None) -> list[int] | ServiceError | None:
+    async def resume_images(
+        self, id: str, images: Collection[int] | None, changes: Changes
+    ) -> list[int] | ServiceError | None:
         if self.busy:
             raise NotReady("too busy")
-        return self.holder.generations.resume_images_here(id, images) if self.holder else None
+        return await self.holder.generations.resume_images_here(id, images, changes) if self.holder else None
 
 
 async def test_another_ingress_replica_lets_it_go_on() -> None:

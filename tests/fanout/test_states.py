@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from serve_app.errors import NotPaused, ReplicaLost, SlotFailed, SlotReturned
 from serve_app.fanout.admission import Admission
 from serve_app.fanout.generation import Generation
+from serve_app.fanout.sketches import Pauses
 from serve_app.fanout.states import GenerationState, SlotState
 from serve_app.messages import Generated, Preview, Progress, Slot, SlotEvent, Work
 from serve_app.schemas import Event, NoPicture, Picture, QueuedEvent
@@ -192,13 +193,14 @@ async def play(generation: Generation, replicas: Replicas, client: Client, steps
                 await settle()
 
 
-async def finish(how: str, replicas: Replicas, client: Client, listener: asyncio.Task[None]) -> None:
+async def finish(how: str, replicas: Replicas, client: Client, listener: asyncio.Task[None], best: int | None) -> None:
     """Let every slot end by a picture, by the deadline, or because the client has left."""
     client.looking.set()
     if how == "pictures":
         await settle()
-        with suppress(NotPaused):
-            client.generation.resume(None)
+        if best is None:
+            with suppress(NotPaused):
+                client.generation.resume(None)
         for sayings in replicas.sayings:
             sayings.put_nowait(SAYINGS[2])
             sayings.put_nowait(SAYINGS[2])  # where the first call was lost with the first
@@ -247,23 +249,30 @@ def stories(draw: st.DrawFn) -> tuple[int, int, list[Step]]:
 
 
 @settings(max_examples=300, deadline=None)
-@given(story=stories(), early=st.integers(0, 3), how=st.sampled_from(["pictures", "deadline", "leave"]))
-def test_whatever_happens_each_slot_ends_once(story: tuple[int, int, list[Step]], early: int, how: str) -> None:
-    """`early` steps happen before generating begins."""
+@given(
+    story=stories(),
+    early=st.integers(0, 3),
+    how=st.sampled_from(["pictures", "deadline", "leave"]),
+    best=st.none() | st.integers(1, 3),
+)
+def test_whatever_happens_each_slot_ends_once(
+    story: tuple[int, int, list[Step]], early: int, how: str, best: int | None
+) -> None:
+    """`early` steps happen before generating begins; of the sketches the `best` go on by themselves."""
     slots, capacity, steps = story
 
     async def run() -> None:
         admission, replicas = Admission(100, lambda: capacity), Replicas(slots)
         turn = dispatcher_of(admission).turn
-        made = [make_slot(index=i, seed=i) for i in range(slots)]
-        generation = Generation(made, MODEL, admission, turn, 0, lambda *_: None, paused_ttl_s=0.02)
+        made = [make_slot(index=i, seed=i, pause_after=best and 2) for i in range(slots)]
+        generation = Generation(made, MODEL, admission, turn, 0, lambda *_: None, pauses=Pauses(0.02, best))
         client = Client(generation)
         with generation.admitted():
             await play(generation, replicas, client, steps[:early])
             async with generation.generating(replicas.generate):
                 listener = asyncio.create_task(client.listen(time.monotonic() + 60))
                 await play(generation, replicas, client, steps[early:])
-                await finish(how, replicas, client, listener)
+                await finish(how, replicas, client, listener, best)
         check(generation, client, slots, finished=how != "leave")
         assert admission.unfinished == 0
 

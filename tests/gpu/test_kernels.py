@@ -116,6 +116,21 @@ def test_a_tiles_columns_change_no_bit() -> None:
         assert torch.equal(conv(*half_given, columns=columns), half.conv(*half_given))
 
 
+@pytest.mark.parametrize(
+    ("rows", "queries", "width", "keys"), [(1, 1024, 1280, 77), (2, 4096, 640, 77), (3, 100, 64, 128)]
+)
+@torch.inference_mode()
+def test_attention_to_a_prompt_is_that_of_the_reference(rows: int, queries: int, width: int, keys: int) -> None:
+    torch.manual_seed(queries)
+    query = torch.randn(rows, queries, width, device=GPU).bfloat16()
+    context = torch.randn(rows, keys, 6 * width, device=GPU).bfloat16()[..., width : 3 * width]
+    factor = torch.tensor(100.0, device=GPU)
+    exact = half.attend_reference(query.float(), context.float())
+    assert error(half.attend(query, context), exact) < 0.004
+    assert error(half.attend(query, context, factor).float() / 100, exact) < 0.04
+    assert torch.equal(half.attend(query, context)[-1:], half.attend(query[-1:].clone(), context[-1:]))
+
+
 @torch.inference_mode()
 def test_the_unet_predicts_nearly_the_same(tiny_path: Path) -> None:
     model = ModelConfig(path=str(tiny_path), dtype="bfloat16", width=64, height=64)

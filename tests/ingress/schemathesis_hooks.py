@@ -87,6 +87,12 @@ def mend(body: dict[str, Any]) -> None:
         _drop(body, "before")
     for step, phase in enumerate(body.get("before") or (), 1):
         phase["until_step"] = step
+    images = len(body.get("seeds") or ()) or max(body.get("num_images") or 1, body.get("n") or 1)
+    if "image" in body or images == 1 or (steps or 20) == 1:  # fewer than the images, before the last step
+        _drop(body, "keep")
+    elif body.get("keep"):
+        body["keep"] = {"at_step": 1, "best": 1, "by": "sharpness"}
+        _drop(body, "pause_after")  # instead of it
     _drop(body, "loras")  # any name by the schema, but an adapter's
     _drop(body, "model_name")  # likewise
     _drop(body, "embeddings")  # likewise, and one that a prompt names

@@ -191,7 +191,7 @@ def test_a_mask_is_used_as_a1111_does(client: TestClient, pool: FakePool) -> Non
         ),
         (TXT2IMG, {"override_settings": {"x": 1}}, "override_settings.x", "cannot be changed here; there is no such"),
         (IMG2IMG, {}, "init_images", "Field required"),
-        (IMG2IMG, {"init_images": [PHOTO, PHOTO]}, "init_images", "List should have at most 1 item"),
+        (IMG2IMG, {"init_images": [PHOTO, PHOTO]}, "init_images", "at most 1 may be given, not 2"),
         (IMG2IMG, {"init_images": ["x"]}, "init_images", "is neither base64 nor a data URI"),
         (IMG2IMG, {"init_images": ["http://10.0.0.1/a.png"]}, "init_images", "nothing is fetched from other places"),
         (IMG2IMG, {"init_images": [PHOTO], "mask": "a.b"}, "mask", "is neither base64 nor a data URI"),

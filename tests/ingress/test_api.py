@@ -37,6 +37,7 @@ def test_generate_returns_all_images_in_order(client: TestClient) -> None:
             "model": None,
             "gpu_seconds": GPU_SECONDS,
             "variations": [],
+            "parameters": None,
         }
         for i in range(3)
     ]
@@ -215,6 +216,7 @@ def test_stream_tells_the_whole_story(client: TestClient, metrics: Metrics) -> N
                 "model": None,
                 "gpu_seconds": GPU_SECONDS,
                 "variations": [],
+                "parameters": None,
             },
         ]
     assert [e["type"] for e in events][-2] == "grid"

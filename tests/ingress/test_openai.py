@@ -59,6 +59,24 @@ def test_branches_in_every_dialect(sdk: OpenAI, client: TestClient, pool: FakePo
     assert (refused.status_code, refused.json()["error"]["param"]) == (422, "before.0.width")
 
 
+def test_the_best_alone_are_answered_in_every_dialect(sdk: OpenAI, client: TestClient, pool: FakePool) -> None:
+    pool.scores = {0: 1.0, 1: 3.0, 2: 2.0}
+    keep = {"at_step": 6, "best": 1, "by": "sharpness"}
+    data = sdk.images.generate(prompt="a", n=3, extra_body={"keep": keep}).data
+    assert data is not None
+    assert [item.model_dump()["image_index"] for item in data] == [1]
+    stream = sdk.images.generate(prompt="a", n=3, stream=True, extra_body={"keep": keep})
+    assert [(event.type, event.model_dump()["image_index"]) for event in stream] == [("image_generation.completed", 1)]
+    body = {"prompt": "a", "num_images": 3, "keep": keep}
+    answer = client.post("/fal-ai/fast-sdxl", json={**body, "seed": 7}).json()
+    assert (answer["seeds"], answer["failures"]) == ([8], [])
+    form = {"prompt": (None, "a"), "num_images": (None, "3"), "keep": (None, json.dumps(keep))}
+    for answer in (client.post("/generate", json=body), client.post("/generate", files=form)):
+        images = answer.json()["images"]
+        assert [image["status"] for image in images] == ["cancelled", "succeeded", "cancelled"]
+        assert images[0]["error"]["type"] == "not_kept"
+
+
 @pytest.mark.parametrize("body", [OPEN_WEBUI_OPENAI, LIBRECHAT_OPENAI])
 def test_what_chat_programs_send(client: TestClient, body: dict[str, Any]) -> None:
     answer = client.post("/v1/images/generations?api-version=2025-04-01-preview", json=body)

@@ -65,6 +65,12 @@ BAD = [
     ({"negative_original_size": [512, 512]}, "negative_target_size"),
     ({"negative_target_size": [512, 512]}, "negative_original_size"),
     ({"negative_crops_coords_top_left": [8, 0]}, "negative_crops_coords_top_left"),
+    ({"keep": {"at_step": 6, "best": 1}}, "keep.by"),
+    ({"keep": {"at_step": 20, "best": 1, "by": "sharpness"}}, "keep.at_step"),
+    ({"keep": {"at_step": 6, "best": 4, "by": "sharpness"}}, "keep.best"),
+    ({"keep": {"at_step": 6, "best": 1, "by": "sharpness"}, "pause_after": 6}, "keep"),
+    ({"keep": {"at_step": 6, "best": 1, "by": "taste"}}, "keep.by"),
+    ({"before": [{"until_step": step} for step in range(1, 6)]}, "before"),
 ]
 
 
@@ -79,6 +85,12 @@ def test_bad_input_is_a_422_that_names_the_field(
     assert (error["type"], error["param"]) == ("invalid_request", param)
     assert error["message"].startswith(f"{param}: ")
     assert pool.slots == []
+
+
+def test_a_list_that_is_too_long_is_told_how_long_it_may_be(client: TestClient) -> None:
+    variations = [{"strength": 0.1}] * 9
+    error = client.post("/generate", json={"prompt": "a", "variations": variations}).json()["error"]
+    assert error["message"] == "variations: at most 8 may be given, not 9; leave some out"
 
 
 ROUTES = {

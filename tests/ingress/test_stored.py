@@ -99,6 +99,7 @@ def test_so_does_a_stream(client: TestClient) -> None:
         "model",
         "gpu_seconds",
         "variations",
+        "parameters",
     }
     assert [event["type"] for event in events[-2:]] == ["grid", "completed"]
     assert file_at(client, events[-2]).startswith(b"\x89PNG")

@@ -36,6 +36,8 @@ from serve_app.fanout.pool import POLL_INTERVAL_S
 from serve_app.messages import ReplicaStatus
 from serve_app.serve import ENVIRONMENT
 from tests.conftest import pipeline
+from tests.integration import forks
+from tests.integration.forks import forking
 from tests.integration.paced import build
 from tests.random_lora import save_lora
 
@@ -49,6 +51,7 @@ STALL_TIMEOUT_S = 5.0
 QUIET = {
     "REPORTER_UPDATE_INTERVAL_MS": "600000",  # what the machine is doing, which nobody here asks for
     "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.25",  # 0.1 by default
+    "RAY_worker_niceness": "0",  # 15 by default: beside other tests replicas would hardly run
 }
 """Ray's own work beside the tests' takes as much of the processor as theirs."""
 
@@ -73,26 +76,28 @@ def tiny_path(flat_path: Path) -> Path:
 
 # What runs ends with this folder's tests, and not with the session: idle, it takes a fifth of a processor.
 @pytest.fixture(scope="package")
-def cluster() -> Iterator[Cluster]:
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     port, metrics_port = free_port(), free_port()
-    with patch.dict(os.environ, {**ENVIRONMENT, **QUIET}):
-        own = RayCluster(
-            initialize_head=True,
-            head_node_args={
-                "num_cpus": 8,  # more than the machine has: the tiny model's replicas hardly need one
-                "include_dashboard": False,
-                "dashboard_port": free_port(),  # checked even so
-                "include_log_monitor": False,
-                "no_monitor": True,
-                "metrics_export_port": metrics_port,
-                "_system_config": {"metrics_report_interval_ms": 2000},  # 10 s by default
-            },
-        )
-        ray.init(address=own.address, log_to_driver=False, configure_logging=False)
-    serve.start(http_options={"host": "127.0.0.1", "port": port, "request_timeout_s": 60})
-    yield Cluster(f"http://127.0.0.1:{port}", f"http://127.0.0.1:{metrics_port}/metrics")
-    ray.shutdown()  # Serve's own would wait for each replica to end in order
-    own.shutdown()
+    with forking(tmp_path_factory.mktemp("ray"), {**ENVIRONMENT, **QUIET}) as environment:
+        with patch.dict(os.environ, environment):
+            own = RayCluster(
+                initialize_head=True,
+                head_node_args={
+                    "num_cpus": 8,  # more than the machine has: the tiny model's replicas hardly need one
+                    "include_dashboard": False,
+                    "dashboard_port": free_port(),  # checked even so
+                    "include_log_monitor": False,
+                    "no_monitor": True,
+                    "metrics_export_port": metrics_port,
+                    "setup_worker_path": forks.__file__,
+                    "_system_config": {"metrics_report_interval_ms": 2000},  # 10 s by default
+                },
+            )
+            ray.init(address=own.address, log_to_driver=False, configure_logging=False)
+        serve.start(http_options={"host": "127.0.0.1", "port": port, "request_timeout_s": 60})
+        yield Cluster(f"http://127.0.0.1:{port}", f"http://127.0.0.1:{metrics_port}/metrics")
+        ray.shutdown()  # Serve's own would wait for each replica to end in order
+        own.shutdown()
 
 
 @dataclass(frozen=True)
@@ -153,13 +158,15 @@ def events_of(lines: Iterator[str]) -> Iterator[dict[str, Any]]:
 def eventually(condition: Callable[[], Any], seconds: float = 30, every: float = 0.05) -> None:
     """Wait until a condition holds; fail if it never does.
 
-    One that asks for metrics asks `every` second: each page takes half a second of the processor. One that asks over
-    HTTP needs a client: `httpx2.get` makes one each time, which takes 25 ms of the processor.
+    The longer it has waited, the less often it asks: over HTTP that takes 15 ms of the processor each time. One that
+    asks for metrics asks `every` second: each page takes half a second of it. One that asks over HTTP needs a client:
+    `httpx2.get` makes one each time, which takes 25 ms more.
     """
-    deadline = time.monotonic() + seconds
+    began = time.monotonic()
     while not condition():
-        assert time.monotonic() < deadline, "the condition never held"
-        time.sleep(every)
+        waited = time.monotonic() - began
+        assert waited < seconds, "the condition never held"
+        time.sleep(max(every, min(waited / 10, 0.5)))
 
 
 def worker_logs() -> list[Path]:
@@ -248,7 +255,11 @@ def pair_args(tiny_path: Path, tmp_path_factory: pytest.TempPathFactory) -> AppA
     return tiny_args(
         tiny_path,
         ingress_replicas=2,
-        engine=EngineConfig(max_batch_size=2, stall_timeout_s=STALL_TIMEOUT_S),
+        engine=EngineConfig(
+            max_batch_size=2,
+            stall_timeout_s=STALL_TIMEOUT_S,
+            scorers={"words": "tests.integration.paced:words"},
+        ),
         files=FilesConfig(path=str(tmp_path_factory.mktemp("files"))),
         admission=AdmissionConfig(max_waiting_images=64),  # each has half of it, and one may get all of a test's
         streams=StreamsConfig(keep_s=KEEP_S),

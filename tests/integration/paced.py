@@ -58,6 +58,11 @@ def _is_short(trajectory: Any) -> bool:
     return len(trajectory._timesteps) < _LONG_STEPS
 
 
+def words(pixels: Any, prompt: str) -> int:
+    """Score a sketch by its prompt alone."""
+    return len(prompt.split())
+
+
 def build(args: AppArgs) -> Application:
     """Return the application with such replicas, whose number follows soon."""
     with patch.object(app, "Replica", Replica), patch.object(app, "_LOOK_BACK_S", _LOOK_BACK_S):

@@ -80,12 +80,13 @@ def replicas() -> set[str]:
 
 
 @contextmanager
-def streaming(http: httpx2.Client, events: list[dict[str, Any]]) -> Iterator[None]:
+def streaming(http: httpx2.Client, events: list[dict[str, Any]], **changes: Any) -> Iterator[None]:
     """Read a stream of two images of about a second while the context is open, to its end."""
+    body = {**BODY, "num_inference_steps": 100, "num_images": 2, **changes}
 
     def read() -> None:
-        with http.stream("POST", "/stream", json={**BODY, "num_inference_steps": 100, "num_images": 2}) as response:
-            events.extend(events_of(response.iter_lines()))
+        with http.stream("POST", "/stream", json=body) as response:
+            events.extend(events_of(response.iter_lines()))  # one by one, as they come
 
     reader = threading.Thread(target=read)
     reader.start()
@@ -147,8 +148,14 @@ def test_replicas_follow_the_images(changing: Changing) -> None:
 
 
 def test_it_falls_asleep_and_a_request_wakes_it(changing: Changing) -> None:
-    changing.args["scaling"] |= {"min_replicas": 0}
-    changing.deploy()
+    """And what is paused while another ingress takes the place of this one ends with a reason."""
+    events: list[dict[str, Any]] = []
+    with streaming(changing.http, events, num_inference_steps=4, pause_after=2):
+        eventually(lambda: [event["type"] for event in events].count("paused") == 2)
+        changing.args["scaling"] |= {"min_replicas": 0}
+        changing.deploy()
+    assert [event["error"]["type"] for event in events[-3:]] == ["shutting_down"] * 3, events[-1]
+    assert [event["type"] for event in events[-3:]] == ["failed", "failed", "error"]
     eventually(lambda: changing.health().get("status") == "asleep", 60)
     assert changing.http.get("/health").status_code == 200
     refused = list[httpx2.Response]()

@@ -328,6 +328,17 @@ def test_sketches_are_finished_by_seed_where_nobody_can_be_asked(app: Running, t
     assert (done.returncode, names(tmp_path)) == (0, ["seed-9.png"]), done.stdout + done.stderr
     assert "sketch, step 6/9" in done.stdout
     assert "6 of 27 steps were not made" in done.stdout
+    done = run(*command, "--keep", "8", "--then", "a green frog", "--out", tmp_path)
+    assert (done.returncode, names(tmp_path)) == (0, ["seed-8.png", "seed-9.png"]), done.stdout + done.stderr
+    assert run("reproduce", tmp_path / "seed-8.png", "--url", app.url).returncode == 0, "from its file alone"
+    assert "a green frog" in run("info", tmp_path / "seed-8.png").stdout
+    refused = run(*command, "--keep", "7", "--then", "x" * 2001, "--out", tmp_path)
+    assert (refused.returncode, "--then" in refused.stderr) == (2, True), refused.stderr
+    done = run(*command, "--best", "1", "--out", tmp_path / "best")
+    assert (done.returncode, len(names(tmp_path / "best"))) == (0, 1), done.stdout + done.stderr
+    assert done.stdout.count("not kept") == 2
+    refused = run(*command, "--best", "3", "--out", tmp_path)
+    assert (refused.returncode, "--best" in refused.stderr) == (2, True), refused.stderr
     refused = run(*command, "--keep", "7,10", "--out", tmp_path)
     assert refused.returncode == 2
     assert "no sketch of seed 10" in refused.stderr

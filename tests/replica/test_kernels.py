@@ -3,17 +3,19 @@
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
 import torch
 from diffusers import AutoencoderKL
-from diffusers.models.attention import FeedForward
+from diffusers.models.attention import BasicTransformerBlock, FeedForward
 from torch import nn
 from torch.nn import functional as F  # noqa: N812, the usual name
 
 from serve_app.config import ModelConfig
+from serve_app.replica.attention import prepare
 from serve_app.replica.checkpoint import load_checkpoint
 from serve_app.replica.denoise import Denoiser
 from serve_app.replica.fp8 import Fp8Conv, Fp8Geglu, Fp8Linear, use_geglu
-from serve_app.replica.half import HalfConv, HalfGeglu, use_kernels
+from serve_app.replica.half import HalfConv, HalfGeglu, HalfPromptAttention, use_kernels
 from serve_app.replica.kernels import convolutions, fp8, half
 from serve_app.replica.lora.merging import Layers
 from serve_app.replica.quantize import to_fp8
@@ -131,6 +133,24 @@ def test_adapters_find_the_layers_that_have_kernels(tiny_path: Path) -> None:
     assert Layers(unet).shapes == found
 
 
+@torch.inference_mode()
+@pytest.mark.parametrize("keys", [77, 154])
+@pytest.mark.parametrize("eight", [False, True])
+def test_attention_to_a_prompt_by_our_kernel_is_that_before(keys: int, eight: bool) -> None:
+    torch.manual_seed(0)
+    block = BasicTransformerBlock(128, 2, 64, cross_attention_dim=32).bfloat16().eval().requires_grad_(False)
+    prepare(nn.ModuleList([block]))
+    if eight:
+        out = block.get_submodule("attn2.to_out.0")
+        assert isinstance(out, nn.Linear)
+        block.set_submodule("attn2.to_out.0", Fp8Linear(out, torch.tensor(2.0)))
+    value, context = torch.randn(4, 16, 128).bfloat16(), torch.randn(2, keys, 256).bfloat16()
+    before = block.attn2(value, encoder_hidden_states=context)
+    use_kernels(block)
+    assert isinstance(block.attn2.processor, HalfPromptAttention)
+    assert alike(block.attn2(value, encoder_hidden_states=context), before) > 0.9999
+
+
 def test_the_compiler_is_told_what_operators_return() -> None:
     torch.manual_seed(0)
     scales, factor = (torch.tensor(0.1), torch.tensor(0.2)), torch.tensor(3.0)
@@ -141,6 +161,7 @@ def test_the_compiler_is_told_what_operators_return() -> None:
     torch.library.opcheck(fp8.geglu, (x.reshape(-1, 64), weight[:, :64], bias, *scales, factor), test_utils=checks)
     given = (x.reshape(-1, 64).bfloat16(), weight[:, :64].bfloat16(), bias)
     torch.library.opcheck(half.geglu, given, test_utils=checks)
+    torch.library.opcheck(half.attend, (given[0][None], given[0].repeat(1, 2)[None], factor), test_utils=checks)
     torch.library.opcheck(half.conv, (x.bfloat16(), weight.bfloat16(), bias), test_utils=checks)
 
 

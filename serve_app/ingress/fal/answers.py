@@ -34,7 +34,7 @@ async def output(
         failures=[
             Failure(image_index=image.index, seed=image.seed, **dict(image.error))
             for image in images
-            if not isinstance(image, own.Picture)
+            if not isinstance(image, own.Picture) and image.error.type != own.NOT_KEPT
         ],
         warnings=[*warnings, *urls.warnings] if urls else warnings,
     )

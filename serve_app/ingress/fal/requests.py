@@ -12,7 +12,7 @@ from serve_app.schemas import GenerateRequest
 
 _SAME = ("prompt", "negative_prompt", "num_inference_steps", "guidance_scale", "num_images", "seed", "timeout_s")
 """Fields that are the same in both APIs."""
-_OURS = (*OF_CONDITIONING, "prompt_syntax", "variations", "before")
+_OURS = (*OF_CONDITIONING, "prompt_syntax", "variations", "before", "keep")
 """Fields that fal does not have."""
 
 NAMES = {"init_image": "image_url", "mask_image": "mask_url"}

@@ -21,7 +21,8 @@ DONE = "[DONE]"
 async def images_response(result: BatchResult, urls: Urls | None) -> ImagesResponse:
     """Return the answer to a request without `stream`: with URLs, or without `urls` with the images."""
     parameters = result.parameters
-    data = await asyncio.gather(*[_item(image, urls) for image in result.images])
+    told = [image for image in result.images if isinstance(image, Picture) or image.error.type != own.NOT_KEPT]
+    data = await asyncio.gather(*[_item(image, urls) for image in told])
     return ImagesResponse(
         created=result.created,
         output_format=parameters.output_format,
@@ -92,7 +93,7 @@ def _told(
                 created_at=int(time.time()),
                 size=_size(start),
             )
-        case own.FailedEvent() | own.CancelledEvent():
+        case own.FailedEvent() | own.CancelledEvent() if event.error.type != own.NOT_KEPT:
             return kinds.failed(image_index=event.index, seed=event.seed, failure=event.error)
         case own.CompletedEvent() if event.warnings:
             return kinds.warnings(warnings=event.warnings)

@@ -16,7 +16,10 @@ from serve_app.ingress.requests import borrowed, sizes, translated
 from serve_app.recipe import Output, Recipe
 from serve_app.schemas import GenerateRequest
 
-SAME = {*Recipe.model_fields, *Output.model_fields, "seed", "seeds", "variations", "timeout_s"} - {"width", "height"}
+SAME = {*Recipe.model_fields, *Output.model_fields, "seed", "seeds", "variations", "keep", "timeout_s"} - {
+    "width",
+    "height",
+}
 """Fields that are the same in both APIs."""
 
 

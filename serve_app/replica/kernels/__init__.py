@@ -1,7 +1,7 @@
 """Kernels of our own, for what torch has none as fast on Hopper GPUs.
 
 `fp8.py` (8-bit floats) and `half.py` (16-bit floats) have them as torch operators, each with a plain reference beside
-it; `geglu.py` and `conv.py` are what runs on the GPU.
+it; `geglu.py`, `conv.py` and `cross.py` are what runs on the GPU.
 """
 
 import os

@@ -9,6 +9,10 @@ this file.
 import torch
 from torch.nn import functional as F  # noqa: N812, the usual name
 
+from serve_app.replica.kernels.fp8 import rounded
+
+MOST_KEYS = 128
+
 
 def geglu_reference(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
     """Return values * gelu(gates), (m, n) in the type of `x` (m, k).
@@ -59,3 +63,31 @@ def _(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor
 @conv.register_fake
 def _(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
     return x.new_empty(*x.shape[:3], weight.shape[0])
+
+
+def attend_reference(
+    query: torch.Tensor, context: torch.Tensor, output_factor: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Return the attention of heads of 64 to at most `MOST_KEYS` keys, (rows, queries, width) like `query`.
+
+    `context` (rows, keys, 2 * width) holds keys and values. With an `output_factor` the output is 8-bit floats.
+    """
+    heads = (part.unflatten(-1, (-1, 64)).transpose(1, 2) for part in (query, *context.chunk(2, dim=-1)))
+    mixed = F.scaled_dot_product_attention(*heads).transpose(1, 2).flatten(2)
+    return mixed.contiguous() if output_factor is None else rounded(mixed, output_factor)
+
+
+attend = torch.library.custom_op("parallel_sdxl::attend", attend_reference, mutates_args=())
+"""`attend_reference`, or what does the same as fast as can be."""
+
+
+@attend.register_kernel("cuda")
+def _(query: torch.Tensor, context: torch.Tensor, output_factor: torch.Tensor | None = None) -> torch.Tensor:
+    from serve_app.replica.kernels.cross import attend
+
+    return attend(query, context, output_factor)
+
+
+@attend.register_fake
+def _(query: torch.Tensor, context: torch.Tensor, output_factor: torch.Tensor | None = None) -> torch.Tensor:
+    return query.new_empty(query.shape, dtype=query.dtype if output_factor is None else torch.float8_e4m3fn)

@@ -69,7 +69,9 @@ class Layers:
             if not name.endswith(".to_qkv"):
                 yield name, Place(name, slice(None))
                 continue
-            rows = len(self._weight(name)) // 3
+            weight = self._modules[name].weight  # a layer in 8 bits may not have kept the one before
+            assert isinstance(weight, torch.Tensor)
+            rows = len(weight) // 3
             for part, letter in enumerate("qkv"):
                 yield name.removesuffix("qkv") + letter, Place(name, slice(part * rows, (part + 1) * rows))
 
