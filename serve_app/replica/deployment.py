@@ -60,7 +60,14 @@ class Replica:
     async def _start(self, args: AppArgs) -> None:
         progress = Progress()
         async with background(progress.keep_telling()):
-            await self._prepare(args, progress)
+            try:
+                await self._prepare(args, progress)
+            except (MemoryError, RuntimeError) as error:
+                from serve_app.replica.failures import no_room
+
+                if words := no_room(error):
+                    raise RuntimeError(words) from error
+                raise
 
     async def _prepare(self, args: AppArgs, progress: Progress) -> None:
         from serve_app.replica.sources import path_here

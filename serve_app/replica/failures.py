@@ -41,6 +41,19 @@ def failure_of(error: Exception) -> Failure:
     return Failure.DEVICE if of_the_device and not _REFUSED.search(said) else Failure.SLOT
 
 
+def no_room(error: Exception) -> str | None:
+    """Return what there was and what to do where a start has found no memory; None if it has failed otherwise."""
+    if failure_of(error) is not Failure.MEMORY:
+        return None
+    advice = "let fewer share it (num_gpus), or lower adapters.resident_sets or engine.warm_up_sizes"
+    if not torch.cuda.is_available():
+        return f"there is no memory for the model; {advice}"
+    free, total = torch.cuda.mem_get_info()
+    own = torch.cuda.memory_reserved()
+    taken, others, all_ = (f"{size / 2**30:.1f}" for size in (own, total - free - own, total))
+    return f"there is no memory for the model: of its GPU's {all_} GiB it has taken {taken}, others {others}; {advice}"
+
+
 def slot_failure(error: Exception, slot: Slot) -> SlotFailed:
     """Return the error that a client gets for a failed slot. The details of unexpected errors go to the log."""
     if isinstance(error, SlotFailed):

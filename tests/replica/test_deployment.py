@@ -95,6 +95,12 @@ async def test_a_start_whose_model_is_nowhere_ends_before_its_imports(monkeypatc
         await started(model=ModelConfig(path="/no/such/folder"))
 
 
+async def test_a_model_without_room_says_what_to_lower(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serve_app.replica.loading.load", Mock(side_effect=RuntimeError("CUDA out of memory. Tried")))
+    with pytest.raises(RuntimeError, match=r"there is no memory for the model.*lower adapters\.resident_sets"):
+        await started()
+
+
 async def test_a_timeout_within_the_start_keeps_its_own_error(monkeypatch: pytest.MonkeyPatch) -> None:
     def load(_: AppArgs) -> None:
         raise TimeoutError("the hub does not answer")
