@@ -144,6 +144,8 @@ def error_of(type: str, message: str, param: str | None) -> ServiceError:
 
 
 OUT_OF_MEMORY = "out_of_memory"
+ADAPTER_GONE = "adapter_gone"
+"""The type of a failure on replicas that cannot read an accepted image's adapters any more."""
 """The type of the failure that another replica, or this one later, may not have."""
 
 

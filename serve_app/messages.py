@@ -6,6 +6,7 @@ from collections.abc import Hashable, Mapping
 from dataclasses import astuple, dataclass
 from typing import Any, Literal, Self
 
+from serve_app.adapters import Version
 from serve_app.recipe import USUAL_PROMPT_TOKENS, Output, Recipe, SchedulerName, Variation
 from serve_app.schemas import ModelInfo
 
@@ -221,3 +222,13 @@ class ReplicaStatus:
     """Which adapters' weights it has ready, each combination by hashes and scales."""
     scorers: tuple[str, ...] = ()
     """What can score sketches, by name."""
+    read: frozenset[str] = frozenset()
+    """Which adapters' files it has read and keeps, by their hashes."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReadAdapters:
+    """A replica has read adapters and can use them: which replica, and the hashes of those files of which it knows."""
+
+    replica: str
+    hashes: Mapping[Version, str]

@@ -118,6 +118,7 @@ IMAGES = _counter(
                 "replica_lost",
                 "breaks_replicas",
                 "out_of_memory",
+                "adapter_gone",
                 "not_finite",
                 "internal",
             ),
@@ -148,9 +149,9 @@ SKEW_SECONDS = _histogram(
 )
 GENERATED_AGAIN = _counter(
     "images_generated_again",
-    "Images begun again on another replica, because theirs was lost, returned them, or had no memory.",
+    "Images begun again on another replica: theirs was lost, returned them, had no memory, or not their adapters.",
     ("reason",),
-    _each(("lost", "returned", "out_of_memory")),
+    _each(("lost", "returned", "out_of_memory", "adapter_gone")),
     by_model=True,
 )
 STEPS_SAVED = _counter(

@@ -285,6 +285,12 @@ class Recipe(Body):
         return tuple((lora.hash, lora.scale) for lora in self.adapters)
 
     @property
+    def adapter_files(self) -> frozenset[str]:
+        """The hashes of the files of its adapters and embeddings, as far as they are known."""
+        hashes = [*(lora.hash for lora in self.adapters), *(embedding.hash for embedding in self.embeddings)]
+        return frozenset(hash_ for hash_ in hashes if hash_ is not None)
+
+    @property
     def guided(self) -> bool:
         """Whether the negative prompt counts, which adds a second row to each UNet call."""
         return self.guidance_scale > 1

@@ -10,6 +10,7 @@ from typing import Any, Self, get_args
 import numpy as np
 
 from serve_app import metrics
+from serve_app.adapters import Version
 from serve_app.canvas import Canvas
 from serve_app.config import ONLY_MODEL, AppArgs
 from serve_app.errors import ServiceError
@@ -175,9 +176,9 @@ class FakePool(Pool):
     async def share(self, canvas: Canvas) -> Canvas:
         return canvas
 
-    async def check_adapters(self, loras: Sequence[Lora], embeddings: Sequence[Embedding]) -> bool:
-        """All fit."""
-        return True
+    async def check_adapters(self, loras: Sequence[Lora], embeddings: Sequence[Embedding]) -> dict[Version, str]:
+        """All fit, and what they are is for others to find out."""
+        return {}
 
     async def pixels(self, ref: Any) -> Any:
         return None if ref is None else ref.value

@@ -7,7 +7,6 @@ import difflib
 import hashlib
 import os
 from collections.abc import Callable, Collection, Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
@@ -55,6 +54,14 @@ class Version:
         """Return that of a file, or of a link itself. Raises OSError."""
         stat = path.lstat()
         return cls(path, stat.st_size, stat.st_ino, stat.st_mtime_ns, stat.st_ctime_ns)
+
+    @property
+    def is_current(self) -> bool:
+        """Whether the file is still this one."""
+        try:
+            return Version.of(self.path) == self
+        except OSError:
+            return False
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,11 +168,9 @@ class AdapterFolder:
     def hash_if_known(self, adapter: Adapter) -> str | None:
         return self._hashes.known(adapter.version)
 
-    def learn(self, adapter: Adapter, hash: str) -> None:
-        """Take an adapter's hash from whoever has just read its file, unless that is another by now."""
-        with suppress(OSError):
-            if Version.of(adapter.version.path) == adapter.version:
-                self._hashes.learn(adapter.version, hash)
+    def learn(self, version: Version, hash: str) -> None:
+        """Take the hash of a file from whoever has read it."""
+        self._hashes.learn(version, hash)
 
     def _adapter_if_there(self, name: str) -> Adapter | None:
         try:

@@ -3,10 +3,10 @@
 import asyncio
 import math
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from typing import TypeVar
 
-from serve_app.adapters import AdapterFolder
+from serve_app.adapters import AdapterFolder, Version
 from serve_app.config import AdaptersConfig
 from serve_app.errors import AdapterError, DeadlineExceeded, InvalidRequest
 from serve_app.prompt_embeddings import names_in
@@ -22,8 +22,11 @@ Asked = TypeVar("Asked", Lora, Embedding)
 """An adapter as a request names it."""
 Asking = TypeVar("Asking", bound=Recipe)
 
-Ask = Callable[[Sequence[Lora], Sequence[Embedding]], Awaitable[bool]]
-"""Has a replica say what is wrong with adapters, and returns whether one has answered. Raises AdapterError."""
+Ask = Callable[[Sequence[Lora], Sequence[Embedding]], Awaitable[Mapping[Version, str] | None]]
+"""Has a replica read adapters, and returns the hashes of files that were named without; None if none has answered.
+
+Raises AdapterError where they cannot be used.
+"""
 
 
 class AdapterCheck:
@@ -75,21 +78,40 @@ class AdapterCheck:
             raise InvalidRequest(f"loras: at most {self._most} LoRAs are served in one request", "loras")
         try:
             async with asyncio.timeout(None if within_s == math.inf else within_s):
+                answered = await self._have_new_ones_read(model, request.loras)
                 loras = await self._threads.run(self._found, request.loras)
                 embeddings = await self._threads.run(self._embedded, request.embeddings, names)
-                await self._require_fitting(model, loras, embeddings)
+                if answered:
+                    await self._require_fitting(model, loras, embeddings)
         except TimeoutError as error:
             raise DeadlineExceeded("the files of its adapters could not be read in time") from error
         except AdapterError as error:
             raise AdapterError(error.name, error.what, error.kind, _field_of(error, request)) from error
         return request.model_copy(update={"loras": loras, "embeddings": embeddings})
 
+    async def _have_new_ones_read(self, model: str, loras: Sequence[Lora]) -> bool:
+        """Have a replica read files whose hashes are unknown here: it needs them anyway, and so they are read once.
+
+        Hashes that it does not tell are found out here. Return False if no replica answers. Raises AdapterError.
+        """
+        if (folder := self._folder) is None or not (new := await self._threads.run(self._unknown, folder, loras)):
+            return True
+        if (hashes := await self._ask(new, ())) is None:
+            return False
+        for version, hash_ in hashes.items():
+            folder.learn(version, hash_)
+        self._remember(model, [*hashes.values()])
+        return True
+
+    def _unknown(self, folder: AdapterFolder, loras: Sequence[Lora]) -> list[Lora]:
+        return [Lora(name=one.name) for one in loras if folder.hash_if_known(folder.find(one.name)) is None]
+
     async def _require_fitting(self, model: str, loras: Sequence[Lora], embeddings: Sequence[Embedding]) -> None:
         """Raise AdapterError where a file cannot be used with a model. A replica reads each once."""
         fresh = [lora for lora in loras if (model, lora.hash) not in self._fitting]
         new = [embedding for embedding in embeddings if (model, embedding.hash) not in self._fitting]
-        if (fresh or new) and await self._ask(fresh, new):
-            self._remember(model, [*fresh, *new])
+        if (fresh or new) and await self._ask(fresh, new) is not None:
+            self._remember(model, [*(lora.hash for lora in fresh), *(embedding.hash for embedding in new)])
 
     def _embedded(self, given: Sequence[Embedding], names: Sequence[str]) -> tuple[Embedding, ...]:
         """Return the embeddings that prompts name, in one order; `given` may say their hashes."""
@@ -118,8 +140,8 @@ class AdapterCheck:
             found.append(_agreed(lora, now, "loras"))
         return tuple(found)
 
-    def _remember(self, model: str, adapters: Sequence[Lora | Embedding]) -> None:
-        self._fitting |= {(model, adapter.hash): None for adapter in adapters}
+    def _remember(self, model: str, hashes: Sequence[str | None]) -> None:
+        self._fitting |= {(model, hash_): None for hash_ in hashes}
         while len(self._fitting) > _MOST_REMEMBERED:
             self._fitting.popitem(last=False)
 

@@ -19,7 +19,8 @@ K = TypeVar("K", bound=Hashable)
 class Ticket:
     """A slot's claim to be generated: for whom, in which generation, how much work it is (in any unit), and by what.
 
-    `model` is the hash of the weights that its request began with, `adapters` tells its adapters from others.
+    `model` is the hash of the weights that its request began with, `adapters` tells its adapters from others, `files`
+    are their hashes and those of its embeddings.
     """
 
     client: Hashable
@@ -28,6 +29,7 @@ class Ticket:
     work: float = field(default=1.0, compare=False)
     model: str | None = field(default=None, compare=False)
     adapters: Hashable = field(default=None, compare=False)
+    files: frozenset[str] = field(default=frozenset(), compare=False)
 
 
 @dataclass(slots=True)

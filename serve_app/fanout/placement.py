@@ -18,7 +18,7 @@ def share_of(total: int, others: int, ingresses: int) -> int:
 
 class Placement:
     """Chooses the replica with the fewest calls, of anyone's; then one that has the weights of the slot's adapters
-    ready; then with the fewest of the same generation.
+    ready, or at least has read them; then with the fewest of the same generation.
 
     What others call is known from the polls, and up to a second old. So that no ingress replica starves another, each
     may always use its part of the places.
@@ -56,6 +56,7 @@ class Placement:
             key=lambda r: (
                 own[r.id] + r.others,
                 ticket.adapters is not None and ticket.adapters not in r.adapters,
+                len(ticket.files - r.read),
                 siblings[r.id],
                 self._last_chosen.get(r.id, 0),
             ),

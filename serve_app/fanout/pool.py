@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, Callable, Iterator, Sequence, Set
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager, suppress
 from contextvars import Context
 from functools import partial
@@ -14,15 +14,16 @@ from ray import ObjectRef, exceptions, serve
 from ray.serve.exceptions import DeploymentUnavailableError, RayServeException
 from ray.serve.handle import DeploymentHandle
 
+from serve_app.adapters import Version
 from serve_app.canvas import Canvas
-from serve_app.errors import NotReady, ReplicaLost, SlotReturned
+from serve_app.errors import AdapterError, NotReady, ReplicaLost, SlotReturned
 from serve_app.fanout.broadcast import ask_each
 from serve_app.fanout.calls import Calls
 from serve_app.fanout.deployed import Deployed
 from serve_app.fanout.sight import PoolStatus, Sight
 from serve_app.fanout.starts import Readiness, Starts
 from serve_app.imaging import Pixels
-from serve_app.messages import Generated, ReplicaStatus, Slot, SlotEvent
+from serve_app.messages import Generated, ReadAdapters, ReplicaStatus, Slot, SlotEvent
 from serve_app.recipe import Embedding, Lora
 from serve_app.schemas import ModelInfo
 
@@ -173,23 +174,28 @@ class Pool:
                 with suppress(Exception):
                     response.cancel()
 
-    async def check_adapters(self, loras: Sequence[Lora], embeddings: Sequence[Embedding]) -> bool:
-        """Have a replica say what is wrong with adapters, and return whether one has answered. Raises AdapterError.
+    async def check_adapters(
+        self, loras: Sequence[Lora], embeddings: Sequence[Embedding]
+    ) -> Mapping[Version, str] | None:
+        """Have a replica read adapters, and return the hashes of files that were named without; None if none answers.
 
-        If none answers in time, whoever generates with them will see.
+        Then whoever generates with them will see. Raises AdapterError where they cannot be used.
         """
         response = self._handle.check_adapters.remote(loras, embeddings)
         try:
             async with asyncio.timeout(_CHECK_TIMEOUT_S):
-                wrong = await response
+                answer: AdapterError | ReadAdapters = await response
         except (*_LOST, TimeoutError) as error:
             logger.warning("could not ask a replica for adapters: %r", error)
-            return False
+            return None
         finally:
             response.cancel()
-        if wrong is not None:
-            raise wrong
-        return True
+        if isinstance(answer, AdapterError):
+            raise answer
+        given = [*(lora.hash for lora in loras), *(embedding.hash for embedding in embeddings)]
+        self._sight.has_read(answer.replica, {*filter(None, given), *answer.hashes.values()})
+        self._look()
+        return answer.hashes
 
     async def share(self, canvas: Canvas) -> Any:
         """Put a canvas into the object store, once for all slots that begin with it, and return a reference to it.

@@ -105,6 +105,12 @@ class Sight:
             if seen.status is not None and seen.status.id == id:
                 seen.doubted = True
 
+    def has_read(self, id: str, hashes: Iterable[str]) -> None:
+        """A replica has read adapters since it answered last."""
+        for seen in self._seen.values():
+            if seen.status is not None and seen.status.id == id:
+                seen.status = replace(seen.status, read=seen.status.read.union(hashes))
+
     def status(self) -> PoolStatus:
         known = [(seen, seen.status) for seen in self._seen.values() if seen.status is not None]
         silent = {status.id for seen, status in known if seen.silent}

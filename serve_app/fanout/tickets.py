@@ -10,7 +10,9 @@ from serve_app.schemas import ModelInfo
 
 def ticket_of(slot: Slot, client: Hashable, generation: Hashable, model: ModelInfo) -> Ticket:
     """Return a slot's claim; `model` is the one that its request began with."""
-    return Ticket(client, generation, slot.index, work_of(slot), model.hash, slot.recipe.adapters_key or None)
+    recipe = slot.recipe
+    adapters, files = recipe.adapters_key or None, recipe.adapter_files
+    return Ticket(client, generation, slot.index, work_of(slot), model.hash, adapters, files)
 
 
 def work_of(slot: Slot) -> float:

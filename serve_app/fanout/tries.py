@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from serve_app.errors import OUT_OF_MEMORY, ReplicaLost, SlotFailed, SlotReturned
+from serve_app.errors import ADAPTER_GONE, OUT_OF_MEMORY, ReplicaLost, SlotFailed, SlotReturned
 from serve_app.fanout.events import BREAKS_REPLICAS, NOWHERE
 
-Again = Literal["lost", "returned", "out_of_memory"]
+Again = Literal["lost", "returned", "out_of_memory", "adapter_gone"]
 """Why a slot is generated again."""
 
 _MOST_LOST = 2
@@ -14,6 +14,9 @@ _MOST_LOST = 2
 
 _MOST_BROKEN = 3
 """Replicas that may break down while they generate a slot, before it fails: it may be why."""
+
+_MOST_WITHOUT = 8
+"""Replicas that may be asked for one that has read a slot's adapters, when their files are gone, before it fails."""
 
 _MOST_RETURNED = 20
 """Times that a slot may be returned for whatever reason before it fails."""
@@ -26,6 +29,7 @@ class Tries:
     _lost: int = 0
     _broken: int = 0
     _returned: int = 0
+    _without: int = 0
 
     def again_after(self, error: SlotReturned | ReplicaLost | SlotFailed) -> Again:
         """Return why the slot is generated again after an error.
@@ -39,6 +43,11 @@ class Tries:
                 end = BREAKS_REPLICAS if self._broken == _MOST_BROKEN else NOWHERE
                 raise SlotFailed(end.type, end.message) from error
             return "returned"
+        if isinstance(error, SlotFailed) and error.type == ADAPTER_GONE:
+            self._without += 1
+            if self._without == _MOST_WITHOUT:
+                raise error
+            return "adapter_gone"
         self._lost += 1
         if self._lost == _MOST_LOST or (isinstance(error, SlotFailed) and error.type != OUT_OF_MEMORY):
             raise error

@@ -14,8 +14,8 @@ from ray.exceptions import RayError
 
 from serve_app.background import background
 from serve_app.config import AppArgs
-from serve_app.errors import AdapterError, SlotFailed
-from serve_app.messages import Call, Generated, OpenCalls, ReplicaStatus, Slot, SlotEvent
+from serve_app.errors import ADAPTER_GONE, AdapterError, SlotFailed
+from serve_app.messages import Call, Generated, OpenCalls, ReadAdapters, ReplicaStatus, Slot, SlotEvent
 from serve_app.quiet import drop_access_log, drop_harmless_warnings
 from serve_app.recipe import CHUNK_TOKENS, Embedding, Lora, Output, Recipe
 from serve_app.replica.imports import for_good, import_all
@@ -147,7 +147,7 @@ class Replica:
             adapters = await self._read(slot.recipe.adapters)
             embeddings = await self._read_embeddings(slot.recipe.embeddings)
         except AdapterError as error:
-            raise SlotFailed(error.type, error.message) from error
+            raise SlotFailed(ADAPTER_GONE, error.message) from error
         if slot.kept and slot.kept.model != self._checkpoint.info.hash:
             slot = replace(slot, kept=None)  # the model was replaced meanwhile
         job = self._engine.submit(slot, mailbox.post, *adapters, embeddings=embeddings)
@@ -175,14 +175,18 @@ class Replica:
         pixels = None if generated.pixels is None else await self._pixels.put(generated.pixels)
         return replace(generated, pixels=pixels, warnings=warnings)
 
-    async def check_adapters(self, loras: Sequence[Lora], embeddings: Sequence[Embedding] = ()) -> AdapterError | None:
-        """Read adapters, and return before a request is accepted what is wrong with them; None if nothing is."""
+    async def check_adapters(
+        self, loras: Sequence[Lora], embeddings: Sequence[Embedding] = ()
+    ) -> AdapterError | ReadAdapters:
+        """Read adapters before a request is accepted, and return which files they are, or what is wrong with them."""
         try:
             await self._read(loras)
             await self._read_embeddings(embeddings)
+            unnamed = [lora for lora in loras if lora.hash is None]
+            hashes = await self._threads.run(self._loras.check, unnamed) if self._loras and unnamed else {}
         except AdapterError as error:
             return error  # raised, Serve would log it as a fault of this service
-        return None
+        return ReadAdapters(_own_id(), hashes)
 
     async def _read_embeddings(self, embeddings: Sequence[Embedding]) -> "Embeddings":
         """Return embeddings by name. Raises AdapterError."""
@@ -227,6 +231,7 @@ class Replica:
             takes_pictures=can_encode(self._checkpoint.vae),
             adapters=self._engine.adapters,
             scorers=tuple(self._scorers),
+            read=frozenset().union(*(store.kept for store in (self._loras, self._embeddings) if store)),
         )
 
     def record_autoscaling_stats(self) -> dict[str, float]:

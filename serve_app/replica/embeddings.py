@@ -81,6 +81,12 @@ class EmbeddingStore:
         """
         return {one.name: self._read(one) for one in embeddings}
 
+    @property
+    def kept(self) -> frozenset[str]:
+        """The embeddings that need not be read again, by their hashes."""
+        with self._lock:
+            return frozenset(self._kept)
+
     def _read(self, embedding: Embedding) -> Vectors:
         if (kept := self._kept_of(embedding.hash)) is not None:
             return kept  # its file may be gone by now

@@ -182,6 +182,15 @@ def test_what_other_ingress_replicas_hold_counts_before_what_we_sent() -> None:
     assert list(queue.admission.out.values()) == ["a", "a", "a"]
 
 
+def test_among_equally_busy_replicas_one_that_has_read_the_adapters_is_chosen() -> None:
+    """Were their files gone by now, no other could read them."""
+    replicas = [replace(REPLICA, id=id_, read=frozenset(read)) for id_, read in (("a", ""), ("b", "xy"), ("c", "x"))]
+    queue = Queue(replicas)
+    queue.admission.join([replace(ticket, files=frozenset("xy")) for ticket in tickets(3)], nothing)
+    queue.send_out()
+    assert list(queue.admission.out.values()) == ["b", "c", "a"]
+
+
 def test_slots_go_to_the_weights_their_request_began_with_while_there_are_any() -> None:
     new = replace(REPLICA, id="new", model=NEW)
     old = [replace(ticket, model=REPLICA.model.hash) for ticket in tickets(4)]

@@ -63,22 +63,34 @@ async def test_a_slot_goes_on_from_what_its_lost_replica_kept_last(caplog: pytes
     assert slot.kept is None, "what has ended keeps nothing in memory"
 
 
-@pytest.mark.parametrize(("failures", "end"), [(1, ImageEvent), (2, FailedEvent)])
-async def test_a_slot_that_found_no_memory_is_tried_once_more_elsewhere(failures: int, end: type[Event]) -> None:
+@pytest.mark.parametrize(
+    ("why", "failures", "end"),
+    [
+        ("out_of_memory", 1, ImageEvent),
+        ("out_of_memory", 2, FailedEvent),
+        ("adapter_gone", 1, ImageEvent),
+        ("adapter_gone", 7, ImageEvent),
+        ("adapter_gone", 8, FailedEvent),
+    ],
+)
+async def test_a_slot_that_found_no_memory_or_not_its_adapters_is_tried_elsewhere(
+    monkeypatch: pytest.MonkeyPatch, why: str, failures: int, end: type[Event]
+) -> None:
     tried: list[str] = []
 
     async def generate(_: Slot, replica: str) -> AsyncGenerator[SlotEvent]:
         tried.append(replica)
         if len(tried) <= failures:
-            raise SlotFailed("out_of_memory", "no room")
+            raise SlotFailed(why, "no")
         yield GENERATED
 
+    monkeypatch.setattr("serve_app.fanout.attempts._BETWEEN_TRIES_S", 0)
     generation = generation_of(1, replicas=[replace(REPLICA, id=id_, capacity=1) for id_ in "ab"])
     with generation.admitted():
         async with generation.generating(generate):
             events = [event async for event in generation.events(time.monotonic() + 30)]
     assert isinstance(events[-1], end)
-    assert sorted(tried) == ["a", "b"]
+    assert sorted(tried[:2]) == ["a", "b"]
 
 
 async def test_a_slot_that_is_returned_is_generated_elsewhere_however_often_and_told_to_wait() -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Set
 from contextlib import suppress
 from contextvars import ContextVar, copy_context
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,12 +16,13 @@ from ray.exceptions import ActorDiedError, ObjectStoreFullError, TaskCancelledEr
 from ray.serve.exceptions import DeploymentUnavailableError, RequestCancelledError
 from ray.serve.handle import DeploymentBroadcastResponse
 
+from serve_app.adapters import Version
 from serve_app.background import background
 from serve_app.canvas import Canvas, Layer
 from serve_app.errors import AdapterError, NotReady, ReplicaLost
 from serve_app.fanout.deployed import Deployed
 from serve_app.fanout.pool import POLL_INTERVAL_S, Pool
-from serve_app.messages import Call, OpenCalls, ReplicaStatus, Slot
+from serve_app.messages import Call, OpenCalls, ReadAdapters, ReplicaStatus, Slot
 from tests.conftest import make_slot
 from tests.fakes import REPLICA, Answer
 
@@ -81,34 +83,40 @@ class Response:
     def cancel(self) -> None: ...
 
 
+INK = Version(Path("/adapters/ink.safetensors"), 1, 2, 3, 4)
+
+
 @dataclass
 class Asked(Handle):
     """Is asked for adapters, and answers `answer`."""
 
-    answer: "AdapterError | BaseException | None" = None
+    answer: "ReadAdapters | BaseException | None" = None
 
     @property
     def check_adapters(self) -> Any:
         return SimpleNamespace(remote=self._check)
 
-    def _check(self, *_: object) -> "asyncio.Future[AdapterError | None]":
+    def _check(self, *_: object) -> "asyncio.Future[ReadAdapters | AdapterError]":
         response = asyncio.get_running_loop().create_future()
         if isinstance(self.answer, TimeoutError):
             return response
-        if self.answer is None or isinstance(self.answer, AdapterError):
+        if isinstance(self.answer, ReadAdapters | AdapterError):
             response.set_result(self.answer)
-        else:
+        elif self.answer:
             response.set_exception(self.answer)
         return response
 
 
-@pytest.mark.parametrize(("answer", "answered"), [(None, True), (ActorDiedError(), False), (TimeoutError(), False)])
+@pytest.mark.parametrize(
+    ("answer", "told"),
+    [(ReadAdapters("a", {INK: "sha256:1"}), {INK: "sha256:1"}), (ActorDiedError(), None), (TimeoutError(), None)],
+)
 async def test_adapters_are_known_to_fit_only_where_a_replica_has_said_so(
-    monkeypatch: pytest.MonkeyPatch, answer: BaseException | None, answered: bool
+    monkeypatch: pytest.MonkeyPatch, answer: ReadAdapters | BaseException, told: object
 ) -> None:
     monkeypatch.setattr("serve_app.fanout.pool._CHECK_TIMEOUT_S", 0.05)
     async with asyncio.timeout(10):
-        assert await Pool(Asked(answer=answer)).check_adapters([], []) == answered
+        assert await Pool(Asked(answer=answer)).check_adapters([], []) == told
 
 
 async def test_what_a_replica_finds_wrong_with_adapters_is_raised_here() -> None:

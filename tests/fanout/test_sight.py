@@ -39,6 +39,12 @@ def test_a_replica_that_fails_a_call_gets_no_more_until_it_answers_again_and_kee
     assert sight.status().capacity == 8
 
 
+def test_what_a_replica_has_just_read_is_known_before_it_answers_again() -> None:
+    sight = sight_of(WELL, replace(FROZEN, read=frozenset({"old"})))
+    sight.has_read("frozen", ["new"])
+    assert [r.read for r in sight.status().replicas] == [frozenset(), {"old", "new"}]
+
+
 def test_a_service_whose_only_replica_fails_a_call_is_still_ready_and_knows_its_model() -> None:
     sight = sight_of(WELL)
     sight.doubt("well")

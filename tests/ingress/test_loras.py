@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from openai import OpenAI
 from safetensors.torch import save_file
 from starlette.testclient import TestClient
 
+from serve_app.adapters import AdapterFolder, Version
 from serve_app.config import AdaptersConfig
 from serve_app.errors import DeadlineExceeded
 from serve_app.fanout.adapters import AdapterCheck
@@ -189,10 +191,10 @@ async def test_a_disk_that_hangs_costs_what_needs_it_its_deadline_and_nothing_el
 
 
 async def test_what_no_replica_has_looked_at_is_asked_again(client: TestClient, tmp_path: Path) -> None:
-    answers = iter([False, True])
+    answers: Iterator[dict[Version, str] | None] = iter([None, {}])
     asked: list[Sequence[Lora]] = []
 
-    async def ask(loras: Sequence[Lora], _: Sequence[Embedding]) -> bool:
+    async def ask(loras: Sequence[Lora], _: Sequence[Embedding]) -> dict[Version, str] | None:
         asked.append(loras)
         return next(answers)
 
@@ -200,6 +202,25 @@ async def test_what_no_replica_has_looked_at_is_asked_again(client: TestClient, 
     for _ in range(3):
         await check.named(GenerateRequest(prompt="a cat", loras=(Lora(name="ink"),)), "model")
     assert [[lora.name for lora in loras] for loras in asked] == [["ink"], ["ink"]]
+
+
+@pytest.mark.usefixtures("client")
+async def test_a_file_that_a_replica_has_read_is_not_read_again_to_name_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ink = AdapterFolder(tmp_path).find("ink").version
+    asked: list[Lora] = []
+
+    async def ask(loras: Sequence[Lora], _: Sequence[Embedding]) -> dict[Version, str]:
+        asked.extend(loras)
+        return {ink: "sha256:0"}
+
+    monkeypatch.setattr("serve_app.adapters.folder.hashlib.file_digest", Mock(side_effect=AssertionError))
+    check = AdapterCheck(AdaptersConfig(path=str(tmp_path)), ask)
+    request = GenerateRequest(prompt="a cat", loras=(Lora(name="ink", scale=0.5),))
+    both = [await check.named(request, "model") for _ in range(2)]
+    assert {named.loras for named in both} == {(Lora(name="ink", scale=0.5, hash="sha256:0"),)}
+    assert asked == [Lora(name="ink")]
 
 
 TWO = [{"name": "ink", "scale": 0.5}, {"name": "wash", "scale": -1}]

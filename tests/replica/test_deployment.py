@@ -9,9 +9,10 @@ from unittest.mock import Mock
 
 import pytest
 
+from serve_app.adapters import Version
 from serve_app.config import AppArgs, ModelConfig
 from serve_app.errors import AdapterError, CheckpointError
-from serve_app.messages import Call, new_caller
+from serve_app.messages import Call, ReadAdapters, new_caller
 from serve_app.recipe import Lora
 from serve_app.replica import deployment, leases
 from serve_app.replica.batching import Load
@@ -116,7 +117,17 @@ class Store:
         self.woken.wait(60)
         return NO_ADAPTERS
 
+    def check(self, _: Sequence[Lora]) -> dict[Version, str]:
+        return {}
 
+
+@pytest.fixture
+def own_id(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Serve gives replicas their ids."""
+    monkeypatch.setattr("serve_app.replica.deployment._own_id", lambda: "abc")
+
+
+@pytest.mark.usefixtures("own_id")
 async def test_a_disk_that_hangs_holds_up_no_adapters_that_are_there_and_no_other_threads() -> None:
     replica, store = Replica.__new__(Replica), Store()
     replica._loras, replica._threads = store, Threads(2, "adapters")  # type: ignore[assignment]  # as above
@@ -124,7 +135,7 @@ async def test_a_disk_that_hangs_holds_up_no_adapters_that_are_there_and_no_othe
     try:
         async with asyncio.timeout(10):
             await asyncio.sleep(0)
-            assert await replica.check_adapters([Lora(name="known")]) is None
+            assert await replica.check_adapters([Lora(name="known", hash="sha256:0")]) == ReadAdapters("abc", {})
             assert await asyncio.to_thread(lambda: "free") == "free"
         assert not any(task.done() for task in hung)
     finally:

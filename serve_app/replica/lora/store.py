@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from serve_app.adapters import AdapterFolder
+from serve_app.adapters import AdapterFolder, Version
 from serve_app.config import AdaptersConfig
 from serve_app.recipe import Lora
 from serve_app.replica.checkpoint import Checkpoint
@@ -62,6 +62,21 @@ class LoraStore:
         key = tuple((hash_, lora.scale) for lora, (hash_, _) in zip(loras, found, strict=True))
         return Adapters(key, tuple(components for _, components in found))
 
+    def check(self, loras: Sequence[Lora]) -> Mapping[Version, str]:
+        """Read adapters, and return the hashes of their files, as far as these are still what was read.
+
+        Raises AdapterError as `read` does.
+        """
+        self.read(loras)
+        found = [self._folder.find(lora.name) for lora in loras]
+        return {file.version: hash_ for file in found if (hash_ := self._folder.hash_if_known(file))}
+
+    @property
+    def kept(self) -> frozenset[str]:
+        """The adapters that need not be read again, by their hashes."""
+        with self._keeping:
+            return frozenset(self._kept)
+
     def _read(self, lora: Lora) -> tuple[str, _Components]:
         """Return an adapter's hash, and what it changes."""
         if (known := self._known(lora)) is not None:
@@ -69,9 +84,10 @@ class LoraStore:
         with self._reading:
             if (known := self._known(lora)) is not None:
                 return known
-            file = self._folder.find(lora.name)
-            deltas = read_lora(file.version.path, self._shapes, lora.name, lora.hash)
-            self._folder.learn(file, deltas.hash)
+            version = self._folder.find(lora.name).version
+            deltas = read_lora(version.path, self._shapes, lora.name, lora.hash)
+            if version.is_current:
+                self._folder.learn(version, deltas.hash)
             tensors = self._packer.pack(deltas.tensors())
             components = deltas.moved(tensors)
             self._keep(deltas.hash, components, sum(tensor.nbytes for tensor in tensors))
