@@ -220,10 +220,10 @@ class ReplicaStatus:
     """Whether its VAE can encode a picture to go on from."""
     adapters: frozenset[Hashable] = frozenset()
     """Which adapters' weights it has ready, each combination by hashes and scales."""
-    read: frozenset[str] = frozenset()
-    """Which adapters' files it has read and keeps, by their hashes."""
     scorers: tuple[str, ...] = ()
     """What can score sketches, by name."""
+    read: frozenset[str] = frozenset()
+    """Which adapters' files it has read and keeps, by their hashes."""
 
 
 @dataclass(frozen=True, slots=True)

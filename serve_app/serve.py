@@ -140,10 +140,12 @@ def preloading(config: str, cores: int) -> Mapping[str, str]:
     """Return what makes Ray start the processes of this service at once, and import meanwhile what replicas need.
 
     Else Ray starts one for each core, waits for all of them, and they import nothing before they are told what they
-    are. Nothing is returned for few cores: there the imports would hold up what the start waits for.
+    are. Nothing is returned for few cores, where the imports would hold up what the start waits for, nor for GPUs: an
+    import asks for them before Ray has said which one is the replica's, and what is asked once stays.
     """
-    processes = sum(own.num_replicas for args in _ours(config) for own in args.served.values()) + _BESIDE_REPLICAS
-    if cores < processes:
+    served = [own for args in _ours(config) for own in args.served.values()]
+    processes = sum(own.num_replicas for own in served) + _BESIDE_REPLICAS
+    if cores < processes or any(own.num_gpus for own in served):
         return {}
     return {
         "RAY_preload_python_modules": "serve_app.preload",

@@ -237,8 +237,8 @@ class Replica:
             fault=self._engine.fault,
             takes_pictures=can_encode(self._checkpoint.vae),
             adapters=self._engine.adapters,
-            read=frozenset().union(*(store.kept for store in (self._loras, self._embeddings) if store)),
             scorers=tuple(self._scorers),
+            read=frozenset().union(*(store.kept for store in (self._loras, self._embeddings) if store)),
         )
 
     def record_autoscaling_stats(self) -> dict[str, float]:

@@ -66,6 +66,7 @@ class _Filling:
     def __init__(self, theirs: list[torch.Tensor], ours: list[torch.Tensor], near: list[torch.Tensor]) -> None:
         self._theirs, self._ours, self._near = theirs, ours, near
 
+    @torch.inference_mode()  # whoever loads a model may be in it, and what is made there cannot be filled outside
     def __call__(self) -> None:
         torch._foreach_copy_(self._near, self._theirs, non_blocking=True)
         torch._foreach_copy_(self._ours, self._near)

@@ -313,6 +313,7 @@ def test_an_image_says_what_it_cost_by_the_clock_of_the_gpu(checkpoint: Checkpoi
     assert 0 < picture.work.gpu < 2 * (picture.work.encode_prompt + picture.work.denoise + picture.work.decode)
 
 
+@pytest.mark.xfail(strict=True, reason="an import asks for one, so `serve.preloading` leaves services with GPUs alone")
 def test_what_idle_processes_import_asks_for_no_gpu() -> None:
     """Ray says only later which GPU is a replica's, and a process that has asked for one sees all for good."""
     code = (
