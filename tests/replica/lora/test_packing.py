@@ -16,6 +16,7 @@ def test_each_keeps_its_numbers_type_and_order_and_starts_as_one_of_its_own(room
         torch.randn(3, 5).half(),
         torch.randn(1),
         torch.randn(40, 30),
+        torch.randn(1201).half(),
         torch.randn(7, 3).T,
         torch.empty(0, 4),
         torch.randn(2, 2, dtype=torch.float64),

@@ -143,7 +143,7 @@ def test_settings_that_are_nested_without_end_are_refused(
         read_lora(file, shapes, "deep")
 
 
-@pytest.mark.parametrize("fault", ["a gap", "another size", "cut off"])
+@pytest.mark.parametrize("fault", ["a gap", "another start", "another size", "cut off"])
 def test_tensors_that_do_not_fill_their_file_are_refused(
     models: Mapping[str, nn.Module], shapes: Shapes, tmp_path: Path, fault: str
 ) -> None:
@@ -153,6 +153,8 @@ def test_tensors_that_do_not_fill_their_file_are_refused(
     first, *_, last = sorted(header, key=lambda key: header[key]["data_offsets"][1])
     if fault == "another size":
         header[first]["shape"][0] += 1
+    elif fault == "another start":
+        header[last]["data_offsets"][0] -= 8
     elif fault == "a gap":
         header[last]["data_offsets"] = [offset + 8 for offset in header[last]["data_offsets"]]
         weights += bytes(8)
