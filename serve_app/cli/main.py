@@ -16,12 +16,14 @@ from serve_app.cli.options import (
     Loras,
     Model,
     Negative,
+    Negative2,
     Out,
     OwnInit,
     OwnMask,
     OwnModel,
     Picture,
     Prompt,
+    Prompt2,
     Scheduler,
     Seeds,
     Sheet,
@@ -80,12 +82,8 @@ def generate(
         Seeds | None, typer.Option(parser=Seeds.parse, metavar="7,8,1234", help="The seeds, instead of --seed and -n.")
     ] = None,
     negative_prompt: Negative = None,
-    prompt_2: Annotated[
-        str | None, typer.Option("--prompt-2", callback=utf8, help="What the second text encoder reads.")
-    ] = None,
-    negative_prompt_2: Annotated[
-        str | None, typer.Option("--negative-prompt-2", callback=utf8, help="What the second is to avoid.")
-    ] = None,
+    prompt_2: Prompt2 = None,
+    negative_prompt_2: Negative2 = None,
     prompt_syntax: Annotated[
         str | None, typer.Option(help="plain, or weighted to read (word:1.3), [word] and BREAK.")
     ] = None,
@@ -300,14 +298,10 @@ def branch(
     picture: Picture,
     from_step: Annotated[int, typer.Option(metavar="STEP", help="The last step that is the picture's own.")],
     prompt: Annotated[str | None, typer.Option(callback=utf8, help="What to generate from there on.")] = None,
-    negative_prompt: Annotated[str | None, typer.Option(callback=utf8, help="What to avoid.")] = None,
-    prompt_2: Annotated[
-        str | None, typer.Option("--prompt-2", callback=utf8, help="What the second text encoder reads.")
-    ] = None,
-    negative_prompt_2: Annotated[
-        str | None, typer.Option("--negative-prompt-2", callback=utf8, help="What the second is to avoid.")
-    ] = None,
-    guidance: Annotated[float | None, typer.Option(help="Classifier-free guidance; 1 or less turns it off.")] = None,
+    negative_prompt: Negative = None,
+    prompt_2: Prompt2 = None,
+    negative_prompt_2: Negative2 = None,
+    guidance: Guidance = None,
     guidance_rescale: Annotated[float | None, typer.Option(help="How far guidance is scaled back, 0 to 1.")] = None,
     init: OwnInit = None,
     mask: OwnMask = None,

@@ -100,6 +100,10 @@ FirstSeed = Annotated[
     int | None, typer.Option(help="Seed of the first image; the next ones count up. Random by default.")
 ]
 Negative = Annotated[str | None, typer.Option(callback=utf8, help="What to avoid.")]
+Prompt2 = Annotated[str | None, typer.Option("--prompt-2", callback=utf8, help="What the second text encoder reads.")]
+Negative2 = Annotated[
+    str | None, typer.Option("--negative-prompt-2", callback=utf8, help="What the second is to avoid.")
+]
 Sized = Annotated[Size | None, typer.Option(parser=Size.parse, metavar="WxH", help="Width and height in pixels.")]
 Steps = Annotated[int | None, typer.Option(help="Denoising steps.")]
 Guidance = Annotated[float | None, typer.Option(help="Classifier-free guidance; 1 or less turns it off.")]
