@@ -24,6 +24,7 @@ from serve_app.cli.options import (
     Picture,
     Prompt,
     Prompt2,
+    Rescale,
     Scheduler,
     Seeds,
     Sheet,
@@ -90,9 +91,7 @@ def generate(
     size: Sized = None,
     steps: Steps = None,
     guidance: Guidance = None,
-    guidance_rescale: Annotated[
-        float | None, typer.Option(help="How far guidance is scaled back, 0 to 1; 0.7 for v-prediction models.")
-    ] = None,
+    guidance_rescale: Rescale = None,
     scheduler: Scheduler = None,
     sigma_schedule: Annotated[
         str | None,
@@ -302,7 +301,7 @@ def branch(
     prompt_2: Prompt2 = None,
     negative_prompt_2: Negative2 = None,
     guidance: Guidance = None,
-    guidance_rescale: Annotated[float | None, typer.Option(help="How far guidance is scaled back, 0 to 1.")] = None,
+    guidance_rescale: Rescale = None,
     init: OwnInit = None,
     mask: OwnMask = None,
     model: OwnModel = None,
