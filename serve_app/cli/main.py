@@ -187,9 +187,7 @@ def explore(
     best: Annotated[
         int | None, typer.Option(metavar="N", help="Let the service choose so many and finish them, without asking.")
     ] = None,
-    by: Annotated[
-        str, typer.Option(help="How it compares them: sharpness, colourfulness, or what it has besides.")
-    ] = "sharpness",
+    by: Annotated[str, typer.Option(help="How it compares them: sharpness, colourfulness or others.")] = "sharpness",
     then: Annotated[
         str | None, typer.Option(callback=utf8, metavar="PROMPT", help="What those that are kept go on as.")
     ] = None,
