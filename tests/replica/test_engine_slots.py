@@ -96,7 +96,7 @@ def test_running_out_of_memory_fails_only_the_batch(make_engine: MakeEngine, mon
         "decode.PendingPixels.wait",
         "previews.PreviewDecoder.decode",
         "trajectory.Trajectory.of",
-        "prompts.PromptEncoder.encode",
+        "prompts.PromptEncoder.conditions",
     ],
 )
 def test_a_dead_device_returns_the_slots_and_fails_the_health_check_wherever_it_shows(
