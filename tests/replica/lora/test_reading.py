@@ -89,6 +89,16 @@ def test_dora_of_lycoris_counts_rows_or_columns(
     torch.testing.assert_close(total, lengths * changed / changed.norm(dim=along, keepdim=True))
 
 
+def test_a_dora_that_is_stored_whole_changes_each_time_the_same() -> None:
+    """Of its tensors one may be what is added: it is kept, and must stay as it was read."""
+    delta = build({Part.DIFF: noise(4, 6), Part.MAGNITUDE: noise(4)}, torch.Size((4, 6)), Strength())
+    pristine = noise(4, 6)
+    first, second = pristine.clone(), pristine.clone()
+    for total in (first, second):
+        delta.add_to(total, pristine, 0.5)
+    assert torch.equal(first, second)
+
+
 def test_weights_of_a_type_that_torch_has_not_are_refused(
     models: Mapping[str, nn.Module], shapes: Shapes, tmp_path: Path
 ) -> None:
