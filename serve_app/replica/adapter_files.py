@@ -118,6 +118,6 @@ def _type(span: Span) -> torch.dtype:
 
 def _finite(tensor: Tensor) -> bool:
     # A sum tells many times faster than a look at each number; no sum of numbers that a layer can use is infinite in
-    # 32 bits, and few are in 16.
-    wide = tensor.half() if tensor.dtype.itemsize == 1 else tensor
-    return math.isfinite(wide.sum().item()) or math.isfinite(wide.sum(dtype=torch.float32).item())
+    # 32 bits, and few are in 16. In 64 bits there are numbers that 32, in which all is merged, have not.
+    own = {1: torch.float16, 8: torch.float32}.get(tensor.dtype.itemsize, tensor.dtype)
+    return any(math.isfinite(tensor.to(own).sum(dtype=dtype).item()) for dtype in (None, torch.float32))

@@ -41,6 +41,10 @@ FAULTS: dict[str, tuple[Change, str]] = {
     "twice": (lambda t: t.update({f"unet.{LAYER}.lora_A.weight": noise(4, 64)}), "twice, under two names"),
     "infinite": (lambda t: t[f"{KEY}.lora_up.weight"].view(-1)[0].fill_(torch.inf), "no finite numbers"),
     "not a number": (lambda t: t[f"{KEY}.lora_up.weight"].view(-1)[0].fill_(torch.nan), "no finite numbers"),
+    "beyond 32 bits": (
+        lambda t: t.update({f"{KEY}.alpha": torch.tensor(1e300, dtype=torch.float64)}),
+        "no finite numbers",
+    ),
     "quantized": (lambda t: t.update({f"{KEY}.lora_up.weight": torch.ones(64, 4, dtype=torch.int8)}), "int8"),
     "alphas": (lambda t: t.update({f"{KEY}.alpha": noise(2)}), "has a alpha of 2"),
 }
