@@ -100,11 +100,14 @@ def _tensors(content: mmap.mmap, header: Header, file: Path) -> Mapping[str, Ten
         if span.start != end or span.end - end != (count := prod(shape)) * dtype.itemsize:
             raise NoAdapter(what_it_is(file))
         end = span.end
-        tensors[key] = (
-            torch.frombuffer(content, dtype=dtype, count=count, offset=header.size + span.start).view(shape)
-            if count
-            else torch.empty(shape, dtype=dtype)
-        )
+        try:
+            tensors[key] = (
+                torch.frombuffer(content, dtype=dtype, count=count, offset=header.size + span.start).view(shape)
+                if count
+                else torch.empty(shape, dtype=dtype)
+            )
+        except (RuntimeError, TypeError) as error:  # its sides are negative, or beyond all bounds
+            raise NoAdapter(what_it_is(file)) from error
     if header.size + end != len(content):
         raise NoAdapter(what_it_is(file))
     return tensors

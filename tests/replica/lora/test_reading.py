@@ -157,7 +157,7 @@ def test_settings_that_are_nested_without_end_are_refused(
         read_lora(file, shapes, "deep")
 
 
-@pytest.mark.parametrize("fault", ["a gap", "another start", "another size", "cut off"])
+@pytest.mark.parametrize("fault", ["a gap", "another start", "another size", "negative", "beyond bounds", "cut off"])
 def test_tensors_that_do_not_fill_their_file_are_refused(
     models: Mapping[str, nn.Module], shapes: Shapes, tmp_path: Path, fault: str
 ) -> None:
@@ -167,6 +167,10 @@ def test_tensors_that_do_not_fill_their_file_are_refused(
     first, *_, last = sorted(header, key=lambda key: header[key]["data_offsets"][1])
     if fault == "another size":
         header[first]["shape"][0] += 1
+    elif fault == "negative":
+        header[first]["shape"] = [-side for side in header[first]["shape"]]
+    elif fault == "beyond bounds":
+        header["none"] = {"dtype": "F32", "shape": [0, 10**30], "data_offsets": [0, 0]}
     elif fault == "another start":
         header[last]["data_offsets"][0] -= 8
     elif fault == "a gap":
