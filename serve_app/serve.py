@@ -127,7 +127,7 @@ def require_port(config: str) -> None:
     given = _read(config)
     if given.get("proxy_location") == "Disabled":
         return
-    http = {"host": "0.0.0.0", "port": 8000, **(given.get("http_options") or {})}  # noqa: S104, Serve's own defaults
+    http = {"host": "0.0.0.0", "port": 8000, **_mapping(given.get("http_options"))}  # noqa: S104, Serve's own defaults
     host, port = str(http["host"]), int(http["port"])
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
@@ -156,7 +156,7 @@ def preloading(config: str, cores: int) -> Mapping[str, str]:
 
 def cut_off(config: str) -> Iterator[str]:
     """Yield a sentence for each of our applications whose streams Serve may end before their images have ended."""
-    limit_s = (_read(config).get("http_options") or {}).get("request_timeout_s")
+    limit_s = _mapping(_read(config).get("http_options")).get("request_timeout_s")
     for args in _ours(config):
         longest_s = args.request_timeout_s + args.trajectories.ttl_s
         if limit_s and limit_s <= longest_s:
@@ -170,7 +170,8 @@ def _ours(config: str) -> "Iterator[AppArgs]":
     """Yield the arguments of each of our applications; Serve says what is wrong with others."""
     from serve_app.config import AppArgs
 
-    for application in _read(config).get("applications") or ():
+    applications = _read(config).get("applications")
+    for application in map(_mapping, applications if isinstance(applications, list) else ()):
         if application.get("import_path") == BUILDER:
             with suppress(ValueError):
                 yield AppArgs.model_validate(application.get("args") or {})
@@ -178,8 +179,13 @@ def _ours(config: str) -> "Iterator[AppArgs]":
 
 def _read(config: str) -> dict[str, Any]:
     file = Path(config)
-    given: dict[str, Any] = yaml.safe_load(file.read_text()) if file.is_file() else {}
-    return given  # where it is no file it is a builder, for which defaults hold
+    given = yaml.safe_load(file.read_text()) if file.is_file() else {}
+    return _mapping(given)  # where it is no file it is a builder, for which defaults hold
+
+
+def _mapping(given: Any) -> dict[str, Any]:
+    """Return a mapping as it is, and anything else as an empty one: Serve says what is wrong with it."""
+    return given if isinstance(given, dict) else {}
 
 
 def drain(grace_s: float) -> None:

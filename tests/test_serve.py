@@ -63,6 +63,14 @@ def test_a_port_that_another_service_would_share_is_refused(theirs: str, tmp_pat
     require_port(str(config))
 
 
+@pytest.mark.parametrize("odd", ["", "- a", "words", "applications: 3", "applications: [3]", "http_options: words"])
+def test_what_is_odd_in_a_config_is_left_for_serve_to_tell(odd: str, tmp_path: Path) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text(odd)
+    assert [*cut_off(str(config))] == []
+    assert preloading(str(config), cores=1) == {}
+
+
 @pytest.mark.parametrize(
     ("limit_s", "args", "warned"),
     [

@@ -67,4 +67,7 @@ def _header(said: Any, own: int, size: int) -> Header:
     if max((span.end for span in spans.values()), default=0) != size:
         raise ValueError
     shapes = {key: tuple(int(side) for side in tensor["shape"]) for key, tensor in said.items()}
-    return Header(shapes, {str(name): str(value) for name, value in metadata.items()}, spans, own)
+    texts = {str(name): str(value) for name, value in metadata.items()}
+    # Half a character is an error: the format is in UTF-8, and no answer could tell of it.
+    "".join((*spans, *(span.dtype for span in spans.values()), *texts, *texts.values())).encode()
+    return Header(shapes, texts, spans, own)

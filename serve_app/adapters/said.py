@@ -14,11 +14,16 @@ _LONGEST_WORD = 100
 def trigger_words(metadata: Mapping[str, str]) -> list[str]:
     """Return the trigger words that a file names, else the most frequent tags of the pictures it was trained on."""
     if said := metadata.get("modelspec.trigger_phrase", "").strip():
-        return [word[:_LONGEST_WORD] for part in said.split(",") if (word := part.strip())][:_MOST_WORDS]
+        return [_told(word) for part in said.split(",") if (word := part.strip())][:_MOST_WORDS]
     counts = _tag_counts(metadata.get("ss_tag_frequency", ""))
     most = max(counts.values(), default=0)
     # What belongs to the subject is on most of its pictures.
-    return [tag[:_LONGEST_WORD] for tag, count in counts.most_common(_MOST_WORDS) if 2 * count >= most]
+    return [_told(tag) for tag, count in counts.most_common(_MOST_WORDS) if 2 * count >= most]
+
+
+def _told(word: str) -> str:
+    """Return a word as an answer can tell it: trainers cut tags off, also in the middle of a character."""
+    return word[:_LONGEST_WORD].encode(errors="replace").decode()
 
 
 def rank_of(header: Header) -> int | None:

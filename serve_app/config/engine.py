@@ -52,9 +52,9 @@ class EngineConfig(Config):
     )
     compile_cache: Text | None = Field(
         default=None,
-        description="Folder of compiled models, shared by replicas and later starts; `~` is the home folder. "
-        "They run as code, so they lie in a folder of its own for each user, which nobody else can enter. Null: "
-        "`~/.cache/parallel-sdxl`. A new temporary folder is used where that cannot be created.",
+        description="Folder of compiled models and kernels, shared by replicas and later starts; `~` is the home "
+        "folder. They run as code, so they lie in a folder of its own for each user, which nobody else can enter. "
+        "Null: `~/.cache/parallel-sdxl`. A new temporary folder is used where that cannot be created.",
     )
     quantization: Quantization = Field(
         default="none",

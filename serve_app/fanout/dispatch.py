@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator, Callable, Sequence, Set
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-from serve_app.errors import ReplicaLost, SlotFailed, SlotReturned
+from serve_app.errors import ADAPTER_GONE, ReplicaLost, SlotFailed, SlotReturned
 from serve_app.fanout.admission import Admission
 from serve_app.fanout.order import Ticket
 from serve_app.fanout.placement import Placement
@@ -40,7 +40,7 @@ class Dispatcher:
         """Wait for a slot's turn and give the replica it may use for as long as the context is open.
 
         Raises SlotReturned if that replica is lost from sight. Avoids the replicas in `failed`, and adds the one that
-        loses, returns or fails the slot.
+        loses, returns or fails the slot; where its adapters are gone, all that have not read them too.
         """
         replica = await self._granted(ticket, failed)
         try:
@@ -52,8 +52,10 @@ class Dispatcher:
                 raise
             failed.add(replica)
             raise SlotReturned("its replica is lost from sight") from error
-        except (SlotReturned, ReplicaLost, SlotFailed):
+        except (SlotReturned, ReplicaLost, SlotFailed) as error:
             failed.add(replica)
+            if isinstance(error, SlotFailed) and error.type == ADAPTER_GONE:
+                failed.update(other.id for other in self._replicas() if not ticket.files <= other.read)
             raise
         finally:
             self._patience.pop(ticket, None)

@@ -16,7 +16,8 @@ _MOST_BROKEN = 3
 """Replicas that may break down while they generate a slot, before it fails: it may be why."""
 
 _MOST_WITHOUT = 8
-"""Replicas that may be asked for one that has read a slot's adapters, when their files are gone, before it fails."""
+"""Replicas that may be without a slot's adapters, whose files are gone, before it fails: of those thought to have read
+them, as far as there are any, after the first."""
 
 _MOST_RETURNED = 20
 """Times that a slot may be returned for whatever reason before it fails."""

@@ -100,11 +100,14 @@ def _tensors(content: mmap.mmap, header: Header, file: Path) -> Mapping[str, Ten
         if span.start != end or span.end - end != (count := prod(shape)) * dtype.itemsize:
             raise NoAdapter(what_it_is(file))
         end = span.end
-        tensors[key] = (
-            torch.frombuffer(content, dtype=dtype, count=count, offset=header.size + span.start).view(shape)
-            if count
-            else torch.empty(shape, dtype=dtype)
-        )
+        try:
+            tensors[key] = (
+                torch.frombuffer(content, dtype=dtype, count=count, offset=header.size + span.start).view(shape)
+                if count
+                else torch.empty(shape, dtype=dtype)
+            )
+        except (RuntimeError, TypeError) as error:  # its sides are negative, or beyond all bounds
+            raise NoAdapter(what_it_is(file)) from error
     if header.size + end != len(content):
         raise NoAdapter(what_it_is(file))
     return tensors
@@ -118,6 +121,6 @@ def _type(span: Span) -> torch.dtype:
 
 def _finite(tensor: Tensor) -> bool:
     # A sum tells many times faster than a look at each number; no sum of numbers that a layer can use is infinite in
-    # 32 bits, and few are in 16.
-    wide = tensor.half() if tensor.dtype.itemsize == 1 else tensor
-    return math.isfinite(wide.sum().item()) or math.isfinite(wide.sum(dtype=torch.float32).item())
+    # 32 bits, and few are in 16. In 64 bits there are numbers that 32, in which all is merged, have not.
+    own = {1: torch.float16, 8: torch.float32}.get(tensor.dtype.itemsize, tensor.dtype)
+    return any(math.isfinite(tensor.to(own).sum(dtype=dtype).item()) for dtype in (None, torch.float32))

@@ -10,6 +10,9 @@ from torch import nn
 from serve_app.replica.kernels import fp8
 from serve_app.replica.kernels.fp8 import LARGEST, rounded
 
+_LEAST = 1e-12
+"""What the largest of numbers counts as where all are zeros: their scale must not be zero."""
+
 
 class Fp8Layer(nn.Module):
     """A layer whose weight and input are 8-bit floats, each with one scale. Sums, bias and output keep their type.
@@ -22,7 +25,7 @@ class Fp8Layer(nn.Module):
         super().__init__()
         weight = layer.weight.float()
         self.weight_scale = nn.Buffer(_scale(weight))
-        self.input_scale = nn.Buffer(peak.float().clamp(min=1e-12) / LARGEST)
+        self.input_scale = nn.Buffer(peak.float().clamp(min=_LEAST) / LARGEST)
         self.input_factor = nn.Buffer(1 / self.input_scale)  # GPUs divide slowly
         self.weight = nn.Buffer(self._laid_out((weight / self.weight_scale).to(torch.float8_e4m3fn)))
         self.bias = layer.bias
@@ -104,4 +107,4 @@ def use_geglu(model: nn.Module) -> None:
 
 
 def _scale(weight: torch.Tensor) -> torch.Tensor:
-    return weight.abs().amax() / LARGEST
+    return weight.abs().amax().clamp(min=_LEAST) / LARGEST

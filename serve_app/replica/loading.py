@@ -27,7 +27,8 @@ def load(args: AppArgs) -> Checkpoint:
     Raises CheckpointError, DeviceError, ValueError and diffusers' own errors.
     """
     quiet_progress_bars()
-    if args.engine.compile != "none" or args.engine.compile_cache:
+    # On GPUs whatever `engine.compile` says: kernels of ours are compiled as well.
+    if args.num_gpus or args.engine.compile != "none" or args.engine.compile_cache:
         use_compile_cache(args.engine.compile_cache)
     check_used(args.model)
     checkpoint = load_checkpoint(args.model, prepare_device(args.num_gpus, args.num_cpus))

@@ -41,7 +41,10 @@ class Progress:
         own = serve.get_replica_context()
         ingress = await asyncio.to_thread(lambda: self._ingress)  # it asks Serve's controller and waits
         told = ingress.broadcast("note_start", own.deployment, str(own.replica_id.unique_id), self.words)
-        await told.results_async(timeout_s=_TIMEOUT_S, return_exceptions=True)
+        # Not Serve's own timeout: it is a wait_for, which in Python 3.11 loses a cancellation that comes together with
+        # the answers. This would go on after the start has ended, and the start wait for its end.
+        async with asyncio.timeout(_TIMEOUT_S):
+            await told.results_async(return_exceptions=True)
 
     @cached_property
     def _ingress(self) -> DeploymentHandle:

@@ -114,6 +114,7 @@ BROKEN_NUMBERS: Sequence[dict[str, object]] = (
     {"shape": [1e999, 2]},
     {"shape": [[]]},
     {"shape": None},
+    {"dtype": "\ud83d"},
 )
 
 
@@ -126,6 +127,12 @@ def test_no_header_costs_the_others_their_place_in_the_list(tmp_path: Path, wron
     assert broken.unusable is not None
     assert "not a complete" in broken.unusable
     assert (good.unusable, good.trigger_words) == (None, ())
+
+
+def test_a_tag_that_was_cut_off_within_a_character_can_be_told(tmp_path: Path) -> None:
+    write(tmp_path / "a.safetensors", attention(2048), ss_tag_frequency='{"tags": {"cat \\ud83d": 1}}')
+    (adapter,) = AdapterFolder(tmp_path).loras()
+    assert adapter.trigger_words == ("cat ?",)
 
 
 EMBEDDING = {"clip_l": [2, 4], "clip_g": [2, 8]}

@@ -16,8 +16,8 @@ GENERATED = Generated(64, 64, "image/png", "cGljdHVyZQ==", Work(0.1, 0.2, 0.3, 0
 Script = Callable[[Slot], AsyncGenerator[SlotEvent]]
 
 
-def slots(n: int) -> list[Slot]:
-    return [make_slot(index=i, seed=50 + i) for i in range(n)]
+def slots(n: int, **changes: object) -> list[Slot]:
+    return [make_slot(index=i, seed=50 + i, **changes) for i in range(n)]
 
 
 def generation_of(
@@ -27,8 +27,9 @@ def generation_of(
     retries: list[Again] | None = None,
     replicas: Sequence[ReplicaStatus] = (),
     saved: list[int] | None = None,
+    **changes: object,
 ) -> Generation:
-    """`retries` collects why slots are generated again, `saved` the steps that are not."""
+    """`retries` collects why slots are generated again, `saved` the steps that are not; `changes` are of the slots."""
     retried: list[Again] = [] if retries is None else retries
     steps: list[int] = [] if saved is None else saved
 
@@ -38,7 +39,7 @@ def generation_of(
 
     admission = admission or Admission(100, lambda: capacity)
     turn = dispatcher_of(admission, *replicas).turn
-    return Generation(slots(n), MODEL, admission, turn, time.monotonic(), again)
+    return Generation(slots(n, **changes), MODEL, admission, turn, time.monotonic(), again)
 
 
 @asynccontextmanager

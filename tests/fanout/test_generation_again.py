@@ -12,6 +12,7 @@ from serve_app.fanout.admission import Admission
 from serve_app.fanout.generation import Generation
 from serve_app.fanout.tries import Again
 from serve_app.messages import Kept, Progress, Slot, SlotEvent
+from serve_app.recipe import Lora
 from serve_app.schemas import Event, FailedEvent, ImageEvent, ProgressEvent, QueuedEvent
 from tests.conftest import make_slot
 from tests.fakes import MODEL, REPLICA, dispatcher_of
@@ -91,6 +92,30 @@ async def test_a_slot_that_found_no_memory_or_not_its_adapters_is_tried_elsewher
             events = [event async for event in generation.events(time.monotonic() + 30)]
     assert isinstance(events[-1], end)
     assert sorted(tried[:2]) == ["a", "b"]
+
+
+async def test_a_slot_whose_adapters_are_gone_goes_to_whoever_has_read_them_however_busy(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """However many there are that have not: a fleet may have more of them than tries."""
+    tried: list[str] = []
+
+    async def generate(_: Slot, replica: str) -> AsyncGenerator[SlotEvent]:
+        tried.append(replica)
+        if replica != "reader":
+            raise SlotFailed("adapter_gone", "no")
+        yield GENERATED
+
+    monkeypatch.setattr("serve_app.fanout.attempts._BETWEEN_TRIES_S", 0)
+    hash_ = f"sha256:{0:016}"
+    reader = replace(REPLICA, id="reader", read=frozenset({hash_}), others=1)
+    others = [replace(REPLICA, id=id_) for id_ in "abcdefghij"]
+    generation = generation_of(1, replicas=[reader, *others], loras=[Lora(name="a", hash=hash_)])
+    with generation.admitted():
+        async with generation.generating(generate):
+            events = [event async for event in generation.events(time.monotonic() + 30)]
+    assert isinstance(events[-1], ImageEvent)
+    assert tried == [tried[0], "reader"]
 
 
 async def test_a_slot_that_is_returned_is_generated_elsewhere_however_often_and_told_to_wait() -> None:

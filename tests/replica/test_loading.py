@@ -15,6 +15,7 @@ from torch import nn
 from serve_app.config import AppArgs, EngineConfig, ModelConfig
 from serve_app.errors import CheckpointError
 from serve_app.replica.compilation import Compiled, use_compile_cache
+from serve_app.replica.device import DeviceError
 from serve_app.replica.loading import check_used, load
 
 
@@ -81,7 +82,8 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder for the cache, and another place for temporary folders."""
     (tmp_path / "temporary").mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "as it was")
+    for variable in ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR"):
+        monkeypatch.setenv(variable, "as it was")
     return tmp_path / "cache"
 
 
@@ -161,3 +163,16 @@ def test_a_model_that_cannot_be_kept_is_no_reason_not_to_start(
 def test_without_a_folder_the_cache_is_the_users_own(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(cache))
     assert used(None).parent == cache / ".cache" / "parallel-sdxl"
+
+
+def test_on_gpus_there_is_a_cache_without_compiled_models_too(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Triton's own for our kernels is in the home folder, which may not be writable."""
+
+    def none_here(*_: float) -> torch.device:
+        raise DeviceError
+
+    monkeypatch.setattr("serve_app.replica.loading.prepare_device", none_here)
+    monkeypatch.setenv("HOME", "/dev/null")
+    with pytest.raises(DeviceError):
+        load(AppArgs(num_gpus=1))
+    assert Path(os.environ["TRITON_CACHE_DIR"]).parent.parent == cache.with_name("temporary")

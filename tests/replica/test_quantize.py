@@ -49,6 +49,13 @@ def test_values_beyond_the_measured_peak_are_cut_and_stay_numbers() -> None:
     torch.testing.assert_close(output, torch.ones(1, 16, dtype=torch.bfloat16), atol=0.05, rtol=0)
 
 
+def test_a_layer_of_zeros_gives_zeros() -> None:
+    linear = nn.Linear(16, 16, bias=False, dtype=torch.bfloat16)
+    nn.init.zeros_(linear.weight)
+    with torch.inference_mode():
+        assert not Fp8Linear(linear, torch.tensor(1.0))(torch.ones(1, 16, dtype=torch.bfloat16)).any()
+
+
 def test_the_unet_predicts_nearly_the_same_and_the_same_each_time(fresh: Checkpoint, tiny_path: Path) -> None:
     with torch.inference_mode():
         before = Denoiser(fresh, eager(fresh.unet)).predict([trajectory(fresh, make_slot())])[0]

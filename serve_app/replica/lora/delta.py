@@ -146,7 +146,7 @@ class Delta(_Tensors):
             self._add(total, strength)
             return
         pristine = pristine.float()
-        change = self.change.matrix().view(pristine.shape).mul_(strength)
+        change = self.change.matrix().view(pristine.shape) * strength  # not in place: it may be what is kept
         changed = pristine + change
         along = [axis for axis, size in enumerate(self.magnitude.shape) if size == 1]
         stretch = self.magnitude.float() / torch.linalg.vector_norm(changed, dim=along, keepdim=True)

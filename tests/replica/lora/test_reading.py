@@ -41,6 +41,10 @@ FAULTS: dict[str, tuple[Change, str]] = {
     "twice": (lambda t: t.update({f"unet.{LAYER}.lora_A.weight": noise(4, 64)}), "twice, under two names"),
     "infinite": (lambda t: t[f"{KEY}.lora_up.weight"].view(-1)[0].fill_(torch.inf), "no finite numbers"),
     "not a number": (lambda t: t[f"{KEY}.lora_up.weight"].view(-1)[0].fill_(torch.nan), "no finite numbers"),
+    "beyond 32 bits": (
+        lambda t: t.update({f"{KEY}.alpha": torch.tensor(1e300, dtype=torch.float64)}),
+        "no finite numbers",
+    ),
     "quantized": (lambda t: t.update({f"{KEY}.lora_up.weight": torch.ones(64, 4, dtype=torch.int8)}), "int8"),
     "alphas": (lambda t: t.update({f"{KEY}.alpha": noise(2)}), "has a alpha of 2"),
 }
@@ -87,6 +91,16 @@ def test_dora_of_lycoris_counts_rows_or_columns(
     read_lora(file, shapes, "a").components["unet"][LAYER].add_to(total, pristine, 1)
     changed = pristine + up @ down
     torch.testing.assert_close(total, lengths * changed / changed.norm(dim=along, keepdim=True))
+
+
+def test_a_dora_that_is_stored_whole_changes_each_time_the_same() -> None:
+    """Of its tensors one may be what is added: it is kept, and must stay as it was read."""
+    delta = build({Part.DIFF: noise(4, 6), Part.MAGNITUDE: noise(4)}, torch.Size((4, 6)), Strength())
+    pristine = noise(4, 6)
+    first, second = pristine.clone(), pristine.clone()
+    for total in (first, second):
+        delta.add_to(total, pristine, 0.5)
+    assert torch.equal(first, second)
 
 
 def test_weights_of_a_type_that_torch_has_not_are_refused(
@@ -143,7 +157,7 @@ def test_settings_that_are_nested_without_end_are_refused(
         read_lora(file, shapes, "deep")
 
 
-@pytest.mark.parametrize("fault", ["a gap", "another start", "another size", "cut off"])
+@pytest.mark.parametrize("fault", ["a gap", "another start", "another size", "negative", "beyond bounds", "cut off"])
 def test_tensors_that_do_not_fill_their_file_are_refused(
     models: Mapping[str, nn.Module], shapes: Shapes, tmp_path: Path, fault: str
 ) -> None:
@@ -153,6 +167,10 @@ def test_tensors_that_do_not_fill_their_file_are_refused(
     first, *_, last = sorted(header, key=lambda key: header[key]["data_offsets"][1])
     if fault == "another size":
         header[first]["shape"][0] += 1
+    elif fault == "negative":
+        header[first]["shape"] = [-side for side in header[first]["shape"]]
+    elif fault == "beyond bounds":
+        header["none"] = {"dtype": "F32", "shape": [0, 10**30], "data_offsets": [0, 0]}
     elif fault == "another start":
         header[last]["data_offsets"][0] -= 8
     elif fault == "a gap":
