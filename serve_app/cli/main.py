@@ -10,6 +10,7 @@ from serve_app import __version__
 from serve_app.cli.options import (
     OUT,
     URL,
+    By,
     FirstSeed,
     Format,
     Guidance,
@@ -187,7 +188,7 @@ def explore(
     best: Annotated[
         int | None, typer.Option(metavar="N", help="Let the service choose so many and finish them, without asking.")
     ] = None,
-    by: Annotated[str, typer.Option(help="How it compares them: sharpness, colourfulness or others.")] = "sharpness",
+    by: By = None,
     then: Annotated[
         str | None, typer.Option(callback=utf8, metavar="PROMPT", help="What those that are kept go on as.")
     ] = None,
@@ -212,7 +213,7 @@ def explore(
         "model": model,
         "num_images": num_images,
         "pause_after": sketch if best is None else None,
-        "keep": None if best is None else {"at_step": sketch, "best": best, "by": by},
+        "keep": None if best is None else {"at_step": sketch, "best": best, "by": "sharpness" if by is None else by},
         "seed": seed,
         "negative_prompt": negative_prompt,
         "width": size.width if size else None,
@@ -224,18 +225,18 @@ def explore(
         "output_format": output_format,
     }
     settings = {name: value for name, value in given.items() if value is not None}
-    if best is not None:
-        if keep or then:
-            raise typer.BadParameter("goes without --keep and --then: the service chooses", param_hint="--best")
-        from serve_app.cli.generate import generate as command
-
-        with refusals():
-            command(_service(url), settings, out, _console())
-        return
+    if best is None and by is not None:
+        raise typer.BadParameter("needs --best: without it somebody chooses", param_hint="--by")
+    if best is not None and (keep or then is not None):
+        raise typer.BadParameter("goes without --keep and --then: the service chooses", param_hint="--best")
     from serve_app.cli import explore as asking
+    from serve_app.cli.generate import generate as finish
 
     with refusals():
-        asking.explore(_service(url), settings, keep.seeds if keep else None, then, out, _console())
+        if best is None:
+            asking.explore(_service(url), settings, keep.seeds if keep else None, then, out, _console())
+        else:
+            finish(_service(url), settings, out, _console())
 
 
 @app.command(epilog=_EXIT_CODES)

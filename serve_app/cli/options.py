@@ -107,6 +107,7 @@ Negative2 = Annotated[
 Sized = Annotated[Size | None, typer.Option(parser=Size.parse, metavar="WxH", help="Width and height in pixels.")]
 Steps = Annotated[int | None, typer.Option(help="Denoising steps.")]
 Guidance = Annotated[float | None, typer.Option(help="Classifier-free guidance; 1 or less turns it off.")]
+By = Annotated[str | None, typer.Option(help="How it compares them: sharpness (the default), colourfulness or others.")]
 Rescale = Annotated[
     float | None, typer.Option(help="How far guidance is scaled back, 0 to 1; 0.7 for v-prediction models.")
 ]

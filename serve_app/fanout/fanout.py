@@ -23,11 +23,11 @@ from serve_app.fanout.generation import Generation
 from serve_app.fanout.generations import Generations
 from serve_app.fanout.grid import NO_GRID
 from serve_app.fanout.held import Held, Terms
-from serve_app.fanout.plan import Plan, branch_of, plan_of, served_schedulers
+from serve_app.fanout.plan import Plan, branch_of, plan_of, served_schedulers, warnings_of_changes
 from serve_app.fanout.pool import Pool
 from serve_app.fanout.request_events import completed_event, request_events
 from serve_app.fanout.share import Share
-from serve_app.fanout.sketches import Pauses
+from serve_app.fanout.sketches import Branch, Pauses
 from serve_app.fanout.spans import write_spans
 from serve_app.line import Line, current
 from serve_app.messages import Slot, SlotEvent
@@ -232,10 +232,11 @@ class FanOut:
         plan = plan_of(request, self._pool.any_replica, longest_s, max_tokens, canvas)
         return replace(plan, started=started, warnings=[*warnings, *plan.warnings])
 
-    async def _branch(self, recipe: Recipe, step: int, changes: Changes) -> Recipe:
+    async def _branch(self, recipe: Recipe, step: int, changes: Changes) -> Branch:
         """Return what a paused image goes on as if some of its settings change. Raises InvalidRequest."""
         model, longest_s = self._pool.model.hash, self._args.request_timeout_s
-        return await self._adapters.named(branch_of(recipe, step, changes), model, longest_s)
+        left = await self._adapters.named(branch_of(recipe, step, changes), model, longest_s)
+        return Branch(left, [*warnings_of_changes(changes, left)])
 
     @contextmanager
     def _admitted(self, plan: Plan, line: Line, canvas_bytes: int) -> Iterator[Generation]:

@@ -31,7 +31,7 @@ from serve_app.fanout.events import (
     resumed_event,
     step_event,
 )
-from serve_app.fanout.sketches import NO_PAUSES, Pauses, named
+from serve_app.fanout.sketches import NO_PAUSES, Branch, Pauses, named, without_score
 from serve_app.fanout.slot_record import SlotRecord
 from serve_app.fanout.states import GenerationState, SlotState
 from serve_app.fanout.tickets import ticket_of
@@ -57,7 +57,7 @@ class Generation:
 
     Attributes:
         failures: what ended without a picture and was not asked to, in order of their ends.
-        warnings: what the replicas say of the pictures, each sentence once.
+        warnings: what there is to say of pictures and sketches, some of it of several.
         finished: where each picture spent its time, by index, in the order they came; `total` counts from `started`.
     """
 
@@ -178,15 +178,13 @@ class Generation:
         assert slot.kept is not None, "it is paused"
         return slot.recipe, slot.kept.step
 
-    def resume(self, images: Collection[int] | None, recipe: Recipe | None = None) -> list[int]:
-        """Let paused images go on, with None all, and return which do. Raises NotFound, NotPaused.
-
-        `recipe` is a branch of theirs to follow from here on.
-        """
+    def resume(self, images: Collection[int] | None, branch: Branch | None = None) -> list[int]:
+        """Let paused images go on, with None all, and return which do. Raises NotFound, NotPaused."""
         paused = named(self._records, images)
+        self.warnings += branch.warnings if branch else ()
         for record in paused:
-            if recipe is not None:
-                record.branch(recipe)
+            if branch is not None:
+                record.branch(branch.recipe)
             self._let_go_on(record)
         return [record.slot.index for record in paused]
 
@@ -310,7 +308,7 @@ class Generation:
                 return self._end(record, news)
             case Generated():
                 record.pixels = news.pixels
-                self.warnings += [warning for warning in news.warnings if warning not in self.warnings]
+                self.warnings += news.warnings
                 record.work += news.work
                 total = time.monotonic() - self._started - record.paused_s
                 self.finished[record.slot.index] = timings_of(record.work, total)
@@ -318,6 +316,7 @@ class Generation:
                 return self._end(record, told.model_copy(update={"parameters": record.own_parameters(self._model)}))
             case Paused():
                 record.pause(news, self._pauses.waits_s)
+                self.warnings += without_score(record)
                 self._admission.leave(record.ticket, succeeded=True)
                 return paused_event(record.slot, news, self._pauses.waits_s)
             case _ToldToGoOn():

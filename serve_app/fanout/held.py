@@ -11,6 +11,7 @@ from typing import Any, Self
 from serve_app.errors import NotFound
 from serve_app.fanout.event_log import EventLog
 from serve_app.fanout.generation import Generation
+from serve_app.fanout.sketches import Branch
 from serve_app.readings import Entry, Part, Reading
 from serve_app.recipe import Changes, Recipe
 from serve_app.schemas import OnDisconnect, ResponseFormat
@@ -39,8 +40,8 @@ class Terms:
         return cls(response_format, grace_s, keep_s)
 
 
-Branch = Callable[[Recipe, int, Changes], Awaitable[Recipe]]
-"""Returns the recipe that leaves another after a step for other settings. Raises ServiceError."""
+Branching = Callable[[Recipe, int, Changes], Awaitable[Branch]]
+"""Returns what leaves a recipe after a step for other settings. Raises ServiceError."""
 
 
 class Held:
@@ -53,7 +54,7 @@ class Held:
         run: Coroutine[Any, Any, None],
         terms: Terms,
         created: int,
-        branch: Branch,
+        branch: Branching,
     ) -> None:
         self._branch = branch
         self._generation: Generation | None = generation
@@ -78,10 +79,10 @@ class Held:
 
         Raises NotFound, NotPaused, and ServiceError where the changes cannot be made.
         """
-        recipe = None
+        branch = None
         if changes.settings:
-            recipe = await self._branch(*self._running.paused_at(images), changes)
-        return self._running.resume(images, recipe)
+            branch = await self._branch(*self._running.paused_at(images), changes)
+        return self._running.resume(images, branch)
 
     @property
     def _running(self) -> Generation:

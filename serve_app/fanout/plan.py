@@ -3,7 +3,7 @@
 import secrets
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,7 +12,18 @@ from serve_app.errors import InvalidRequest, NotReady
 from serve_app.fanout.prompt_syntax import syntax_warning
 from serve_app.messages import ReplicaStatus, Slot
 from serve_app.prompt_weights import LARGEST_WEIGHT, too_heavy
-from serve_app.recipe import OF_MASKS, OF_PICTURES, SEED_SPAN, Changes, Output, Recipe, SchedulerName, Variation
+from serve_app.recipe import (
+    OF_MASKS,
+    OF_PICTURES,
+    PROMPTS,
+    SEED_SPAN,
+    Changes,
+    Output,
+    PromptSyntax,
+    Recipe,
+    SchedulerName,
+    Variation,
+)
 from serve_app.samplers import SAMPLERS, SCHEDULES, needs_spacing, refusal
 from serve_app.schemas import GenerateRequest, Parameters, ServedScheduler, StartEvent
 
@@ -218,10 +229,26 @@ def warnings_of(request: GenerateRequest, slot: Slot, replica: ReplicaStatus) ->
             f"num_inference_steps: {slot.recipe.num_inference_steps} is few for leading timesteps; a distilled "
             "model (Turbo, Lightning, Hyper) needs model.timestep_spacing: trailing, any other more steps"
         )
-    warnings += filter(
-        None, (syntax_warning(field, prompt, request.prompt_syntax) for field, prompt in request.texts.items())
-    )
+    warnings += _unread(request.texts, request.prompt_syntax)
     return warnings
+
+
+def warnings_of_changes(changes: Changes, recipe: Recipe) -> Iterator[str]:
+    """Yield a sentence for each setting that changes in vain where a paused image goes on by a recipe."""
+    if not recipe.guided:
+        yield from _without_guidance(changes)
+    yield from _unread({name: text for name, text in changes.settings.items() if name in PROMPTS}, recipe.prompt_syntax)
+
+
+def _unread(texts: Mapping[str, str], syntax: PromptSyntax) -> Iterator[str]:
+    """Yield a sentence for each text that has what is not read."""
+    return filter(None, (syntax_warning(field, text, syntax) for field, text in texts.items()))
+
+
+def _without_guidance(changes: Changes) -> Iterator[str]:
+    for name in ("negative_prompt", "negative_prompt_2", "guidance_rescale"):
+        if getattr(changes, name):
+            yield f"{name} has no effect: guidance_scale is 1 or less"
 
 
 def _without_effect_before(request: GenerateRequest) -> Iterator[str]:
@@ -230,9 +257,7 @@ def _without_effect_before(request: GenerateRequest) -> Iterator[str]:
         if phase.until_step <= request.first_step:
             yield f"before.{place} has no effect: strength leaves out the first {request.first_step} steps"
         elif not recipe.guided:
-            for name in ("negative_prompt", "negative_prompt_2", "guidance_rescale"):
-                if getattr(phase, name):
-                    yield f"before.{place}.{name} has no effect: guidance_scale is 1 or less"
+            yield from (f"before.{place}.{warning}" for warning in _without_guidance(phase))
 
 
 def _without_pictures(request: GenerateRequest) -> Iterator[tuple[str, str]]:

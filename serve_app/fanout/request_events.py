@@ -52,7 +52,7 @@ def completed_event(plan: Plan, generation: Generation, warnings: Sequence[str])
     return CompletedEvent(
         id=plan.id,
         timings=generation.timings.model_copy(update={"total": time.monotonic() - plan.started}),
-        warnings=[*generation.warnings, *model_warnings(generation.images.values()), *warnings],
+        warnings=[*dict.fromkeys(generation.warnings), *model_warnings(generation.images.values()), *warnings],
     )
 
 

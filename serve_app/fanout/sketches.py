@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from serve_app.errors import NotFound, NotPaused
 from serve_app.fanout.slot_record import SlotRecord
+from serve_app.recipe import Recipe
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +48,20 @@ class Pauses:
 
 
 NO_PAUSES = Pauses()
+
+
+@dataclass(frozen=True, slots=True)
+class Branch:
+    """What paused images go on as, if not as what they were begun, and what there is to warn of."""
+
+    recipe: Recipe
+    warnings: Sequence[str]
+
+
+def without_score(record: SlotRecord) -> Sequence[str]:
+    """Return a sentence if a sketch was to be scored and could not be: it is chosen last, whatever it shows."""
+    by = record.slot.score_by
+    return [f'keep.by: "{by}" has no score for some sketches, which come last'] if by and record.score is None else []
 
 
 def named(records: Sequence[SlotRecord], images: Collection[int] | None) -> list[SlotRecord]:

@@ -121,10 +121,7 @@ def _of_json(name: str, texts: Sequence[str]) -> list[Any]:
         try:
             held = json.loads(text)
         except (ValueError, RecursionError) as error:
-            message = (
-                f'{name}: must be JSON in a form, such as {{"name": "pixel-art", "scale": 0.8}}, or a list of such'
-            )
-            raise InvalidRequest(message, name) from error
+            raise InvalidRequest(f"{name}: must be JSON in a form, as it is in a JSON body", name) from error
         objects += held if isinstance(held, list) else [held]
     return objects
 

@@ -158,6 +158,8 @@ def _sentence(fault: dict[str, Any], content_type: str) -> str:
         return f"the body is not valid JSON: {fault['ctx']['error']}"
     if _param(fault) is None and fault["type"] in ("missing", "model_attributes_type", "dict_type"):
         return f"the body must be a JSON object, sent with Content-Type: application/json{_sent_as(content_type)}"
+    if fault["type"] in ("model_attributes_type", "model_type", "dict_type"):
+        return f"{_param(fault)}: must be an object with named fields"
     if fault["type"] == "extra_forbidden":
         return f"{_param(fault) or repr('')}: no such field"
     if fault["type"] in ("int_type", "float_type", "finite_number") and _is_beyond_floats(fault["input"]):

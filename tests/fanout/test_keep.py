@@ -58,6 +58,7 @@ async def test_the_best_sketches_are_finished_and_the_others_end(best: int, kept
     assert {event.index: event.score for event in await studio.told(PausedEvent, 5)} == SCORES
     assert all(event.expires_at is None for event in await studio.told(PausedEvent))
     assert isinstance(studio.last, CompletedEvent), "nothing has failed"
+    assert studio.last.warnings == ['keep.by: "sharpness" has no score for some sketches, which come last']
     assert studio.last.timings.gpu == 5 * SKETCH_SECONDS + best * GPU_SECONDS
     assert studio.metrics.count(metrics.IMAGES, outcome="cancelled", reason="not_kept") == 5 - best
     assert studio.metrics.outcomes.count("cancelled") == 5 - best

@@ -12,6 +12,7 @@ from serve_app.fanout.event_log import EventLog
 from serve_app.fanout.generation import Generation
 from serve_app.fanout.held import Held, Terms
 from serve_app.fanout.registry import _REMEMBERED_REQUESTS, Registry
+from serve_app.fanout.sketches import Branch
 from serve_app.messages import Slot
 from serve_app.recipe import Changes, Recipe
 from serve_app.schemas import BatchResult, Event, GenerateRequest, ImageEvent, StartEvent
@@ -116,8 +117,8 @@ async def test_what_is_unknown_finished_or_out_of_range_is_not_found(index: int 
 async def nothing() -> None: ...
 
 
-async def unbranched(recipe: Recipe, step: int, changes: Changes) -> Recipe:
-    return recipe
+async def unbranched(recipe: Recipe, step: int, changes: Changes) -> Branch:
+    return Branch(recipe, ())
 
 
 def held(keep_s: float, picture: str = "") -> Held:

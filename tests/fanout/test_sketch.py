@@ -330,6 +330,18 @@ async def test_what_goes_on_as_something_else_is_a_branch_and_says_so() -> None:
     assert said == {0: None, 1: own.parameters}
 
 
+async def test_changes_that_have_no_effect_are_named_in_the_end() -> None:
+    async with Studio().sketching() as studio:
+        changes = Changes(prompt="a (red:1.3) fox", negative_prompt="b", guidance_scale=1.0)
+        await studio.service.resume_images(ID, [0, 1], changes)
+        await studio.told(ImageEvent, 2)
+        await studio.service.cancel(ID)
+    assert isinstance(studio.last, CompletedEvent)
+    unguided, unread = studio.last.warnings
+    assert unguided == "negative_prompt has no effect: guidance_scale is 1 or less"
+    assert unread.startswith("prompt: read as plain words: (red:1.3)")
+
+
 @pytest.mark.parametrize(
     ("changes", "param", "why"),
     [

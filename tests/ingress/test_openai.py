@@ -65,6 +65,11 @@ def test_the_best_alone_are_answered_in_every_dialect(sdk: OpenAI, client: TestC
     data = sdk.images.generate(prompt="a", n=3, extra_body={"keep": keep}).data
     assert data is not None
     assert [item.model_dump()["image_index"] for item in data] == [1]
+    steps = {"num_inference_steps": 12}
+    stream = sdk.images.generate(prompt="a", n=3, stream=True, partial_images=1, extra_body={"keep": keep, **steps})
+    told = [(event.type, event.model_dump()["image_index"]) for event in stream]
+    sketches = {("image_generation.partial_image", index) for index in range(3)}
+    assert sketches < {*told}, "the sketches are made after the step that the client asked to see"
     stream = sdk.images.generate(prompt="a", n=3, stream=True, extra_body={"keep": keep})
     assert [(event.type, event.model_dump()["image_index"]) for event in stream] == [("image_generation.completed", 1)]
     body = {"prompt": "a", "num_images": 3, "keep": keep}

@@ -87,6 +87,12 @@ def test_bad_input_is_a_422_that_names_the_field(
     assert pool.slots == []
 
 
+def test_what_is_no_object_is_told_to_be_one(client: TestClient) -> None:
+    for sent in ({"json": {"prompt": "a", "keep": [6]}}, {"files": {"prompt": (None, "a"), "keep": (None, "6")}}):
+        error = client.post("/generate", **sent).json()["error"]
+        assert (error["param"], error["message"]) == ("keep", "keep: must be an object with named fields")
+
+
 def test_a_list_that_is_too_long_is_told_how_long_it_may_be(client: TestClient) -> None:
     variations = [{"strength": 0.1}] * 9
     error = client.post("/generate", json={"prompt": "a", "variations": variations}).json()["error"]

@@ -339,6 +339,8 @@ def test_sketches_are_finished_by_seed_where_nobody_can_be_asked(app: Running, t
     assert done.stdout.count("not kept") == 2
     refused = run(*command, "--best", "3", "--out", tmp_path)
     assert (refused.returncode, "--best" in refused.stderr) == (2, True), refused.stderr
+    refused = run(*command, "--keep", "7", "--by", "sharpness", "--out", tmp_path)
+    assert (refused.returncode, "--by" in refused.stderr) == (2, True), "nothing compares them"
     refused = run(*command, "--keep", "7,10", "--out", tmp_path)
     assert refused.returncode == 2
     assert "no sketch of seed 10" in refused.stderr

@@ -47,7 +47,7 @@ async def frames(events: AsyncIterator[own.Event], urls: Urls | None) -> AsyncGe
         match event:
             case own.StartEvent():
                 seed, prompt, warnings = event.seeds[0], event.parameters.prompt, event.warnings
-            case own.PreviewEvent():
+            case own.PreviewEvent() | own.PausedEvent():
                 yield _preview(event)
             case own.ImageEvent():
                 images[event.index] = event
@@ -68,11 +68,11 @@ async def _stored(picture: own.Picture, urls: Urls | None) -> File:
     return _file(picture, url or _data_uri(picture))
 
 
-def _data_uri(file: own.Picture | own.PreviewEvent) -> str:
+def _data_uri(file: own.Picture | own.PreviewEvent | own.PausedEvent) -> str:
     return f"data:{file.media_type};base64,{file.b64_json}"
 
 
-def _preview(event: own.PreviewEvent) -> PreviewFrame:
+def _preview(event: own.PreviewEvent | own.PausedEvent) -> PreviewFrame:
     return PreviewFrame(
         images=[_file(event, _data_uri(event))],
         image_index=event.index,
@@ -82,7 +82,7 @@ def _preview(event: own.PreviewEvent) -> PreviewFrame:
     )
 
 
-def _file(image: own.Picture | own.PreviewEvent, url: str) -> File:
+def _file(image: own.Picture | own.PreviewEvent | own.PausedEvent, url: str) -> File:
     return File(
         url=url,
         width=image.width,

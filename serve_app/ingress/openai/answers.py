@@ -69,14 +69,14 @@ def _told(
 ) -> ImageEvent | None:
     """Return OpenAI's event for one of ours, or None if OpenAI has none. Events of images come after the start."""
     match event:
-        case own.PreviewEvent() if start:
+        case own.PreviewEvent() | own.PausedEvent() if start and event.step in (steps := request.preview_steps or []):
             return kinds.partial(
                 b64_json=event.b64_json,
                 output_format="jpeg",
                 image_index=event.index,
                 seed=event.seed,
                 step=event.step,
-                partial_image_index=(request.preview_steps or []).index(event.step),
+                partial_image_index=steps.index(event.step),
                 created_at=int(time.time()),
                 size=_size(start),
             )
