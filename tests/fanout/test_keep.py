@@ -18,7 +18,7 @@ from serve_app.schemas import (
     Picture,
 )
 from tests.fakes import GPU_SECONDS, SKETCH_SECONDS
-from tests.fanout.test_sketch import Studio, wait
+from tests.fanout.studio import Studio, wait
 
 SCORES = {0: 0.1, 1: None, 2: 0.5, 3: -0.5, 4: 0.5}
 

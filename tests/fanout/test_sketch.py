@@ -2,10 +2,10 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Collection
-from contextlib import asynccontextmanager, nullcontext
+from collections.abc import Collection
+from contextlib import nullcontext
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -13,7 +13,6 @@ from PIL import Image
 from serve_app import metrics
 from serve_app.branches import branched
 from serve_app.canvas import canvas_of
-from serve_app.config import AppArgs, TrajectoriesConfig
 from serve_app.errors import InvalidRequest, NotFound, NotPaused, NotReady, ServiceError, TooManyPaused
 from serve_app.fanout.accounts import facts_of_end
 from serve_app.fanout.sight import PoolStatus
@@ -25,73 +24,19 @@ from serve_app.schemas import (
     CancelledEvent,
     CompletedEvent,
     ErrorEvent,
-    Event,
     FailedEvent,
-    GenerateRequest,
     ImageEvent,
     PausedEvent,
     ResumedEvent,
     UnfinishedResult,
 )
 from tests.conftest import make_slot
-from tests.fakes import GPU_SECONDS, REPLICA, SKETCH_SECONDS, FakePool, Metrics, NoPeers, OneModel
+from tests.fakes import GPU_SECONDS, REPLICA, SKETCH_SECONDS, NoPeers, OneModel
 from tests.fakes import sketch as sketch_of
+from tests.fanout.studio import ID, Studio, request, wait
 
-ID = "01234567-89ab-4cde-8f01-23456789abcd"
 OTHER = "11234567-89ab-4cde-8f01-23456789abcd"
-E = TypeVar("E", bound=Event)
 KEPT = len(b"state") + LEAST_KEPT
-
-
-def request(**changes: Any) -> GenerateRequest:
-    return GenerateRequest(
-        **{"prompt": "a", "num_images": 3, "seed": 0, "preview_every": 0, "pause_after": 6, "id": ID, **changes}
-    )
-
-
-class Studio:
-    """A fan-out and the events of one request for sketches."""
-
-    def __init__(self, peers: NoPeers | None = None, **settings: Any) -> None:
-        self.pool = FakePool()
-        self.metrics = Metrics()
-        args = AppArgs(trajectories=TrajectoriesConfig(**settings))
-        self.service = OneModel(self.pool, args, self.metrics, peers)
-        self.events: list[Event] = []
-        self._came = asyncio.Event()
-
-    @asynccontextmanager
-    async def sketching(self, **changes: Any) -> AsyncIterator["Studio"]:
-        """Open a request; give this when all its images are paused."""
-        asked = request(**changes)
-        async with asyncio.timeout(10), self.service.open(asked) as reading:
-            reader = asyncio.create_task(self._read(reading.entries))
-            await self.told(PausedEvent, asked.num_images)
-            yield self
-            await reader
-
-    async def _read(self, entries: Any) -> None:
-        async for entry in entries:
-            self.events.append(entry.event)
-            self._came.set()
-        self._came.set()
-
-    async def told(self, kind: type[E], number: int = 1) -> list[E]:
-        """Wait for so many events of a kind."""
-        while len(found := self._told(kind)) < number:
-            self._came.clear()
-            await self._came.wait()
-        return found
-
-    def _told(self, kind: type[E]) -> list[E]:
-        return [event for event in self.events if isinstance(event, kind)]
-
-    async def resume(self, *images: int) -> list[int]:
-        return (await self.service.resume_images(ID, images or None)).resumed
-
-    @property
-    def last(self) -> Event:
-        return self.events[-1]
 
 
 async def test_a_sketch_is_told_and_those_resumed_go_on_from_it() -> None:
@@ -155,10 +100,6 @@ async def test_what_is_not_paused_is_refused() -> None:
     with pytest.raises(NotFound):
         await studio.resume(1)
     assert len(studio.pool.slots) == 3, "each goes on once"
-
-
-async def wait(event: asyncio.Event) -> None:
-    await event.wait()
 
 
 async def test_a_pause_has_its_end_and_that_is_no_failure() -> None:

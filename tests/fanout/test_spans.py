@@ -15,7 +15,7 @@ from serve_app.fanout import spans
 from serve_app.messages import Slot
 from serve_app.schemas import BatchResult, GenerateRequest
 from tests.fakes import FakePool, Metrics, OneModel
-from tests.fanout.test_sketch import Studio
+from tests.fanout.studio import Studio
 
 REQUEST = GenerateRequest(prompt="a cat", num_images=2, seed=7, preview_steps=[], width=64, height=64)
 
