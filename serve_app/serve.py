@@ -45,6 +45,10 @@ ENVIRONMENT = {
 }
 """What Ray's processes must find in their environment when they start."""
 
+ASK_NO_GPU = {"PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
+"""Makes torch ask the driver's library, by which Ray counts GPUs too, whether there are any, and not CUDA: a process
+that has asked CUDA before Ray has said which GPU is its own sees all of them for good. diffusers asks when imported."""
+
 _BESIDE_REPLICAS = 5
 """Processes of a service: Serve's controller, a proxy, the builder, an ingress, and a spare for a replica to come."""
 
@@ -140,14 +144,14 @@ def preloading(config: str, cores: int) -> Mapping[str, str]:
     """Return what makes Ray start the processes of this service at once, and import meanwhile what replicas need.
 
     Else Ray starts one for each core, waits for all of them, and they import nothing before they are told what they
-    are. Nothing is returned for few cores, where the imports would hold up what the start waits for, nor for GPUs: an
-    import asks for them before Ray has said which one is the replica's, and what is asked once stays.
+    are. Nothing is returned for few cores, where the imports would hold up what the start waits for.
     """
     served = [own for args in _ours(config) for own in args.served.values()]
     processes = sum(own.num_replicas for own in served) + _BESIDE_REPLICAS
-    if cores < processes or any(own.num_gpus for own in served):
+    if cores < processes:
         return {}
     return {
+        **ASK_NO_GPU,
         "RAY_preload_python_modules": "serve_app.preload",
         "RAY_worker_maximum_startup_concurrency": str(processes),  # so that it starts no more
         "RAY_num_workers_soft_limit": str(processes),  # so that it ends none of them

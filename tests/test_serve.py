@@ -108,11 +108,6 @@ def test_what_replicas_need_is_imported_early_where_there_are_cores_for_it(
     config.write_text(yaml.safe_dump({"applications": [{"import_path": "serve_app.app:build", "args": args}]}))
     assert preloading(str(config), processes - 1) == {}
     settings = preloading(str(config), processes)
-    assert [value for name, value in settings.items() if name != "RAY_preload_python_modules"] == [str(processes)] * 2
-
-
-def test_where_replicas_take_gpus_nothing_is_imported_before_one_is_given_to_them(tmp_path: Path) -> None:
-    config = tmp_path / "config.yaml"
-    application = {"import_path": "serve_app.app:build", "args": {"num_replicas": 4, "num_gpus": 1}}
-    config.write_text(yaml.safe_dump({"applications": [application]}))
-    assert preloading(str(config), 64) == {}
+    assert [value for name, value in settings.items() if name.endswith(("_concurrency", "_limit"))] == [
+        str(processes)
+    ] * 2
