@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 
 from benchmarks.conditions import Conditions
-from benchmarks.measures import timed
+from benchmarks.measures import rates, timed
 from serve_app.adapters.kinds import require_lora
 from serve_app.messages import Generated, Slot
 from serve_app.recipe import Lora
@@ -134,23 +134,21 @@ class _Bench:
         return [image(turn) for turn in range(_TRIES)]
 
     def _rate(self, in_turn: int, seconds: float) -> float:
-        """Return the images per second while two batches are always asked for, from when the first is done."""
+        """Return the images per second while two batches are always asked for, once the first is done."""
         events: Queue[Any] = Queue()
         batch = self._engine._config.max_batch_size
         jobs: list[SlotJob] = []
-        began, finished = 0.0, 0
-        while finished <= batch or time.perf_counter() - began < seconds:
-            while len(jobs) - finished < 2 * batch:
+        finished: list[float] = []
+        end = time.perf_counter() + seconds
+        while len(finished) < 3 * batch or time.perf_counter() < end:
+            while len(jobs) - len(finished) < 2 * batch:
                 adapters = self._read(len(jobs) % in_turn) if in_turn else NO_ADAPTERS
                 jobs.append(self._engine.submit(self._fresh(), events.put, adapters))
             _wait(events)
-            finished += 1
-            if finished == batch:
-                began = time.perf_counter()
-        rate = (finished - batch) / (time.perf_counter() - began)
+            finished.append(time.perf_counter())
         for job in jobs:
             self._engine.cancel(job)
-        return rate
+        return median(rates(finished, warm_up=batch, window=batch))
 
     def _fresh(self) -> Slot:
         self._seed += 1

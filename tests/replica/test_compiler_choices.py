@@ -12,6 +12,7 @@ from sympy import Integer
 from torch._dynamo.utils import counters
 from torch._inductor import config
 from torch._inductor.choices import InductorChoices
+from torch._inductor.codegen.triton import TritonKernel
 from torch._inductor.runtime.hints import ReductionHint
 from torch._inductor.virtualized import V
 from torch.nn import functional as F  # noqa: N812, the usual name
@@ -47,14 +48,20 @@ def test_rows_as_wide_as_sdxls_are_held_as_a_whole() -> None:
 
 
 def test_the_overrides_end_when_a_compilation_fails() -> None:
+    waits = TritonKernel._handle_pdl_before_access
+
     def fail() -> None:
         with our_choices():
+            assert config.triton.enable_pdl
+            assert TritonKernel._handle_pdl_before_access is not waits
             raise RuntimeError
 
     with pytest.raises(RuntimeError):
         fail()
     assert type(V.choices) is InductorChoices
     assert config.inductor_choices_class is None
+    assert not config.triton.enable_pdl
+    assert TritonKernel._handle_pdl_before_access is waits
 
 
 def test_nothing_of_it_is_left_in_a_thread_that_compiles_for_the_first_time() -> None:
