@@ -37,3 +37,10 @@ def test_sketches_that_do_not_wait_any_more_are_said_to_be_too_late(status: int,
         done = run("explore", "a", "-n", 2, "--keep", "7", "--out", tmp_path, "--url", url)
     assert done.returncode == 1, done.stderr
     assert "too late" in done.stderr
+
+
+def test_what_sketches_cannot_go_on_as_is_refused_before_there_are_any(tmp_path: Path) -> None:
+    done = run("explore", "a", "--keep", "7", "--then", " ", "--out", tmp_path / "out")
+    assert done.returncode == 2, done.stderr
+    assert "--then" in done.stderr
+    assert not (tmp_path / "out").exists()
