@@ -13,7 +13,7 @@ import platform
 import stat
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from fractions import Fraction
 from functools import cache
@@ -37,7 +37,7 @@ _CACHE_VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
 _KERNELS_VARIABLE = "TRITON_CACHE_DIR"
 _OWN_CACHE = "~/.cache/parallel-sdxl"
 _KEPT = "parallel-sdxl"
-"""The folder of whole models in the cache."""
+"""The folder in the cache of whole models, and of what else is made once."""
 
 _LONGEST_COMPILATION_S = 900.0
 """How long a process waits for another process to compile a model before it compiles the model itself."""
@@ -166,7 +166,7 @@ class Compiled(Eager):
                 # Kernels without sums still time block sizes at their first launch. torch saves the fastest in the
                 # same folder, so processes that load the model do not time them again.
                 compiled(self._module, *inputs)
-                _keep(compiled, path)
+                keep(path, lambda name: compiled.save_compiled_function(name))
             return compiled
 
     def _compile(self, inputs: tuple[torch.Tensor, ...], shapes: _Shapes) -> Any:
@@ -188,11 +188,9 @@ class Compiled(Eager):
             return compiler.aot_compile(((self._module, *given), {}))
 
     def _path(self, inputs: tuple[torch.Tensor, ...], shapes: _Shapes) -> Path:
-        """Return the compiled model's file. Its name is a hash of everything that the model depends on."""
         config = cast("Mapping[str, Any]", self._module.config)
         tensors = [*self._module.named_parameters(), *self._module.named_buffers()]
-        parts = (
-            _surroundings(inputs[0].device),
+        depends = (
             self._function.__qualname__,
             self._options,
             self._module,
@@ -201,8 +199,7 @@ class Compiled(Eager):
             [_layout(part[:1] if _any_rows(shapes) else part) for part in inputs],
             shapes,
         )
-        digest = hashlib.sha256("\n".join(map(str, parts)).encode()).hexdigest()
-        return _folder() / f"{self._function.__qualname__}-{digest[:32]}.bin"
+        return kept_file(self._function.__qualname__, "bin", inputs[0].device, depends)
 
 
 def _choices(inputs: tuple[torch.Tensor, ...]) -> Sequence[_Shapes]:
@@ -243,21 +240,32 @@ def _load(path: Path) -> Any:
     return compiled
 
 
-def _keep(compiled: Any, path: Path) -> None:
-    """Write a compiled model atomically: a reader never sees a partial file."""
+def keep(path: Path, save: Callable[[str], object]) -> None:
+    """Write a file atomically, with a function that takes its name: a reader never sees a partial one.
+
+    Where that fails a warning is logged: what is not kept is made again.
+    """
     unfinished: Path | None = None
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=path.stem)
         os.close(descriptor)
         unfinished = Path(name)
-        compiled.save_compiled_function(name)
+        save(name)
         unfinished.replace(path)
     except Exception:
-        logger.warning(
-            "a compiled model could not be saved to %s; the next start compiles it again", path, exc_info=True
-        )
+        logger.warning("%s could not be saved; the next start makes it again", path, exc_info=True)
         if unfinished:
             unfinished.unlink(missing_ok=True)
+
+
+def kept_file(name: str, suffix: str, device: torch.device, depends: Iterable[object]) -> Path:
+    """Return the file for what is made once for this folder. Its name is a hash of everything that it depends on.
+
+    Beside `depends` these are versions, settings, this code and the device.
+    """
+    digest = hashlib.sha256("\n".join(map(str, (_surroundings(device), *depends))).encode()).hexdigest()
+    return _folder() / f"{name}-{digest[:32]}.{suffix}"
 
 
 def _folder() -> Path:
@@ -267,7 +275,6 @@ def _folder() -> Path:
 
 
 def _surroundings(device: torch.device) -> tuple[object, ...]:
-    """Return what a compiled model depends on besides the model: versions, settings, this code and the device."""
     if device.type == "cuda":
         machine: tuple[object, ...] = (torch.cuda.get_device_name(device), torch.cuda.get_device_capability(device))
     else:

@@ -28,7 +28,12 @@ def load(args: AppArgs) -> Checkpoint:
     """
     quiet_progress_bars()
     # On GPUs whatever `engine.compile` says: kernels of ours are compiled as well.
-    if args.num_gpus or args.engine.compile != "none" or args.engine.compile_cache:
+    if (
+        args.num_gpus
+        or args.engine.compile != "none"
+        or args.engine.compile_cache
+        or args.engine.quantization != "none"
+    ):
         use_compile_cache(args.engine.compile_cache)
     check_used(args.model)
     checkpoint = load_checkpoint(args.model, prepare_device(args.num_gpus, args.num_cpus))

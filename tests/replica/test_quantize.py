@@ -1,4 +1,5 @@
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -6,6 +7,7 @@ from torch import nn
 from torch.nn import functional as F  # noqa: N812, the usual name
 
 from serve_app.config import ModelConfig
+from serve_app.replica import peaks
 from serve_app.replica.checkpoint import Checkpoint, load_checkpoint
 from serve_app.replica.denoise import Denoiser
 from serve_app.replica.fp8 import Fp8Linear
@@ -15,6 +17,13 @@ from tests.conftest import make_slot
 from tests.replica.test_compilation import trajectory
 
 MODEL = {"width": 64, "height": 64}
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return the folder of what is made once for all starts, an empty one."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
+    return tmp_path / "cache"
 
 
 @pytest.fixture
@@ -68,3 +77,32 @@ def test_the_unet_predicts_nearly_the_same_and_the_same_each_time(fresh: Checkpo
     assert F.cosine_similarity(before.float().flatten(), after.float().flatten(), dim=0) > 0.99
     assert not torch.equal(before, after)
     assert torch.equal(after, again), "every replica measures the same scales"
+
+
+def _scales(checkpoint: Checkpoint) -> list[float]:
+    to_fp8(checkpoint, ModelConfig(**MODEL), fewest_features=32)
+    return [float(layer.input_scale) for layer in checkpoint.unet.modules() if isinstance(layer, Fp8Linear)]
+
+
+def test_what_a_start_has_measured_serves_the_next_with_the_same_weights(
+    fresh: Checkpoint, tiny_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def another(**changes: object) -> Checkpoint:
+        return load_checkpoint(ModelConfig(path=str(tiny_path), **changes), torch.device("cpu"))
+
+    measured = Mock(wraps=peaks._measure)
+    monkeypatch.setattr(peaks, "_measure", measured)
+    first = _scales(fresh)
+    assert _scales(another()) == first
+    assert measured.call_count == 1
+
+    changed = another()
+    changed.unet.conv_in.weight.data *= 2
+    assert _scales(changed) != first
+    assert measured.call_count == 2
+
+    for file in folder.rglob("peaks-*"):
+        file.write_bytes(file.read_bytes()[:20])
+    assert _scales(another()) == first
+    assert measured.call_count == 3
+    assert "measured again" in caplog.text
