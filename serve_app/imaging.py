@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image as Pillow
 from PIL.PngImagePlugin import PngInfo
 
-from serve_app import png
+from serve_app import jpeg, png
 from serve_app.exif import exif_block
 from serve_app.messages import Slot
 from serve_app.metadata import parameters_json, parameters_text, xmp_packet
@@ -81,7 +81,7 @@ def _encode(
             info.add_itxt("XML:com.adobe.xmp", xmp)
             file = png.encode(pixels, [(kind, content) for kind, content, *_ in info.chunks])
         case "jpeg":
-            file = _saved(pixels, "JPEG", _JPEG_QUALITY if quality is None else quality, exif=exif, xmp=xmp.encode())
+            file = jpeg.encode(pixels, _JPEG_QUALITY if quality is None else quality, exif=exif, xmp=xmp.encode())
         case "webp":
             file = _saved(pixels, "WEBP", _WEBP_QUALITY if quality is None else quality, exif=exif, xmp=xmp.encode())
     return base64.b64encode(file).decode("ascii")
