@@ -3,7 +3,6 @@
 import base64
 from collections.abc import Sequence
 from io import BytesIO
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,7 +38,7 @@ def encode_picture(pixels: Pixels, slot: Slot, model: ModelInfo) -> str:
 
 def encode_preview(pixels: Pixels, quality: int) -> str:
     """Return a preview as a base64 JPEG without metadata."""
-    return base64.b64encode(_saved(pixels, "JPEG", quality)).decode("ascii")
+    return base64.b64encode(jpeg.encode(pixels, quality)).decode("ascii")
 
 
 def contact_sheet(cells: Sequence[Pixels | None], width: int, height: int) -> Pixels:
@@ -83,11 +82,8 @@ def _encode(
         case "jpeg":
             file = jpeg.encode(pixels, _JPEG_QUALITY if quality is None else quality, exif=exif, xmp=xmp.encode())
         case "webp":
-            file = _saved(pixels, "WEBP", _WEBP_QUALITY if quality is None else quality, exif=exif, xmp=xmp.encode())
+            webp = BytesIO()  # Pillow encodes it without Python's lock
+            settings = {"quality": _WEBP_QUALITY if quality is None else quality, "exif": exif, "xmp": xmp.encode()}
+            Pillow.fromarray(pixels).save(webp, "WEBP", **settings)
+            file = webp.getvalue()
     return base64.b64encode(file).decode("ascii")
-
-
-def _saved(pixels: Pixels, file_format: str, quality: int, **embedded: Any) -> bytes:
-    file = BytesIO()
-    Pillow.fromarray(pixels).save(file, file_format, quality=quality, **embedded)
-    return file.getvalue()

@@ -19,7 +19,7 @@ from PIL import Image as Pillow
 _BLOCK_ROWS = 16
 """Rows of pixels that are coded together: colours have half the resolution."""
 _STRIPS = 4
-_STRIP_PIXELS = 1 << 17
+_STRIP_PIXELS = 1 << 18
 """Smaller strips are encoded faster than a thread starts."""
 _FRAME, _SCAN = 0xC0, 0xDA
 _RESTART = 0xD0

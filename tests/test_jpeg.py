@@ -25,7 +25,7 @@ def pillows(pixels: Pixels, **settings: Any) -> bytes:
 
 @pytest.mark.parametrize(
     ("height", "width", "restart"),
-    [(1024, 1024, 16), (1000, 1016, 16), (832, 1216, 13), (513, 1031, 9), (2048, 512, 32), (528, 1000, 9)],
+    [(1024, 1024, 16), (1000, 1016, 21), (832, 1216, 18), (513, 1031, 17), (2048, 512, 32), (528, 1000, 17)],
 )
 @pytest.mark.parametrize("quality", [1, 95, 100])
 def test_strips_joined_are_byte_for_byte_what_pillow_writes_with_restart_markers(
@@ -39,7 +39,7 @@ def test_strips_joined_are_byte_for_byte_what_pillow_writes_with_restart_markers
     assert np.array_equal(np.asarray(Image.open(BytesIO(ours))), np.asarray(plain)), "markers change no pixel"
 
 
-@pytest.mark.parametrize(("height", "width"), [(1, 1), (64, 64), (256, 512), (8, 65500)])
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (64, 64), (512, 512), (8, 65500)])
 def test_what_is_too_small_or_flat_for_strips_is_written_in_one_piece(height: int, width: int) -> None:
     pixels = noise(height, width)
     assert jpeg.encode(pixels, 90) == pillows(pixels, quality=90)
