@@ -240,8 +240,8 @@ def test_a_compiled_unet_takes_its_named_inputs_in_their_order() -> None:
 def test_starts_share_what_one_has_compiled(compiler: None, kernels: Path) -> None:
     """Two at the same time, as the replicas of a machine, and this one later: one compiles, all generate the same."""
     command = [sys.executable, "-c", "from tests.replica.layer import main; main()", str(kernels)]
-    together = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    answers = [process.communicate(timeout=300)[0].split() for process in together]
+    lines = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=300).stdout.splitlines()
+    answers = [line.split() for line in lines]
     own, picture = layer.answer()
     assert own == 0
     assert sorted(compiled for compiled, _ in answers) == ["0", "1"]
