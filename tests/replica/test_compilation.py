@@ -43,10 +43,19 @@ pytestmark = [
     pytest.mark.timeout(600),
 ]
 
+ONE_LAYER = {
+    "layers_per_block": 0,  # one on the way up
+    "down_block_types": ("DownBlock2D",),
+    "up_block_types": ("CrossAttnUpBlock2D",),
+}
+
 
 @pytest.fixture(scope="module")
 def small_path(tiny_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny model with a UNet of one level and nothing in its middle, and VAEs of two: they are compiled soonest."""
+    """The tiny model with a UNet of one residual and one transformer block, and VAEs of two levels.
+
+    They are compiled soonest: each kernel takes half a second of the C++ compiler.
+    """
     path = Path(shutil.copytree(tiny_path, tmp_path_factory.mktemp("small") / "small"))
     two_levels = {
         "down_block_types": ("DownEncoderBlock2D",) * 2,
@@ -63,7 +72,7 @@ def small_path(tiny_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         for model, folder, changes in (
-            (UNet2DConditionModel, "unet", {**ONE_LEVEL, "layers_per_block": 1}),
+            (UNet2DConditionModel, "unet", {**ONE_LEVEL, **ONE_LAYER}),
             (AutoencoderKL, "vae", two_levels),
             (AutoencoderTiny, PREVIEW_FOLDER, two_tiny_levels),
         ):
@@ -231,8 +240,8 @@ def test_a_compiled_unet_takes_its_named_inputs_in_their_order() -> None:
 def test_starts_share_what_one_has_compiled(compiler: None, kernels: Path) -> None:
     """Two at the same time, as the replicas of a machine, and this one later: one compiles, all generate the same."""
     command = [sys.executable, "-c", "from tests.replica.layer import main; main()", str(kernels)]
-    together = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    answers = [process.communicate(timeout=300)[0].split() for process in together]
+    lines = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=300).stdout.splitlines()
+    answers = [line.split() for line in lines]
     own, picture = layer.answer()
     assert own == 0
     assert sorted(compiled for compiled, _ in answers) == ["0", "1"]
