@@ -18,9 +18,10 @@ from PIL import Image as Pillow
 
 _BLOCK_ROWS = 16
 """Rows of pixels that are coded together: colours have half the resolution."""
-_STRIPS = 4
 _STRIP_PIXELS = 1 << 18
-"""Smaller strips are encoded faster than a thread starts."""
+"""What smaller strips save, more threads cost. Larger pictures have more strips, not larger ones: after 65,535
+blocks Pillow would put a marker of its own."""
+_THREADS = 4
 _FRAME, _SCAN = 0xC0, 0xDA
 _RESTART = 0xD0
 _END = b"\xff\xd9"
@@ -29,14 +30,14 @@ _END = b"\xff\xd9"
 def encode(pixels: NDArray[np.uint8], quality: int, **embedded: bytes) -> bytes:
     """Return RGB pixels, (height, width, 3), as a file; `embedded` are Pillow's `exif` and `xmp`."""
     height, width, _ = pixels.shape
-    strips = min(_STRIPS, height * width // _STRIP_PIXELS)
+    strips = height * width // _STRIP_PIXELS
     blocks = -(-height // _BLOCK_ROWS)
     if strips < 2 or blocks < strips:
         return _saved(pixels, quality=quality, **embedded)
     each = -(-blocks // strips)
     parts = [pixels[top : top + each * _BLOCK_ROWS] for top in range(0, height, each * _BLOCK_ROWS)]
     settings = {"quality": quality, "restart_marker_rows": each}
-    with ThreadPoolExecutor(len(parts)) as threads:
+    with ThreadPoolExecutor(_THREADS) as threads:
         saved = threads.map(lambda part: _saved(part, **settings, **(embedded if part is parts[0] else {})), parts)
         return _joined(list(saved), height)
 
