@@ -18,9 +18,11 @@ from PIL import Image as Pillow
 
 _BLOCK_ROWS = 16
 """Rows of pixels that are coded together: colours have half the resolution."""
-_STRIPS = 4
 _STRIP_PIXELS = 1 << 18
-"""Smaller strips are encoded faster than a thread starts."""
+"""What smaller strips save, more threads cost. Larger pictures have more strips, not larger ones: after 65,535
+blocks Pillow would put a marker of its own."""
+_THREADS = 3
+"""Beside the caller's, which encodes the first strip meanwhile."""
 _FRAME, _SCAN = 0xC0, 0xDA
 _RESTART = 0xD0
 _END = b"\xff\xd9"
@@ -29,16 +31,16 @@ _END = b"\xff\xd9"
 def encode(pixels: NDArray[np.uint8], quality: int, **embedded: bytes) -> bytes:
     """Return RGB pixels, (height, width, 3), as a file; `embedded` are Pillow's `exif` and `xmp`."""
     height, width, _ = pixels.shape
-    strips = min(_STRIPS, height * width // _STRIP_PIXELS)
+    strips = height * width // _STRIP_PIXELS
     blocks = -(-height // _BLOCK_ROWS)
     if strips < 2 or blocks < strips:
         return _saved(pixels, quality=quality, **embedded)
     each = -(-blocks // strips)
     parts = [pixels[top : top + each * _BLOCK_ROWS] for top in range(0, height, each * _BLOCK_ROWS)]
     settings = {"quality": quality, "restart_marker_rows": each}
-    with ThreadPoolExecutor(len(parts)) as threads:
-        saved = threads.map(lambda part: _saved(part, **settings, **(embedded if part is parts[0] else {})), parts)
-        return _joined(list(saved), height)
+    with ThreadPoolExecutor(_THREADS) as threads:
+        others = threads.map(lambda part: _saved(part, **settings), parts[1:])
+        return _joined([_saved(parts[0], **settings, **embedded), *others], height)
 
 
 def _saved(pixels: NDArray[np.uint8], **settings: Any) -> bytes:
@@ -50,7 +52,7 @@ def _saved(pixels: NDArray[np.uint8], **settings: Any) -> bytes:
 
 def _file() -> BinaryIO:
     """Return a file in memory, with a descriptor where the system has such."""
-    return os.fdopen(os.memfd_create("picture"), "w+b") if hasattr(os, "memfd_create") else BytesIO()
+    return open(os.memfd_create("picture"), "w+b", buffering=0) if hasattr(os, "memfd_create") else BytesIO()
 
 
 def _joined(strips: list[bytes], height: int) -> bytes:

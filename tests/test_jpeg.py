@@ -25,7 +25,15 @@ def pillows(pixels: Pixels, **settings: Any) -> bytes:
 
 @pytest.mark.parametrize(
     ("height", "width", "restart"),
-    [(1024, 1024, 16), (1000, 1016, 21), (832, 1216, 18), (513, 1031, 17), (2048, 512, 32), (528, 1000, 17)],
+    [
+        (1024, 1024, 16),
+        (1000, 1016, 21),
+        (832, 1216, 18),
+        (513, 1031, 17),
+        (2048, 512, 32),
+        (528, 1000, 17),
+        (1500, 2048, 9),
+    ],
 )
 @pytest.mark.parametrize("quality", [1, 95, 100])
 def test_strips_joined_are_byte_for_byte_what_pillow_writes_with_restart_markers(

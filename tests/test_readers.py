@@ -126,9 +126,10 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
 
 @pytest.fixture(scope="module")
 def others(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """What else we write: a grid in every format, and a preview."""
+    """What else we write: a grid in every format, a JPEG in four strips, and a preview."""
     folder = tmp_path_factory.mktemp("others")
     contents = {f"grid.{f}": encode_bare(PIXELS, f, None) for f in FORMATS}
+    contents["strips.jpeg"] = encode_bare(np.tile(PIXELS, (16, 16, 1)), "jpeg", None)
     contents["preview.jpeg"] = encode_preview(PIXELS, 80)
     for name, content in contents.items():
         (folder / name).write_bytes(base64.b64decode(content))
