@@ -69,7 +69,10 @@ def main() -> None:
 
 
 def _import() -> None:
-    """Import what workers take longest for, but nothing of Ray, which reads the environment of its worker then."""
+    """Import what workers take longest for, but nothing of Ray.
+
+    It reads the environment of its worker then, and forks of one Ray would give their tasks the same ids.
+    """
     with importing():
         import serve_app.ingress.api
         import serve_app.replica.engine
