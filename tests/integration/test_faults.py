@@ -92,6 +92,7 @@ def test_images_go_on_from_the_steps_that_were_kept(app: Running) -> None:
         for event in events_of(response.iter_lines()):
             if event["type"] == "progress":
                 steps[event["index"]].append(event["step"])
+            assert event["type"] not in ("failed", "error"), event
             if event["type"] == "image":
                 pictures[event["seed"]] = event["b64_json"]
             if not killed and all(told and told[-1] >= 2 * KEEP_EVERY for told in steps.values()):
