@@ -6,6 +6,7 @@ eagerly, `compilers` compiled.
 start: what takes time at a start?
 fp8: which layers, which scales?
 quality: how far is fp8 from bfloat16 with trained weights?
+clipping: do LoRAs exceed the inputs for which 8-bit layers were measured?
 seeds: do all processes of this machine give the same bits? Fails if two differ.
 adapters: what do adapters cost?
 replicas: the same over HTTP, one by one, concurrently, and with a replica killed.
@@ -22,7 +23,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.conditions import SDXL_CONFIG, TINY, TINY_OVERRIDES, Conditions
-from benchmarks.probes import adapters, fp8, places, quality, replicas, scorers, seeds, sizes, sketches, start
+from benchmarks.probes import adapters, clipping, fp8, places, quality, replicas, scorers, seeds, sizes, sketches, start
 from serve_app.models import tiny
 
 PROBES: Mapping[str, Callable[[Conditions], Iterator[str]]] = {
@@ -33,6 +34,7 @@ PROBES: Mapping[str, Callable[[Conditions], Iterator[str]]] = {
     "start": start.probe,
     "fp8": fp8.probe,
     "quality": quality.probe,
+    "clipping": clipping.probe,
     "seeds": seeds.probe,
     "replicas": replicas.probe,
     "sketches": sketches.probe,
@@ -44,7 +46,10 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Answer single questions about the UNet and the compiler.")
     parser.add_argument("probes", nargs="+", choices=sorted(PROBES), metavar="NAME", help=", ".join(PROBES))
     parser.add_argument(
-        "--checkpoint", type=Path, default=Path("none"), help="a diffusers folder; `quality` and `scorers` need none"
+        "--checkpoint",
+        type=Path,
+        default=Path("none"),
+        help="a diffusers folder; `quality`, `clipping` and `scorers` need none",
     )
     parser.add_argument(
         "--set",

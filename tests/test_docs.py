@@ -55,6 +55,15 @@ def test_what_a_page_takes_from_other_files_exists(page: Any) -> None:
     assert ".md:" not in on_page_markdown(page.read_text())
 
 
+def test_every_test_that_is_named_exists() -> None:
+    files = [*(ROOT / "tests").rglob("test_*.py")]
+    tests = {file.stem for file in files} | {
+        name for file in files for name in re.findall(r"def (test_\w+)", file.read_text())
+    }
+    for page in [*PAGES, *ROOT.glob("*.md"), ROOT / "benchmarks" / "RESULTS.md"]:
+        assert {*re.findall(r"`(test_\w+)`", page.read_text())} <= tests, page.name
+
+
 def test_a_section_ends_at_the_next_heading_and_not_at_a_comment_in_code() -> None:
     text = "# A\n\none\n\n```sh\n# B\n```\n\n### B\n\ntwo\n"
     assert section(text, "A") == "one\n\n```sh\n# B\n```"

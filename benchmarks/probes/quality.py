@@ -20,6 +20,7 @@ from serve_app.recipe import Recipe
 from serve_app.replica.checkpoint import Checkpoint, load_checkpoint, quiet_progress_bars
 from serve_app.replica.decode import Decoder
 from serve_app.replica.denoise import Denoiser
+from serve_app.replica.lora.sets import WeightSet
 from serve_app.replica.prompt_reader import PromptReader
 from serve_app.replica.prompts import PromptEncoder
 from serve_app.replica.quantize import to_fp8
@@ -45,14 +46,14 @@ Generated = list[tuple[torch.Tensor, np.ndarray]]
 def probe(conditions: Conditions) -> Iterator[str]:
     quiet_progress_bars()
     device = torch.device(conditions.device)
-    exact = _generate(_load("float32", device))
-    half = _generate(_load("bfloat16", device))
+    exact = generate(load("float32", device))
+    half = generate(load("bfloat16", device))
     yield f"bfloat16 / float32: {_distance(half, exact)}"
-    width = checkpoint_widths(_load("bfloat16", device))[0]
+    width = checkpoint_widths(load("bfloat16", device))[0]
     for name, quantize in _VARIANTS:
-        checkpoint = _load("bfloat16", device)
+        checkpoint = load("bfloat16", device)
         replaced = quantize(checkpoint, width)
-        fp8 = _generate(checkpoint)
+        fp8 = generate(checkpoint)
         yield f"fp8, {name}, {replaced} layers / bfloat16: {_distance(fp8, half)}"
         yield f"fp8, {name}, {replaced} layers / float32: {_distance(fp8, exact)}"
     _PAGE.parent.mkdir(exist_ok=True)
@@ -74,20 +75,21 @@ def _page(columns: Sequence[Generated]) -> Image.Image:
     return page.resize((page.width // 2, page.height // 2), Image.Resampling.LANCZOS)
 
 
-def _load(dtype: str, device: torch.device) -> Checkpoint:
+def load(dtype: str, device: torch.device) -> Checkpoint:
     return load_checkpoint(ModelConfig.model_validate({"dtype": dtype}), device)
 
 
 @torch.inference_mode()
-def _generate(checkpoint: Checkpoint) -> Generated:
-    model = ModelConfig()
+def generate(checkpoint: Checkpoint, prompts: Sequence[str] = PROMPTS, weights: WeightSet | None = None) -> Generated:
+    """Generate pictures, of a model's own weights or of a set with adapters."""
+    model, unet = ModelConfig(), weights.unet if weights else checkpoint.unet
     reader, encoder = (
         PromptReader(checkpoint.pipe),
-        PromptEncoder(checkpoint.pipe, checkpoint.device, len(PROMPTS) + 1),
+        PromptEncoder(checkpoint.pipe, checkpoint.device, len(prompts) + 1),
     )
-    denoiser, decoder = Denoiser(checkpoint, eager(checkpoint.unet)), Decoder(checkpoint, "none")
+    denoiser, decoder = Denoiser(checkpoint, eager(unet)), Decoder(checkpoint, "none")
     generated = []
-    for prompt in PROMPTS:
+    for prompt in prompts:
         recipe = Recipe(
             prompt=prompt,
             width=model.width,
@@ -95,7 +97,7 @@ def _generate(checkpoint: Checkpoint) -> Generated:
             num_inference_steps=model.num_inference_steps,
             guidance_scale=model.guidance_scale,
         )
-        trajectory = Trajectory.of(recipe, _SEED, checkpoint, encoder.conditions(reader.read(recipe)))
+        trajectory = Trajectory.of(recipe, _SEED, checkpoint, encoder.conditions(reader.read(recipe), weights))
         while not trajectory.done:
             trajectory.advance(denoiser.predict([trajectory])[0])
         generated.append((trajectory.latents.cpu(), decoder.decode(trajectory.latents).wait()))
@@ -104,13 +106,13 @@ def _generate(checkpoint: Checkpoint) -> Generated:
 
 def _distance(ours: Generated, theirs: Generated) -> str:
     cosines = [cosine(a, b) for (a, _), (b, _) in zip(ours, theirs, strict=True)]
-    ratios = [_psnr(a, b) for (_, a), (_, b) in zip(ours, theirs, strict=True)]
+    ratios = [psnr(a, b) for (_, a), (_, b) in zip(ours, theirs, strict=True)]
     return (
         f"latent cosine {mean(cosines):.5f} (least {min(cosines):.5f}), "
         f"image PSNR {mean(ratios):.1f} dB (least {min(ratios):.1f})"
     )
 
 
-def _psnr(one: np.ndarray, other: np.ndarray) -> float:
+def psnr(one: np.ndarray, other: np.ndarray) -> float:
     error = float(np.mean((one.astype(np.float64) - other.astype(np.float64)) ** 2))
     return float(10 * np.log10(255**2 / error)) if error else float("inf")

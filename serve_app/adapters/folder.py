@@ -107,10 +107,13 @@ class _Remembered(Generic[T]):
 
 
 class AdapterFolder:
-    """The adapters in a folder. All methods read files, so they belong in a thread; threads may share it."""
+    """The adapters in a folder. All methods read files, so they belong in a thread; threads may share it.
 
-    def __init__(self, path: Path) -> None:
-        self._root = path
+    `model` is the name of the model that they are of where there are several.
+    """
+
+    def __init__(self, path: Path, model: str = "") -> None:
+        self._root, self._model = path, model
         self._headers = _Remembered(_described)
         self._hashes = _Remembered(_hash)
 
@@ -236,7 +239,7 @@ class AdapterFolder:
         if near := [one for one in _near(name, names) if self._is_one(one, param)]:
             return f"is not in adapters.path; similar names: {', '.join(near)}"
         if len(names) > _MOST_SEARCHED or any(self._is_one(one, param) for one in names):
-            return f"is not in adapters.path; see GET /{param}"
+            return f"is not in adapters.path; see GET /{param}{self._model and f'?model={self._model}'}"
         return f"is not in adapters.path, which holds no {'LoRA' if param == 'loras' else 'embedding'}"
 
     def _is_one(self, name: str, param: str) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from typing import TypeVar
 
 from serve_app.adapters import AdapterFolder, Version
-from serve_app.config import AdaptersConfig
+from serve_app.config import ONLY_MODEL, AdaptersConfig
 from serve_app.errors import AdapterError, DeadlineExceeded, InvalidRequest
 from serve_app.prompt_embeddings import names_in
 from serve_app.recipe import Embedding, Lora, Recipe
@@ -32,8 +32,8 @@ Raises AdapterError where they cannot be used.
 class AdapterCheck:
     """Finds a request's adapters in the folder, and has a replica read each file once."""
 
-    def __init__(self, config: AdaptersConfig, ask: Ask) -> None:
-        self._folder = AdapterFolder(config.folder) if config.folder else None
+    def __init__(self, config: AdaptersConfig, ask: Ask, model: str = ONLY_MODEL) -> None:
+        self._folder = AdapterFolder(config.folder, model) if config.folder else None
         self._most = config.max_per_request
         self._ask = ask
         self._threads = Threads(_AT_ONCE, "adapters")

@@ -70,7 +70,7 @@ class FanOut:
         self._accounts = Accounts(metrics.labelled(model=name))
         self._share = Share(pool, args)
         self._admission = self._share.admission
-        self._adapters = AdapterCheck(args.adapters, pool.check_adapters)
+        self._adapters = AdapterCheck(args.adapters, pool.check_adapters, name)
 
     def schedulers(self) -> list[ServedScheduler]:
         """Return the schedulers that can sample the served model. Raises NotReady."""

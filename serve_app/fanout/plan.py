@@ -125,7 +125,7 @@ def check_weights(recipe: Recipe) -> None:
         if piece := too_heavy(text):
             most = f"weights lie between -{LARGEST_WEIGHT} and {LARGEST_WEIGHT}"
             raise InvalidRequest(
-                f'{field}: "{piece.text.strip()[:_LONGEST_QUOTED]}" weighs {piece.weight:.3g}; {most}', field
+                f'{field}: "{piece.text.strip()[:_LONGEST_QUOTED]}" weighs {piece.weight:.9g}; {most}', field
             )
 
 

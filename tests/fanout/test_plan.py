@@ -44,7 +44,7 @@ def test_a_branch_is_told_what_has_no_effect() -> None:
     assert second == "before.1.negative_prompt has no effect: guidance_scale is 1 or less"
     assert third.startswith("before.2.prompt: read as plain words: [b|c]")
     heavy = request.model_copy(update={"before": (Phase(until_step=8, prompt_2="(b:1001)"),)})
-    with pytest.raises(InvalidRequest, match=r"before\.0\.prompt_2: \"b\" weighs 1"):
+    with pytest.raises(InvalidRequest, match=r"before\.0\.prompt_2: \"b\" weighs 1001;"):
         plan_of(heavy, REPLICA, 60, 225)
 
 

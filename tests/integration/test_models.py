@@ -152,6 +152,8 @@ def test_adapters_are_each_models_own(models: Changing) -> None:
     without = picture(models.http.post("/generate", json={**body, "model": "bold_1.0", "loras": []}))
     assert not np.array_equal(pixels(with_lora), pixels(without))
     assert models.http.post("/generate", json=body).status_code == 422
+    elsewhere = models.http.post("/generate", json={**body, "model": "bold_1.0", "loras": [{"name": "a"}]})
+    assert "see GET /loras?model=bold_1.0" in elsewhere.json()["error"]["message"], "not where it is listed"
 
 
 async def test_a_generation_is_found_and_cancelled_whichever_model_it_is_of(models: Changing) -> None:
