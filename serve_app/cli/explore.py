@@ -34,6 +34,8 @@ def explore(
     """
     if keep is None and not (is_screen(console) and sys.stdin.isatty()):
         raise Unusable("this is no terminal to ask which sketches to finish: name their seeds with --keep")
+    if then is not None and not then.strip():
+        raise Unusable("--then needs a prompt; without it sketches are finished as they are")
     files = Files(out)
     make_folder(out)
     body = only_seen_previews(console, body)

@@ -229,10 +229,6 @@ def explore(
         raise typer.BadParameter("needs --best: without it somebody chooses", param_hint="--by")
     if best is not None and (keep or then is not None):
         raise typer.BadParameter("goes without --keep and --then: the service chooses", param_hint="--best")
-    if then is not None and not then.strip():
-        raise typer.BadParameter(
-            "needs a prompt for the sketches to go on as; leave it out to finish them as they are", param_hint="--then"
-        )
     from serve_app.cli import explore as asking
     from serve_app.cli.generate import generate as finish
 
