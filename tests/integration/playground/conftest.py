@@ -96,8 +96,13 @@ class Playground:
         self.tiles(state).nth(number - 1).wait_for(timeout=60_000)
 
     def forgive(self, text: str) -> None:
-        """Take a fault that the test has brought about off the list; it must be there."""
-        assert any(text in fault for fault in self.faults), self.faults
+        """Take a fault that the test has brought about off the list; the console may tell it later than the page."""
+
+        def told() -> bool:
+            self.page.wait_for_timeout(10)  # Playwright hears of it only while it is waited for
+            return any(text in fault for fault in self.faults)
+
+        eventually(told)
         self.faults[:] = [fault for fault in self.faults if text not in fault]
 
 
