@@ -1,15 +1,30 @@
-"""Threads for work of one kind, so that it can neither block the event loop nor take all threads."""
+"""Threads: how many there are for work of one kind, and how they take turns."""
 
 import asyncio
+import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 T = TypeVar("T")
 
+_TURN_S = 0.0002
+
+
+def take_short_turns() -> None:
+    """Let a thread of this process that computes in Python pass on to others after 0.2 ms, and not only after 5.
+
+    Every operation of torch gives up Python's lock and needs it again: beside another thread that computes, 200 of them
+    took 1.1 s instead of 1 ms, and 12 ms with these turns.
+    """
+    sys.setswitchinterval(_TURN_S)
+
 
 class Threads:
-    """Some threads; where their work hangs, so do they alone."""
+    """Some threads for work of one kind, which can neither block the event loop nor take all threads.
+
+    Where their work hangs, so do they alone.
+    """
 
     def __init__(self, number: int, name: str) -> None:
         self._threads = ThreadPoolExecutor(number, thread_name_prefix=name)

@@ -10,12 +10,12 @@ class DeviceError(Exception):
 
 
 def prepare_device(num_gpus: float, num_cpus: float) -> torch.device:
-    """Return the replica's device. On the CPU, also set torch's threads to the replica's number of cores.
+    """Return the replica's device, and set torch's threads to the replica's number of cores.
 
     Raises DeviceError if a GPU is configured and torch sees none, or others' too.
     """
+    torch.set_num_threads(max(1, int(num_cpus)))
     if num_gpus == 0:
-        torch.set_num_threads(max(1, int(num_cpus)))
         return torch.device("cpu")
     if not torch.cuda.is_available():
         raise DeviceError("num_gpus is above 0, but torch sees no CUDA device here; set num_gpus: 0 to run on the CPU")

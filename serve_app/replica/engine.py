@@ -33,6 +33,7 @@ from serve_app.replica.previews import PreviewPace
 from serve_app.replica.scorers import OWN, Scorer
 from serve_app.replica.submission import Post, SlotJob, Submission
 from serve_app.replica.watchdog import Watchdog
+from serve_app.threads import take_short_turns
 
 logger = logging.getLogger("ray.serve")
 
@@ -75,6 +76,7 @@ class Engine:
 
         It warms up for slots like each of `warm_up`, and tells how far it is.
         """
+        take_short_turns()  # files are written beside the loop
         ready: Future[None] = Future()
         prepare = partial(self._warm_up, warm_up, tell)
         self._thread = threading.Thread(target=self._run, args=(prepare, ready), name="engine", daemon=True)

@@ -1,3 +1,4 @@
+import sys
 import threading
 from queue import Queue
 from typing import Any
@@ -300,6 +301,18 @@ def test_a_warm_up_error_is_raised(checkpoint: Checkpoint, monkeypatch: pytest.M
     engine.stop()
     with pytest.raises(RuntimeError, match="thread has ended"):
         engine.check()
+
+
+def test_a_thread_that_computes_holds_up_the_engine_for_less_than_a_millisecond_at_a_time(
+    make_engine: MakeEngine,
+) -> None:
+    before = sys.getswitchinterval()
+    try:
+        sys.setswitchinterval(0.005)  # Python's own
+        make_engine()
+        assert sys.getswitchinterval() < 0.001
+    finally:
+        sys.setswitchinterval(before)
 
 
 def test_a_warmed_up_engine_generates_the_same(checkpoint: Checkpoint, make_engine: MakeEngine) -> None:
