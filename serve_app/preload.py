@@ -11,6 +11,7 @@ import ray
 
 import serve_app.app  # noqa: F401, with Serve: what the builder, the ingress and Serve's own processes need
 from serve_app.replica.imports import COMPILER, MODULES, import_all
+from serve_app.threads import take_short_turns
 
 logger = logging.getLogger(__name__)
 
@@ -26,4 +27,5 @@ def _import() -> None:
         logger.exception("what replicas need could not be imported early")  # a replica will say why, where it is seen
 
 
+take_short_turns()  # what the process turns out to be must not wait for these imports
 threading.Thread(target=_import, name="imports", daemon=True).start()
