@@ -23,7 +23,7 @@ from serve_app.fanout.deployed import Deployed
 from serve_app.fanout.sight import PoolStatus, Sight
 from serve_app.fanout.starts import Readiness, Starts
 from serve_app.imaging import Pixels
-from serve_app.messages import Generated, ReadAdapters, ReplicaStatus, Slot, SlotEvent
+from serve_app.messages import Generated, Paused, ReadAdapters, ReplicaStatus, Slot, SlotEvent
 from serve_app.recipe import Embedding, Lora
 from serve_app.schemas import ModelInfo
 
@@ -140,20 +140,26 @@ class Pool:
         """
         with self._calling(self._handle.generate, slot, replica, deadline) as response:
             generated: Generated = await (await response._to_object_ref())
-            yield generated
+        yield generated  # only now: what has ended is not cancelled, which would take both sides half a millisecond
 
     async def stream(self, slot: Slot, replica: str, deadline: float) -> AsyncGenerator[SlotEvent]:
         """Yield a slot's events as they happen, its picture last.
 
         Raises SlotFailed, SlotReturned or ReplicaLost.
         """
+        last: SlotEvent | None = None
         with self._calling(self._streams.stream, slot, replica, deadline) as response:
             async for event in response:
+                if isinstance(event, Generated | Paused):
+                    last = event
+                    break
                 yield event
+        if last is not None:
+            yield last  # only now, as above
 
     @contextmanager
     def _calling(self, method: Any, slot: Slot, replica: str, deadline: float) -> Iterator[Any]:
-        """Call a replica's method with a slot and give its response; leaving cancels it.
+        """Call a replica's method with a slot and give its response; leaving by an error or early cancels it.
 
         Errors of the replica are raised as ours. One that loses or returns a slot gets no more until it answers a poll.
         """
@@ -161,7 +167,10 @@ class Pool:
             response = method.remote(slot, call)
             try:
                 yield response
-            except (Exception, asyncio.CancelledError) as error:
+            except BaseException as error:
+                # A call that found no replica raises its error again here, in place of our own cancellation.
+                with suppress(Exception):
+                    response.cancel()
                 ours = _translated(error)
                 if isinstance(ours, ReplicaLost | SlotReturned):
                     self._sight.doubt(replica)
@@ -169,10 +178,6 @@ class Pool:
                 if ours is error:
                     raise
                 raise ours from error
-            finally:
-                # A call that found no replica raises its error again here, in place of our own cancellation.
-                with suppress(Exception):
-                    response.cancel()
 
     async def check_adapters(
         self, loras: Sequence[Lora], embeddings: Sequence[Embedding]

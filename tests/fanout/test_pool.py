@@ -2,8 +2,8 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Set
-from contextlib import suppress
+from collections.abc import AsyncGenerator, Callable, Set
+from contextlib import aclosing, suppress
 from contextvars import ContextVar, copy_context
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -22,9 +22,10 @@ from serve_app.canvas import Canvas, Layer
 from serve_app.errors import AdapterError, NotReady, ReplicaLost
 from serve_app.fanout.deployed import Deployed
 from serve_app.fanout.pool import POLL_INTERVAL_S, Pool
-from serve_app.messages import Call, OpenCalls, ReadAdapters, ReplicaStatus, Slot
+from serve_app.messages import Call, Generated, OpenCalls, Progress, ReadAdapters, ReplicaStatus, Slot, SlotEvent
 from tests.conftest import make_slot
 from tests.fakes import REPLICA, Answer
+from tests.fanout.generations import GENERATED
 
 
 @dataclass
@@ -81,6 +82,31 @@ class Response:
         await asyncio.Event().wait()
 
     def cancel(self) -> None: ...
+
+
+class Answered(Handle):
+    """Answers each call with a step and a picture, and counts those that are cancelled."""
+
+    cancelled = 0
+
+    @property
+    def generate(self) -> Any:
+        return SimpleNamespace(remote=lambda *_: self)
+
+    def remote(self, _: Slot, call: Call) -> Any:
+        return self
+
+    async def _to_object_ref(self) -> "asyncio.Future[Generated]":
+        picture = asyncio.get_running_loop().create_future()
+        picture.set_result(GENERATED)
+        return picture
+
+    async def __aiter__(self) -> AsyncGenerator[SlotEvent]:
+        yield Progress(1)
+        yield GENERATED
+
+    def cancel(self) -> None:
+        self.cancelled += 1
 
 
 INK = Version(Path("/adapters/ink.safetensors"), 1, 2, 3, 4)
@@ -281,6 +307,18 @@ async def test_who_cancels_its_call_is_cancelled() -> None:
     call.cancel()
     await asyncio.wait([call])
     assert call.cancelled()
+
+
+@pytest.mark.parametrize("way", [Pool.generate, Pool.stream])
+async def test_a_call_is_cancelled_unless_it_has_ended(way: Callable[..., AsyncGenerator[SlotEvent]]) -> None:
+    handle = Answered()
+    async with aclosing(way(Pool(handle), make_slot(), REPLICA.id, time.monotonic() + 60)) as events:
+        while not isinstance(await anext(events), Generated):
+            pass
+    assert handle.cancelled == 0
+    async with aclosing(Pool(handle).stream(make_slot(), REPLICA.id, time.monotonic() + 60)) as events:
+        await anext(events)
+    assert handle.cancelled == 1
 
 
 async def test_a_call_says_where_it_goes_and_for_how_long_it_is_waited_for() -> None:
