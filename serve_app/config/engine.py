@@ -31,7 +31,8 @@ class EngineConfig(Config):
         ge=1,
         le=4,
         description="How many UNet calls run side by side on a GPU: one fills the gaps that another leaves, and bits "
-        "stay the same. Each has CUDA graphs of its own, which take memory. Null: 2 on a GPU, 1 on the CPU.",
+        "stay the same. Each has CUDA graphs of its own, which take memory. Null: 2 on a GPU, 1 on the CPU. Small "
+        "pictures gain from more: 512x512 on an H100 4.8 images/s with 1, 5.7 with 4.",
     )
     compile: Compile = Field(
         default="none",
