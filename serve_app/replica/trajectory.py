@@ -19,9 +19,7 @@ from serve_app.replica.schedulers import (
     begin_at,
     each_step,
     first_call,
-    make_scheduler,
     noise_levels,
-    set_steps,
     step_options,
     take_step,
 )
@@ -104,8 +102,7 @@ class Trajectory:
         """
         encoder = encoder or Encoder(checkpoint, "none")
         name, schedule = recipe.scheduler or checkpoint.scheduler, recipe.sigma_schedule
-        scheduler = make_scheduler(name, checkpoint.scheduler_config, schedule)
-        set_steps(scheduler, recipe.num_inference_steps, schedule)
+        scheduler = checkpoint.prepared.copy(name, recipe.num_inference_steps, schedule)
         generator = torch.Generator("cpu").manual_seed(seed)
         start = start_of(recipe, canvas, checkpoint, encoder, scheduler, generator, variations)
         begun = (0, *(phase.until_step for phase in recipe.before))
