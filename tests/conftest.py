@@ -110,9 +110,13 @@ def tiny_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def flat_path(tiny_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny model with a UNet of one level, a third as costly: for tests that are not about models."""
+    """The tiny model with a UNet of one level, a third as costly: for tests that are not about models.
+
+    Without an offset it has a schedule for any number of steps. Else each start with a limit of 998, as tests have it,
+    would try all numbers up to there with all schedulers, for a second of the processor.
+    """
     import torch
-    from diffusers import UNet2DConditionModel
+    from diffusers import EulerDiscreteScheduler, UNet2DConditionModel
 
     folder = Path(shutil.copytree(tiny_path, tmp_path_factory.mktemp("flat") / "flat"))
     with torch.random.fork_rng(devices=[]):
@@ -120,6 +124,7 @@ def flat_path(tiny_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
         UNet2DConditionModel.from_config(
             {**UNet2DConditionModel.load_config(folder / "unet"), **ONE_LEVEL}
         ).save_pretrained(folder / "unet")
+    EulerDiscreteScheduler.from_pretrained(folder / "scheduler", steps_offset=0).save_pretrained(folder / "scheduler")
     return folder
 
 

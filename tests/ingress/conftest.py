@@ -66,9 +66,10 @@ _made: dict[str, Routes] = {}
 def client_of(service: OneModel, args: AppArgs = ARGS, **options: Any) -> Iterator[TestClient]:
     """Open a client of a service over routes that all tests with these settings share.
 
-    Routes that depend on more, as on files of one test or on keys that change, are to be made with `create_api`.
+    Routes that depend on more, as on files of one test or on keys that change, are to be made with `create_api`. Where
+    adapters lie matters to the service alone.
     """
-    key = args.model_dump_json()
+    key = args.model_dump_json(exclude={"adapters": {"path"}})
     if key not in _made:
         _made[key] = Routes(args)
     with _made[key].before(service) as app, TestClient(app, raise_server_exceptions=False, **options) as client:

@@ -16,7 +16,7 @@ from serve_app.config import PicturesConfig
 from serve_app.ingress import fetching
 from serve_app.ingress.api import create_api
 from tests.fakes import FakePool, Metrics, OneModel
-from tests.ingress.conftest import ARGS, LIMITS
+from tests.ingress.conftest import ARGS, LIMITS, client_of
 from tests.ingress.test_pictures import HASH, PHOTO
 
 
@@ -76,7 +76,7 @@ def servers() -> Iterator[tuple[Server, Server]]:
 @pytest.fixture
 def asking(servers: tuple[Server, Server]) -> Iterator[TestClient]:
     args = ARGS.model_copy(update={"pictures": PicturesConfig(fetch_from=(servers[0].origin,))})
-    with TestClient(create_api(OneModel(FakePool(), args, Metrics()), args)) as client:
+    with client_of(OneModel(FakePool(), args, Metrics()), args) as client:
         yield client
 
 

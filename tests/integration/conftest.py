@@ -24,7 +24,6 @@ from serve_app.config import (
     AdaptersConfig,
     AdmissionConfig,
     AppArgs,
-    AuthConfig,
     EngineConfig,
     FilesConfig,
     LimitsConfig,
@@ -297,16 +296,3 @@ async def frames(response: httpx2.Response) -> AsyncIterator[dict[str, Any]]:
     async for line in response.aiter_lines():
         if line.startswith("data: "):
             yield json.loads(line.removeprefix("data: "))
-
-
-@pytest.fixture(scope="package")
-def locked(cluster: Cluster, tiny_path: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The URL of a service that wants KEY, below a path of its own."""
-    keys = tmp_path_factory.mktemp("keys") / "keys"
-    keys.write_text(f"{KEY}\n")
-    args = tiny_args(tiny_path, num_replicas=1, auth=AuthConfig(keys_file=str(keys)))
-    serve.run_many([RunTarget(build(args), name="locked", route_prefix="/locked")])
-    url = f"{cluster.url}/locked"
-    with httpx2.Client(base_url=url) as http:
-        eventually(lambda: http.get("/health").status_code == 200)
-    return url

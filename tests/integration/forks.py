@@ -16,11 +16,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from serve_app.replica.imports import importing
+from serve_app.replica.imports import import_all
 
 SOCKET = "PARALLEL_SDXL_TESTS_FORKS"
 """The environment's name for the path of the socket at which forks are asked for."""
 _OUTPUT = (1, 2)
+_OURS = ("serve_app.ingress.api", "serve_app.replica.engine", "serve_app.replica.loading")
+_RAYS = ("click", "google.protobuf.json_format", "grpc", "jsonschema", "opentelemetry.sdk.trace", "uvicorn")
+"""Which of others Ray imports that take longest."""
 
 
 @contextmanager
@@ -69,14 +72,11 @@ def main() -> None:
 
 
 def _import() -> None:
-    """Import what workers take longest for, but nothing of Ray.
+    """Import what workers take longest for, also what Ray imports of others, but nothing of Ray.
 
     It reads the environment of its worker then, and forks of one Ray would give their tasks the same ids.
     """
-    with importing():
-        import serve_app.ingress.api
-        import serve_app.replica.engine
-        import serve_app.replica.loading  # noqa: F401
+    import_all((*_OURS, *_RAYS))
 
 
 def _work(arguments: list[str], environment: dict[str, str], folder: str) -> None:

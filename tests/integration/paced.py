@@ -4,7 +4,9 @@ Tests that act in the middle of a long image need it to last, not to keep the pr
 So few of its steps call the UNet; the others take the last prediction again. The picture still depends on its seed.
 """
 
+import asyncio
 import time
+from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 from weakref import WeakKeyDictionary
@@ -24,8 +26,15 @@ _EVERY = 10
 """Which steps of a long image call the UNet."""
 
 
+def hold_of(model: str) -> Path:
+    """Return the file for as long as which no replica of a model's folder starts."""
+    return Path(f"{model}.hold")
+
+
 class Replica(deployment.Replica):
     async def __init__(self, args: AppArgs) -> None:  # type: ignore[misc]  # Serve awaits it
+        while hold_of(args.model.path).exists():  # noqa: ASYNC110 - another process removes it
+            await asyncio.sleep(0.05)
         await super().__init__(args)
         models: Any = self._engine._models
         predict = models.predict

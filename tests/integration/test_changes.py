@@ -1,5 +1,6 @@
 """A deployed service changes while it serves: its settings, and how many replicas it has."""
 
+import shutil
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from ray.serve.context import _get_global_client
 from ray.serve.schema import ServeDeploySchema
 
 from tests.integration.conftest import SMALL, Cluster, events_of, eventually, tiny_args
+from tests.integration.paced import hold_of
 
 NAME = "changes"
 BODY = {"prompt": "a", **SMALL}
@@ -46,6 +48,9 @@ class Changing:
             return dict(answer.json())
         return {"replicas": {}, "message": None}  # the proxy does not know this application yet
 
+    def let_start(self) -> None:
+        hold_of(self.args["model"]["path"]).unlink(missing_ok=True)
+
     def has(self, replicas: int) -> bool:
         return bool(self.health()["replicas"] == {"ready": replicas, "target": replicas})
 
@@ -55,10 +60,12 @@ class Changing:
 
 
 @pytest.fixture(scope="module")
-def starting(cluster: Cluster, tiny_path: Path) -> Iterator[Changing]:
-    """One replica that has only begun to start, and a second while it is needed."""
+def starting(cluster: Cluster, tiny_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Changing]:
+    """One replica that has only begun to start, until it is let go on, and a second while it is needed."""
+    model = Path(shutil.copytree(tiny_path, tmp_path_factory.mktemp(NAME) / "model"))
+    hold_of(str(model)).touch()
     scaling = {"max_replicas": 2, "target_wait_s": 0.2, "upscale_delay_s": 0, "downscale_delay_s": 2}
-    args = {**tiny_args(tiny_path, num_replicas=1).model_dump(mode="json", exclude_unset=True), "scaling": scaling}
+    args = {**tiny_args(model, num_replicas=1).model_dump(mode="json", exclude_unset=True), "scaling": scaling}
     url = f"{cluster.url}/{NAME}"
     with httpx2.Client(base_url=url, timeout=60) as http:
         changing = Changing(url, args, http)
@@ -70,6 +77,7 @@ def starting(cluster: Cluster, tiny_path: Path) -> Iterator[Changing]:
 
 @pytest.fixture
 def changing(starting: Changing) -> Changing:
+    starting.let_start()
     eventually(lambda: starting.has(1), 60)
     return starting
 
@@ -100,6 +108,7 @@ def test_health_answers_from_the_start_and_requests_are_refused_until_a_replica_
     for route in ("/generate", "/stream"):
         refused = starting.http.post(route, json=BODY)
         assert (refused.status_code, refused.json()["error"]["type"]) == (503, "not_ready")
+    starting.let_start()
     eventually(lambda: starting.http.get("/health").status_code == 200, 60)
     assert starting.asked_for(1) == 200
 

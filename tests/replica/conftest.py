@@ -16,9 +16,17 @@ MODELS = ("unet", "vae", "text_encoder", "text_encoder_2")
 
 
 @pytest.fixture(scope="session")
-def kernels(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What torch keeps of single kernels: the same ones come up in many tests, and compiling them takes longest."""
-    return tmp_path_factory.mktemp("kernels")
+def kernels(request: pytest.FixtureRequest) -> Path:
+    """What torch keeps of single kernels: the same ones come up in many tests, and compiling them takes longest.
+
+    Later runs find them where pytest keeps things (`--cache-clear` empties it). Whole graphs are compiled each time.
+    """
+    assert request.config.cache
+    folder = request.config.cache.mkdir("kernels")
+    for graphs in ("fxgraph", "aotautograd"):
+        for path in folder.glob(f"**/{graphs}"):
+            shutil.rmtree(path)
+    return folder
 
 
 @pytest.fixture

@@ -3,12 +3,18 @@
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Locator, Page, expect, sync_playwright
+from ray import serve
+from ray.serve import RunTarget
 
-from tests.integration.conftest import Running, eventually
+from serve_app.config import AuthConfig
+from tests.integration.conftest import KEY, Cluster, Running, eventually, let_go, tiny_args
+from tests.integration.paced import build
 
 # The first has no window, toolbar and tabs, which take a quarter of these tests' time.
 _NAMES = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
@@ -22,6 +28,20 @@ PROFILE: dict[str, Any] = {"viewport": {"width": 1280, "height": 900}, "reduced_
 
 _PATIENCE_MS = 20_000
 expect.set_options(timeout=_PATIENCE_MS)
+
+
+@pytest.fixture(scope="package")
+def locked(cluster: Cluster, tiny_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URL of a service that wants KEY, below a path of its own; it ends with this folder's tests."""
+    keys = tmp_path_factory.mktemp("keys") / "keys"
+    keys.write_text(f"{KEY}\n")
+    args = tiny_args(tiny_path, num_replicas=1, auth=AuthConfig(keys_file=str(keys)))
+    serve.run_many([RunTarget(build(args), name="locked", route_prefix="/locked")])
+    url = f"{cluster.url}/locked"
+    with httpx2.Client(base_url=url) as http:
+        eventually(lambda: http.get("/health").status_code == 200)
+    yield url
+    let_go("locked")
 
 
 # Not for the whole session: while Playwright's own event loop runs, no asynchronous test can, nor does Serve deploy:
