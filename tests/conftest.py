@@ -34,6 +34,9 @@ for name in list(os.environ):
     if name.lower().endswith("_proxy") or name in ("SSL_CERT_FILE", "SSL_CERT_DIR"):
         del os.environ[name]
 
+# Whatever asks Ray for something starts one by itself, with ten processes that stay: a test says so where it needs one.
+os.environ["RAY_ENABLE_AUTO_CONNECT"] = "0"
+
 SDXL_BLOCKS = {
     "layers_per_block": 2,
     "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),

@@ -19,10 +19,11 @@ from starlette.testclient import TestClient
 from serve_app.config import FilesConfig, PreviewConfig
 from serve_app.imaging import encode_preview
 from serve_app.ingress import file_urls
+from serve_app.ingress.api import create_api
 from serve_app.messages import Generated, Slot, SlotEvent
 from serve_app.schemas import PreviewEvent
 from tests.fakes import FakePool, Metrics, OneModel
-from tests.ingress.conftest import ARGS, client_of, events_of
+from tests.ingress.conftest import ARGS, events_of
 
 LINE = 64 * 2**10
 """The longest line that asyncio's readers, and many others, accept."""
@@ -43,16 +44,13 @@ def content(seed: int) -> str:
     return b64encode(bytes([seed % 256]) * 2**20).decode()
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("files")
-
-
 @pytest.fixture
-def client(folder: Path) -> Iterator[TestClient]:
+def client(tmp_path: Path) -> Iterator[TestClient]:
     """A service of large pictures that stores files."""
-    args = ARGS.model_copy(update={"files": FilesConfig(path=str(folder))})
-    with client_of(OneModel(LargePictures(), args, Metrics()), args) as client:
+    args = ARGS.model_copy(update={"files": FilesConfig(path=str(tmp_path / "files"))})
+    with TestClient(
+        create_api(OneModel(LargePictures(), args, Metrics()), args), raise_server_exceptions=False
+    ) as client:
         yield client
 
 
@@ -158,7 +156,7 @@ GRID_NOT_STORED = "the grid could not be stored: it is sent without a URL"
 
 @pytest.fixture(params=["unwritable", "full", "hanging"])
 def unstorable(
-    request: pytest.FixtureRequest, client: TestClient, folder: Path, monkeypatch: pytest.MonkeyPatch
+    request: pytest.FixtureRequest, client: TestClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[TestClient]:
     """The service, once its folder takes no more files."""
     release = threading.Event()
@@ -172,7 +170,7 @@ def unstorable(
 
     match request.param:
         case "unwritable":
-            rmtree(folder)
+            rmtree(tmp_path / "files")
         case "full":
             monkeypatch.setattr(Path, "write_bytes", full)
         case _:
@@ -180,19 +178,18 @@ def unstorable(
             monkeypatch.setattr(Path, "write_bytes", hanging)
     yield client
     release.set()
-    folder.mkdir(exist_ok=True)
 
 
 BODY = {"prompt": "a", "seed": 7, "width": 64, "height": 64, "response_format": "url"}
 
 
-def test_what_cannot_be_stored_is_in_the_answer(unstorable: TestClient, folder: Path) -> None:
+def test_what_cannot_be_stored_is_in_the_answer(unstorable: TestClient, tmp_path: Path) -> None:
     response = unstorable.post("/generate", json={**BODY, "num_images": 2, "grid": True})
     answer = response.json()
     assert [image["b64_json"] for image in answer["images"]] == [content(7), content(8)]
     assert b64decode(answer["grid"]["b64_json"]).startswith(b"\x89PNG")
     assert sorted(answer["warnings"]) == [not_stored(0), not_stored(1), GRID_NOT_STORED]
-    assert str(folder) not in response.text
+    assert str(tmp_path) not in response.text
 
 
 def test_what_cannot_be_stored_is_in_the_stream(unstorable: TestClient) -> None:
