@@ -43,6 +43,7 @@ _HIDE_CLEAN = (PNDMScheduler, DEISMultistepScheduler, TCDScheduler)
 """These neither return nor keep the clean latent."""
 
 _MOST_PREPARED = 64
+"""How many combinations of scheduler, steps and schedule are kept, of up to 25 kB each."""
 
 
 def make_scheduler(
