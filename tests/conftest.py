@@ -34,7 +34,7 @@ for name in list(os.environ):
     if name.lower().endswith("_proxy") or name in ("SSL_CERT_FILE", "SSL_CERT_DIR"):
         del os.environ[name]
 
-# Whatever asks Ray for something starts one by itself, with ten processes that stay: a test says so where it needs one.
+# Else any call to Ray starts one, whose ten processes stay. A test that needs a Ray starts it.
 os.environ["RAY_ENABLE_AUTO_CONNECT"] = "0"
 
 SDXL_BLOCKS = {

@@ -35,7 +35,7 @@ from serve_app.replica.scheduler_config import (
     model_settings,
     said,
 )
-from serve_app.replica.schedulers import Prepared
+from serve_app.replica.schedulers import PreparedSchedulers
 from serve_app.replica.sources import TOKENIZERS, Sources, find_sources, model_name, model_revision
 from serve_app.replica.supported import check_configs, check_files
 from serve_app.replica.vae_attention import use_products
@@ -50,7 +50,7 @@ class Checkpoint:
     """A loaded model. The pipeline only holds text encoders, tokenizers and config; it is never called.
 
     The UNet takes a prompt's context instead of its tokens, see `attention.prepare`. `schedulers` are those that can
-    sample it, all made from `scheduler_config` (`prepared`). `scheduler` is the default of requests.
+    sample it, all made from `scheduler_config` (`prepared_schedulers`). `scheduler` is the default of requests.
     """
 
     pipe: StableDiffusionXLPipeline
@@ -63,10 +63,10 @@ class Checkpoint:
     device: torch.device
     dtype: torch.dtype
     named: Future[ModelInfo]
-    prepared: Prepared = field(init=False, repr=False)
+    prepared_schedulers: PreparedSchedulers = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "prepared", Prepared(self.scheduler_config))
+        object.__setattr__(self, "prepared_schedulers", PreparedSchedulers(self.scheduler_config))
 
     @property
     def info(self) -> ModelInfo:

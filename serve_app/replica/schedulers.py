@@ -76,7 +76,7 @@ def set_steps(scheduler: Any, steps: int, schedule: SigmaSchedule | None = None)
     begin_at(scheduler, 0)
 
 
-class Prepared:
+class PreparedSchedulers:
     """The schedulers of a config with their steps set. Each is prepared once and copied, in a fifth of the time."""
 
     def __init__(self, config: Mapping[str, Any]) -> None:

@@ -102,7 +102,7 @@ class Trajectory:
         """
         encoder = encoder or Encoder(checkpoint, "none")
         name, schedule = recipe.scheduler or checkpoint.scheduler, recipe.sigma_schedule
-        scheduler = checkpoint.prepared.copy(name, recipe.num_inference_steps, schedule)
+        scheduler = checkpoint.prepared_schedulers.copy(name, recipe.num_inference_steps, schedule)
         generator = torch.Generator("cpu").manual_seed(seed)
         start = start_of(recipe, canvas, checkpoint, encoder, scheduler, generator, variations)
         begun = (0, *(phase.until_step for phase in recipe.before))

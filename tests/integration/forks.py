@@ -23,7 +23,7 @@ SOCKET = "PARALLEL_SDXL_TESTS_FORKS"
 _OUTPUT = (1, 2)
 _OURS = ("serve_app.ingress.api", "serve_app.replica.engine", "serve_app.replica.loading")
 _RAYS = ("click", "google.protobuf.json_format", "grpc", "jsonschema", "opentelemetry.sdk.trace", "uvicorn")
-"""Which of others Ray imports that take longest."""
+"""Of what Ray imports from others, what takes longest."""
 
 
 @contextmanager

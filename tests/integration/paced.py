@@ -27,7 +27,7 @@ _EVERY = 10
 
 
 def hold_of(model: str) -> Path:
-    """Return the file for as long as which no replica of a model's folder starts."""
+    """Return the file that holds back the replicas of a model: none starts while it exists."""
     return Path(f"{model}.hold")
 
 
