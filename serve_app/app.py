@@ -21,6 +21,8 @@ _MOST_OPEN = 10_000
 of paused images, by default."""
 _MOST_STARTS = 10_000
 """Of all replicas together. How often each may fail to start, the environment says (`serve.ENVIRONMENT`)."""
+_CHECK_PERIOD_S = 2.0
+"""How often Serve looks after each replica: one that has died is found, and replaced, at the next look."""
 _LOOK_BACK_S = 15.0
 """Over which time the numbers for the policy are averaged; Serve asks for them every 10 s unless told otherwise."""
 
@@ -73,7 +75,7 @@ def build(args: AppArgs) -> Application:
         # The old one serves until the new one is ready, and for good if that cannot start. Replicas lack the GPUs.
         max_surge_percent=100,
         graceful_shutdown_timeout_s=shutdown_s(args),
-        health_check_period_s=2,  # Serve finds one that has died at its next check
+        health_check_period_s=_CHECK_PERIOD_S,
     )
     return ingress.bind(args, replicas)
 
@@ -94,6 +96,6 @@ def _replicas(name: str, args: AppArgs) -> Application:
         max_constructor_retry_count=_MOST_STARTS,
         graceful_shutdown_timeout_s=shutdown_s(args),
         # Serve replaces a hung replica after three timeouts; its slots are generated elsewhere.
-        health_check_period_s=5,
+        health_check_period_s=_CHECK_PERIOD_S,
         health_check_timeout_s=10,
     ).bind(args)

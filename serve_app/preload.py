@@ -9,9 +9,11 @@ import threading
 
 import ray
 
-import serve_app.app  # noqa: F401, with Serve: what the builder, the ingress and Serve's own processes need
-from serve_app.replica.imports import COMPILER, MODULES, import_all
+from serve_app.replica.imports import COMPILER, MODULES, for_good, hash_triton, import_all
 from serve_app.threads import take_short_turns
+
+with for_good():
+    import serve_app.app  # noqa: F401, with Serve: what the builder, the ingress and Serve's own processes need
 
 logger = logging.getLogger(__name__)
 
@@ -23,6 +25,8 @@ def _is_idle() -> bool:
 def _import() -> None:
     try:
         import_all((*MODULES, *COMPILER), while_=_is_idle)
+        if _is_idle():
+            hash_triton()
     except Exception:
         logger.exception("what replicas need could not be imported early")  # a replica will say why, where it is seen
 

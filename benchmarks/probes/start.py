@@ -14,10 +14,10 @@ from benchmarks.measures import timed
 from benchmarks.probes.unet import inputs, unet_call
 from serve_app.config import AppArgs
 from serve_app.replica.checkpoint import load_checkpoint
-from serve_app.replica.compilation import use_compile_cache
 from serve_app.replica.decode import Decoder
 from serve_app.replica.device import prepare_device
 from serve_app.replica.hashing import checkpoint_hash
+from serve_app.replica.kept_files import use_compile_cache
 from serve_app.replica.sources import find_sources
 from serve_app.replica.unet import make_forward
 

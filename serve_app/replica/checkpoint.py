@@ -23,6 +23,7 @@ from serve_app.recipe import SchedulerName
 from serve_app.replica.attention import prepare
 from serve_app.replica.device import fast_layout
 from serve_app.replica.hashing import checkpoint_hash
+from serve_app.replica.kept_models import KeptModels
 from serve_app.replica.norms import use_channels_last_norms
 from serve_app.replica.placing import Placer
 from serve_app.replica.refusals import refused
@@ -51,6 +52,7 @@ class Checkpoint:
 
     The UNet takes a prompt's context instead of its tokens, see `attention.prepare`. `schedulers` are those that can
     sample it, all made from `scheduler_config` (`prepared_schedulers`). `scheduler` is the default of requests.
+    `kept_models` are its models as compiled before.
     """
 
     pipe: StableDiffusionXLPipeline
@@ -63,6 +65,7 @@ class Checkpoint:
     device: torch.device
     dtype: torch.dtype
     named: Future[ModelInfo]
+    kept_models: KeptModels = field(default_factory=KeptModels, repr=False)
     prepared_schedulers: PreparedSchedulers = field(init=False, repr=False)
 
     def __post_init__(self) -> None:

@@ -6,24 +6,19 @@ start loads it.
 """
 
 import copy
-import hashlib
 import logging
-import os
-import platform
-import stat
-import tempfile
-import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from fractions import Fraction
-from functools import cache
 from pathlib import Path
 from typing import Any, Protocol, Self, TypeVar, cast
 
-import diffusers
 import torch
 from filelock import FileLock
 from torch import nn
+
+from serve_app.replica.kept_files import keep, kept_file
+from serve_app.replica.kept_models import KeptModels
 
 logger = logging.getLogger("ray.serve")
 
@@ -32,12 +27,6 @@ _MOST_STATIC_ROWS = 2
 
 An image takes one row, or two with guidance.
 """
-
-_CACHE_VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
-_KERNELS_VARIABLE = "TRITON_CACHE_DIR"
-_OWN_CACHE = "~/.cache/parallel-sdxl"
-_KEPT = "parallel-sdxl"
-"""The folder in the cache of whole models, and of what else is made once."""
 
 _LONGEST_COMPILATION_S = 900.0
 """How long a process waits for another process to compile a model before it compiles the model itself."""
@@ -68,35 +57,6 @@ class Forward(Protocol[Output_co]):
         """Prepare for inputs of these shapes. This may take minutes; calls must not, since they hold up other slots."""
 
 
-def use_compile_cache(folder: str | None) -> None:
-    """Make this process's compiler keep its results in a private folder in `folder`; `~` is the home folder.
-
-    None: in the user's cache. Where there can be no such folder, its results are kept in a temporary one.
-    """
-    try:
-        path = _private(Path(folder or _OWN_CACHE).expanduser())
-    except (OSError, RuntimeError) as error:
-        logger.warning("engine.compile_cache is not used, so that each start compiles again: %s", error)
-        # Not torch's default: others can guess its name in the shared temporary folder, and create it first.
-        path = Path(tempfile.mkdtemp(prefix="parallel-sdxl-"))
-    os.environ[_CACHE_VARIABLE] = str(path)
-    os.environ[_KERNELS_VARIABLE] = str(path / "triton")  # of Triton kernels that no model compiles
-
-
-def _private(folder: Path) -> Path:
-    """Return a folder in `folder` that only this user can enter, since what it holds runs as code. Raises OSError."""
-    path = folder / f"user-{os.getuid()}"
-    path.mkdir(mode=0o700, parents=True, exist_ok=True)
-    status = path.lstat()
-    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid():
-        raise PermissionError(f"{path} must be a folder of this user, since what it holds runs as code; remove it")
-    if status.st_mode & (stat.S_IRWXG | stat.S_IRWXO):
-        raise PermissionError(f"others can enter {path}, and what it holds runs as code; remove it")
-    if not os.access(path, os.W_OK):
-        raise PermissionError(f"{path} cannot be written to")
-    return path
-
-
 class Eager:
     """Runs a model eagerly."""
 
@@ -120,13 +80,20 @@ class Eager:
 class Compiled(Eager):
     """Runs a compiled model. Shapes that were not warmed up run eagerly: compiling them would hold up every slot."""
 
-    def __init__(self, function: Function, module: nn.Module, options: Mapping[str, Any] | None = None) -> None:
-        """Take a function, one of diffusers' models, and options of torch's compiler.
+    def __init__(
+        self,
+        function: Function,
+        module: nn.Module,
+        options: Mapping[str, Any] | None = None,
+        kept: KeptModels | None = None,
+    ) -> None:
+        """Take a function, one of diffusers' models, options of torch's compiler, and what reads compiled models.
 
         The function must be defined at the top level of its file.
         """
         super().__init__(function, module)
         self._options = dict(options or {})
+        self._kept = kept or KeptModels()
         self._by_shape: dict[_Shapes, Any] = {}
 
     def __call__(self, *inputs: torch.Tensor) -> torch.Tensor:
@@ -141,7 +108,7 @@ class Compiled(Eager):
         for shapes in _choices(inputs):
             if shapes not in self._by_shape:
                 path = self._path(inputs, shapes)
-                self._by_shape[shapes] = _load(path) or self._compile_once(inputs, shapes, path)
+                self._by_shape[shapes] = self._kept.read(path) or self._compile_once(inputs, shapes, path)
             if self._fits(self._by_shape[shapes], inputs):
                 return
 
@@ -156,7 +123,7 @@ class Compiled(Eager):
             # Some network file systems have no locks. A timeout is an OSError too.
             except (OSError, NotImplementedError):
                 logger.warning("%s cannot be locked; it may be compiled more than once", path, exc_info=True)
-            if not (compiled := _load(path)):
+            if not (compiled := self._kept.read(path)):
                 logger.info(
                     "compiling %s for %s, once for this folder: a large model takes minutes",
                     path,
@@ -223,73 +190,3 @@ def _of_shapes(guards: Sequence[Any]) -> list[bool]:
 
 def _layout(tensor: torch.Tensor) -> tuple[Any, ...]:
     return tuple(tensor.shape), tensor.stride(), tensor.dtype, tensor.device.type
-
-
-def _load(path: Path) -> Any:
-    """Return the compiled model in a file, or None."""
-    if not path.exists():
-        return None
-    started = time.perf_counter()
-    try:
-        with path.open("rb") as file:
-            compiled = torch.compiler.load_compiled_function(file)
-    except Exception:
-        logger.warning("the compiled model in %s cannot be loaded here and is compiled again", path, exc_info=True)
-        return None
-    logger.info("compiled model %s read in %.1f s", path.stem, time.perf_counter() - started)
-    return compiled
-
-
-def keep(path: Path, save: Callable[[str], object]) -> None:
-    """Write a file atomically, with a function that takes its name: a reader never sees a partial one.
-
-    Where that fails a warning is logged: what is not kept is made again.
-    """
-    unfinished: Path | None = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=path.stem)
-        os.close(descriptor)
-        unfinished = Path(name)
-        save(name)
-        unfinished.replace(path)
-    except Exception:
-        logger.warning("%s could not be saved; the next start makes it again", path, exc_info=True)
-        if unfinished:
-            unfinished.unlink(missing_ok=True)
-
-
-def kept_file(name: str, suffix: str, device: torch.device, depends: Iterable[object]) -> Path:
-    """Return the file for what is made once for this folder. Its name is a hash of everything that it depends on.
-
-    Beside `depends` these are versions, settings, this code and the device.
-    """
-    digest = hashlib.sha256("\n".join(map(str, (_surroundings(device), *depends))).encode()).hexdigest()
-    return _folder() / f"{name}-{digest[:32]}.{suffix}"
-
-
-def _folder() -> Path:
-    from torch._inductor.runtime.cache_dir_utils import cache_dir
-
-    return Path(cache_dir(), _KEPT)
-
-
-def _surroundings(device: torch.device) -> tuple[object, ...]:
-    if device.type == "cuda":
-        machine: tuple[object, ...] = (torch.cuda.get_device_name(device), torch.cuda.get_device_capability(device))
-    else:
-        machine = (torch.backends.cpu.get_cpu_capability(), os.cpu_count(), torch.get_num_threads())
-    settings = sorted(
-        (name, value)
-        for name, value in os.environ.items()
-        if name.startswith("TORCHINDUCTOR_") and name != _CACHE_VARIABLE
-    )
-    return platform.python_version(), torch.__version__, diffusers.__version__, settings, _code(), machine
-
-
-@cache
-def _code() -> str:
-    code = hashlib.sha256()
-    for file in sorted(Path(__file__).parent.rglob("*.py")):
-        code.update(file.read_bytes())
-    return code.hexdigest()

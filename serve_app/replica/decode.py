@@ -12,6 +12,7 @@ from serve_app.imaging import Pixels
 from serve_app.replica.checkpoint import Checkpoint
 from serve_app.replica.compilation import Compiled, Eager, Forward
 from serve_app.replica.device import fast_layout, mark, to_host
+from serve_app.replica.kept_models import KeptModels
 
 
 class PendingPixels:
@@ -76,7 +77,7 @@ class Decoder:
 
     def __init__(self, checkpoint: Checkpoint, mode: Compile) -> None:
         self._vae = checkpoint.vae
-        self._forward = decoder_forward(self._vae, mode)
+        self._forward = decoder_forward(self._vae, mode, checkpoint.kept_models)
         self._layout = fast_layout(checkpoint.device)
         self._scaling = Scaling.of(self._vae, checkpoint.device, self._vae.dtype)
 
@@ -94,9 +95,9 @@ class Decoder:
         return latents.contiguous(memory_format=self._layout)
 
 
-def decoder_forward(vae: AutoencoderKL | AutoencoderTiny, mode: Compile) -> Forward[torch.Tensor]:
+def decoder_forward(vae: AutoencoderKL | AutoencoderTiny, mode: Compile, kept: KeptModels) -> Forward[torch.Tensor]:
     """Return a VAE's decoder, latents to (rows, 3, h, w) in -1..1, compiled if `engine.compile` is `full`."""
-    return Compiled(_decode, vae) if mode == "full" else Eager(_decode, vae)
+    return Compiled(_decode, vae, kept=kept) if mode == "full" else Eager(_decode, vae)
 
 
 def _decode(vae: AutoencoderKL | AutoencoderTiny, latents: torch.Tensor) -> torch.Tensor:

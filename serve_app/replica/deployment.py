@@ -108,6 +108,7 @@ class Replica:
             progress.words = f"{does} {number} of {of}"
 
         await asyncio.wrap_future(self._engine.start(slots, tell))
+        self._checkpoint.kept_models.note()
         warm = time.perf_counter()
         await asyncio.wrap_future(self._checkpoint.named)  # an error in the weights' files must end the start
         named = time.perf_counter()

@@ -53,7 +53,9 @@ class Encoder:
     def __init__(self, checkpoint: Checkpoint, mode: Compile) -> None:
         self._vae = checkpoint.vae
         self._device = checkpoint.device
-        self._forward = (Compiled if mode == "full" else Eager)(_encode, self._vae)
+        self._forward = (
+            Compiled(_encode, self._vae, kept=checkpoint.kept_models) if mode == "full" else Eager(_encode, self._vae)
+        )
         self._scaling = Scaling.of(self._vae, checkpoint.device, torch.float32)
         self._cache: OrderedDict[str, Encoded] = OrderedDict()
 

@@ -1,10 +1,12 @@
 """The libraries that a replica needs. To import them takes seconds, which `serve_app/preload.py` spends beforehand."""
 
 import gc
+import importlib.metadata
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import cache
 from importlib import import_module
 from types import ModuleType
 from typing import cast
@@ -32,6 +34,9 @@ COMPILER = (
 """What torch needs to read compiled models besides; it imports that itself."""
 
 _one_at_a_time = threading.Lock()
+_packages = cache(importlib.metadata.packages_distributions)
+"""Which distributions the packages of this environment belong to. diffusers and transformers ask when imported, and it
+reads a file of every distribution that is installed: up to 0.8 s each time."""
 
 
 def import_all(modules: Iterable[str] = MODULES, while_: Callable[[], bool] = lambda: True) -> None:
@@ -44,16 +49,26 @@ def import_all(modules: Iterable[str] = MODULES, while_: Callable[[], bool] = la
                 import_module(module)
 
 
+def hash_triton() -> None:
+    """Let Triton hash its own files now, half a second, which it does in each process before its first kernel."""
+    with suppress(ImportError):  # there is none for CPUs
+        from triton.runtime.cache import triton_key
+
+        triton_key()
+
+
 @contextmanager
 def importing() -> Iterator[None]:
     """Import what is imported meanwhile for good, and without peft, which diffusers imports wherever it is installed:
     replicas do not need it, and it takes longer than to load a small model.
     """
     hidden = sys.modules.setdefault("peft", cast(ModuleType, None)) is None
+    asked, importlib.metadata.packages_distributions = importlib.metadata.packages_distributions, _packages
     try:
         with for_good():
             yield
     finally:
+        importlib.metadata.packages_distributions = asked
         if hidden:
             del sys.modules["peft"]
 

@@ -1,15 +1,20 @@
 """Loads what a replica needs to generate, according to its arguments."""
 
 import logging
+from dataclasses import replace
+from pathlib import Path
+
+import torch
 
 from serve_app.config import AppArgs, ModelConfig
 from serve_app.errors import CheckpointError
 from serve_app.models import EMBEDDED
 from serve_app.replica.checkpoint import Checkpoint, load_checkpoint, quiet_progress_bars
-from serve_app.replica.compilation import use_compile_cache
 from serve_app.replica.device import prepare_device
 from serve_app.replica.half import use_kernels
 from serve_app.replica.hub import is_hub_id
+from serve_app.replica.kept_files import kept_file, use_compile_cache
+from serve_app.replica.kept_models import KeptModels
 from serve_app.replica.kernels import have_kernels
 from serve_app.replica.paths import is_there, user_path
 from serve_app.replica.quantize import to_fp8
@@ -36,7 +41,9 @@ def load(args: AppArgs) -> Checkpoint:
     ):
         use_compile_cache(args.engine.compile_cache)
     check_used(args.model)
-    checkpoint = load_checkpoint(args.model, prepare_device(args.num_gpus, args.num_cpus))
+    device = prepare_device(args.num_gpus, args.num_cpus)
+    kept = KeptModels(_noted(args, device)) if args.engine.compile == "full" else KeptModels()
+    checkpoint = replace(load_checkpoint(args.model, device), kept_models=kept)
     check_steps(checkpoint.scheduler_config, args.limits.max_steps)
     if _SIDE % (scale := checkpoint.pipe.vae_scale_factor):
         raise CheckpointError(
@@ -49,6 +56,11 @@ def load(args: AppArgs) -> Checkpoint:
             "16 bits: %d layers by kernels of our own", use_kernels(checkpoint.unet) + use_kernels(checkpoint.vae)
         )
     return checkpoint
+
+
+def _noted(args: AppArgs, device: torch.device) -> Path:
+    """Return the file in which a start with these arguments notes the compiled models it has read."""
+    return kept_file("start", "json", device, [args.model_dump_json()])
 
 
 def check_used(model: ModelConfig) -> None:

@@ -92,7 +92,7 @@ class ModelRunner:
         self._reader = PromptReader(checkpoint.pipe)
         self.prompts = PromptEncoder(checkpoint.pipe, checkpoint.device, config.prompt_cache_size)
         self._sets = WeightSets(checkpoint.unet, weight_sets)
-        forwards = make_forwards([one.unet for one in self._sets.all], config.compile)
+        forwards = make_forwards([one.unet for one in self._sets.all], config.compile, checkpoint.kept_models)
         self._lanes = [Lane(checkpoint.device) for _ in range(lanes)]
         self._denoisers = {
             (lane, one): Denoiser(checkpoint, forward)

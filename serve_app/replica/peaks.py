@@ -14,9 +14,9 @@ from transformers import PreTrainedModel
 from serve_app.config import ModelConfig
 from serve_app.recipe import Recipe
 from serve_app.replica.checkpoint import Checkpoint
-from serve_app.replica.compilation import keep, kept_file
 from serve_app.replica.decode import Decoder
 from serve_app.replica.denoise import Denoiser
+from serve_app.replica.kept_files import keep, kept_file
 from serve_app.replica.prompt_reader import PromptReader
 from serve_app.replica.prompts import PromptEncoder
 from serve_app.replica.trajectory import Trajectory

@@ -49,7 +49,7 @@ class PreviewDecoder:
     """Runs the preview VAE of a checkpoint, on its own CUDA stream in parallel with denoising."""
 
     def __init__(self, checkpoint: Checkpoint, vae: AutoencoderTiny, max_size: int, mode: Compile) -> None:
-        self._forward = decoder_forward(vae, mode)
+        self._forward = decoder_forward(vae, mode, checkpoint.kept_models)
         self._dtype = vae.dtype
         self._layout = fast_layout(checkpoint.device)
         self._scale: int = checkpoint.pipe.vae_scale_factor

@@ -10,6 +10,7 @@ from serve_app.config import Compile
 from serve_app.replica.attention import blocks
 from serve_app.replica.compilation import BY_RULE, Compiled, Eager, Forward
 from serve_app.replica.cuda_graphs import with_cuda_graphs
+from serve_app.replica.kept_models import KeptModels
 
 _MOST_COMPILATIONS = 64
 
@@ -39,7 +40,9 @@ def make_forward(unet: UNet2DConditionModel, mode: Compile) -> Forward[torch.Ten
     return with_cuda_graphs(make_forwards([unet], mode)[0], unet.device)
 
 
-def make_forwards(unets: Sequence[UNet2DConditionModel], mode: Compile) -> Sequence[Forward[torch.Tensor]]:
+def make_forwards(
+    unets: Sequence[UNet2DConditionModel], mode: Compile, kept: KeptModels | None = None
+) -> Sequence[Forward[torch.Tensor]]:
     """Return a forward, without CUDA graphs, for each of several UNets that differ only in their weights."""
     first, *others = unets
     match mode:
@@ -48,7 +51,7 @@ def make_forwards(unets: Sequence[UNet2DConditionModel], mode: Compile) -> Seque
         case "regional":
             return [_CompiledBlocks(unet) for unet in unets]
         case "full":
-            compiled = Compiled(_predict, first, {"conv_1x1_as_mm": True})
+            compiled = Compiled(_predict, first, {"conv_1x1_as_mm": True}, kept)
             return [compiled, *(compiled.on(unet) for unet in others)]
 
 

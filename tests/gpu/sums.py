@@ -12,7 +12,8 @@ import torch
 from torch import nn
 from torch._inductor.runtime.triton_heuristics import CachingAutotuner
 
-from serve_app.replica.compilation import Compiled, use_compile_cache
+from serve_app.replica.compilation import Compiled
+from serve_app.replica.kept_files import use_compile_cache
 from serve_app.replica.norms import ChannelsLastGroupNorm
 
 

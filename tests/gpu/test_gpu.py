@@ -330,8 +330,8 @@ def test_an_image_says_what_it_cost_by_the_clock_of_the_gpu(checkpoint: Checkpoi
 def test_what_idle_processes_import_asks_for_no_gpu() -> None:
     """Ray says only later which GPU is a replica's, and a process that has asked for one sees all for good."""
     code = (
-        "import os, psutil; from serve_app.replica.imports import COMPILER, MODULES, import_all; "
-        "import_all((*MODULES, *COMPILER)); import torch; os.environ['CUDA_VISIBLE_DEVICES'] = ''; "
+        "import os, psutil; from serve_app.replica.imports import COMPILER, MODULES, hash_triton, import_all; "
+        "import_all((*MODULES, *COMPILER)); hash_triton(); import torch; os.environ['CUDA_VISIBLE_DEVICES'] = ''; "
         "print(torch._C._cuda_getDeviceCount() > 0, psutil.Process().children())"
     )
     seen, told = (

@@ -15,7 +15,9 @@ from torch import nn
 from torch._dynamo.utils import counters
 from torch._inductor import config as inductor
 
-from serve_app.replica.compilation import Compiled, use_compile_cache
+from serve_app.replica.compilation import Compiled
+from serve_app.replica.kept_files import use_compile_cache
+from serve_app.replica.kept_models import KeptModels
 
 CHEAPLY: dict[str, object] = {"cpp.simdlen": 1, "cpp.vec_isa_ok": False, "compile_threads": 1}
 """Plain code is compiled in half the time, and here, not in helpers that import torch first.
@@ -40,8 +42,8 @@ def run(layer: Layer, latents: torch.Tensor) -> torch.Tensor:
     return output
 
 
-def compiled(layer: Layer | None = None) -> Compiled:
-    return Compiled(run, layer or Layer())
+def compiled(layer: Layer | None = None, kept: KeptModels | None = None) -> Compiled:
+    return Compiled(run, layer or Layer(), kept=kept)
 
 
 def compilations() -> int:

@@ -1,11 +1,13 @@
 """Compiled models on the CPU; CUDA graphs need a GPU."""
 
 import inspect
+import json
 import logging
 import os
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,10 +25,11 @@ from serve_app.models import PREVIEW_FOLDER
 from serve_app.replica import compilation, unet
 from serve_app.replica.attention import blocks, prepare, prompt_context
 from serve_app.replica.checkpoint import Checkpoint, load_checkpoint
-from serve_app.replica.compilation import use_compile_cache
 from serve_app.replica.conditioning import Conditioning
 from serve_app.replica.decode import Decoder
 from serve_app.replica.denoise import Denoiser
+from serve_app.replica.kept_files import use_compile_cache
+from serve_app.replica.kept_models import KeptModels
 from serve_app.replica.previews import PreviewDecoder
 from serve_app.replica.prompt_reader import PromptReader
 from serve_app.replica.prompts import PromptEncoder
@@ -262,6 +265,35 @@ def test_a_kept_model_that_cannot_be_read_is_compiled_again(
     assert len(file.read_bytes()) > 1000
     assert {each.suffix for each in kept.iterdir()} == {".bin", ".lock"}
     assert compilations() == 2
+
+
+@torch.inference_mode()
+def test_what_a_start_needed_the_next_reads_ahead(compiler: None, kept: Path) -> None:
+    noted, first = kept / "start.json", KeptModels(kept / "start.json")
+    layer.compiled(kept=first).warm_up(layer.LATENTS)
+    first.note()
+    (file,) = kept.glob("*.bin")
+    second = KeptModels(noted)
+    for thread in threading.enumerate():
+        if thread.name.startswith("compiled models"):
+            thread.join()
+    file.unlink()  # what was read ahead is not read again
+    layer.compiled(kept=second).warm_up(layer.LATENTS)
+    assert compilations() == 1
+    second.note()
+    assert json.loads(noted.read_text()) == [file.name]
+
+
+@pytest.mark.parametrize("noted", ["", "7", "[7]", '["../../elsewhere.bin"]', '["gone.bin"]'])
+def test_a_note_that_is_wrong_costs_only_what_reading_ahead_saves(
+    compiler: None, kept: Path, caplog: pytest.LogCaptureFixture, noted: str
+) -> None:
+    kept.mkdir(parents=True)
+    file = kept / "start.json"
+    file.write_text(noted)
+    with caplog.at_level(logging.WARNING, "ray.serve"):
+        assert KeptModels(file).read(kept / "another.bin") is None
+    assert (str(file) in caplog.text) == (not noted.startswith('["'))
 
 
 @torch.inference_mode()

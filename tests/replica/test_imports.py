@@ -3,11 +3,14 @@
 import ast
 import gc
 import importlib
+import importlib.metadata
 import inspect
 import sys
 import textwrap
 import threading
+from functools import cache
 from importlib.util import find_spec
+from itertools import chain, repeat
 from types import ModuleType
 from unittest.mock import Mock
 
@@ -27,7 +30,7 @@ def test_a_start_imports_nothing_that_an_idle_process_would_not() -> None:
 
 def test_an_idle_process_imports_what_replicas_need_until_it_is_something(monkeypatch: pytest.MonkeyPatch) -> None:
     imported: list[str] = []
-    actor_ids = iter([None, None, "an ingress"])
+    actor_ids = chain([None, None], repeat("an ingress"))
     monkeypatch.setattr(imports, "import_module", imported.append)
     monkeypatch.setattr("ray.get_runtime_context", lambda: Mock(get_actor_id=lambda: next(actor_ids)))
     sys.modules.pop("serve_app.preload", None)
@@ -64,6 +67,18 @@ def test_a_start_does_not_find_peft_and_what_is_imported_stays(monkeypatch: pyte
     with importing():
         assert sys.modules["peft"] is there
     assert sys.modules["peft"] is there
+
+
+def test_installed_packages_are_looked_through_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """diffusers and transformers both ask which there are, and it takes longest where many are installed."""
+    looked: list[int] = []
+    monkeypatch.setattr(imports, "_packages", cache(lambda: looked.append(1)))
+    before = importlib.metadata.packages_distributions
+    for _ in range(2):
+        with importing():
+            importlib.metadata.packages_distributions()
+    assert looked == [1]
+    assert importlib.metadata.packages_distributions is before
 
 
 def test_garbage_is_collected_after_an_import_that_has_failed() -> None:

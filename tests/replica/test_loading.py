@@ -14,8 +14,9 @@ from torch import nn
 
 from serve_app.config import AppArgs, EngineConfig, ModelConfig
 from serve_app.errors import CheckpointError
-from serve_app.replica.compilation import Compiled, use_compile_cache
+from serve_app.replica.compilation import Compiled
 from serve_app.replica.device import DeviceError
+from serve_app.replica.kept_files import use_compile_cache
 from serve_app.replica.loading import check_used, load
 
 
