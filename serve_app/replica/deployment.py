@@ -20,7 +20,7 @@ from serve_app.quiet import drop_access_log, drop_harmless_warnings
 from serve_app.recipe import CHUNK_TOKENS, Embedding, Lora, Output, Recipe
 from serve_app.replica.imports import for_good, import_all
 from serve_app.replica.progress import Progress
-from serve_app.threads import Threads
+from serve_app.threads import Threads, take_short_turns
 
 if TYPE_CHECKING:
     from serve_app.replica.checkpoint import Checkpoint
@@ -73,6 +73,7 @@ class Replica:
         from serve_app.replica.sources import path_here
 
         began = time.perf_counter()
+        take_short_turns()  # weights are loaded beside threads that import and read
         # Before the imports, which take longest: Serve tries a start that failed again and again.
         await asyncio.to_thread(path_here, args.model)
         import_all()
