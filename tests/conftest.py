@@ -63,7 +63,20 @@ WithScheduler = Callable[["SchedulerMixin"], Path]
 TOGETHER = {
     **{
         f"tests/integration/test_{name}.py": "own deployments"
-        for name in ("ending", "ingresses", "replica_faults", "resume", "router", "sketches", "soak", "versions")
+        for name in (
+            "changes",
+            "ending",
+            "ingresses",
+            "keys",
+            "models",
+            "progress",
+            "replica_faults",
+            "resume",
+            "router",
+            "sketches",
+            "soak",
+            "versions",
+        )
     },
     "tests/integration/": "shared service",
     "tests/benchmarks/test_plan.py": "compiler and peers",
