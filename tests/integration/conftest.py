@@ -37,6 +37,7 @@ from serve_app.serve import ENVIRONMENT
 from tests.conftest import pipeline
 from tests.integration.forks import FORKS, forking
 from tests.integration.paced import build
+from tests.quiet_ray import QUIET
 from tests.random_lora import save_lora
 
 APP = "test"
@@ -46,12 +47,6 @@ MIN_INTERVAL_S = 0.1
 PAIR = "pair"
 KEEP_S = 6.0
 STALL_TIMEOUT_S = 5.0
-QUIET = {
-    "REPORTER_UPDATE_INTERVAL_MS": "600000",  # what the machine is doing, which nobody here asks for
-    "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.25",  # 0.1 by default
-    "RAY_worker_niceness": "0",  # 15 by default: beside other tests replicas would hardly run
-}
-"""Ray's own work beside the tests' takes as much of the processor as theirs."""
 
 
 @pytest.fixture(scope="session")

@@ -18,8 +18,9 @@ from benchmarks.ports import free_port
 from serve_app.fanout.spans import STAGES
 from serve_app.serve import ENVIRONMENT
 from tests.integration import spans
-from tests.integration.conftest import QUIET, SMALL, events_of, eventually
+from tests.integration.conftest import SMALL, events_of, eventually
 from tests.integration.forks import SOCKET
+from tests.quiet_ray import QUIET
 
 LARGE = {"width": 256, "height": 256}
 LONG, SHORT = 998, 15
