@@ -67,7 +67,6 @@ TOGETHER = {
             "changes",
             "ending",
             "ingresses",
-            "keys",
             "models",
             "progress",
             "replica_faults",
