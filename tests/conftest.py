@@ -63,7 +63,19 @@ WithScheduler = Callable[["SchedulerMixin"], Path]
 TOGETHER = {
     **{
         f"tests/integration/test_{name}.py": "own deployments"
-        for name in ("ending", "ingresses", "replica_faults", "resume", "router", "sketches", "soak", "versions")
+        for name in (
+            "changes",
+            "ending",
+            "ingresses",
+            "models",
+            "progress",
+            "replica_faults",
+            "resume",
+            "router",
+            "sketches",
+            "soak",
+            "versions",
+        )
     },
     "tests/integration/": "shared service",
     "tests/benchmarks/test_plan.py": "compiler and peers",
@@ -91,6 +103,12 @@ class Shares(LoadScopeScheduling):
 @pytest.hookimpl(optionalhook=True)  # xdist's
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Shares:
     return Shares(config, log)
+
+
+@pytest.hookimpl(optionalhook=True)  # xdist's
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Return one more than there are processors: tests of services wait a quarter of their time."""
+    return (os.cpu_count() or 1) + 1
 
 
 @pytest.hookimpl(wrapper=True)

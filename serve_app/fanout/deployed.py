@@ -34,11 +34,15 @@ async def ask_serve(replicas: Iterable[str]) -> dict[str, Deployed]:
     try:
         own = serve.get_replica_context()
         status = await asyncio.to_thread(serve.status)  # it waits for the controller
-        deployments = status.applications[own.app_name].deployments
-        return {name: deployed_of(deployments[name], deployments[own.deployment]) for name in replicas}
-    except (RayError, RayServeException, KeyError) as error:
+    except (RayError, RayServeException) as error:
         logger.warning("Serve's controller did not say how many replicas it wants: %r", error)
         return {}
+    application = status.applications.get(own.app_name)
+    deployments = application.deployments if application else {}
+    if (ingress := deployments.get(own.deployment)) is None:
+        return {}
+    # What Serve does not name any more has ended, since the whole application is about to.
+    return {name: deployed_of(deployments[name], ingress) for name in replicas if name in deployments}
 
 
 def deployed_of(replicas: DeploymentStatusOverview, ingress: DeploymentStatusOverview) -> Deployed:

@@ -17,7 +17,7 @@ export async function copy(text, button, what) {
   announce(`${what} copied`);
   const icon = button.querySelector("use");
   icon.dataset.own ??= icon.getAttribute("href");
-  icon.setAttribute("href", "playground/icons.svg#check");
+  icon.setAttribute("href", icon.dataset.own.replace(/#.*/, "#check"));
   setTimeout(() => icon.setAttribute("href", icon.dataset.own), 1500);
 }
 

@@ -27,7 +27,8 @@
     const button = document.getElementById("theme");
     const show = () => {
       const theme = root.dataset.theme;
-      button.querySelector("use").setAttribute("href", `playground/icons.svg#${theme}`);
+      const icon = button.querySelector("use");
+      icon.setAttribute("href", icon.getAttribute("href").replace(/#.*/, `#${theme}`));
       button.setAttribute("aria-label", `Colours: ${theme}`);
     };
     button.addEventListener("click", () => {

@@ -15,6 +15,7 @@ from benchmarks.plan import DERIVED, PHASES
 from benchmarks.report import rows
 from benchmarks.subjects.engine import ENGINE, ENGINE_512, ENGINE_FEW, ENGINE_FP8
 from benchmarks.subjects.peers import STOCK, STOCK_BF16
+from tests.quiet_ray import QUIET
 
 IN_PROCESS = (ENGINE, ENGINE_512, ENGINE_FEW, ENGINE_FP8, STOCK, STOCK_BF16)
 
@@ -67,7 +68,11 @@ def test_what_does_not_fit_into_the_time_left_says_so(conditions: Conditions, tm
 
 
 @pytest.mark.timeout(600)
-def test_the_deployed_service_and_the_peers_that_serve(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_deployed_service_and_the_peers_that_serve(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in QUIET.items():
+        monkeypatch.setenv(name, value)
     gpu.main(
         ["--tiny", "--gpus", "1", "--out", str(tmp_path), "--only", "service.*", "--only", "fal.*", "--only", "ray.*"]
     )

@@ -1,12 +1,15 @@
 import asyncio
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
+from ray import serve
+from ray.serve.exceptions import RayServeException
 from ray.serve.schema import DeploymentStatus, DeploymentStatusOverview, DeploymentStatusTrigger, ReplicaState
 
 from serve_app.config import AppArgs
-from serve_app.fanout.deployed import Deployed, deployed_of
+from serve_app.fanout.deployed import Deployed, ask_serve, deployed_of
 from serve_app.fanout.models import Models
 from serve_app.fanout.starts import Starts
 from tests.fakes import FakePool, Metrics, NoPeers, OneModel
@@ -64,6 +67,41 @@ def test_of_a_traceback_the_error_is_said() -> None:
 def test_a_long_message_is_cut() -> None:
     trouble = deployed_of(replace(WELL, status=DeploymentStatus.UPDATING, message="x" * 9999), WELL).trouble
     assert trouble == "x" * 500
+
+
+@pytest.mark.parametrize(
+    ("applications", "said"),
+    [
+        ({"own": ("Ingress", "Replica-a", "Replica-b")}, {"Replica-a", "Replica-b"}),
+        ({"own": ("Ingress", "Replica-a")}, {"Replica-a"}),
+        ({"own": ("Replica-a",)}, set()),
+        ({"another": ("Ingress", "Replica-a")}, set()),
+    ],
+)
+async def test_of_what_has_ended_nothing_is_said(
+    applications: dict[str, tuple[str, ...]],
+    said: set[str],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """At the end of a service its replicas are gone before its ingress."""
+    status = {name: SimpleNamespace(deployments=dict.fromkeys(each, WELL)) for name, each in applications.items()}
+    monkeypatch.setattr(serve, "get_replica_context", lambda: SimpleNamespace(app_name="own", deployment="Ingress"))
+    monkeypatch.setattr(serve, "status", lambda: SimpleNamespace(applications=status))
+    assert set(await ask_serve(["Replica-a", "Replica-b"])) == said
+    assert caplog.text == ""
+
+
+async def test_a_controller_that_does_not_answer_is_logged(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail() -> None:
+        raise RayServeException("no controller")
+
+    monkeypatch.setattr(serve, "get_replica_context", lambda: SimpleNamespace(app_name="own", deployment="Ingress"))
+    monkeypatch.setattr(serve, "status", fail)
+    assert await ask_serve(["Replica"]) == {}
+    assert "no controller" in caplog.text
 
 
 def test_the_health_says_what_serve_says() -> None:

@@ -52,6 +52,36 @@ def test_a_change_is_seen_whatever_the_age_of_the_file(tmp_path: Path, monkeypat
     assert len(tags) == 2
 
 
+def test_files_below_their_version_are_kept_for_ever(client: TestClient) -> None:
+    page = client.get("/").text
+    (version,) = {name.split("/")[0] for name in re.findall('="playground/([^"]+)"', page)}
+    addresses = {address.partition("#")[0] for address in re.findall('="(playground/[^"]+)"', page)}
+    assert f"playground/{version}/main.js" in addresses
+    for address in addresses:
+        response = client.get(address)
+        assert (response.status_code, response.headers["cache-control"]) == (200, "public, max-age=31536000, immutable")
+        assert response.content == client.get(address.replace(f"{version}/", "")).content
+
+
+def test_a_file_of_another_version_is_not_kept(client: TestClient) -> None:
+    """While an update is rolled out, the page may be from one ingress replica and its files from another."""
+    response = client.get(f"/playground/{'0' * 16}/main.js")
+    assert (response.status_code, response.headers["cache-control"]) == (200, "no-cache")
+
+
+def test_a_change_of_any_file_changes_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(playground, "_FOLDER", tmp_path)
+    api = FastAPI()
+    playground.install(api)
+    (tmp_path / "index.html").write_text('<script src="playground/main.js"></script>')
+    pages = set()
+    for text in ("one", "two"):
+        (tmp_path / "main.js").write_text(text)
+        response = TestClient(api).get("/")
+        pages |= {response.text, response.headers["etag"]}
+    assert len(pages) == 4
+
+
 def test_the_page_is_html_and_its_modules_are_javascript(client: TestClient) -> None:
     assert client.get("/").headers["content-type"] == "text/html; charset=utf-8"
     assert "javascript" in client.get("/playground/main.js").headers["content-type"]
@@ -66,7 +96,16 @@ def test_nothing_is_inline_and_nothing_comes_from_elsewhere(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "address", ["/playground/", "/playground/nothing.js", "/playground/../config.py", "/playground/%2e%2e/config.py"]
+    "address",
+    [
+        "/playground/",
+        "/playground/nothing.js",
+        "/playground/../config.py",
+        "/playground/%2e%2e/config.py",
+        f"/playground/{'0' * 16}/nothing.js",
+        f"/playground/{'0' * 16}/%2e%2e/config.py",
+        f"/playground/{'0' * 15}/main.js",
+    ],
 )
 def test_there_is_nothing_else(client: TestClient, address: str) -> None:
     response = client.get(address)

@@ -35,9 +35,9 @@ from serve_app.fanout.pool import POLL_INTERVAL_S
 from serve_app.messages import ReplicaStatus
 from serve_app.serve import ENVIRONMENT
 from tests.conftest import pipeline
-from tests.integration import forks
-from tests.integration.forks import forking
+from tests.integration.forks import FORKS, forking
 from tests.integration.paced import build
+from tests.quiet_ray import QUIET
 from tests.random_lora import save_lora
 
 APP = "test"
@@ -47,12 +47,6 @@ MIN_INTERVAL_S = 0.1
 PAIR = "pair"
 KEEP_S = 6.0
 STALL_TIMEOUT_S = 5.0
-QUIET = {
-    "REPORTER_UPDATE_INTERVAL_MS": "600000",  # what the machine is doing, which nobody here asks for
-    "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.25",  # 0.1 by default
-    "RAY_worker_niceness": "0",  # 15 by default: beside other tests replicas would hardly run
-}
-"""Ray's own work beside the tests' takes as much of the processor as theirs."""
 
 
 @pytest.fixture(scope="session")
@@ -73,30 +67,36 @@ def tiny_path(flat_path: Path) -> Path:
     return flat_path
 
 
+@pytest.fixture(scope="package")
+def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """What a Ray must find in its environment to have its workers forked."""
+    with forking(tmp_path_factory.mktemp("ray"), {**ENVIRONMENT, **QUIET}) as environment:
+        yield environment
+
+
 # What runs ends with this folder's tests, and not with the session: idle, it takes a fifth of a processor.
 @pytest.fixture(scope="package")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+def cluster(forks: dict[str, str]) -> Iterator[Cluster]:
     port, metrics_port = free_port(), free_port()
-    with forking(tmp_path_factory.mktemp("ray"), {**ENVIRONMENT, **QUIET}) as environment:
-        with patch.dict(os.environ, environment):
-            own = RayCluster(
-                initialize_head=True,
-                head_node_args={
-                    "num_cpus": 8,  # more than the machine has: the tiny model's replicas hardly need one
-                    "include_dashboard": False,
-                    "dashboard_port": free_port(),  # checked even so
-                    "include_log_monitor": False,
-                    "no_monitor": True,
-                    "metrics_export_port": metrics_port,
-                    "setup_worker_path": forks.__file__,
-                    "_system_config": {"metrics_report_interval_ms": 2000},  # 10 s by default
-                },
-            )
-            ray.init(address=own.address, log_to_driver=False, configure_logging=False)
-        serve.start(http_options={"host": "127.0.0.1", "port": port, "request_timeout_s": 60})
-        yield Cluster(f"http://127.0.0.1:{port}", f"http://127.0.0.1:{metrics_port}/metrics")
-        ray.shutdown()  # Serve's own would wait for each replica to end in order
-        own.shutdown()
+    with patch.dict(os.environ, forks):
+        own = RayCluster(
+            initialize_head=True,
+            head_node_args={
+                "num_cpus": 8,  # more than the machine has: the tiny model's replicas hardly need one
+                "include_dashboard": False,
+                "dashboard_port": free_port(),  # checked even so
+                "include_log_monitor": False,
+                "no_monitor": True,
+                "metrics_export_port": metrics_port,
+                "setup_worker_path": FORKS,
+                "_system_config": {"metrics_report_interval_ms": 2000},  # 10 s by default
+            },
+        )
+        ray.init(address=own.address, log_to_driver=False, configure_logging=False)
+    serve.start(http_options={"host": "127.0.0.1", "port": port, "request_timeout_s": 60})
+    yield Cluster(f"http://127.0.0.1:{port}", f"http://127.0.0.1:{metrics_port}/metrics")
+    ray.shutdown()  # Serve's own would wait for each replica to end in order
+    own.shutdown()
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,8 @@ from serve_app.replica.imports import import_all
 
 SOCKET = "PARALLEL_SDXL_TESTS_FORKS"
 """The environment's name for the path of the socket at which forks are asked for."""
+FORKS = __file__
+"""What Ray must run where it would run its own `setup_worker.py`."""
 _OUTPUT = (1, 2)
 _OURS = ("serve_app.ingress.api", "serve_app.replica.engine", "serve_app.replica.loading")
 _RAYS = ("click", "google.protobuf.json_format", "grpc", "jsonschema", "opentelemetry.sdk.trace", "uvicorn")
@@ -65,6 +67,7 @@ def main() -> None:
         else:
             return
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    os.setpgid(0, 0)  # Ray ends workers by their group, which else were that of the tests
     for copy, fd in zip(output, _OUTPUT, strict=True):
         os.dup2(copy, fd)
         os.close(copy)

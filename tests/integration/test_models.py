@@ -83,13 +83,11 @@ def picture(answer: httpx2.Response) -> str:
     return str(image["b64_json"])
 
 
-def test_each_has_its_own_weights_and_a_request_that_names_none_gets_the_default(
-    models: Changing, app: Running
-) -> None:
+def test_each_has_its_own_weights_and_a_request_that_names_none_gets_the_default(models: Changing, pair: str) -> None:
     def asked(**more: Any) -> NDArray[np.uint8]:
         return pixels(picture(models.http.post("/generate", json={**BODY, "width": 64, **more})))
 
-    alone = pixels(app.generate(**BODY)["images"][0]["b64_json"])
+    alone = pixels(picture(models.http.post(f"{pair}/generate", json=BODY)))
     with ThreadPoolExecutor(4) as pool:
         default, plain, bold, again = pool.map(
             lambda more: asked(**more), [{}, {"model": "plain"}, {"model": "bold_1.0"}, {"model": "bold_1.0"}]
@@ -189,15 +187,14 @@ def test_one_sleeps_and_a_request_wakes_it_alone(models: Changing) -> None:
     eventually(lambda: models.http.post("/generate", json=body).status_code == 200, 60)
 
 
-def test_metrics_say_of_which_model(models: Changing, app: Running) -> None:
+def test_metrics_say_of_which_model(models: Changing, cluster: Cluster) -> None:
+    metric = Running(models.url, models.http, cluster.metrics_url).metric
     models.http.post("/generate", json={**BODY, "model": "bold_1.0"})
     labels = {"application": NAME, "outcome": "succeeded"}
-    eventually(lambda: app.metric("ray_psdxl_images_total", model="bold_1.0", **labels) >= 1, every=1)
-    assert app.metric("ray_psdxl_replicas_ready", application=NAME, model="broken") == 0
-    assert app.metric("ray_psdxl_replicas_ready", application=NAME, model="bold_1.0") == 2, (
-        "each ingress replica says so"
-    )
-    assert app.metric("ray_psdxl_images_capacity", application=NAME, deployment="Replica-bold_1.0") == 4
+    eventually(lambda: metric("ray_psdxl_images_total", model="bold_1.0", **labels) >= 1, every=1)
+    assert metric("ray_psdxl_replicas_ready", application=NAME, model="broken") == 0
+    assert metric("ray_psdxl_replicas_ready", application=NAME, model="bold_1.0") == 2, "each ingress replica says so"
+    assert metric("ray_psdxl_images_capacity", application=NAME, deployment="Replica-bold_1.0") == 4
 
 
 def test_settings_change_without_a_restart_but_for_those_of_a_models_own(models: Changing) -> None:
