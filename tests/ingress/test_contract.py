@@ -121,18 +121,12 @@ class Contract:
 
 
 def test_whatever_is_sent(service: OneModel, args: AppArgs, tmp_path: Path) -> None:
-    api, file = create_api(service, args), tmp_path / "openapi.json"
-    document = api.newest.openapi()
-    file.write_text(json.dumps(document))
-    bodies = {
-        path: methods["post"].get("requestBody") for path, methods in document["paths"].items() if "post" in methods
-    }
-    assert bodies["/stream"] == bodies["/generate"], "what schemathesis.toml leaves out of the one is in the other"
-    assert bodies["/fal-ai/fast-sdxl/stream"] == bodies["/fal-ai/fast-sdxl"]
+    api, document = create_api(service, args), tmp_path / "openapi.json"
+    document.write_text(json.dumps(api.newest.openapi()))
     with served(api) as url:
         options = ["--url", url, "--header", "Authorization: Bearer key"]
         done = subprocess.run(
-            [sys.executable, "-m", "schemathesis.cli", "--config-file", str(CONFIG), "run", str(file), *options],
+            [sys.executable, "-m", "schemathesis.cli", "--config-file", str(CONFIG), "run", str(document), *options],
             cwd=CONFIG.parents[2],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
