@@ -105,12 +105,6 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Shares:
     return Shares(config, log)
 
 
-@pytest.hookimpl(optionalhook=True)  # xdist's
-def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """Return one more than there are processors: tests of services wait a quarter of their time."""
-    return (os.cpu_count() or 1) + 1
-
-
 @pytest.hookimpl(wrapper=True)
 def pytest_collection() -> Generator[None, object, object]:
     """Leave alone what is imported meanwhile: it stays. Else each full collection would look at all of torch again."""
