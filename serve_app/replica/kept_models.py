@@ -7,6 +7,7 @@ and the next one with the same settings reads those while weights are loaded.
 import json
 import logging
 import time
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -21,12 +22,12 @@ logger = logging.getLogger("ray.serve")
 class KeptModels:
     """Reads compiled models, one at a time; ahead those that the last start needed."""
 
-    def __init__(self, noted: Path | None = None) -> None:
-        """Begin to read what the last start noted in a file, if it is there. None: read nothing ahead."""
+    def __init__(self, noted: Callable[[], Path] | None = None) -> None:
+        """Begin to read what the last start noted in a file, whose name may take a while. None: read nothing ahead."""
         self._noted = noted
         self._asked: dict[str, None] = {}  # names, in this order
         self._ahead: Future[dict[Path, Any]] | None = None
-        if noted and noted.exists():
+        if noted:
             thread = ThreadPoolExecutor(1, thread_name_prefix="compiled models")
             self._ahead = thread.submit(_read_all, noted)
             thread.shutdown(wait=False)
@@ -42,15 +43,18 @@ class KeptModels:
         self._ahead = None
         if self._noted:
             names = json.dumps(list(self._asked))
-            keep(self._noted, lambda name: Path(name).write_text(names))
+            keep(self._noted(), lambda name: Path(name).write_text(names))
 
 
-def _read_all(noted: Path) -> dict[Path, Any]:
+def _read_all(noted: Callable[[], Path]) -> dict[Path, Any]:
     """Return the compiled models that a file names. Whatever is wrong with one will show when it is asked for."""
+    file = noted()
     try:
-        paths = [noted.parent / name for name in json.loads(noted.read_text())]
+        paths = [file.parent / name for name in json.loads(file.read_text())]
+    except FileNotFoundError:
+        return {}
     except (OSError, ValueError, TypeError):
-        logger.warning("%s cannot be read: compiled models are read later", noted, exc_info=True)
+        logger.warning("%s cannot be read: compiled models are read later", file, exc_info=True)
         return {}
     return {path: compiled for path in paths if (compiled := _read(path))}
 

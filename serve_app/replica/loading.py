@@ -2,6 +2,7 @@
 
 import logging
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -42,7 +43,7 @@ def load(args: AppArgs) -> Checkpoint:
         use_compile_cache(args.engine.compile_cache)
     check_used(args.model)
     device = prepare_device(args.num_gpus, args.num_cpus)
-    kept = KeptModels(_noted(args, device)) if args.engine.compile == "full" else KeptModels()
+    kept = KeptModels(partial(_noted, args, device)) if args.engine.compile == "full" else KeptModels()
     checkpoint = replace(load_checkpoint(args.model, device), kept_models=kept)
     check_steps(checkpoint.scheduler_config, args.limits.max_steps)
     if _SIDE % (scale := checkpoint.pipe.vae_scale_factor):

@@ -269,11 +269,12 @@ def test_a_kept_model_that_cannot_be_read_is_compiled_again(
 
 @torch.inference_mode()
 def test_what_a_start_needed_the_next_reads_ahead(compiler: None, kept: Path) -> None:
-    noted, first = kept / "start.json", KeptModels(kept / "start.json")
+    noted = kept / "start.json"
+    first = KeptModels(lambda: noted)
     layer.compiled(kept=first).warm_up(layer.LATENTS)
     first.note()
     (file,) = kept.glob("*.bin")
-    second = KeptModels(noted)
+    second = KeptModels(lambda: noted)
     for thread in threading.enumerate():
         if thread.name.startswith("compiled models"):
             thread.join()
@@ -292,7 +293,7 @@ def test_a_note_that_is_wrong_costs_only_what_reading_ahead_saves(
     file = kept / "start.json"
     file.write_text(noted)
     with caplog.at_level(logging.WARNING, "ray.serve"):
-        assert KeptModels(file).read(kept / "another.bin") is None
+        assert KeptModels(lambda: file).read(kept / "another.bin") is None
     assert (str(file) in caplog.text) == (not noted.startswith('["'))
 
 
