@@ -81,6 +81,7 @@ TOGETHER = {
     "tests/benchmarks/test_plan.py": "compiler and peers",
     "tests/replica/test_compiler_choices.py": "compiler and peers",
     "tests/replica/test_compilation.py": "compiler and peers",
+    "tests/replica/test_kept_models.py": "compiler and peers",
 }
 """Tests that one process runs, by where they are: they share what takes long to make, or must not come last."""
 

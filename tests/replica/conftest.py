@@ -1,15 +1,21 @@
-"""Checkpoints to load: a copy of the tiny one for changes, and one with SDXL's blocks, as folder and as file."""
+"""Checkpoints to load: a copy of the tiny one, and one with SDXL's blocks, as folder and as file. And a compiler."""
 
+import os
 import shutil
 import socket
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from diffusers import AutoencoderKL, StableDiffusionXLPipeline, UNet2DConditionModel
+from torch._dynamo.utils import counters
+from torch._inductor import config as inductor
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
+from serve_app.replica.kept_files import use_compile_cache
 from tests.conftest import SDXL_BLOCKS
+from tests.replica import layer
 from tests.single_file import save_single_file
 
 MODELS = ("unet", "vae", "text_encoder", "text_encoder_2")
@@ -27,6 +33,27 @@ def kernels(request: pytest.FixtureRequest) -> Path:
         for path in folder.glob(f"**/{graphs}"):
             shutil.rmtree(path)
     return folder
+
+
+@pytest.fixture
+def kept(kernels: Path) -> Path:
+    """The folder of compiled models, empty at the start of a test."""
+    folder = kernels / f"user-{os.getuid()}" / "parallel-sdxl"
+    shutil.rmtree(folder, ignore_errors=True)
+    return folder
+
+
+@pytest.fixture
+def compiler(kernels: Path, kept: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A compiler that has compiled nothing yet."""
+    monkeypatch.setitem(os.environ, "TORCHINDUCTOR_CACHE_DIR", "")
+    use_compile_cache(str(kernels))
+    torch._dynamo.reset()
+    counters.clear()
+    torch.set_num_threads(1)
+    with inductor.patch(layer.CHEAPLY):
+        yield
+    torch._dynamo.reset()
 
 
 @pytest.fixture

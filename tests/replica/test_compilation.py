@@ -1,14 +1,7 @@
 """Compiled models on the CPU; CUDA graphs need a GPU."""
 
 import inspect
-import json
-import logging
-import os
 import shutil
-import subprocess
-import sys
-import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +21,6 @@ from serve_app.replica.checkpoint import Checkpoint, load_checkpoint
 from serve_app.replica.conditioning import Conditioning
 from serve_app.replica.decode import Decoder
 from serve_app.replica.denoise import Denoiser
-from serve_app.replica.kept_files import use_compile_cache
-from serve_app.replica.kept_models import KeptModels
 from serve_app.replica.previews import PreviewDecoder
 from serve_app.replica.prompt_reader import PromptReader
 from serve_app.replica.prompts import PromptEncoder
@@ -87,27 +78,6 @@ def small_path(tiny_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 def plain(small_path: Path) -> Checkpoint:
     """The checkpoint that nothing of is compiled."""
     return load_checkpoint(ModelConfig(path=str(small_path)), torch.device("cpu"))
-
-
-@pytest.fixture
-def kept(kernels: Path) -> Path:
-    """The folder of compiled models, empty at the start of a test."""
-    folder = kernels / f"user-{os.getuid()}" / "parallel-sdxl"
-    shutil.rmtree(folder, ignore_errors=True)
-    return folder
-
-
-@pytest.fixture
-def compiler(kernels: Path, kept: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A compiler that has compiled nothing yet."""
-    monkeypatch.setitem(os.environ, "TORCHINDUCTOR_CACHE_DIR", "")
-    use_compile_cache(str(kernels))
-    torch._dynamo.reset()
-    counters.clear()
-    torch.set_num_threads(1)
-    with inductor.patch(layer.CHEAPLY):
-        yield
-    torch._dynamo.reset()
 
 
 @pytest.fixture
@@ -240,63 +210,6 @@ def test_a_compiled_unet_takes_its_named_inputs_in_their_order() -> None:
     assert UNetInputs._fields[-len(Conditioning._fields) :] == Conditioning._fields
 
 
-def test_starts_share_what_one_has_compiled(compiler: None, kernels: Path) -> None:
-    """Two at the same time, as the replicas of a machine, and this one later: one compiles, all generate the same."""
-    command = [sys.executable, "-c", "from tests.replica.layer import main; main()", str(kernels)]
-    lines = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=300).stdout.splitlines()
-    answers = [line.split() for line in lines]
-    own, picture = layer.answer()
-    assert own == 0
-    assert sorted(compiled for compiled, _ in answers) == ["0", "1"]
-    assert {picture for _, picture in answers} == {picture}
-
-
-@torch.inference_mode()
-def test_a_kept_model_that_cannot_be_read_is_compiled_again(
-    compiler: None, kept: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    layer.compiled().warm_up(layer.LATENTS)
-    (file,) = kept.glob("*.bin")
-    whole = file.read_bytes()
-    file.write_bytes(whole[:1000])
-    with caplog.at_level(logging.WARNING, "ray.serve"):
-        layer.compiled().warm_up(layer.LATENTS)
-    assert str(file) in caplog.text
-    assert len(file.read_bytes()) > 1000
-    assert {each.suffix for each in kept.iterdir()} == {".bin", ".lock"}
-    assert compilations() == 2
-
-
-@torch.inference_mode()
-def test_what_a_start_needed_the_next_reads_ahead(compiler: None, kept: Path) -> None:
-    noted = kept / "start.json"
-    first = KeptModels(lambda: noted)
-    layer.compiled(kept=first).warm_up(layer.LATENTS)
-    first.note()
-    (file,) = kept.glob("*.bin")
-    second = KeptModels(lambda: noted)
-    for thread in threading.enumerate():
-        if thread.name.startswith("compiled models"):
-            thread.join()
-    file.unlink()  # what was read ahead is not read again
-    layer.compiled(kept=second).warm_up(layer.LATENTS)
-    assert compilations() == 1
-    second.note()
-    assert json.loads(noted.read_text()) == [file.name]
-
-
-@pytest.mark.parametrize("noted", ["", "7", "[7]", '["../../elsewhere.bin"]', '["gone.bin"]'])
-def test_a_note_that_is_wrong_costs_only_what_reading_ahead_saves(
-    compiler: None, kept: Path, caplog: pytest.LogCaptureFixture, noted: str
-) -> None:
-    kept.mkdir(parents=True)
-    file = kept / "start.json"
-    file.write_text(noted)
-    with caplog.at_level(logging.WARNING, "ray.serve"):
-        assert KeptModels(lambda: file).read(kept / "another.bin") is None
-    assert (str(file) in caplog.text) == (not noted.startswith('["'))
-
-
 @torch.inference_mode()
 def test_a_number_of_rows_that_matters_to_the_compiler_has_its_own_model(
     compiler: None, monkeypatch: pytest.MonkeyPatch
@@ -313,20 +226,6 @@ def test_a_number_of_rows_that_matters_to_the_compiler_has_its_own_model(
         forward(torch.zeros(rows, 4, 8, 8))
     with pytest.raises(AssertionError, match="nothing compiled fits"):
         forward(torch.zeros(17, 4, 8, 8))
-
-
-@torch.inference_mode()
-def test_models_are_saved_to_a_folder_without_locks(
-    compiler: None, kept: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    def no_locks(*_: object, **__: object) -> None:
-        raise OSError("no locks available")
-
-    monkeypatch.setattr(compilation, "FileLock", no_locks)
-    with caplog.at_level(logging.WARNING, "ray.serve"):
-        layer.compiled().warm_up(layer.LATENTS)
-    assert "cannot be locked" in caplog.text
-    assert len(list(kept.glob("*.bin"))) == 1
 
 
 @torch.inference_mode()
