@@ -24,12 +24,13 @@ class KeptModels:
 
     def __init__(self, noted: Callable[[], Path] | None = None) -> None:
         """Begin to read what the last start noted in a file, whose name may take a while. None: read nothing ahead."""
-        self._noted = noted
         self._asked: dict[str, None] = {}  # names, in this order
+        self._noted: Future[Path] | None = None
         self._ahead: Future[dict[Path, Any]] | None = None
         if noted:
             thread = ThreadPoolExecutor(1, thread_name_prefix="compiled models")
-            self._ahead = thread.submit(_read_all, noted)
+            self._noted = thread.submit(noted)
+            self._ahead = thread.submit(_read_all, self._noted)
             thread.shutdown(wait=False)
 
     def read(self, path: Path) -> Any:
@@ -43,12 +44,12 @@ class KeptModels:
         self._ahead = None
         if self._noted:
             names = json.dumps(list(self._asked))
-            keep(self._noted(), lambda name: Path(name).write_text(names))
+            keep(self._noted.result(), lambda name: Path(name).write_text(names))
 
 
-def _read_all(noted: Callable[[], Path]) -> dict[Path, Any]:
+def _read_all(noted: Future[Path]) -> dict[Path, Any]:
     """Return the compiled models that a file names. Whatever is wrong with one will show when it is asked for."""
-    file = noted()
+    file = noted.result()
     try:
         paths = [file.parent / name for name in json.loads(file.read_text())]
     except FileNotFoundError:
