@@ -36,7 +36,8 @@ class _Files(StaticFiles):
     async def get_response(self, path: str, scope: Scope) -> Response:
         version, name = found.groups() if (found := _VERSIONED.fullmatch(path)) else ("", path)
         response = await super().get_response(name, scope)
-        if version == _version():  # while versions change the page may be another ingress replica's
+        # During a rollout the page may come from another ingress replica, which has other files.
+        if version and version == _version():
             response.headers["Cache-Control"] = _FOR_EVER
         return response
 
