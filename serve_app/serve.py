@@ -13,23 +13,25 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from importlib import import_module
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-import ray
 import yaml
+
+from serve_app.forks.server import forked_workers
+from serve_app.replica.imports import ASK_NO_GPU, COMPILER
 
 if TYPE_CHECKING:
     from ray.serve.handle import DeploymentHandle
 
     from serve_app.config import AppArgs
 
-# Serve is imported where it is used: its imports take half a second, in which Ray can start already.
+# Ray and Serve are imported where they are used: that takes a second, in which what workers need is imported already.
 
 ENVIRONMENT = {
     # Serve's controller reads it: else a replica that hangs keeps its GPU for as long as a request may take.
@@ -44,10 +46,6 @@ ENVIRONMENT = {
     "RAY_SERVE_MAX_PER_REPLICA_RETRY_COUNT": "10",
 }
 """What Ray's processes must find in their environment when they start."""
-
-ASK_NO_GPU = {"PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
-"""Makes torch ask the driver's library, by which Ray counts GPUs too, whether there are any, and not CUDA: a process
-that has asked CUDA before Ray has said which GPU is its own sees all of them for good. diffusers asks when imported."""
 
 _BESIDE_REPLICAS = 5
 """Processes of a service: Serve's controller, a proxy, the builder, an ingress, and a spare for a replica to come."""
@@ -84,21 +82,29 @@ def main() -> None:
 
     for name, value in {**ENVIRONMENT, **preloading(options.config, os.cpu_count() or 1)}.items():
         os.environ.setdefault(name, value)
-    with ThreadPoolExecutor(1) as beside:
-        beside.submit(import_module, "ray.serve.scripts")
-        start_ray(address_of(options.address, os.environ), options.config, options.no_dashboard)  # it takes SIGTERM
+    address = address_of(options.address, os.environ)
+    modules = before_forks(options.config) if address == OWN else None
+    with forked_workers(modules) if modules is not None else nullcontext():
+        with ThreadPoolExecutor(1) as beside:
+            beside.submit(import_module, "ray.serve.scripts")
+            start_ray(address, options.config, options.no_dashboard)  # it takes SIGTERM
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, on_signal)
+        serve_until(told, options.config, options.grace)
+
+
+def serve_until(told: threading.Event, config: str, grace_s: float) -> None:
+    """Run the config until told to end, and end it in order."""
     from ray import serve
     from ray.serve.scripts import cli
 
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, on_signal)
-    cli(["run", "--non-blocking", "--address", "auto", options.config], standalone_mode=False)
-    for warning in cut_off(options.config):
+    cli(["run", "--non-blocking", "--address", "auto", config], standalone_mode=False)
+    for warning in cut_off(config):
         print(warning, flush=True)
     while not told.wait(1):  # a wait without end would not let Python see the signal
         pass
-    print(f"shutting down: running requests have {options.grace:g} s ...", flush=True)
-    drain(options.grace)
+    print(f"shutting down: running requests have {grace_s:g} s ...", flush=True)
+    drain(grace_s)
     serve.shutdown()
 
 
@@ -109,6 +115,8 @@ def address_of(option: str | None, environ: Mapping[str, str]) -> str:
 
 def start_ray(address: str, config: str, no_dashboard: bool) -> None:
     """Start or join Ray, and say which. Exits where that would take a place that others have."""
+    import ray
+
     if address == OWN:
         require_port(config)
         ray.init(OWN, namespace="serve", include_dashboard=False if no_dashboard else None)  # None: if installed
@@ -156,6 +164,17 @@ def preloading(config: str, cores: int) -> Mapping[str, str]:
         "RAY_worker_maximum_startup_concurrency": str(processes),  # so that it starts no more
         "RAY_num_workers_soft_limit": str(processes),  # so that it ends none of them
     }
+
+
+def before_forks(config: str) -> Sequence[str] | None:
+    """Return what to import, beside what all services need, before workers are forked; None where they are not to be.
+
+    Those that use GPUs are not: a driver's library, which is asked for GPUs before, is not known to survive it.
+    """
+    served = [own for args in _ours(config) for own in args.served.values()]
+    if any(own.num_gpus for own in served):
+        return None
+    return COMPILER if any(own.engine.compile != "none" for own in served) else ()
 
 
 def cut_off(config: str) -> Iterator[str]:

@@ -10,7 +10,8 @@ import pytest
 import yaml
 from ray.serve.exceptions import RayServeException
 
-from serve_app.serve import OWN, address_of, cut_off, drained, preloading, require_port
+from serve_app.replica.imports import COMPILER
+from serve_app.serve import OWN, address_of, before_forks, cut_off, drained, preloading, require_port
 
 
 @dataclass
@@ -111,3 +112,20 @@ def test_what_replicas_need_is_imported_early_where_there_are_cores_for_it(
     assert [value for name, value in settings.items() if name.endswith(("_concurrency", "_limit"))] == [
         str(processes)
     ] * 2
+
+
+@pytest.mark.parametrize(
+    ("args", "modules"),
+    [
+        ({"num_gpus": 0}, ()),
+        ({"num_gpus": 0, "engine": {"compile": "full"}}, COMPILER),
+        ({"num_gpus": 1}, None),
+        ({"num_gpus": 0, "models": {"a": {}, "b": {"num_gpus": 0.5}}, "default_model": "a"}, None),
+    ],
+)
+def test_workers_are_forked_where_no_replica_has_a_gpu(
+    args: dict[str, Any], modules: tuple[str, ...] | None, tmp_path: Path
+) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text(yaml.safe_dump({"applications": [{"import_path": "serve_app.app:build", "args": args}]}))
+    assert before_forks(str(config)) == modules

@@ -33,6 +33,10 @@ COMPILER = (
 )
 """What torch needs to read compiled models besides; it imports that itself."""
 
+ASK_NO_GPU = {"PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
+"""Makes torch ask the driver's library, by which Ray counts GPUs too, whether there are any, and not CUDA: a process
+that has asked CUDA before Ray has said which GPU is its own sees all of them for good. diffusers asks when imported."""
+
 _one_at_a_time = threading.Lock()
 _packages = cache(importlib.metadata.packages_distributions)
 """Which distributions the packages of this environment belong to. diffusers and transformers ask when imported, and it

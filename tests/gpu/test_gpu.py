@@ -30,6 +30,7 @@ from serve_app.replica.decode import Decoder
 from serve_app.replica.denoise import Denoiser
 from serve_app.replica.engine import Engine
 from serve_app.replica.gpu_clock import GpuClock
+from serve_app.replica.imports import ASK_NO_GPU
 from serve_app.replica.lora.packing import Packer
 from serve_app.replica.norms import ChannelsLastGroupNorm
 from serve_app.replica.previews import PreviewDecoder
@@ -38,7 +39,6 @@ from serve_app.replica.prompts import PromptEncoder, TextEncoders
 from serve_app.replica.quantize import to_fp8
 from serve_app.replica.trajectory import Trajectory
 from serve_app.replica.unet import eager, make_forward
-from serve_app.serve import ASK_NO_GPU
 from tests.conftest import Collector, Watch, make_slot
 from tests.replica.layer import fail_where_nothing_fits
 from tests.replica.test_compilation import weighted

@@ -32,10 +32,11 @@ from serve_app.config import (
     StreamsConfig,
 )
 from serve_app.fanout.pool import POLL_INTERVAL_S
+from serve_app.forks import worker
+from serve_app.forks.server import fork_server
 from serve_app.messages import ReplicaStatus
 from serve_app.serve import ENVIRONMENT
 from tests.conftest import pipeline
-from tests.integration.forks import FORKS, forking
 from tests.integration.paced import build
 from tests.quiet_ray import QUIET
 from tests.random_lora import save_lora
@@ -70,8 +71,9 @@ def tiny_path(flat_path: Path) -> Path:
 @pytest.fixture(scope="package")
 def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """What a Ray must find in its environment to have its workers forked."""
-    with forking(tmp_path_factory.mktemp("ray"), {**ENVIRONMENT, **QUIET}) as environment:
-        yield environment
+    environment = {**ENVIRONMENT, **QUIET}
+    with fork_server(tmp_path_factory.mktemp("ray"), {**os.environ, **environment}) as found:
+        yield {**environment, **found}
 
 
 # What runs ends with this folder's tests, and not with the session: idle, it takes a fifth of a processor.
@@ -88,7 +90,7 @@ def cluster(forks: dict[str, str]) -> Iterator[Cluster]:
                 "include_log_monitor": False,
                 "no_monitor": True,
                 "metrics_export_port": metrics_port,
-                "setup_worker_path": FORKS,
+                "setup_worker_path": worker.__file__,
                 "_system_config": {"metrics_report_interval_ms": 2000},  # 10 s by default
             },
         )

@@ -19,7 +19,6 @@ from serve_app.fanout.spans import STAGES
 from serve_app.serve import ENVIRONMENT
 from tests.integration import spans
 from tests.integration.conftest import SMALL, events_of, eventually
-from tests.integration.forks import SOCKET
 from tests.quiet_ray import QUIET
 
 LARGE = {"width": 256, "height": 256}
@@ -29,9 +28,7 @@ GRACE_S = 8
 
 
 @contextmanager
-def service(
-    tiny_path: Path, folder: Path, forks: dict[str, str]
-) -> Iterator[tuple["subprocess.Popen[bytes]", httpx2.Client]]:
+def service(tiny_path: Path, folder: Path) -> Iterator[tuple["subprocess.Popen[bytes]", httpx2.Client]]:
     """Run the service in a Ray of its own, as `python -m serve_app.serve` does; give its process and a client of it."""
     port, config = free_port(), folder / "config.yaml"
     args = {
@@ -57,7 +54,7 @@ def service(
     command = [
         sys.executable,
         "-m",
-        "tests.integration.forked_serve",
+        "serve_app.serve",
         str(config),
         "--no-dashboard",
         "--grace",
@@ -67,7 +64,6 @@ def service(
         **{name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"},
         **QUIET,
         "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
-        SOCKET: forks[SOCKET],
         spans.FOLDER: str(folder),
     }
     with (folder / "log").open("wb") as log:
@@ -125,15 +121,18 @@ def asked(url: str, steps: int, answers: Answers) -> Iterator[None]:
         thread.join()
 
 
-def test_no_answer_is_torn(tiny_path: Path, tmp_path: Path, forks: dict[str, str]) -> None:
+def test_no_answer_is_torn(tiny_path: Path, tmp_path: Path) -> None:
     answers: Answers = {}
     refused = {"prompt": "a", **SMALL, "num_images": 1}
-    with service(tiny_path, tmp_path, forks) as (process, http):
+    with service(tiny_path, tmp_path) as (process, http):
         url = str(http.base_url)
         eventually(lambda: is_ready(http), seconds=120)
         (raylet,) = processes_of(process, "raylet/raylet")  # it passes its environment on to all workers
         assert ENVIRONMENT.items() <= raylet.environ().items()
         assert processes_of(process, "ray-dashboard") == []
+        beside = psutil.Process(process.pid).children()
+        (forks,) = (child for child in beside if "serve_app.forks.server" in child.cmdline())
+        assert {worker.ppid() for worker in processes_of(process, "ray::Serve")} == {forks.pid}
         assert "\nThis service has a Ray of its own;" in (tmp_path / "log").read_text()
         with asked(url, LONG, answers):
             eventually(lambda: in_flight(http) == 2)
