@@ -17,6 +17,7 @@ import torch
 from filelock import FileLock
 from torch import nn
 
+from serve_app.config import Compile
 from serve_app.replica.kept_files import keep, kept_file
 from serve_app.replica.kept_models import KeptModels
 
@@ -167,6 +168,11 @@ class Compiled(Eager):
             shapes,
         )
         return kept_file(self._function.__qualname__, "bin", inputs[0].device, depends)
+
+
+def whole(function: Function, module: nn.Module, mode: Compile, kept: KeptModels) -> Forward[torch.Tensor]:
+    """Return a model's forward, compiled as a whole if `engine.compile` is `full`."""
+    return Compiled(function, module, kept=kept) if mode == "full" else Eager(function, module)
 
 
 def _choices(inputs: tuple[torch.Tensor, ...]) -> Sequence[_Shapes]:

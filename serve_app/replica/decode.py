@@ -10,7 +10,7 @@ from serve_app.config import Compile
 from serve_app.errors import SlotFailed
 from serve_app.imaging import Pixels
 from serve_app.replica.checkpoint import Checkpoint
-from serve_app.replica.compilation import Compiled, Eager, Forward
+from serve_app.replica.compilation import Forward, whole
 from serve_app.replica.device import fast_layout, mark, to_host
 from serve_app.replica.kept_models import KeptModels
 
@@ -97,7 +97,7 @@ class Decoder:
 
 def decoder_forward(vae: AutoencoderKL | AutoencoderTiny, mode: Compile, kept: KeptModels) -> Forward[torch.Tensor]:
     """Return a VAE's decoder, latents to (rows, 3, h, w) in -1..1, compiled if `engine.compile` is `full`."""
-    return Compiled(_decode, vae, kept=kept) if mode == "full" else Eager(_decode, vae)
+    return whole(_decode, vae, mode, kept)
 
 
 def _decode(vae: AutoencoderKL | AutoencoderTiny, latents: torch.Tensor) -> torch.Tensor:

@@ -14,7 +14,7 @@ from serve_app.canvas import Layer
 from serve_app.config import Compile
 from serve_app.errors import SlotFailed
 from serve_app.replica.checkpoint import Checkpoint
-from serve_app.replica.compilation import Compiled, Eager
+from serve_app.replica.compilation import whole
 from serve_app.replica.decode import Scaling
 from serve_app.replica.device import fast_layout, to_device
 
@@ -53,9 +53,7 @@ class Encoder:
     def __init__(self, checkpoint: Checkpoint, mode: Compile) -> None:
         self._vae = checkpoint.vae
         self._device = checkpoint.device
-        self._forward = (
-            Compiled(_encode, self._vae, kept=checkpoint.kept_models) if mode == "full" else Eager(_encode, self._vae)
-        )
+        self._forward = whole(_encode, self._vae, mode, checkpoint.kept_models)
         self._scaling = Scaling.of(self._vae, checkpoint.device, torch.float32)
         self._cache: OrderedDict[str, Encoded] = OrderedDict()
 
