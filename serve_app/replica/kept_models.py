@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from serve_app.replica.imports import for_good
 from serve_app.replica.kept_files import keep
 
 logger = logging.getLogger("ray.serve")
@@ -36,8 +37,9 @@ class KeptModels:
     def read(self, path: Path) -> Any:
         """Return the compiled model in a file, or None."""
         self._asked[path.name] = None
-        ahead = self._ahead.result() if self._ahead else {}
-        return ahead.pop(path) if path in ahead else _read(path)
+        with for_good():
+            ahead = self._ahead.result() if self._ahead else {}
+            return ahead.pop(path) if path in ahead else _read(path)
 
     def note(self) -> None:
         """Note what was asked for, for the next start. What was read ahead and not asked for is let go."""

@@ -1,5 +1,6 @@
 """What a start has compiled, others read."""
 
+import gc
 import json
 import logging
 import subprocess
@@ -64,6 +65,20 @@ def test_what_a_start_needed_the_next_reads_ahead(compiler: None, kept: Path) ->
     assert compilations() == 1
     second.note()
     assert json.loads(noted.read_text()) == [file.name]
+
+
+@torch.inference_mode()
+def test_what_is_read_is_never_looked_through_for_garbage(compiler: None, kept: Path) -> None:
+    """SDXL's compiled models are some hundred thousand objects: to look through them would hold up every image."""
+    layer.compiled().warm_up(layer.LATENTS)
+    gc.collect()
+    gc.freeze()
+    before = gc.get_freeze_count()
+    later = layer.compiled()
+    later.warm_up(layer.LATENTS)
+    assert compilations() == 1
+    assert gc.isenabled()
+    assert gc.get_freeze_count() > before + 100
 
 
 @pytest.mark.parametrize("noted", ["", "7", "[7]", '["../../elsewhere.bin"]', '["gone.bin"]'])
