@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -19,21 +20,26 @@ from serve_app.forks.server import fork_server, forked_workers
 from tests.integration.conftest import eventually
 
 WORKER = """
-import json, os, sys
+import json, os, resource, signal, sys
 here = {"arguments": sys.argv, "environment": dict(os.environ), "folder": os.getcwd(), "pid": os.getpid(),
         "parent": os.getppid(), "group": os.getpgid(0), "input": sys.stdin.read(), "niceness": os.nice(0),
-        "first_to_go": open("/proc/self/oom_score_adj").read(), "torch": "torch" in sys.modules,
+        "oom_score": open("/proc/self/oom_score_adj").read(), "files": resource.getrlimit(resource.RLIMIT_NOFILE),
+        "blocked": list(signal.pthread_sigmask(signal.SIG_BLOCK, ())), "path": sys.path[0],
+        "torch": "torch" in sys.modules,
         "open": [os.readlink(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd")[:-1]]}
 print(json.dumps(here), flush=True)
 """
 OWN = "print('started by itself')"
 WITHOUT_IMPORTS = "from serve_app.forks import server; server._MODULES = (); "
+RAY = "import sys; sys.modules['ray'] = sys; "
 THREAD = "import threading, time; threading.Thread(target=time.sleep, args=[60], daemon=True).start(); "
 
 
 def _as_ray_does() -> None:
     os.nice(15)
-    Path(worker.FIRST_TO_GO).write_text("900")
+    Path(worker.OOM_SCORE).write_text("900")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (777, 800))
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
 
 
 @dataclass(frozen=True)
@@ -81,7 +87,9 @@ def test_a_worker_is_a_fork_with_what_ray_gave_it(forks: dict[str, str], rays: R
     assert found["folder"] == str(rays.folder)
     assert found["group"] == found["pid"], "Ray ends workers by their groups"
     assert found["input"] == ""
-    assert (found["niceness"], found["first_to_go"]) == (15, "900\n")
+    assert (found["niceness"], found["oom_score"], found["files"]) == (15, "900\n", [777, 800])
+    assert found["blocked"] == [signal.SIGINT]
+    assert found["path"] == str(rays.folder)
     assert not [name for name in found["open"] if name.startswith("socket:")], "none of what forks are asked for by"
     assert psutil.Process(found["parent"]).ppid() == os.getpid()
 
@@ -130,7 +138,9 @@ def _serving(listener: socket.socket, code: str) -> "subprocess.Popen[str]":
     )
 
 
-@pytest.mark.parametrize(("code", "why"), [(THREAD, "2 threads"), ("import sys; sys.modules['ray'] = sys; ", "Ray")])
+@pytest.mark.parametrize(
+    ("code", "why"), [(THREAD, "threads are here: python"), ("import sys; sys.modules['ray'] = sys; ", "Ray")]
+)
 def test_nothing_is_forked_where_forks_would_not_work(code: str, why: str, rays: Rays) -> None:
     path = str(rays.folder / "forks")
     with socket.socket(socket.AF_UNIX) as listener:
@@ -162,22 +172,75 @@ def test_forks_go_on_when_who_has_started_them_ends(rays: Rays) -> None:
     eventually(lambda: not fork.is_running() or fork.status() == psutil.STATUS_ZOMBIE)
 
 
+def test_a_worker_that_waits_for_too_long_starts_by_itself(rays: Rays) -> None:
+    """And the fork that it might have had ends: both would come as the same worker."""
+    (rays.folder / "default_worker.py").write_text("open('forked', 'w')")
+    path = str(rays.folder / "forks")
+    code = "import sys; from serve_app.forks import worker; worker._WAIT_S = 0.5; worker.main(sys.argv[1:])"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(path)
+        listener.listen()
+        command = [sys.executable, "-c", code, str(rays.folder / "default_worker.py"), "--language=PYTHON"]
+        with (rays.folder / "out").open("w") as file:
+            subprocess.run(command, stdout=file, env={**os.environ, worker.SOCKET: path}, check=True, timeout=60)
+        process = _serving(listener, WITHOUT_IMPORTS)
+    assert (rays.folder / "out").read_text().strip() == "started by itself"
+    assert json.loads(_printed(rays, path))["torch"] is False
+    process.communicate(timeout=60)
+    assert not (rays.folder / "forked").exists()
+
+
+def _printed(rays: Rays, path: str) -> str:
+    """Return what a worker prints that is forked after all that have asked before."""
+    (rays.folder / "default_worker.py").write_text(WORKER)
+    return rays.started(**{worker.SOCKET: path})
+
+
+def test_a_hanging_process_ends_with_who_has_started_it(tmp_path: Path) -> None:
+    before = psutil.Process().children()
+    with fork_server(tmp_path, os.environ):
+        (process,) = set(psutil.Process().children()) - set(before)
+        process.suspend()
+    assert not process.is_running()
+
+
+def test_forks_are_there_where_input_and_output_are_closed(rays: Rays) -> None:
+    code = f"""
+import subprocess, sys, os
+from pathlib import Path
+from serve_app.forks import server, worker
+with server.fork_server(Path({str(rays.folder)!r}), os.environ) as environment:
+    subprocess.run([sys.executable, worker.__file__, {str(rays.folder / "default_worker.py")!r}, "--language=PYTHON"],
+                   env={{**os.environ, **environment}}, stdout=open("out", "w"), stderr=subprocess.STDOUT)
+"""
+    script = rays.folder / "start.py"
+    script.write_text(code)
+    command = ["bash", "-c", f"{sys.executable} {script} 0<&- 1>&- 2>&-"]
+    subprocess.run(command, cwd=rays.folder, env={**os.environ, "PYTHONPATH": os.getcwd()}, timeout=60, check=True)
+    eventually(lambda: (rays.folder / "out").read_text())
+    assert json.loads((rays.folder / "out").read_text())["torch"]
+
+
+def test_what_is_left_by_who_was_killed_is_removed(tmp_path: Path) -> None:
+    folder = tmp_path / "own"
+    folder.mkdir()
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(folder / "forks"))
+        listener.listen()
+        process = _serving(listener, WITHOUT_IMPORTS)
+    process.communicate(timeout=60)
+    assert not folder.exists()
+
+
 def test_a_start_goes_on_where_no_workers_can_be_forked(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     from ray._private import ray_constants
 
-    monkeypatch.setattr("tempfile.tempdir", str(_too_long(tmp_path)))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "nowhere"))
     monkeypatch.delenv(worker.SOCKET, raising=False)
     before = ray_constants.SETUP_WORKER_FILENAME
     with forked_workers():
         assert before == ray_constants.SETUP_WORKER_FILENAME
         assert worker.SOCKET not in os.environ
-    assert "AF_UNIX path too long" in caplog.text
-
-
-def _too_long(folder: Path) -> Path:
-    """Return a folder in which no socket can be."""
-    deep = folder / ("a" * 100)
-    deep.mkdir()
-    return deep
+    assert "nowhere" in caplog.text

@@ -7,6 +7,7 @@ Ray and Serve use for two. Here that is done once, while Ray starts, for all wor
 import json
 import logging
 import os
+import resource
 import runpy
 import signal
 import socket
@@ -16,6 +17,7 @@ import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from fcntl import F_DUPFD_CLOEXEC, fcntl
 from importlib import import_module
 from pathlib import Path
 from select import select
@@ -51,13 +53,13 @@ _TO_ASK_S = 10.0
 
 @contextmanager
 def forked_workers(modules: Iterable[str] = ()) -> Iterator[None]:
-    """Have the workers forked of a Ray that this process starts while the context is open, with these imported too.
+    """Fork the workers of the Ray that this process starts while the context is open. Import these modules as well.
 
     Where that cannot be they start as ever, only slower.
     """
     with ExitStack() as held:
-        folder = held.enter_context(tempfile.TemporaryDirectory(prefix="parallel-sdxl-"))
         try:
+            folder = held.enter_context(tempfile.TemporaryDirectory(prefix="parallel-sdxl-"))
             environment = held.enter_context(fork_server(Path(folder), os.environ, modules))
         except OSError as error:
             logger.warning("workers are not forked, which only makes starts slower: %s", error)
@@ -79,26 +81,37 @@ def fork_server(folder: Path, environment: Mapping[str, str], modules: Iterable[
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(path)
         listener.listen(1024)  # who asks before the imports have ended waits
+        passed = fcntl(listener, F_DUPFD_CLOEXEC, 3)  # the input's own number may be free where it is closed
+    try:
         process = subprocess.Popen(  # noqa: S603, our own command
-            [sys.executable, "-m", __name__, str(listener.fileno()), *modules],
+            [sys.executable, "-u", "-m", __name__, str(passed), *modules],  # not buffered, as Ray's workers
             env={**environment, **_ONE_THREAD, **ASK_NO_GPU},
-            pass_fds=[listener.fileno()],
-            stdin=subprocess.PIPE,  # its end tells the process that this one has ended
-            start_new_session=True,  # Ctrl-C is for this one, which needs workers until it has ended in order
+            pass_fds=[passed],
+            stdin=subprocess.PIPE,  # ends when this process does
+            stdout=subprocess.DEVNULL,  # forks have their own; where it is closed here, they would have none
+            stderr=None if sys.stderr else subprocess.DEVNULL,
+            start_new_session=True,  # Ctrl-C is for this process, which needs workers until it has ended in order
         )
+    finally:
+        os.close(passed)
     with process:
-        yield {worker.SOCKET: path}
+        try:
+            yield {worker.SOCKET: path}
+        finally:
+            process.kill()
 
 
 @dataclass(frozen=True)
 class Asked:
-    """What Ray has given a worker; see `worker`. `output` are descriptors: copies of its standard output and error."""
+    """What Ray has given a worker. `output` are copies of the descriptors of its standard output and error."""
 
     arguments: Sequence[str]
     environment: Mapping[str, str]
     folder: str
+    blocked: Sequence[int]
+    limits: Sequence[tuple[int, tuple[int, int]]]
     niceness: int
-    first_to_go: str
+    oom_score: str
     output: Sequence[int]
 
 
@@ -108,20 +121,25 @@ def main(listener: socket.socket, modules: Iterable[str]) -> None:
         _import((*_MODULES, *modules))
         signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for what becomes of forks
         asked = _forked(listener)
+        path = Path(listener.getsockname())
     if asked:
         _work(asked)
+        return
+    with suppress(OSError):  # who has started this process may have ended without removing them
+        path.unlink(missing_ok=True)
+        path.parent.rmdir()
 
 
 def _import(modules: Iterable[str]) -> None:
     drop_harmless_warnings()
     with importing():
         for module in modules:
-            with suppress(ImportError):  # a worker that needs it will say so, where it is seen
+            with suppress(Exception):  # a worker that needs it will say what is wrong with it, where it is seen
                 import_module(module)
 
 
 def _forked(listener: socket.socket) -> Asked | None:
-    """Fork whenever asked. Return what for in each fork; and None in this process, when its input has ended."""
+    """Fork whenever asked. In each fork, return what it is for; here, return None once the input has ended."""
     while _can_fork() and sys.stdin not in select([listener, sys.stdin], [], [])[0]:
         with listener.accept()[0] as connection:
             connection.settimeout(_TO_ASK_S)
@@ -135,14 +153,16 @@ def _forked(listener: socket.socket) -> Asked | None:
 
 def _can_fork() -> bool:
     """Return whether forks will work: with what is installed elsewhere, imports might start threads, or import Ray."""
-    if (threads := len(os.listdir("/proc/self/task"))) > 1 or "ray" in sys.modules:
-        logger.warning("workers are not forked, which only makes starts slower: Ray or %d threads are here", threads)
-        return False
-    return True
+    threads = [Path(task, "comm").read_text().strip() for task in Path("/proc/self/task").iterdir()]
+    if len(threads) == 1 and "ray" not in sys.modules:
+        return True
+    what = "Ray is here" if len(threads) == 1 else f"threads are here: {', '.join(threads)}"
+    logger.warning("workers are not forked, which only makes starts slower: %s", what)
+    return False
 
 
 def _fork(connection: socket.socket) -> Asked | None:
-    """Return what is asked for in a fork, and None in this process. Raises if that cannot be understood, or forked."""
+    """In a fork, return what it is for; here, return None. Raises if what is asked for is wrong, or a fork fails."""
     _, output, _, _ = socket.recv_fds(connection, 1, len(worker.OUTPUT))
     with ExitStack() as ours:
         for copy in output:
@@ -151,31 +171,43 @@ def _fork(connection: socket.socket) -> Asked | None:
             asked = Asked(**json.load(file), output=output)
         if os.fork() == 0:
             ours.pop_all()
-            with suppress(OSError):  # nobody waits for it any more: Ray will say what becomes of it
+            try:
                 connection.sendall(b" ")
+            except OSError:  # who has asked has gone, or has started by itself
+                os._exit(0)
             return asked
     return None
 
 
 def _work(asked: Asked) -> None:
-    """Do what Ray's `setup_worker.py` would, and run the worker."""
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    """Become as Ray has made who has asked, do what its `setup_worker.py` would, and run the worker."""
     os.setpgid(0, 0)  # Ray ends workers by their groups
-    with open(os.devnull) as nothing:
-        os.dup2(nothing.fileno(), 0)
-    for copy, descriptor in zip(asked.output, worker.OUTPUT, strict=True):
-        os.dup2(copy, descriptor)
-        os.close(copy)
+    _direct(asked.output)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, asked.blocked)
     with suppress(OSError):  # Ray goes on without as well
         os.setpriority(os.PRIO_PROCESS, 0, asked.niceness)
-        Path(worker.FIRST_TO_GO).write_text(asked.first_to_go)
+        Path(worker.OOM_SCORE).write_text(asked.oom_score)
+    for limit, (soft, hard) in asked.limits:
+        resource.setrlimit(limit, (soft, hard))
     os.chdir(asked.folder)
     os.environ.clear()
     os.environ.update(asked.environment)
     from ray._private.workers.setup_worker import parser
 
     _, sys.argv = parser.parse_known_args(asked.arguments)
+    if not sys.flags.safe_path:
+        sys.path[0] = os.path.dirname(sys.argv[0])
     runpy.run_path(sys.argv[0], run_name="__main__")
+
+
+def _direct(output: Sequence[int]) -> None:
+    """Make these descriptors this process's output, and nothing its input."""
+    with open(os.devnull) as nothing:
+        os.dup2(nothing.fileno(), 0)
+    for copy, descriptor in zip(output, worker.OUTPUT, strict=True):
+        os.dup2(copy, descriptor)
+        os.close(copy)
 
 
 if __name__ == "__main__":
