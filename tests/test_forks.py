@@ -25,12 +25,12 @@ here = {"arguments": sys.argv, "environment": dict(os.environ), "folder": os.get
         "parent": os.getppid(), "group": os.getpgid(0), "input": sys.stdin.read(), "niceness": os.nice(0),
         "oom_score": open("/proc/self/oom_score_adj").read(), "files": resource.getrlimit(resource.RLIMIT_NOFILE),
         "blocked": list(signal.pthread_sigmask(signal.SIG_BLOCK, ())), "path": sys.path[0],
-        "torch": "torch" in sys.modules,
+        "imported": "colorsys" in sys.modules,
         "open": [os.readlink(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd")[:-1]]}
 print(json.dumps(here), flush=True)
 """
 OWN = "print('started by itself')"
-WITHOUT_IMPORTS = "from serve_app.forks import server; server._MODULES = (); "
+SERVER = "from serve_app.forks import server; "
 RAY = "import sys; sys.modules['ray'] = sys; "
 THREAD = "import threading, time; threading.Thread(target=time.sleep, args=[60], daemon=True).start(); "
 
@@ -74,13 +74,13 @@ def rays(tmp_path: Path) -> Rays:
 
 @pytest.fixture(scope="module")
 def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    with fork_server(tmp_path_factory.mktemp("forks"), os.environ) as environment:
+    with fork_server(tmp_path_factory.mktemp("forks"), os.environ, ["colorsys"]) as environment:
         yield environment
 
 
 def test_a_worker_is_a_fork_with_what_ray_gave_it(forks: dict[str, str], rays: Rays) -> None:
     found: dict[str, Any] = json.loads(rays.started("--of", "its own", **forks, MARK="yes"))
-    assert found["torch"], "it has been imported before"
+    assert found["imported"], "it has been imported before"
     assert found["arguments"] == [str(rays.folder / "default_worker.py"), "--of", "its own"]
     assert found["environment"].items() >= {"MARK": "yes", **forks}.items()
     assert not found["environment"].keys() & {"HOME", *server._ONE_THREAD}, "those are of the process that forks"
@@ -123,7 +123,7 @@ def test_who_asks_for_nonsense_harms_no_others(sent: bytes, forks: dict[str, str
             connection.sendall(sent)
         connection.shutdown(socket.SHUT_WR)
         assert connection.recv(1) == b""
-    assert json.loads(rays.started(**forks))["torch"]
+    assert json.loads(rays.started(**forks))["imported"]
 
 
 def _serving(listener: socket.socket, code: str) -> "subprocess.Popen[str]":
@@ -147,7 +147,7 @@ def test_nothing_is_forked_where_forks_would_not_work(code: str, why: str, rays:
         listener.bind(path)
         listener.listen()
         waiting = rays.start("--language=PYTHON", **{worker.SOCKET: path})
-        process = _serving(listener, WITHOUT_IMPORTS + code)
+        process = _serving(listener, SERVER + code)
     assert why in process.communicate(timeout=60)[1]
     assert waiting.communicate(timeout=60)[0].strip() == "started by itself"
     assert rays.started(**{worker.SOCKET: path}) == "started by itself"
@@ -159,7 +159,7 @@ def test_forks_go_on_when_who_has_started_them_ends(rays: Rays) -> None:
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(path)
         listener.listen()
-        process = _serving(listener, WITHOUT_IMPORTS)
+        process = _serving(listener, SERVER)
     with rays.start("--language=PYTHON", **{worker.SOCKET: path}) as asking, process:
         assert asking.stdout
         fork = psutil.Process(int(asking.stdout.readline()))
@@ -183,9 +183,9 @@ def test_a_worker_that_waits_for_too_long_starts_by_itself(rays: Rays) -> None:
         command = [sys.executable, "-c", code, str(rays.folder / "default_worker.py"), "--language=PYTHON"]
         with (rays.folder / "out").open("w") as file:
             subprocess.run(command, stdout=file, env={**os.environ, worker.SOCKET: path}, check=True, timeout=60)
-        process = _serving(listener, WITHOUT_IMPORTS)
+        process = _serving(listener, SERVER)
     assert (rays.folder / "out").read_text().strip() == "started by itself"
-    assert json.loads(_printed(rays, path))["torch"] is False
+    assert json.loads(_printed(rays, path))["imported"] is False
     process.communicate(timeout=60)
     assert not (rays.folder / "forked").exists()
 
@@ -198,7 +198,7 @@ def _printed(rays: Rays, path: str) -> str:
 
 def test_a_hanging_process_ends_with_who_has_started_it(tmp_path: Path) -> None:
     before = psutil.Process().children()
-    with fork_server(tmp_path, os.environ):
+    with fork_server(tmp_path, os.environ, []):
         (process,) = set(psutil.Process().children()) - set(before)
         process.suspend()
     assert not process.is_running()
@@ -209,7 +209,7 @@ def test_forks_are_there_where_input_and_output_are_closed(rays: Rays) -> None:
 import subprocess, sys, os
 from pathlib import Path
 from serve_app.forks import server, worker
-with server.fork_server(Path({str(rays.folder)!r}), os.environ) as environment:
+with server.fork_server(Path({str(rays.folder)!r}), os.environ, ["colorsys"]) as environment:
     subprocess.run([sys.executable, worker.__file__, {str(rays.folder / "default_worker.py")!r}, "--language=PYTHON"],
                    env={{**os.environ, **environment}}, stdout=open("out", "w"), stderr=subprocess.STDOUT)
 """
@@ -218,7 +218,7 @@ with server.fork_server(Path({str(rays.folder)!r}), os.environ) as environment:
     command = ["bash", "-c", f"{sys.executable} {script} 0<&- 1>&- 2>&-"]
     subprocess.run(command, cwd=rays.folder, env={**os.environ, "PYTHONPATH": os.getcwd()}, timeout=60, check=True)
     eventually(lambda: (rays.folder / "out").read_text())
-    assert json.loads((rays.folder / "out").read_text())["torch"]
+    assert json.loads((rays.folder / "out").read_text())["imported"]
 
 
 def test_what_is_left_by_who_was_killed_is_removed(tmp_path: Path) -> None:
@@ -227,7 +227,7 @@ def test_what_is_left_by_who_was_killed_is_removed(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(folder / "forks"))
         listener.listen()
-        process = _serving(listener, WITHOUT_IMPORTS)
+        process = _serving(listener, SERVER)
     process.communicate(timeout=60)
     assert not folder.exists()
 

@@ -28,7 +28,7 @@ from serve_app.replica.imports import ASK_NO_GPU, importing
 
 logger = logging.getLogger(__name__)
 
-_MODULES = (
+MODULES = (
     "serve_app.replica.loading",
     "serve_app.replica.engine",
     "serve_app.ingress.api",
@@ -60,7 +60,7 @@ def forked_workers(modules: Iterable[str] = ()) -> Iterator[None]:
     with ExitStack() as held:
         try:
             folder = held.enter_context(tempfile.TemporaryDirectory(prefix="parallel-sdxl-"))
-            environment = held.enter_context(fork_server(Path(folder), os.environ, modules))
+            environment = held.enter_context(fork_server(Path(folder), os.environ, (*MODULES, *modules)))
         except OSError as error:
             logger.warning("workers are not forked, which only makes starts slower: %s", error)
         else:
@@ -72,8 +72,8 @@ def forked_workers(modules: Iterable[str] = ()) -> Iterator[None]:
 
 
 @contextmanager
-def fork_server(folder: Path, environment: Mapping[str, str], modules: Iterable[str] = ()) -> Iterator[dict[str, str]]:
-    """Run the process while the context is open, and give what Ray must find in its environment to have forks of it.
+def fork_server(folder: Path, environment: Mapping[str, str], modules: Iterable[str]) -> Iterator[dict[str, str]]:
+    """Run a process that has imported these modules; give what Ray must find in its environment to have forks of it.
 
     Nobody else may enter the folder, where its socket is. `environment` is what imports may read. Raises OSError.
     """
@@ -118,7 +118,7 @@ class Asked:
 def main(listener: socket.socket, modules: Iterable[str]) -> None:
     """Import, then fork whenever asked until this process's input ends. The forks go on as Ray's workers."""
     with listener:
-        _import((*_MODULES, *modules))
+        _import(modules)
         signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for what becomes of forks
         asked = _forked(listener)
         path = Path(listener.getsockname())

@@ -33,7 +33,7 @@ from serve_app.config import (
 )
 from serve_app.fanout.pool import POLL_INTERVAL_S
 from serve_app.forks import worker
-from serve_app.forks.server import fork_server
+from serve_app.forks.server import MODULES, fork_server
 from serve_app.messages import ReplicaStatus
 from serve_app.serve import ENVIRONMENT
 from tests.conftest import pipeline
@@ -72,7 +72,7 @@ def tiny_path(flat_path: Path) -> Path:
 def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """What a Ray must find in its environment to have its workers forked."""
     environment = {**ENVIRONMENT, **QUIET}
-    with fork_server(tmp_path_factory.mktemp("ray"), {**os.environ, **environment}) as found:
+    with fork_server(tmp_path_factory.mktemp("ray"), {**os.environ, **environment}, MODULES) as found:
         yield {**environment, **found}
 
 
