@@ -169,10 +169,11 @@ def preloading(config: str, cores: int) -> Mapping[str, str]:
 def before_forks(config: str) -> Sequence[str] | None:
     """Return what to import, beside what all services need, before workers are forked; None where they are not to be.
 
-    Those that use GPUs are not: a driver's library, which is asked for GPUs before, is not known to survive it.
+    With GPUs they are not: the driver's library, which is asked for them before, is not known to survive it. Nor are
+    they but on Linux: elsewhere what is imported may not be forked.
     """
     served = [own for args in _ours(config) for own in args.served.values()]
-    if any(own.num_gpus for own in served):
+    if sys.platform != "linux" or any(own.num_gpus for own in served):
         return None
     return COMPILER if any(own.engine.compile != "none" for own in served) else ()
 
