@@ -185,11 +185,11 @@ def _work(asked: Asked) -> None:
     _direct(asked.output)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, asked.blocked)
-    with suppress(OSError):  # Ray goes on without as well
+    with suppress(OSError, ValueError):  # better a worker without than none
         os.setpriority(os.PRIO_PROCESS, 0, asked.niceness)
         Path(worker.OOM_SCORE).write_text(asked.oom_score)
-    for limit, (soft, hard) in asked.limits:
-        resource.setrlimit(limit, (soft, hard))
+        for limit, (soft, hard) in asked.limits:
+            resource.setrlimit(limit, (soft, hard))
     os.chdir(asked.folder)
     os.environ.clear()
     os.environ.update(asked.environment)
