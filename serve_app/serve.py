@@ -154,7 +154,7 @@ def preloading(config: str, cores: int) -> Mapping[str, str]:
     Else Ray starts one for each core, waits for all of them, and they import nothing before they are told what they
     are. Nothing is returned for few cores, where the imports would hold up what the start waits for.
     """
-    served = [own for args in _ours(config) for own in args.served.values()]
+    served = _served(config)
     processes = sum(own.num_replicas for own in served) + _BESIDE_REPLICAS
     if cores < processes:
         return {}
@@ -172,7 +172,7 @@ def before_forks(config: str) -> Sequence[str] | None:
     With GPUs they are not: the driver's library, which is asked for them before, is not known to survive it. Nor are
     they but on Linux: elsewhere what is imported may not be forked.
     """
-    served = [own for args in _ours(config) for own in args.served.values()]
+    served = _served(config)
     if sys.platform != "linux" or any(own.num_gpus for own in served):
         return None
     return COMPILER if any(own.engine.compile != "none" for own in served) else ()
@@ -188,6 +188,11 @@ def cut_off(config: str) -> Iterator[str]:
                 f"http_options.request_timeout_s ({limit_s:g}) ends streams whose images are paused too early: with "
                 f"request_timeout_s and trajectories.ttl_s they may last {longest_s:g} s"
             )
+
+
+def _served(config: str) -> "Sequence[AppArgs]":
+    """Return the arguments of each model of our applications."""
+    return [own for args in _ours(config) for own in args.served.values()]
 
 
 def _ours(config: str) -> "Iterator[AppArgs]":

@@ -18,13 +18,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from fcntl import F_DUPFD_CLOEXEC, fcntl
-from importlib import import_module
 from pathlib import Path
 from select import select
 
 from serve_app.forks import worker
 from serve_app.quiet import drop_harmless_warnings
-from serve_app.replica.imports import ASK_NO_GPU, importing
+from serve_app.replica.imports import ASK_NO_GPU, import_all
 
 logger = logging.getLogger(__name__)
 
@@ -132,10 +131,9 @@ def main(listener: socket.socket, modules: Iterable[str]) -> None:
 
 def _import(modules: Iterable[str]) -> None:
     drop_harmless_warnings()
-    with importing():
-        for module in modules:
-            with suppress(Exception):  # a worker that needs it will say what is wrong with it, where it is seen
-                import_module(module)
+    for module in modules:
+        with suppress(Exception):  # a worker that needs it will say what is wrong with it, where it is seen
+            import_all((module,))
 
 
 def _forked(listener: socket.socket) -> Asked | None:
