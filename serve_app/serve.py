@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from serve_app.forks.server import forked_workers
-from serve_app.replica.imports import ASK_NO_GPU, COMPILER
+from serve_app.replica.imports import COMPILER
 
 if TYPE_CHECKING:
     from ray.serve.handle import DeploymentHandle
@@ -80,11 +80,11 @@ def main() -> None:
             raise SystemExit(128 + number)
         told.set()
 
-    for name, value in {**ENVIRONMENT, **preloading(options.config, os.cpu_count() or 1)}.items():
+    for name, value in {**ENVIRONMENT, **prestarted(options.config, os.cpu_count() or 1)}.items():
         os.environ.setdefault(name, value)
     address = address_of(options.address, os.environ)
-    modules = before_forks(options.config) if address == OWN else None
-    with forked_workers(modules) if modules is not None else nullcontext():
+    forks = address == OWN and sys.platform == "linux"  # elsewhere what is imported may not be forked
+    with forked_workers(before_forks(options.config)) if forks else nullcontext():
         with ThreadPoolExecutor(1) as beside:
             beside.submit(import_module, "ray.serve.scripts")
             start_ray(address, options.config, options.no_dashboard)  # it takes SIGTERM
@@ -148,34 +148,23 @@ def require_port(config: str) -> None:
         sys.exit(f"port {port} of {host} cannot be had: {os.strerror(error.errno or 0)}")
 
 
-def preloading(config: str, cores: int) -> Mapping[str, str]:
-    """Return what makes Ray start the processes of this service at once, and import meanwhile what replicas need.
+def prestarted(config: str, cores: int) -> Mapping[str, str]:
+    """Return what makes Ray start no processes at first but those of this service.
 
-    Else Ray starts one for each core, waits for all of them, and they import nothing before they are told what they
-    are. Nothing is returned for few cores, where the imports would hold up what the start waits for.
+    Else Ray starts one for each core, and waits for all of them. Nothing is returned for fewer cores than processes.
     """
-    served = _served(config)
-    processes = sum(own.num_replicas for own in served) + _BESIDE_REPLICAS
+    processes = sum(own.num_replicas for own in _served(config)) + _BESIDE_REPLICAS
     if cores < processes:
         return {}
     return {
-        **ASK_NO_GPU,
-        "RAY_preload_python_modules": "serve_app.preload",
         "RAY_worker_maximum_startup_concurrency": str(processes),  # so that it starts no more
         "RAY_num_workers_soft_limit": str(processes),  # so that it ends none of them
     }
 
 
-def before_forks(config: str) -> Sequence[str] | None:
-    """Return what to import, beside what all services need, before workers are forked; None where they are not to be.
-
-    With GPUs they are not: the driver's library, which is asked for them before, is not known to survive it. Nor are
-    they but on Linux: elsewhere what is imported may not be forked.
-    """
-    served = _served(config)
-    if sys.platform != "linux" or any(own.num_gpus for own in served):
-        return None
-    return COMPILER if any(own.engine.compile != "none" for own in served) else ()
+def before_forks(config: str) -> Sequence[str]:
+    """Return what to import, beside what all services need, before workers are forked."""
+    return COMPILER if any(own.engine.compile != "none" for own in _served(config)) else ()
 
 
 def cut_off(config: str) -> Iterator[str]:

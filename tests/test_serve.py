@@ -11,7 +11,7 @@ import yaml
 from ray.serve.exceptions import RayServeException
 
 from serve_app.replica.imports import COMPILER
-from serve_app.serve import OWN, address_of, before_forks, cut_off, drained, preloading, require_port
+from serve_app.serve import OWN, address_of, before_forks, cut_off, drained, prestarted, require_port
 
 
 @dataclass
@@ -69,7 +69,8 @@ def test_what_is_odd_in_a_config_is_left_for_serve_to_tell(odd: str, tmp_path: P
     config = tmp_path / "config.yaml"
     config.write_text(odd)
     assert [*cut_off(str(config))] == []
-    assert preloading(str(config), cores=1) == {}
+    assert prestarted(str(config), cores=1) == {}
+    assert before_forks(str(config)) == ()
 
 
 @pytest.mark.parametrize(
@@ -102,29 +103,25 @@ def test_who_lets_serve_end_streams_early_is_told(
         ({"num_replicas": "many"}, 5),
     ],
 )
-def test_what_replicas_need_is_imported_early_where_there_are_cores_for_it(
+def test_ray_starts_the_processes_of_a_service_where_there_are_cores_for_them(
     args: dict[str, Any], processes: int, tmp_path: Path
 ) -> None:
     config = tmp_path / "config.yaml"
     config.write_text(yaml.safe_dump({"applications": [{"import_path": "serve_app.app:build", "args": args}]}))
-    assert preloading(str(config), processes - 1) == {}
-    settings = preloading(str(config), processes)
-    assert [value for name, value in settings.items() if name.endswith(("_concurrency", "_limit"))] == [
-        str(processes)
-    ] * 2
+    assert prestarted(str(config), processes - 1) == {}
+    assert {*prestarted(str(config), processes).values()} == {str(processes)}
 
 
 @pytest.mark.parametrize(
     ("args", "modules"),
     [
-        ({"num_gpus": 0}, ()),
-        ({"num_gpus": 0, "engine": {"compile": "full"}}, COMPILER),
-        ({"num_gpus": 1}, None),
-        ({"num_gpus": 0, "models": {"a": {}, "b": {"num_gpus": 0.5}}, "default_model": "a"}, None),
+        ({"engine": {"compile": "none"}}, ()),
+        ({"num_gpus": 1, "engine": {"compile": "full"}}, COMPILER),
+        ({"models": {"a": {}, "b": {"engine": {"compile": "regional"}}}, "default_model": "a"}, COMPILER),
     ],
 )
-def test_workers_are_forked_where_no_replica_has_a_gpu(
-    args: dict[str, Any], modules: tuple[str, ...] | None, tmp_path: Path
+def test_what_reads_compiled_models_is_imported_where_there_are_some(
+    args: dict[str, Any], modules: tuple[str, ...], tmp_path: Path
 ) -> None:
     config = tmp_path / "config.yaml"
     config.write_text(yaml.safe_dump({"applications": [{"import_path": "serve_app.app:build", "args": args}]}))

@@ -18,12 +18,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from fcntl import F_DUPFD_CLOEXEC, fcntl
+from importlib import import_module
 from pathlib import Path
 from select import select
 
 from serve_app.forks import worker
 from serve_app.quiet import drop_harmless_warnings
-from serve_app.replica.imports import ASK_NO_GPU, import_all
+from serve_app.replica.imports import HIDDEN_GPUS, hash_triton, importing
 
 logger = logging.getLogger(__name__)
 
@@ -84,7 +85,7 @@ def fork_server(folder: Path, environment: Mapping[str, str], modules: Iterable[
     try:
         process = subprocess.Popen(  # noqa: S603, our own command
             [sys.executable, "-u", "-m", __name__, str(passed), *modules],  # not buffered, as Ray's workers
-            env={**environment, **_ONE_THREAD, **ASK_NO_GPU},
+            env={**environment, **_ONE_THREAD, **HIDDEN_GPUS},
             pass_fds=[passed],
             stdin=subprocess.PIPE,  # ends when this process does
             stdout=subprocess.DEVNULL,  # forks have their own; where it is closed here, they would have none
@@ -131,9 +132,11 @@ def main(listener: socket.socket, modules: Iterable[str]) -> None:
 
 def _import(modules: Iterable[str]) -> None:
     drop_harmless_warnings()
-    for module in modules:
-        with suppress(Exception):  # a worker that needs it will say what is wrong with it, where it is seen
-            import_all((module,))
+    with importing():
+        for module in modules:
+            with suppress(Exception):  # a worker that needs it will say what is wrong with it, where it is seen
+                import_module(module)
+    hash_triton()
 
 
 def _forked(listener: socket.socket) -> Asked | None:

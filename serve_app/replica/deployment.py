@@ -18,7 +18,7 @@ from serve_app.errors import ADAPTER_GONE, AdapterError, SlotFailed
 from serve_app.messages import Call, Generated, OpenCalls, ReadAdapters, ReplicaStatus, Slot, SlotEvent
 from serve_app.quiet import drop_access_log, drop_harmless_warnings
 from serve_app.recipe import CHUNK_TOKENS, Embedding, Lora, Output, Recipe
-from serve_app.replica.imports import for_good, import_all
+from serve_app.replica.imports import for_good, importing
 from serve_app.replica.progress import Progress
 from serve_app.threads import Threads, take_short_turns
 
@@ -76,16 +76,16 @@ class Replica:
         take_short_turns()  # weights are loaded beside threads that import and read
         # Before the imports, which take longest: Serve tries a start that failed again and again.
         await asyncio.to_thread(path_here, args.model)
-        import_all()
-        from serve_app.replica.counting import Counting
-        from serve_app.replica.demand import Demand
-        from serve_app.replica.embeddings import make_embedding_store
-        from serve_app.replica.engine import Engine
-        from serve_app.replica.leases import Leases
-        from serve_app.replica.loading import load
-        from serve_app.replica.lora.store import make_store
-        from serve_app.replica.pixels import PixelStore
-        from serve_app.replica.scorers import with_others
+        with importing():
+            from serve_app.replica.counting import Counting
+            from serve_app.replica.demand import Demand
+            from serve_app.replica.embeddings import make_embedding_store
+            from serve_app.replica.engine import Engine
+            from serve_app.replica.leases import Leases
+            from serve_app.replica.loading import load
+            from serve_app.replica.lora.store import make_store
+            from serve_app.replica.pixels import PixelStore
+            from serve_app.replica.scorers import with_others
 
         self._args = args
         self._scorers = with_others(args.engine.scorers)

@@ -1,29 +1,13 @@
-"""The libraries that a replica needs. To import them takes seconds, which `serve_app/preload.py` spends beforehand."""
+"""How the libraries that a replica needs are imported. It takes seconds, which `serve_app/forks/` spends beforehand."""
 
 import gc
 import importlib.metadata
 import sys
-import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
-from importlib import import_module
 from types import ModuleType
 from typing import cast
-
-MODULES = (
-    "torch",
-    "serve_app.replica.loading",  # diffusers and transformers
-    "serve_app.replica.engine",
-    "serve_app.replica.counting",
-    "serve_app.replica.demand",
-    "serve_app.replica.embeddings",
-    "serve_app.replica.leases",
-    "serve_app.replica.lora.store",
-    "serve_app.replica.pixels",
-    "serve_app.replica.scorers",
-)
-"""In an order in which each is as little as possible. None may ask for a GPU: Ray says only later which one is ours."""
 
 COMPILER = (
     "torch._functorch._aot_autograd.aot_autograd_result",
@@ -33,28 +17,18 @@ COMPILER = (
 )
 """What torch needs to read compiled models besides; it imports that itself."""
 
-ASK_NO_GPU = {"PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
-"""Makes torch ask the driver's library, by which Ray counts GPUs too, whether there are any, and not CUDA: a process
-that has asked CUDA before Ray has said which GPU is its own sees all of them for good. diffusers asks when imported."""
+HIDDEN_GPUS = {"CUDA_VISIBLE_DEVICES": "", "PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
+"""Keeps imports before a fork from CUDA: diffusers asks whether there are GPUs when it is imported, and a process that
+has asked CUDA gets that answer for good, before Ray says which GPU is its own. With the second, torch asks the driver's
+library instead; that starts a thread, which no fork would have, unless there is nothing to ask for."""
 
-_one_at_a_time = threading.Lock()
 _packages = cache(importlib.metadata.packages_distributions)
 """Which distributions the packages of this environment belong to. diffusers and transformers ask when imported, and it
 reads a file of every distribution that is installed: up to 0.8 s each time."""
 
 
-def import_all(modules: Iterable[str] = MODULES, while_: Callable[[], bool] = lambda: True) -> None:
-    """Import what a replica needs, after what another thread is importing; stop early if told so."""
-    for module in modules:
-        with _one_at_a_time:
-            if not while_():
-                return
-            with importing():
-                import_module(module)
-
-
 def hash_triton() -> None:
-    """Let Triton hash its own files now, half a second, which it does in each process before its first kernel."""
+    """Let Triton hash its own files now, half a second, which a process does before its first kernel."""
     with suppress(ImportError):  # there is none for CPUs
         from triton.runtime.cache import triton_key
 

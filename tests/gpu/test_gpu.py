@@ -30,7 +30,7 @@ from serve_app.replica.decode import Decoder
 from serve_app.replica.denoise import Denoiser
 from serve_app.replica.engine import Engine
 from serve_app.replica.gpu_clock import GpuClock
-from serve_app.replica.imports import ASK_NO_GPU
+from serve_app.replica.imports import HIDDEN_GPUS
 from serve_app.replica.lora.packing import Packer
 from serve_app.replica.norms import ChannelsLastGroupNorm
 from serve_app.replica.previews import PreviewDecoder
@@ -327,19 +327,16 @@ def test_an_image_says_what_it_cost_by_the_clock_of_the_gpu(checkpoint: Checkpoi
     assert 0 < picture.work.gpu < 2 * (picture.work.encode_prompt + picture.work.denoise + picture.work.decode)
 
 
-def test_what_idle_processes_import_asks_for_no_gpu() -> None:
-    """Ray says only later which GPU is a replica's, and a process that has asked for one sees all for good."""
+def test_a_fork_sees_the_gpu_that_it_is_given_after_the_imports() -> None:
+    """Ray says only then which one is a replica's. A second thread would not be in a fork."""
     code = (
-        "import os, psutil; from serve_app.replica.imports import COMPILER, MODULES, hash_triton, import_all; "
-        "import_all((*MODULES, *COMPILER)); hash_triton(); import torch; os.environ['CUDA_VISIBLE_DEVICES'] = ''; "
-        "print(torch._C._cuda_getDeviceCount() > 0, psutil.Process().children())"
+        "import os; from serve_app.forks import server; from serve_app.replica.imports import COMPILER; "
+        "server._import((*server.MODULES, *COMPILER)); print(server._can_fork()); "
+        "os.environ['CUDA_VISIBLE_DEVICES'] = '0'; import torch; print(torch._C._cuda_getDeviceCount())"
     )
-    seen, told = (
-        subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, env=environment).stdout
-        for environment in (dict(os.environ), {**os.environ, **ASK_NO_GPU})
-    )
-    assert seen.split()[0] == "True", "torch and diffusers no longer ask CUDA by themselves: ASK_NO_GPU can go"
-    assert told.split() == ["False", "[]"]
+    environment = {**os.environ, **HIDDEN_GPUS}
+    told = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, env=environment)
+    assert told.stdout.split() == ["True", "1"]
 
 
 @pytest.mark.parametrize("at_once", [1, 600, 2**20])

@@ -90,7 +90,7 @@ async def test_a_start_that_hangs_ends_with_an_error(monkeypatch: pytest.MonkeyP
 
 
 async def test_a_start_whose_model_is_nowhere_ends_before_its_imports(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(deployment, "import_all", Mock(side_effect=AssertionError))
+    monkeypatch.setattr(deployment, "importing", Mock(side_effect=AssertionError))
     with pytest.raises(CheckpointError, match="no file or folder /no/such/folder"):
         await started(model=ModelConfig(path="/no/such/folder"))
 

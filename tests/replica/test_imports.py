@@ -1,51 +1,16 @@
-"""What replicas import is imported by idle processes, before one of them is a replica."""
+"""What replicas need is imported for good, and nothing that they do not need."""
 
-import ast
 import gc
-import importlib
 import importlib.metadata
-import inspect
 import sys
-import textwrap
-import threading
 from functools import cache
 from importlib.util import find_spec
-from itertools import chain, repeat
 from types import ModuleType
-from unittest.mock import Mock
 
 import pytest
 
 from serve_app.replica import imports
-from serve_app.replica.deployment import Replica
-from serve_app.replica.imports import MODULES, import_all, importing
-
-
-def test_a_start_imports_nothing_that_an_idle_process_would_not() -> None:
-    start = ast.walk(ast.parse(textwrap.dedent(inspect.getsource(Replica._prepare))))
-    needed = {node.module for node in start if isinstance(node, ast.ImportFrom)}
-    assert "serve_app.replica.engine" in needed
-    assert needed - {"serve_app.replica.sources"} <= set(MODULES)
-
-
-def test_an_idle_process_imports_what_replicas_need_until_it_is_something(monkeypatch: pytest.MonkeyPatch) -> None:
-    imported: list[str] = []
-    actor_ids = chain([None, None], repeat("an ingress"))
-    monkeypatch.setattr(imports, "import_module", imported.append)
-    monkeypatch.setattr("ray.get_runtime_context", lambda: Mock(get_actor_id=lambda: next(actor_ids)))
-    sys.modules.pop("serve_app.preload", None)
-    importlib.import_module("serve_app.preload")
-    for thread in threading.enumerate():
-        if thread.name == "imports":
-            thread.join()
-    assert tuple(imported) == MODULES[:2]
-
-
-def test_no_two_threads_import_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    held: list[bool] = []
-    monkeypatch.setattr(imports, "import_module", lambda _: held.append(imports._one_at_a_time.locked()))
-    import_all()
-    assert held == [True] * len(MODULES)
+from serve_app.replica.imports import importing
 
 
 def test_what_a_start_imports_is_never_looked_through_for_garbage() -> None:
