@@ -84,7 +84,7 @@ def main() -> None:
         os.environ.setdefault(name, value)
     address = address_of(options.address, os.environ)
     forks = address == OWN and sys.platform == "linux"  # elsewhere what is imported may not be forked
-    with forked_workers(before_forks(options.config)) if forks else nullcontext():
+    with forked_workers(*before_forks(options.config)) if forks else nullcontext():
         with ThreadPoolExecutor(1) as beside:
             beside.submit(import_module, "ray.serve.scripts")
             start_ray(address, options.config, options.no_dashboard)  # it takes SIGTERM
@@ -162,9 +162,11 @@ def prestarted(config: str, cores: int) -> Mapping[str, str]:
     }
 
 
-def before_forks(config: str) -> Sequence[str]:
-    """Return what to import, beside what all services need, before workers are forked."""
-    return COMPILER if any(own.engine.compile != "none" for own in _served(config)) else ()
+def before_forks(config: str) -> tuple[Sequence[str], bool]:
+    """Return what to import before workers are forked, beside what all services need, and whether some have GPUs."""
+    served = _served(config)
+    compiled = any(own.engine.compile != "none" for own in served)
+    return COMPILER if compiled else (), any(own.num_gpus for own in served)
 
 
 def cut_off(config: str) -> Iterator[str]:

@@ -70,7 +70,7 @@ def test_what_is_odd_in_a_config_is_left_for_serve_to_tell(odd: str, tmp_path: P
     config.write_text(odd)
     assert [*cut_off(str(config))] == []
     assert prestarted(str(config), cores=1) == {}
-    assert before_forks(str(config)) == ()
+    assert before_forks(str(config)) == ((), False)
 
 
 @pytest.mark.parametrize(
@@ -113,16 +113,21 @@ def test_ray_starts_the_processes_of_a_service_where_there_are_cores_for_them(
 
 
 @pytest.mark.parametrize(
-    ("args", "modules"),
+    ("args", "modules", "gpus"),
     [
-        ({"engine": {"compile": "none"}}, ()),
-        ({"num_gpus": 1, "engine": {"compile": "full"}}, COMPILER),
-        ({"models": {"a": {}, "b": {"engine": {"compile": "regional"}}}, "default_model": "a"}, COMPILER),
+        ({"num_gpus": 0, "engine": {"compile": "none"}}, (), False),
+        ({"num_gpus": 1, "engine": {"compile": "full"}}, COMPILER, True),
+        (
+            {"num_gpus": 0, "models": {"a": {}, "b": {"engine": {"compile": "regional"}}}, "default_model": "a"},
+            COMPILER,
+            False,
+        ),
+        ({"num_gpus": 0, "models": {"a": {}, "b": {"num_gpus": 0.5}}, "default_model": "a"}, (), True),
     ],
 )
-def test_what_reads_compiled_models_is_imported_where_there_are_some(
-    args: dict[str, Any], modules: tuple[str, ...], tmp_path: Path
+def test_what_is_imported_before_forks_is_what_a_service_needs(
+    args: dict[str, Any], modules: tuple[str, ...], gpus: bool, tmp_path: Path
 ) -> None:
     config = tmp_path / "config.yaml"
     config.write_text(yaml.safe_dump({"applications": [{"import_path": "serve_app.app:build", "args": args}]}))
-    assert before_forks(str(config)) == modules
+    assert before_forks(str(config)) == (modules, gpus)

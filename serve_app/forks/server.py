@@ -24,7 +24,7 @@ from select import select
 
 from serve_app.forks import worker
 from serve_app.quiet import drop_harmless_warnings
-from serve_app.replica.imports import HIDDEN_GPUS, hash_triton, importing
+from serve_app.replica.imports import hash_triton, importing, told_of_gpus
 
 logger = logging.getLogger(__name__)
 
@@ -52,15 +52,17 @@ _TO_ASK_S = 10.0
 
 
 @contextmanager
-def forked_workers(modules: Iterable[str] = ()) -> Iterator[None]:
-    """Fork the workers of the Ray that this process starts while the context is open. Import these modules as well.
+def forked_workers(modules: Iterable[str] = (), gpus: bool = False) -> Iterator[None]:
+    """Fork the workers of the Ray that this process starts while the context is open.
+
+    Before that, import these modules as well; `gpus` says whether forks will have any.
 
     Where that cannot be they start as ever, only slower.
     """
     with ExitStack() as held:
         try:
             folder = held.enter_context(tempfile.TemporaryDirectory(prefix="parallel-sdxl-"))
-            environment = held.enter_context(fork_server(Path(folder), os.environ, (*MODULES, *modules)))
+            environment = held.enter_context(fork_server(Path(folder), os.environ, (*MODULES, *modules), gpus))
         except OSError as error:
             logger.warning("workers are not forked, which only makes starts slower: %s", error)
         else:
@@ -72,10 +74,13 @@ def forked_workers(modules: Iterable[str] = ()) -> Iterator[None]:
 
 
 @contextmanager
-def fork_server(folder: Path, environment: Mapping[str, str], modules: Iterable[str]) -> Iterator[dict[str, str]]:
+def fork_server(
+    folder: Path, environment: Mapping[str, str], modules: Iterable[str], gpus: bool = False
+) -> Iterator[dict[str, str]]:
     """Run a process that has imported these modules; give what Ray must find in its environment to have forks of it.
 
-    Nobody else may enter the folder, where its socket is. `environment` is what imports may read. Raises OSError.
+    Nobody else may enter the folder, where its socket is. `environment` is what imports may read, and `gpus` what they
+    are told when they ask whether there are any. Raises OSError.
     """
     path = str(folder / "forks")
     with socket.socket(socket.AF_UNIX) as listener:
@@ -84,8 +89,16 @@ def fork_server(folder: Path, environment: Mapping[str, str], modules: Iterable[
         passed = fcntl(listener, F_DUPFD_CLOEXEC, 3)  # the input's own number may be free where it is closed
     try:
         process = subprocess.Popen(  # noqa: S603, our own command
-            [sys.executable, "-u", "-m", __name__, str(passed), *modules],  # not buffered, as Ray's workers
-            env={**environment, **_ONE_THREAD, **HIDDEN_GPUS},
+            [
+                sys.executable,
+                "-u",
+                "-m",
+                __name__,
+                str(passed),
+                "gpus" * gpus,
+                *modules,
+            ],  # not buffered, as Ray's workers
+            env={**environment, **_ONE_THREAD},
             pass_fds=[passed],
             stdin=subprocess.PIPE,  # ends when this process does
             stdout=subprocess.DEVNULL,  # forks have their own; where it is closed here, they would have none
@@ -115,10 +128,11 @@ class Asked:
     output: Sequence[int]
 
 
-def main(listener: socket.socket, modules: Iterable[str]) -> None:
+def main(listener: socket.socket, modules: Sequence[str], gpus: bool = False) -> None:
     """Import, then fork whenever asked until this process's input ends. The forks go on as Ray's workers."""
     with listener:
-        _import(modules)
+        if modules:
+            _import(modules, gpus)
         signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for what becomes of forks
         asked = _forked(listener)
         path = Path(listener.getsockname())
@@ -130,9 +144,9 @@ def main(listener: socket.socket, modules: Iterable[str]) -> None:
         path.parent.rmdir()
 
 
-def _import(modules: Iterable[str]) -> None:
+def _import(modules: Iterable[str], gpus: bool) -> None:
     drop_harmless_warnings()
-    with importing():
+    with importing(), told_of_gpus(gpus):
         for module in modules:
             with suppress(Exception):  # a worker that needs it will say what is wrong with it, where it is seen
                 import_module(module)
@@ -212,4 +226,4 @@ def _direct(output: Sequence[int]) -> None:
 
 
 if __name__ == "__main__":
-    main(socket.socket(fileno=int(sys.argv[1])), sys.argv[2:])
+    main(socket.socket(fileno=int(sys.argv[1])), sys.argv[3:], bool(sys.argv[2]))

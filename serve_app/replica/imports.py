@@ -17,11 +17,6 @@ COMPILER = (
 )
 """What torch needs to read compiled models besides; it imports that itself."""
 
-HIDDEN_GPUS = {"CUDA_VISIBLE_DEVICES": "", "PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
-"""Keeps imports before a fork from CUDA: diffusers asks whether there are GPUs when it is imported, and a process that
-has asked CUDA gets that answer for good, before Ray says which GPU is its own. With the second, torch asks the driver's
-library instead; that starts a thread, which no fork would have, unless there is nothing to ask for."""
-
 _packages = cache(importlib.metadata.packages_distributions)
 """Which distributions the packages of this environment belong to. diffusers and transformers ask when imported, and it
 reads a file of every distribution that is installed: up to 0.8 s each time."""
@@ -33,6 +28,22 @@ def hash_triton() -> None:
         from triton.runtime.cache import triton_key
 
         triton_key()
+
+
+@contextmanager
+def told_of_gpus(there_are: bool) -> Iterator[None]:
+    """Tell those who ask torch meanwhile whether there are GPUs, as diffusers and the compiler do when imported.
+
+    Torch would ask CUDA, and a process that has done so before Ray says which GPU is its own sees all of them for good;
+    or the driver's library, which starts a thread, and forks have only the thread that forks.
+    """
+    import torch
+
+    asked, torch.cuda.is_available = torch.cuda.is_available, lambda: there_are
+    try:
+        yield
+    finally:
+        torch.cuda.is_available = asked
 
 
 @contextmanager

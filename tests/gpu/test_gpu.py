@@ -21,6 +21,8 @@ from torch._inductor.utils import run_and_get_code
 from torch.nn import functional as F  # noqa: N812, the usual name
 
 from serve_app.config import Compile, EngineConfig, ModelConfig, PreviewConfig
+from serve_app.forks import worker
+from serve_app.forks.server import MODULES, fork_server
 from serve_app.messages import Generated, Preview, Slot
 from serve_app.recipe import SchedulerName
 from serve_app.replica.checkpoint import Checkpoint, load_checkpoint
@@ -30,7 +32,7 @@ from serve_app.replica.decode import Decoder
 from serve_app.replica.denoise import Denoiser
 from serve_app.replica.engine import Engine
 from serve_app.replica.gpu_clock import GpuClock
-from serve_app.replica.imports import HIDDEN_GPUS
+from serve_app.replica.imports import COMPILER
 from serve_app.replica.lora.packing import Packer
 from serve_app.replica.norms import ChannelsLastGroupNorm
 from serve_app.replica.previews import PreviewDecoder
@@ -327,16 +329,19 @@ def test_an_image_says_what_it_cost_by_the_clock_of_the_gpu(checkpoint: Checkpoi
     assert 0 < picture.work.gpu < 2 * (picture.work.encode_prompt + picture.work.denoise + picture.work.decode)
 
 
-def test_a_fork_sees_the_gpu_that_it_is_given_after_the_imports() -> None:
-    """Ray says only then which one is a replica's. A second thread would not be in a fork."""
-    code = (
-        "import os; from serve_app.forks import server; from serve_app.replica.imports import COMPILER; "
-        "server._import((*server.MODULES, *COMPILER)); print(server._can_fork()); "
-        "os.environ['CUDA_VISIBLE_DEVICES'] = '0'; import torch; print(torch._C._cuda_getDeviceCount())"
+def test_a_fork_sees_the_gpu_that_it_is_given(tmp_path: Path) -> None:
+    """Ray says which one is a replica's after the imports. One that asks for GPUs would leave a thread, or see all."""
+    (tmp_path / "setup_worker.py").write_text("print('not forked')")
+    script = tmp_path / "default_worker.py"
+    script.write_text(
+        "import sys; found = 'serve_app.replica.engine' in sys.modules; import torch; "
+        "print(found, torch.cuda.is_available(), torch._C._cuda_getDeviceCount())"
     )
-    environment = {**os.environ, **HIDDEN_GPUS}
-    told = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, env=environment)
-    assert told.stdout.split() == ["True", "1"]
+    with fork_server(tmp_path, os.environ, (*MODULES, *COMPILER), gpus=True) as environment:
+        command = [sys.executable, worker.__file__, str(script), "--language=PYTHON"]
+        environment = {**os.environ, **environment, "CUDA_VISIBLE_DEVICES": "0"}
+        told = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
+    assert told.stdout.split() == ["True", "True", "1"]
 
 
 @pytest.mark.parametrize("at_once", [1, 600, 2**20])

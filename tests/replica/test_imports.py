@@ -6,11 +6,13 @@ import sys
 from functools import cache
 from importlib.util import find_spec
 from types import ModuleType
+from unittest.mock import Mock
 
 import pytest
+import torch
 
 from serve_app.replica import imports
-from serve_app.replica.imports import importing
+from serve_app.replica.imports import importing, told_of_gpus
 
 
 def test_what_a_start_imports_is_never_looked_through_for_garbage() -> None:
@@ -50,3 +52,14 @@ def test_garbage_is_collected_after_an_import_that_has_failed() -> None:
     with pytest.raises(ImportError), importing():
         raise ImportError
     assert gc.isenabled()
+
+
+@pytest.mark.parametrize("there_are", [True, False])
+def test_who_asks_for_gpus_before_a_fork_is_told_and_nobody_else_is_asked(
+    there_are: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", asked := Mock())
+    with told_of_gpus(there_are):
+        assert torch.cuda.is_available() is there_are
+    asked.assert_not_called()
+    assert torch.cuda.is_available is asked
