@@ -153,6 +153,17 @@ def test_nothing_is_forked_where_forks_would_not_work(code: str, why: str, rays:
     assert rays.started(**{worker.SOCKET: path}) == "started by itself"
 
 
+def test_a_thread_that_goes_on_in_forks_hinders_none(rays: Rays) -> None:
+    path = str(rays.folder / "forks")
+    name = "open(f'/proc/self/task/{threading.enumerate()[1].native_id}/comm', 'w').write('jemalloc_bg_thd'); "
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(path)
+        listener.listen()
+        process = _serving(listener, SERVER + THREAD + name)
+    assert json.loads(rays.started(**{worker.SOCKET: path}))["arguments"]
+    process.communicate(timeout=60)
+
+
 def test_forks_go_on_when_who_has_started_them_ends(rays: Rays) -> None:
     (rays.folder / "default_worker.py").write_text("import os, time; print(os.getpid(), flush=True); time.sleep(60)")
     path = str(rays.folder / "forks")

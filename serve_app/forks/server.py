@@ -47,6 +47,9 @@ Nothing of Ray: it reads the environment of its worker when it is imported, and 
 _ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 """A fork has only the thread that has forked: others would be missing. Replicas say later how many they take."""
 
+_JEMALLOCS = "jemalloc_bg_thd"
+"""The name of the thread of an allocator that pyarrow brings, which goes on without it in forks."""
+
 _TO_ASK_S = 10.0
 """Within which a worker must have said what it asks for."""
 
@@ -168,7 +171,8 @@ def _forked(listener: socket.socket) -> Asked | None:
 
 def _can_fork() -> bool:
     """Return whether forks will work: with what is installed elsewhere, imports might start threads, or import Ray."""
-    threads = [Path(task, "comm").read_text().strip() for task in Path("/proc/self/task").iterdir()]
+    names = [Path(task, "comm").read_text().strip() for task in Path("/proc/self/task").iterdir()]
+    threads = [name for name in names if name != _JEMALLOCS]
     if len(threads) == 1 and "ray" not in sys.modules:
         return True
     what = "Ray is here" if len(threads) == 1 else f"threads are here: {', '.join(threads)}"
