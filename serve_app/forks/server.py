@@ -92,15 +92,8 @@ def fork_server(
         passed = fcntl(listener, F_DUPFD_CLOEXEC, 3)  # the input's own number may be free where it is closed
     try:
         process = subprocess.Popen(  # noqa: S603, our own command
-            [
-                sys.executable,
-                "-u",
-                "-m",
-                __name__,
-                str(passed),
-                "gpus" * gpus,
-                *modules,
-            ],  # not buffered, as Ray's workers
+            # -u: not buffered, as Ray's workers
+            [sys.executable, "-u", "-m", __name__, str(passed), "gpus" * gpus, *modules],
             env={**environment, **_ONE_THREAD},
             pass_fds=[passed],
             stdin=subprocess.PIPE,  # ends when this process does
@@ -153,7 +146,8 @@ def _import(modules: Iterable[str], gpus: bool) -> None:
         for module in modules:
             with suppress(Exception):  # a worker that needs it will say what is wrong with it, where it is seen
                 import_module(module)
-    hash_triton()
+        if gpus:
+            hash_triton()
 
 
 def _forked(listener: socket.socket) -> Asked | None:
