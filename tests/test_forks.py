@@ -1,5 +1,7 @@
 """Workers are forks of a process that has imported what they need, and start by themselves where they cannot be."""
 
+import ast
+import inspect
 import json
 import os
 import resource
@@ -7,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +19,8 @@ import psutil
 import pytest
 
 from serve_app.forks import server, worker
-from serve_app.forks.server import fork_server, forked_workers
+from serve_app.forks.server import MODULES, fork_server, forked_workers
+from serve_app.replica.deployment import Replica
 from tests.integration.conftest import eventually
 
 WORKER = """
@@ -92,6 +96,15 @@ def test_a_worker_is_a_fork_with_what_ray_gave_it(forks: dict[str, str], rays: R
     assert found["path"] == str(rays.folder)
     assert not [name for name in found["open"] if name.startswith("socket:")], "none of what forks are asked for by"
     assert psutil.Process(found["parent"]).ppid() == os.getpid()
+
+
+def test_a_replica_imports_nothing_that_its_fork_has_not() -> None:
+    start = ast.walk(ast.parse(textwrap.dedent(inspect.getsource(Replica._prepare))))
+    needed = {node.module for node in start if isinstance(node, ast.ImportFrom)}
+    assert "serve_app.replica.engine" in needed
+    assert needed - {"serve_app.replica.sources"} <= {*MODULES, "serve_app.replica.counting"}, (
+        "counting imports Ray, which forks may only do themselves"
+    )
 
 
 def test_each_worker_is_another_fork(forks: dict[str, str], rays: Rays) -> None:

@@ -31,6 +31,12 @@ logger = logging.getLogger(__name__)
 MODULES = (
     "serve_app.replica.loading",
     "serve_app.replica.engine",
+    "serve_app.replica.demand",
+    "serve_app.replica.embeddings",
+    "serve_app.replica.leases",
+    "serve_app.replica.lora.store",
+    "serve_app.replica.pixels",
+    "serve_app.replica.scorers",
     "serve_app.ingress.api",
     "click",
     "google.protobuf.json_format",
@@ -39,7 +45,7 @@ MODULES = (
     "opentelemetry.sdk.trace",
     "uvicorn",
 )
-"""What takes longest of what replicas and the ingress import, and Ray of others.
+"""What replicas import, and what takes longest of what the ingress and Ray import.
 
 Nothing of Ray: it reads the environment of its worker when it is imported, and forks of one would give tasks equal ids.
 """
@@ -58,9 +64,8 @@ _TO_ASK_S = 10.0
 def forked_workers(modules: Iterable[str] = (), gpus: bool = False) -> Iterator[None]:
     """Fork the workers of the Ray that this process starts while the context is open.
 
-    Before that, import these modules as well; `gpus` says whether forks will have any.
-
-    Where that cannot be they start as ever, only slower.
+    They have imported these modules as well, and were told when they asked whether there are GPUs (`gpus`). Where
+    workers cannot be forked they start as ever, only slower.
     """
     with ExitStack() as held:
         try:
