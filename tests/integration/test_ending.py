@@ -6,7 +6,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +88,12 @@ def is_ready(http: httpx2.Client) -> bool:
 
 def processes_of(service: "subprocess.Popen[bytes]", name: str) -> list[psutil.Process]:
     """Return the processes below the service's own with this in their command lines."""
-    return [p for p in psutil.Process(service.pid).children(recursive=True) if name in "".join(p.cmdline())]
+    found = []
+    for process in psutil.Process(service.pid).children(recursive=True):
+        with suppress(psutil.NoSuchProcess):  # one that has ended meanwhile, or is about to
+            if name in "".join(process.cmdline()):
+                found.append(process)
+    return found
 
 
 def in_flight(http: httpx2.Client) -> int:
