@@ -35,7 +35,6 @@ MODULES = (
     "serve_app.replica.embeddings",
     "serve_app.replica.leases",
     "serve_app.replica.lora.store",
-    "serve_app.replica.pixels",
     "serve_app.replica.scorers",
     "serve_app.ingress.api",
     "click",
@@ -45,7 +44,7 @@ MODULES = (
     "opentelemetry.sdk.trace",
     "uvicorn",
 )
-"""What replicas import, and what takes longest of what the ingress and Ray import.
+"""What replicas import without Ray, and what takes longest of what the ingress and Ray import.
 
 Nothing of Ray: it reads the environment of its worker when it is imported, and forks of one would give tasks equal ids.
 """
