@@ -27,7 +27,7 @@ serve: .venv/service  ## keep the service running on http://127.0.0.1:8000
 	$(BIN)/python -m serve_app.serve configs/local.yaml
 
 test: .venv/dev  ## run the whole suite
-	$(BIN)/pytest --numprocesses logical --durations 10
+	$(BIN)/pytest --numprocesses auto --durations 10
 
 clients: .venv/service .clients/installed  ## try other people's clients on the running service and print how each call went (needs node)
 	$(BIN)/python -m tests.clients.run
