@@ -37,7 +37,7 @@ from serve_app.forks.server import MODULES, fork_server
 from serve_app.messages import ReplicaStatus
 from serve_app.serve import ENVIRONMENT
 from tests.conftest import pipeline
-from tests.integration.paced import build
+from tests.integration.paced import UNET_EVERY, build
 from tests.quiet_ray import QUIET
 from tests.random_lora import save_lora
 
@@ -140,7 +140,7 @@ class Running:
         return sum(float(line.rsplit(" ", 1)[1]) for line in lines)
 
 
-KEEP_EVERY = 25
+KEEP_EVERY = 3 * UNET_EVERY
 SMALL = {"width": 64, "height": 64, "num_inference_steps": 4}
 
 

@@ -22,8 +22,8 @@ BREAKS_THE_DEVICE = {"width": 144, "height": 64}
 _LONG_STEPS, _ENDLESS_STEPS = 60, 400
 _PAUSE_S, _ENDLESS_PAUSE_S = 0.006, 0.05
 _LOOK_BACK_S = 3.0
-_EVERY = 10
-"""Which steps of a long image call the UNet."""
+UNET_EVERY = 10
+"""Which steps of a long image call the UNet. One that goes on elsewhere must do so after one of these."""
 
 
 def hold_of(model: str) -> Path:
@@ -54,7 +54,7 @@ class Replica(deployment.Replica):
             if steps < _LONG_STEPS:
                 return predict(slots)
             time.sleep(_ENDLESS_PAUSE_S if steps >= _ENDLESS_STEPS else _PAUSE_S)
-            due = [slot for slot in slots if slot.trajectory.step % _EVERY == 0 or _is_short(slot.trajectory)]
+            due = [slot for slot in slots if slot.trajectory.step % UNET_EVERY == 0 or _is_short(slot.trajectory)]
             # Copies, since the UNet's next call may overwrite what it has returned.
             made = predict(due) if due else ()
             last.update({slot.trajectory: part.clone() for slot, part in zip(due, made, strict=True)})
