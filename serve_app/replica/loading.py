@@ -60,8 +60,8 @@ def load(args: AppArgs) -> Checkpoint:
 
 
 def _noted(args: AppArgs, device: torch.device) -> Path:
-    """Return the file in which a start with these arguments notes the compiled models it has read."""
-    return kept_file("start", "json", device, [args.model_dump_json()])
+    """Return the file in which a start with this model and engine notes the compiled models it has read."""
+    return kept_file("start", "json", device, [args.model.model_dump_json(), args.engine.model_dump_json()])
 
 
 def check_used(model: ModelConfig) -> None:
