@@ -1,14 +1,18 @@
 """Reads compiled models from the files in which they are kept.
 
-Reading SDXL's takes four seconds of Python, and loading weights is mostly copying. So a start notes which it needed,
-and the next one with the same settings reads those while weights are loaded.
+Reading SDXL's takes three seconds of Python, and loading weights is mostly copying. So a start notes which it needed,
+and the next one of the same model reads those while weights are loaded.
 """
 
 import json
 import logging
+import py_compile
 import time
-from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from importlib.machinery import SourceFileLoader
+from importlib.util import cache_from_source
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +24,10 @@ from serve_app.replica.kept_files import keep
 logger = logging.getLogger("ray.serve")
 
 
+_Reading = Future[Any]
+"""A compiled model, or None, being read."""
+
+
 class KeptModels:
     """Reads compiled models, one at a time; ahead those that the last start needed."""
 
@@ -27,19 +35,20 @@ class KeptModels:
         """Begin to read what the last start noted in a file, whose name may take a while. None: read nothing ahead."""
         self._asked: dict[str, None] = {}  # names, in this order
         self._noted: Future[Path] | None = None
-        self._ahead: Future[dict[Path, Any]] | None = None
+        self._ahead: Future[dict[Path, _Reading]] | None = None
         if noted:
             thread = ThreadPoolExecutor(1, thread_name_prefix="compiled models")
             self._noted = thread.submit(noted)
-            self._ahead = thread.submit(_read_all, self._noted)
-            thread.shutdown(wait=False)
+            self._ahead = thread.submit(_read_ahead, self._noted, thread)
 
     def read(self, path: Path) -> Any:
-        """Return the compiled model in a file, or None."""
+        """Return the compiled model in a file, or None. Nothing else is read by the time it returns None."""
         self._asked[path.name] = None
-        with for_good():
-            ahead = self._ahead.result() if self._ahead else {}
-            return ahead.pop(path) if path in ahead else _read(path)
+        ahead = self._ahead.result() if self._ahead else {}
+        if path in ahead and (compiled := ahead.pop(path).result()):
+            return compiled
+        wait(ahead.values())  # torch's settings, which reading changes, are the process's
+        return _read(path)
 
     def note(self) -> None:
         """Note what was asked for, for the next start. What was read ahead and not asked for is let go."""
@@ -49,17 +58,19 @@ class KeptModels:
             keep(self._noted.result(), lambda name: Path(name).write_text(names))
 
 
-def _read_all(noted: Future[Path]) -> dict[Path, Any]:
-    """Return the compiled models that a file names. Whatever is wrong with one will show when it is asked for."""
+def _read_ahead(noted: Future[Path], thread: ThreadPoolExecutor) -> dict[Path, _Reading]:
+    """Begin to read what a file names, in this thread. Whatever is wrong with one will show when it is asked for."""
     file = noted.result()
     try:
         paths = [file.parent / name for name in json.loads(file.read_text())]
     except FileNotFoundError:
-        return {}
+        paths = []
     except (OSError, ValueError, TypeError):
         logger.warning("%s cannot be read: compiled models are read later", file, exc_info=True)
-        return {}
-    return {path: compiled for path in paths if (compiled := _read(path))}
+        paths = []
+    reading = {path: thread.submit(_read, path) for path in paths}
+    thread.shutdown(wait=False)
+    return reading
 
 
 def _read(path: Path) -> Any:
@@ -71,10 +82,27 @@ def _read(path: Path) -> Any:
     started = time.perf_counter()
     try:
         # With more threads torch starts a process for each core, to compile what is compiled already.
-        with config.patch(compile_threads=1), path.open("rb") as file:
+        with config.patch(compile_threads=1), _kept_bytecode(), for_good(), path.open("rb") as file:
             compiled = torch.compiler.load_compiled_function(file)
     except Exception:
         logger.warning("the compiled model in %s cannot be loaded here and is compiled again", path, exc_info=True)
         return None
     logger.info("compiled model %s read in %.1f s", path.stem, time.perf_counter() - started)
     return compiled
+
+
+@contextmanager
+def _kept_bytecode() -> Iterator[None]:
+    """Keep the bytecode of modules that torch has written, as Python does of those it imports: it takes a second."""
+    from torch._inductor.runtime import compile_tasks
+
+    def code_of(text: str, path: str, *mode: str, **options: Any) -> Any:
+        if not Path(cache_from_source(path)).exists():
+            py_compile.compile(path)  # also where Python is told to write none, as in many containers
+        return SourceFileLoader(path, path).get_code(path)
+
+    compile_tasks.compile = code_of  # type: ignore[attr-defined]  # hides Python's own from its functions
+    try:
+        yield
+    finally:
+        del compile_tasks.compile  # type: ignore[attr-defined]

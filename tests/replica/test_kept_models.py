@@ -6,6 +6,7 @@ import logging
 import subprocess
 import sys
 import threading
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
 
 import pytest
@@ -65,6 +66,19 @@ def test_what_a_start_needed_the_next_reads_ahead(compiler: None, kept: Path) ->
     assert compilations() == 1
     second.note()
     assert json.loads(noted.read_text()) == [file.name]
+
+
+@torch.inference_mode()
+def test_the_text_of_what_is_read_is_compiled_once(compiler: None, kept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    layer.compiled().warm_up(layer.LATENTS)
+    first = layer.compiled()
+    first.warm_up(layer.LATENTS)
+    assert list(kept.parent.rglob("*.pyc")), "Python keeps what it makes of the text"
+    monkeypatch.setattr(SourceFileLoader, "source_to_code", None, raising=False)
+    second = layer.compiled()
+    second.warm_up(layer.LATENTS)
+    assert compilations() == 1
+    assert torch.equal(first(layer.LATENTS), second(layer.LATENTS))
 
 
 @torch.inference_mode()
