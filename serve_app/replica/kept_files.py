@@ -27,6 +27,8 @@ def use_compile_cache(folder: str | None) -> None:
 
     None: in the user's cache. Where there can be no such folder, its results are kept in a temporary one.
     """
+    from torch._inductor.runtime.compile_tasks import _set_triton_ptxas_path
+
     try:
         path = _private(Path(folder or _OWN_CACHE).expanduser())
     except (OSError, RuntimeError) as error:
@@ -35,6 +37,9 @@ def use_compile_cache(folder: str | None) -> None:
         path = Path(tempfile.mkdtemp(prefix="parallel-sdxl-"))
     os.environ[_CACHE_VARIABLE] = str(path)
     os.environ[_KERNELS_VARIABLE] = str(path / "triton")  # of Triton kernels that no model compiles
+    # torch does so in processes that read compiled models, not in one that compiles them: those that come later would
+    # compile kernels of ours again, with another assembler.
+    _set_triton_ptxas_path()
 
 
 def _private(folder: Path) -> Path:

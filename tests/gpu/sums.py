@@ -1,4 +1,7 @@
-"""A process that runs one compiled forward, and prints a digest of the result and the kernels that it timed."""
+"""A process that runs one compiled forward and a kernel of ours, and prints a digest of the forward's result.
+
+It also prints the kernels that it timed.
+"""
 
 import hashlib
 import json
@@ -14,6 +17,7 @@ from torch._inductor.runtime.triton_heuristics import CachingAutotuner
 
 from serve_app.replica.compilation import Compiled
 from serve_app.replica.kept_files import use_compile_cache
+from serve_app.replica.kernels import half, have_kernels
 from serve_app.replica.norms import ChannelsLastGroupNorm
 
 
@@ -64,6 +68,8 @@ def main(folder: str) -> None:
     with timed_kernels() as timed:
         forward.warm_up(below, kept, bias)
         output = forward(below, kept, bias).float().cpu().numpy().tobytes()
+    if have_kernels(device):
+        half.geglu(*(torch.randn(*shape).to(device, torch.bfloat16) for shape in ((64, 64), (256, 64), (256,))))
     print(json.dumps({"digest": hashlib.sha256(output).hexdigest(), "timed": timed}))
 
 

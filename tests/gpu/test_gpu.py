@@ -236,12 +236,14 @@ def test_processes_add_in_the_same_order_and_do_not_time_a_loaded_model_again(tm
     """Block sizes decide the order of a sum: chosen by timing, they would differ between processes."""
     shared, other = tmp_path / "shared", tmp_path / "other"
     first, alone = _answers([_started(shared), _started(other)])
+    kernels = set(shared.rglob("*.cubin"))
     later = _answers([_started(shared) for _ in range(3)])
     assert {answer["digest"] for answer in (first, alone, *later)} == {first["digest"]}
     assert not any("_red_" in name or "_per_" in name for name in first["timed"]), (
         "the order of a sum must not depend on timing"
     )
     assert [answer["timed"] for answer in later] == [[]] * 3
+    assert set(shared.rglob("*.cubin")) == kernels, "those that read compiled models compile no kernel of ours again"
 
 
 @contextmanager
