@@ -96,13 +96,16 @@ def _kept_bytecode() -> Iterator[None]:
     """Keep the bytecode of modules that torch has written, as Python does of those it imports: it takes a second."""
     from torch._inductor.runtime import compile_tasks
 
-    def code_of(text: str, path: str, *mode: str, **options: Any) -> Any:
-        if not Path(cache_from_source(path)).exists():
-            py_compile.compile(path)  # also where Python is told to write none, as in many containers
-        return SourceFileLoader(path, path).get_code(path)
+    def code_of(text: str, path: str, mode: str, **options: Any) -> Any:
+        try:
+            if not Path(cache_from_source(path)).exists():
+                py_compile.compile(path)  # also where Python is told to write none, as in many containers
+            return SourceFileLoader(path, path).get_code(path)
+        except (OSError, EOFError, TypeError, ValueError):  # another replica is writing the same, or it is damaged
+            return compile(text, path, mode, **options)
 
     compile_tasks.compile = code_of  # type: ignore[attr-defined]  # hides Python's own from its functions
     try:
         yield
     finally:
-        del compile_tasks.compile  # type: ignore[attr-defined]
+        vars(compile_tasks).pop("compile", None)

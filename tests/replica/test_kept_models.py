@@ -3,9 +3,11 @@
 import gc
 import json
 import logging
+import shutil
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
 
@@ -79,6 +81,34 @@ def test_the_text_of_what_is_read_is_compiled_once(compiler: None, kept: Path, m
     second.warm_up(layer.LATENTS)
     assert compilations() == 1
     assert torch.equal(first(layer.LATENTS), second(layer.LATENTS))
+
+
+def damage(bytecode: Path) -> None:
+    bytecode.write_bytes(bytecode.read_bytes()[:200])
+
+
+def hinder(bytecode: Path) -> None:
+    shutil.rmtree(bytecode.parent, ignore_errors=True)
+    bytecode.parent.touch()
+
+
+@pytest.mark.parametrize("wrong", [damage, hinder])
+@torch.inference_mode()
+def test_bytecode_that_cannot_be_kept_or_read_is_made_again(
+    compiler: None, kept: Path, wrong: Callable[[Path], None]
+) -> None:
+    layer.compiled().warm_up(layer.LATENTS)
+    layer.compiled().warm_up(layer.LATENTS)
+    all_bytecode = list(kept.parent.rglob("*.pyc"))
+    try:
+        for bytecode in all_bytecode:
+            wrong(bytecode)
+        layer.compiled().warm_up(layer.LATENTS)
+    finally:
+        for bytecode in all_bytecode:
+            (bytecode if bytecode.exists() else bytecode.parent).unlink(missing_ok=True)
+    assert all_bytecode
+    assert compilations() == 1
 
 
 @torch.inference_mode()
