@@ -24,7 +24,7 @@ from select import select
 
 from serve_app.forks import worker
 from serve_app.quiet import drop_harmless_warnings
-from serve_app.replica.imports import hash_triton, importing, told_of_gpus
+from serve_app.replica.imports import importing, prepare_kernels, told_of_gpus
 
 logger = logging.getLogger(__name__)
 
@@ -151,7 +151,7 @@ def _import(modules: Iterable[str], gpus: bool) -> None:
             with suppress(Exception):  # a worker that needs it will say what is wrong with it, where it is seen
                 import_module(module)
         if gpus:
-            hash_triton()
+            prepare_kernels()
 
 
 def _forked(listener: socket.socket) -> Asked | None:

@@ -22,12 +22,16 @@ _packages = cache(importlib.metadata.packages_distributions)
 reads a file of every distribution that is installed: up to 0.8 s each time."""
 
 
-def hash_triton() -> None:
-    """Let Triton hash its own files now, half a second, which a process does before its first kernel."""
-    with suppress(ImportError):  # there is none for CPUs
+def prepare_kernels() -> None:
+    """Import our kernels, and let Triton and the compiler hash their own files: a second before the first kernel."""
+    with suppress(ImportError):  # there is no Triton for CPUs
         from triton.runtime.cache import triton_key
 
         triton_key()
+        with suppress(AttributeError):  # another Triton: see `have_kernels`
+            from serve_app.replica.kernels import conv, cross, geglu  # noqa: F401
+    if compiler := sys.modules.get("torch._inductor.codecache"):
+        compiler.torch_key()
 
 
 @contextmanager
