@@ -25,6 +25,7 @@ from serve_app.messages import Generated, ReadAdapters, ReplicaStatus, SlotEvent
 from tests.conftest import make_slot
 from tests.fakes import REPLICA, Answer
 from tests.fanout.handles import Answered, Handle
+from tests.waiting import until
 
 INK = Version(Path("/adapters/ink.safetensors"), 1, 2, 3, 4)
 
@@ -101,7 +102,7 @@ async def test_a_request_wakes_a_service_that_sleeps_and_is_told_when_to_come_ag
     pool = asleep(handle)
     IN_A_REQUEST.set(True)
     async with background(pool.keep_polling()):
-        await asyncio.sleep(0.05)
+        await until(lambda: handle.polls)
         assert (pool.readiness, handle.woken) == ("asleep", [])
         polls = len(handle.polls)
         for _ in range(2):
@@ -109,16 +110,16 @@ async def test_a_request_wakes_a_service_that_sleeps_and_is_told_when_to_come_ag
                 _ = pool.any_replica
             assert refused.value.retry_after_s == 10
         assert pool.readiness == "waking"
-        await asyncio.sleep(1.1 * POLL_INTERVAL_S)
+        await until(lambda: pool.readiness == "ready")
         assert len(handle.woken) == 1, "one call is enough"
-        assert (pool.readiness, pool.any_replica.id) == ("ready", REPLICA.id)
+        assert pool.any_replica.id == REPLICA.id
         assert len(handle.polls) - polls < 4, "nothing hurries while it sleeps"
 
 
 async def test_a_request_in_whose_midst_the_last_replica_went_wakes_the_service() -> None:
     handle = Sleeping()
     async with background(asleep(handle).keep_polling(waiting=lambda: 1)):
-        await asyncio.sleep(0.05)
+        await until(lambda: handle.woken)
     assert len(handle.woken) == 1
 
 
@@ -127,11 +128,10 @@ async def test_a_service_that_sleeps_still_knows_its_model() -> None:
     pool = asleep(handle)
     handle.woken.append(asyncio.get_running_loop().create_future())
     async with background(pool.keep_polling()):
-        await asyncio.sleep(0.05)
-        assert pool.status.ready == 1
+        await until(lambda: pool.status.ready == 1)
         handle.woken.clear()
-        await asyncio.sleep(1.1 * POLL_INTERVAL_S)
-        assert (pool.status.ready, pool.model) == (0, REPLICA.model)
+        await until(lambda: pool.status.ready == 0)
+        assert pool.model == REPLICA.model
     assert not handle.woken
 
 
@@ -162,7 +162,7 @@ async def test_a_poll_that_serve_is_too_busy_for_is_told_of_too(monkeypatch: pyt
 
     monkeypatch.setattr("serve_app.fanout.pool.ask_each", busy)
     async with background(Pool(Handle()).keep_polling(told.append)):
-        await asyncio.sleep(0.02)
+        await until(lambda: told)
     assert told == [frozenset()]
 
 
@@ -181,7 +181,7 @@ async def test_each_poll_says_which_calls_are_still_waited_for() -> None:
     async with background(pool.keep_polling()):
         await asyncio.sleep(0)
         watching[1].cancel()
-        await asyncio.sleep(1.5 * POLL_INTERVAL_S)
+        await until(lambda: len(handle.polls) == 2)
     first, second = handle.polls
     assert [first.has_given_up(call) for call in handle.calls] == [False, False, False]
     assert [second.has_given_up(call) for call in handle.calls] == [False, True, False]
@@ -197,19 +197,20 @@ async def test_a_replica_that_hangs_hides_no_other_and_is_lost_from_sight_until_
     thaws, told = asyncio.Event(), list[Set[str]]()
     handle = Handle(answers=[Answer("1", WELL), Answer("2", FROZEN)])
     pool = Pool(handle)
+
+    def seen() -> list[str]:
+        return [replica.id for replica in pool.status.replicas]
+
     async with background(pool.keep_polling(told.append)):
-        await asyncio.sleep(0.1)
-        assert [r.id for r in pool.status.replicas] == ["well", "frozen"]
+        await until(lambda: seen() == ["well", "frozen"])
         handle.answers = [Answer("1", replace(WELL, active=3)), Answer("2", FROZEN, thaws)]
-        await asyncio.sleep(1.5 * POLL_INTERVAL_S)
-        assert pool.status.active == 3, "what the others say is news"
-        await asyncio.sleep(3 * POLL_INTERVAL_S)
-        assert [r.id for r in pool.status.replicas] == ["well"]
+        await until(lambda: pool.status.active == 3)
+        assert seen() == ["well", "frozen"], "what the others say is news, and one poll is soon missed"
+        await until(lambda: seen() == ["well"])
         assert told[-1] == {"frozen"}
         thaws.set()
-        await asyncio.sleep(0.1)
-        assert [r.id for r in pool.status.replicas] == ["well", "frozen"]
-        assert told[-1] == set()
+        await until(lambda: seen() == ["well", "frozen"])
+        await until(lambda: told[-1] == set())
 
 
 @pytest.mark.parametrize("error", [asyncio.CancelledError(), RequestCancelledError(), TaskCancelledError()])
@@ -254,12 +255,11 @@ async def test_slots_of_a_frozen_replica_that_serve_has_given_up_are_taken_back(
     handle = Handle(answers=[Answer("1", FROZEN)])
     pool = Pool(handle)
     async with background(pool.keep_polling(told.append)):
-        await asyncio.sleep(0.05)
+        await until(lambda: pool.status.replicas)
         for _ in range(5):
             pool._sight.missed(["1"])
         handle.answers = []
-        await asyncio.sleep(1.1 * POLL_INTERVAL_S)
-    assert {"frozen"} in told
+        await until(lambda: {"frozen"} in told)
     assert pool.status.ready == 0
 
 
