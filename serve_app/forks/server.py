@@ -151,7 +151,8 @@ def _import(modules: Iterable[str], gpus: bool) -> None:
             with suppress(Exception):  # a worker that needs it will say what is wrong with it, where it is seen
                 import_module(module)
         if gpus:
-            prepare_kernels()
+            with suppress(Exception):  # the same
+                prepare_kernels()
 
 
 def _forked(listener: socket.socket) -> Asked | None:

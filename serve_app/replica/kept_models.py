@@ -6,14 +6,14 @@ and the next one of the same model reads those while weights are loaded.
 
 import json
 import logging
-import py_compile
+import marshal
+import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
-from importlib.machinery import SourceFileLoader
-from importlib.util import cache_from_source
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import CodeType
 from typing import Any
 
 import torch
@@ -47,11 +47,13 @@ class KeptModels:
         ahead = self._ahead.result() if self._ahead else {}
         if path in ahead and (compiled := ahead.pop(path).result()):
             return compiled
-        wait(ahead.values())  # torch's settings, which reading changes, are the process's
+        wait(ahead.values())  # what reading changes of torch is the process's
         return _read(path)
 
     def note(self) -> None:
         """Note what was asked for, for the next start. What was read ahead and not asked for is let go."""
+        for reading in self._ahead.result().values() if self._ahead else ():
+            reading.cancel()
         self._ahead = None
         if self._noted:
             names = json.dumps(list(self._asked))
@@ -60,17 +62,22 @@ class KeptModels:
 
 def _read_ahead(noted: Future[Path], thread: ThreadPoolExecutor) -> dict[Path, _Reading]:
     """Begin to read what a file names, in this thread. Whatever is wrong with one will show when it is asked for."""
-    file = noted.result()
     try:
-        paths = [file.parent / name for name in json.loads(file.read_text())]
+        file = noted.result()
+        return {path: thread.submit(_read, path) for path in _named(file)}
+    finally:
+        thread.shutdown(wait=False)
+
+
+def _named(file: Path) -> list[Path]:
+    """Return the files that a note names."""
+    try:
+        return [file.parent / name for name in json.loads(file.read_text())]
     except FileNotFoundError:
-        paths = []
-    except (OSError, ValueError, TypeError):
+        return []
+    except (OSError, ValueError, TypeError, RecursionError):
         logger.warning("%s cannot be read: compiled models are read later", file, exc_info=True)
-        paths = []
-    reading = {path: thread.submit(_read, path) for path in paths}
-    thread.shutdown(wait=False)
-    return reading
+        return []
 
 
 def _read(path: Path) -> Any:
@@ -93,16 +100,18 @@ def _read(path: Path) -> Any:
 
 @contextmanager
 def _kept_bytecode() -> Iterator[None]:
-    """Keep the bytecode of modules that torch has written, as Python does of those it imports: it takes a second."""
+    """Keep the bytecode of modules that torch has written, which takes a second to make. Their names are of their text."""
     from torch._inductor.runtime import compile_tasks
 
     def code_of(text: str, path: str, mode: str, **options: Any) -> Any:
-        try:
-            if not Path(cache_from_source(path)).exists():
-                py_compile.compile(path)  # also where Python is told to write none, as in many containers
-            return SourceFileLoader(path, path).get_code(path)
-        except (OSError, EOFError, TypeError, ValueError):  # another replica is writing the same, or it is damaged
-            return compile(text, path, mode, **options)
+        kept = Path(path).with_suffix(f".{sys.implementation.cache_tag}")
+        # What is damaged may raise any error.
+        with suppress(Exception):
+            if isinstance(code := marshal.loads(kept.read_bytes()), CodeType):  # noqa: S302 - this user's own folder
+                return code
+        code = compile(text, path, mode, **options)
+        keep(kept, lambda name: Path(name).write_bytes(marshal.dumps(code)))
+        return code
 
     compile_tasks.compile = code_of  # type: ignore[attr-defined]  # hides Python's own from its functions
     try:

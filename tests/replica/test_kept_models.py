@@ -3,18 +3,17 @@
 import gc
 import json
 import logging
+import marshal
 import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
-from importlib.machinery import SourceFileLoader
 from pathlib import Path
 
 import pytest
 import torch
 
-from serve_app.replica import compilation
+from serve_app.replica import compilation, kept_models
 from serve_app.replica.kept_models import KeptModels
 from tests.replica import layer
 from tests.replica.layer import compilations
@@ -70,45 +69,53 @@ def test_what_a_start_needed_the_next_reads_ahead(compiler: None, kept: Path) ->
     assert json.loads(noted.read_text()) == [file.name]
 
 
+def bytecode(kept: Path) -> list[Path]:
+    return list(kept.parent.rglob(f"*.{sys.implementation.cache_tag}"))
+
+
 @torch.inference_mode()
 def test_the_text_of_what_is_read_is_compiled_once(compiler: None, kept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     layer.compiled().warm_up(layer.LATENTS)
     first = layer.compiled()
     first.warm_up(layer.LATENTS)
-    assert list(kept.parent.rglob("*.pyc")), "Python keeps what it makes of the text"
-    monkeypatch.setattr(SourceFileLoader, "source_to_code", None, raising=False)
+    assert bytecode(kept)
+    monkeypatch.setattr(kept_models, "compile", None, raising=False)  # hides Python's own
     second = layer.compiled()
     second.warm_up(layer.LATENTS)
     assert compilations() == 1
     assert torch.equal(first(layer.LATENTS), second(layer.LATENTS))
 
 
-def damage(bytecode: Path) -> None:
-    bytecode.write_bytes(bytecode.read_bytes()[:200])
-
-
-def hinder(bytecode: Path) -> None:
-    shutil.rmtree(bytecode.parent, ignore_errors=True)
-    bytecode.parent.touch()
-
-
-@pytest.mark.parametrize("wrong", [damage, hinder])
+@pytest.mark.parametrize("wrong", [b"", marshal.dumps(None), marshal.dumps(compile("1", "", "exec"))[:-9]])
 @torch.inference_mode()
-def test_bytecode_that_cannot_be_kept_or_read_is_made_again(
-    compiler: None, kept: Path, wrong: Callable[[Path], None]
+def test_bytecode_that_is_damaged_is_made_again(compiler: None, kept: Path, wrong: bytes) -> None:
+    layer.compiled().warm_up(layer.LATENTS)
+    layer.compiled().warm_up(layer.LATENTS)
+    before = {file: file.read_bytes() for file in bytecode(kept)}
+    for file in before:
+        file.write_bytes(wrong)
+    layer.compiled().warm_up(layer.LATENTS)
+    assert compilations() == 1
+    assert any(file.read_bytes() == whole for file, whole in before.items())
+
+
+@torch.inference_mode()
+def test_bytecode_that_cannot_be_kept_is_made_each_time(
+    compiler: None, kept: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     layer.compiled().warm_up(layer.LATENTS)
     layer.compiled().warm_up(layer.LATENTS)
-    all_bytecode = list(kept.parent.rglob("*.pyc"))
+    files = bytecode(kept)
+    for file in files:
+        file.unlink()
+        (file / "in the way").mkdir(parents=True)
     try:
-        for bytecode in all_bytecode:
-            wrong(bytecode)
         layer.compiled().warm_up(layer.LATENTS)
     finally:
-        for bytecode in all_bytecode:
-            (bytecode if bytecode.exists() else bytecode.parent).unlink(missing_ok=True)
-    assert all_bytecode
+        for file in files:
+            shutil.rmtree(file)
     assert compilations() == 1
+    assert "could not be saved" in caplog.text
 
 
 @torch.inference_mode()
@@ -125,7 +132,7 @@ def test_what_is_read_is_never_looked_through_for_garbage(compiler: None, kept: 
     assert gc.get_freeze_count() > before + 100
 
 
-@pytest.mark.parametrize("noted", ["", "7", "[7]", '["../../elsewhere.bin"]', '["gone.bin"]'])
+@pytest.mark.parametrize("noted", ["", "7", "[7]", "[" * 100_000, '["../../elsewhere.bin"]', '["gone.bin"]'])
 def test_a_note_that_is_wrong_costs_only_what_reading_ahead_saves(
     compiler: None, kept: Path, caplog: pytest.LogCaptureFixture, noted: str
 ) -> None:
