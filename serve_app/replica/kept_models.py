@@ -100,7 +100,7 @@ def _read(path: Path) -> Any:
 
 @contextmanager
 def _kept_bytecode() -> Iterator[None]:
-    """Keep the bytecode of modules that torch has written, which takes a second to make. Their names are of their text."""
+    """Keep the bytecode of modules that torch has written: it takes a second to make. Names say what is in them."""
     from torch._inductor.runtime import compile_tasks
 
     def code_of(text: str, path: str, mode: str, **options: Any) -> Any:
