@@ -4,8 +4,9 @@ import gc
 import importlib.metadata
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import cache
+from importlib import import_module
 from types import ModuleType
 from typing import cast
 
@@ -17,21 +18,25 @@ COMPILER = (
 )
 """What torch needs to read compiled models besides; it imports that itself."""
 
+_KERNELS = tuple(f"serve_app.replica.kernels.{name}" for name in ("conv", "cross", "geglu"))
+
 _packages = cache(importlib.metadata.packages_distributions)
 """Which distributions the packages of this environment belong to. diffusers and transformers ask when imported, and it
 reads a file of every distribution that is installed: up to 0.8 s each time."""
 
 
 def prepare_kernels() -> None:
-    """Import our kernels, and let Triton and the compiler hash their own files: a second before the first kernel."""
-    with suppress(ImportError):  # there is no Triton for CPUs
-        from triton.runtime.cache import triton_key
+    """Let the compiler and Triton hash their own files, and import our kernels: a second before the first kernel.
 
-        triton_key()
-        with suppress(AttributeError):  # another Triton: see `have_kernels`
-            from serve_app.replica.kernels import conv, cross, geglu  # noqa: F401
+    Raises what comes of another Triton, or of none.
+    """
     if compiler := sys.modules.get("torch._inductor.codecache"):
         compiler.torch_key()
+    from triton.runtime.cache import triton_key
+
+    triton_key()
+    for kernels in _KERNELS:
+        import_module(kernels)
 
 
 @contextmanager

@@ -3,15 +3,12 @@
 Collected only if there is a GPU: `pytest tests/gpu`.
 """
 
-import json
 import os
 import re
-import subprocess
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -21,8 +18,6 @@ from torch._inductor.utils import run_and_get_code
 from torch.nn import functional as F  # noqa: N812, the usual name
 
 from serve_app.config import Compile, EngineConfig, ModelConfig, PreviewConfig
-from serve_app.forks import worker
-from serve_app.forks.server import MODULES, fork_server
 from serve_app.messages import Generated, Preview, Slot
 from serve_app.recipe import SchedulerName
 from serve_app.replica.checkpoint import Checkpoint, load_checkpoint
@@ -32,7 +27,6 @@ from serve_app.replica.decode import Decoder
 from serve_app.replica.denoise import Denoiser
 from serve_app.replica.engine import Engine
 from serve_app.replica.gpu_clock import GpuClock
-from serve_app.replica.imports import COMPILER
 from serve_app.replica.lora.packing import Packer
 from serve_app.replica.norms import ChannelsLastGroupNorm
 from serve_app.replica.previews import PreviewDecoder
@@ -223,29 +217,6 @@ def test_a_kernel_that_is_launched_early_waits_before_it_reads(
     assert {re.findall(r"gdc_wait|tl[.]load|tl[.]store", kernel)[0] for kernel in kernels} == {"gdc_wait"}
 
 
-def _started(folder: Path) -> "subprocess.Popen[str]":
-    return subprocess.Popen([sys.executable, "-m", "tests.gpu.sums", str(folder)], stdout=subprocess.PIPE, text=True)
-
-
-def _answers(processes: Sequence["subprocess.Popen[str]"]) -> list[dict[str, Any]]:
-    outputs = [process.communicate(timeout=300)[0] for process in processes]
-    return [json.loads(output.splitlines()[-1]) for output in outputs]
-
-
-def test_processes_add_in_the_same_order_and_do_not_time_a_loaded_model_again(tmp_path: Path) -> None:
-    """Block sizes decide the order of a sum: chosen by timing, they would differ between processes."""
-    shared, other = tmp_path / "shared", tmp_path / "other"
-    first, alone = _answers([_started(shared), _started(other)])
-    kernels = set(shared.rglob("*.cubin"))
-    later = _answers([_started(shared) for _ in range(3)])
-    assert {answer["digest"] for answer in (first, alone, *later)} == {first["digest"]}
-    assert not any("_red_" in name or "_per_" in name for name in first["timed"]), (
-        "the order of a sum must not depend on timing"
-    )
-    assert [answer["timed"] for answer in later] == [[]] * 3
-    assert set(shared.rglob("*.cubin")) == kernels, "those that read compiled models compile no kernel of ours again"
-
-
 @contextmanager
 def engine(checkpoint: Checkpoint, slots: Sequence[Slot], **config: object) -> Iterator[Engine]:
     running = Engine(checkpoint, EngineConfig(**config), PreviewConfig(min_interval_s=0), Watch())
@@ -329,21 +300,6 @@ def test_an_image_says_what_it_cost_by_the_clock_of_the_gpu(checkpoint: Checkpoi
     with engine(checkpoint, [slot]) as running:
         (picture,) = generated(running, slot)
     assert 0 < picture.work.gpu < 2 * (picture.work.encode_prompt + picture.work.denoise + picture.work.decode)
-
-
-def test_a_fork_sees_the_gpu_that_it_is_given(tmp_path: Path) -> None:
-    """Ray says which one is a replica's after the imports. One that asks for GPUs would leave a thread, or see all."""
-    (tmp_path / "setup_worker.py").write_text("print('not forked')")
-    script = tmp_path / "default_worker.py"
-    script.write_text(
-        "import sys; found = 'serve_app.replica.engine' in sys.modules; import torch; "
-        "print(found, torch.cuda.is_available(), torch._C._cuda_getDeviceCount())"
-    )
-    with fork_server(tmp_path, os.environ, (*MODULES, *COMPILER), gpus=True) as environment:
-        command = [sys.executable, worker.__file__, str(script), "--language=PYTHON"]
-        environment = {**os.environ, **environment, "CUDA_VISIBLE_DEVICES": "0"}
-        told = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
-    assert told.stdout.split() == ["True", "True", "1"]
 
 
 @pytest.mark.parametrize("at_once", [1, 600, 2**20])
