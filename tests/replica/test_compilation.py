@@ -2,7 +2,6 @@
 
 import inspect
 import shutil
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -146,20 +145,9 @@ def test_every_size_has_a_compiled_model_of_its_own(compiler: None, monkeypatch:
         forward(torch.zeros(1, 4, 8, 24))
 
 
-def compile_to_no_code(compile: Any, function: Any, *, options: dict[str, Any], **how: Any) -> Any:
-    """Stand in for `torch.compile`: what it traces runs as it is; `options` are of the compiler that makes code."""
-    assert options
-    return compile(function, backend="eager", **how)
-
-
 @torch.inference_mode()
-def test_blocks_of_one_width_share_their_compilations(fresh: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
-    """SDXL has 70 blocks of two widths, as here. A single row is compiled separately.
-
-    What is shared is decided before code is generated. That takes most of the time, so here none is: the test of
-    `regional` above compares what it gives.
-    """
-    monkeypatch.setattr(torch, "compile", partial(compile_to_no_code, torch.compile))
+def test_blocks_of_one_width_share_their_compilations(fresh: Checkpoint) -> None:
+    """SDXL has 70 blocks of two widths, as here. A single row is compiled separately."""
     arranged = {
         **SDXL_BLOCKS,
         "mid_block_type": "UNetMidBlock2DCrossAttn",
