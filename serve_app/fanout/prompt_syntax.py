@@ -8,6 +8,7 @@ from serve_app.recipe import PromptSyntax
 _ESCAPED = re.compile(r"\\.", re.DOTALL)
 
 # A letter marks what is no footnote, size, time or smiley: [1], (16:9), (so happy :3).
+# No possessive groups: Python before 3.11.5 matches them wrongly (its issues 100061 and 106052).
 _WEIGHTS = r"""
       \({2,}+(?=[^()]*?[^\W\d_])[^()]*+\){2,}                         # ((red))
     | \((?:[^()]|\([^()]*+\))*?
@@ -20,7 +21,7 @@ _OTHERS = r"""
     | \([^()]+\)(?:\+{1,3}|-{2,3}|\d*\.\d+)(?!\w)                     # (red)1.4, (red)++
     | \[(?=[^\[\]]*?[^\W\d_])[^\[\]|:]*+[|:][^\[\]]*+\]              # [red|blue], [red:blue:10]
     | \{[^{}|]*+\|[^{}]*+\}                                           # {red|blue}
-    | (?<!\w)__[a-z](?:[a-z\d/*-]|_(?!_))*+__(?!\w)                   # __colours__
+    | (?<!\w)__[a-z][a-z\d/*-]*+(?:_[a-z\d/*-]++)*__(?!\w)            # __colours__
     | \b(?-i:ADD(?:COL|ROW|COMM|BASE))\b
     | (?-i:(?<=[^A-Z]\s)AND(?=\s[^A-Z]))                              # between prompts; not between words in capitals
 """
