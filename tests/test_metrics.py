@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +12,7 @@ import yaml
 from ray.serve import metrics as ray_metrics
 
 from serve_app.metrics import IMAGES, INGRESS, REPLICA, REQUESTS, Kind, Metric, Metrics
+from tests.programs import program
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 RULES: list[dict[str, Any]] = yaml.safe_load((CONFIGS / "prometheus" / "rules.yaml").read_text())["groups"][0]["rules"]
@@ -92,7 +92,6 @@ def test_every_panel_has_a_place_of_its_own_and_says_what_it_shows() -> None:
     assert max(y for _, y in places) < 30, "one screen"
 
 
-@pytest.mark.skipif(not shutil.which("promtool"), reason="needs Prometheus' promtool")
 def test_prometheus_accepts_the_rules_and_every_panel(tmp_path: Path) -> None:
     """Panels are checked as rules that record them."""
     queries = [target["expr"] for panel in DASHBOARD["panels"] for target in panel["targets"]]
@@ -100,7 +99,7 @@ def test_prometheus_accepts_the_rules_and_every_panel(tmp_path: Path) -> None:
     panels = tmp_path / "panels.yaml"
     panels.write_text(yaml.safe_dump({"groups": [{"name": "panels", "rules": recorded}]}))
     checked = subprocess.run(
-        ["promtool", "check", "rules", str(CONFIGS / "prometheus" / "rules.yaml"), str(panels)],
+        [program("prometheus", "promtool"), "check", "rules", str(CONFIGS / "prometheus" / "rules.yaml"), str(panels)],
         capture_output=True,
         text=True,
         check=False,

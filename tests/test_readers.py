@@ -2,9 +2,7 @@
 
 import base64
 import json
-import os
 import re
-import shutil
 import subprocess
 from collections.abc import Callable
 from io import BytesIO
@@ -29,6 +27,7 @@ from serve_app.metadata import embedded_parameters, parameters_text
 from serve_app.recipe import OutputFormat
 from serve_app.schemas import ModelInfo
 from tests.conftest import make_slot
+from tests.programs import program
 
 FORMATS: list[OutputFormat] = ["png", "jpeg", "webp"]
 PIXELS: Pixels = np.random.default_rng(0).integers(0, 256, (64, 48, 3), dtype=np.uint8)
@@ -105,14 +104,6 @@ def opened(path: Path) -> Image.Image:
     return Image.open(BytesIO(path.read_bytes()))
 
 
-def tool(name: str, package: str) -> str:
-    """Return the path of a program that Debian has. In CI it must be there; elsewhere tests skip without it."""
-    found = shutil.which(name)
-    if found is None:
-        (pytest.fail if "CI" in os.environ else pytest.skip)(f"{name} not found; on Debian: apt-get install {package}")
-    return found
-
-
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
     """Pictures for every hostile prompt in every format."""
@@ -139,7 +130,7 @@ def others(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 @pytest.fixture(scope="module")
 def exiftool() -> Exiftool:
     def run(paths: list[Path], *options: str) -> bytes:
-        command = [tool("exiftool", "libimage-exiftool-perl"), *options, *map(str, paths)]
+        command = [program("libimage-exiftool-perl", "exiftool"), *options, *map(str, paths)]
         return subprocess.run(command, capture_output=True, check=True).stdout
 
     return run
@@ -165,7 +156,7 @@ def test_exiftool_finds_nothing_wrong_and_all_of_the_text(files: Files, others: 
 def test_pngcheck_finds_nothing_wrong(files: Files, others: list[Path]) -> None:
     written = [*others, *(file.path for file in chain.from_iterable(files.values()))]
     pictures = [path for path in written if path.suffix == ".png"]
-    done = subprocess.run([tool("pngcheck", "pngcheck"), "-v", *map(str, pictures)], capture_output=True, text=True)
+    done = subprocess.run([program("pngcheck", "pngcheck"), "-v", *map(str, pictures)], capture_output=True, text=True)
     assert (done.returncode, re.findall("warning|error(?!s)", done.stdout, re.IGNORECASE)) == (0, []), done.stdout
 
 

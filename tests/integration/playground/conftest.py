@@ -1,7 +1,5 @@
 """A real browser on the running service."""
 
-import os
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,10 +13,10 @@ from ray.serve import RunTarget
 from serve_app.config import AuthConfig
 from tests.integration.conftest import KEY, Cluster, Running, eventually, let_go, tiny_args
 from tests.integration.paced import build
+from tests.programs import program
 
 # The first has no window, toolbar and tabs, which take a quarter of these tests' time.
 _NAMES = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-_NONE = f"no browser found, looked for {', '.join(_NAMES)}; on Debian: apt-get install {_NAMES[0]}"
 
 # Images that leave time to act, also where the browser has to share its cores with them.
 LONG = {"steps": 120, "width_in_pixels": 64, "height_in_pixels": 64}
@@ -48,9 +46,7 @@ def locked(cluster: Cluster, tiny_path: Path, tmp_path_factory: pytest.TempPathF
 # hence the services first.
 @pytest.fixture(scope="package")
 def browser(service: Running, locked: str) -> Iterator[Browser]:
-    found = next(filter(None, map(shutil.which, _NAMES)), None)
-    if found is None:
-        (pytest.fail if "CI" in os.environ else pytest.skip)(_NONE)
+    found = program(_NAMES[0], *_NAMES)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(
             executable_path=found, args=["--no-sandbox", "--disable-gpu"]
