@@ -82,13 +82,8 @@ TOGETHER = {
     "tests/replica/test_compiler_choices.py": "compiler and peers",
     "tests/replica/test_compilation.py": "compiler and peers",
     "tests/replica/test_kept_models.py": "compiler and peers",
-    "tests/cli/": "waits",
-    "tests/fanout/": "waits",
 }
-"""Tests that one process runs, by where they are.
-
-They share what takes long to make, or must not come last, or wait most of their time, while other processes have work.
-"""
+"""Tests that one process runs, by where they are: they share what takes long to make, or must not come last."""
 
 
 def share_of(nodeid: str) -> str:
